@@ -1,0 +1,131 @@
+"""What a benchmark says: medians with their range, ratios, targets, and whether they are met."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of repeated measurements, and how far they lie apart."""
+
+    median: float
+    smallest: float
+    largest: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Summarize at least one value."""
+        found = list(values)
+        return cls(statistics.median(found), min(found), max(found), len(found))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: what was measured.
+        unit: of ``ours`` and ``peer``.
+        ours: this project's measurements.
+        peer: the peer's, taken in turn with ours.
+        ratio: ours to peer, pair by pair.
+        at_least: the target, for the ratio where there is one, else for ours.
+        at_most: the same, from above.
+    """
+
+    name: str
+    unit: str
+    ours: Spread
+    peer: Spread | None = None
+    ratio: Spread | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the median is on the right side of the target; None without one."""
+        value = (self.ratio or self.ours).median
+        if self.at_least is not None:
+            return value >= self.at_least
+        return None if self.at_most is None else value <= self.at_most
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one benchmark found.
+
+    Attributes:
+        benchmark: its name.
+        rows: lines of the table.
+        details: whatever else is worth keeping.
+        skipped: why it did not run.
+    """
+
+    benchmark: str
+    rows: Sequence[Row] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+    skipped: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data, with the verdicts."""
+        rows = [{**dataclasses.asdict(row), "met": row.met} for row in self.rows]
+        return {**dataclasses.asdict(self), "rows": rows}
+
+
+def compared(
+    name: str,
+    unit: str,
+    ours: Sequence[float],
+    peer: Sequence[float],
+    at_least: float | None = None,
+) -> Row:
+    """A row of rates measured in turn: the ratio is taken within each pair, so that both saw the same machine."""
+    ratios = [a / b for a, b in zip(ours, peer, strict=True)]
+    return Row(name, unit, Spread.of(ours), Spread.of(peer), Spread.of(ratios), at_least)
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock that waits for the device's pending work first."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+def table(results: Sequence[Result]) -> str:
+    """All results as a Markdown table, with a sentence for each benchmark that was skipped."""
+    lines = [
+        "| measured | ours | peer | ratio (min–max, pairs) | target | met |",
+        "| --- | ---: | ---: | ---: | ---: | :---: |",
+    ]
+    for result in results:
+        for row in result.rows:
+            target = "–"
+            if row.at_least is not None:
+                target = f"≥ {row.at_least:g}"
+            elif row.at_most is not None:
+                target = f"≤ {row.at_most:g}"
+            ratio = "–"
+            if row.ratio is not None:
+                spread = row.ratio
+                ratio = f"{spread.median:.2f} ({spread.smallest:.2f}–{spread.largest:.2f}, {spread.count})"
+            peer = "–" if row.peer is None else f"{_number(row.peer.median)} {row.unit}"
+            met = {None: "–", True: "yes", False: "NO"}[row.met]
+            ours = f"{_number(row.ours.median)} {row.unit}"
+            lines.append(f"| {row.name} | {ours} | {peer} | {ratio} | {target} | {met} |")
+    lines.extend(f"\nskipped: {r.benchmark}: {r.skipped}" for r in results if r.skipped)
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

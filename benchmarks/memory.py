@@ -1,0 +1,86 @@
+"""Peak memory of one node of the checkpoints pipeline, in a process of its own.
+
+The node itself runs: it loads the model, trains, and its trajectory is written step by step as Kedro would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.material import PROMPT, SEED, Settings, suite_examples
+from benchmarks.measure import Result, Row, Spread
+
+STEPS = 5
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(settings: Settings) -> Result:
+    """Run the node in a child and ask it for its peak."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, sys.path)])}
+    command = [sys.executable, "-m", "benchmarks.memory", *(["--quick"] if settings.quick else [])]
+    done = subprocess.run(
+        command, env=environment, cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    row = Row(
+        f"peak memory of a checkpoint node ({STEPS} steps, batch 8)",
+        "GB",
+        Spread.of([found["peak_bytes"] / 1e9]),
+        at_most=None if settings.quick else 3.0,
+    )
+    return Result("memory", [row], found)
+
+
+def node(settings: Settings) -> None:
+    """What Kedro does for one node: run the generator, save each thing it yields."""
+    from degaml_kedro.io.datasets import TrajectoryDataset
+    from degaml_kedro.pipelines.checkpoints.nodes import train_trajectory
+    from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame
+
+    examples = suite_examples(60)
+    parts = (examples[:40], examples[40:50], examples[50:55], examples[55:])
+    splits = splits_to_frame(TaskSplits(*(tuple(part) for part in parts)))
+    training = {"phases": [{"steps": STEPS, "learning_rate": 5e-4}], "batch_size": 8}
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = TrajectoryDataset(filepath=folder)
+        chunks = train_trajectory(
+            settings.model.model_dump(),
+            PROMPT.model_dump(),
+            {"mode": "text"},
+            {},
+            {"start": "shared_random", "training": training},
+            {"source": {"kind": "suite", "family": "suite"}},
+            SEED,
+            None,
+            splits,
+            task="suite",
+        )
+        for chunk in chunks:
+            dataset.save(chunk)
+
+
+def peak_bytes() -> int:
+    """The most memory this process ever held.
+
+    ``getrusage`` counts what the parent held before this process became its own program, so on Linux the kernel's
+    own mark for the present program is read.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    node(Settings(quick="--quick" in sys.argv[1:]))
+    print(json.dumps({"peak_bytes": peak_bytes(), "steps": STEPS}))

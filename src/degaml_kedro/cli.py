@@ -1,0 +1,58 @@
+"""The project's commands: Kedro's own, saying what went wrong in a sentence where that is all there is to say."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import click
+from kedro.framework.cli.catalog import catalog
+from kedro.framework.cli.project import run as kedro_run
+from kedro.framework.cli.registry import registry
+
+from degaml_kedro.errors import DegamlError
+
+logger = logging.getLogger(__name__)
+
+
+def _speaking(command: click.Command) -> click.Command:
+    """The same command, for which an error that the user can put right ends in its message alone."""
+    command = copy.copy(command)
+    if isinstance(command, click.Group):
+        command.commands = {name: _speaking(sub) for name, sub in command.commands.items()}
+    if command.callback is not None:
+        command.callback = _with_sentences(command.callback)
+    return command
+
+
+def _with_sentences(callback: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(callback)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return callback(*args, **kwargs)
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, DegamlError):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            logger.debug("The error in full:", exc_info=error)
+            raise click.ClickException(str(cause)) from error
+
+    return call
+
+
+run = _speaking(kedro_run)
+
+
+@click.group(name="kedro")
+def cli() -> None:
+    """Commands for working with this project."""
+
+
+cli.add_command(run, "run")
+cli.add_command(_speaking(registry), "registry")
+cli.add_command(_speaking(catalog), "catalog")

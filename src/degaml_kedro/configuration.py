@@ -1,0 +1,214 @@
+"""Reading the configuration, and saying what is wrong with it: which key, in which file, on which line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
+
+import yaml
+from kedro.config import OmegaConfigLoader
+from kedro.framework.project import settings
+from kedro.utils import find_kedro_project
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.parameters import Parameters, ProjectParameters
+
+_NOT_THERE = object()
+
+
+class ConfigurationError(DegamlError):
+    """A parameter file, or a parameter given on the command line, that cannot be used."""
+
+
+class ProjectConfigLoader(OmegaConfigLoader):
+    """Kedro's loader with two differences.
+
+    A parameter given on the command line changes that one key, also where the environment does not mention its
+    group (Kedro replaces the whole group then). And the last loader made is remembered: pipelines are generated
+    from configuration, and Kedro asks for them without saying which environment it means.
+    """
+
+    current: ClassVar[ProjectConfigLoader | None] = None
+
+    def __init__(self, conf_source: str | Path, env: str | None = None, **options: Any) -> None:
+        """Point at a configuration folder.
+
+        Args:
+            conf_source: the folder that holds the environments.
+            env: the environment laid over ``base``.
+            **options: Kedro's own.
+
+        Raises:
+            ConfigurationError: there is no such environment.
+        """
+        folder = Path(conf_source)
+        if env is not None and folder.is_dir() and not (folder / env).is_dir():
+            known = sorted(path.name for path in folder.iterdir() if path.is_dir())
+            raise ConfigurationError(
+                f"there is no environment '{env}' in {folder}; {_suggestion(env, known)}"
+            )
+        super().__init__(conf_source, env, **options)
+        ProjectConfigLoader.current = self
+
+    def _merge_configs(
+        self, config: dict[str, Any], env_config: dict[str, Any], key: str, env_path: str
+    ) -> Any:
+        if key == "parameters":
+            # both have the command line's parameters in them already; a group that the environment has from
+            # there alone must not replace the base's
+            given = self.runtime_params or {}
+            env_config = {k: v for k, v in env_config.items() if v != given.get(k, _NOT_THERE)}
+        return super()._merge_configs(config, env_config, key, env_path)
+
+
+def current_loader() -> ProjectConfigLoader:
+    """The session's loader; outside a session one for ``KEDRO_ENV``, or for Kedro's default environment."""
+    if ProjectConfigLoader.current is not None:
+        return ProjectConfigLoader.current
+    project = find_kedro_project(Path.cwd()) or Path.cwd()
+    return ProjectConfigLoader(
+        project / settings.CONF_SOURCE, os.environ.get("KEDRO_ENV"), **settings.CONFIG_LOADER_ARGS
+    )
+
+
+def read_parameters(loader: OmegaConfigLoader) -> ProjectParameters:
+    """Read and validate all parameters.
+
+    Args:
+        loader: knows the files, the environment and the parameters from the command line.
+
+    Raises:
+        ConfigurationError: one sentence per mistake, naming the key, the file and the line.
+    """
+    try:
+        raw = loader["parameters"]
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{error} Correct the file's syntax there.") from error
+    try:
+        return ProjectParameters.model_validate(raw)
+    except ValidationError as error:
+        sentences = [_sentence(detail, raw, loader) for detail in error.errors()]
+        raise ConfigurationError("\n".join(sentences)) from None
+
+
+def _sentence(detail: ErrorDetails, raw: Any, loader: OmegaConfigLoader) -> str:
+    path = _data_path(detail["loc"], raw)
+    name, place = ".".join(map(str, path)), _place(path, loader)
+    context = detail.get("ctx", {})
+    if detail["type"] == "extra_forbidden":
+        group = ".".join(map(str, path[:-1])) or "the parameters"
+        known = list(_model_at(detail["loc"][:-1]).model_fields)
+        return f"unknown key '{path[-1]}' in {group} ({place}); {_suggestion(str(path[-1]), known)}"
+    if detail["type"] == "missing":
+        return f"{name} is missing ({place}); add it"
+    if detail["type"] == "union_tag_invalid":
+        return (
+            f"{name}.kind is '{context['tag']}' ({place}); use one of {context['expected_tags']}"
+        )
+    if detail["type"] == "union_tag_not_found":
+        return f"{name}.kind is missing ({place}); add it"
+    if detail["type"] == "value_error":
+        return f"{context['error']}" + (f" ({place})" if path else "")
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    return f"{name} is {detail['input']!r} ({place}): {message}"
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"there are {', '.join(known)}"
+
+
+def _data_path(location: Sequence[str | int], raw: Any) -> list[str | int]:
+    """The keys as they stand in the file: without the names that pydantic adds for a union's members."""
+    path: list[str | int] = []
+    node = raw
+    for index, key in enumerate(location):
+        inside = isinstance(node, Mapping) and key in node
+        if inside or (isinstance(node, Sequence) and isinstance(key, int) and key < len(node)):
+            path.append(key)
+            node = node[key]
+        elif index == len(location) - 1:
+            path.append(key)
+    return path
+
+
+def _model_at(location: Sequence[str | int]) -> type[Parameters]:
+    """The parameter group that a location leads to."""
+    model = reduce(_annotation_of, location, ProjectParameters)
+    (member,) = _members(model)
+    return member  # type: ignore[no-any-return]
+
+
+def _annotation_of(annotation: Any, key: str | int) -> Any:
+    members = _members(annotation)
+    if len(members) > 1:
+        kinds = {get_args(member.model_fields["kind"].annotation)[0]: member for member in members}
+        return kinds[key]
+    (member,) = members
+    if get_origin(member) is dict:
+        return get_args(member)[1]
+    if get_origin(member) is tuple:
+        return get_args(member)[0]
+    return member.model_fields[key].annotation
+
+
+def _members(annotation: Any) -> list[Any]:
+    """What a union may be, None left out; anything else is its own only member."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, UnionType):
+        return [member for member in get_args(annotation) if member is not type(None)]
+    return [annotation]
+
+
+def _place(path: Sequence[str | int], loader: OmegaConfigLoader) -> str:
+    """Where a key stands: its file and line, or the command line; for a missing key, its group's place."""
+    folder = Path(loader.conf_source)
+    for length in range(len(path), 0, -1):
+        keys = path[:length]
+        if _contains(loader.runtime_params or {}, keys):
+            return "given with --params"
+        for environment in (loader.env or loader.default_run_env, loader.base_env):
+            for file in sorted((folder / environment).glob("**/parameters*")):
+                line = _line(file, keys) if file.suffix in (".yml", ".yaml", ".json") else None
+                if line is not None:
+                    return f"{_short(file)}, line {line}"
+    return f"{_short(folder / loader.base_env / 'parameters.yml')}"
+
+
+def _contains(node: Any, keys: Sequence[str | int]) -> bool:
+    for key in keys:
+        if not isinstance(node, Mapping) or key not in node:
+            return False
+        node = node[key]
+    return True
+
+
+def _line(file: Path, keys: Sequence[str | int]) -> int | None:
+    node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    line = None
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            found = [(k, v) for k, v in node.value if k.value == str(key)]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            found = [(node.value[key], node.value[key])]
+        else:
+            found = []
+        if not found:
+            return None
+        name, node = found[0]
+        line = name.start_mark.line + 1
+    return line
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,77 @@
+"""Files that are either the old one or the whole new one, never a part."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pandas as pd
+from kedro_datasets.json import JSONDataset
+from kedro_datasets.pandas import ParquetDataset
+from kedro_datasets.text import TextDataset
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file under a temporary name, bring it to the disk, then rename it.
+
+    Args:
+        path: the file; an earlier one stays until the rename.
+        write: is given the open temporary file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # one fixed name: what a killed run left behind is overwritten by the next
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring renames in a folder to the disk, where the system has that."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class AtomicParquetDataset(ParquetDataset):
+    """``pandas.ParquetDataset`` for local files, written whole or not at all."""
+
+    def save(self, data: pd.DataFrame) -> None:
+        """Write the frame."""
+        replace_file(
+            Path(self._get_save_path()), lambda file: data.to_parquet(file, **self._save_args)
+        )
+        self._invalidate_cache()
+
+
+class AtomicJSONDataset(JSONDataset):
+    """``json.JSONDataset`` for local files, written whole or not at all."""
+
+    def save(self, data: Any) -> None:
+        """Write the value."""
+        text = json.dumps(data, **self._save_args) + "\n"
+        replace_file(Path(self._get_save_path()), lambda file: file.write(text.encode("utf-8")))
+        self._invalidate_cache()
+
+
+class AtomicTextDataset(TextDataset):
+    """``text.TextDataset`` for local files, written whole or not at all."""
+
+    def save(self, data: str) -> None:
+        """Write the text."""
+        replace_file(Path(self._get_save_path()), lambda file: file.write(data.encode("utf-8")))
+        self._invalidate_cache()

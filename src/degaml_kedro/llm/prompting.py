@@ -1,0 +1,117 @@
+"""From an example to token ids: the prompt as the model reads it, and its possible answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.parameters import PromptParameters, ScoringMode
+from degaml_kedro.tasks.example import Example, split_prompt
+
+
+class PromptError(DegamlError):
+    """An example that the model cannot be asked."""
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """Token ids of one example.
+
+    Attributes:
+        prompt: the prompt's tokens.
+        answers: tokens of every option's answer, continuing the prompt.
+        gold: index of the right one.
+    """
+
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+    gold: int
+
+
+def render_prompt(example: Example, prompt: PromptParameters, base: BaseModel) -> str:
+    """The text the model reads before it answers.
+
+    Args:
+        example: the question.
+        prompt: format, and how options are listed.
+        base: for its chat template.
+
+    Raises:
+        PromptError: the chat format is asked for and the tokenizer has no chat template.
+    """
+    question = example.prompt
+    if prompt.options != "lines":
+        stem, options = split_prompt(example.prompt)
+        # an example without option lines (true or false) has nothing to list in another way
+        if options:
+            question = stem
+            if prompt.options == "inline":
+                question = f"{stem} ({', '.join(options[:-1])} or {options[-1]})"
+    if prompt.format == "plain":
+        system = f"{example.system}\n\n" if example.system else ""
+        return f"{system}{prompt.plain_prefix}{question}{prompt.plain_suffix}"
+    if base.tokenizer.chat_template is None:
+        raise PromptError(
+            f"prompt.format is 'chat', but the tokenizer of {base.name} has no chat template; "
+            f"use 'plain' or an instruction-tuned model"
+        )
+    messages = [{"role": "user", "content": question}]
+    if example.system:
+        messages.insert(0, {"role": "system", "content": example.system})
+    text = base.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return str(text)
+
+
+def answer_texts(
+    example: Example, mode: ScoringMode, prompt: PromptParameters
+) -> tuple[str, ...]:
+    """What the model may answer, one string an option: the option's text, or its label in brackets."""
+    space = " " if prompt.format == "plain" else ""
+    if mode == "text":
+        return tuple(f"{space}{option}" for option in example.options)
+    return tuple(f"{space}[{label}]" for label in example.labels)
+
+
+def encode_examples(
+    base: BaseModel, examples: Sequence[Example], prompt: PromptParameters, mode: ScoringMode
+) -> list[EncodedExample]:
+    """Tokenize examples with all their answers.
+
+    Prompt and answer are tokenized together and cut at the prompt's own length, as lm-evaluation-harness does, so
+    nothing is assumed about which token carries a letter.
+
+    Args:
+        base: for its tokenizer and context length.
+        examples: what to encode.
+        prompt: how examples become text.
+        mode: what the answers are.
+
+    Raises:
+        PromptError: an example is longer than the model's context.
+    """
+    if not examples:
+        return []
+    prompts = [render_prompt(example, prompt, base) for example in examples]
+    answers = [answer_texts(example, mode, prompt) for example in examples]
+    special = prompt.format == "plain"
+    tokenizer = base.tokenizer
+    prompt_ids = tokenizer(prompts, add_special_tokens=special).input_ids
+    whole = [
+        text + answer for text, options in zip(prompts, answers, strict=True) for answer in options
+    ]
+    whole_ids = iter(tokenizer(whole, add_special_tokens=special).input_ids)
+    encoded = []
+    for index, (example, ids, options) in enumerate(
+        zip(examples, prompt_ids, answers, strict=True)
+    ):
+        tails = tuple(tuple(next(whole_ids)[len(ids) :]) for _ in options)
+        longest = len(ids) + max(len(tail) for tail in tails)
+        if longest > base.context_length:
+            raise PromptError(
+                f"example {index} is {longest} tokens long with its answer, the context of {base.name} is "
+                f"{base.context_length}; shorten it or leave it out (it starts: {example.prompt[:60]!r})"
+            )
+        encoded.append(EncodedExample(tuple(ids), tails, example.gold))
+    return encoded

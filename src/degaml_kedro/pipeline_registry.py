@@ -1,0 +1,28 @@
+"""The project's pipelines, generated from its configuration: tasks and methods are data."""
+
+from __future__ import annotations
+
+import warnings
+
+from kedro.pipeline import Pipeline
+
+from degaml_kedro.configuration import current_loader, read_parameters
+from degaml_kedro.pipelines import checkpoints, evaluate, tasks
+
+
+def register_pipelines() -> dict[str, Pipeline]:
+    """The pipelines by name; ``__default__`` is all of them in order."""
+    parameters = read_parameters(current_loader())
+    with warnings.catch_warnings():
+        # Kedro warns of a dot in a dataset's name where the node has another namespace. It is meant here: a node
+        # of one task reads `pool.warmup_adapter`, and the last node reads every task's result.
+        warnings.filterwarnings("ignore", "One or more dataset names contain '.'", UserWarning)
+        make_tasks = tasks.create_pipeline(parameters)
+        make_checkpoints = checkpoints.create_pipeline(parameters)
+        make_evaluation = evaluate.create_pipeline(parameters)
+    return {
+        "tasks": make_tasks,
+        "checkpoints": make_tasks + make_checkpoints,
+        "evaluate": make_evaluation,
+        "__default__": make_tasks + make_checkpoints + make_evaluation,
+    }

@@ -1,0 +1,272 @@
+"""Nodes of the checkpoints pipeline. Training nodes are generators: Kedro saves every step as it is made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, zip_longest
+from typing import Any, Literal
+
+import pandas as pd
+
+from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.io.trajectory import (
+    StepRecord,
+    Trajectory,
+    TrajectoryChunk,
+    TrajectoryEnd,
+    TrajectoryStart,
+    TrajectoryState,
+    TrajectoryStep,
+    checksum,
+    tensor_bytes,
+)
+from degaml_kedro.llm.base_model import BaseModel, load_base_model
+from degaml_kedro.llm.finetune import FineTuneState, fine_tune, initial_adapter, total_steps
+from degaml_kedro.parameters import (
+    BaseModelParameters,
+    LoraParameters,
+    PromptParameters,
+    ScoringMode,
+    ScoringParameters,
+    TaskParameters,
+    TrainingParameters,
+    TrajectoryParameters,
+)
+from degaml_kedro.progress import progress_bar
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.tasks.example import Example
+from degaml_kedro.tasks.splits import frame_to_splits
+
+logger = logging.getLogger(__name__)
+
+
+def train_on_pool(
+    model: Mapping[str, Any],
+    prompt: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    lora: Mapping[str, Any],
+    warmup: Mapping[str, Any],
+    tasks: Mapping[str, Any],
+    meta_train: Sequence[str],
+    seed: int,
+    resume: TrajectoryState | None,
+    *splits: pd.DataFrame,
+) -> Iterator[TrajectoryChunk]:
+    """The pooled warm-up: one adapter, trained on all meta-train tasks in turn.
+
+    Args:
+        model: which base model.
+        prompt: how examples become text.
+        scoring: its mode says what the answers are.
+        lora: the adapter's shape.
+        warmup: how it is trained.
+        tasks: the tasks' entries in the configuration.
+        meta_train: the pool.
+        seed: the run's.
+        resume: what an earlier run left.
+        *splits: the tasks' splits, in the order of ``meta_train``; only ``train`` is read.
+
+    Yields:
+        What the trajectory's dataset takes; only the last step's tensors are kept.
+    """
+    base = load_base_model(BaseModelParameters.model_validate(model))
+    pools = [frame_to_splits(frame).train for frame in splits]
+    # in turn, so that however many examples are used every task has its share
+    turns = chain.from_iterable(zip_longest(*pools))
+    yield from _train(
+        "pooled warm-up",
+        base,
+        [example for example in turns if example is not None],
+        PromptParameters.model_validate(prompt),
+        _mode(scoring, tasks[meta_train[0]]),
+        TrainingParameters.model_validate(warmup),
+        initial_adapter(base, LoraParameters.model_validate(lora)),
+        derive_seed(seed, "pool", "train"),
+        resume,
+        keep="last",
+    )
+
+
+def train_trajectory(
+    model: Mapping[str, Any],
+    prompt: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    lora: Mapping[str, Any],
+    trajectory: Mapping[str, Any],
+    task_parameters: Mapping[str, Any],
+    seed: int,
+    resume: TrajectoryState | None,
+    splits: pd.DataFrame,
+    start: Adapter | None = None,
+    *,
+    task: str,
+) -> Iterator[TrajectoryChunk]:
+    """One task's trajectory (App. C step 1.1): LoRA on its train split, a checkpoint after every step.
+
+    Args:
+        model: which base model.
+        prompt: how examples become text.
+        scoring: its mode says what the answers are.
+        lora: the adapter's shape.
+        trajectory: how it is trained and stored.
+        task_parameters: the task's entry in the configuration.
+        seed: the run's.
+        resume: what an earlier run left.
+        splits: the task's splits; only ``train`` is read.
+        start: where it starts; None for the initialization that all tasks share.
+        task: the task's name.
+
+    Yields:
+        What the trajectory's dataset takes.
+    """
+    parameters = TrajectoryParameters.model_validate(trajectory)
+    base = load_base_model(BaseModelParameters.model_validate(model))
+    yield from _train(
+        task,
+        base,
+        frame_to_splits(splits).train,
+        PromptParameters.model_validate(prompt),
+        _mode(scoring, task_parameters),
+        parameters.training,
+        start or initial_adapter(base, LoraParameters.model_validate(lora)),
+        derive_seed(seed, task, "train"),
+        resume,
+        dtype=parameters.store_dtype,
+    )
+
+
+def train_alone(
+    model: Mapping[str, Any],
+    prompt: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    lora: Mapping[str, Any],
+    training: Mapping[str, Any],
+    task_parameters: Mapping[str, Any],
+    seed: int,
+    resume: TrajectoryState | None,
+    splits: pd.DataFrame,
+    *,
+    task: str,
+) -> Iterator[TrajectoryChunk]:
+    """A task's own LoRA without meta-training: from the shared initialization, on the task's own examples.
+
+    Args:
+        model: which base model.
+        prompt: how examples become text.
+        scoring: its mode says what the answers are.
+        lora: the adapter's shape.
+        training: how it is trained.
+        task_parameters: the task's entry in the configuration.
+        seed: the run's.
+        resume: what an earlier run left.
+        splits: the task's splits; only ``train`` is read.
+        task: the task's name.
+
+    Yields:
+        What the trajectory's dataset takes; only the last step's tensors are kept.
+    """
+    base = load_base_model(BaseModelParameters.model_validate(model))
+    yield from _train(
+        f"{task} alone",
+        base,
+        frame_to_splits(splits).train,
+        PromptParameters.model_validate(prompt),
+        _mode(scoring, task_parameters),
+        TrainingParameters.model_validate(training),
+        initial_adapter(base, LoraParameters.model_validate(lora)),
+        derive_seed(seed, task, "train"),
+        resume,
+        keep="last",
+    )
+
+
+def last_adapter(trajectory: Trajectory) -> Adapter:
+    """The adapter after the last step."""
+    return trajectory.last
+
+
+def _train(
+    name: str,
+    base: BaseModel,
+    examples: Sequence[Example],
+    prompt: PromptParameters,
+    mode: ScoringMode,
+    training: TrainingParameters,
+    start: Adapter,
+    seed: int,
+    resume: TrajectoryState | None,
+    keep: Literal["all", "last"] = "all",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> Iterator[TrajectoryChunk]:
+    about = {
+        "name": name,
+        "base_model": base.name,
+        "base_model_fingerprint": base.fingerprint,
+        "computed_in": f"{base.dtype} on {base.device.type}".removeprefix("torch."),
+        "prompt": prompt.model_dump(mode="json"),
+        "mode": mode,
+        "training": training.model_dump(mode="json"),
+        "seed": seed,
+        "examples": _digest([_fields(example) for example in examples[: training.max_examples]]),
+        "start": checksum(tensor_bytes(start.tensors)),
+    }
+    fingerprint = _digest(
+        {**about, "alpha": start.config.alpha, "names": list(start.tensors), "store": [keep, dtype]}
+    )
+    total = total_steps(training)
+    if resume is not None and resume.fingerprint != fingerprint:
+        logger.info(
+            "%s: what is on disk was made with other settings, data or another model; it starts over",
+            name,
+        )
+        resume = None
+    if resume is not None and resume.complete:
+        logger.info("%s: all %d steps are on disk; nothing is trained", name, total)
+        yield TrajectoryEnd(resume.records)
+        return
+    records = list(resume.records) if resume is not None else []
+    logger.info("%s: %s", name, _plan(training, len(examples), len(records)))
+    yield TrajectoryStart(
+        fingerprint=fingerprint,
+        config=start.config,
+        shapes={key: tuple(tensor.shape) for key, tensor in start.tensors.items()},
+        steps=total,
+        keep=keep,
+        dtype=dtype,
+        about=about,
+        resumed_from=len(records),
+    )
+    state = FineTuneState(len(records), dict(resume.state)) if resume is not None else None
+    with progress_bar(name, "step", len(records)) as progress:
+        for step in fine_tune(base, examples, prompt, mode, training, start, seed, state):
+            record = StepRecord(
+                step.step, step.loss, step.learning_rate, step.seconds, step.tokens
+            )
+            records.append(record)
+            yield TrajectoryStep(record, step.adapter.tensors, step.state.tensors)
+            progress(step.step, total)
+    yield TrajectoryEnd(tuple(records))
+
+
+def _mode(scoring: Mapping[str, Any], task_parameters: Mapping[str, Any]) -> ScoringMode:
+    own = TaskParameters.model_validate(task_parameters).scoring
+    return own or ScoringParameters.model_validate(scoring).mode
+
+
+def _plan(training: TrainingParameters, examples: int, done: int) -> str:
+    phases = ", then ".join(f"{p.steps} steps at {p.learning_rate:g}" for p in training.phases)
+    used = min(examples, training.max_examples)
+    going_on = f"; goes on after step {done}" if done else ""
+    return f"{phases}, batches of {training.batch_size} from {used:,} examples{going_on}"
+
+
+def _fields(example: Example) -> list[Any]:
+    return [example.prompt, example.response, example.system, example.options, example.gold]
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

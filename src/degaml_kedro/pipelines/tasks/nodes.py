@@ -1,0 +1,79 @@
+"""Nodes of the tasks pipeline."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from degaml_kedro.parameters import SplitSizes, TaskParameters
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.tasks.sources import load_examples
+from degaml_kedro.tasks.splits import (
+    SPLITS,
+    examples_to_frame,
+    frame_to_examples,
+    split_examples,
+    splits_to_frame,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def read_source(
+    task_parameters: Mapping[str, Any], splits: Mapping[str, Any], seed: int, *, task: str
+) -> pd.DataFrame:
+    """Examples as their source has them.
+
+    Args:
+        task_parameters: the task's entry in the configuration.
+        splits: the profile's split sizes.
+        seed: the run's.
+        task: the task's name.
+
+    Returns:
+        One row per example; ``split`` is the source's own split, or ``all``.
+    """
+    parameters = TaskParameters.model_validate(task_parameters)
+    sizes = parameters.splits or SplitSizes.model_validate(splits)
+    pools = load_examples(parameters.source, sizes, derive_seed(seed, task, "examples"), task)
+    frames = []
+    for name, examples in pools.items():
+        frame = examples_to_frame(examples)
+        frame.insert(0, "split", name)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def deal_splits(
+    task_parameters: Mapping[str, Any],
+    splits: Mapping[str, Any],
+    seed: int,
+    examples: pd.DataFrame,
+    *,
+    task: str,
+) -> pd.DataFrame:
+    """The task's four splits, disjoint.
+
+    Args:
+        task_parameters: the task's entry in the configuration.
+        splits: the profile's split sizes.
+        seed: the run's.
+        examples: what :func:`read_source` returned.
+        task: the task's name.
+
+    Returns:
+        One row per example that is used, with its ``split``.
+    """
+    parameters = TaskParameters.model_validate(task_parameters)
+    sizes = parameters.splits or SplitSizes.model_validate(splits)
+    pools = {
+        str(name): frame_to_examples(frame)
+        for name, frame in examples.groupby("split", sort=False)
+    }
+    dealt = split_examples(pools, sizes, derive_seed(seed, task, "splits"), task)
+    counts = ", ".join(f"{len(dealt[name])} {name}" for name in SPLITS)
+    logger.info("%s: %s", task, counts)
+    return splits_to_frame(dealt)

@@ -1,0 +1,33 @@
+"""The tasks pipeline: two nodes a task."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Pipeline, node
+
+from degaml_kedro.parameters import ProjectParameters
+from degaml_kedro.pipelines.naming import bound
+from degaml_kedro.pipelines.tasks.nodes import deal_splits, read_source
+
+
+def create_pipeline(parameters: ProjectParameters) -> Pipeline:
+    """Read and split every task that is in a pool."""
+    nodes = []
+    for task in (*parameters.meta_train, *parameters.meta_test):
+        settings = [f"params:tasks.{task}", "params:splits", "params:seed"]
+        nodes += [
+            node(
+                bound(read_source, task=task),
+                inputs=settings,
+                outputs=f"{task}.examples",
+                name="read_source",
+                namespace=f"tasks.{task}",
+            ),
+            node(
+                bound(deal_splits, task=task),
+                inputs=[*settings, f"{task}.examples"],
+                outputs=f"{task}.splits",
+                name="deal_splits",
+                namespace=f"tasks.{task}",
+            ),
+        ]
+    return Pipeline(nodes)

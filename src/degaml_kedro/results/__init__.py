@@ -1,0 +1,1 @@
+"""What predictions amount to: measures with their uncertainty, and the table a person reads."""

@@ -1,0 +1,126 @@
+"""Measures of one method on one task, from its predictions.
+
+Shapes: N predictions, O options of one example (it may differ between examples).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax
+from scipy.stats import binomtest
+
+from degaml_kedro.errors import DegamlError
+
+CALIBRATION_BINS = 15
+PREDICTION_COLUMNS = ("index", "gold", "predicted", "scores", "text", "seconds", "tokens")
+
+
+class ResultsError(DegamlError):
+    """Predictions that cannot be measured."""
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson, 1927): sound for small n and near 0 and 1.
+
+    Args:
+        successes: how many of ``n`` were right.
+        n: how many there were.
+        confidence: the interval's coverage.
+
+    Returns:
+        Its lower and upper end.
+
+    Example:
+        >>> low, high = wilson_interval(8, 10)
+        >>> round(low, 3), round(high, 3)
+        (0.49, 0.943)
+    """
+    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def calibration_error(
+    confidence: ArrayLike, correct: ArrayLike, bins: int = CALIBRATION_BINS
+) -> float:
+    """Expected calibration error: sum over bins of |B| / N * |accuracy(B) - confidence(B)| (Guo et al., 2017).
+
+    Args:
+        confidence: [N], probability of the predicted option.
+        correct: [N], whether it was right.
+        bins: number of bins of equal width; a bin holds its upper edge.
+    """
+    p = np.asarray(confidence, dtype=np.float64)
+    right = np.asarray(correct, dtype=np.float64)
+    place = np.clip(np.ceil(p * bins).astype(np.int64) - 1, 0, bins - 1)
+    gaps = np.bincount(place, weights=right, minlength=bins) - np.bincount(
+        place, weights=p, minlength=bins
+    )
+    return float(np.abs(gaps).sum() / len(p))
+
+
+def measure(predictions: pd.DataFrame, where: str = "predictions") -> dict[str, Any]:
+    """Accuracy with its interval, likelihood, calibration, and what it cost.
+
+    Args:
+        predictions: [N] rows with the columns ``index``, ``gold``, ``predicted`` (missing: no valid answer),
+            ``scores`` (log-probability of each option, [O]; -inf for one that is ruled out), ``text``,
+            ``seconds``, ``tokens``.
+        where: whose predictions they are, for errors.
+
+    Returns:
+        ``n``, ``accuracy``, ``accuracy_low`` and ``accuracy_high`` (95 % Wilson interval), ``chance`` (accuracy
+        of a uniform guess), ``nll`` (mean -log p of the right option, p the softmax over the options' scores)
+        and ``ece``, both None where options are ruled out, ``invalid`` (share without a valid answer),
+        ``seconds``, ``tokens``.
+
+    Raises:
+        ResultsError: there are none, or a score is not a number.
+    """
+    n = len(predictions)
+    if n == 0:
+        raise ResultsError(
+            f"{where} holds no predictions, so there is nothing to measure; "
+            f"give the task a test split of at least one example"
+        )
+    gold = predictions["gold"].to_numpy(dtype=np.int64)
+    predicted = predictions["predicted"].astype("Int64").fillna(-1).to_numpy(dtype=np.int64)
+    correct = predicted == gold
+    low, high = wilson_interval(int(correct.sum()), n)
+    scores = [np.asarray(row, dtype=np.float64) for row in predictions["scores"]]
+    for index, row in enumerate(scores):
+        if np.isnan(row).any():
+            raise ResultsError(
+                f"{where}, prediction {index}: the options' scores are {row.tolist()}; a score that is not a "
+                f"number comes from damaged weights: train the adapter again, or set model.dtype to float32"
+            )
+    # `generate` rules options out altogether: there is a choice, but no likelihood
+    scored = all(np.isfinite(row).all() for row in scores)
+    nll, ece = _likelihood(scores, gold, predicted) if scored else (None, None)
+    return {
+        "n": n,
+        "accuracy": float(correct.mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "chance": float(np.mean([1 / len(row) for row in scores])),
+        "nll": nll,
+        "ece": ece,
+        "invalid": float((predicted < 0).mean()),
+        "seconds": float(predictions["seconds"].sum()),
+        "tokens": int(predictions["tokens"].sum()),
+    }
+
+
+def _likelihood(
+    scores: Sequence[NDArray[np.float64]], gold: NDArray[np.int64], predicted: NDArray[np.int64]
+) -> tuple[float, float]:
+    nll, confidence = [], []
+    for row, right, said in zip(scores, gold, predicted, strict=True):
+        log_p = log_softmax(row)
+        nll.append(-float(log_p[right]))
+        confidence.append(float(np.exp(log_p[said] if said >= 0 else log_p.max())))
+    return float(np.mean(nll)), calibration_error(confidence, predicted == gold)

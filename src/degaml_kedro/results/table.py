@@ -1,0 +1,65 @@
+"""Results as a person reads them: tasks down, methods across."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+POOLS = ("meta_train", "meta_test")
+_LEGEND = (
+    "Accuracy on the test split with its 95 % Wilson interval; 'chance' is a uniform guess. "
+    "Mean rows weigh every task alike."
+)
+
+
+def results_table(results: pd.DataFrame, methods: Sequence[str]) -> str:
+    """A Markdown table of accuracies with a mean row per pool.
+
+    Args:
+        results: one row per task and method, with ``task``, ``pool``, ``method``, ``n``, ``chance``,
+            ``accuracy``, ``accuracy_low``, ``accuracy_high``.
+        methods: the columns, in order.
+    """
+    rows = [["task", "pool", "n", "chance", *methods]]
+    for pool in POOLS:
+        of_pool = results[results["pool"] == pool]
+        for task in dict.fromkeys(of_pool["task"]):
+            of_task = of_pool[of_pool["task"] == task]
+            first = of_task.iloc[0]
+            cells = [_cell(of_task[of_task["method"] == method]) for method in methods]
+            rows.append([task, pool, str(first["n"]), _number(first["chance"]), *cells])
+        if of_pool["task"].nunique() > 1:
+            means = [of_pool[of_pool["method"] == method]["accuracy"].mean() for method in methods]
+            chance = of_pool.drop_duplicates("task")["chance"].mean()
+            rows.append(["**mean**", pool, "", _number(chance), *map(_number, means)])
+    return f"{_markdown(rows)}\n\n{_LEGEND}\n"
+
+
+def _cell(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return ""
+    row = rows.iloc[0]
+    return f"{row['accuracy']:.2f} ({row['accuracy_low']:.2f}–{row['accuracy_high']:.2f})"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or pd.isna(value) else f"{value:.2f}"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns: the first two to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [
+        "-" * width if column < 2 else "-" * (width - 1) + ":"
+        for column, width in enumerate(widths)
+    ]
+    return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])])

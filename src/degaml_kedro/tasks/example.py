@@ -1,0 +1,228 @@
+"""One multiple-choice example, and the text layout it is written in.
+
+The layout is the one the paper's public code uses: the question, then one ``A: …`` line per option,
+and the answer as ``[C]``. Questions answered by true or false have no option lines and answer
+``[True]`` or ``[False]``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from degaml_kedro.errors import DegamlError
+
+TRUE_FALSE = ("True", "False")
+MAX_OPTIONS = len(string.ascii_uppercase)
+KEYS = ("prompt", "response", "system")
+
+_OPTION_LINE = re.compile(r"([A-Z]):(?: |$)")
+
+
+class ExampleError(DegamlError):
+    """A record that is not a well-formed example."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question, its options and which of them is right.
+
+    Attributes:
+        prompt: The question with its options as ``A: …`` lines.
+        response: The right label in square brackets: ``[C]``, ``[True]``.
+        system: The system message, empty for none.
+        options: The option texts in order.
+        labels: What stands for each option: ``("A", "B", …)`` or ``("True", "False")``.
+        gold: The index of the right option.
+
+    Example:
+        >>> example = make_example("What is the capital of France?", ["Rome", "Paris"], gold=1)
+        >>> example.response, example.options[example.gold]
+        ('[B]', 'Paris')
+    """
+
+    prompt: str
+    response: str
+    system: str
+    options: tuple[str, ...]
+    labels: tuple[str, ...]
+    gold: int
+
+    @property
+    def question(self) -> str:
+        """The prompt without its option lines."""
+        listed = _option_lines(self.options)
+        if self.labels != TRUE_FALSE and self.prompt.endswith(listed):
+            return self.prompt[: -len(listed)].removesuffix("\n")
+        return split_prompt(self.prompt)[0]
+
+
+def _option_lines(options: Sequence[str]) -> str:
+    return "\n".join(
+        f"{label}: {text}" for label, text in zip(string.ascii_uppercase, options, strict=False)
+    )
+
+
+def make_example(question: str, options: Sequence[str], gold: int, system: str = "") -> Example:
+    """Build an example from its parts.
+
+    Args:
+        question: The question, without options.
+        options: Two to 26 option texts, in the order they are to be shown.
+        gold: The index of the right one.
+        system: The system message.
+
+    Raises:
+        ExampleError: The question or an option is blank, there are fewer than two or more than 26
+            options, or ``gold`` points at none of them.
+    """
+    if not question.strip():
+        raise ExampleError("The question is blank; give it a text.")
+    if not 2 <= len(options) <= MAX_OPTIONS:
+        raise ExampleError(
+            f"The question {shorten(question)} has {len(options)} option(s); "
+            f"give it 2 to {MAX_OPTIONS}."
+        )
+    if any(not option.strip() for option in options):
+        raise ExampleError(
+            f"An option of the question {shorten(question)} is blank; remove it or give it a text."
+        )
+    if not 0 <= gold < len(options):
+        raise ExampleError(
+            f"The answer index {gold} of the question {shorten(question)} points at none of its "
+            f"{len(options)} options; count from 0."
+        )
+    labels = tuple(string.ascii_uppercase[: len(options)])
+    return Example(
+        prompt=f"{question}\n{_option_lines(options)}",
+        response=f"[{labels[gold]}]",
+        system=system,
+        options=tuple(options),
+        labels=labels,
+        gold=gold,
+    )
+
+
+def make_true_false_example(question: str, answer: bool, system: str = "") -> Example:
+    """Build an example that is answered by true or false: its prompt has no option lines."""
+    if not question.strip():
+        raise ExampleError("The question is blank; give it a text.")
+    return Example(
+        prompt=question,
+        response=f"[{answer}]",
+        system=system,
+        options=TRUE_FALSE,
+        labels=TRUE_FALSE,
+        gold=0 if answer else 1,
+    )
+
+
+def split_prompt(prompt: str) -> tuple[str, tuple[str, ...]]:
+    """Split a prompt into its question and its option texts.
+
+    The option lines are looked for from the end, so that lines of the question or of a multi-line
+    option that happen to begin with a letter and a colon do no harm. A prompt without option lines
+    comes back whole.
+
+    Returns:
+        The question, and the option texts in order (none for a question without option lines).
+
+    Example:
+        >>> split_prompt(make_example("Which is odd?", ["2", "3"], gold=1).prompt)
+        ('Which is odd?', ('2', '3'))
+    """
+    lines = prompt.split("\n")
+    letters = [match[1] if (match := _OPTION_LINE.match(line)) else "" for line in lines]
+    for last in range(len(lines) - 1, 0, -1):
+        if letters[last] and letters[last] != "A":
+            starts = _chain(letters, last)
+            if starts:
+                ends = [*starts[1:], len(lines)]
+                options = tuple(
+                    "\n".join(lines[start:end])[2:].strip()
+                    for start, end in zip(starts, ends, strict=True)
+                )
+                return "\n".join(lines[: starts[0]]), options
+    return prompt, ()
+
+
+def _chain(letters: Sequence[str], last: int) -> list[int]:
+    """Line indices of options A, B, … up to the one at ``last``; empty where a letter is missing."""
+    starts = [last]
+    for letter in reversed(string.ascii_uppercase[: string.ascii_uppercase.index(letters[last])]):
+        index = starts[0] - 1
+        while index >= 0 and letters[index] != letter:
+            index -= 1
+        if index < 0:
+            return []
+        starts.insert(0, index)
+    return starts
+
+
+def parse_example(record: Mapping[str, Any], where: str) -> Example:
+    """Read a ``{"prompt", "response", "system"}`` record; ``system`` may be missing.
+
+    Args:
+        record: The record.
+        where: Its place, for error messages: ``arc_train.json, item 12``.
+
+    Raises:
+        ExampleError: A key is missing, unknown or not a text, the prompt has fewer than two
+            options, or the response is none of them.
+    """
+    for key in record:
+        if key not in KEYS:
+            near = difflib.get_close_matches(str(key), KEYS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else "remove it."
+            raise ExampleError(f"{where}: unknown key '{key}'; known are {_listed(KEYS)}: {hint}")
+    for key in ("prompt", "response"):
+        if key not in record:
+            raise ExampleError(f"{where}: the key '{key}' is missing; add it.")
+    for key, value in record.items():
+        if not isinstance(value, str):
+            raise ExampleError(
+                f"{where}, key '{key}': expected a text, found {type(value).__name__}; put it in "
+                "quotes."
+            )
+        if key != "system" and not value.strip():
+            raise ExampleError(
+                f"{where}, key '{key}': the text is blank; fill it or drop the record."
+            )
+
+    prompt, response = record["prompt"], record["response"].strip()
+    system = record.get("system", "")
+    if response in ("[True]", "[False]"):
+        return make_true_false_example(prompt, response == "[True]", system)
+
+    _, options = split_prompt(prompt)
+    if not options:
+        raise ExampleError(
+            f"{where}, key 'prompt': fewer than two option lines found; end the prompt with at "
+            "least two lines "
+            f"'A: …', 'B: …', or answer with [True] or [False]."
+        )
+    for label, option in zip(string.ascii_uppercase, options, strict=False):
+        if not option:
+            raise ExampleError(f"{where}, key 'prompt': option {label} is blank; give it a text.")
+    labels = tuple(string.ascii_uppercase[: len(options)])
+    responses = [f"[{label}]" for label in labels]
+    if response not in responses:
+        raise ExampleError(
+            f"{where}, key 'response': {shorten(response)} is not among the options; "
+            f"use one of {', '.join(responses)}."
+        )
+    return Example(prompt, response, system, options, labels, responses.index(response))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def shorten(text: str, width: int = 60) -> str:
+    """The text on one line, quoted, cut to a width: for messages."""
+    flat = " ".join(text.split())
+    return f"'{flat}'" if len(flat) <= width else f"'{flat[: width - 1]}…'"

@@ -1,0 +1,460 @@
+"""Benchmarks of the Hugging Face hub: loading them, and a field mapping per benchmark.
+
+A mapping turns a dataset's rows into examples. It is a pure function of the rows, so the same
+dataset gives the same examples everywhere. Rows without a published answer become None and are left
+out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+import logging
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.parameters import HubSource
+from degaml_kedro.tasks.example import (
+    Example,
+    ExampleError,
+    make_example,
+    make_true_false_example,
+)
+from degaml_kedro.tasks.files import read_records
+from degaml_kedro.tasks.splits import SPLITS
+
+logger = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+Mapper = Callable[[Sequence[Row]], list[Example | None]]
+
+# A source's ``config`` may name several configurations of a dataset; their rows are put together.
+CONFIG_JOINT = "+"
+WRONG_ANSWERS = 3
+_LOCAL_SUFFIXES = (".parquet", ".json", ".jsonl", ".csv")
+
+
+class HubError(DegamlError):
+    """A hub dataset that cannot be loaded or does not have the fields its mapping needs."""
+
+
+# --- mappings -------------------------------------------------------------------------------------
+
+
+def _each(function: Callable[[Row], Example | None]) -> Mapper:
+    """A mapping of rows that do not depend on each other."""
+
+    def mapper(rows: Sequence[Row]) -> list[Example | None]:
+        return [_placed(function, index, row) for index, row in enumerate(rows)]
+
+    return mapper
+
+
+def _placed(function: Callable[[Row], Example | None], index: int, row: Row) -> Example | None:
+    try:
+        return function(row)
+    except KeyError as error:
+        raise HubError(
+            f"row {index}: there is no field {error}, only {', '.join(sorted(row))}; use the "
+            "mapping that fits the "
+            f"dataset, or a revision that has the field."
+        ) from error
+    except (ExampleError, ValueError, TypeError, IndexError) as error:
+        raise HubError(
+            f"row {index}: the row does not fit the mapping ({error}); use the mapping that fits "
+            "the dataset."
+        ) from error
+
+
+def _arc(row: Row) -> Example | None:
+    """AI2 ARC: ``question``, ``choices`` with ``text`` and ``label``, ``answerKey``."""
+    choices = row["choices"]
+    if not row["answerKey"]:
+        return None
+    return make_example(row["question"], choices["text"], choices["label"].index(row["answerKey"]))
+
+
+def _hellaswag(row: Row) -> Example | None:
+    """HellaSwag: ``activity_label``, ``ctx_a``, ``ctx_b``, ``endings``, ``label``."""
+    if row["label"] in ("", None):
+        return None
+    context = f"{row['ctx_a']} {row['ctx_b'].capitalize()}".strip()
+    question = f"{row['activity_label']}: {_without_marks(context)}"
+    endings = [_without_marks(ending) for ending in row["endings"]]
+    return make_example(
+        f"{question}\nWhich continuation is the most plausible?", endings, int(row["label"])
+    )
+
+
+def _without_marks(text: str) -> str:
+    """WikiHow text without its ``[title]`` and ``[step]`` marks."""
+    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    return re.sub(r" {2,}", " ", text).strip()
+
+
+def _boolq(row: Row) -> Example | None:
+    """BoolQ without its passage: ``question``, ``answer``."""
+    if not isinstance(row["answer"], bool):
+        return None
+    return make_true_false_example(f"{row['question'].strip().removesuffix('?')}?", row["answer"])
+
+
+def _piqa(row: Row) -> Example | None:
+    """PIQA: ``goal``, ``sol1``, ``sol2``, ``label`` (-1 where it is not published)."""
+    if int(row["label"]) < 0:
+        return None
+    return make_example(row["goal"], [row["sol1"], row["sol2"]], int(row["label"]))
+
+
+def _winogrande(row: Row) -> Example | None:
+    """WinoGrande: ``sentence`` with a ``_`` for the gap, ``option1``, ``option2``, ``answer`` counted from 1."""
+    if not row["answer"]:
+        return None
+    sentence = row["sentence"].replace("_", "___")
+    return make_example(sentence, [row["option1"], row["option2"]], int(row["answer"]) - 1)
+
+
+def _socialiqa(row: Row) -> Example | None:
+    """SocialIQA: ``context``, ``question``, ``answerA`` to ``answerC``, ``label`` counted from 1."""
+    if not row["label"]:
+        return None
+    answers = [row["answerA"], row["answerB"], row["answerC"]]
+    return make_example(f"{row['context']} {row['question']}", answers, int(row["label"]) - 1)
+
+
+def _codemmlu(row: Row) -> Example | None:
+    """CodeMMLU: ``question``, ``choices``, ``answer`` as a letter, sometimes ``problem_description``."""
+    if not row["answer"]:
+        return None
+    description = (row.get("problem_description") or "").strip()
+    question = f"{description}\n{row['question']}" if description else row["question"]
+    return make_example(question, row["choices"], _index_of(row["answer"]))
+
+
+def _divlogiceval(row: Row) -> Example | None:
+    """DivLogicEval: ``context`` if any, ``question``, ``options`` or ``choices``, ``answer`` or ``label``."""
+    answer = row["answer"] if "answer" in row else row["label"]
+    options = row["options"] if "options" in row else row["choices"]
+    if answer is None or answer == "":
+        return None
+    parts = [str(row[key]).strip() for key in ("context", "question") if row.get(key)]
+    return make_example("\n".join(parts), options, _index_of(answer))
+
+
+def _index_of(answer: str | int) -> int:
+    """The index behind a letter, or a number counted from 0."""
+    if isinstance(answer, int):
+        return answer
+    text = answer.strip().strip("[]().").upper()
+    return int(text) if text.isdigit() else ord(text) - ord("A")
+
+
+def _gsm8k(row: Row) -> Example | None:
+    """GSM8K as multiple choice: wrong answers are results and numbers that the problem itself goes through."""
+    result = _number(row["answer"].rpartition("####")[2])
+    if result is None:
+        raise ValueError("its answer has no '#### number' line")
+    steps = re.findall(r"<<[^<>=]*=([^<>]*)>>", row["answer"])
+    stated = re.findall(r"\d[\d,]*(?:\.\d+)?", row["question"])
+    found = [number for text in (*reversed(steps), *stated) if (number := _number(text))]
+    # Few problems have fewer than three numbers of their own: the rest are near misses of the
+    # result.
+    misses = (result * 2, result / 2, result + 10, result + 1, result - 1, result + 5)
+    wrong = dict.fromkeys(number for number in (*found, *misses) if number != result and number > 0)
+    chosen = [_plain(number) for number in itertools.islice(wrong, WRONG_ANSWERS)]
+    return _shuffled(row["question"], _plain(result), chosen)
+
+
+def _number(text: str) -> Decimal | None:
+    try:
+        return Decimal(text.strip().replace(",", "").strip("$%. "))
+    except InvalidOperation:
+        return None
+
+
+def _plain(number: Decimal) -> str:
+    return format(number.normalize(), "f")
+
+
+def _shuffled(question: str, answer: str, wrong: Iterable[str]) -> Example:
+    """The example with its options in an order that depends on the question alone."""
+    options = [answer, *wrong]
+    _random_of(question).shuffle(options)
+    return make_example(question, options, options.index(answer))
+
+
+def _random_of(text: str) -> random.Random:
+    return random.Random(hashlib.sha256(text.encode()).digest())
+
+
+def _math(rows: Sequence[Row]) -> list[Example | None]:
+    """MATH as multiple choice: wrong answers are right answers of other problems of the subject and level."""
+    keys: list[tuple[str, str]] = []
+    answers: list[str] = []
+    for index, row in enumerate(rows):
+        try:
+            keys.append((row["type"], row["level"]))
+            answers.append(boxed(row["solution"]))
+        except (KeyError, ValueError) as error:
+            raise HubError(
+                f"row {index}: {error} is missing; the mapping 'math' needs 'problem', 'type', "
+                "'level' and a "
+                f"'solution' with a \\boxed{{…}} answer."
+            ) from error
+    of_level: dict[tuple[str, str], list[str]] = {}
+    for key, answer in zip(keys, answers, strict=True):
+        of_level.setdefault(key, []).append(answer)
+    pools = {key: sorted(set(pool)) for key, pool in of_level.items()}
+    everything = sorted(set(answers))
+
+    examples: list[Example | None] = []
+    for index, (row, key, answer) in enumerate(zip(rows, keys, answers, strict=True)):
+        rng = _random_of(row["problem"])
+        near = [other for other in pools[key] if other != answer]
+        wrong = rng.sample(near, min(WRONG_ANSWERS, len(near)))
+        rest = [other for other in everything if other != answer and other not in wrong]
+        if len(wrong) + len(rest) < WRONG_ANSWERS:
+            raise HubError(
+                f"row {index}: the dataset has fewer than {WRONG_ANSWERS + 1} different answers; "
+                "load more of it."
+            )
+        wrong += rng.sample(rest, WRONG_ANSWERS - len(wrong))
+        examples.append(_shuffled(row["problem"], answer, wrong))
+    return examples
+
+
+def boxed(solution: str) -> str:
+    r"""The content of the last ``\boxed{…}`` of a solution.
+
+    Raises:
+        ValueError: There is none, or its braces are not closed.
+
+    Example:
+        >>> boxed(r"So the answer is $\boxed{\frac{1}{2}}$.")
+        '\\frac{1}{2}'
+    """
+    start = max(solution.rfind("\\boxed"), solution.rfind("\\fbox"))
+    text = re.sub(r"^\\f?box(ed)?\s*", "", solution[start:]) if start >= 0 else ""
+    if text and text[0] != "{":
+        # ``\boxed 5$``: TeX takes one token, and the formula ends with the dollar.
+        return text.split("$")[0].strip()
+    depth = 0
+    for position, character in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return text[1:position].strip()
+    raise ValueError("a closed \\boxed{…}")
+
+
+MAPPINGS: dict[str, Mapper] = {
+    "arc": _each(_arc),
+    "hellaswag": _each(_hellaswag),
+    "boolq": _each(_boolq),
+    "piqa": _each(_piqa),
+    "winogrande": _each(_winogrande),
+    "gsm8k": _each(_gsm8k),
+    "math": _math,
+    "divlogiceval": _each(_divlogiceval),
+    "socialiqa": _each(_socialiqa),
+    "codemmlu": _each(_codemmlu),
+}
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def load_hub(source: HubSource, task: str) -> dict[str, list[Example]]:
+    """Load a hub dataset, or a local copy of one, and map its rows to examples.
+
+    Args:
+        source: The dataset, its splits and its mapping. With ``local_path`` nothing is downloaded:
+            that is a folder written by ``save_to_disk``, a folder with files named after the
+            splits, or a file.
+        task: The task's name, for messages.
+
+    Returns:
+        The examples by this project's split names.
+
+    Raises:
+        HubError: The mapping is unknown, the dataset cannot be reached or does not exist, or a row
+            does not fit.
+    """
+    mapper = MAPPINGS.get(source.mapping)
+    if mapper is None:
+        near = difflib.get_close_matches(source.mapping, MAPPINGS, n=1)
+        hint = (
+            f"did you mean '{near[0]}'?" if near else f"use one of {', '.join(sorted(MAPPINGS))}."
+        )
+        raise HubError(f"Task '{task}': there is no mapping '{source.mapping}'; {hint}")
+    for split in source.splits:
+        if split not in SPLITS:
+            raise HubError(
+                f"Task '{task}': source.splits names the unknown split '{split}'; use {', '.join(SPLITS)}."
+            )
+    loaded = {}
+    for split, hub_split in source.splits.items():
+        rows = (
+            _local_rows(Path(source.local_path), hub_split, source, task)
+            if source.local_path is not None
+            else _hub_rows(source, hub_split, task)
+        )
+        try:
+            examples = [example for example in mapper(rows) if example is not None]
+        except HubError as error:
+            raise HubError(f"Task '{task}', {source.id}, split '{hub_split}', {error}") from error
+        if not examples:
+            raise HubError(
+                f"Task '{task}': the split '{hub_split}' of {source.id} has no published answers; "
+                f"map '{split}' to another split of it."
+            )
+        if len(examples) < len(rows):
+            logger.info(
+                "Task '%s': %d rows of '%s' have no published answer.",
+                task,
+                len(rows) - len(examples),
+                hub_split,
+            )
+        loaded[split] = examples
+    return loaded
+
+
+def _configs(source: HubSource) -> list[str | None]:
+    return [None] if source.config is None else [*source.config.split(CONFIG_JOINT)]
+
+
+def _hub_rows(source: HubSource, split: str, task: str) -> list[Row]:
+    # Importing datasets takes over a second, and most runs never need it.
+    import datasets
+
+    rows: list[Row] = []
+    for config in _configs(source):
+        place = f"{source.id}{f' ({config})' if config else ''}, revision {source.revision}"
+        try:
+            rows += datasets.load_dataset(
+                source.id, config, revision=source.revision, split=split
+            ).to_list()
+        except ConnectionError as error:
+            raise HubError(
+                f"Task '{task}': the Hugging Face hub cannot be reached for {place} ({error}). To "
+                "run offline, download "
+                "the dataset once where there is a network "
+                "(datasets.load_dataset(…).save_to_disk('FOLDER')), copy "
+                "the folder here and set the task's source.local_path to it; or fill the cache "
+                "there (HF_HOME), copy "
+                f"it and set HF_HUB_OFFLINE=1."
+            ) from error
+        except FileNotFoundError as error:
+            raise HubError(
+                f"Task '{task}': the hub has no dataset {place}, or it needs a login ({error}); "
+                "correct source.id and "
+                f"source.revision, or set HF_TOKEN."
+            ) from error
+        except (ValueError, RuntimeError) as error:
+            raise HubError(
+                f"Task '{task}': {place} cannot be loaded, split '{split}' ({error}); correct "
+                "source.config, "
+                f"source.splits or source.revision."
+            ) from error
+        except OSError as error:
+            raise HubError(
+                f"Task '{task}': {place} cannot be stored ({error}); free space or set HF_HOME to "
+                "another disk."
+            ) from error
+    return rows
+
+
+def _local_rows(path: Path, split: str, source: HubSource, task: str) -> list[Row]:
+    if not path.exists():
+        raise HubError(
+            f"Task '{task}': there is no local copy '{path}' of {source.id}; correct "
+            "source.local_path, or remove it "
+            f"to download the dataset."
+        )
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _saved_rows(path, split, task)
+    if path.is_file():
+        return _file_rows(path, task)
+    rows: list[Row] = []
+    for config in _configs(source):
+        folder = path / config if config and (path / config).is_dir() else path
+        rows += [
+            row for file in _split_files(folder, split, task) for row in _file_rows(file, task)
+        ]
+    return rows
+
+
+def _saved_rows(path: Path, split: str, task: str) -> list[Row]:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise HubError(
+            f"Task '{task}': the local copy '{path}' cannot be read ({error}); save it again with "
+            "save_to_disk."
+        ) from error
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            raise HubError(
+                f"Task '{task}': the local copy '{path}' has no split '{split}', only "
+                f"{', '.join(saved)}; "
+                f"correct source.splits."
+            )
+        saved = saved[split]
+    rows: list[Row] = saved.to_list()
+    return rows
+
+
+def _split_files(folder: Path, split: str, task: str) -> list[Path]:
+    """The files of a split as the hub lays them out.
+
+    ``train-00000-of-00001.parquet``, ``train.json`` or ``train/0000.parquet``.
+    """
+    named = re.compile(rf"(^|[_.\-]){re.escape(split)}($|[_.\-])")
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix in _LOCAL_SUFFIXES and (named.search(file.stem) or file.parent.name == split)
+    )
+    if not files:
+        raise HubError(
+            f"Task '{task}': the local copy '{folder}' has no file for the split '{split}' "
+            f"({split}.parquet, "
+            f"{split}-00000-of-00001.parquet, {split}.json, …); correct source.splits or "
+            "source.local_path."
+        )
+    return files
+
+
+def _file_rows(path: Path, task: str) -> list[Row]:
+    if path.suffix != ".parquet":
+        return [
+            {key: _decoded(value) for key, value in record.items()}
+            for _, record in read_records(path)
+        ]
+    try:
+        frame = pd.read_parquet(path, dtype_backend="pyarrow")
+    except (ValueError, OSError) as error:
+        raise HubError(
+            f"Task '{task}': '{path}' is not a whole Parquet file ({error}); copy or download it again."
+        ) from error
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _decoded(value: Any) -> Any:
+    """A CSV cell that holds a JSON list or object, decoded; anything else as it is."""
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return value

@@ -1,0 +1,294 @@
+"""The four splits of a task, and examples as a table.
+
+Which example goes where depends on the example itself, the task and the seed, never on how many
+others there are: raising one size leaves the smaller splits' examples in place as far as there are
+enough.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.parameters import SplitSizes
+from degaml_kedro.tasks.example import Example, shorten
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "support", "validation", "test")
+ALL = "all"
+COLUMNS = ("prompt", "response", "system", "options", "labels", "gold")
+
+# Where a split's examples come from, best first, when the source has splits of its own.
+_POOLS = {
+    "test": ("test",),
+    "support": ("support", "train", "validation"),
+    "validation": ("validation", "train"),
+    "train": ("train",),
+}
+Overlap = Literal["error", "drop_from_train"]
+
+
+class SplitError(DegamlError):
+    """Examples that cannot be split as asked."""
+
+
+@dataclass(frozen=True)
+class TaskSplits:
+    """A task's examples. No prompt is in two of the splits.
+
+    Attributes:
+        train: What adapters are trained on.
+        support: The few labeled examples known of a new task.
+        validation: What choices are made on.
+        test: Scored once, at the end.
+    """
+
+    train: tuple[Example, ...]
+    support: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+    def __post_init__(self) -> None:
+        home: dict[str, str] = {}
+        for name in SPLITS:
+            for example in self[name]:
+                other = home.setdefault(example.prompt, name)
+                if other != name:
+                    raise SplitError(
+                        f"The prompt {shorten(example.prompt)} is in both '{other}' and '{name}'; "
+                        f"remove it from one of them."
+                    )
+
+    def __getitem__(self, name: str) -> tuple[Example, ...]:
+        """The examples of a split by its name.
+
+        Raises:
+            SplitError: There is no such split.
+        """
+        if name not in SPLITS:
+            raise SplitError(f"There is no split '{name}'; use one of {', '.join(SPLITS)}.")
+        examples: tuple[Example, ...] = getattr(self, name)
+        return examples
+
+
+def split_examples(
+    examples: Sequence[Example] | Mapping[str, Sequence[Example]],
+    sizes: SplitSizes,
+    seed: int,
+    task: str,
+) -> TaskSplits:
+    """Deal a task's examples out to its splits.
+
+    A plain sequence, or a mapping with one entry, is one pool for all splits. A source with splits
+    of its own keeps them: ``test`` is dealt from its test examples only; ``support`` and
+    ``validation``, where the source has none of that name, come out of ``train``.
+
+    Args:
+        examples: All examples, or examples by the source's own split names.
+        sizes: How many examples each split takes.
+        seed: Which examples are taken.
+        task: The task's name, for the seed and for messages.
+
+    Raises:
+        SplitError: A split is missing or too small, a prompt is in two splits, or a prompt comes
+            twice with different answers.
+    """
+    pools = dict(examples) if isinstance(examples, Mapping) else {ALL: examples}
+    _check_names(pools, task)
+    unique = {name: _without_repeats(pool, name, task) for name, pool in pools.items()}
+    keep_apart(unique, task, "error")
+    dealt = {
+        name: sorted(pool, key=lambda e: _rank(e, seed, task)) for name, pool in unique.items()
+    }
+
+    taken: dict[str, list[Example]] = {}
+    for name in ("support", "validation", "test", "train"):
+        wanted: int = getattr(sizes, name)
+        pool_name = _pool_of(name, wanted, dealt, task)
+        if pool_name is None:
+            taken[name] = []
+            continue
+        pool = dealt[pool_name]
+        if len(pool) < wanted:
+            raise SplitError(_too_few(task, name, pool_name, wanted, len(pool), unique, sizes))
+        taken[name], dealt[pool_name] = pool[:wanted], pool[wanted:]
+    return TaskSplits(**{name: tuple(taken[name]) for name in SPLITS})
+
+
+def _check_names(pools: Mapping[str, Sequence[Example]], task: str) -> None:
+    if not pools:
+        raise SplitError(f"Task '{task}': the source has no examples at all; check its path.")
+    if len(pools) > 1:
+        for name in pools:
+            if name not in SPLITS:
+                raise SplitError(
+                    f"Task '{task}': the source has an unknown split '{name}'; "
+                    f"name its splits {', '.join(SPLITS)}."
+                )
+
+
+def _pool_of(
+    name: str, wanted: int, pools: Mapping[str, Sequence[Example]], task: str
+) -> str | None:
+    """The pool that a split is dealt from; None for an empty split that has none."""
+    if len(pools) == 1:
+        return next(iter(pools))
+    for pool in _POOLS[name]:
+        if pool in pools:
+            return pool
+    if wanted == 0:
+        return None
+    raise SplitError(
+        f"Task '{task}': the split '{name}' needs {wanted} examples, but the source only has the "
+        "splits "
+        f"{', '.join(pools)}; add {' or '.join(_POOLS[name])}, or set splits.{name} to 0."
+    )
+
+
+def _too_few(
+    task: str,
+    name: str,
+    pool: str,
+    wanted: int,
+    left: int,
+    pools: Mapping[str, Sequence[Example]],
+    sizes: SplitSizes,
+) -> str:
+    sharing = [
+        f"{split} {getattr(sizes, split)}"
+        for split in SPLITS
+        if getattr(sizes, split) and _pool_of(split, 1, pools, task) == pool
+    ]
+    place = "the source" if pool == ALL else f"the source's split '{pool}'"
+    return (
+        f"Task '{task}': the splits taken from {place} need {' + '.join(sharing)} examples, but it "
+        "has "
+        f"{len(pools[pool])} ({wanted - left} short when '{name}' is dealt); lower the task's "
+        "'splits' or add examples."
+    )
+
+
+def _without_repeats(pool: Iterable[Example], name: str, task: str) -> list[Example]:
+    by_prompt: dict[str, Example] = {}
+    repeats = 0
+    for example in pool:
+        first = by_prompt.setdefault(example.prompt, example)
+        if first is not example:
+            repeats += 1
+            if first.response != example.response:
+                raise SplitError(
+                    f"Task '{task}', split '{name}': the prompt {shorten(example.prompt)} comes "
+                    "twice with "
+                    f"different answers, {first.response} and {example.response}; keep the right "
+                    "one."
+                )
+    if repeats:
+        logger.warning(
+            "Task '%s', split '%s': %d repeated example(s) are used once.", task, name, repeats
+        )
+    return list(by_prompt.values())
+
+
+def keep_apart(
+    pools: Mapping[str, Sequence[Example]], task: str, overlap: Overlap
+) -> dict[str, list[Example]]:
+    """The source's splits with every prompt in one of them only.
+
+    Args:
+        pools: Examples by the source's own split names.
+        task: The task's name, for messages.
+        overlap: What to do about a prompt in two splits: refuse, or keep it where it is tested on (test,
+            then validation, then support) and leave it out of the other.
+
+    Raises:
+        SplitError: A prompt is in two splits and ``overlap`` is ``"error"``.
+    """
+    kept: dict[str, list[Example]] = {}
+    home: dict[str, str] = {}
+    for name in sorted(pools, key=(ALL, "test", "validation", "support", "train").index):
+        shared = [example for example in pools[name] if example.prompt in home]
+        if shared and overlap == "error":
+            raise SplitError(
+                f"Task '{task}': {len(shared)} prompt(s) of the source's '{name}' split are in its "
+                f"'{home[shared[0].prompt]}' split too, for one {shorten(shared[0].prompt)}; "
+                f"remove them from one of the two."
+            )
+        if shared:
+            logger.warning(
+                "Task '%s': %d example(s) of '%s' are in a split that is tested on and are left "
+                "out.",
+                task,
+                len(shared),
+                name,
+            )
+        kept[name] = [example for example in pools[name] if example.prompt not in home]
+        home |= {example.prompt: name for example in kept[name]}
+    return {name: kept[name] for name in pools}
+
+
+def _rank(example: Example, seed: int, task: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{task}\0{example.prompt}".encode()).digest()
+
+
+def examples_to_frame(examples: Iterable[Example]) -> pd.DataFrame:
+    """A table with one row per example and the columns of ``COLUMNS``; options and labels are lists."""
+    rows = [
+        (e.prompt, e.response, e.system, list(e.options), list(e.labels), e.gold) for e in examples
+    ]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    return frame.astype({"gold": "int64"})
+
+
+def frame_to_examples(frame: pd.DataFrame) -> list[Example]:
+    """The examples of a table made by ``examples_to_frame``, also after a trip through Parquet.
+
+    Raises:
+        SplitError: A column is missing.
+    """
+    missing = [column for column in COLUMNS if column not in frame.columns]
+    if missing:
+        raise SplitError(
+            f"The table of examples lacks the column(s) {', '.join(missing)}; make it anew from "
+            "the task's source."
+        )
+    columns = [frame[column].tolist() for column in COLUMNS]
+    return [
+        Example(prompt, response, system, tuple(options), tuple(labels), int(gold))
+        for prompt, response, system, options, labels, gold in zip(*columns, strict=True)
+    ]
+
+
+def splits_to_frame(splits: TaskSplits) -> pd.DataFrame:
+    """One table for all splits, with a ``split`` column in front."""
+    frame = examples_to_frame(example for name in SPLITS for example in splits[name])
+    names = [name for name in SPLITS for _ in splits[name]]
+    frame.insert(0, "split", names)
+    return frame
+
+
+def frame_to_splits(frame: pd.DataFrame) -> TaskSplits:
+    """The splits of a table that ``splits_to_frame`` made.
+
+    Raises:
+        SplitError: A column is missing, a split's name is unknown, or a prompt is in two splits.
+    """
+    if "split" not in frame.columns:
+        raise SplitError(
+            "The table of splits lacks the column 'split'; make it anew from the task's source."
+        )
+    unknown = sorted(set(frame["split"]) - set(SPLITS))
+    if unknown:
+        raise SplitError(
+            f"The table of splits has the unknown split '{unknown[0]}'; use one of "
+            f"{', '.join(SPLITS)}."
+        )
+    return TaskSplits(
+        **{name: tuple(frame_to_examples(frame[frame["split"] == name])) for name in SPLITS}
+    )

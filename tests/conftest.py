@@ -1,0 +1,80 @@
+"""What tests share: a project of their own, whose data and tracking stay in a temporary folder."""
+
+from __future__ import annotations
+
+import os
+
+# before torch is imported: two test processes must not fight over two cores, and nothing leaves this machine
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["DO_NOT_TRACK"] = "true"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import settings
+from kedro.framework.project import pipelines
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+
+from degaml_kedro.configuration import ProjectConfigLoader
+
+ROOT = Path(__file__).parents[1]
+
+# examples that a slow machine makes late are no failures
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def tracking_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One database for all tests of a process: making its tables takes seconds."""
+    return tmp_path_factory.mktemp("tracking") / "mlflow.db"
+
+
+class Project:
+    """The project with a configuration folder of its own."""
+
+    def __init__(self, folder: Path, database: Path) -> None:
+        self.conf = folder / "conf"
+        self.data = folder / "data"
+        shutil.copytree(ROOT / "conf", self.conf)
+        for environment in ("base", "smoke"):
+            (self.conf / environment / "globals.yml").write_text(f"data: {self.data}\n")
+        self.edit("base/mlflow.yml", server={"mlflow_tracking_uri": f"sqlite:///{database}"})
+
+    def edit(self, file: str, **changes: object) -> None:
+        """Lay changes over a YAML file; None removes a key."""
+        path = self.conf / file
+        content = yaml.safe_load(path.read_text()) if path.is_file() else {}
+        path.write_text(yaml.safe_dump(_merged(content, changes), sort_keys=False))
+
+    def session(self, env: str | None = "smoke", **parameters: object) -> KedroSession:
+        """A Kedro session in this project."""
+        return KedroSession.create(
+            project_path=ROOT, conf_source=str(self.conf), env=env, runtime_params=parameters
+        )
+
+
+def _merged(old: dict, new: dict) -> dict:
+    result = dict(old)
+    for key, value in new.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = _merged(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+@pytest.fixture
+def project(tmp_path: Path, tracking_database: Path) -> Iterator[Project]:
+    """The project, bootstrapped, with nothing left of earlier sessions."""
+    bootstrap_project(ROOT)
+    yield Project(tmp_path, tracking_database)
+    ProjectConfigLoader.current = None
+    pipelines.configure("degaml_kedro.pipeline_registry")

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from degaml_kedro.results.measures import (
+    ResultsError,
+    calibration_error,
+    measure,
+    wilson_interval,
+)
+
+
+def frame(gold, predicted, scores, seconds=0.5, tokens=3):
+    n = len(gold)
+    return pd.DataFrame(
+        {
+            "index": range(n),
+            "gold": gold,
+            "predicted": pd.array(predicted, dtype="Int64"),
+            "scores": scores,
+            "text": [""] * n,
+            "seconds": [seconds] * n,
+            "tokens": [tokens] * n,
+        }
+    )
+
+
+def wilson_by_hand(k, n, z=1.959963984540054):
+    p = k / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return middle - half, middle + half
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_interval_is_the_closed_form(kn):
+    assert wilson_interval(*kn) == pytest.approx(wilson_by_hand(*kn), abs=1e-12)
+
+
+def test_accuracy_cost_and_chance():
+    scores = [[0.0, -1.0], [0.0, -1.0, -2.0, -3.0], [-1.0, 0.0], [0.0, -1.0]]
+    result = measure(frame([0, 1, 1, 1], [0, 1, 1, 0], scores))
+    assert result["n"] == 4
+    assert result["accuracy"] == 0.75
+    assert (result["accuracy_low"], result["accuracy_high"]) == pytest.approx(wilson_by_hand(3, 4))
+    assert result["chance"] == pytest.approx((0.5 + 0.25 + 0.5 + 0.5) / 4)
+    assert result["invalid"] == 0
+    assert result["seconds"] == 2.0
+    assert result["tokens"] == 12
+
+
+def test_likelihood_is_that_of_the_softmax_over_options():
+    # scores that are off by a constant, as a scorer may leave them
+    p = np.array([[0.7, 0.2, 0.1], [0.25, 0.5, 0.25]])
+    result = measure(frame([0, 0], [0, 1], list(np.log(p) + [[5.0], [-3.0]])))
+    assert result["nll"] == pytest.approx(-(math.log(0.7) + math.log(0.25)) / 2)
+    # right with 0.7, wrong with 0.5, each alone in its bin
+    assert result["ece"] == pytest.approx((0.3 + 0.5) / 2)
+
+
+def test_no_valid_answer_is_wrong_and_counted():
+    scores = [[-math.inf, -math.inf], [0.0, -math.inf]]
+    result = measure(frame([0, 0], [None, 0], scores))
+    assert result["invalid"] == 0.5
+    assert result["accuracy"] == 0.5
+    assert result["chance"] == 0.5
+    assert result["nll"] is None
+    assert result["ece"] is None
+
+
+def test_calibration_error_in_closed_form():
+    # one bin holds its upper edge; 1.0 is in the last
+    assert calibration_error([1.0, 1.0], [True, False]) == pytest.approx(0.5)
+    assert calibration_error([0.2, 0.4], [False, False], bins=5) == pytest.approx(0.3)
+    assert calibration_error([0.61, 0.69], [True, False], bins=10) == pytest.approx(0.15)
+    # in two bins the gaps no longer cancel
+    assert calibration_error([0.61, 0.71], [True, False], bins=10) == pytest.approx(
+        (0.39 + 0.71) / 2
+    )
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50))
+def test_calibration_error_is_a_share(pairs):
+    confidence, correct = zip(*pairs, strict=True)
+    assert 0 <= calibration_error(confidence, correct) <= 1
+
+
+def test_nothing_to_measure_names_the_place_and_the_way_out():
+    with pytest.raises(ResultsError, match=r"capitals\.base\.predictions holds no predictions.*test"):
+        measure(frame([], [], []), "capitals.base.predictions")
+
+
+def test_a_score_that_is_no_number_is_an_error():
+    with pytest.raises(ResultsError, match="prediction 1.*damaged weights"):
+        measure(frame([0, 0], [0, 0], [[0.0, -1.0], [math.nan, 0.0]]))
+
+
+def test_survives_parquet(tmp_path):
+    table = frame([0, 1], [0, None], [[0.0, -1.0], [0.0, -1.0, -2.0]])
+    table.to_parquet(tmp_path / "p.parquet")
+    assert measure(pd.read_parquet(tmp_path / "p.parquet")) == measure(table)
