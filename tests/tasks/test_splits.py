@@ -84,15 +84,33 @@ def test_empty_splits_need_no_pool():
 @pytest.mark.parametrize(
     ("examples", "message"),
     [
-        (numbered(24), r"need train 10 \+ support 4 \+ validation 5 \+ test 6 examples, but it has 24"),
+        (
+            numbered(24),
+            r"need train 10 \+ support 4 \+ validation 5 \+ test 6 examples, but it has 24",
+        ),
         ({"train": numbered(9), "test": numbered(6, 50)}, "'train' need .* but it has 9"),
-        ({"train": numbered(40), "test": numbered(5, 50)}, "split 'test' need test 6 .* but it has 5"),
-        ({"train": numbered(40), "support": numbered(9, 50)}, "the split 'test' needs 6 .*add test"),
-        ({"test": numbered(40), "support": numbered(9, 50)}, "'validation' needs 5 .*add validation or"),
+        (
+            {"train": numbered(40), "test": numbered(5, 50)},
+            "split 'test' need test 6 .* but it has 5",
+        ),
+        (
+            {"train": numbered(40), "support": numbered(9, 50)},
+            "the split 'test' needs 6 .*add test",
+        ),
+        (
+            {"test": numbered(40), "support": numbered(9, 50)},
+            "'validation' needs 5 .*add validation or",
+        ),
         ({"train": numbered(40), "dev": numbered(9, 50)}, "unknown split 'dev'"),
         ({}, "no examples at all"),
-        ({"train": numbered(40), "test": numbered(6, 39)}, "1 prompt.* 'train' split are in its 'test'"),
-        ([*numbered(30), make_true_false_example(numbered(1)[0].prompt, True)], "different answers"),
+        (
+            {"train": numbered(40), "test": numbered(6, 39)},
+            "1 prompt.* 'train' split are in its 'test'",
+        ),
+        (
+            [*numbered(30), make_true_false_example(numbered(1)[0].prompt, True)],
+            "different answers",
+        ),
     ],
 )
 def test_examples_that_cannot_be_split(examples, message):

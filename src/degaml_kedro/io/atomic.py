@@ -6,12 +6,17 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import pandas as pd
+from kedro.io import DatasetError
 from kedro_datasets.json import JSONDataset
 from kedro_datasets.pandas import ParquetDataset
 from kedro_datasets.text import TextDataset
+
+from degaml_kedro.errors import DegamlError
+
+T = TypeVar("T")
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -47,8 +52,30 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+class StoredDataError(DegamlError):
+    """A file of the data folder that is missing or damaged."""
+
+
+def _readable(path: Path, load: Callable[[], T]) -> T:
+    if not path.exists():
+        raise StoredDataError(
+            f"{path} is not there; `kedro run --only-missing-outputs` makes what is missing"
+        )
+    try:
+        return load()
+    except DatasetError as error:
+        raise StoredDataError(
+            f"{path} cannot be read ({error.__cause__}); delete it, then `kedro run --only-missing-outputs` makes "
+            f"it again"
+        ) from error
+
+
 class AtomicParquetDataset(ParquetDataset):
     """``pandas.ParquetDataset`` for local files, written whole or not at all."""
+
+    def load(self) -> pd.DataFrame:
+        """Read the frame."""
+        return _readable(Path(self._get_load_path()), super().load)
 
     def save(self, data: pd.DataFrame) -> None:
         """Write the frame."""
@@ -61,6 +88,10 @@ class AtomicParquetDataset(ParquetDataset):
 class AtomicJSONDataset(JSONDataset):
     """``json.JSONDataset`` for local files, written whole or not at all."""
 
+    def load(self) -> Any:
+        """Read the value."""
+        return _readable(Path(self._get_load_path()), super().load)
+
     def save(self, data: Any) -> None:
         """Write the value."""
         text = json.dumps(data, **self._save_args) + "\n"
@@ -70,6 +101,10 @@ class AtomicJSONDataset(JSONDataset):
 
 class AtomicTextDataset(TextDataset):
     """``text.TextDataset`` for local files, written whole or not at all."""
+
+    def load(self) -> str:
+        """Read the text."""
+        return _readable(Path(self._get_load_path()), super().load)
 
     def save(self, data: str) -> None:
         """Write the text."""

@@ -16,7 +16,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,15 @@ from transformers.utils import logging as transformers_logging
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.lean import make_lean
-from degaml_kedro.llm.lora import ActiveLora, LinearGroup, group_adapter, make_adaptable
+from degaml_kedro.llm.lora import (
+    ActiveLora,
+    LinearGroup,
+    current_lora,
+    group_adapter,
+    make_adaptable,
+)
 from degaml_kedro.llm.packing import ATTENTION_NAME, Pack, active_pack
+from degaml_kedro.llm.stack import DecoderStack, decoder_stack
 from degaml_kedro.parameters import (
     BaseModelParameters,
     FolderModel,
@@ -61,6 +68,8 @@ class BaseModel:
         tokenizer: its tokenizer.
         groups: the adaptable linear layers.
         context_length: longest input in tokens.
+        folder: where its files are; None for a hub model or a random one.
+        stack: the decoder as one function, where the model's parts were recognised.
     """
 
     name: str
@@ -70,7 +79,7 @@ class BaseModel:
     groups: list[LinearGroup]
     context_length: int
     folder: Path | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    stack: DecoderStack | None = None
 
     @property
     def device(self) -> torch.device:
@@ -89,6 +98,8 @@ class BaseModel:
 
     def hidden_states(self, pack: Pack) -> Tensor:
         """Final hidden states of a pack, [T, hidden], under the adapter that is active in this thread."""
+        if self.stack is not None:
+            return self.stack(pack, current_lora())
         with active_pack(pack):
             output = self.model.base_model(
                 pack.input_ids, position_ids=pack.position_ids, use_cache=False
@@ -237,6 +248,7 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
         groups=groups,
         context_length=int(getattr(model.config, "max_position_embeddings", 2048)),
         folder=folder,
+        stack=decoder_stack(model),
     )
 
 

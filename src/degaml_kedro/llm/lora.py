@@ -60,6 +60,27 @@ class GroupAdapter:
     b: Tensor
     scale: float
 
+    def leaf_gradients(
+        self, gradient: Tensor, low_gradient: Tensor, x: Tensor, low: Tensor, group: LinearGroup
+    ) -> list[Tensor]:
+        """Gradients of the leaves, in their order.
+
+        Args:
+            gradient: of the group's output, [T, O].
+            low_gradient: of A x, [T, M r].
+            x: the group's input, [T, I].
+            low: A x, [T, M r].
+            group: the layers.
+        """
+        kind, rank = self.leaves[0].dtype, self.leaves[0].shape[0]
+        gradients = list((low_gradient.T @ x).to(kind).split(rank))
+        for column, member in enumerate(self.members):
+            row = sum(group.outputs[:member])
+            block = gradient[:, row : row + group.outputs[member]].T
+            product = block @ low[:, column * rank : (column + 1) * rank]
+            gradients.append(product.to(kind).mul_(self.scale))
+        return gradients
+
 
 def group_adapter(
     group: LinearGroup, tensors: Mapping[str, tuple[Tensor, Tensor]], scale: float
@@ -123,17 +144,8 @@ class _LoraProduct(torch.autograd.Function):
             grad_x = gradient @ group.weight
             grad_x.addmm_(low_gradient, adapter.a)
             grad_x = grad_x.view(ctx.shape)
-        kind = adapter.leaves[0].dtype
-        rank = adapter.leaves[0].shape[0]
-        grad_a = (low_gradient.T @ rows).to(kind).split(rank)
-        grad_b = []
-        for column, member in enumerate(adapter.members):
-            row = sum(group.outputs[:member])
-            block = gradient[:, row : row + group.outputs[member]].T
-            grad_b.append(
-                (block @ low[:, column * rank : (column + 1) * rank]).to(kind).mul_(adapter.scale)
-            )
-        return grad_x, None, None, *grad_a, *grad_b
+        leaves = adapter.leaf_gradients(gradient, low_gradient, rows, low, group)
+        return grad_x, None, None, *leaves
 
 
 ActiveLora = Mapping[int, GroupAdapter]
@@ -231,6 +243,11 @@ def make_adaptable(model: nn.Module) -> list[LinearGroup]:
         for name, layer in children.items():
             adopt([prefix + name], [layer])
     return groups
+
+
+def current_lora() -> ActiveLora | None:
+    """The adapters that are active in this thread."""
+    return _ACTIVE.get()
 
 
 @contextmanager

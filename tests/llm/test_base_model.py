@@ -1,0 +1,215 @@
+"""Loading: what is found, what is refused and how the message helps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gguf import GGUFWriter
+
+from degaml_kedro.llm import base_model as module
+from degaml_kedro.llm.base_model import (
+    ModelError,
+    cache_folder,
+    choose_device,
+    choose_dtype,
+    load_base_model,
+)
+from degaml_kedro.llm.scoring import score_examples
+from degaml_kedro.parameters import BaseModelParameters, PromptParameters, ScoringParameters
+from degaml_kedro.tasks.example import make_example
+from tests.llm.helpers import tiny_base
+
+
+def parameters(source: dict[str, Any], **rest: Any) -> BaseModelParameters:
+    return BaseModelParameters.model_validate({"source": source, "device": "cpu", **rest})
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    base = tiny_base()
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_computes_what_was_saved(saved: Path) -> None:
+    base = load_base_model(parameters({"kind": "folder", "path": str(saved)}, dtype="float32"))
+    batch = [make_example("Which one?", ["red", "green one"], 0)]
+    how = (PromptParameters(), ScoringParameters(mode="text"))
+    mine, theirs = score_examples(tiny_base(), batch, *how), score_examples(base, batch, *how)
+    assert theirs[0].option_scores == pytest.approx(mine[0].option_scores, abs=1e-4)
+    assert base.folder == saved
+    assert not any(p.requires_grad for p in base.model.parameters())
+
+
+def test_a_model_is_loaded_once_per_process(saved: Path) -> None:
+    asked = parameters({"kind": "folder", "path": str(saved)}, dtype="float32")
+    assert load_base_model(asked) is load_base_model(asked.model_copy())
+    other = load_base_model(parameters({"kind": "folder", "path": str(saved)}, dtype="bfloat16"))
+    assert other is not load_base_model(asked)
+    assert other.dtype == torch.bfloat16
+
+
+def test_the_fingerprint_follows_the_weights(saved: Path, tmp_path: Path) -> None:
+    first = load_base_model(parameters({"kind": "folder", "path": str(saved)}))
+    shutil.copytree(saved, tmp_path / "same")
+    same = load_base_model(parameters({"kind": "folder", "path": str(tmp_path / "same")}))
+    assert same.fingerprint == first.fingerprint
+    shutil.copytree(saved, tmp_path / "other")
+    file = tmp_path / "other" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    other = load_base_model(parameters({"kind": "folder", "path": str(tmp_path / "other")}))
+    assert other.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [
+        (["config.json"], "has no config.json"),
+        (["model.safetensors"], "has no safetensors weights"),
+        (["tokenizer.json"], "has no tokenizer .*tokenizer.save_pretrained"),
+    ],
+)
+def test_an_incomplete_folder_is_named(
+    saved: Path, tmp_path: Path, remove: list[str], message: str
+) -> None:
+    shutil.copytree(saved, tmp_path / "m")
+    for name in remove:
+        (tmp_path / "m" / name).unlink()
+    with pytest.raises(ModelError, match=message):
+        load_base_model(parameters({"kind": "folder", "path": str(tmp_path / "m")}))
+
+
+def test_pickled_weights_are_refused(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="can run code when they are loaded and are refused"):
+        load_base_model(parameters({"kind": "folder", "path": str(tmp_path / "m")}))
+
+
+def test_a_model_type_nobody_knows_is_named(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "m")
+    config = json.loads((saved / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "model_type": "nonesuch"}))
+    with pytest.raises(ModelError, match=r"cannot be loaded: .*nonesuch"):
+        load_base_model(parameters({"kind": "folder", "path": str(tmp_path / "m")}))
+
+
+def test_missing_places_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="which is not a folder"):
+        load_base_model(parameters({"kind": "folder", "path": str(tmp_path / "none")}))
+    with pytest.raises(ModelError, match="holds no file named x.gguf"):
+        load_base_model(
+            parameters({"kind": "folder", "path": str(tmp_path), "gguf_file": "x.gguf"})
+        )
+    (tmp_path / "x.gguf").write_bytes(b"not one")
+    with pytest.raises(ModelError, match="is not a GGUF file"):
+        load_base_model(
+            parameters({"kind": "folder", "path": str(tmp_path), "gguf_file": "x.gguf"})
+        )
+    with pytest.raises(ModelError, match=r"no_such_package.* is not installed; run `pip install"):
+        load_base_model(
+            parameters({"kind": "package", "package": "no_such_package", "gguf_file": "x.gguf"})
+        )
+    with pytest.raises(ModelError, match="gguf holds no file named x.gguf"):
+        load_base_model(parameters({"kind": "package", "package": "gguf", "gguf_file": "x.gguf"}))
+
+
+def test_a_hub_that_cannot_be_reached_says_how_to_run_offline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def unreachable(place: str, **options: Any) -> None:
+        asked.append((place, options))
+        raise OSError("We couldn't connect to the hub to load the files.\nMore lines")
+
+    monkeypatch.setattr(module.AutoTokenizer, "from_pretrained", unreachable)
+    source = {"kind": "hub", "id": "Qwen/Qwen2.5-0.5B-Instruct", "revision": "abc"}
+    with pytest.raises(ModelError) as caught:
+        load_base_model(parameters(source))
+    text = str(caught.value)
+    assert "Qwen/Qwen2.5-0.5B-Instruct (revision abc)" in text
+    assert "couldn't connect" in text
+    assert "hf download" in text
+    assert "kind: folder" in text
+    assert asked == [("Qwen/Qwen2.5-0.5B-Instruct", {"revision": "abc"})]
+
+
+def test_a_hub_model_is_loaded_through_the_library(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transport is replaced by a local folder; the rest is what runs with a network."""
+    calls: list[dict[str, Any]] = []
+    real_tokenizer = module.AutoTokenizer.from_pretrained
+    real_model = module.AutoModelForCausalLM.from_pretrained
+
+    def tokenizer(place: str, **options: Any) -> Any:
+        assert place == "someone/tiny"
+        return real_tokenizer(str(saved))
+
+    def model(place: str, **options: Any) -> Any:
+        calls.append(options)
+        return real_model(str(saved), **options)
+
+    monkeypatch.setattr(module.AutoTokenizer, "from_pretrained", tokenizer)
+    monkeypatch.setattr(module.AutoModelForCausalLM, "from_pretrained", model)
+    base = load_base_model(parameters({"kind": "hub", "id": "someone/tiny", "revision": "v1"}))
+    assert base.name == "someone/tiny"
+    assert calls[0]["revision"] == "v1"
+    assert calls[0]["use_safetensors"] is True
+    assert "trust_remote_code" not in calls[0]
+
+
+def test_a_converted_file_is_kept_and_a_failure_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEGAML_CACHE", str(tmp_path / "cache"))
+    assert cache_folder() == tmp_path / "cache"
+    broken = tmp_path / "broken.gguf"
+    writer = GGUFWriter(broken, "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises((ModelError, ValueError, KeyError, OSError)):
+        load_base_model(
+            parameters({"kind": "folder", "path": str(tmp_path), "gguf_file": "broken.gguf"})
+        )
+    assert not list((tmp_path / "cache" / "models").iterdir())
+
+
+def test_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    cpu = torch.device("cpu")
+    assert choose_device("auto") == cpu
+    with pytest.raises(ModelError, match="model.device is 'cuda:1', but this machine has none"):
+        choose_device("cuda:1")
+    for native in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert choose_dtype("auto", cpu) == (torch.bfloat16 if native else torch.float32)
+    assert choose_dtype("float16", cpu) == torch.float16
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert choose_device("auto") == torch.device("cuda")
+    assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
+
+
+def test_a_random_model_leaves_the_caller_s_random_state(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with caplog.at_level(logging.WARNING):
+        load_base_model(parameters({"kind": "random", "seed": 77}))
+    assert torch.equal(torch.rand(3), expected)

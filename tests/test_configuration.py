@@ -1,0 +1,151 @@
+"""What is wrong with the configuration is said in a sentence with the key, the file and the line."""
+
+from __future__ import annotations
+
+import pytest
+
+from degaml_kedro.configuration import (
+    ConfigurationError,
+    ProjectConfigLoader,
+    current_loader,
+    read_parameters,
+)
+from degaml_kedro.settings import CONFIG_LOADER_ARGS
+
+
+def loader(project, env="smoke", **parameters):
+    return ProjectConfigLoader(project.conf, env, runtime_params=parameters, **CONFIG_LOADER_ARGS)
+
+
+def mistake(project, **parameters):
+    with pytest.raises(ConfigurationError) as caught:
+        read_parameters(loader(project, **parameters))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("env", ["local", "smoke", "paper_0_5b", "paper_1_5b"])
+def test_every_environment_is_valid(project, env):
+    read_parameters(loader(project, env))
+
+
+def test_an_unknown_key_names_its_place_and_the_nearest_one(project):
+    project.edit("smoke/parameters.yml", trajectory={"training": {"batchsize": 4}})
+    message = mistake(project)
+    assert "unknown key 'batchsize' in trajectory.training" in message
+    assert "smoke/parameters.yml, line " in message
+    assert "did you mean 'batch_size'?" in message
+    line = int(message.split("line ")[1].split(")")[0])
+    text = (project.conf / "smoke/parameters.yml").read_text().splitlines()
+    assert text[line - 1].strip().startswith("batchsize")
+
+
+def test_an_unknown_key_that_is_near_nothing_lists_what_there_is(project):
+    project.edit("smoke/parameters.yml", zzz=1)
+    assert "unknown key 'zzz' in the parameters" in mistake(project)
+    assert "there are profile, seed, model" in mistake(project)
+
+
+def test_a_value_out_of_range(project):
+    project.edit("smoke/parameters.yml", lora={"rank": 0})
+    assert "lora.rank is 0 (" in mistake(project)
+    assert "greater than or equal to 1" in mistake(project)
+
+
+def test_a_value_inside_a_list(project):
+    project.edit("smoke/parameters.yml", warmup={"phases": [{"steps": -1, "learning_rate": 1e-3}]})
+    assert "warmup.phases.0.steps is -1" in mistake(project)
+
+
+def test_a_missing_key_is_looked_for_in_its_group(project):
+    project.edit("smoke/parameters.yml", warmup={"phases": None})
+    message = mistake(project)
+    assert "warmup.phases is missing" in message
+    assert "smoke/parameters.yml, line " in message
+
+
+def test_all_mistakes_are_named_at_once(project):
+    project.edit("smoke/parameters.yml", seed=-1, profil="x")
+    assert len(mistake(project).splitlines()) == 2
+
+
+def test_an_unknown_kind_of_source_lists_the_kinds(project):
+    project.edit("smoke/parameters.yml", tasks={"day_after": {"source": {"kind": "suit"}}})
+    message = mistake(project)
+    assert "tasks.day_after.source.kind is 'suit'" in message
+    assert "'suite', 'file', 'hub'" in message
+
+
+def test_a_key_of_another_kind_of_source(project):
+    project.edit("smoke/parameters.yml", tasks={"day_after": {"source": {"famly": "x"}}})
+    message = mistake(project)
+    assert "unknown key 'famly' in tasks.day_after.source" in message
+    assert "did you mean 'family'?" in message
+
+
+def test_an_unknown_mode(project):
+    project.edit("smoke/parameters.yml", scoring={"mode": "words"})
+    assert "scoring.mode is 'words'" in mistake(project)
+    assert "'letter', 'text' or 'generate'" in mistake(project)
+
+
+def test_an_unknown_task_in_a_pool(project):
+    project.edit("smoke/parameters.yml", meta_test=["nights"])
+    message = mistake(project)
+    assert "meta_test names the unknown task(s) nights" in message
+    assert "day_after" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"meta_train": ["day_after", "day_after"]}, "names a task twice"),
+        ({"meta_test": ["day_after"]}, "in both meta_train and meta_test"),
+        ({"methods": ["base", "base"]}, "names a method twice"),
+        ({"tasks": {"day_after": {"scoring": "letter"}}}, "different modes"),
+        (
+            {"tasks": {"pool": {"source": {"kind": "suite", "family": "day_after"}}}},
+            "called 'pool'",
+        ),
+    ],
+)
+def test_what_does_not_go_together(project, changes, expected):
+    project.edit("smoke/parameters.yml", **changes)
+    assert expected in mistake(project)
+
+
+def test_a_mistake_on_the_command_line(project):
+    assert "seed is -1 (given with --params)" in mistake(project, seed=-1)
+    assert "unknown key 'sede' in the parameters (given with --params)" in mistake(project, sede=1)
+
+
+def test_the_command_line_changes_one_key_of_a_group_and_nothing_else(project):
+    # base has the group, smoke does not
+    project.edit("smoke/parameters.yml", splits=None)
+    base = read_parameters(loader(project)).splits
+    changed = read_parameters(loader(project, splits={"test": 9})).splits
+    assert changed.test == 9
+    assert changed.model_copy(update={"test": base.test}) == base
+    # both have it: the environment's stands
+    assert read_parameters(loader(project, lora={"rank": 3})).lora.alpha == 4.0
+    assert read_parameters(loader(project, seed=5)).seed == 5
+
+
+def test_bad_yaml_names_the_file(project):
+    (project.conf / "smoke/parameters.yml").write_text("profile: [unclosed\nseed: 1")
+    with pytest.raises(ConfigurationError, match=r"smoke/parameters\.yml"):
+        read_parameters(loader(project))
+
+
+def test_an_unknown_environment_names_the_nearest(project):
+    with pytest.raises(ConfigurationError, match="no environment 'smok' .* did you mean 'smoke'"):
+        loader(project, "smok")
+
+
+def test_outside_a_session_the_environment_variable_decides(project, monkeypatch):
+    ProjectConfigLoader.current = None
+    monkeypatch.setenv("KEDRO_ENV", "smoke")
+    assert read_parameters(current_loader()).profile == "smoke"
+    monkeypatch.setenv("KEDRO_ENV", "local")
+    assert read_parameters(current_loader()).profile == "smoke", "the loader is remembered"
+    ProjectConfigLoader.current = None
+    assert read_parameters(current_loader()).profile == "embedded"
