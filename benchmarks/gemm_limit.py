@@ -47,9 +47,7 @@ def measure(
     )
     examples = suite_examples((steps + WARM_UP) * batch_size)
     encoded = encode_examples(base, examples, PROMPT, "text")
-    lengths = [
-        (len(example.prompt), len(example.answers[example.gold])) for example in encoded
-    ]
+    lengths = [(len(example.prompt), len(example.answers[example.gold])) for example in encoded]
     size = settings.either(2048, 128)
     left = torch.randn(size, size).to(base.device, base.dtype)
     right = torch.randn(size, size).to(base.device, base.dtype)

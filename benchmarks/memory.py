@@ -21,7 +21,10 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 def run(settings: Settings) -> Result:
     """Run the node in a child and ask it for its peak."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, sys.path)])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, sys.path)]),
+    }
     command = [sys.executable, "-m", "benchmarks.memory", *(["--quick"] if settings.quick else [])]
     done = subprocess.run(
         command, env=environment, cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=True

@@ -108,9 +108,7 @@ def compare(
     examples = suite_examples(steps * batch_size)
     start = initial_adapter(base, lora)
     model = _peft_model(base, start, autocast_adapter_dtype)
-    batches = [
-        batch_indices(len(examples), training, step, SEED) for step in range(1, steps + 1)
-    ]
+    batches = [batch_indices(len(examples), training, step, SEED) for step in range(1, steps + 1)]
     rows = _peer_rows(base, examples)
     ours, peer = Run(), Run()
     peer.tokens = [sum(len(rows[i]["input_ids"]) for i in batch) for batch in batches]

@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
 import yaml
-from kedro.config import OmegaConfigLoader
+from kedro.config import AbstractConfigLoader, OmegaConfigLoader
 from kedro.framework.project import settings
 from kedro.utils import find_kedro_project
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.parameters import Parameters, ProjectParameters
 
+CONFIG_ENVIRONMENTS = {"base_env": "base", "default_run_env": "local"}
 _NOT_THERE = object()
 
 
@@ -78,7 +79,7 @@ def current_loader() -> ProjectConfigLoader:
     )
 
 
-def read_parameters(loader: OmegaConfigLoader) -> ProjectParameters:
+def read_parameters(loader: AbstractConfigLoader) -> ProjectParameters:
     """Read and validate all parameters.
 
     Args:
@@ -98,7 +99,7 @@ def read_parameters(loader: OmegaConfigLoader) -> ProjectParameters:
         raise ConfigurationError("\n".join(sentences)) from None
 
 
-def _sentence(detail: ErrorDetails, raw: Any, loader: OmegaConfigLoader) -> str:
+def _sentence(detail: ErrorDetails, raw: Any, loader: AbstractConfigLoader) -> str:
     path = _data_path(detail["loc"], raw)
     name, place = ".".join(map(str, path)), _place(path, loader)
     context = detail.get("ctx", {})
@@ -109,9 +110,7 @@ def _sentence(detail: ErrorDetails, raw: Any, loader: OmegaConfigLoader) -> str:
     if detail["type"] == "missing":
         return f"{name} is missing ({place}); add it"
     if detail["type"] == "union_tag_invalid":
-        return (
-            f"{name}.kind is '{context['tag']}' ({place}); use one of {context['expected_tags']}"
-        )
+        return f"{name}.kind is '{context['tag']}' ({place}); use one of {context['expected_tags']}"
     if detail["type"] == "union_tag_not_found":
         return f"{name}.kind is missing ({place}); add it"
     if detail["type"] == "value_error":
@@ -170,19 +169,21 @@ def _members(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _place(path: Sequence[str | int], loader: OmegaConfigLoader) -> str:
+def _place(path: Sequence[str | int], loader: AbstractConfigLoader) -> str:
     """Where a key stands: its file and line, or the command line; for a missing key, its group's place."""
     folder = Path(loader.conf_source)
-    for length in range(len(path), 0, -1):
-        keys = path[:length]
-        if _contains(loader.runtime_params or {}, keys):
-            return "given with --params"
-        for environment in (loader.env or loader.default_run_env, loader.base_env):
+    prefixes = [path[:length] for length in range(len(path), 0, -1)]
+    if path and _contains(loader.runtime_params or {}, path):
+        return "given with --params"
+    # a group that the environment has hides the base's
+    base = CONFIG_ENVIRONMENTS["base_env"]
+    for environment in (loader.env or CONFIG_ENVIRONMENTS["default_run_env"], base):
+        for keys in prefixes:
             for file in sorted((folder / environment).glob("**/parameters*")):
                 line = _line(file, keys) if file.suffix in (".yml", ".yaml", ".json") else None
                 if line is not None:
                     return f"{_short(file)}, line {line}"
-    return f"{_short(folder / loader.base_env / 'parameters.yml')}"
+    return f"{_short(folder / base / 'parameters.yml')}"
 
 
 def _contains(node: Any, keys: Sequence[str | int]) -> bool:

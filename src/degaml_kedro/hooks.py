@@ -7,7 +7,7 @@ from pathlib import Path
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines
-from kedro.io import CatalogProtocol
+from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
 from degaml_kedro.configuration import read_parameters
@@ -23,7 +23,7 @@ class ParametersHook:
         pipelines.configure(f"{__package__}.pipeline_registry")
 
     @hook_impl
-    def on_pipeline_error(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+    def on_pipeline_error(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Close what a failed node left open."""
         for name in pipeline.all_outputs():
             catalog.release(name)
@@ -33,11 +33,11 @@ class ResultsHook:
     """Shows the results when a run has made them."""
 
     @hook_impl
-    def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Print the table, and where everything is."""
         if "results_table" not in pipeline.all_outputs():
             return
-        folder = Path(str(catalog["results_table"]._filepath)).parent
+        folder = Path(str(catalog["results_table"]._describe()["filepath"])).parent
         if folder.is_relative_to(Path.cwd()):
             folder = folder.relative_to(Path.cwd())
         print(

@@ -147,6 +147,8 @@ class FileSource(Parameters):
     answer: str = "answer"
     # one file per split in a folder or through "{split}" in the path; None for a single file
     split_files: dict[str, str] | None = None
+    # a prompt that two splits share: refused, or kept where it is tested on
+    overlap: Literal["error", "drop_from_train"] = "error"
 
 
 class HubSource(Parameters):

@@ -32,7 +32,9 @@ def progress_bar(title: str, unit: str, done: int = 0) -> Iterator[Progress]:
         A callable that takes (done, total).
     """
     if sys.stderr.isatty():
-        with tqdm(desc=title, unit=unit, initial=done, delay=_BAR_AFTER_SECONDS, leave=False) as bar:
+        with tqdm(
+            desc=title, unit=unit, initial=done, delay=_BAR_AFTER_SECONDS, leave=False
+        ) as bar:
 
             def draw(now: int, total: int) -> None:
                 bar.total = total

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kedro.utils import find_kedro_project
 
-from degaml_kedro.configuration import ProjectConfigLoader
+from degaml_kedro.configuration import CONFIG_ENVIRONMENTS, ProjectConfigLoader
 from degaml_kedro.hooks import ParametersHook, ResultsHook
 from degaml_kedro.tracking import TrackingHook
 
@@ -18,14 +18,14 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 # Kedro's own calls, of which nobody who runs this project can do anything
 warnings.filterwarnings("ignore", r"(?s).*register_new_resolver\(\) is deprecated", UserWarning)
 
-# kedro-mlflow's hook runs as part of TrackingHook
-DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry", "kedro-mlflow", "kedro_mlflow")
+# kedro-mlflow's hook runs as part of TrackingHook; Kedro-Viz's keeps a log of its own and warns of every run that is
+# not of the whole pipeline
+DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry", "kedro-mlflow", "kedro_mlflow", "kedro-viz")
 HOOKS = (ParametersHook(), TrackingHook(), ResultsHook())
 
 CONFIG_LOADER_CLASS = ProjectConfigLoader
 CONFIG_LOADER_ARGS = {
-    "base_env": "base",
-    "default_run_env": "local",
+    **CONFIG_ENVIRONMENTS,
     "custom_resolvers": {
         # for URIs: unlike file paths, Kedro does not make them absolute
         "project": lambda: (find_kedro_project(Path.cwd()) or Path.cwd()).as_posix()

@@ -12,14 +12,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, TypeVar, cast
 from urllib.parse import urlparse
 
+import mlflow
 from alembic.util import CommandError
 from kedro.config import MissingConfigException
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
-from kedro.io import CatalogProtocol, DatasetError
+from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
@@ -45,16 +46,14 @@ _TRAJECTORY, _RESULT = ".trajectory", ".result"
 logger = logging.getLogger(__name__)
 
 
-P = ParamSpec("P")
+Hook = TypeVar("Hook", bound=Callable[..., None])
 
 
-def _tolerant(
-    hook: Callable[Concatenate[TrackingHook, P], None],
-) -> Callable[Concatenate[TrackingHook, P], None]:
+def _tolerant(hook: Hook) -> Hook:
     """Tracking never stops a run: what cannot be tracked is said once and left out from there on."""
 
     @functools.wraps(hook)
-    def tolerant(self: TrackingHook, *args: P.args, **kwargs: P.kwargs) -> None:
+    def tolerant(self: TrackingHook, *args: Any, **kwargs: Any) -> None:
         # a worker process of a parallel runner has the hook, but must not use the parent's connection
         if self.off or os.getpid() != self.process:
             return
@@ -70,7 +69,7 @@ def _tolerant(
                 reason[0] if reason else type(error).__name__,
             )
 
-    return tolerant
+    return cast(Hook, tolerant)
 
 
 @dataclass
@@ -118,7 +117,7 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
     @_tolerant
     def after_catalog_created(
         self,
-        catalog: CatalogProtocol,
+        catalog: DataCatalog,
         conf_catalog: dict[str, Any],
         conf_creds: dict[str, Any],
         parameters: dict[str, Any],
@@ -133,20 +132,21 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
     @hook_impl
     @_tolerant
     def before_pipeline_run(
-        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Open the pipeline's run and log all parameters, once."""
         super().before_pipeline_run(run_params, pipeline, catalog)
         if self.run_id is not None:
-            self._log_parameters(catalog.load("parameters"))
+            self._log_parameters(self.run_id, catalog.load("parameters"))
 
     @hook_impl
     @_tolerant
     def before_node_run(
-        self, node: Node, catalog: CatalogProtocol, inputs: dict[str, Any], is_async: bool
+        self, node: Node, catalog: DataCatalog, inputs: dict[str, Any], is_async: bool
     ) -> None:
         """Make the pipeline's run the active one in the node's thread; the parameters are logged already."""
-        super().before_node_run(node, catalog, {}, is_async)
+        if mlflow.active_run() is None:
+            super().before_node_run(node, catalog, {}, is_async)
 
     @hook_impl
     @_tolerant
@@ -169,7 +169,7 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
     @hook_impl
     @_tolerant
     def after_pipeline_run(
-        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Log what was made elsewhere, by worker processes or earlier runs, and close all runs."""
         if self.run_id is not None:
@@ -185,7 +185,7 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         error: Exception,
         run_params: dict[str, Any],
         pipeline: Pipeline,
-        catalog: CatalogProtocol,
+        catalog: DataCatalog,
     ) -> None:
         """Close all runs as failed, with the steps they got to."""
         if self.run_id is None:
@@ -197,9 +197,10 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
 
     @property
     def _client(self) -> MlflowClient:
-        return self.mlflow_config.server._mlflow_client
+        client: MlflowClient = self.mlflow_config.server._mlflow_client
+        return client
 
-    def _log_parameters(self, parameters: Mapping[str, Any]) -> None:
+    def _log_parameters(self, run: str, parameters: Mapping[str, Any]) -> None:
         flat = _flatten_dict(dict(parameters), recursive=self.recursive, sep=self.sep)
         values = [
             Param(self.sanitize_param_name(name), str(value)[:MAX_PARAM_VAL_LENGTH])
@@ -207,7 +208,7 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         ]
         for first in range(0, len(values), MAX_PARAMS_TAGS_PER_BATCH):
             batch = values[first : first + MAX_PARAMS_TAGS_PER_BATCH]
-            self._client.log_batch(self.run_id, params=batch)
+            self._client.log_batch(run, params=batch)
 
     def _child(self, path: tuple[str, ...]) -> str:
         """The run of a task, ``(task,)``, or of a method on a task, ``(task, method)``."""
@@ -252,7 +253,7 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         self._client.set_tag(run, "pool", result["pool"])
         self._measured.add(name)
 
-    def _log_from_disk(self, name: str, catalog: CatalogProtocol) -> None:
+    def _log_from_disk(self, name: str, catalog: DataCatalog) -> None:
         try:
             if name.endswith(_TRAJECTORY) and name not in self._curves and catalog.exists(name):
                 self._send_whole(name, catalog.load(name).records)

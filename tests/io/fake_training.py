@@ -37,7 +37,9 @@ def advance(parameters: torch.Tensor, step: int) -> torch.Tensor:
 def split(parameters: torch.Tensor) -> dict[str, torch.Tensor]:
     """The flat parameters as named tensors."""
     parts = parameters.split([10, 6])
-    return {name: part.view(shape) for (name, shape), part in zip(SHAPES.items(), parts, strict=True)}
+    return {
+        name: part.view(shape) for (name, shape), part in zip(SHAPES.items(), parts, strict=True)
+    }
 
 
 def train(

@@ -15,6 +15,11 @@ from degaml_kedro.io.atomic import (
     replace_file,
 )
 
+
+def names(folder):
+    return [path.name for path in folder.iterdir()]
+
+
 FRAME = pd.DataFrame({"a": [1, 2], "scores": [[0.5, -1.0], [0.25]]})
 
 
@@ -38,7 +43,7 @@ def test_round_trip_and_replacement(tmp_path, kind, value, other):
         assert [list(row) for row in loaded["scores"]] == FRAME["scores"].tolist()
     else:
         assert loaded == value
-    assert os.listdir(tmp_path / "folder") == ["file"]
+    assert names(tmp_path / "folder") == ["file"]
 
 
 def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
@@ -52,7 +57,7 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(RuntimeError, match="half way"):
         replace_file(path, fail)
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
+    assert names(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -68,7 +73,7 @@ def test_a_killed_writer_leaves_the_old_file_and_the_next_one_cleans_up(tmp_path
     assert path.read_bytes() == b"old"
     replace_file(path, lambda stream: stream.write(b"newer"))
     assert path.read_bytes() == b"newer"
-    assert os.listdir(tmp_path) == ["file"]
+    assert names(tmp_path) == ["file"]
 
 
 def test_a_missing_file_says_how_to_make_it(tmp_path):

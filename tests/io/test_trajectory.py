@@ -36,9 +36,7 @@ def test_every_step_reads_back_as_written(folder):
         assert list(adapter.tensors) == sorted(chunk.tensors)
         for name, tensor in chunk.tensors.items():
             assert torch.equal(adapter.tensors[name], tensor)
-    assert torch.equal(
-        trajectory.last.tensors[name], trajectory.adapter(4).tensors[name]
-    )
+    assert torch.equal(trajectory.last.tensors[name], trajectory.adapter(4).tensors[name])
     trajectory.verify()
     assert "4 steps, 4 kept" in repr(trajectory)
 
@@ -54,7 +52,9 @@ def test_a_changed_step_is_named_with_the_file_and_the_way_out(folder):
     flip(folder, 3)
     trajectory = Trajectory(folder)
     trajectory.adapter(2)
-    with pytest.raises(TrajectoryError, match=r"trajectory\.safetensors.*step 3.*delete the folder.*kedro run"):
+    with pytest.raises(
+        TrajectoryError, match=r"trajectory\.safetensors.*step 3.*delete the folder.*kedro run"
+    ):
         trajectory.adapter(3)
     with pytest.raises(TrajectoryError, match="step 3"):
         trajectory.verify()

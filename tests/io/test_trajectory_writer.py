@@ -227,9 +227,7 @@ def test_no_room_leaves_the_older_trajectory(tmp_path, whole, monkeypatch):
 
 def test_no_room_for_the_resume_file_either(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(
-        trajectory_writer.shutil, "disk_usage", lambda _: usage._replace(free=100)
-    )
+    monkeypatch.setattr(trajectory_writer.shutil, "disk_usage", lambda _: usage._replace(free=100))
     with pytest.raises(TrajectoryError, match="no room"):
         TrajectoryWriter(tmp_path / "t", next(train(None)))
     assert not (tmp_path / "t").exists()

@@ -81,7 +81,9 @@ def test_every_step_s_loss_is_that_of_peft_with_plain_adamw(mode: str, form: str
                 answer = (*answer, base.tokenizer.eos_token_id)
             ids = encoded[i].prompt + answer
             logits = reference(input_ids=torch.tensor([ids])).logits[0, -len(answer) - 1 : -1]
-            losses.append(nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="none"))
+            losses.append(
+                nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="none")
+            )
         loss = torch.cat(losses).mean()
         assert step.loss == pytest.approx(loss.item(), abs=1e-4)
         optimizer.zero_grad()
@@ -201,7 +203,9 @@ def test_a_diverging_loss_is_named() -> None:
     adapter = random_adapter(base, LoraParameters(rank=4))
     for tensor in adapter.tensors.values():
         tensor.fill_(1e30)
-    with pytest.raises(TrainingError, match="the loss became .* at step 1; lower the learning rate"):
+    with pytest.raises(
+        TrainingError, match="the loss became .* at step 1; lower the learning rate"
+    ):
         run(base, start=adapter)
 
 

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Qwen2
 
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.lean import LeanGatedMlp, LeanRmsNorm, make_lean
 from degaml_kedro.llm.lora import active_lora, make_adaptable
 from degaml_kedro.llm.packing import ATTENTION_NAME, TokenTree, active_pack, pack_trees
 from degaml_kedro.llm.stack import decoder_stack
@@ -33,7 +32,9 @@ def gradients(
     with active_lora(base.activate(layers, adapter.config.scale)):
         hidden = base.hidden_states(pack)
     (hidden * weights).sum().backward()
-    return hidden.detach(), {key: leaf.grad for key, leaf in leaves.items() if leaf.grad is not None}
+    return hidden.detach(), {
+        key: leaf.grad for key, leaf in leaves.items() if leaf.grad is not None
+    }
 
 
 def close(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -147,7 +148,6 @@ def test_every_architecture_packs_as_it_computes_alone(config: object, recognise
     alone = [model.base_model(torch.tensor([[5, 6, 7, 8, 9]])).last_hidden_state[0]]
     alone += [model.base_model(torch.tensor([[11, 12, 16]])).last_hidden_state[0][2:]]
     model.set_attn_implementation(ATTENTION_NAME)
-    make_lean(model)
     make_adaptable(model)
     stack = decoder_stack(model)
     assert (stack is not None) == recognised
@@ -169,33 +169,3 @@ def test_a_model_that_computes_otherwise_is_not_taken_for_llama() -> None:
         # same parts, another formula
         block.self_attn.scaling *= 3
     assert decoder_stack(model) is None
-
-
-def test_lean_modules_stand_in_for_the_library_s() -> None:
-    kinds = {type(module) for module in tiny_base().model.modules()}
-    assert {LeanRmsNorm, LeanGatedMlp} <= kinds
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_lean_gradients_are_true(dtype: torch.dtype) -> None:
-    from degaml_kedro.llm.lean import _Gate, _RmsNorm
-
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 8, generator=generator, dtype=dtype, requires_grad=True)
-    up = torch.randn(3, 8, generator=generator, dtype=dtype, requires_grad=True)
-    weight = torch.randn(8, generator=generator, dtype=dtype)
-    out = torch.randn(3, 8, generator=generator, dtype=dtype)
-
-    def library(rows: torch.Tensor) -> torch.Tensor:
-        return weight * (rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + 1e-5))
-
-    cases = [
-        (lambda: _RmsNorm.apply(x, weight, 1e-5), lambda: library(x), [x]),
-        (lambda: _Gate.apply(x, up), lambda: torch.nn.functional.silu(x) * up, [x, up]),
-    ]
-    for mine, theirs, inputs in cases:
-        got = torch.autograd.grad((mine() * out).sum(), inputs)
-        expected = torch.autograd.grad((theirs() * out).sum(), inputs)
-        assert torch.allclose(mine(), theirs(), atol=1e-5)
-        for one, other in zip(got, expected, strict=True):
-            assert torch.allclose(one, other, atol=1e-5)

@@ -58,7 +58,7 @@ def test_accuracy_cost_and_chance():
 def test_likelihood_is_that_of_the_softmax_over_options():
     # scores that are off by a constant, as a scorer may leave them
     p = np.array([[0.7, 0.2, 0.1], [0.25, 0.5, 0.25]])
-    result = measure(frame([0, 0], [0, 1], list(np.log(p) + [[5.0], [-3.0]])))
+    result = measure(frame([0, 0], [0, 1], list(np.log(p) + np.array([[5.0], [-3.0]]))))
     assert result["nll"] == pytest.approx(-(math.log(0.7) + math.log(0.25)) / 2)
     # right with 0.7, wrong with 0.5, each alone in its bin
     assert result["ece"] == pytest.approx((0.3 + 0.5) / 2)
@@ -92,7 +92,9 @@ def test_calibration_error_is_a_share(pairs):
 
 
 def test_nothing_to_measure_names_the_place_and_the_way_out():
-    with pytest.raises(ResultsError, match=r"capitals\.base\.predictions holds no predictions.*test"):
+    with pytest.raises(
+        ResultsError, match=r"capitals\.base\.predictions holds no predictions.*test"
+    ):
         measure(frame([], [], []), "capitals.base.predictions")
 
 

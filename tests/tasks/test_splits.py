@@ -164,7 +164,7 @@ def test_splits_survive_parquet(tmp_path):
 
 def test_damaged_tables_are_named():
     frame = splits_to_frame(split_examples(numbered(25), SIZES, 0, "t"))
-    with pytest.raises(SplitError, match="lacks the column.*gold"):
+    with pytest.raises(SplitError, match=r"lacks the column.*gold"):
         frame_to_splits(frame.drop(columns="gold"))
     with pytest.raises(SplitError, match="lacks the column 'split'"):
         frame_to_splits(frame.drop(columns="split"))

@@ -48,7 +48,7 @@ class AdapterConfig:
 
     @property
     def scale(self) -> float:
-        """alpha / r."""
+        """The factor of the product: alpha / r."""
         return self.alpha / self.rank
 
 

@@ -70,12 +70,13 @@ def _readable(path: Path, load: Callable[[], T]) -> T:
         ) from error
 
 
-class AtomicParquetDataset(ParquetDataset):
+class AtomicParquetDataset(ParquetDataset):  # type: ignore[misc]
     """``pandas.ParquetDataset`` for local files, written whole or not at all."""
 
     def load(self) -> pd.DataFrame:
         """Read the frame."""
-        return _readable(Path(self._get_load_path()), super().load)
+        load: Callable[[], pd.DataFrame] = super().load
+        return _readable(Path(self._get_load_path()), load)
 
     def save(self, data: pd.DataFrame) -> None:
         """Write the frame."""
@@ -85,7 +86,7 @@ class AtomicParquetDataset(ParquetDataset):
         self._invalidate_cache()
 
 
-class AtomicJSONDataset(JSONDataset):
+class AtomicJSONDataset(JSONDataset):  # type: ignore[misc]
     """``json.JSONDataset`` for local files, written whole or not at all."""
 
     def load(self) -> Any:
@@ -99,12 +100,13 @@ class AtomicJSONDataset(JSONDataset):
         self._invalidate_cache()
 
 
-class AtomicTextDataset(TextDataset):
+class AtomicTextDataset(TextDataset):  # type: ignore[misc]
     """``text.TextDataset`` for local files, written whole or not at all."""
 
     def load(self) -> str:
         """Read the text."""
-        return _readable(Path(self._get_load_path()), super().load)
+        load: Callable[[], str] = super().load
+        return _readable(Path(self._get_load_path()), load)
 
     def save(self, data: str) -> None:
         """Write the text."""

@@ -199,8 +199,8 @@ class Trajectory:
             if self._file is None:
                 self._file = safe_open(self._weights, framework="pt")
                 first = step_prefix(self.steps[0])
-                names = (name for name in self._file.keys() if name.startswith(first))
-                self._names = sorted(name.removeprefix(first) for name in names)
+                names = self._file.keys()
+                self._names = sorted(n.removeprefix(first) for n in names if n.startswith(first))
             tensors = {name: self._file.get_tensor(prefix + name) for name in self._names}
         except (SafetensorError, OSError) as error:
             raise TrajectoryError(
@@ -246,7 +246,8 @@ def step_prefix(step: int) -> str:
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """A step's tensors as they lie in the file: by name, one after the other."""
     parts = [
-        tensors[name].detach().contiguous().reshape(-1).view(torch.uint8) for name in sorted(tensors)
+        tensors[name].detach().contiguous().reshape(-1).view(torch.uint8)
+        for name in sorted(tensors)
     ]
     return torch.cat(parts).cpu().numpy().tobytes()
 

@@ -265,7 +265,9 @@ def read_state(folder: Path) -> TrajectoryState | None:
                 pass
             records = tuple(StepRecord(**step) for step in index["steps"])
         except (TrajectoryError, SafetensorError, OSError) as error:
-            logger.warning("The trajectory in %s cannot be read and is made again: %s", folder, error)
+            logger.warning(
+                "The trajectory in %s cannot be read and is made again: %s", folder, error
+            )
             return None
         return TrajectoryState(index["fingerprint"], True, records)
     if not (folder / RESUME_FILE).is_file():
@@ -273,7 +275,8 @@ def read_state(folder: Path) -> TrajectoryState | None:
     try:
         with safe_open(folder / RESUME_FILE, framework="pt") as file:
             index = json.loads(file.metadata()["index"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
         if index["format"] != FORMAT:
             raise TrajectoryError(f"its format is {index['format']}, not {FORMAT}")
         records = tuple(StepRecord(**step) for step in index["steps"])
@@ -304,7 +307,9 @@ def _compare_partial(path: Path, records: tuple[StepRecord, ...]) -> None:
             if record.sha256 is None:
                 continue
             prefix = step_prefix(record.step)
-            spans = [entry["data_offsets"] for name, entry in header.items() if name.startswith(prefix)]
+            spans = [
+                entry["data_offsets"] for name, entry in header.items() if name.startswith(prefix)
+            ]
             begin, end = min(span[0] for span in spans), max(span[1] for span in spans)
             file.seek(8 + length + begin)
             if checksum(file.read(end - begin)) != record.sha256:

@@ -34,7 +34,6 @@ from transformers.utils import logging as transformers_logging
 
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.errors import DegamlError
-from degaml_kedro.llm.lean import make_lean
 from degaml_kedro.llm.lora import (
     ActiveLora,
     LinearGroup,
@@ -140,7 +139,8 @@ class BaseModel:
         if adapter is None:
             return None
         layers = {
-            name: (a.to(self.device), b.to(self.device)) for name, (a, b) in adapter.layers().items()
+            name: (a.to(self.device), b.to(self.device))
+            for name, (a, b) in adapter.layers().items()
         }
         return self.activate(layers, adapter.config.scale)
 
@@ -238,7 +238,6 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
         model, tokenizer = _from_pretrained(source, folder, dtype)
         fingerprint = _fingerprint(source, folder)
     model = model.to(device).eval().requires_grad_(False)
-    make_lean(model)
     groups = make_adaptable(model)
     return BaseModel(
         name=name,
@@ -345,7 +344,7 @@ def _converted(gguf: Path) -> Path:
     try:
         with _quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
             )
             # the weights are plain floats by now; the marks of the packed format would be refused
@@ -391,8 +390,8 @@ def _random_model(source: RandomModel) -> tuple[Any, PreTrainedTokenizerBase]:
         bos_token_id=1,
         eos_token_id=2,
         tie_word_embeddings=True,
-        attn_implementation=ATTENTION_NAME,
     )
+    config._attn_implementation = ATTENTION_NAME
     # a private random state: the caller's is left as it was
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(source.seed)

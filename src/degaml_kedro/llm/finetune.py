@@ -171,8 +171,7 @@ def fine_tune(
         first, second, done = torch.zeros_like(flat), torch.zeros_like(flat), 0
     else:
         flat, first, second = (
-            resume.tensors[name].clone()
-            for name in ("parameters", "first_moment", "second_moment")
+            resume.tensors[name].clone() for name in ("parameters", "first_moment", "second_moment")
         )
         done = resume.step
     flat = flat.to(device).requires_grad_()
@@ -189,7 +188,8 @@ def fine_tune(
         began = time.perf_counter()
         batch = [sequences[i] for i in batch_indices(len(sequences), training, step, seed)]
         pack = pack_trees([TokenTree(ids) for ids, _ in batch], device, base.dtype)
-        rows, labels = [], []
+        rows: list[int] = []
+        labels: list[int] = []
         for (ids, answer), offset in zip(batch, pack.starts, strict=True):
             rows.extend(range(offset + len(ids) - answer - 1, offset + len(ids) - 1))
             labels.extend(ids[-answer:])

@@ -4,16 +4,15 @@ Every linear layer of the base model becomes an :class:`AdaptableLinear` once, w
 the adapter that is active in the current thread, so that the one shared model serves many adapters, in several
 threads, without copies and without ever writing to it.
 
-Layers that read the same input (query, key and value; gate and up) are computed as one product of their stacked
-weights, and their adapters as one product of stacked A and block-diagonal B: on a CPU the small products of LoRA
-cost more in calls than in arithmetic.
+Layers that read the same input (query, key and value; gate and up) get stacked storage, so that
+:mod:`~degaml_kedro.llm.stack` computes them as one product, and their adapters as one product of stacked A and
+block-diagonal B: on a CPU the small products of LoRA cost more in calls than in arithmetic.
 
 Shapes: T tokens, I inputs, O outputs, r rank, M layers of a group.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -59,6 +58,11 @@ class GroupAdapter:
     a: Tensor
     b: Tensor
     scale: float
+
+    def pair(self, member: int) -> tuple[Tensor, Tensor]:
+        """A [r, I] and B [O_m, r] of one layer of the group."""
+        column = self.members.index(member)
+        return self.leaves[column], self.leaves[len(self.members) + column]
 
     def leaf_gradients(
         self, gradient: Tensor, low_gradient: Tensor, x: Tensor, low: Tensor, group: LinearGroup
@@ -115,82 +119,28 @@ def group_adapter(
     return GroupAdapter((*a_parts, *b_parts), members, a, b, scale)
 
 
-class _LoraProduct(torch.autograd.Function):
-    """The adapted product of a group, backward by hand: W gets no gradient, only x and A x are kept."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, group: LinearGroup, adapter: GroupAdapter, *leaves: Tensor):  # type: ignore[no-untyped-def]
-        rows = x.reshape(-1, x.shape[-1])
-        low = rows @ adapter.a.T
-        if group.bias is None:
-            out = rows @ group.weight.T
-        else:
-            out = torch.addmm(group.bias, rows, group.weight.T)
-        out.addmm_(low, adapter.b.T)
-        ctx.save_for_backward(rows, low)
-        ctx.group, ctx.adapter, ctx.shape = group, adapter, x.shape
-        out = out.view(*x.shape[:-1], -1)
-        return out if len(group.outputs) == 1 else out.split(group.outputs, dim=-1)
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor):  # type: ignore[no-untyped-def]
-        rows, low = ctx.saved_tensors
-        group, adapter = ctx.group, ctx.adapter
-        gradient = gradients[0] if len(gradients) == 1 else torch.cat(gradients, dim=-1)
-        gradient = gradient.reshape(-1, gradient.shape[-1])
-        low_gradient = gradient @ adapter.b
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = gradient @ group.weight
-            grad_x.addmm_(low_gradient, adapter.a)
-            grad_x = grad_x.view(ctx.shape)
-        leaves = adapter.leaf_gradients(gradient, low_gradient, rows, low, group)
-        return grad_x, None, None, *leaves
-
-
 ActiveLora = Mapping[int, GroupAdapter]
 _ACTIVE: ContextVar[ActiveLora | None] = ContextVar("degaml_active_lora", default=None)
 
 
-class _Pending(threading.local):
-    """Outputs of a group computed when its first layer ran, waiting for its siblings in the same thread."""
-
-    group: LinearGroup | None = None
-    x: Tensor | None = None
-    outputs: tuple[Tensor, ...] = ()
-
-
-_PENDING = _Pending()
-
-
 class AdaptableLinear(nn.Linear):
-    """A frozen ``nn.Linear`` that adds the active adapter's product."""
+    """A frozen ``nn.Linear`` that adds the active adapter's product.
+
+    This is the path of models that :mod:`~degaml_kedro.llm.stack` does not recognise, and of decoding.
+    """
 
     group: LinearGroup
     member: int
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x [..., I] -> [..., O]."""
-        group = self.group
-        if len(group.names) > 1:
-            if _PENDING.group is group and _PENDING.x is x:
-                output = _PENDING.outputs[self.member]
-                if self.member == len(group.names) - 1:
-                    _PENDING.group, _PENDING.x, _PENDING.outputs = None, None, ()
-                return output
+        output = nn.functional.linear(x, self.weight, self.bias)
         active = _ACTIVE.get()
-        adapter = None if active is None else active.get(id(group))
-        if adapter is None:
-            outputs: Tensor | tuple[Tensor, ...] = nn.functional.linear(x, group.weight, group.bias)
-            if len(group.names) > 1:
-                outputs = outputs.split(group.outputs, dim=-1)  # type: ignore[union-attr]
-        else:
-            outputs = _LoraProduct.apply(x, group, adapter, *adapter.leaves)
-        if isinstance(outputs, Tensor):
-            return outputs
-        if self.member == 0:
-            _PENDING.group, _PENDING.x, _PENDING.outputs = group, x, outputs
-        return outputs[self.member]
+        adapter = None if active is None else active.get(id(self.group))
+        if adapter is None or self.member not in adapter.members:
+            return output
+        a, b = adapter.pair(self.member)
+        return output + (x @ a.to(x.dtype).T) @ (b * adapter.scale).to(x.dtype).T
 
 
 def make_adaptable(model: nn.Module) -> list[LinearGroup]:
@@ -209,7 +159,8 @@ def make_adaptable(model: nn.Module) -> list[LinearGroup]:
 
     def adopt(names: Sequence[str], layers: Sequence[nn.Linear]) -> None:
         if len(layers) == 1:
-            weight, bias = layers[0].weight.data, layers[0].bias
+            weight = layers[0].weight.data
+            bias: Tensor | None = layers[0].bias
         else:
             weight = torch.cat([layer.weight.data for layer in layers])
             bias = None
@@ -262,4 +213,3 @@ def active_lora(active: ActiveLora | None) -> Iterator[None]:
         yield
     finally:
         _ACTIVE.reset(token)
-        _PENDING.group, _PENDING.x, _PENDING.outputs = None, None, ()

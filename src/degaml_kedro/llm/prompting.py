@@ -64,9 +64,7 @@ def render_prompt(example: Example, prompt: PromptParameters, base: BaseModel) -
     return str(text)
 
 
-def answer_texts(
-    example: Example, mode: ScoringMode, prompt: PromptParameters
-) -> tuple[str, ...]:
+def answer_texts(example: Example, mode: ScoringMode, prompt: PromptParameters) -> tuple[str, ...]:
     """What the model may answer, one string an option: the option's text, or its label in brackets."""
     space = " " if prompt.format == "plain" else ""
     if mode == "text":

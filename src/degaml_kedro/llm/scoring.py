@@ -22,7 +22,7 @@ from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
-from degaml_kedro.llm.prompting import EncodedExample, answer_texts, encode_examples, render_prompt
+from degaml_kedro.llm.prompting import EncodedExample, answer_texts, encode_examples
 from degaml_kedro.parameters import PromptParameters, ScoringParameters
 from degaml_kedro.tasks.example import Example
 
@@ -211,7 +211,7 @@ def _answer_log_probabilities(
 def _token_log_probabilities(
     hidden: Tensor, head: Tensor, rows: Sequence[int], targets: Sequence[int]
 ) -> list[float]:
-    """log softmax(head h)[target] for (row, target) pairs; a row that several pairs share is computed once.
+    """Log softmax(head h)[target] for (row, target) pairs; a row that several pairs share is computed once.
 
     Args:
         hidden: [T, C].

@@ -81,7 +81,8 @@ class DecoderStack:
         adapters = [None if active is None else active.get(id(group)) for group in groups]
         leaves = [leaf for adapter in adapters if adapter is not None for leaf in adapter.leaves]
         run = _Run(self, pack, cos[0], sin[0], adapters)
-        return _Decode.apply(x[0], run, *leaves)  # type: ignore[no-any-return]
+        states: Tensor = _Decode.apply(x[0], run, *leaves)  # type: ignore[no-untyped-call]
+        return states
 
 
 class _Run:
@@ -116,7 +117,7 @@ class _Run:
         low.copy_(turned)
 
     def split_heads(self, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q [G K, R S, D], k and v [G K, S, D] from [G S, (H + 2 K) D]."""
+        """Queries [G K, R S, D], keys and values [G K, S, D] from [G S, (H + 2 K) D]."""
         stack, g, s = self.stack, self.groups, self.longest
         heads = grid.view(g, s, stack.heads + 2 * stack.kv_heads, stack.head_width)
         q, k, v = heads.split([stack.heads, stack.kv_heads, stack.kv_heads], dim=2)
@@ -163,10 +164,8 @@ def _product(
     x: Tensor, group: LinearGroup, adapter: GroupAdapter | None
 ) -> tuple[Tensor, Tensor | None]:
     """W x + B A x for a group, and A x, which the backward needs."""
-    if group.bias is None:
-        out = x @ group.weight.T
-    else:
-        out = torch.addmm(group.bias, x, group.weight.T)
+    weight = group.weight.T
+    out = x @ weight if group.bias is None else torch.addmm(group.bias, x, weight)
     if adapter is None:
         return out, None
     low = x @ adapter.a.T
@@ -179,15 +178,13 @@ def _product_backward(
     low: Tensor | None,
     group: LinearGroup,
     adapter: GroupAdapter | None,
-    needs_x: bool,
-) -> tuple[Tensor | None, list[Tensor]]:
+) -> tuple[Tensor, list[Tensor]]:
     """Gradients of x and of the adapter's leaves."""
-    grad_x = gradient @ group.weight if needs_x else None
+    grad_x = gradient @ group.weight
     if adapter is None or low is None:
         return grad_x, []
     low_gradient = gradient @ adapter.b
-    if grad_x is not None:
-        grad_x.addmm_(low_gradient, adapter.a)
+    grad_x.addmm_(low_gradient, adapter.a)
     return grad_x, adapter.leaf_gradients(gradient, low_gradient, x, low, group)
 
 
@@ -195,7 +192,7 @@ class _Decode(torch.autograd.Function):
     """All blocks and the final norm."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, run: _Run, *leaves: Tensor):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, x: Tensor, run: _Run, *leaves: Tensor) -> Tensor:
         stack, pack = run.stack, run.pack
         adapters = iter(run.adapters)
         keep = any(ctx.needs_input_grad)
@@ -220,10 +217,8 @@ class _Decode(torch.autograd.Function):
             out, low_4 = _product(inner, layer.down, next(adapters))
             x = out.add_(x_mid)
             if keep:
-                saved.append(
-                    (x_in, inverse_1, low_1, q, k, v, chances, mixed, low_2)
-                    + (x_mid, inverse_2, low_3, gate_up, low_4)
-                )
+                attention = (x_in, inverse_1, low_1, q, k, v, chances, mixed, low_2)
+                saved.append((*attention, x_mid, inverse_2, low_3, gate_up, low_4))
         out, inverse = _norm(x, stack.final_norm, stack.eps)
         if keep:
             # the run ends with its backward; nothing outside can change these tensors
@@ -231,7 +226,7 @@ class _Decode(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         run: _Run = ctx.run
         stack, pack = run.stack, run.pack
         adapters = list(run.adapters)
@@ -247,20 +242,18 @@ class _Decode(torch.autograd.Function):
 
             gate, up = gate_up.split(layer.gate_up.outputs, dim=-1)
             open_gate = nn.functional.silu(gate)
-            d_inner, leaves = _product_backward(
-                dx, open_gate * up, low_4, layer.down, to_down, True
-            )
+            d_inner, leaves = _product_backward(dx, open_gate * up, low_4, layer.down, to_down)
             gradients.append(leaves)
             d_gate_up = torch.empty_like(gate_up)
             d_gate, d_up = d_gate_up.split(layer.gate_up.outputs, dim=-1)
             torch.mul(d_inner, open_gate, out=d_up)
             torch.ops.aten.silu_backward.grad_input(d_inner.mul_(up), gate, grad_input=d_gate)
             h = _norm_again(x_mid, layer.second_norm, inverse_2) if to_gate_up else x_mid
-            dh, leaves = _product_backward(d_gate_up, h, low_3, layer.gate_up, to_gate_up, True)
+            dh, leaves = _product_backward(d_gate_up, h, low_3, layer.gate_up, to_gate_up)
             gradients.append(leaves)
             dx = dx.add_(_norm_backward(dh, x_mid, layer.second_norm, inverse_2))
 
-            d_mixed, leaves = _product_backward(dx, mixed, low_2, layer.out, to_out, True)
+            d_mixed, leaves = _product_backward(dx, mixed, low_2, layer.out, to_out)
             gradients.append(leaves)
             grid = d_mixed.new_zeros(run.groups * run.longest, d_mixed.shape[1])
             d_o = run.split_queries(grid.index_copy_(0, pack.scatter, d_mixed))
@@ -272,12 +265,10 @@ class _Decode(torch.autograd.Function):
             grid = d_q.new_empty(run.groups, run.longest, layer.qkv.weight.shape[0])
             heads = grid.view(run.groups, run.longest, -1, stack.head_width)
             first, second = stack.heads, stack.heads + stack.kv_heads
-            heads[:, :, :first].view(
-                run.groups, run.longest, stack.kv_heads, run.repeat, -1
-            ).copy_(
-                d_q.view(
-                    run.groups, stack.kv_heads, run.repeat, run.longest, -1
-                ).permute(0, 3, 1, 2, 4)
+            heads[:, :, :first].view(run.groups, run.longest, stack.kv_heads, run.repeat, -1).copy_(
+                d_q.view(run.groups, stack.kv_heads, run.repeat, run.longest, -1).permute(
+                    0, 3, 1, 2, 4
+                )
             )
             shape = (run.groups, stack.kv_heads, run.longest, -1)
             heads[:, :, first:second].copy_(d_k.view(shape).transpose(1, 2))
@@ -285,11 +276,15 @@ class _Decode(torch.autograd.Function):
             d_qkv = grid.view(run.groups * run.longest, -1).index_select(0, pack.scatter)
             run.rotate(d_qkv[:, :both].view(len(d_qkv), first + stack.kv_heads, -1), -1.0)
             h = _norm_again(x_in, layer.first_norm, inverse_1) if to_qkv else x_in
-            needs_x = index > 0 or ctx.needs_input_grad[0]
-            dh, leaves = _product_backward(d_qkv, h, low_1, layer.qkv, to_qkv, needs_x)
-            gradients.append(leaves)
-            if dh is not None:
+            if index > 0 or ctx.needs_input_grad[0]:
+                dh, leaves = _product_backward(d_qkv, h, low_1, layer.qkv, to_qkv)
                 dx = dx.add_(_norm_backward(dh, x_in, layer.first_norm, inverse_1))
+            elif to_qkv is not None:
+                # nothing below the first block learns
+                leaves = to_qkv.leaf_gradients(d_qkv, d_qkv @ to_qkv.b, h, low_1, layer.qkv)
+            else:
+                leaves = []
+            gradients.append(leaves)
         flat = [leaf for leaves in reversed(gradients) for leaf in leaves]
         return (dx if ctx.needs_input_grad[0] else None), None, *flat
 
@@ -353,9 +348,9 @@ def _recognise(model: Any) -> DecoderStack | None:
                 mlp["down_proj"].group,
             )
         )
-    eps = {getattr(norm, "variance_epsilon", None) for norm in norms}
+    eps = {getattr(norm, "variance_epsilon", -1.0) for norm in norms}
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if len(eps) != 1 or None in eps or width % 2:
+    if len(eps) != 1 or min(eps) < 0 or width % 2:
         return None
     return DecoderStack(
         embed=body.embed_tokens,

@@ -87,8 +87,8 @@ def measure(predictions: pd.DataFrame, where: str = "predictions") -> dict[str, 
             f"{where} holds no predictions, so there is nothing to measure; "
             f"give the task a test split of at least one example"
         )
-    gold = predictions["gold"].to_numpy(dtype=np.int64)
-    predicted = predictions["predicted"].astype("Int64").fillna(-1).to_numpy(dtype=np.int64)
+    gold = np.array(predictions["gold"], dtype=np.int64)
+    predicted = np.array(predictions["predicted"].astype("Int64").fillna(-1), dtype=np.int64)
     correct = predicted == gold
     low, high = wilson_interval(int(correct.sum()), n)
     scores = [np.asarray(row, dtype=np.float64) for row in predictions["scores"]]

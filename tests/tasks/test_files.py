@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.parameters import FileSource
+from degaml_kedro.tasks.example import make_example
+from degaml_kedro.tasks.files import find_files, load_files, read_records
+
+EXAMPLES = [
+    make_example("Which is a fruit?", ["oak", "pear", "lamp"], 1),
+    make_example("Which is hot?", ["fire", "ice"], 0),
+]
+MESSAGES = [{"prompt": e.prompt, "response": e.response, "system": e.system} for e in EXAMPLES]
+COLUMNS = [
+    {"question": e.question, "options": list(e.options), "answer": e.options[e.gold]}
+    for e in EXAMPLES
+]
+
+
+def source(path, **settings):
+    return FileSource(kind="file", path=str(path), **settings)
+
+
+def write_json(path, records):
+    path.write_text(json.dumps(records, indent=1), encoding="utf-8")
+    return path
+
+
+def write_jsonl(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def write_csv(path, records):
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+    return path
+
+
+WRITERS = [
+    pytest.param("f.json", write_json, id="json"),
+    pytest.param("f.jsonl", write_jsonl, id="jsonl"),
+    pytest.param("f.csv", write_csv, id="csv"),
+]
+
+
+@pytest.mark.parametrize(("name", "write"), WRITERS)
+def test_messages_are_read_from_every_type_of_file(tmp_path, name, write):
+    path = write(tmp_path / name, MESSAGES)
+    assert load_files(source(path), "t") == {"all": EXAMPLES}
+
+
+@pytest.mark.parametrize(("name", "write"), WRITERS)
+@pytest.mark.parametrize("spelled", [json.dumps, " | ".join], ids=["json list", "bars"])
+def test_columns_are_read_from_every_type_of_file(tmp_path, name, write, spelled):
+    records = [{**record, "options": spelled(record["options"])} for record in COLUMNS]
+    assert load_files(source(write(tmp_path / name, records)), "t") == {"all": EXAMPLES}
+
+
+@pytest.mark.parametrize(("name", "write"), WRITERS)
+def test_options_may_have_columns_of_their_own(tmp_path, name, write):
+    records = [
+        {"id": 1, "q": "Which is a fruit?", "a": "oak", "b": "pear", "c": "lamp", "right": "B"},
+        {"id": 2, "q": "Which is hot?", "a": "fire", "b": "ice", "c": "", "right": "[A]"},
+    ]
+    path = write(tmp_path / name, records)
+    columns = source(path, question="q", options=("a", "b", "c"), answer="right")
+    assert load_files(columns, "t") == {"all": EXAMPLES}
+
+
+@pytest.mark.parametrize("answer", ["pear", "B", "[B]", 1, "1"])
+def test_answers_are_texts_letters_or_indices_from_0(tmp_path, answer):
+    path = write_json(tmp_path / "f.json", [{**COLUMNS[0], "answer": answer}])
+    assert load_files(source(path), "t") == {"all": EXAMPLES[:1]}
+
+
+def test_numbers_are_options_too(tmp_path):
+    path = write_json(
+        tmp_path / "f.json", [{"question": "Six?", "options": [5, 6, 7], "answer": "6"}]
+    )
+    ((example,),) = load_files(source(path), "t").values()
+    assert (example.options, example.gold) == (("5", "6", "7"), 1)
+
+
+def test_system_messages_and_byte_order_marks_are_read(tmp_path):
+    path = tmp_path / "f.csv"
+    path.write_text("question,options,answer,system\nOdd?,2|3,B,Be brief.\n", encoding="utf-8-sig")
+    ((example,),) = load_files(source(path), "t").values()
+    assert (example.system, example.gold) == ("Be brief.", 1)
+
+
+def test_quoted_csv_fields_may_have_lines_and_commas(tmp_path):
+    path = write_csv(
+        tmp_path / "f.csv", [{**MESSAGES[0], "prompt": "One, two\n" + MESSAGES[0]["prompt"]}]
+    )
+    ((example,),) = load_files(source(path), "t").values()
+    assert example.question == "One, two\nWhich is a fruit?"
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    records=st.lists(st.dictionaries(texts, texts, min_size=1, max_size=3), min_size=1, max_size=5)
+)
+def test_records_survive_json_and_jsonl(tmp_path_factory, records):
+    folder = tmp_path_factory.mktemp("records")
+    for path in (write_json(folder / "f.json", records), write_jsonl(folder / "f.jsonl", records)):
+        assert [record for _, record in read_records(path)] == records
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_cut_of_a_file_is_an_error_or_whole_records(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("cut")
+    name, write = data.draw(st.sampled_from([w.values for w in WRITERS]))
+    whole = write(folder / name, MESSAGES).read_bytes()
+    path = folder / name
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    try:
+        (examples,) = load_files(source(path), "t").values()
+    except DegamlError as error:
+        examples, message = None, str(error)
+    # A CSV file cut inside its last, unquoted field is a whole CSV file.
+    assert name == "f.csv" or (
+        str(path) in message if examples is None else examples == EXAMPLES[: len(examples)]
+    )
+
+
+# --- which files ----------------------------------------------------------------------------------
+
+
+def test_a_folder_has_a_file_per_split(tmp_path):
+    write_json(tmp_path / "train.json", MESSAGES)
+    write_csv(tmp_path / "animals_test.csv", MESSAGES)
+    (tmp_path / "README.md").write_text("hello")
+    assert list(load_files(source(tmp_path), "t")) == ["train", "test"]
+
+
+def test_a_folder_may_have_one_file(tmp_path):
+    write_json(tmp_path / "animals.json", MESSAGES)
+    assert list(find_files(source(tmp_path), "t")) == ["all"]
+
+
+def test_split_files_and_split_marks(tmp_path):
+    write_json(tmp_path / "a_train.json", MESSAGES)
+    write_json(tmp_path / "a_dev.json", MESSAGES)
+    write_json(tmp_path / "a_test.json", MESSAGES)
+    marked = find_files(source(tmp_path / "a_{split}.json"), "t")
+    assert {split: path.name for split, path in marked.items()} == {
+        "train": "a_train.json",
+        "test": "a_test.json",
+    }
+    named = source(tmp_path, split_files={"train": "a_train.json", "validation": "a_dev.json"})
+    assert list(load_files(named, "t")) == ["train", "validation"]
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "message"),
+    [
+        ("tran.json", {}, "Task 't': there is no file .*did you mean 'train.json'"),
+        ("nowhere/x.json", {}, "there is no file .*correct the task's source.path"),
+        ("{split}.jsonl", {}, "there is no file .*replaced by any of train"),
+        (".", {"split_files": {"dev": "train.json"}}, "unknown split 'dev'"),
+        (".", {"split_files": {"test": "tset.json"}}, "there is no file"),
+        ("several", {}, r"several files for the split 'test' \(a_test.json, b_test.json\)"),
+        ("unnamed", {}, "has 2 .json, .jsonl, .csv file.* none is named after a split"),
+    ],
+)
+def test_files_that_are_not_there(tmp_path, path, options, message):
+    write_json(tmp_path / "train.json", MESSAGES)
+    for name in ("several/a_test", "several/b_test", "unnamed/x", "unnamed/y"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_json(tmp_path / f"{name}.json", MESSAGES)
+    with pytest.raises(DegamlError, match=message):
+        load_files(source(tmp_path / path, **options), "t")
+
+
+# --- damaged files --------------------------------------------------------------------------------
+
+GOOD = json.dumps(MESSAGES[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("f.json", b"", "the file is empty"),
+        ("f.csv", b" \n", "the file is empty"),
+        ("f.json", b"[]", "has no records"),
+        ("f.csv", b"prompt,response\n", "has no records"),
+        ("f.xlsx", b"PK", "type '.xlsx' are not known"),
+        ("f.json", b'[\n{"prompt": "caf\xe9"}]', "line 2: byte 17 is not UTF-8"),
+        (
+            "f.json",
+            f"[{GOOD}, {GOOD[:20]}".encode(),
+            r"item 1 \(line 1\): the file ends in the middle",
+        ),
+        ("f.json", f"[{GOOD},\n".encode(), r"item 1 \(line 2\): the file ends in the middle"),
+        ("f.json", f"[{GOOD}".encode(), "item 0 .*the file ends in the middle"),
+        (
+            "f.json",
+            f"[{GOOD} {GOOD}]".encode(),
+            "item 0 .*a comma or the closing bracket is missing",
+        ),
+        ("f.json", f"[{GOOD}] x".encode(), "text after the closing bracket"),
+        ("f.json", GOOD.encode(), "expected a JSON list.*name the file .jsonl"),
+        ("f.json", b'"x"', "expected a JSON list"),
+        ("f.json", b"[1]", "item 0 .*expected an object like .*found int"),
+        ("f.json", b"[{'prompt': 1}]", "not valid JSON .*at line 1, column 3"),
+        ("f.json", b'[{"prompt": "a", "prompt": "b"}]', "item 0 .*the key 'prompt' comes twice"),
+        ("f.jsonl", f"{GOOD}\n{GOOD[:9]}".encode(), "line 2: the file ends in the middle"),
+        ("f.jsonl", f"{GOOD} {GOOD}".encode(), "line 1: there is text after the record"),
+        ("f.jsonl", b'{"a": 1, "a": 2}', "line 1: the key 'a' comes twice"),
+        ("f.csv", b"prompt,prompt\na,b\n", "the column 'prompt' comes twice"),
+        ("f.csv", b"prompt,response\na,b,c\n", "line 2: 3 fields where the header has 2"),
+        ("f.csv", b'prompt,response\n"a,b\n', "the file ends in the middle"),
+        ("f.csv", b'prompt,response\n"a"x,b\n', "line 2: not valid CSV"),
+        ("f.json", b'[{"text": "a"}]', "the layout is unknown, as the keys are 'text'"),
+        (
+            "f.json",
+            f'[{GOOD}, {{"prompt": "x"}}]'.encode(),
+            "item 1 .*the key 'response' is missing",
+        ),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DegamlError, match=message) as error:
+        load_files(source(path), "t")
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": "plum"}, "key 'answer': 'plum' is not among the 3 options"),
+        ({"answer": "D"}, "'D' is not among the 3 options"),
+        ({"answer": 3}, "'3' is not among the 3 options.*counted from 0"),
+        ({"answer": None}, "'None' is not among"),
+        ({"answer": True}, "'True' is not among"),
+        ({"options": ["pear"]}, "has 1 option"),
+        ({"options": "pear"}, "has 1 option"),
+        ({"options": ["oak", "pear", "oak"]}, "key 'options': the option 'oak' comes twice"),
+        ({"options": ["oak", "pear", ""]}, "is blank"),
+        ({"options": ["oak", "pear", None]}, "an option is NoneType"),
+        ({"options": "['oak', 'pear']"}, "begins with a bracket but is not a JSON list"),
+        ({"options": 3}, "expected a list of options, found int"),
+        ({"question": 3}, "key 'question': expected a text, found int"),
+        ({"question": " "}, "question is blank"),
+        ({"options": ["B", "A", "C"], "answer": "A"}, "can be read as letter or text"),
+        ({"options": ["1", "2", "3"], "answer": "1"}, "can be read as index or text"),
+        ({"options": [1, 2, 3], "answer": 1}, "can be read as index or text"),
+    ],
+)
+def test_malformed_columns_are_named(tmp_path, change, message):
+    path = write_json(tmp_path / "f.json", [COLUMNS[1], {**COLUMNS[0], **change}])
+    with pytest.raises(DegamlError, match=message) as error:
+        load_files(source(path), "t")
+    assert str(error.value).startswith(f"{path}, item 1")
+
+
+def test_missing_columns_are_named(tmp_path):
+    path = write_json(tmp_path / "f.json", COLUMNS)
+    with pytest.raises(DegamlError, match="no column 'option'; did you mean 'options'"):
+        load_files(source(path, options="option"), "t")
+    with pytest.raises(DegamlError, match="no column 'xyz'; there are 'question', 'options'"):
+        load_files(source(path, answer="xyz"), "t")
+
+
+def test_options_listed_twice_in_a_prompt_are_kept_with_a_warning(tmp_path, caplog):
+    record = {"prompt": "What holds up the tree?\nA: sky\nB: roots\nC: sky", "response": "[B]"}
+    path = write_json(tmp_path / "f.json", [*MESSAGES, record])
+    with caplog.at_level(logging.WARNING):
+        ((*_, example),) = load_files(source(path), "t").values()
+    assert example.options == ("sky", "roots", "sky")
+    assert "1 example(s) list an option twice, the first at" in caplog.text
+
+
+# --- real files -----------------------------------------------------------------------------------
+
+DATASETS = Path(
+    os.environ.get("DEGAML_DATASETS") or Path(__file__).parents[3] / "shared" / "datasets"
+)
+SIZES = {
+    "ARC-c": (1118, 299, 1172), "ARC-e": (2251, 570, 2376), "BoolQ": (8000, 500, 3270), "GSM-MC": (7473, 0, 1319),
+    "HellaSwag": (550, 100, 350), "OBQA": (4952, 500, 500), "PIQA": (8000, 500, 1838), "SocialIQA": (0, 0, 1930),
+    "WinoGrande": (8000, 500, 1267),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(
+    not DATASETS.is_dir(),
+    reason="no folder of benchmark files: set DEGAML_DATASETS to one with NAME_SPLIT.json files",
+)
+@pytest.mark.parametrize("name", SIZES)
+def test_real_benchmark_files_parse_whole(name):
+    loaded = load_files(source(DATASETS / (name + "_{split}.json")), name)
+    found = tuple(len(loaded.get(split, ())) for split in ("train", "validation", "test"))
+    assert found == SIZES[name]
+    for examples in loaded.values():
+        for example in examples:
+            assert example.question.strip()
+            assert example.response == f"[{example.labels[example.gold]}]"
+            if example.labels != ("True", "False"):
+                listed = zip(example.labels, example.options, strict=True)
+                assert all(f"\n{label}: {option}" in example.prompt for label, option in listed)

