@@ -64,7 +64,7 @@ def measure(
         batch = batch_indices(len(examples), training, step.step, SEED)
         flop = step_flop(base, [lengths[i] for i in batch], lora.rank)
         rates.append(flop / seconds)
-        products.append(max(_product_rate(left, right) for _ in range(PRODUCTS_A_TURN)))
+        products.append(max(product_rate(left, right) for _ in range(PRODUCTS_A_TURN)))
     rates = rates[WARM_UP:]
     limit = max(products)
     row = Row(
@@ -106,8 +106,13 @@ def step_flop(base: BaseModel, lengths: Sequence[tuple[int, int]], rank: int) ->
     return flop
 
 
-def _product_rate(left: torch.Tensor, right: torch.Tensor) -> float:
-    """FLOP/s of one product, in the better of the two layouts."""
+def product_rate(left: torch.Tensor, right: torch.Tensor) -> float:
+    """FLOP/s of one product, in the better of the two layouts.
+
+    Args:
+        left: [n, n].
+        right: [n, n].
+    """
     best = 0.0
     for other in (right, right.T):
         began = now(left.device)

@@ -26,6 +26,7 @@ HOOKS = (ParametersHook(), TrackingHook(), ResultsHook())
 CONFIG_LOADER_CLASS = ProjectConfigLoader
 CONFIG_LOADER_ARGS = {
     **CONFIG_ENVIRONMENTS,
+    "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},
     "custom_resolvers": {
         # for URIs: unlike file paths, Kedro does not make them absolute
         "project": lambda: (find_kedro_project(Path.cwd()) or Path.cwd()).as_posix()

@@ -294,7 +294,7 @@ def _knock(context: KedroContext) -> None:
     """
     try:
         server = context.config_loader["mlflow"].get("server") or {}
-    except (KeyError, MissingConfigException):
+    except MissingConfigException:
         server = {}
     uri = server.get("mlflow_tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI", "")
     parts = urlparse(uri)

@@ -193,7 +193,8 @@ def fine_tune(
         for (ids, answer), offset in zip(batch, pack.starts, strict=True):
             rows.extend(range(offset + len(ids) - answer - 1, offset + len(ids) - 1))
             labels.extend(ids[-answer:])
-        views = flat.split(sizes)
+        # cast as one vector: a cast per layer costs more than its product
+        views = flat.to(base.dtype).split(sizes)
         tensors = {k: v.view(shape) for (k, shape), v in zip(layout, views, strict=True)}
         layers = Adapter(start.config, tensors).layers()
         with active_lora(base.activate(layers, start.config.scale)):

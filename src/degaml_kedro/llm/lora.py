@@ -43,13 +43,13 @@ class LinearGroup:
 
 @dataclass(eq=False)
 class GroupAdapter:
-    """The adapter of one group, ready to compute with.
+    """The adapter of one group, ready to compute with: y = W x + b (a x).
 
     Attributes:
         leaves: the A [r, I] and B [O_m, r] tensors the gradient goes to: A of every adapted layer, then B of each.
         members: which layers of the group are adapted, as indices.
-        a: [M r, I] in the model's dtype.
-        b: [O, M r] in the model's dtype, block-diagonal, times the scale.
+        a: [M r, I] in the model's dtype, times the scale.
+        b: [O, M r] in the model's dtype, block-diagonal.
         scale: alpha / r.
     """
 
@@ -71,18 +71,19 @@ class GroupAdapter:
 
         Args:
             gradient: of the group's output, [T, O].
-            low_gradient: of A x, [T, M r].
+            low_gradient: of a x, [T, M r].
             x: the group's input, [T, I].
-            low: A x, [T, M r].
+            low: a x, [T, M r].
             group: the layers.
         """
         kind, rank = self.leaves[0].dtype, self.leaves[0].shape[0]
-        gradients = list((low_gradient.T @ x).to(kind).split(rank))
+        gradients = list(((low_gradient * self.scale).T @ x).to(kind).split(rank))
+        # one product for all layers; what lies off the diagonal blocks is not used, and costs less than more calls
+        b_gradient = (low.T @ gradient).to(kind)
         for column, member in enumerate(self.members):
             row = sum(group.outputs[:member])
-            block = gradient[:, row : row + group.outputs[member]].T
-            product = block @ low[:, column * rank : (column + 1) * rank]
-            gradients.append(product.to(kind).mul_(self.scale))
+            block = b_gradient[column * rank : (column + 1) * rank]
+            gradients.append(block[:, row : row + group.outputs[member]].T)
         return gradients
 
 
@@ -104,18 +105,17 @@ def group_adapter(
         return None
     a_parts = [tensors[group.names[i]][0] for i in members]
     b_parts = [tensors[group.names[i]][1] for i in members]
-    dtype = group.weight.dtype
-    rank = a_parts[0].shape[0]
+    weight, rank = group.weight, a_parts[0].shape[0]
     with torch.no_grad():
-        a = torch.cat([part.detach().to(dtype) for part in a_parts])
-        b = torch.zeros(
-            group.weight.shape[0], rank * len(members), dtype=dtype, device=group.weight.device
-        )
-        for column, (member, part) in enumerate(zip(members, b_parts, strict=True)):
-            row = sum(group.outputs[:member])
-            b[row : row + group.outputs[member], column * rank : (column + 1) * rank] = (
-                part.detach() * scale
-            )
+        a = (torch.cat(a_parts) if len(a_parts) > 1 else a_parts[0]).to(weight.dtype) * scale
+        if len(group.names) == 1:
+            b = b_parts[0].detach().to(weight.dtype)
+        else:
+            b = weight.new_zeros(weight.shape[0], rank * len(members))
+            for column, (member, part) in enumerate(zip(members, b_parts, strict=True)):
+                row = sum(group.outputs[:member])
+                columns = slice(column * rank, (column + 1) * rank)
+                b[row : row + group.outputs[member], columns] = part.detach()
     return GroupAdapter((*a_parts, *b_parts), members, a, b, scale)
 
 

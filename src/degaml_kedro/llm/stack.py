@@ -149,10 +149,6 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return (wide * inverse).to(x.dtype).mul_(weight), inverse
 
 
-def _norm_again(x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
-    return (x.float() * inverse).to(x.dtype).mul_(weight)
-
-
 def _norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
     normal = x.float().mul_(inverse)
     scaled = (gradient * weight).float()
@@ -200,8 +196,8 @@ class _Decode(torch.autograd.Function):
         both = stack.heads + stack.kv_heads
         for layer in stack.layers:
             x_in = x
-            h, inverse_1 = _norm(x, layer.first_norm, stack.eps)
-            qkv, low_1 = _product(h, layer.qkv, next(adapters))
+            h_1, inverse_1 = _norm(x, layer.first_norm, stack.eps)
+            qkv, low_1 = _product(h_1, layer.qkv, next(adapters))
             run.rotate(qkv[:, : both * stack.head_width].view(len(qkv), both, -1), 1.0)
             q, k, v = run.split_heads(qkv.index_select(0, run.gather))
             scores = torch.bmm(q.mul_(run.scale), k.transpose(1, 2))
@@ -210,15 +206,15 @@ class _Decode(torch.autograd.Function):
             mixed = run.merge_queries(torch.bmm(chances, v)).index_select(0, pack.scatter)
             out, low_2 = _product(mixed, layer.out, next(adapters))
             x_mid = out.add_(x)
-            h, inverse_2 = _norm(x_mid, layer.second_norm, stack.eps)
-            gate_up, low_3 = _product(h, layer.gate_up, next(adapters))
+            h_2, inverse_2 = _norm(x_mid, layer.second_norm, stack.eps)
+            gate_up, low_3 = _product(h_2, layer.gate_up, next(adapters))
             gate, up = gate_up.split(layer.gate_up.outputs, dim=-1)
             inner = nn.functional.silu(gate).mul_(up)
             out, low_4 = _product(inner, layer.down, next(adapters))
             x = out.add_(x_mid)
             if keep:
-                attention = (x_in, inverse_1, low_1, q, k, v, chances, mixed, low_2)
-                saved.append((*attention, x_mid, inverse_2, low_3, gate_up, low_4))
+                attention = (x_in, h_1, inverse_1, low_1, q, k, v, chances, mixed, low_2)
+                saved.append((*attention, x_mid, h_2, inverse_2, low_3, gate_up, low_4))
         out, inverse = _norm(x, stack.final_norm, stack.eps)
         if keep:
             # the run ends with its backward; nothing outside can change these tensors
@@ -235,8 +231,8 @@ class _Decode(torch.autograd.Function):
         dx = _norm_backward(gradient, ctx.last[0], stack.final_norm, ctx.last[1])
         for index in range(len(stack.layers) - 1, -1, -1):
             layer = stack.layers[index]
-            (x_in, inverse_1, low_1, q, k, v, chances, mixed, low_2) = ctx.saved[index][:9]
-            (x_mid, inverse_2, low_3, gate_up, low_4) = ctx.saved[index][9:]
+            x_in, h_1, inverse_1, low_1, q, k, v, chances, mixed, low_2 = ctx.saved[index][:10]
+            x_mid, h_2, inverse_2, low_3, gate_up, low_4 = ctx.saved[index][10:]
             ctx.saved[index] = ()
             to_down, to_gate_up, to_out, to_qkv = (adapters.pop() for _ in range(4))
 
@@ -248,8 +244,7 @@ class _Decode(torch.autograd.Function):
             d_gate, d_up = d_gate_up.split(layer.gate_up.outputs, dim=-1)
             torch.mul(d_inner, open_gate, out=d_up)
             torch.ops.aten.silu_backward.grad_input(d_inner.mul_(up), gate, grad_input=d_gate)
-            h = _norm_again(x_mid, layer.second_norm, inverse_2) if to_gate_up else x_mid
-            dh, leaves = _product_backward(d_gate_up, h, low_3, layer.gate_up, to_gate_up)
+            dh, leaves = _product_backward(d_gate_up, h_2, low_3, layer.gate_up, to_gate_up)
             gradients.append(leaves)
             dx = dx.add_(_norm_backward(dh, x_mid, layer.second_norm, inverse_2))
 
@@ -275,13 +270,12 @@ class _Decode(torch.autograd.Function):
             heads[:, :, second:].copy_(d_v.view(shape).transpose(1, 2))
             d_qkv = grid.view(run.groups * run.longest, -1).index_select(0, pack.scatter)
             run.rotate(d_qkv[:, :both].view(len(d_qkv), first + stack.kv_heads, -1), -1.0)
-            h = _norm_again(x_in, layer.first_norm, inverse_1) if to_qkv else x_in
             if index > 0 or ctx.needs_input_grad[0]:
-                dh, leaves = _product_backward(d_qkv, h, low_1, layer.qkv, to_qkv)
+                dh, leaves = _product_backward(d_qkv, h_1, low_1, layer.qkv, to_qkv)
                 dx = dx.add_(_norm_backward(dh, x_in, layer.first_norm, inverse_1))
             elif to_qkv is not None:
                 # nothing below the first block learns
-                leaves = to_qkv.leaf_gradients(d_qkv, d_qkv @ to_qkv.b, h, low_1, layer.qkv)
+                leaves = to_qkv.leaf_gradients(d_qkv, d_qkv @ to_qkv.b, h_1, low_1, layer.qkv)
             else:
                 leaves = []
             gradients.append(leaves)
