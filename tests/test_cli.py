@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -10,9 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+import yaml
+from click.testing import CliRunner, Result
+from kedro.framework.cli.cli import KedroCLI
 
 from degaml_kedro import cli
+from degaml_kedro.configuration import ProjectConfigLoader
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.io.trajectory_writer import read_state
 from tests.conftest import ROOT
@@ -21,19 +25,13 @@ from tests.pipelines.test_runs import numbers, run
 KEDRO = [sys.executable, "-m", "kedro"]
 
 
-def kedro(*arguments: str, env: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "300"}
-    if env:
-        environment["KEDRO_ENV"] = env
-    return subprocess.run(
-        [*KEDRO, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+def kedro(*arguments: str) -> Result:
+    """A command in this process: starting another one takes longer than most commands."""
+    logging.disable(logging.WARNING)  # the log shares its stream with the output
+    try:
+        return CliRunner().invoke(KedroCLI(ROOT), arguments, prog_name="kedro")
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @pytest.mark.slow
@@ -64,7 +62,15 @@ def test_a_killed_run_goes_on_and_ends_bit_identical(project):
     assert 0 < len(state.records) < 60
     assert not (folder / "index.json").exists()
 
-    again = kedro(*arguments, "--only-missing-outputs")
+    again = subprocess.run(
+        [*KEDRO, *arguments, "--only-missing-outputs"],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert again.returncode == 0, again.stderr
     assert f"goes on after step {len(state.records)}" in again.stdout + again.stderr
 
@@ -75,26 +81,48 @@ def test_a_killed_run_goes_on_and_ends_bit_identical(project):
     assert numbers(project.data) == interrupted
 
 
-@pytest.mark.slow
-def test_a_bad_parameter_is_one_sentence(project):
+def test_a_bad_parameter_is_one_sentence(project, monkeypatch):
+    monkeypatch.chdir(ROOT)
     result = kedro("run", "--env", "smoke", "--params", "sede=1")
-    assert result.returncode == 1
-    assert "Error: unknown key 'sede' in the parameters (given with --params)" in result.stderr
-    assert "Traceback" not in result.stdout + result.stderr
+    assert result.exit_code == 1
+    assert result.output.strip().splitlines()[-1] == (
+        "Error: unknown key 'sede' in the parameters (given with --params); did you mean 'seed'?"
+    )
 
 
-@pytest.mark.slow
-def test_registry_and_catalog_commands(project):
-    # outside a run the environment variable says which configuration is meant
-    listed = kedro("registry", "describe", "checkpoints", env="smoke")
-    assert listed.returncode == 0, listed.stderr
-    assert "checkpoints.day_after.train_trajectory (train_trajectory)" in listed.stdout
-    assert "list_after" not in listed.stdout
-    described = kedro("catalog", "describe-datasets", "--env", "smoke", "-p", "evaluate")
-    assert described.returncode == 0, described.stderr
-    assert "day_before.pooled.predictions" in described.stdout
-    # everything a pipeline names is in the catalog
-    assert "defaults: {}" in described.stdout
+def test_an_unknown_environment_is_one_sentence_for_every_command(project, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for arguments in (("run",), ("catalog", "list-patterns"), ("catalog", "describe-datasets")):
+        result = kedro(*arguments, "--env", "smok")
+        assert result.exit_code == 1
+        assert "did you mean 'smoke'?" in result.output.strip().splitlines()[-1]
+
+
+def test_the_registry_lists_what_the_configuration_asks_for(project, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    ProjectConfigLoader.current = None
+    # outside a session the environment variable says which configuration is meant
+    monkeypatch.setenv("KEDRO_ENV", "smoke")
+    listed = kedro("registry", "list")
+    assert listed.exit_code == 0, listed.output
+    assert yaml.safe_load(listed.output) == ["__default__", "checkpoints", "evaluate", "tasks"]
+    described = kedro("registry", "describe", "checkpoints")
+    nodes = yaml.safe_load(described.output)["Nodes"]
+    assert "checkpoints.day_after.train_trajectory (train_trajectory)" in nodes
+    assert len([node for node in nodes if "train_trajectory" in node]) == 2
+
+
+def test_everything_a_pipeline_names_is_in_the_catalog(project, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    described = kedro("catalog", "describe-datasets", "--env", "smoke")
+    assert described.exit_code == 0, described.output
+    found = yaml.safe_load(described.output)
+    assert all(not of_pipeline["defaults"] for of_pipeline in found.values())
+    patterns = kedro("catalog", "list-patterns", "--env", "smoke")
+    assert "{run}.trajectory" in patterns.output
+    resolved = kedro("catalog", "resolve-patterns", "--env", "smoke", "-p", "evaluate")
+    assert resolved.exit_code == 0, resolved.output
+    assert "data/smoke/07_model_output/day_before.pooled.parquet" in resolved.output
 
 
 def command(error: Exception):
@@ -125,3 +153,26 @@ def test_the_commands_are_kedro_s_own():
     assert set(cli.cli.commands) == {"run", "registry", "catalog"}
     assert "list" in cli.cli.commands["registry"].commands
     assert Path(cli.__file__).name == "cli.py"
+
+
+def test_kedro_viz_sees_the_environment_it_is_given_and_its_layers(project):
+    loader = pytest.importorskip("kedro_viz.integrations.kedro.data_loader")
+    ProjectConfigLoader.current = None
+    # it runs without hooks
+    catalog, found, *_ = loader.load_data(ROOT, env="smoke")
+    names = {node.name for node in found["__default__"].nodes}
+    assert "checkpoints.kind_member.train_trajectory" in names
+    assert not [name for name in names if "list_after" in name]
+    layers = {
+        name: catalog.get(name).metadata["kedro-viz"]["layer"]
+        for name in found["__default__"].datasets()
+        if not name.startswith("param")
+    }
+    steps = [
+        (layers[source], layers[target])
+        for node in found["__default__"].nodes
+        for source in node.inputs
+        for target in node.outputs
+        if source in layers
+    ]
+    assert all(source <= target for source, target in steps), "layers must not run in a circle"

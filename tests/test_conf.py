@@ -8,7 +8,7 @@ from degaml_kedro.parameters import HubSource, SuiteSource
 from degaml_kedro.tasks.hub import MAPPINGS
 from degaml_kedro.tasks.suite import FAMILIES
 from tests.conftest import ROOT
-from tests.test_configuration import loader, read_parameters
+from tests.test_configuration import ENVIRONMENTS, NEEDED, loader, read_parameters
 
 PAPER = ("paper_0_5b", "paper_1_5b")
 
@@ -18,9 +18,9 @@ def test_both_paper_profiles_have_the_same_tasks():
     assert texts[0] == texts[1]
 
 
-@pytest.mark.parametrize("env", ["local", "smoke", *PAPER])
+@pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_every_task_has_a_source_that_exists(project, env):
-    parameters = read_parameters(loader(project, env))
+    parameters = read_parameters(loader(project, env, **NEEDED.get(env, {})))
     for task in parameters.tasks.values():
         if isinstance(task.source, SuiteSource):
             assert task.group == FAMILIES[task.source.family].group

@@ -11,6 +11,7 @@ from degaml_kedro.configuration import (
     read_parameters,
 )
 from degaml_kedro.settings import CONFIG_LOADER_ARGS
+from tests.conftest import ROOT
 
 
 def loader(project, env="smoke", **parameters):
@@ -23,9 +24,27 @@ def mistake(project, **parameters):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("env", ["local", "smoke", "paper_0_5b", "paper_1_5b"])
+# what an environment wants to be told
+NEEDED = {"files": {"datasets": "/data"}}
+ENVIRONMENTS = sorted(
+    path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "base"
+)
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_every_environment_is_valid(project, env):
-    read_parameters(loader(project, env))
+    read_parameters(loader(project, env, **NEEDED.get(env, {})))
+
+
+def test_what_a_file_asks_the_command_line_for_is_no_parameter_of_its_own(project):
+    source = {"kind": "file", "path": "${runtime_params:folder}/a.json"}
+    project.edit("smoke/parameters.yml", tasks={"day_after": {"source": None}})
+    project.edit("smoke/parameters.yml", tasks={"day_after": {"source": source}})
+    with pytest.raises(ConfigurationError, match=r"tasks\.day_after\.source\.path .*'folder' .*--params"):
+        read_parameters(loader(project))
+    given = loader(project, folder="/data")
+    assert read_parameters(given).tasks["day_after"].source.path == "/data/a.json"
+    assert "folder" not in given["parameters"]
 
 
 def test_an_unknown_key_names_its_place_and_the_nearest_one(project):

@@ -14,6 +14,7 @@ import yaml
 from kedro.config import AbstractConfigLoader, OmegaConfigLoader
 from kedro.framework.project import settings
 from kedro.utils import find_kedro_project
+from omegaconf.errors import InterpolationResolutionError
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -29,11 +30,12 @@ class ConfigurationError(DegamlError):
 
 
 class ProjectConfigLoader(OmegaConfigLoader):
-    """Kedro's loader with two differences.
+    """Kedro's loader with three differences.
 
     A parameter given on the command line changes that one key, also where the environment does not mention its
-    group (Kedro replaces the whole group then). And the last loader made is remembered: pipelines are generated
-    from configuration, and Kedro asks for them without saying which environment it means.
+    group (Kedro replaces the whole group then). One that a file asks for, ``${runtime_params:folder}``, is no
+    parameter of its own. And the last loader made is remembered: pipelines are generated from configuration, and
+    Kedro asks for them without saying which environment it means.
     """
 
     current: ClassVar[ProjectConfigLoader | None] = None
@@ -55,8 +57,21 @@ class ProjectConfigLoader(OmegaConfigLoader):
             raise ConfigurationError(
                 f"there is no environment '{env}' in {folder}; {_suggestion(env, known)}"
             )
+        self._asked_for: set[str] = set()
         super().__init__(conf_source, env, **options)
         ProjectConfigLoader.current = self
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        """Read and merge the files of one kind."""
+        config = super().__getitem__(key)
+        if key == "parameters":
+            for name in self._asked_for - set(ProjectParameters.model_fields):
+                config.pop(name, None)
+        return config
+
+    def _get_runtime_value(self, variable: str, *default: Any) -> Any:
+        self._asked_for.add(variable.split(".")[0])
+        return super()._get_runtime_value(variable, *default)
 
     def _merge_configs(
         self, config: dict[str, Any], env_config: dict[str, Any], key: str, env_path: str
@@ -92,6 +107,12 @@ def read_parameters(loader: AbstractConfigLoader) -> ProjectParameters:
         raw = loader["parameters"]
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{error} Correct the file's syntax there.") from error
+    except InterpolationResolutionError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigurationError(
+            f"{error.full_key} cannot be filled in: {reason}; a value for it can be given with "
+            f"--params NAME=VALUE"
+        ) from error
     try:
         return ProjectParameters.model_validate(raw)
     except ValidationError as error:

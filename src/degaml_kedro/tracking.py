@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -23,8 +24,6 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
-from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
-from kedro_mlflow.framework.hooks.utils import _flatten_dict
 from mlflow.entities import Metric, Param, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -37,6 +36,11 @@ from mlflow.utils.validation import (
 from sqlalchemy.exc import SQLAlchemyError
 
 from degaml_kedro.io.trajectory import StepRecord, TrajectoryEnd, TrajectoryStart, TrajectoryStep
+
+# MLflow's advice to kedro-mlflow's authors, given at every start; it sets its own filter, so it is taken aside
+with warnings.catch_warnings(record=True):
+    from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
+    from kedro_mlflow.framework.hooks.utils import _flatten_dict
 
 _UNREACHABLE = (MlflowException, SQLAlchemyError, sqlite3.Error, CommandError, OSError)
 _WAIT_SECONDS = 3.0
