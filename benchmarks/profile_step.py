@@ -43,9 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     examples = suite_examples(total * asked.batch_size)
     lora = LoraParameters()
-    steps = fine_tune(
-        base, examples, PROMPT, "text", training, initial_adapter(base, lora), SEED
-    )
+    steps = fine_tune(base, examples, PROMPT, "text", training, initial_adapter(base, lora), SEED)
     encoded = encode_examples(base, examples, PROMPT, "text")
     lengths = [(len(e.prompt), len(e.answers[e.gold])) for e in encoded]
     size = settings.either(2048, 128)

@@ -7,15 +7,9 @@ import pytest
 from degaml_kedro.parameters import HubSource, SuiteSource
 from degaml_kedro.tasks.hub import MAPPINGS
 from degaml_kedro.tasks.suite import FAMILIES
-from tests.conftest import ROOT
 from tests.test_configuration import ENVIRONMENTS, NEEDED, loader, read_parameters
 
 PAPER = ("paper_0_5b", "paper_1_5b")
-
-
-def test_both_paper_profiles_have_the_same_tasks():
-    texts = [(ROOT / "conf" / name / "parameters_tasks.yml").read_text() for name in PAPER]
-    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)

@@ -40,7 +40,9 @@ def test_what_a_file_asks_the_command_line_for_is_no_parameter_of_its_own(projec
     source = {"kind": "file", "path": "${runtime_params:folder}/a.json"}
     project.edit("smoke/parameters.yml", tasks={"day_after": {"source": None}})
     project.edit("smoke/parameters.yml", tasks={"day_after": {"source": source}})
-    with pytest.raises(ConfigurationError, match=r"tasks\.day_after\.source\.path .*'folder' .*--params"):
+    with pytest.raises(
+        ConfigurationError, match=r"tasks\.day_after\.source\.path .*'folder' .*--params"
+    ):
         read_parameters(loader(project))
     given = loader(project, folder="/data")
     assert read_parameters(given).tasks["day_after"].source.path == "/data/a.json"

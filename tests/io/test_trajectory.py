@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 
@@ -84,3 +85,11 @@ def test_steps_that_are_not_there(folder):
     for step in (0, 5, -1):
         with pytest.raises(TrajectoryError, match="it holds 4 step.*from 1 to 4"):
             Trajectory(folder).adapter(step)
+
+
+def test_a_run_of_which_only_the_last_step_counts_rests_every_tenth_step():
+    start = next(train(None))
+    every = dataclasses.replace(start, steps=23, keep="all")
+    last = dataclasses.replace(start, steps=23, keep="last")
+    assert all(every.is_resting_place(step) for step in range(1, 24))
+    assert [step for step in range(1, 24) if last.is_resting_place(step)] == [10, 20, 23]

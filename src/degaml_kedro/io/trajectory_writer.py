@@ -4,7 +4,8 @@ While it grows there are two files: ``trajectory.safetensors.partial``, allocate
 step's tensors go to their place; and ``resume.safetensors``, what training needs to go on. A step is written to
 the first, brought to the disk, and then the second is replaced in one rename: **that rename makes the step
 whole**. Anything a killed run left behind it is overwritten by the next. At the end the index is written, the
-partial file gets its name, and the resume file goes.
+partial file gets its name, and the resume file goes. Where only the last step is kept, every tenth step is a place
+to go on from.
 """
 
 from __future__ import annotations
@@ -241,6 +242,8 @@ class TrajectoryWriter:
                 self._file.seek(self._layout.offsets[record.step])
                 self._file.write(data)
                 self._sync()
+            if not self._start.is_resting_place(record.step):
+                return record
             index = write_index(self._start, [*self._records, record])
             resume = save(dict(step.state), metadata={"index": json.dumps(index)})
             replace_file(self._folder / RESUME_FILE, lambda file: file.write(resume))
