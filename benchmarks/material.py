@@ -69,7 +69,7 @@ def require(*modules: str) -> None:
 def peer_model(base: BaseModel) -> Any:
     """The same weights in the library's own model, with its own SDPA attention: no code of this project in it."""
     if base.folder is not None:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             base.folder, dtype=base.dtype, attn_implementation="sdpa"
         )
     else:

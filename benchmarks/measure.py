@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,6 +102,39 @@ def now(device: torch.device) -> float:
     elif device.type == "mps":
         torch.mps.synchronize()
     return time.perf_counter()
+
+
+class OtherLoad:
+    """How much of the machine other processes take while a benchmark runs: ratios hold, rates suffer."""
+
+    _STAT = Path("/proc/stat")
+
+    def __init__(self) -> None:
+        self._began, self._busy, self._own = (
+            time.monotonic(),
+            self._busy_seconds(),
+            self._own_seconds(),
+        )
+
+    def share(self) -> float | None:
+        """Of all cores' time since this object was made; None where the system does not tell."""
+        busy = self._busy_seconds()
+        if busy is None or self._busy is None:
+            return None
+        elapsed = time.monotonic() - self._began
+        others = (busy - self._busy) - (self._own_seconds() - self._own)
+        return max(0.0, others / (elapsed * (os.cpu_count() or 1)))
+
+    def _busy_seconds(self) -> float | None:
+        if not self._STAT.exists():
+            return None
+        # user, nice, system, idle, waiting, interrupts (2), stolen by other machines
+        fields = [int(value) for value in self._STAT.read_text().split("\n", 1)[0].split()[1:9]]
+        return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+    @staticmethod
+    def _own_seconds() -> float:
+        return sum(os.times()[:4])
 
 
 def table(results: Sequence[Result]) -> str:

@@ -3,6 +3,10 @@
 The peer is asked what its evaluator would ask it: ``HFLM.loglikelihood`` with one (context, continuation) request an
 option. It tokenizes, orders, groups and batches on its own, at the best of several batch sizes, found on items of
 their own. The two sides take turns, one block of items at a time.
+
+Speed is measured in the dtype that the project runs in. Whether the answers are the same is also asked in float32:
+in bfloat16 an item whose options lie closer than the rounding goes either way, for the harness as well; its own
+answers in the two dtypes say how often.
 """
 
 from __future__ import annotations
@@ -10,19 +14,22 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from benchmarks.material import PROMPT, Settings, peer_model, require, suite_examples
 from benchmarks.measure import Result, Row, Spread, compared, now
-from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.prompting import answer_texts, render_prompt
 from degaml_kedro.llm.scoring import score_examples
 from degaml_kedro.parameters import PromptParameters, ScoringMode, ScoringParameters
 from degaml_kedro.tasks.example import Example
 
 BATCH_SIZES = (8, 16, 32)
+MODES: tuple[ScoringMode, ...] = ("text", "letter")
 
 
 @dataclass
@@ -31,71 +38,116 @@ class Comparison:
 
     ours: list[float] = field(default_factory=list)
     peer: list[float] = field(default_factory=list)
-    ours_predicted: list[int] = field(default_factory=list)
-    peer_predicted: list[int] = field(default_factory=list)
+    our_answers: list[int] = field(default_factory=list)
+    peer_answers: list[int] = field(default_factory=list)
     gold: list[int] = field(default_factory=list)
-
-    def accuracies(self) -> tuple[float, float]:
-        """Ours, the peer's."""
-        count = len(self.gold)
-        right = [
-            sum(p == g for p, g in zip(predicted, self.gold, strict=True)) / count
-            for predicted in (self.ours_predicted, self.peer_predicted)
-        ]
-        return right[0], right[1]
-
-    def agreement(self) -> float:
-        """Share of items that both answer alike."""
-        pairs = zip(self.ours_predicted, self.peer_predicted, strict=True)
-        return sum(a == b for a, b in pairs) / len(self.gold)
 
 
 def run(settings: Settings) -> Result:
-    """Text and letter mode."""
+    """Text and letter mode, in the project's dtype and in float32."""
     require("lm_eval")
     base = settings.base()
-    block, blocks = settings.either(80, 4), settings.either(6, 1)
+    wide = load_base_model(settings.model.model_copy(update={"dtype": "float32"}))
+    size, blocks = settings.either(64, 4), settings.either(5, 1)
+    # float32 is several times slower, and its speed is not what is asked
+    wide_size, wide_blocks = settings.either(40, 4), settings.either(5, 1)
     tuning = settings.either(32, 2)
-    examples = suite_examples(tuning + (blocks + 1) * block)
+    examples = suite_examples(tuning + max(size * (blocks + 1), wide_size * wide_blocks))
+    items = examples[tuning:]
+    models = {base.dtype: peer_model(base), torch.float32: peer_model(wide)}
     rows: list[Row] = []
-    details: dict[str, Any] = {"items": blocks * block, "dtype": str(base.dtype)}
-    modes: tuple[ScoringMode, ...] = ("text", "letter")
-    model = peer_model(base)
-    for mode in modes:
-        # letters only mean something where the prompt says which is which
-        prompt = PROMPT if mode == "text" else PROMPT.model_copy(update={"options": "lines"})
-        harness, speeds = tuned_harness(base, model, examples[:tuning], prompt, mode)
-        found = compare(base, harness, examples[tuning:], prompt, mode, block)
-        ours, peer = found.accuracies()
-        target = 2.0 if not settings.quick else None
-        rows += [
+    details: dict[str, Any] = {}
+    for mode in MODES:
+        prompt = prompt_for(mode)
+        speeds = tune(base, models[base.dtype], examples[:tuning], prompt, mode)
+        batch_size = max(speeds, key=speeds.__getitem__)
+        found = compare(
+            base,
+            open_harness(base, models[base.dtype], batch_size),
+            items[: size * (blocks + 1)],
+            prompt,
+            mode,
+            size,
+            warm_up=True,
+        )
+        exact = compare(
+            wide,
+            open_harness(wide, models[torch.float32], batch_size),
+            items[: wide_size * wide_blocks],
+            prompt,
+            mode,
+            wide_size,
+        )
+        name = f"scoring, {mode}"
+        rows.append(
             compared(
-                f"scoring, {mode}, lm-evaluation-harness hf (batch size {harness.batch_size})",
+                f"{name}, lm-evaluation-harness hf (batch size {batch_size})",
                 "examples/s",
                 found.ours,
                 found.peer,
-                at_least=target,
-            ),
-            Row(
-                f"scoring, {mode}: same answer",
-                "of items",
-                Spread.of([found.agreement()]),
-                at_least=None if settings.quick else 0.99,
-            ),
-            Row(
-                f"scoring, {mode}: accuracy {ours:.3f}, harness {peer:.3f}, apart",
-                "points",
-                Spread.of([abs(ours - peer) * 100]),
-                at_most=None if settings.quick else 0.5,
-            ),
-        ]
-        details[mode] = {
-            "batch_sizes": speeds,
-            "accuracy_ours": ours,
-            "accuracy_peer": peer,
-            "agreement": found.agreement(),
-        }
+                at_least=None if settings.quick else 2.0,
+            )
+        )
+        rows += same_answers(f"{name}, float32", exact, settings)
+        details[mode] = {"batch_sizes": speeds, "float32": accuracies(exact)}
+        if base.dtype != torch.float32:
+            short = str(base.dtype).removeprefix("torch.")
+            rows += same_answers(f"{name}, {short}", found, settings)
+            details[mode][short] = accuracies(found)
+            rows.append(_against_float32(f"{name}, {short}", found, exact, size))
     return Result("scoring", rows, details)
+
+
+def prompt_for(mode: ScoringMode) -> PromptParameters:
+    """Letters only mean something where the prompt says which is which."""
+    return PROMPT if mode == "text" else PROMPT.model_copy(update={"options": "lines"})
+
+
+def same_answers(name: str, found: Comparison, settings: Settings) -> list[Row]:
+    """How often both answer alike, and how far their accuracies are apart."""
+    count = len(found.gold)
+    ours, peer = accuracies(found)["ours"], accuracies(found)["harness"]
+    return [
+        Row(
+            f"{name}: same answer as the harness (n = {count})",
+            "of items",
+            Spread.of([agreement(found.our_answers, found.peer_answers)]),
+            at_least=None if settings.quick else 0.99,
+        ),
+        Row(
+            f"{name}: accuracy {ours:.3f}, harness {peer:.3f}; apart",
+            "points",
+            Spread.of([abs(ours - peer) * 100]),
+            at_most=None if settings.quick else 0.5,
+        ),
+    ]
+
+
+def _against_float32(name: str, found: Comparison, exact: Comparison, skipped: int) -> Row:
+    """Both sides' answers against the harness's in float32, on the items that both runs scored."""
+    truth = exact.peer_answers[skipped:]
+    common = min(len(truth), len(found.gold))
+    return Row(
+        f"{name}: same answer as the harness in float32 (n = {common}; peer: the harness itself)",
+        "of items",
+        Spread.of([agreement(found.our_answers[:common], truth[:common])]),
+        Spread.of([agreement(found.peer_answers[:common], truth[:common])]),
+    )
+
+
+def accuracies(found: Comparison) -> dict[str, float]:
+    """Share of right answers of both sides, and how often they agree."""
+    return {
+        "ours": agreement(found.our_answers, found.gold),
+        "harness": agreement(found.peer_answers, found.gold),
+        "same_answer": agreement(found.our_answers, found.peer_answers),
+        "items": len(found.gold),
+    }
+
+
+def agreement(some: Sequence[int], others: Sequence[int]) -> float:
+    """Share of places where two lists hold the same; 1 for empty ones."""
+    return sum(a == b for a, b in zip(some, others, strict=True)) / max(1, len(some))
 
 
 def open_harness(base: BaseModel, model: Any, batch_size: int, **options: Any) -> Any:
@@ -112,24 +164,22 @@ def open_harness(base: BaseModel, model: Any, batch_size: int, **options: Any) -
         )
 
 
-def tuned_harness(
+def tune(
     base: BaseModel,
     model: Any,
     examples: Sequence[Example],
     prompt: PromptParameters,
     mode: ScoringMode,
-) -> tuple[Any, dict[int, float]]:
-    """The backend at its fastest batch size, and the examples per second of each that was tried."""
-    speeds: dict[int, float] = {}
+) -> dict[int, float]:
+    """Examples per second of the harness at each batch size."""
     harnesses = {size: open_harness(base, model, size) for size in BATCH_SIZES}
-    for harness in harnesses.values():
-        ask_harness(base, harness, examples[: max(BATCH_SIZES)], prompt, mode)
-        break  # one pass is warm-up enough for all: they share the model
+    speeds = {}
+    ask_harness(base, harnesses[BATCH_SIZES[0]], examples, prompt, mode)  # warm-up
     for size, harness in harnesses.items():
         began = now(base.device)
         ask_harness(base, harness, examples, prompt, mode)
         speeds[size] = len(examples) / (now(base.device) - began)
-    return harnesses[max(speeds, key=speeds.__getitem__)], speeds
+    return speeds
 
 
 def ask_harness(
@@ -162,8 +212,9 @@ def compare(
     prompt: PromptParameters,
     mode: ScoringMode,
     block: int,
+    warm_up: bool = False,
 ) -> Comparison:
-    """Both sides on one block after another; the first block only warms up."""
+    """Both sides on one block of examples after another; with a warm-up the first block does not count."""
     scoring = ScoringParameters(mode=mode)
     found = Comparison()
     for first in range(0, len(examples), block):
@@ -173,22 +224,19 @@ def compare(
         between = now(base.device)
         scores = ask_harness(base, harness, items, prompt, mode)
         ended = now(base.device)
-        if first == 0:
+        if warm_up and first == 0:
             continue
         found.ours.append(len(items) / (between - began))
         found.peer.append(len(items) / (ended - between))
         found.gold += [example.gold for example in items]
-        found.ours_predicted += [
-            -1 if prediction.predicted is None else prediction.predicted
-            for prediction in predictions
-        ]
-        found.peer_predicted += [max(range(len(s)), key=s.__getitem__) for s in scores]
+        found.our_answers += [-1 if p.predicted is None else p.predicted for p in predictions]
+        found.peer_answers += [max(range(len(s)), key=s.__getitem__) for s in scores]
     return found
 
 
 @contextlib.contextmanager
-def quiet() -> Any:
-    """The harness's advice on its own options is not about the benchmark."""
+def quiet() -> Iterator[None]:
+    """Without the harness's advice on options that are not ours."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

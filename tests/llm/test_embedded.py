@@ -47,10 +47,15 @@ def accuracy(predictions: list[Prediction]) -> float:
 def test_it_is_recognised_and_knows_capitals(base: BaseModel) -> None:
     assert base.stack is not None
     assert base.context_length == 8192
-    capitals = [("France", 0), ("Japan", 1), ("Italy", 2), ("Egypt", 3)]
-    cities = ["Paris", "Tokyo", "Rome", "Cairo"]
-    questions = [make_example(f"What is the capital of {c}?", cities, g) for c, g in capitals]
-    assert accuracy(score_examples(base, questions, PLAIN, TEXT)) == 1.0
+    capitals = ["France: Paris", "Japan: Tokyo", "Italy: Rome", "Egypt: Cairo", "Spain: Madrid"]
+    capitals += ["Germany: Berlin", "Russia: Moscow", "China: Beijing", "Greece: Athens"]
+    cities = [pair.split(": ")[1] for pair in capitals]
+    questions = [
+        make_example(f"What is the capital of {pair.split(': ')[0]}?", cities, gold)
+        for gold, pair in enumerate(capitals)
+    ]
+    # a guess is right in one of nine
+    assert accuracy(score_examples(base, questions, PLAIN, TEXT)) >= 7 / 9
 
 
 def test_it_learns_a_family_and_peft_computes_the_same(base: BaseModel, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -109,6 +108,8 @@ def save_peft_folder(adapter: Adapter, path: Path) -> None:
         adapter: what to save.
         path: the folder; an earlier one there is replaced.
     """
+    from peft import LoraConfig  # takes seconds to import, and reading adapters does not need it
+
     path.parent.mkdir(parents=True, exist_ok=True)
     # unique, so that two writers never share a half-written folder
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -122,6 +123,7 @@ def save_peft_folder(adapter: Adapter, path: Path) -> None:
             task_type="CAUSAL_LM",
             inference_mode=True,
         ).save_pretrained(str(temporary))
+        _sort_targets(temporary / CONFIG_FILE)
         tensors = {k: v.detach().to("cpu").contiguous() for k, v in adapter.tensors.items()}
         save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
         if path.exists():
@@ -133,6 +135,13 @@ def save_peft_folder(adapter: Adapter, path: Path) -> None:
             os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sort_targets(file: Path) -> None:
+    """PEFT writes a set in the order of its hashes; the same adapter should give the same bytes."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_peft_folder(path: Path) -> Adapter:
