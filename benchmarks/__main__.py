@@ -47,7 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no benchmark '{unknown[0]}'; there are {', '.join(BENCHMARKS)}")
     output = asked.output or (None if asked.quick else RESULTS)
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     results = []
     for name in asked.names or BENCHMARKS:
         print(f"{name} …", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.parameters import BaseModelParameters, PromptParameters
@@ -68,6 +69,7 @@ def require(*modules: str) -> None:
 
 def peer_model(base: BaseModel) -> Any:
     """The same weights in the library's own model, with its own SDPA attention: no code of this project in it."""
+    transformers_logging.disable_progress_bar()
     if base.folder is not None:
         model: Any = AutoModelForCausalLM.from_pretrained(
             base.folder, dtype=base.dtype, attn_implementation="sdpa"
