@@ -1,4 +1,4 @@
-"""All benchmarks: ``python -m benchmarks [memory training gemm_limit scoring] [--quick] [--output FOLDER]``."""
+"""All benchmarks: ``python -m benchmarks [NAME …] [--quick] [--output FOLDER]``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ BENCHMARKS: dict[str, Callable[[Settings], Result]] = {
     "memory": memory.run,
     "training": training.run,
     "gemm_limit": gemm_limit.run,
-    "scoring": scoring.run,
+    "scoring_text": scoring.run_text,
+    "scoring_letter": scoring.run_letter,
 }
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "lm_eval")

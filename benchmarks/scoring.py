@@ -29,7 +29,6 @@ from degaml_kedro.parameters import PromptParameters, ScoringMode, ScoringParame
 from degaml_kedro.tasks.example import Example
 
 BATCH_SIZES = (8, 16, 32)
-MODES: tuple[ScoringMode, ...] = ("text", "letter")
 
 
 @dataclass
@@ -43,59 +42,59 @@ class Comparison:
     gold: list[int] = field(default_factory=list)
 
 
-def run(settings: Settings) -> Result:
-    """Text and letter mode, in the project's dtype and in float32."""
+def run_text(settings: Settings) -> Result:
+    """The options' texts."""
+    return run(settings, "text", exact_blocks=5)
+
+
+def run_letter(settings: Settings) -> Result:
+    """Letters in brackets; longer prompts, so fewer items in float32."""
+    return run(settings, "letter", exact_blocks=3)
+
+
+def run(settings: Settings, mode: ScoringMode, exact_blocks: int) -> Result:
+    """Speed and answers in the project's dtype, answers in float32.
+
+    Args:
+        settings: how thorough.
+        mode: text or letter.
+        exact_blocks: blocks of items that are asked in float32, which is several times slower.
+    """
     require("lm_eval")
     base = settings.base()
-    wide = load_base_model(settings.model.model_copy(update={"dtype": "float32"}))
-    size, blocks = settings.either(64, 4), settings.either(5, 1)
-    # float32 is several times slower, and its speed is not what is asked
-    wide_size, wide_blocks = settings.either(40, 4), settings.either(5, 1)
-    tuning = settings.either(32, 2)
-    examples = suite_examples(tuning + max(size * (blocks + 1), wide_size * wide_blocks))
+    exact_base = load_base_model(settings.model.model_copy(update={"dtype": "float32"}))
+    size, blocks = settings.either(48, 4), settings.either(5, 1)
+    tuning = settings.either(24, 2)
+    examples = suite_examples(tuning + size * (blocks + 1))
     items = examples[tuning:]
-    models = {base.dtype: peer_model(base), torch.float32: peer_model(wide)}
-    rows: list[Row] = []
-    details: dict[str, Any] = {}
-    for mode in MODES:
-        prompt = prompt_for(mode)
-        speeds = tune(base, models[base.dtype], examples[:tuning], prompt, mode)
-        batch_size = max(speeds, key=speeds.__getitem__)
-        found = compare(
-            base,
-            open_harness(base, models[base.dtype], batch_size),
-            items[: size * (blocks + 1)],
-            prompt,
-            mode,
-            size,
-            warm_up=True,
-        )
-        exact = compare(
-            wide,
-            open_harness(wide, models[torch.float32], batch_size),
-            items[: wide_size * wide_blocks],
-            prompt,
-            mode,
-            wide_size,
-        )
-        name = f"scoring, {mode}"
-        rows.append(
-            compared(
-                f"{name}, lm-evaluation-harness hf (batch size {batch_size})",
-                "examples/s",
-                found.ours,
-                found.peer,
-                at_least=None if settings.quick else 2.0,
-            )
-        )
-        rows += same_answers(f"{name}, float32", exact, settings)
-        details[mode] = {"batch_sizes": speeds, "float32": accuracies(exact)}
-        if base.dtype != torch.float32:
-            short = str(base.dtype).removeprefix("torch.")
-            rows += same_answers(f"{name}, {short}", found, settings)
-            details[mode][short] = accuracies(found)
-            rows.append(_against_float32(f"{name}, {short}", found, exact, size))
-    return Result("scoring", rows, details)
+    prompt = prompt_for(mode)
+    model = peer_model(base)
+    speeds = tune(base, model, examples[:tuning], prompt, mode)
+    batch_size = max(speeds, key=speeds.__getitem__)
+    harness = open_harness(base, model, batch_size)
+    found = compare(base, harness, items, prompt, mode, size, warm_up=True)
+    # the items that counted above, so that the answers can be compared item by item
+    counted = items[size:][: size * settings.either(exact_blocks, 1)]
+    exact_harness = open_harness(exact_base, peer_model(exact_base), batch_size)
+    exact = compare(exact_base, exact_harness, counted, prompt, mode, size)
+    name = f"scoring, {mode}"
+    rows = [
+        compared(
+            f"{name}, lm-evaluation-harness hf (batch size {batch_size})",
+            "examples/s",
+            found.ours,
+            found.peer,
+            at_least=None if settings.quick else 2.0,
+        ),
+        *same_answers(f"{name}, float32", exact, settings),
+    ]
+    details: dict[str, Any] = {"batch_sizes": speeds, "float32": accuracies(exact)}
+    if base.dtype != torch.float32:
+        short = str(base.dtype).removeprefix("torch.")
+        rows += same_answers(f"{name}, {short}", found, settings)
+        rows.append(_against_float32(f"{name}, {short}", found, exact))
+        details[short] = accuracies(found)
+    return Result(f"scoring_{mode}", rows, details)
 
 
 def prompt_for(mode: ScoringMode) -> PromptParameters:
@@ -123,15 +122,15 @@ def same_answers(name: str, found: Comparison, settings: Settings) -> list[Row]:
     ]
 
 
-def _against_float32(name: str, found: Comparison, exact: Comparison, skipped: int) -> Row:
+def _against_float32(name: str, found: Comparison, exact: Comparison) -> Row:
     """Both sides' answers against the harness's in float32, on the items that both runs scored."""
-    truth = exact.peer_answers[skipped:]
-    common = min(len(truth), len(found.gold))
+    truth = exact.peer_answers
+    count = len(truth)
     return Row(
-        f"{name}: same answer as the harness in float32 (n = {common}; peer: the harness itself)",
+        f"{name}: same answer as the harness in float32 (n = {count}; peer: the harness itself)",
         "of items",
-        Spread.of([agreement(found.our_answers[:common], truth[:common])]),
-        Spread.of([agreement(found.peer_answers[:common], truth[:common])]),
+        Spread.of([agreement(found.our_answers[:count], truth)]),
+        Spread.of([agreement(found.peer_answers[:count], truth)]),
     )
 
 

@@ -27,9 +27,11 @@ def test_missing_extra_skips_with_a_sentence(capsys, monkeypatch):
     def missing(settings):
         raise SkippedError("lm_eval is not installed; run something")
 
-    monkeypatch.setitem(BENCHMARKS, "scoring", missing)
-    assert main(["scoring", "--quick"]) == 0
-    assert "skipped: scoring: lm_eval is not installed; run something" in capsys.readouterr().out
+    monkeypatch.setitem(BENCHMARKS, "scoring_text", missing)
+    assert main(["scoring_text", "--quick"]) == 0
+    assert (
+        "skipped: scoring_text: lm_eval is not installed; run something" in capsys.readouterr().out
+    )
 
 
 def test_unknown_name_is_an_error(capsys):
