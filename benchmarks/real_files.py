@@ -10,6 +10,7 @@ hidden from the prompt. Both are asked for the plain and for the length-normaliz
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -79,7 +80,9 @@ def read(path: Path, limit: int) -> list[Example]:
     Raises:
         DegamlError: the file is missing or not well-formed.
     """
-    return read_examples(path, FileSource(kind="file", path=str(path)))[:limit]
+    examples = read_examples(path, FileSource(kind="file", path=str(path)))[:limit]
+    # the files ask for a letter in brackets; the text of the answer is compared here, on both sides
+    return [dataclasses.replace(example, system="") for example in examples]
 
 
 def compare(base: BaseModel, harness: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
