@@ -125,6 +125,139 @@ class TrajectoryParameters(Parameters):
     store_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
+# --- generator ------------------------------------------------------------------------------------
+
+
+class PackageEncoder(Parameters):
+    """A sentence-transformers folder that an installed Python package ships."""
+
+    kind: Literal["package"]
+    package: str
+    folder: str
+
+
+class RandomEncoder(Parameters):
+    """A tiny randomly initialised BERT with a byte-level tokenizer, for smoke runs and tests."""
+
+    kind: Literal["random"]
+    hidden_size: int = Field(16, ge=4)
+    seed: int = 0
+
+
+class EncoderFolder(Parameters):
+    """An encoder's folder on disk: ``config.json``, safetensors weights and a tokenizer."""
+
+    kind: Literal["folder"]
+    path: str
+
+
+class EncoderParameters(Parameters):
+    """The frozen prompt encoder, and which prompts of a task are stored for the generator."""
+
+    source: Annotated[
+        HubModel | EncoderFolder | PackageEncoder | RandomEncoder, Field(discriminator="kind")
+    ]
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    # L: tokens of a prompt that are kept
+    tokens: int = Field(512, ge=1, le=8192)
+    # how many prompts of a task's train split are stored; its support prompts are stored as well
+    train_prompts: int = Field(5000, ge=1)
+    # how the options stand in the prompt that the encoder reads
+    options: Literal["lines", "inline", "hidden"] = "lines"
+    batch_tokens: int = Field(8192, ge=64, le=1_000_000)
+
+
+class TokenizationParameters(Parameters):
+    """How LoRA weights become tokens (E.2)."""
+
+    # k: columns of a token; its height is the rank
+    token_width: int = Field(128, ge=1, le=65536)
+    # what normalisation subtracts: the mean of each layer's, module's and matrix's cells (the paper), or every
+    # cell's own mean over the trajectories, so that the generator only makes what tells adapters apart
+    center: Literal["matrix", "element"] = "matrix"
+
+
+class HyperconvolutionalDecoder(Parameters):
+    """The paper's decoder (eq. 9)."""
+
+    kind: Literal["hyperconvolutional"]
+    # sizes (prompts, height, width) from the condition to the bordered token grid
+    flow: tuple[tuple[int, int, int], ...] = Field(min_length=2)
+    kernel_size: int = Field(9, ge=1, le=63)
+    # computes a layer again in the backward pass instead of keeping what it made
+    checkpoint: bool = False
+
+
+class FactorizedDecoder(Parameters):
+    """The efficient decoder: one small network over (task, layer, module), low-rank heads per module."""
+
+    kind: Literal["factorized"]
+    condition_width: int = Field(128, ge=1, le=65536)
+    width: int = Field(256, ge=1, le=65536)
+    blocks: int = Field(2, ge=0, le=64)
+    rank: int = Field(64, ge=1, le=65536)
+    # the size of a fresh decoder's first steps, in units of the normalised tokens
+    output_scale: float = Field(1.0, gt=0)
+
+
+class GeneratorTraining(Parameters):
+    """How a generator is trained: AdamW, linear warm-up, cosine decay to a tenth."""
+
+    # weights of the two objectives: masked MSE on tokens (eq. 5/10), and the frozen model's loss on answers under
+    # the generated adapter
+    mse: float = Field(1.0, ge=0)
+    sft: float = Field(0.0, ge=0)
+    steps: int = Field(4000, ge=1, le=10_000_000)
+    batch_size: int = Field(64, ge=1, le=65536)
+    # random (prompt batch, checkpoint) pairs of a task that training goes through, again and again
+    pairs: int = Field(5000, ge=1)
+    learning_rate: float = Field(3.0e-5, gt=0, le=1.0)
+    warmup_steps: int = Field(100, ge=0)
+    weight_decay: float = Field(0.1, ge=0)
+    max_gradient_norm: float = Field(1.0, gt=0)
+    condition_noise: float = Field(1.0e-4, ge=0)
+    target_noise: float = Field(1.0e-5, ge=0)
+    variance_weighted: bool = False
+    # examples that the sft objective draws for every generated adapter
+    sft_examples: int = Field(8, ge=1, le=65536)
+    # a killed run goes on from the last multiple of it
+    save_every: int = Field(100, ge=1)
+    # held-out error and accuracy on meta-train validation questions; 0 for never
+    check_every: int = Field(0, ge=0)
+    check_examples: int = Field(20, ge=1)
+
+    @model_validator(mode="after")
+    def _has_an_objective(self) -> GeneratorTraining:
+        if self.mse == 0 and self.sft == 0:
+            raise ValueError(
+                "mse and sft are both 0, so there is nothing to train on; set one of them"
+            )
+        return self
+
+
+class GeneratorVariant(Parameters):
+    """A generator that is trained: a decoder, and how it learns."""
+
+    decoder: Annotated[HyperconvolutionalDecoder | FactorizedDecoder, Field(discriminator="kind")]
+    training: GeneratorTraining
+
+
+class GeneratorParameters(Parameters):
+    """The generalization module."""
+
+    tokenization: TokenizationParameters
+    encoder: EncoderParameters
+    # N: prompts in a batch that the generator is conditioned on
+    prompts: int = Field(128, ge=1, le=65536)
+    # by name; the first is what the method `generalization_only` means
+    variants: dict[Name, GeneratorVariant] = Field(min_length=1)
+    # adapters that a generator makes of a task, each from a prompt batch of its own
+    draws: int = Field(1, ge=1, le=1000)
+    # groups of meta-train tasks that get generators that never saw them, for results on these tasks
+    leave_out: tuple[tuple[Name, ...], ...] = ()
+
+
 # --- tasks ----------------------------------------------------------------------------------------
 
 
@@ -184,6 +317,10 @@ class TaskParameters(Parameters):
     scoring: ScoringMode | None = None
 
 
+PLAIN_METHODS = ("base", "no_meta_train", "pooled", "mean_adapter")
+GENERATED = ("generalization_only", "other_prompts")
+
+
 class ProjectParameters(Parameters):
     """Everything in ``parameters*.yml``."""
 
@@ -197,10 +334,44 @@ class ProjectParameters(Parameters):
     warmup: TrainingParameters
     trajectory: TrajectoryParameters
     no_meta_train: TrainingParameters
-    methods: tuple[Literal["base", "no_meta_train", "pooled"], ...] = Field(min_length=1)
+    # None: no generator is trained
+    generator: GeneratorParameters | None = None
+    # base, no_meta_train, pooled, mean_adapter, generalization_only, and generalization_only of another variant
+    # (generalization_only_NAME); other_prompts and other_prompts_NAME are the control with another task's prompts
+    methods: tuple[str, ...] = Field(min_length=1)
     tasks: dict[Name, TaskParameters]
     meta_train: tuple[Name, ...] = Field(min_length=1)
     meta_test: tuple[Name, ...] = ()
+
+    @property
+    def generated_methods(self) -> dict[str, str]:
+        """The variant of every method that a generator serves, by the method's name."""
+        return {
+            method: self._variant_of(method)
+            for method in self.methods
+            if method.startswith(GENERATED)
+        }
+
+    @property
+    def trained_variants(self) -> tuple[str, ...]:
+        """Variants that a method needs; all of them where no method does."""
+        if self.generator is None:
+            return ()
+        wanted = set(self.generated_methods.values()) or set(self.generator.variants)
+        return tuple(name for name in self.generator.variants if name in wanted)
+
+    def _variant_of(self, method: str) -> str:
+        if self.generator is None:
+            raise ValueError(f"the method {method} needs a generator; add the key 'generator'")
+        prefix = next(name for name in GENERATED if method.startswith(name))
+        if method == prefix:
+            return next(iter(self.generator.variants))
+        return method.removeprefix(f"{prefix}_")
+
+    @property
+    def needs_generator(self) -> bool:
+        """Whether tokens, prompt states and a generator are made."""
+        return self.generator is not None
 
     @property
     def needs_warmup(self) -> bool:
@@ -242,6 +413,36 @@ class ProjectParameters(Parameters):
                 f"warm-up trains them together; give them one, or use trajectory.start: shared_random "
                 f"and leave 'pooled' out of the methods"
             )
+        for method in self.methods:
+            if method in PLAIN_METHODS:
+                continue
+            variants = tuple(self.generator.variants) if self.generator else ()
+            known = [
+                *PLAIN_METHODS,
+                *(GENERATED if variants else ()),
+                *(f"{name}_{variant}" for name in GENERATED for variant in variants),
+            ]
+            if method not in known:
+                raise ValueError(
+                    f"methods names the unknown method '{method}'; use of: {', '.join(known)}"
+                )
+        if self.generator is not None:
+            for group in self.generator.leave_out:
+                strange = [name for name in group if name not in self.meta_train]
+                if strange or not group or len(set(group)) != len(group):
+                    raise ValueError(
+                        f"generator.leave_out has the group [{', '.join(group)}]; a group names meta-train tasks, each "
+                        f"once: {', '.join(self.meta_train)}"
+                    )
+                if len(group) == len(self.meta_train):
+                    raise ValueError(
+                        "generator.leave_out leaves out every meta-train task; leave some in"
+                    )
+            left_out = [name for group in self.generator.leave_out for name in group]
+            if len(set(left_out)) != len(left_out):
+                raise ValueError(
+                    "generator.leave_out leaves a task out in two groups; name each once"
+                )
         if len(set(self.methods)) != len(self.methods):
             raise ValueError(f"methods names a method twice: {', '.join(self.methods)}")
         return self

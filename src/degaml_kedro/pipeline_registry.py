@@ -7,7 +7,7 @@ import warnings
 from kedro.pipeline import Pipeline
 
 from degaml_kedro.configuration import current_loader, read_parameters
-from degaml_kedro.pipelines import checkpoints, evaluate, tasks
+from degaml_kedro.pipelines import checkpoints, evaluate, generator, tasks, tokenize
 
 
 def register_pipelines() -> dict[str, Pipeline]:
@@ -19,10 +19,18 @@ def register_pipelines() -> dict[str, Pipeline]:
         warnings.filterwarnings("ignore", "One or more dataset names contain '.'", UserWarning)
         make_tasks = tasks.create_pipeline(parameters)
         make_checkpoints = checkpoints.create_pipeline(parameters)
+        make_tokens = tokenize.create_pipeline(parameters)
+        make_generator = generator.create_pipeline(parameters)
         make_evaluation = evaluate.create_pipeline(parameters)
     return {
         "tasks": make_tasks,
         "checkpoints": make_tasks + make_checkpoints,
+        "tokenize": make_tokens,
+        "generator": make_generator,
         "evaluate": make_evaluation,
-        "__default__": make_tasks + make_checkpoints + make_evaluation,
+        "__default__": make_tasks
+        + make_checkpoints
+        + make_tokens
+        + make_generator
+        + make_evaluation,
     }

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,44 @@ class Adapter:
                 missing = "B" if "A" in parts else "A"
                 raise AdapterError(f"the adapter's layer {name} has no lora_{missing} tensor")
         return {name: (parts["A"], parts["B"]) for name, parts in found.items()}
+
+
+def average_adapters(adapters: Sequence[Adapter]) -> Adapter:
+    """The element-wise mean of adapters, of A and B apart.
+
+    Args:
+        adapters: at least one.
+
+    Returns:
+        float32 tensors, in the first adapter's order and with its configuration.
+
+    Raises:
+        AdapterError: there is none, or two differ in rank, alpha, layers or shapes.
+    """
+    if not adapters:
+        raise AdapterError("there are no adapters to take the mean of; name at least one task")
+    first = adapters[0]
+    shapes = {name: tuple(tensor.shape) for name, tensor in first.tensors.items()}
+    for number, other in enumerate(adapters[1:], start=2):
+        if (other.config.rank, other.config.alpha) != (first.config.rank, first.config.alpha):
+            raise AdapterError(
+                f"adapter 1 has rank {first.config.rank} and alpha {first.config.alpha:g}, adapter {number} has "
+                f"{other.config.rank} and {other.config.alpha:g}; the mean needs adapters of one shape"
+            )
+        theirs = {name: tuple(tensor.shape) for name, tensor in other.tensors.items()}
+        if theirs != shapes:
+            name = sorted(set(shapes.items()) ^ set(theirs.items()))[0][0]
+            raise AdapterError(
+                f"{name} is {shapes.get(name, 'missing')} in adapter 1 and {theirs.get(name, 'missing')} in adapter "
+                f"{number}; the mean needs adapters of one shape"
+            )
+    tensors = {}
+    for name in first.tensors:
+        total = torch.zeros(shapes[name], dtype=torch.float64)
+        for adapter in adapters:
+            total += adapter.tensors[name].double()
+        tensors[name] = (total / len(adapters)).float()
+    return Adapter(first.config, tensors)
 
 
 def tensor_key(layer: str, kind: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -129,6 +129,71 @@ def initial_adapter(base: BaseModel, lora: LoraParameters) -> Adapter:
     return Adapter(config, tensors)
 
 
+@dataclass(frozen=True)
+class AnswerSequence:
+    """A prompt and its right answer as one sequence.
+
+    Attributes:
+        ids: the tokens of both.
+        answer: how many of the last ones are the answer.
+    """
+
+    ids: tuple[int, ...]
+    answer: int
+
+
+def answer_sequences(
+    base: BaseModel, examples: Sequence[Example], prompt: PromptParameters, mode: ScoringMode
+) -> list[AnswerSequence]:
+    """Examples as sequences to train on.
+
+    Args:
+        base: for its tokenizer.
+        examples: what to encode.
+        prompt: how an example becomes text.
+        mode: what the answer is: the option's text, or its label in brackets.
+
+    Raises:
+        PromptError: an example is longer than the model's context.
+    """
+    encoded = encode_examples(base, examples, prompt, mode)
+    return [_with_answer(example, base, prompt) for example in encoded]
+
+
+def answer_loss(
+    base: BaseModel,
+    batch: Sequence[AnswerSequence],
+    tensors: Mapping[str, Tensor],
+    config: AdapterConfig,
+) -> Tensor:
+    """Mean cross-entropy of a batch's answer tokens given their prompts, in nats, under an adapter.
+
+    Args:
+        base: the frozen model.
+        batch: what to compute it on.
+        tensors: the adapter's tensors by PEFT's name; the gradient flows to them, whatever they were made from.
+        config: the adapter's shape.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ModelError: the adapter does not fit the model.
+    """
+    pack = pack_trees([TokenTree(sequence.ids) for sequence in batch], base.device, base.dtype)
+    rows: list[int] = []
+    labels: list[int] = []
+    for sequence, offset in zip(batch, pack.starts, strict=True):
+        end = offset + len(sequence.ids) - 1
+        rows.extend(range(end - sequence.answer, end))
+        labels.extend(sequence.ids[-sequence.answer :])
+    layers = Adapter(config, tensors).layers()
+    with active_lora(base.activate(layers, config.scale)):
+        hidden = base.hidden_states(pack)
+    logits = (hidden[rows] @ base.head.T).float()
+    return nn.functional.cross_entropy(logits, torch.tensor(labels, device=base.device))
+
+
 def fine_tune(
     base: BaseModel,
     examples: Sequence[Example],
@@ -161,8 +226,7 @@ def fine_tune(
     """
     if not examples:
         raise TrainingError("there are no training examples; give the task a train split")
-    encoded = encode_examples(base, examples[: training.max_examples], prompt, mode)
-    sequences = [_with_answer(example, base, prompt) for example in encoded]
+    sequences = answer_sequences(base, examples[: training.max_examples], prompt, mode)
     device = base.device
     layout = [(key, tensor.shape) for key, tensor in start.tensors.items()]
     sizes = [shape.numel() for _, shape in layout]
@@ -187,21 +251,11 @@ def fine_tune(
             continue
         began = time.perf_counter()
         batch = [sequences[i] for i in batch_indices(len(sequences), training, step, seed)]
-        pack = pack_trees([TokenTree(ids) for ids, _ in batch], device, base.dtype)
-        rows: list[int] = []
-        labels: list[int] = []
-        for (ids, answer), offset in zip(batch, pack.starts, strict=True):
-            rows.extend(range(offset + len(ids) - answer - 1, offset + len(ids) - 1))
-            labels.extend(ids[-answer:])
         # cast as one vector: a cast per layer costs more than its product
         views = flat.to(base.dtype).split(sizes)
         tensors = {k: v.view(shape) for (k, shape), v in zip(layout, views, strict=True)}
-        layers = Adapter(start.config, tensors).layers()
-        with active_lora(base.activate(layers, start.config.scale)):
-            hidden = base.hidden_states(pack)
-            logits = (hidden[rows] @ base.head.T).float()
-            loss = nn.functional.cross_entropy(logits, torch.tensor(labels, device=device))
-            loss.backward()
+        loss = answer_loss(base, batch, tensors, start.config)
+        loss.backward()
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(
@@ -219,7 +273,7 @@ def fine_tune(
             loss=value,
             learning_rate=rate,
             seconds=time.perf_counter() - began,
-            tokens=pack.tokens,
+            tokens=sum(len(sequence.ids) for sequence in batch),
             adapter=Adapter(
                 start.config,
                 {k: v.view(shape) for (k, shape), v in zip(layout, parts, strict=True)},
@@ -272,12 +326,9 @@ def _learning_rates(training: TrainingParameters) -> Iterator[float]:
 
 def _with_answer(
     example: EncodedExample, base: BaseModel, prompt: PromptParameters
-) -> tuple[tuple[int, ...], int]:
-    """Prompt and gold answer as one sequence, and how many of its last tokens are the answer.
-
-    A chat turn is closed by the end token, which is part of what the model must learn to write.
-    """
+) -> AnswerSequence:
     answer = example.answers[example.gold]
     if prompt.format == "chat" and base.tokenizer.eos_token_id is not None:
+        # a chat turn is closed by the end token, which is part of what the model must learn to write
         answer = (*answer, base.tokenizer.eos_token_id)
-    return example.prompt + answer, len(answer)
+    return AnswerSequence(example.prompt + answer, len(answer))

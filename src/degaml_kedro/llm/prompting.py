@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel
@@ -30,6 +31,17 @@ class EncodedExample:
     gold: int
 
 
+def question_text(example: Example, options: Literal["lines", "inline", "hidden"]) -> str:
+    """The question, with its options as the ``A: …`` lines it has, in one line, or not at all."""
+    if options == "lines":
+        return example.prompt
+    stem, found = split_prompt(example.prompt)
+    # an example without option lines (true or false) has nothing to list in another way
+    if not found:
+        return example.prompt
+    return f"{stem} ({', '.join(found[:-1])} or {found[-1]})" if options == "inline" else stem
+
+
 def render_prompt(example: Example, prompt: PromptParameters, base: BaseModel) -> str:
     """The text the model reads before it answers.
 
@@ -41,14 +53,7 @@ def render_prompt(example: Example, prompt: PromptParameters, base: BaseModel) -
     Raises:
         PromptError: the chat format is asked for and the tokenizer has no chat template.
     """
-    question = example.prompt
-    if prompt.options != "lines":
-        stem, options = split_prompt(example.prompt)
-        # an example without option lines (true or false) has nothing to list in another way
-        if options:
-            question = stem
-            if prompt.options == "inline":
-                question = f"{stem} ({', '.join(options[:-1])} or {options[-1]})"
+    question = question_text(example, prompt.options)
     if prompt.format == "plain":
         system = f"{example.system}\n\n" if example.system else ""
         return f"{system}{prompt.plain_prefix}{question}{prompt.plain_suffix}"

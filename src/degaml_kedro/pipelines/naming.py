@@ -7,6 +7,6 @@ from functools import partial, update_wrapper
 from typing import Any
 
 
-def bound(function: Callable[..., Any], **names: str) -> Callable[..., Any]:
+def bound(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
     """A node function with some names filled in; it keeps its own name and can be sent to another process."""
     return update_wrapper(partial(function, **names), function)

@@ -115,6 +115,48 @@ def measure(predictions: pd.DataFrame, where: str = "predictions") -> dict[str, 
     }
 
 
+def measure_draws(predictions: pd.DataFrame, where: str = "predictions") -> dict[str, Any]:
+    """Measures of a method that is random: the mean over its draws, and how far they are apart.
+
+    Args:
+        predictions: as :func:`measure` takes, with a column ``draw`` if there are several; every draw answers all
+            questions.
+        where: whose predictions they are, for errors.
+
+    Returns:
+        As :func:`measure`, with ``draws`` and ``accuracy_spread``, the standard deviation over draws (0 for one
+        draw). ``n`` counts questions, once each; the interval is that of the mean accuracy on so many questions.
+        ``seconds`` and ``tokens`` are of one draw.
+
+    Raises:
+        ResultsError: as :func:`measure`, or draws answered different numbers of questions.
+    """
+    if "draw" not in predictions or predictions.empty:
+        return {**measure(predictions, where), "draws": 1, "accuracy_spread": 0.0}
+    parts = [measure(frame, f"{where}, draw {draw}") for draw, frame in predictions.groupby("draw")]
+    n = parts[0]["n"]
+    if any(part["n"] != n for part in parts):
+        counts = ", ".join(str(part["n"]) for part in parts)
+        raise ResultsError(
+            f"{where}: the draws answered {counts} questions; all have to answer the same ones: make them again"
+        )
+    mean: dict[str, Any] = {
+        name: None if parts[0][name] is None else float(np.mean([part[name] for part in parts]))
+        for name in parts[0]
+    }
+    low, high = wilson_interval(round(mean["accuracy"] * n), n)
+    accuracies = [part["accuracy"] for part in parts]
+    return {
+        **mean,
+        "n": n,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "tokens": round(mean["tokens"]),
+        "draws": len(parts),
+        "accuracy_spread": float(np.std(accuracies, ddof=1)) if len(parts) > 1 else 0.0,
+    }
+
+
 def _likelihood(
     scores: Sequence[NDArray[np.float64]], gold: NDArray[np.int64], predicted: NDArray[np.int64]
 ) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-POOLS = ("meta_train", "meta_test")
+POOLS = ("meta_train", "left_out", "meta_test")
 _LEGEND = (
     "Accuracy on the test split with its 95 % Wilson interval; 'chance' is a uniform guess. "
     "Mean rows weigh every task alike."

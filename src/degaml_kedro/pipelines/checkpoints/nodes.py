@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.adapters.adapter import Adapter, average_adapters
 from degaml_kedro.io.trajectory import (
     StepRecord,
     Trajectory,
@@ -49,13 +49,13 @@ def train_on_pool(
     scoring: Mapping[str, Any],
     lora: Mapping[str, Any],
     warmup: Mapping[str, Any],
-    tasks: Mapping[str, Any],
-    meta_train: Sequence[str],
+    first_task: Mapping[str, Any],
     seed: int,
     resume: TrajectoryState | None,
     *splits: pd.DataFrame,
+    group: str,
 ) -> Iterator[TrajectoryChunk]:
-    """The pooled warm-up: one adapter, trained on all meta-train tasks in turn.
+    """The pooled warm-up: one adapter, trained on the tasks of a group in turn.
 
     Args:
         model: which base model.
@@ -63,11 +63,11 @@ def train_on_pool(
         scoring: its mode says what the answers are.
         lora: the adapter's shape.
         warmup: how it is trained.
-        tasks: the tasks' entries in the configuration.
-        meta_train: the pool.
+        first_task: the first task's entry in the configuration; all are scored in one mode.
         seed: the run's.
         resume: what an earlier run left.
-        *splits: the tasks' splits, in the order of ``meta_train``; only ``train`` is read.
+        *splits: the tasks' splits; only ``train`` is read.
+        group: which tasks they are, in words.
 
     Yields:
         What the trajectory's dataset takes; only the last step's tensors are kept.
@@ -77,11 +77,11 @@ def train_on_pool(
     # in turn, so that however many examples are used every task has its share
     turns = chain.from_iterable(zip_longest(*pools))
     yield from _train(
-        "pooled warm-up",
+        "pooled warm-up" if group == "all" else f"pooled warm-up {group}",
         base,
         [example for example in turns if example is not None],
         PromptParameters.model_validate(prompt),
-        _mode(scoring, tasks[meta_train[0]]),
+        _mode(scoring, first_task),
         TrainingParameters.model_validate(warmup),
         initial_adapter(base, LoraParameters.model_validate(lora)),
         derive_seed(seed, "pool", "train"),
@@ -186,6 +186,18 @@ def train_alone(
 def last_adapter(trajectory: Trajectory) -> Adapter:
     """The adapter after the last step."""
     return trajectory.last
+
+
+def mean_adapter(*adapters: Adapter) -> Adapter:
+    """The element-wise mean of adapters: what a generator has to beat to show that its prompts matter.
+
+    Args:
+        *adapters: the last ones of the meta-train trajectories.
+
+    Raises:
+        AdapterError: they are not of one shape.
+    """
+    return average_adapters(adapters)
 
 
 def _train(

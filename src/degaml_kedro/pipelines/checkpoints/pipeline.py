@@ -3,70 +3,94 @@
 from __future__ import annotations
 
 from kedro.pipeline import Pipeline, node
+from kedro.pipeline.node import Node
 
 from degaml_kedro.parameters import ProjectParameters
 from degaml_kedro.pipelines.checkpoints.nodes import (
     last_adapter,
+    mean_adapter,
     train_on_pool,
     train_trajectory,
 )
+from degaml_kedro.pipelines.groups import Group, groups
 from degaml_kedro.pipelines.naming import bound
 
 SETTINGS = ("params:model", "params:prompt", "params:scoring", "params:lora")
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
-    """The pooled warm-up where something starts from it or is measured against it, and the trajectories."""
-    nodes = []
-    from_pool = parameters.trajectory.start == "pooled_warmup"
-    if parameters.needs_warmup:
-        nodes += [
-            node(
-                train_on_pool,
-                inputs=[
-                    *SETTINGS,
-                    "params:warmup",
-                    "params:tasks",
-                    "params:meta_train",
-                    "params:seed",
-                    "pool.trajectory_resume",
-                    *(f"{task}.splits" for task in parameters.meta_train),
-                ],
-                outputs="pool.trajectory",
-                name="train_on_pool",
-                namespace="checkpoints.pool",
-            ),
-            node(
-                last_adapter,
-                inputs="pool.trajectory",
-                outputs="pool.warmup_adapter",
-                name="last_adapter",
-                namespace="checkpoints.pool",
-            ),
-        ]
-    for task in parameters.meta_train:
-        nodes += [
-            node(
-                bound(train_trajectory, task=task),
-                inputs=[
-                    *SETTINGS,
-                    "params:trajectory",
-                    f"params:tasks.{task}",
-                    "params:seed",
-                    f"{task}.trajectory_resume",
-                    f"{task}.splits",
-                    *(["pool.warmup_adapter"] if from_pool else []),
-                ],
-                outputs=f"{task}.trajectory",
-                name="train_trajectory",
-                namespace=f"checkpoints.{task}",
-            ),
-            node(
-                last_adapter,
-                inputs=f"{task}.trajectory",
-                outputs=f"{task}.final_adapter",
-                name="last_adapter",
-                namespace=f"checkpoints.{task}",
-            ),
-        ]
+    """Pooled warm-ups where something starts from them or is measured against them, and the trajectories."""
+    nodes: list[Node] = []
+    for group in groups(parameters):
+        suffix = f"_{group.label}" if group.left_out else ""
+        if parameters.needs_warmup:
+            nodes += _warmup(group, suffix)
+        if not group.left_out or group.own_start:
+            for task in parameters.meta_train:
+                nodes += _trajectory(parameters, group, task, suffix)
+        if "mean_adapter" in parameters.methods:
+            nodes.append(
+                node(
+                    mean_adapter,
+                    inputs=[f"{group.trajectory_of(task)}.final_adapter" for task in group.tasks],
+                    outputs=group.name("mean.adapter"),
+                    name=f"mean_adapter{suffix}",
+                    namespace="checkpoints.pool",
+                )
+            )
     return Pipeline(nodes)
+
+
+def _warmup(group: Group, suffix: str) -> list[Node]:
+    return [
+        node(
+            bound(train_on_pool, group=group.label),
+            inputs=[
+                *SETTINGS,
+                "params:warmup",
+                *(f"params:tasks.{task}" for task in group.tasks[:1]),
+                "params:seed",
+                f"{group.pool}.trajectory_resume",
+                *(f"{task}.splits" for task in group.tasks),
+            ],
+            outputs=f"{group.pool}.trajectory",
+            name=f"train_on_pool{suffix}",
+            namespace="checkpoints.pool",
+        ),
+        node(
+            last_adapter,
+            inputs=f"{group.pool}.trajectory",
+            outputs=f"{group.pool}.warmup_adapter",
+            name=f"last_adapter{suffix}",
+            namespace="checkpoints.pool",
+        ),
+    ]
+
+
+def _trajectory(parameters: ProjectParameters, group: Group, task: str, suffix: str) -> list[Node]:
+    from_pool = parameters.trajectory.start == "pooled_warmup"
+    run = group.trajectory_of(task)
+    return [
+        node(
+            bound(train_trajectory, task=task),
+            inputs=[
+                *SETTINGS,
+                "params:trajectory",
+                f"params:tasks.{task}",
+                "params:seed",
+                f"{run}.trajectory_resume",
+                f"{task}.splits",
+                *([f"{group.pool}.warmup_adapter"] if from_pool else []),
+            ],
+            outputs=f"{run}.trajectory",
+            name=f"train_trajectory{suffix}",
+            namespace=f"checkpoints.{task}",
+        ),
+        node(
+            last_adapter,
+            inputs=f"{run}.trajectory",
+            outputs=f"{run}.final_adapter",
+            name=f"last_adapter{suffix}",
+            namespace=f"checkpoints.{task}",
+        ),
+    ]

@@ -2,48 +2,92 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
 from degaml_kedro.parameters import ProjectParameters
 from degaml_kedro.pipelines.checkpoints.nodes import last_adapter, train_alone
 from degaml_kedro.pipelines.checkpoints.pipeline import SETTINGS
-from degaml_kedro.pipelines.evaluate.nodes import collect_results, measure_predictions, predict
+from degaml_kedro.pipelines.evaluate.nodes import (
+    collect_results,
+    generate_adapters,
+    measure_predictions,
+    predict,
+)
+from degaml_kedro.pipelines.groups import Group, groups
 from degaml_kedro.pipelines.naming import bound
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A task in a part of the results table.
+
+    Attributes:
+        task: its name.
+        pool: ``meta_train``, ``left_out`` or ``meta_test``.
+        group: whose generator, pool and mean serve it.
+    """
+
+    task: str
+    pool: str
+    group: Group
+
+    def name(self, method: str, dataset: str) -> str:
+        """A dataset of a method here."""
+        own = f"{self.task}.{method}.{dataset}"
+        # what no group had a part in is the same in all of them
+        return own if method in ("base", "no_meta_train") else self.group.name(own)
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     """Score every method on every task, measure, and join."""
-    nodes: list[Node] = []
+    nodes: dict[str, Node] = {}
     results: list[str] = []
-    for pool in ("meta_train", "meta_test"):
-        for task in getattr(parameters, pool):
-            for method in parameters.methods:
-                adapters, training = _adapter(parameters, task, method, pool)
-                nodes += training
-                nodes += _scoring(task, method, pool, adapters)
-                results.append(f"{task}.{method}.result")
-    nodes.append(
-        node(
-            collect_results,
-            inputs=["params:profile", "params:model", "params:seed", "params:methods", *results],
-            outputs=["results", "results_record", "results_table"],
-            name="collect_results",
-            namespace="evaluate",
-        )
+    for place in _places(parameters):
+        for method in parameters.methods:
+            if place.pool == "meta_train" and method in parameters.generated_methods:
+                # its generator has seen the task; what it does on unseen ones stands under left_out
+                continue
+            adapters, making = _adapters(parameters, place, method)
+            result = place.name(method, "result")
+            if place.pool == "left_out":
+                result = place.group.name(f"{place.task}.{method}.result")
+            for made in (*making, *_scoring(place, method, adapters, result)):
+                nodes[made.name] = made
+            results.append(result)
+    collect = node(
+        collect_results,
+        inputs=["params:profile", "params:model", "params:seed", "params:methods", *results],
+        outputs=["results", "results_record", "results_table"],
+        name="collect_results",
+        namespace="evaluate",
     )
-    return Pipeline(nodes)
+    return Pipeline([*nodes.values(), collect])
 
 
-def _adapter(
-    parameters: ProjectParameters, task: str, method: str, pool: str
+def _places(parameters: ProjectParameters) -> list[_Place]:
+    everything, *folds = groups(parameters)
+    found = [_Place(task, "meta_train", everything) for task in parameters.meta_train]
+    found += [_Place(task, "left_out", fold) for fold in folds for task in fold.left_out]
+    return found + [_Place(task, "meta_test", everything) for task in parameters.meta_test]
+
+
+def _adapters(
+    parameters: ProjectParameters, place: _Place, method: str
 ) -> tuple[list[str], list[Node]]:
-    """The name of a method's adapter, if it has one, and the nodes that make it."""
+    """The names of a method's adapters, if it has any, and the nodes that make them."""
+    task, group = place.task, place.group
     if method == "base":
         return [], []
     if method == "pooled":
-        return ["pool.warmup_adapter"], []
-    if pool == "meta_train" and parameters.trajectory_is_no_meta_train:
+        return [f"{group.pool}.warmup_adapter"], []
+    if method == "mean_adapter":
+        return [group.name("mean.adapter")], []
+    if method in parameters.generated_methods:
+        return _generated(parameters, place, method)
+    if task in parameters.meta_train and parameters.trajectory_is_no_meta_train:
         return [f"{task}.final_adapter"], []
     run = f"{task}.{method}"
     training = node(
@@ -70,7 +114,54 @@ def _adapter(
     return [f"{run}.adapter"], [training, taking]
 
 
-def _scoring(task: str, method: str, pool: str, adapters: list[str]) -> list[Node]:
+def _generated(
+    parameters: ProjectParameters, place: _Place, method: str
+) -> tuple[list[str], list[Node]]:
+    assert parameters.generator is not None
+    prompts_of = place.task
+    if method.startswith("other_prompts"):
+        prompts_of = other_task(parameters, place)
+    draws = [
+        place.name(method, f"draw_{number}.adapter") for number in range(parameters.generator.draws)
+    ]
+    generating = node(
+        bound(generate_adapters, task=place.task, method=method, prompts_of=prompts_of),
+        inputs=[
+            "params:model",
+            "params:generator",
+            "params:seed",
+            place.group.name(f"{parameters.generated_methods[method]}.generator"),
+            f"{prompts_of}.prompt_embeddings",
+            f"{prompts_of}.splits",
+        ],
+        outputs=draws,
+        name=f"generate_{method}{_suffix(place)}",
+        namespace=f"evaluate.{place.task}",
+    )
+    return draws, [generating]
+
+
+def other_task(parameters: ProjectParameters, place: _Place) -> str:
+    """Whose prompts the control gets: the next task of another group of tasks, among those that are unseen too."""
+    unseen = place.group.left_out if place.pool == "left_out" else parameters.meta_test
+    order = (*unseen, *parameters.meta_test)
+    start = order.index(place.task)
+    following = [*order[start + 1 :], *order[:start]]
+    own = parameters.tasks[place.task].group
+    apart = [task for task in following if task != place.task]
+    strangers = [task for task in apart if parameters.tasks[task].group != own]
+    # a project with one unseen task has only its meta-train tasks to take prompts from
+    return next(iter([*strangers, *apart, *parameters.meta_train]))
+
+
+def _suffix(place: _Place) -> str:
+    return f"_{place.group.label}" if place.pool == "left_out" else ""
+
+
+def _scoring(place: _Place, method: str, adapters: list[str], result: str) -> list[Node]:
+    task, suffix = place.task, _suffix(place)
+    shared = method in ("base", "no_meta_train")
+    predictions = place.name(method, "predictions")
     return [
         node(
             bound(predict, task=task, method=method),
@@ -82,15 +173,15 @@ def _scoring(task: str, method: str, pool: str, adapters: list[str]) -> list[Nod
                 f"{task}.splits",
                 *adapters,
             ],
-            outputs=f"{task}.{method}.predictions",
-            name=f"predict_{method}",
+            outputs=predictions,
+            name=f"predict_{method}{'' if shared else suffix}",
             namespace=f"evaluate.{task}",
         ),
         node(
-            bound(measure_predictions, task=task, method=method, pool=pool),
-            inputs=[f"params:tasks.{task}", f"{task}.{method}.predictions"],
-            outputs=f"{task}.{method}.result",
-            name=f"measure_{method}",
+            bound(measure_predictions, task=task, method=method, pool=place.pool),
+            inputs=[f"params:tasks.{task}", predictions],
+            outputs=result,
+            name=f"measure_{method}{suffix}",
             namespace=f"evaluate.{task}",
         ),
     ]

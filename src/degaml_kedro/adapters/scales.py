@@ -1,0 +1,283 @@
+"""Mean and spread of tokens over trajectories, and the scales that normalise them.
+
+The scales are taken over the meta-train trajectories and stored with the generator: what it generates is in
+their units (section E.2 of DeGAML's paper, per layer, module and matrix).
+
+Shapes: T tokens, r rank, k token width, S slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from degaml_kedro.adapters.tokens import GridError, TokenGrid
+from degaml_kedro.errors import DegamlError
+
+Center = Literal["matrix", "element"]
+
+
+class ScaleError(DegamlError):
+    """Tokens that no scales can be taken of, or stored scales that cannot be used."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStatistics:
+    """What is kept of the checkpoints of a trajectory, or of several: enough to combine any of them.
+
+    The mean and spread of a slot follow from these three: the spread of all its values is that over checkpoints
+    plus that of the elements' means.
+
+    Attributes:
+        count: checkpoints.
+        mean: float64 [T, r, k], each element's mean over the checkpoints; 0 in the padding.
+        deviations: float64 [T], each token's sum of squared deviations from ``mean``, over elements and checkpoints.
+    """
+
+    count: int
+    mean: Tensor
+    deviations: Tensor
+
+    @classmethod
+    def of(cls, grid: TokenGrid, checkpoints: Iterable[Tensor], where: str) -> TokenStatistics:
+        """Read checkpoints one after the other (Welford's recurrence; only two are held at a time).
+
+        Args:
+            grid: the tokens' grid.
+            checkpoints: [T, r, k] each.
+            where: what the checkpoints are, for messages.
+
+        Raises:
+            GridError: a checkpoint has another shape.
+            ScaleError: there is no checkpoint, or one holds NaN or infinite weights.
+        """
+        shape = (grid.tokens, grid.rank, grid.token_width)
+        mean = torch.zeros(shape, dtype=torch.float64)
+        deviations = torch.zeros(grid.tokens, dtype=torch.float64)
+        count = 0
+        for tokens in checkpoints:
+            count += 1
+            if tuple(tokens.shape) != shape:
+                raise GridError(
+                    f"checkpoint {count} of {where} has tokens of shape {tuple(tokens.shape)}, "
+                    f"the grid's are {shape}"
+                )
+            difference = tokens.detach().to("cpu", torch.float64) - mean
+            squares = difference.square().sum(dim=(1, 2)) * ((count - 1) / count)
+            # of the first checkpoint the squares count for nothing, but NaN and infinity stay
+            finite = torch.isfinite(squares)
+            if not finite.all():
+                slot = grid.slots[int(grid.token_slots()[int((~finite).nonzero()[0])])]
+                raise ScaleError(
+                    f"checkpoint {count} of {where} holds NaN or infinite weights in {slot.name}; "
+                    f"make the checkpoints again, with a lower learning rate if that is where they come from"
+                )
+            deviations += squares
+            mean.add_(difference, alpha=1 / count)
+        if not count:
+            raise ScaleError(f"{where} holds no checkpoint to take scales of")
+        return cls(count, mean, deviations)
+
+    @classmethod
+    def combine(cls, parts: Sequence[TokenStatistics]) -> TokenStatistics:
+        """The statistics of all checkpoints of several trajectories.
+
+        Raises:
+            ScaleError: there is no part.
+            GridError: the parts are of different grids.
+        """
+        if not parts:
+            raise ScaleError("there are no trajectories to take scales of; name at least one task")
+        total = parts[0]
+        for part in parts[1:]:
+            if part.mean.shape != total.mean.shape:
+                raise GridError(
+                    f"statistics of token grids {tuple(total.mean.shape)} and {tuple(part.mean.shape)} "
+                    f"cannot be put together; make all trajectories with one LoRA shape"
+                )
+            count = total.count + part.count
+            difference = part.mean - total.mean
+            between = difference.square().sum(dim=(1, 2)) * (total.count * part.count / count)
+            total = cls(
+                count,
+                total.mean.add(difference, alpha=part.count / count),
+                total.deviations + part.deviations + between,
+            )
+        return total
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What goes into a safetensors file."""
+        return {
+            "count": torch.tensor([self.count]),
+            "mean": self.mean,
+            "deviations": self.deviations,
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> TokenStatistics:
+        """What :meth:`tensors` gave.
+
+        Raises:
+            ScaleError: a tensor is missing.
+        """
+        found = [_stored(tensors, name, "statistics") for name in ("count", "mean", "deviations")]
+        return cls(int(found[0]), found[1], found[2])
+
+
+@dataclass(frozen=True, eq=False)
+class TokenScales:
+    """Units of the tokens: normalized = (x - mean) / std.
+
+    :meth:`denormalize` undoes :meth:`normalize` to a few units in the last place of the larger of x and mean; it is
+    cutting into tokens and putting together alone that loses no bit.
+
+    Attributes:
+        grid: the tokens' grid.
+        center: ``matrix``: each slot has one mean; ``element``: each element has its own, and ``mean`` is 0.
+        mean: float32 [S].
+        std: float32 [S], of the differences from the mean, over elements and checkpoints; 1 where there are none.
+        variance: float32 [T], each token's variance over checkpoints in normalized units, mean over its elements.
+        element_mean: float32 [T, r, k], 0 in the padding; None for ``matrix``.
+    """
+
+    grid: TokenGrid
+    center: Center
+    mean: Tensor
+    std: Tensor
+    variance: Tensor
+    element_mean: Tensor | None = None
+
+    @classmethod
+    def from_statistics(
+        cls, grid: TokenGrid, statistics: TokenStatistics, center: Center
+    ) -> TokenScales:
+        """Scales over the checkpoints of the statistics.
+
+        Args:
+            grid: the tokens' grid.
+            statistics: of the meta-train trajectories.
+            center: what is subtracted.
+
+        Raises:
+            GridError: the statistics are of another grid.
+        """
+        shape = (grid.tokens, grid.rank, grid.token_width)
+        if tuple(statistics.mean.shape) != shape:
+            raise GridError(
+                f"the statistics are of tokens {tuple(statistics.mean.shape)}, the grid has {shape}; "
+                f"make them again"
+            )
+        slots, mask = grid.token_slots(), grid.mask()
+        token_cells = mask.sum(dim=(1, 2)).to(torch.float64)
+        cells = _by_slot(token_cells, slots)
+        spread = _by_slot(statistics.deviations, slots) / (statistics.count * cells)
+        mean = torch.zeros(len(grid.slots), dtype=torch.float64)
+        if center == "matrix":
+            mean = _by_slot(statistics.mean.sum(dim=(1, 2)), slots) / cells
+            apart = (statistics.mean - mean[slots][:, None, None]) * mask
+            spread = spread + _by_slot(apart.square().sum(dim=(1, 2)), slots) / cells
+        std = spread.sqrt().to(torch.float32)
+        # equal values differ from their mean by its rounding: that is no spread
+        varies = std > torch.clamp(mean.abs() * 1e-9, min=torch.finfo(torch.float32).tiny)
+        std = torch.where(varies, std, 1.0)
+        units = token_cells * std.to(torch.float64)[slots].square()
+        variance = statistics.deviations / (statistics.count * units)
+        return cls(
+            grid,
+            center,
+            mean.to(torch.float32),
+            std,
+            variance.to(torch.float32),
+            statistics.mean.to(torch.float32) if center == "element" else None,
+        )
+
+    @cached_property
+    def _by_device(self) -> dict[torch.device, tuple[Tensor, Tensor, Tensor]]:
+        return {}
+
+    def _units(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean [T, r, k] and std [T, r, k], both 0 in the padding, and std [T, 1, 1]."""
+        if device not in self._by_device:
+            slots, mask = self.grid.token_slots(), self.grid.mask()
+            std = self.std[slots][:, None, None]
+            mean = self.element_mean
+            if mean is None:
+                mean = self.mean[slots][:, None, None] * mask
+            self._by_device[device] = (mean.to(device), (std * mask).to(device), std.to(device))
+        return self._by_device[device]
+
+    def normalize(self, tokens: Tensor) -> Tensor:
+        """Weights to normalized tokens.
+
+        Args:
+            tokens: [..., T, r, k], 0 in the padding.
+
+        Returns:
+            [..., T, r, k], float32 or wider, 0 in the padding.
+        """
+        mean, _, std = self._units(tokens.device)
+        return (tokens - mean) / std
+
+    def denormalize(self, normalized: Tensor) -> Tensor:
+        """Normalized tokens to weights; gradients flow.
+
+        Args:
+            normalized: [..., T, r, k]; what stands in the padding is dropped.
+
+        Returns:
+            [..., T, r, k], float32 or wider, 0 in the padding.
+        """
+        mean, std, _ = self._units(normalized.device)
+        return normalized * std + mean
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What goes into a safetensors file."""
+        found = {"mean": self.mean, "std": self.std, "variance": self.variance}
+        if self.element_mean is not None:
+            found["element_mean"] = self.element_mean
+        return found
+
+    @classmethod
+    def from_tensors(cls, grid: TokenGrid, tensors: Mapping[str, Tensor]) -> TokenScales:
+        """What :meth:`tensors` gave.
+
+        Raises:
+            ScaleError: a tensor is missing.
+            GridError: the scales are of another grid.
+        """
+        slots, tokens = (len(grid.slots),), (grid.tokens,)
+        expected = {"mean": slots, "std": slots, "variance": tokens}
+        found = {name: _stored(tensors, name, "scales") for name in expected}
+        element_mean = tensors.get("element_mean")
+        shapes: list[tuple[str, Tensor, tuple[int, ...]]] = [
+            (name, found[name], shape) for name, shape in expected.items()
+        ]
+        if element_mean is not None:
+            shape = (grid.tokens, grid.rank, grid.token_width)
+            shapes.append(("element_mean", element_mean, shape))
+        for name, tensor, shape_there in shapes:
+            if tuple(tensor.shape) != shape_there:
+                raise GridError(
+                    f"the stored scales' {name} has shape {tuple(tensor.shape)}, the token grid needs "
+                    f"{shape_there}; they were made for another LoRA shape: make them again"
+                )
+        center: Center = "matrix" if element_mean is None else "element"
+        return cls(grid, center, found["mean"], found["std"], found["variance"], element_mean)
+
+
+def _by_slot(values: Tensor, slots: Tensor) -> Tensor:
+    """Sums of values [T] over each slot's tokens: [S]."""
+    return values.new_zeros(int(slots[-1]) + 1).index_add_(0, slots, values)
+
+
+def _stored(tensors: Mapping[str, Tensor], name: str, what: str) -> Tensor:
+    if name not in tensors:
+        raise ScaleError(
+            f"the stored {what} have no '{name}'; the file is not whole: make it again"
+        )
+    return tensors[name]

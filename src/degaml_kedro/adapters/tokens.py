@@ -1,0 +1,502 @@
+"""LoRA weights as a sequence of equal tokens, and back: section E.2 of DeGAML's paper, for any LoRA.
+
+Every matrix is laid out with the rank as its height (B is transposed), cut along its width into tokens of r x k,
+and the last token is filled up with zeros. A generator sees the tokens with a border of one pixel around them.
+
+Shapes: T tokens, r rank, k token width, S slots, I inputs, O outputs, n slots of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from degaml_kedro.adapters.adapter import AdapterError, parse_key
+from degaml_kedro.errors import DegamlError
+
+Matrix = Literal["A", "B"]
+_MATRICES: tuple[Matrix, Matrix] = ("A", "B")
+
+
+class GridError(DegamlError):
+    """LoRA tensors that do not form a token grid, or that form another one than was asked for."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One LoRA matrix of one layer, and the tokens that hold it.
+
+    Attributes:
+        key: PEFT's name of the tensor.
+        layer: index of the transformer layer; -1 for a module that belongs to none.
+        module: the module's path after the layer index, such as ``self_attn.q_proj``.
+        matrix: which of the two.
+        width: I of an A [r, I], O of a B [O, r].
+        first: its first token.
+        count: how many tokens it has.
+    """
+
+    key: str
+    layer: int
+    module: str
+    matrix: Matrix
+    width: int
+    first: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Layer, module and matrix, for messages."""
+        place = f"layer {self.layer}, " if self.layer >= 0 else ""
+        return f"{place}{self.module}, {self.matrix}"
+
+
+@dataclass(frozen=True)
+class _SlotGroup:
+    """Slots of the same shape: they are cut and put together in one go.
+
+    Attributes:
+        members: indices of the slots.
+        keys: their tensors.
+        matrix: of all of them.
+        width: of all of them.
+    """
+
+    members: tuple[int, ...]
+    keys: tuple[str, ...]
+    matrix: Matrix
+    width: int
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Which token holds which part of which LoRA matrix.
+
+    Attributes:
+        rank: r.
+        token_width: k.
+        slots: every matrix, by layer; inside a layer by module, A before B.
+    """
+
+    rank: int
+    token_width: int
+    slots: tuple[Slot, ...]
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], token_width: int) -> TokenGrid:
+        """Lay out the tensors of an adapter.
+
+        Layers go by their index: the first whole number in the module's path. Modules without one come first.
+        Inside a layer, modules keep the order in which they first appear in ``shapes``.
+
+        Args:
+            shapes: by PEFT's tensor name, A (r, I) and B (O, r).
+            token_width: k.
+
+        Raises:
+            GridError: a tensor is not LoRA's, a module has only one of the two, ranks differ, or there is nothing.
+        """
+        if token_width < 1:
+            raise GridError(f"token_width is {token_width}; it must be at least 1")
+        if not shapes:
+            raise GridError("there is no LoRA tensor to cut into tokens")
+        modules: dict[str, dict[str, str]] = {}
+        rank, rank_key = 0, ""
+        for key, shape in shapes.items():
+            path, matrix = _parse_lora(key)
+            if len(shape) != 2 or min(shape) < 1:
+                raise GridError(
+                    f"{key} has shape {tuple(shape)}; only matrices with at least one row and one "
+                    f"column can be cut into tokens: train the adapter on linear layers"
+                )
+            found = shape[0] if matrix == "A" else shape[1]
+            if rank and found != rank:
+                raise GridError(
+                    f"{rank_key} has rank {rank}, but {key} has rank {found}; all tokens have the "
+                    f"same height: train the adapter with one rank"
+                )
+            rank, rank_key = found, rank_key or key
+            modules.setdefault(path, {})[matrix] = key
+        slots: list[Slot] = []
+        # sorting is stable: inside a layer the order of appearance stays
+        for path in sorted(modules, key=lambda path: _split_layer(path)[0]):
+            layer, module = _split_layer(path)
+            for matrix in _MATRICES:
+                if matrix not in modules[path]:
+                    raise GridError(f"{path} has no lora_{matrix} tensor; the adapter is not whole")
+                key = modules[path][matrix]
+                width = shapes[key][1 if matrix == "A" else 0]
+                first = slots[-1].first + slots[-1].count if slots else 0
+                count = _tokens_of(width, token_width)
+                slots.append(Slot(key, layer, module, matrix, width, first, count))
+        return cls(rank, token_width, tuple(slots))
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> TokenGrid:
+        """The grid that :meth:`as_json` wrote.
+
+        Raises:
+            GridError: the content is not a token grid.
+        """
+        try:
+            shapes = {
+                str(key): (int(rows), int(columns)) for key, rows, columns in content["shapes"]
+            }
+            return cls.from_shapes(shapes, int(content["token_width"]))
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, DegamlError):
+                raise
+            raise GridError(f"this is not a stored token grid: {error!r}; make it again") from error
+
+    def as_json(self) -> dict[str, Any]:
+        """What :meth:`from_json` reads: plain lists, so that the order survives sorted keys."""
+        return {
+            "token_width": self.token_width,
+            "shapes": [[key, *shape] for key, shape in self.shapes.items()],
+        }
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The tensors' shapes by PEFT's name, in the order of the slots."""
+        return {
+            slot.key: (self.rank, slot.width) if slot.matrix == "A" else (slot.width, self.rank)
+            for slot in self.slots
+        }
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.slots[-1].first + self.slots[-1].count
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(T, r + 2, k + 2): what a generator makes, with the border."""
+        return self.tokens, self.rank + 2, self.token_width + 2
+
+    def __repr__(self) -> str:
+        """The grid's size; hundreds of slots would say less."""
+        tokens, height, width = self.shape
+        return f"TokenGrid({len(self.slots)} slots, {tokens} x {height} x {width} with the border)"
+
+    # --- what a generator may want to know of the tokens ---
+
+    def mask(self) -> Tensor:
+        """Bool [T, r, k]: False where a token is filled up with zeros."""
+        filled = torch.full((self.tokens,), self.token_width)
+        for slot in self.slots:
+            filled[slot.first + slot.count - 1] = slot.width - (slot.count - 1) * self.token_width
+        columns = torch.arange(self.token_width) < filled[:, None]
+        return columns[:, None].repeat(1, self.rank, 1)
+
+    def bordered_mask(self) -> Tensor:
+        """Bool [T, r + 2, k + 2]: False on the border as well."""
+        return self.add_border(self.mask())
+
+    def token_slots(self) -> Tensor:
+        """Long [T]: the slot that each token belongs to."""
+        counts = torch.tensor([slot.count for slot in self.slots])
+        return torch.arange(len(self.slots)).repeat_interleave(counts)
+
+    def positions(self) -> Tensor:
+        """Long [T, 2]: index of the layer, and index inside the layer."""
+        layers = torch.tensor([slot.layer for slot in self.slots])[self.token_slots()]
+        _, lengths = torch.unique_consecutive(layers, return_counts=True)
+        starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        return torch.stack([layers, torch.arange(self.tokens) - starts], dim=1)
+
+    def position_embedding(self, width: int) -> Tensor:
+        """Sines and cosines of the two positions: half of the width for each.
+
+        Args:
+            width: a multiple of 4.
+
+        Returns:
+            float32 [T, width].
+
+        Raises:
+            GridError: the width is no positive multiple of 4.
+        """
+        if width < 4 or width % 4:
+            raise GridError(
+                f"a position embedding of width {width} cannot be made: two positions with a sine and "
+                f"a cosine each need a positive multiple of 4"
+            )
+        quarter = width // 4
+        frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+        angles = self.positions().to(torch.float64)[:, :, None] * frequencies  # [T, 2, quarter]
+        return torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1).to(torch.float32)
+
+    # --- weights to tokens and back ---
+
+    @cached_property
+    def _groups(self) -> tuple[_SlotGroup, ...]:
+        members: dict[tuple[Matrix, int], list[int]] = {}
+        for index, slot in enumerate(self.slots):
+            members.setdefault((slot.matrix, slot.width), []).append(index)
+        return tuple(
+            _SlotGroup(tuple(found), tuple(self.slots[i].key for i in found), matrix, width)
+            for (matrix, width), found in members.items()
+        )
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        return [slot.count for slot in self.slots]
+
+    def tokenize(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Cut an adapter's tensors into tokens; no value changes by a bit.
+
+        Args:
+            tensors: by PEFT's name, A [r, I] and B [O, r], all of one dtype.
+
+        Returns:
+            [T, r, k] of the tensors' dtype and device, detached.
+
+        Raises:
+            GridError: the tensors are not the ones that the grid was made for.
+        """
+        self._check_tensors(tensors)
+        some = tensors[self.slots[0].key]
+        rank, k = self.rank, self.token_width
+        tokens = some.new_zeros(self.tokens, rank, k)
+        with torch.no_grad():
+            for slot in self.slots:
+                tensor = tensors[slot.key]
+                rows = tensor if slot.matrix == "A" else tensor.T
+                whole, rest = divmod(slot.width, k)
+                end = slot.first + whole
+                if whole:
+                    cut = rows[:, : whole * k].unflatten(1, (whole, k))
+                    tokens[slot.first : end].copy_(cut.transpose(0, 1))
+                if rest:
+                    tokens[end, :, :rest].copy_(rows[:, whole * k :])
+        return tokens
+
+    def detokenize(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Put an adapter's tensors together from tokens: the exact inverse of :meth:`tokenize`.
+
+        Args:
+            tokens: [T, r, k]; what stands in the padding is left out.
+
+        Returns:
+            by PEFT's name, A [r, I] and B [O, r], in the order of the slots; gradients flow back to the tokens.
+            Tensors of the same shape share storage without overlapping.
+
+        Raises:
+            GridError: the tokens have another shape.
+        """
+        expected = (self.tokens, self.rank, self.token_width)
+        if tuple(tokens.shape) != expected:
+            raise GridError(
+                f"the tokens have shape {tuple(tokens.shape)}, the grid's are {expected}"
+            )
+        # split and stack instead of an index: their gradients are copies, an index's is a scatter
+        parts = tokens.split(self._counts)
+        found: dict[str, Tensor] = {}
+        for group in self._groups:
+            stacked = torch.stack([parts[i] for i in group.members])  # [n, count, r, k]
+            if group.matrix == "A":
+                wide = stacked.transpose(1, 2).flatten(2)[:, :, : group.width]
+            else:
+                wide = stacked.transpose(2, 3).flatten(1, 2)[:, : group.width]
+            found.update(zip(group.keys, wide.unbind(), strict=True))
+        return {slot.key: found[slot.key] for slot in self.slots}
+
+    def add_border(self, tokens: Tensor) -> Tensor:
+        """Zeros around every token: [..., T, r, k] -> [..., T, r + 2, k + 2]."""
+        return torch.nn.functional.pad(tokens, (1, 1, 1, 1))
+
+    def strip_border(self, tokens: Tensor) -> Tensor:
+        """What is inside the border: [..., T, r + 2, k + 2] -> [..., T, r, k], a view."""
+        return tokens[..., 1:-1, 1:-1]
+
+    def _check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        extra = next((key for key in tensors if key not in self.shapes), None)
+        if extra is not None:
+            raise GridError(
+                f"the adapter has a tensor {extra} that the token grid has no place for"
+            )
+        some = None
+        for key, shape in self.shapes.items():
+            tensor = tensors.get(key)
+            if tensor is None:
+                raise GridError(
+                    f"the adapter has no tensor {key}, which the token grid has tokens for"
+                )
+            if tuple(tensor.shape) != shape:
+                raise GridError(
+                    f"the adapter's {key} has shape {tuple(tensor.shape)}, the token grid was made "
+                    f"for {shape}"
+                )
+            some = tensor if some is None else some
+            if tensor.dtype != some.dtype:
+                raise GridError(
+                    f"the adapter's {key} is {tensor.dtype}, its {self.slots[0].key} is {some.dtype}; "
+                    f"tokens have one dtype: convert the tensors first"
+                )
+
+    # --- grids compared ---
+
+    def check_same(self, other: TokenGrid, mine: str, theirs: str) -> None:
+        """Refuse another grid, naming the first difference.
+
+        Args:
+            other: the grid to compare with.
+            mine: what this grid belongs to, such as ``the generator``.
+            theirs: what the other belongs to.
+
+        Raises:
+            GridError: the grids differ.
+        """
+        if self == other:
+            return
+        if self.rank != other.rank:
+            what = f"{mine} has rank {self.rank}, {theirs} has rank {other.rank}"
+        elif (missing := _first_missing(self, other)) is not None:
+            what = f"{mine} has {missing}, {theirs} has not"
+        elif (missing := _first_missing(other, self)) is not None:
+            what = f"{theirs} has {missing}, {mine} has not"
+        else:
+            what = self._other_layout(other, mine, theirs)
+        raise GridError(
+            f"the LoRA shapes differ: {what}; use two that were made for the same shape"
+        )
+
+    def _other_layout(self, other: TokenGrid, mine: str, theirs: str) -> str:
+        """The difference of two grids over the same modules."""
+        widths = {slot.key: slot.width for slot in other.slots}
+        for slot in self.slots:
+            if slot.width != widths[slot.key]:
+                return f"{slot.name} is {slot.width} wide in {mine} and {widths[slot.key]} wide in {theirs}"
+        if self.token_width != other.token_width:
+            return f"{mine} has tokens of width {self.token_width}, {theirs} of width {other.token_width}"
+        pairs = zip(self.slots, other.slots, strict=True)
+        slot, their = next((slot, their) for slot, their in pairs if slot != their)
+        return f"where {mine} has {slot.name}, {theirs} has {their.name} (another order)"
+
+    def other_sizes(self, widths: Iterable[int]) -> str:
+        """What other token widths would give, for messages.
+
+        Args:
+            widths: values of k.
+
+        Returns:
+            such as ``64: 8592 x 10 x 66, 128: 4296 x 10 x 130``.
+        """
+        return ", ".join(
+            f"{width}: {_size((self._tokens_at(width), self.rank + 2, width + 2))}"
+            for width in widths
+        )
+
+    def check_flow_end(self, size: Sequence[int]) -> None:
+        """Refuse a decoder flow that does not end on the grid.
+
+        Args:
+            size: the last size of the flow: tokens, height and width, with the border.
+
+        Raises:
+            GridError: it is not the grid's; the message says which token widths would do, if any.
+        """
+        if tuple(size) == self.shape:
+            return
+        start = (
+            f"the flow ends with {_size(size)}, but the token grid is {_size(self.shape)} (rank "
+            f"{self.rank} and token_width {self.token_width}, each plus 2 for the border)"
+        )
+        raise GridError(
+            f"{start}; {self._way_to(tuple(size))}, or end the flow with {list(self.shape)}"
+        )
+
+    def _way_to(self, size: tuple[int, ...]) -> str:
+        if len(size) != 3:
+            return "a size has three numbers: tokens, height and width"
+        tokens, height, width = size
+        k = width - 2
+        if height != self.rank + 2:
+            fits = ", but rank and token width must both fit" if k != self.token_width else ""
+            return f"no token width gives height {height}, for that the rank must be {height - 2}{fits}"
+        if k < 1:
+            return "no token width gives it: the width must be at least 3"
+        if self._tokens_at(k) == tokens:
+            return f"set token_width to {k}"
+        near = sorted({k, max(1, k // 2), 2 * k, self.token_width})
+        same = self._widths_giving(tokens)
+        could = f"; {tokens} tokens come from {same}" if same else ""
+        return f"no token width gives it ({self.other_sizes(near)}{could})"
+
+    def _widths_giving(self, tokens: int) -> str:
+        """The token widths with that many tokens: they lie side by side."""
+        widest = max(slot.width for slot in self.slots)
+        found = [k for k in range(1, widest + 1) if self._tokens_at(k) == tokens]
+        if not found:
+            return ""
+        return f"token_width {found[0]}" + (f" to {found[-1]}" if len(found) > 1 else "")
+
+    def _tokens_at(self, token_width: int) -> int:
+        return sum(
+            len(group.members) * _tokens_of(group.width, token_width) for group in self._groups
+        )
+
+
+def permutation_states(starts: Sequence[str]) -> Tensor:
+    """Number the starting points of trajectories, as in Recurrent Parameter Generation.
+
+    Runs from one starting point keep one order of neurons; runs from different ones do not, and a generator that
+    learns both has to be told which is which.
+
+    Args:
+        starts: a checksum of the tensors that each trajectory started from.
+
+    Returns:
+        long [len(starts)], counted from 0 in the order of first appearance.
+    """
+    numbers = {start: number for number, start in enumerate(dict.fromkeys(starts))}
+    return torch.tensor([numbers[start] for start in starts], dtype=torch.long)
+
+
+def one_hot_states(states: Tensor, count: int | None = None) -> Tensor:
+    """Permutation states as vectors.
+
+    Args:
+        states: long [...].
+        count: how many states there are; as many as are found when None.
+
+    Returns:
+        float32 [..., count].
+    """
+    hot = torch.nn.functional.one_hot(states, -1 if count is None else count)
+    return hot.to(torch.float32)
+
+
+def _parse_lora(key: str) -> tuple[str, str]:
+    try:
+        return parse_key(key)
+    except AdapterError as error:
+        raise GridError(f"{error}; only LoRA on linear layers can be cut into tokens") from error
+
+
+def _split_layer(path: str) -> tuple[int, str]:
+    """The layer index in a module's path, and what follows it."""
+    parts = path.split(".")
+    for place, part in enumerate(parts):
+        if part.isdecimal():
+            # a bare list of linear layers has nothing after the index
+            return int(part), ".".join(parts[place + 1 :] or parts[:place])
+    return -1, path
+
+
+def _tokens_of(width: int, token_width: int) -> int:
+    return -(-width // token_width)
+
+
+def _first_missing(grid: TokenGrid, other: TokenGrid) -> str | None:
+    keys = {slot.key for slot in other.slots}
+    return next((slot.name for slot in grid.slots if slot.key not in keys), None)
+
+
+def _size(size: Sequence[int]) -> str:
+    return " x ".join(str(number) for number in size)

@@ -1,0 +1,1 @@
+"""From unlabelled prompts to an adapter: prompt encoder, decoders, training."""

@@ -1,0 +1,162 @@
+"""The efficient decoder: one small network over (task, place in the adapter), and low-rank heads.
+
+A task's prompts become one vector: attention over each prompt's tokens, then the mean over prompts, so that neither
+the order nor the number of prompts matters. A small network takes it together with what it knows of a place in the
+adapter — the layer, the module, the piece of the matrix — and a head for that kind of place, shared by all layers,
+makes the token. Text-to-LoRA (Charakorn et al., 2025) conditions on layers and modules like this.
+
+Shapes: B batch, N prompts, L prompt tokens, C encoder width, Z condition width, T tokens, P places in a layer, K kinds
+of place, D network width, R rank of the heads, r adapter rank, k token width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from degaml_kedro.adapters.tokens import TokenGrid
+from degaml_kedro.parameters import FactorizedDecoder
+
+_POSITION_WIDTH = 64
+_ATTENTION_HEADS = 4
+
+
+class PromptPooling(nn.Module):
+    """A prompt batch as one vector: [B, N, L, C] -> [B, Z]."""
+
+    def __init__(self, encoder_width: int, condition_width: int) -> None:
+        """Build it.
+
+        Args:
+            encoder_width: C.
+            condition_width: Z.
+        """
+        super().__init__()
+        self.norm = nn.LayerNorm(encoder_width)
+        self.query = nn.Linear(encoder_width, _ATTENTION_HEADS)
+        self.join = nn.Linear(encoder_width * _ATTENTION_HEADS, condition_width)
+        self.mix = nn.Sequential(
+            nn.Linear(condition_width, condition_width),
+            nn.GELU(),
+            nn.Linear(condition_width, condition_width),
+        )
+        self.out = nn.LayerNorm(condition_width)
+
+    def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """Attend to the tokens of each prompt, then take the mean over prompts.
+
+        Args:
+            states: [B, N, L, C]; what stands behind a prompt's end is not read.
+            lengths: long [B, N], tokens of each prompt, at least 1.
+        """
+        inside = torch.arange(states.shape[2], device=states.device) < lengths[..., None]
+        states = self.norm(states)
+        weights = self.query(states).masked_fill(~inside[..., None], -torch.inf).softmax(dim=2)
+        # [B, N, heads, C]: matrix products; the values need no projection of their own, the join is linear
+        pooled = weights.transpose(2, 3) @ (states * inside[..., None])
+        batch = self.join(pooled.flatten(2)).mean(dim=1)
+        return self.out(batch + self.mix(batch))  # type: ignore[no-any-return]
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.wide = nn.Linear(width, 2 * width)
+        self.narrow = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.narrow(nn.functional.gelu(self.wide(self.norm(x))))
+
+
+class FactorizedNetwork(nn.Module):
+    """Prompt batch -> normalised tokens, in about a thousandth of the hyper-convolutional decoder's work."""
+
+    def __init__(
+        self, grid: TokenGrid, encoder_width: int, states: int, parameters: FactorizedDecoder
+    ) -> None:
+        """Build it; a fresh one makes zeros, the mean adapter.
+
+        Args:
+            grid: what it has to fill.
+            encoder_width: C.
+            states: how many permutation states there are.
+            parameters: its sizes.
+        """
+        super().__init__()
+        self.cells = grid.rank * grid.token_width
+        self.output_scale = parameters.output_scale
+        kinds: dict[tuple[str, str, int], int] = {}
+        slots = grid.token_slots().tolist()
+        kind = []
+        for token, slot_index in enumerate(slots):
+            slot = grid.slots[slot_index]
+            key = (slot.module, slot.matrix, token - slot.first)
+            kind.append(kinds.setdefault(key, len(kinds)))
+        layers = grid.positions()[:, 0]
+        _, layer = torch.unique(layers, return_inverse=True)
+        order = sorted(range(grid.tokens), key=lambda token: (kind[token], token))
+        counts = [kind.count(index) for index in range(len(kinds))]
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+        inverse = torch.empty(grid.tokens, dtype=torch.long)
+        inverse[torch.tensor(order)] = torch.arange(grid.tokens)
+        self.register_buffer("inverse", inverse, persistent=False)
+        self.register_buffer("layer", layer, persistent=False)
+        self.register_buffer("kind", torch.tensor(kind), persistent=False)
+        self.register_buffer("position", grid.position_embedding(_POSITION_WIDTH), persistent=False)
+        self.counts = counts
+        width, place = parameters.width, _POSITION_WIDTH
+        self.pooling = PromptPooling(encoder_width, parameters.condition_width)
+        self.state = nn.Linear(states, parameters.condition_width, bias=False)
+        self.layer_embedding = nn.Embedding(int(layer.max()) + 1, place)
+        self.kind_embedding = nn.Embedding(len(kinds), place)
+        self.enter_condition = nn.Linear(parameters.condition_width, width)
+        self.enter_place = nn.Linear(3 * place, width)
+        self.blocks = nn.ModuleList(_Residual(width) for _ in range(parameters.blocks))
+        self.leave = nn.Linear(width, parameters.rank)
+        self.heads = nn.Parameter(torch.zeros(len(kinds), parameters.rank, self.cells))
+        self.shape = (grid.tokens, grid.rank, grid.token_width)
+        nn.init.zeros_(self.state.weight)
+
+    def forward(self, states: Tensor, lengths: Tensor, permutation: Tensor) -> Tensor:
+        """Normalised tokens [B, T, r, k].
+
+        Args:
+            states: [B, N, L, C].
+            lengths: long [B, N].
+            permutation: one-hot permutation states, [B, states].
+        """
+        condition = self.pooling(states, lengths) + self.state(permutation)
+        places = torch.cat(
+            [
+                self.layer_embedding(self.layer),
+                self.kind_embedding(self.kind),
+                self.position,
+            ],
+            dim=-1,
+        )
+        hidden = self.enter_condition(condition)[:, None] + self.enter_place(places)
+        for block in self.blocks:
+            hidden = block(hidden)
+        low = self.leave(hidden)  # [B, T, R]
+        # by kind: a head is shared by the layers that have the kind, so its product is one matrix product
+        parts = low[:, self.order].split(self.counts, dim=1)
+        made = [part @ head for part, head in zip(parts, self.heads.unbind(), strict=True)]
+        tokens = torch.cat(made, dim=1)[:, self.inverse]
+        return tokens.view(-1, *self.shape) * self.output_scale
+
+    def multiply_adds(self, prompts: int, tokens: int) -> int:
+        """Multiply-adds of one sample forward; element-wise work is not counted.
+
+        Args:
+            prompts: N.
+            tokens: L.
+        """
+        encoder = self.pooling.norm.normalized_shape[0]
+        condition, width = self.enter_condition.in_features, self.enter_condition.out_features
+        rank = self.leave.out_features
+        pooling = prompts * (2 * tokens * encoder * _ATTENTION_HEADS)
+        pooling += prompts * encoder * _ATTENTION_HEADS * condition + 2 * condition**2
+        per_token = self.enter_place.in_features * width
+        per_token += len(self.blocks) * 4 * width**2 + width * rank + rank * self.cells
+        return pooling + condition * width + self.shape[0] * per_token

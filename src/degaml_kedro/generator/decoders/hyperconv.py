@@ -1,0 +1,349 @@
+"""The paper's hyper-convolutional decoder: the states of a prompt batch in, the tokens of an adapter out.
+
+A feature is a block [N, H, W]. It begins as N prompts of H tokens of W encoder dimensions and ends as N tokens of
+H rows (rank and border) and W columns. Each convolution takes one of the three axes as its channels, changes that
+one axis, and slides over the plane of the other two. A decoder layer on c is (equation 9 of the paper)
+
+    c_W = Conv_H1(Conv_W1(c)),  c_H = tanh(Conv_W2(Conv_H2(c))),  c' = Conv_L((c_W + c_H + b) / 3)
+
+The input's LayerNorm, the tanh on the second branch and the residual where shapes agree are not in the equation:
+they are what the public code of the decoder's ancestor, Drag-and-Drop LLMs (Liang et al., 2025), adds.
+
+Shapes: B batch, N prompts or tokens, H height (prompt tokens L, later rank + 2), W width (encoder width C, later
+token width + 2), k kernel size; a prime marks a layer's output.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint as checkpointed
+
+from degaml_kedro.errors import DegamlError
+
+Size = tuple[int, int, int]
+
+PAPER_KERNEL_SIZE = 9
+_PAPER_TRUNK: tuple[Size, ...] = (
+    (128, 384, 384),
+    (128, 200, 300),
+    (128, 100, 256),
+    (256, 50, 200),
+    (512, 50, 200),
+    (1024, 25, 200),
+    (1024, 10, 200),
+    (2048, 10, 200),
+)
+PAPER_FLOWS: dict[str, tuple[Size, ...]] = {
+    "qwen2.5-0.5b": (*_PAPER_TRUNK, (4296, 10, 130)),
+    "qwen2.5-1.5b": (*_PAPER_TRUNK, (4508, 18, 258)),
+}
+
+_AXES = {"layer": 1, "height": 2, "width": 3}
+# E[tanh(x)²] of a standard normal x
+_TANH_POWER = 0.3943
+
+
+class FlowError(DegamlError):
+    """A feature flow that no decoder can follow, or a condition that does not fit its beginning."""
+
+
+def check_flow(flow: Sequence[Sequence[int]], kernel_size: int) -> tuple[Size, ...]:
+    """The flow as tuples, once it is one that a decoder can be built for.
+
+    Whether its end is the token grid is for :meth:`degaml_kedro.adapters.tokens.TokenGrid.check_flow_end` to say.
+
+    Args:
+        flow: sizes (N, H, W), the condition's first.
+        kernel_size: k, of all convolutions.
+
+    Raises:
+        FlowError: fewer than two sizes, a size that is not three positive integers, or an even or non-positive kernel.
+    """
+    for number, size in enumerate(flow, start=1):
+        if len(size) != 3 or not all(isinstance(axis, int) and axis > 0 for axis in size):
+            raise FlowError(
+                f"size {number} of the decoder's flow is {_text(size)}; "
+                f"write three positive integers: prompts or tokens, height, width"
+            )
+    if len(flow) < 2:
+        raise FlowError(
+            f"the decoder's flow has {len(flow)} size{'' if len(flow) == 1 else 's'}; it needs at least two: "
+            f"the condition (prompts, prompt tokens, encoder width) and the token grid with its border"
+        )
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise FlowError(
+            f"the decoder's kernel size is {kernel_size}; take an odd one, such as {max(1, kernel_size) | 1}: "
+            f"an even kernel has no middle and would shift the feature"
+        )
+    return tuple((size[0], size[1], size[2]) for size in flow)
+
+
+def check_flow_start(flow: Sequence[Size], condition: Sequence[int]) -> None:
+    """See that conditions fit the beginning of the flow.
+
+    Args:
+        flow: sizes (N, H, W).
+        condition: N, L and C of a condition.
+
+    Raises:
+        FlowError: they differ; the axes that do are named.
+    """
+    names = ("prompts (N)", "prompt tokens (L)", "encoder width (C)")
+    pairs = list(zip(names, flow[0], condition, strict=False))
+    differing = [
+        f"{name} {theirs} instead of {own}" for name, own, theirs in pairs if own != theirs
+    ]
+    if len(condition) != 3 or differing:
+        raise FlowError(
+            f"the decoder's flow starts at {_text(flow[0])}, but the condition is {_text(condition)}"
+            f"{': ' + ', '.join(differing) if differing else ''}; "
+            f"begin the flow with the condition's size, or encode the prompts to the flow's"
+        )
+
+
+def _text(size: Sequence[object]) -> str:
+    return f"({', '.join(map(str, size))})"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a layer, or a whole decoder, takes.
+
+    Attributes:
+        parameters: how many numbers are learned.
+        multiply_adds: of the convolutions, for one sample forward; padding counts, element-wise work does not.
+    """
+
+    parameters: int
+    multiply_adds: int
+
+    @property
+    def flop(self) -> int:
+        """Operations of one sample forward, two a multiply-add; with the backward pass it is three times that."""
+        return 2 * self.multiply_adds
+
+
+def flow_costs(flow: Sequence[Size], kernel_size: int) -> tuple[Cost, ...]:
+    """The cost of each layer, counted from the sizes; :func:`total_cost` adds them up.
+
+    Args:
+        flow: sizes (N, H, W), the condition's first.
+        kernel_size: k.
+
+    Raises:
+        FlowError: as :func:`check_flow`.
+    """
+    sizes = check_flow(flow, kernel_size)
+    taps = kernel_size**2
+    costs = []
+    for (n, h, w), (n2, h2, w2) in itertools.pairwise(sizes):
+        weights = taps * (2 * w * w2 + 2 * h * h2 + n * n2)
+        norm, biases = 2 * h * w, h2 * w2 + n2
+        width_first = w * w2 * n * h + h * h2 * n * w2
+        height_first = h * h2 * n * w + w * w2 * n * h2
+        layerwise = n * n2 * h2 * w2
+        costs.append(Cost(weights + norm + biases, taps * (width_first + height_first + layerwise)))
+    return tuple(costs)
+
+
+def total_cost(costs: Sequence[Cost]) -> Cost:
+    """The sum over layers."""
+    return Cost(sum(c.parameters for c in costs), sum(c.multiply_adds for c in costs))
+
+
+class AxisConvolution(nn.Module):
+    """A two-dimensional convolution of [B, N, H, W] whose channels are one of the last three axes.
+
+    It slides over the plane of the other two, in their order, and keeps their sizes.
+
+    Args:
+        axis: which one is mapped: ``layer`` N, ``height`` H or ``width`` W.
+        inputs: its size before.
+        outputs: its size after.
+        kernel_size: k, odd.
+        bias: whether each output channel has one.
+        dtype: of the weights.
+
+    Attributes:
+        weight: [outputs, inputs, k, k]; set by the layer, which knows the plane.
+        bias: [outputs], zero at first; or None.
+    """
+
+    def __init__(
+        self,
+        axis: Literal["layer", "height", "width"],
+        inputs: int,
+        outputs: int,
+        kernel_size: int,
+        *,
+        bias: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self._axis = _AXES[axis]
+        shape = (outputs, inputs, kernel_size, kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(outputs, dtype=dtype)) if bias else None
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Map the axis.
+
+        Args:
+            feature: [B, N, H, W].
+        """
+        # for the width this is the channels-last layout that the kernels prefer: nothing is copied
+        channels_first = feature.movedim(self._axis, 1)
+        padding = self.weight.shape[-1] // 2
+        mapped = functional.conv2d(channels_first, self.weight, self.bias, padding=padding)
+        return mapped.movedim(1, self._axis)
+
+    @torch.no_grad()
+    def reset(
+        self, plane: tuple[int, int], power: float, generator: torch.Generator | None
+    ) -> None:
+        """Draw the weights so that an input of the given mean square gives an output of mean square 1.
+
+        On a plane hardly larger than the kernel many taps fall on the padding: only those inside count.
+
+        Args:
+            plane: the two sizes the kernel slides over.
+            power: mean square of the input.
+            generator: to draw from; torch's own without one.
+        """
+        inputs, kernel_size = self.weight.shape[1:3]
+        taps = math.prod(_mean_taps(length, kernel_size) for length in plane)
+        bound = math.sqrt(3 / (inputs * taps * power))
+        self.weight.uniform_(-bound, bound, generator=generator)
+
+
+def _mean_taps(length: int, kernel_size: int) -> float:
+    """How many of a kernel's taps lie inside a line, on average over the positions of its middle."""
+    reach = kernel_size // 2
+    inside = (min(i + reach, length - 1) - max(i - reach, 0) + 1 for i in range(length))
+    return sum(inside) / length
+
+
+class HyperconvLayer(nn.Module):
+    """One layer of the decoder: equation 9 after a LayerNorm over (H, W), as the module describes it.
+
+    Args:
+        before: (N, H, W).
+        after: (N', H', W').
+        kernel_size: k, odd.
+        dtype: of the weights.
+        generator: to draw the weights from.
+
+    Attributes:
+        bias: b, [H', W'].
+    """
+
+    def __init__(
+        self,
+        before: Size,
+        after: Size,
+        kernel_size: int,
+        *,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        (n, h, w), (n2, h2, w2) = before, after
+        self.norm = nn.LayerNorm((h, w), dtype=dtype)
+        self.width_1 = AxisConvolution("width", w, w2, kernel_size, dtype=dtype)
+        self.height_1 = AxisConvolution("height", h, h2, kernel_size, dtype=dtype)
+        self.height_2 = AxisConvolution("height", h, h2, kernel_size, dtype=dtype)
+        self.width_2 = AxisConvolution("width", w, w2, kernel_size, dtype=dtype)
+        self.layerwise = AxisConvolution("layer", n, n2, kernel_size, bias=True, dtype=dtype)
+        self.bias = nn.Parameter(torch.zeros(h2, w2, dtype=dtype))
+        self._residual = before == after
+        self.width_1.reset((n, h), 1, generator)
+        self.height_1.reset((n, w2), 1, generator)
+        self.height_2.reset((n, w), 1, generator)
+        self.width_2.reset((n, h2), 1, generator)
+        self.layerwise.reset((h2, w2), (1 + _TANH_POWER) / 9, generator)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """The next feature.
+
+        Args:
+            feature: [B, N, H, W].
+
+        Returns:
+            [B, N', H', W'].
+        """
+        normed = self.norm(feature)
+        width_first = self.height_1(self.width_1(normed))
+        height_first = torch.tanh(self.width_2(self.height_2(normed)))
+        mapped: Tensor = self.layerwise((width_first + height_first + self.bias) / 3)
+        return feature + mapped if self._residual else mapped
+
+
+class HyperconvDecoder(nn.Module):
+    """The whole decoder: one layer between every two sizes of the flow.
+
+    At the start outputs have a mean square of about 1, as normalized tokens do, whatever the flow.
+
+    Args:
+        flow: sizes (N, H, W): the condition's (prompts, prompt tokens, encoder width) first, the token grid with
+            its border (T, r + 2, token width + 2) last; the paper's are in :data:`PAPER_FLOWS`.
+        kernel_size: k of all convolutions, odd; the paper's ancestor has 9.
+        checkpoint: keep only each layer's input for the backward pass and compute the layer again there.
+        dtype: of the weights; torch's default without one.
+        generator: to draw the weights from; torch's own without one.
+
+    Raises:
+        FlowError: as :func:`check_flow`.
+
+    Example:
+        >>> decoder = HyperconvDecoder([(4, 6, 5), (3, 4, 4), (7, 4, 8)], kernel_size=3)
+        >>> tuple(decoder(torch.randn(2, 4, 6, 5)).shape)
+        (2, 7, 4, 8)
+    """
+
+    def __init__(
+        self,
+        flow: Sequence[Sequence[int]],
+        kernel_size: int,
+        *,
+        checkpoint: bool = False,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.flow = check_flow(flow, kernel_size)
+        self.checkpoint = checkpoint
+        self.layers = nn.ModuleList(
+            HyperconvLayer(before, after, kernel_size, dtype=dtype, generator=generator)
+            for before, after in itertools.pairwise(self.flow)
+        )
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """Generate the tokens.
+
+        Args:
+            condition: [B, N, L, C], of any floating type: it is cast to the weights'.
+
+        Returns:
+            [B, T, r + 2, token width + 2].
+
+        Raises:
+            FlowError: the condition is not of the flow's first size.
+        """
+        check_flow_start(self.flow, condition.shape[1:])
+        feature = condition.to(next(self.parameters()).dtype)
+        for layer in self.layers:
+            if self.checkpoint and torch.is_grad_enabled():
+                feature = checkpointed(
+                    layer, feature, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                feature = layer(feature)
+        return feature

@@ -1,0 +1,311 @@
+"""The generator: a prompt batch in, a LoRA adapter out (the paper's G_phi), and the folder it is kept in.
+
+A folder holds ``generator.safetensors`` (the decoder's weights and the scales) and ``generator.json`` (sizes, what it
+was trained on and how, and which base model and encoder it belongs to).
+
+Shapes: N prompts, L prompt tokens, C encoder width, T tokens, r rank, k token width.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from degaml_kedro.adapters.adapter import Adapter, AdapterConfig
+from degaml_kedro.adapters.scales import TokenScales
+from degaml_kedro.adapters.tokens import TokenGrid, one_hot_states
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
+from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
+from degaml_kedro.parameters import FactorizedDecoder, HyperconvolutionalDecoder
+from degaml_kedro.seeds import derive_seed
+
+CONFIG_FILE = "generator.json"
+WEIGHTS_FILE = "generator.safetensors"
+FORMAT = 1
+_DECODER, _SCALES = "decoder.", "scales."
+
+
+class GeneratorError(DegamlError):
+    """A generator that cannot be loaded, or is used with what it was not made for."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a generator belongs to.
+
+    Attributes:
+        base_model: the base model's name.
+        base_model_fingerprint: of its weights and its tokenizer.
+        encoder: the prompt encoder's name.
+        encoder_fingerprint: of its weights and vocabulary.
+    """
+
+    base_model: str
+    base_model_fingerprint: str
+    encoder: str
+    encoder_fingerprint: str
+
+
+@dataclass(eq=False)
+class Generator:
+    """A decoder with everything that turns what it makes into an adapter.
+
+    Attributes:
+        decoder: prompt batch -> normalised tokens.
+        scales: units of the tokens, over the meta-train trajectories.
+        adapter: the shape of the adapters it makes.
+        identity: the base model and the encoder it belongs to.
+        fingerprint: changes with anything that changes the numbers.
+        about: task names, training settings, seed, versions; goes into the folder as it is.
+        records: one row a training step.
+        checks: one row a health check, task, module and layer.
+    """
+
+    decoder: Decoder
+    scales: TokenScales
+    adapter: AdapterConfig
+    identity: Identity
+    fingerprint: str = ""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    records: Sequence[Mapping[str, Any]] = ()
+    checks: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def grid(self) -> TokenGrid:
+        """How its adapters are cut."""
+        return self.scales.grid
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder is."""
+        return next(self.decoder.parameters()).device
+
+    @torch.no_grad()
+    def tokens(self, states: Tensor, lengths: Tensor, state: int = 0) -> Tensor:
+        """Normalised tokens of one prompt batch.
+
+        Args:
+            states: [N, L, C], of any floating type.
+            lengths: [N].
+            state: the permutation state to generate in.
+
+        Returns:
+            float32 [T, r, k].
+        """
+        hot = one_hot_states(torch.tensor([state]), self.decoder.condition.states)
+        device = self.device
+        made: Tensor = self.decoder(
+            states[None].to(device, torch.float32),
+            lengths[None].to(device, torch.long),
+            hot.to(device),
+        )
+        return made[0].float()
+
+    def generate(self, states: Tensor, lengths: Tensor, state: int = 0) -> Adapter:
+        """The adapter of one prompt batch.
+
+        Args:
+            states: [N, L, C].
+            lengths: [N].
+            state: the permutation state to generate in.
+        """
+        weights = self.scales.denormalize(self.tokens(states, lengths, state)).cpu()
+        tensors = self.grid.detokenize(weights)
+        return Adapter(self.adapter, {name: value.contiguous() for name, value in tensors.items()})
+
+    def sample(
+        self,
+        embeddings: PromptEmbeddings,
+        seed: int,
+        draw: int = 0,
+        among: Sequence[int] | None = None,
+    ) -> Adapter:
+        """Draw from q_phi(adapter | D): a random prompt batch of a task, then its adapter.
+
+        Args:
+            embeddings: the task's prompts.
+            seed: the run's.
+            draw: which draw, from 0; each has a prompt batch of its own.
+            among: draw prompts among these rows only; None for all.
+
+        Raises:
+            GeneratorError: the prompts were read by another encoder, or to another length.
+        """
+        self.check_embeddings(embeddings)
+        source = torch.Generator().manual_seed(derive_seed(seed, "prompt batch", str(draw)))
+        chosen = embeddings.draw(self.decoder.condition.prompts, source, among)
+        return self.generate(*embeddings.rows(chosen))
+
+    def check_embeddings(self, embeddings: PromptEmbeddings) -> None:
+        """Refuse another encoder's states.
+
+        Raises:
+            GeneratorError: the encoders or the kept lengths differ.
+        """
+        if embeddings.fingerprint != self.identity.encoder_fingerprint:
+            raise GeneratorError(
+                f"the generator was trained on prompts read by {self.identity.encoder}, these were read by "
+                f"{embeddings.encoder} (other weights or vocabulary); encode them with the generator's encoder"
+            )
+        expected = (self.decoder.condition.tokens, self.decoder.condition.width)
+        if (embeddings.tokens, embeddings.width) != expected:
+            raise GeneratorError(
+                f"the generator reads {expected[0]} tokens a prompt of width {expected[1]}, these embeddings have "
+                f"{embeddings.tokens} of width {embeddings.width}; set generator.encoder.tokens to {expected[0]}"
+            )
+
+    def check_base_model(self, name: str, fingerprint: str) -> None:
+        """Refuse another base model.
+
+        Args:
+            name: the base model's name.
+            fingerprint: of its weights and its tokenizer.
+
+        Raises:
+            GeneratorError: it is not the generator's.
+        """
+        if fingerprint != self.identity.base_model_fingerprint:
+            raise GeneratorError(
+                f"the generator makes adapters for {self.identity.base_model} (fingerprint "
+                f"{self.identity.base_model_fingerprint}), but the base model is {name} ({fingerprint}); "
+                f"use that base model, or train a generator for this one"
+            )
+
+
+def save_generator(generator: Generator, folder: Path) -> None:
+    """Write a generator's folder; whole or not at all.
+
+    Args:
+        generator: what to save.
+        folder: where; an earlier one there is replaced.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    temporary.mkdir()
+    try:
+        tensors = {
+            _DECODER + name: value.detach().cpu().contiguous()
+            for name, value in generator.decoder.state_dict().items()
+        }
+        tensors |= {
+            _SCALES + name: value.cpu().contiguous()
+            for name, value in generator.scales.tensors().items()
+        }
+        save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+        content = {
+            "format": FORMAT,
+            "fingerprint": generator.fingerprint,
+            "identity": asdict(generator.identity),
+            "adapter": asdict(generator.adapter),
+            "condition": asdict(generator.decoder.condition),
+            "decoder": generator.decoder.settings.model_dump(mode="json"),
+            "grid": generator.grid.as_json(),
+            "about": dict(generator.about),
+            "records": list(generator.records),
+            "checks": list(generator.checks),
+        }
+        text = json.dumps(content, indent=1) + "\n"
+        (temporary / CONFIG_FILE).write_text(text, encoding="utf-8")
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.old")
+            os.rename(folder, old)
+            os.rename(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_generator(folder: Path) -> Generator:
+    """Read a generator's folder.
+
+    Args:
+        folder: where :func:`save_generator` wrote.
+
+    Raises:
+        GeneratorError: a file is missing, damaged, or of another format.
+    """
+    way_out = f"delete the folder {folder} and make it with `kedro run --pipelines generator --only-missing-outputs`"
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise GeneratorError(
+                f"{folder} is not a generator's folder: it has no {name}; {way_out}"
+            )
+    try:
+        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise GeneratorError(
+                f"{folder / CONFIG_FILE} has format {content['format']}, this version reads {FORMAT}; {way_out}"
+            )
+        settings: HyperconvolutionalDecoder | FactorizedDecoder = TypeAdapter(
+            HyperconvolutionalDecoder | FactorizedDecoder
+        ).validate_python(content["decoder"])
+        config = AdapterConfig(
+            **{
+                **content["adapter"],
+                "target_modules": tuple(content["adapter"]["target_modules"]),
+            }
+        )
+        grid = TokenGrid.from_json(content["grid"])
+        condition = ConditionSize(**content["condition"])
+        identity = Identity(**content["identity"])
+        about, records, checks = (content[name] for name in ("about", "records", "checks"))
+        fingerprint = content["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise GeneratorError(
+            f"{folder / CONFIG_FILE} cannot be read ({error!r}); {way_out}"
+        ) from error
+    try:
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (SafetensorError, OSError) as error:
+        raise GeneratorError(
+            f"{folder / WEIGHTS_FILE} cannot be read ({error}); the file is truncated or damaged: {way_out}"
+        ) from error
+    decoder = Decoder(settings, grid, condition, seed=0)
+    stored = _below(tensors, _DECODER)
+    expected = {name: tuple(value.shape) for name, value in decoder.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in stored.items()}
+    if found != expected:
+        wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
+        raise GeneratorError(
+            f"{folder / WEIGHTS_FILE} does not hold the decoder that {CONFIG_FILE} describes: '{wrong}' is "
+            f"{found.get(wrong, 'missing')} there and {expected.get(wrong, 'not')} expected; {way_out}"
+        )
+    decoder.load_state_dict(stored)
+    bad = next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
+    if bad is not None:
+        raise GeneratorError(
+            f"{folder / WEIGHTS_FILE}: '{bad}' holds NaN or infinite weights; {way_out}"
+        )
+    return Generator(
+        decoder.eval(),
+        TokenScales.from_tensors(grid, _below(tensors, _SCALES)),
+        config,
+        identity,
+        fingerprint,
+        about,
+        records,
+        checks,
+    )
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,150 @@
+"""How well a generator does, while it trains: errors by module and layer, norms, and what its adapters answer.
+
+Shapes: T tokens, r rank, k token width, S slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.adapters.scales import TokenScales
+from degaml_kedro.generator.generator import Generator
+from degaml_kedro.generator.training import TrainingTask
+from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.scoring import score_examples
+from degaml_kedro.parameters import PromptParameters, ScoringParameters
+from degaml_kedro.tasks.example import Example
+
+WHOLE = "all"
+
+
+@dataclass(frozen=True)
+class HealthCheck:
+    """One line of a generator's health: of a task's whole adapter, or of one module's matrix in one layer.
+
+    Attributes:
+        step: of the training, counted from 1.
+        task: whose prompts the adapter was made from.
+        held_out: the generator never saw the task.
+        layer: index of the layer; -1 for the whole adapter.
+        module: the module's path; ``all`` for the whole adapter.
+        matrix: ``A``, ``B``, or ``all``.
+        relative_error: ||made - last checkpoint|| / ||last checkpoint|| in normalised units; 1 is what the mean
+            over trajectories scores.
+        norm_ratio: ||made|| / ||last checkpoint||, in the same units.
+        accuracy: of the made adapter on validation questions; None where it was not scored.
+        questions: how many.
+    """
+
+    step: int
+    task: str
+    held_out: bool
+    layer: int
+    module: str
+    matrix: str
+    relative_error: float | None
+    norm_ratio: float | None
+    accuracy: float | None = None
+    questions: int = 0
+
+    def as_row(self) -> dict[str, Any]:
+        """For a table."""
+        return asdict(self)
+
+
+def slot_errors(made: Tensor, wanted: Tensor, scales: TokenScales) -> tuple[Tensor, Tensor]:
+    """Relative errors and norm ratios by slot, and of the whole adapter in the last place.
+
+    Args:
+        made: normalised tokens, [T, r, k].
+        wanted: normalised tokens, [T, r, k].
+        scales: for the grid.
+
+    Returns:
+        float64 [S + 1] each; infinite where a slot of ``wanted`` is all zeros and that of ``made`` is not.
+    """
+    slots, mask = scales.grid.token_slots(), scales.grid.mask()
+
+    def squares(tokens: Tensor) -> Tensor:
+        by_token = (tokens.double() * mask).square().sum(dim=(1, 2))
+        by_slot = by_token.new_zeros(len(scales.grid.slots)).index_add_(0, slots, by_token)
+        return torch.cat([by_slot, by_slot.sum()[None]])
+
+    size = squares(wanted).sqrt()
+    return _ratio(squares(made - wanted).sqrt(), size), _ratio(squares(made).sqrt(), size)
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    return torch.where(below == 0, torch.where(above == 0, 0.0, torch.inf), above / below)
+
+
+def check_generator(
+    generator: Generator,
+    task: TrainingTask,
+    step: int,
+    seed: int,
+    held_out: bool,
+    adapter_questions: tuple[BaseModel, Sequence[Example], PromptParameters, ScoringParameters]
+    | None = None,
+) -> list[HealthCheck]:
+    """Generate an adapter for a task and compare it with its trajectory's last checkpoint.
+
+    Args:
+        generator: as it is now.
+        task: whose prompts and checkpoints.
+        step: of the training.
+        seed: decides the prompt batch.
+        held_out: the generator never saw the task.
+        adapter_questions: base model, questions, and how they are asked and scored; None scores nothing.
+
+    Returns:
+        The line of the whole adapter, then one a layer, module and matrix where the task has checkpoints.
+    """
+    source = torch.Generator().manual_seed(seed)
+    chosen = task.embeddings.draw(generator.decoder.condition.prompts, source, task.rows)
+    training = generator.decoder.training
+    generator.decoder.eval()
+    made = generator.tokens(*task.embeddings.rows(chosen), task.state).cpu()
+    generator.decoder.train(training)
+    accuracy, questions = None, 0
+    if adapter_questions is not None:
+        base, examples, prompt, scoring = adapter_questions
+        tensors = generator.grid.detokenize(generator.scales.denormalize(made))
+        adapter = Adapter(generator.adapter, tensors)
+        predictions = score_examples(base, examples, prompt, scoring, adapter)
+        questions = len(predictions)
+        accuracy = sum(p.predicted == p.gold for p in predictions) / max(1, questions)
+    if task.checkpoints is None:
+        whole = HealthCheck(
+            step, task.name, held_out, -1, WHOLE, WHOLE, None, None, accuracy, questions
+        )
+        return [whole]
+    wanted = generator.scales.normalize(task.checkpoints(task.checkpoint_count - 1).float())
+    errors, ratios = slot_errors(made, wanted, generator.scales)
+    lines = [
+        HealthCheck(
+            step,
+            task.name,
+            held_out,
+            -1,
+            WHOLE,
+            WHOLE,
+            errors[-1].item(),
+            ratios[-1].item(),
+            accuracy,
+            questions,
+        )
+    ]
+    lines += [
+        HealthCheck(step, task.name, held_out, slot.layer, slot.module, slot.matrix, error, ratio)
+        for slot, error, ratio in zip(
+            generator.grid.slots, errors[:-1].tolist(), ratios[:-1].tolist(), strict=True
+        )
+    ]
+    return lines

@@ -1,0 +1,139 @@
+"""A task's prompts as the generator reads them: the encoder's token-level states, computed once and kept.
+
+Only real tokens are kept, one prompt after the other and a repeated prompt once: short prompts take a tenth of the
+room that rows of full length would. Rows of full length are laid out when they are asked for.
+
+Shapes: P prompts, L prompt tokens, C encoder width, N prompts of a condition.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from degaml_kedro.errors import DegamlError
+
+
+class PromptEmbeddingsError(DegamlError):
+    """Prompt embeddings that are not there, not whole, or asked for what they do not have."""
+
+
+class TokenStates(Protocol):
+    """Where the states are: a tensor, or a file that is read when it is sliced."""
+
+    def __getitem__(self, tokens: slice, /) -> Tensor:
+        """The states of some tokens, [tokens, C]."""
+
+
+@dataclass(frozen=True, eq=False)
+class PromptEmbeddings:
+    """The encoder's states of P prompts.
+
+    Attributes:
+        token_states: float16 [all tokens, C], in memory or in a file.
+        starts: int64 [P], each prompt's first token there; equal prompts share theirs.
+        lengths: int32 [P], each prompt's tokens, at most L.
+        tokens: L, how many tokens of a prompt are kept.
+        width: C.
+        encoder: the encoder's name.
+        fingerprint: changes with the encoder's weights or vocabulary.
+        prompts_digest: changes with the prompts or their order (:func:`digest_prompts`).
+    """
+
+    token_states: TokenStates
+    starts: Tensor
+    lengths: Tensor
+    tokens: int
+    width: int
+    encoder: str
+    fingerprint: str
+    prompts_digest: str
+
+    def __len__(self) -> int:
+        """P, how many prompts there are."""
+        return len(self.lengths)
+
+    def __repr__(self) -> str:
+        """How much there is, not the numbers."""
+        return f"PromptEmbeddings({len(self)} x {self.tokens} x {self.width}, {self.encoder})"
+
+    @property
+    def states(self) -> Tensor:
+        """All rows, float16 [P, L, C]: mind the memory, :meth:`rows` reads a few."""
+        return self.rows(range(len(self)))[0]
+
+    def rows(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Lay some prompts' states out, reading only these.
+
+        Args:
+            indices: which prompts, of any shape: [N] for a condition, [B, N] for a batch of them.
+
+        Returns:
+            Their states, float16 [*indices, L, C], zeros after each prompt's end, and their lengths, int32 [*indices].
+
+        Raises:
+            PromptEmbeddingsError: an index is not of a prompt.
+        """
+        chosen = torch.as_tensor(indices, dtype=torch.long)
+        wrong = chosen[(chosen < 0) | (chosen >= len(self))]
+        if len(wrong):
+            raise PromptEmbeddingsError(
+                f"prompt {int(wrong[0])} was asked for, but the embeddings hold {len(self)} prompt(s), "
+                f"counted from 0"
+            )
+        flat = chosen.reshape(-1)
+        lengths = self.lengths[flat]
+        # a view: what is not copied below is not read
+        states = self.token_states[:]
+        rows = torch.zeros(len(flat), self.tokens, self.width, dtype=torch.float16)
+        # row by row, since index_select reads at half the pace of these copies
+        for row, start, length in zip(
+            rows, self.starts[flat].tolist(), lengths.tolist(), strict=True
+        ):
+            row[:length] = states[start : start + length]
+        return rows.view(*chosen.shape, self.tokens, self.width), lengths.view(chosen.shape)
+
+    def draw(
+        self, count: int, generator: torch.Generator, among: Sequence[int] | None = None
+    ) -> Tensor:
+        """Draw the prompts of one condition.
+
+        Without replacement where there are enough; where there are fewer than ``count``, every draw is
+        independent, with replacement.
+
+        Args:
+            count: N.
+            generator: the randomness, on the CPU.
+            among: draw from these prompts only; None for all.
+
+        Returns:
+            Their indices, int64 [N].
+
+        Raises:
+            PromptEmbeddingsError: there is nothing to draw from.
+        """
+        pool = torch.arange(len(self)) if among is None else torch.tensor(among, dtype=torch.long)
+        if not len(pool) or count < 1:
+            raise PromptEmbeddingsError(
+                f"{count} prompt(s) were to be drawn from {len(pool)}; a condition needs at least one of at "
+                f"least one"
+            )
+        if len(pool) >= count:
+            return pool[torch.randperm(len(pool), generator=generator)[:count]]
+        return pool[torch.randint(len(pool), (count,), generator=generator)]
+
+
+def digest_prompts(prompts: Sequence[str]) -> str:
+    """What a list of prompts is recognised by: sixteen hexadecimal digits."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        data = prompt.encode("utf-8", "surrogatepass")
+        # the length first, so that prompts cannot run into each other
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()[:16]

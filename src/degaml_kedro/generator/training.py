@@ -1,0 +1,402 @@
+"""Training a generator on (prompt batch, checkpoint) pairs (the paper's eq. 5 and 10), one step at a time.
+
+Two objectives, alone or together: the masked mean squared error between made and stored tokens, and ``sft``, the frozen
+base model's loss on the task's answers under the generated adapter, back-propagated into the generator. Neither sees
+anything of a strategy or a policy: the generator stays decoupled from adaptation.
+
+Everything follows from the arguments: which pairs, which noise and which examples step s has are drawn from seeds
+with s in their names. So a run resumed from step s gives the bits of one that never stopped, and on several devices
+each takes its share of the same pairs.
+
+Shapes: B pairs of a step, N prompts, L prompt tokens, C encoder width, T tokens, r rank, k token width.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from degaml_kedro.adapters.tokens import one_hot_states
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.generator.generator import Generator
+from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
+from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.finetune import AnswerSequence, answer_loss
+from degaml_kedro.parameters import GeneratorTraining
+from degaml_kedro.seeds import derive_seed
+
+_FLOOR = 0.1
+
+
+class GeneratorTrainingError(DegamlError):
+    """A generator's training that cannot start or go on."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingTask:
+    """What a generator learns of one task.
+
+    Attributes:
+        name: the task's.
+        embeddings: its prompts' states.
+        rows: which of them may condition the generator: those of the train split.
+        checkpoints: reads one checkpoint's tokens, [T, r, k]; only mse needs them.
+        checkpoint_count: how many there are.
+        state: the permutation state of its trajectory.
+        sequences: prompts with answers, of the train split; only sft needs them.
+    """
+
+    name: str
+    embeddings: PromptEmbeddings
+    rows: Sequence[int]
+    checkpoints: Callable[[int], Tensor] | None = None
+    checkpoint_count: int = 0
+    state: int = 0
+    sequences: Sequence[AnswerSequence] = ()
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step was.
+
+    Attributes:
+        step: counted from 1.
+        loss: the weighted sum, over all pairs of the step.
+        mse: of normalised tokens; NaN where it is not trained on.
+        sft: nats per answer token; NaN where it is not trained on.
+        gradient_norm: before clipping.
+        learning_rate: of the step.
+        seconds: wall time.
+    """
+
+    step: int
+    loss: float
+    mse: float
+    sft: float
+    gradient_norm: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """All that a resume needs: parameters and both moments by name, and how far it is."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingStep:
+    """One step's outcome; ``state()`` copies what a resume after it needs."""
+
+    record: StepRecord
+    state: Callable[[], TrainingState] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One (prompt batch, checkpoint) pair: which task's, and which of its pairs."""
+
+    task: int
+    index: int
+
+
+def pairs_of_step(step: int, tasks: int, training: GeneratorTraining, seed: int) -> list[Pair]:
+    """The pairs of a step: the tasks in turn, each round in an order of its own.
+
+    Args:
+        step: counted from 1.
+        tasks: how many there are.
+        training: for the batch size and the number of pairs.
+        seed: decides the orders.
+    """
+    first = (step - 1) * training.batch_size
+    pairs = []
+    for position in range(first, first + training.batch_size):
+        turn, place = divmod(position, tasks)
+        pairs.append(Pair(_order(tasks, seed, turn)[place], turn % training.pairs))
+    return pairs
+
+
+@lru_cache(maxsize=64)
+def _order(tasks: int, seed: int, turn: int) -> tuple[int, ...]:
+    source = _source(seed, "order", str(turn))
+    return tuple(torch.randperm(tasks, generator=source).tolist())
+
+
+def learning_rate(training: GeneratorTraining, step: int) -> float:
+    """Linear warm-up, then a cosine to a tenth.
+
+    Args:
+        training: peak, warm-up and number of steps.
+        step: counted from 1.
+    """
+    if step <= training.warmup_steps:
+        return training.learning_rate * step / training.warmup_steps
+    after = training.steps - training.warmup_steps
+    way = (step - training.warmup_steps) / max(1, after)
+    return training.learning_rate * (
+        _FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, way)))
+    )
+
+
+def masked_mse(made: Tensor, wanted: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean squared error over the cells that hold weights (eq. 5/10).
+
+    Args:
+        made: [B, T, r, k].
+        wanted: [B, T, r, k].
+        mask: bool [T, r, k], False in padding.
+        weights: [T], of each token; None weighs all alike. Only their ratios matter.
+
+    Returns:
+        A scalar: sum of w (made - wanted)^2 over cells, over the sum of w.
+    """
+    share = mask.to(made.dtype)
+    if weights is not None:
+        share = share * weights[:, None, None]
+    return ((made - wanted).square() * share).sum() / (share.sum() * made.shape[0])
+
+
+def train_generator(
+    generator: Generator,
+    tasks: Sequence[TrainingTask],
+    training: GeneratorTraining,
+    seed: int,
+    accelerator: Accelerator,
+    base: BaseModel | None = None,
+    resume: TrainingState | None = None,
+) -> Iterator[TrainingStep]:
+    """Train the generator's decoder in place, yielding after every step.
+
+    Args:
+        generator: with a fresh decoder, or any that is to go on.
+        tasks: what to learn from.
+        training: objectives, steps, optimiser settings.
+        seed: decides pairs, noise and examples.
+        accelerator: the devices to train on.
+        base: the frozen base model; only sft needs it.
+        resume: state after an earlier step of the same call.
+
+    Yields:
+        One :class:`TrainingStep` a step, from the first one that ``resume`` has not done.
+
+    Raises:
+        GeneratorTrainingError: there are no tasks, the objectives lack what they need, the batch cannot be shared
+            out, or the loss stops being finite.
+    """
+    _check(tasks, training, base, accelerator.num_processes)
+    device = accelerator.device
+    decoder = generator.decoder.to(device).train()
+    parameters = dict(decoder.named_parameters())
+    optimizer = torch.optim.AdamW(
+        list(parameters.values()), weight_decay=training.weight_decay, fused=True
+    )
+    done = 0
+    if resume is not None:
+        done = resume.step
+        _restore(parameters, optimizer, resume)
+    model: nn.Module = decoder
+    if accelerator.num_processes > 1:
+        model, optimizer = accelerator.prepare(decoder, optimizer)
+    scales, grid = generator.scales, generator.grid
+    mask = grid.mask().to(device)
+    weights = scales.variance.to(device) if training.variance_weighted else None
+    share = training.batch_size // accelerator.num_processes
+
+    for step in range(done + 1, training.steps + 1):
+        began = time.perf_counter()
+        pairs = pairs_of_step(step, len(tasks), training, seed)
+        first = accelerator.process_index * share
+        mine = list(enumerate(pairs))[first : first + share]
+        tokens = model(*_conditions(generator, tasks, mine, training, seed, step, device))
+        mse = sft = math.nan
+        gradient = torch.zeros_like(tokens)
+        if training.mse:
+            wanted = _targets(generator, tasks, mine, training, seed, step, device)
+            leaf = tokens.detach().requires_grad_()
+            loss = masked_mse(leaf, wanted, mask, weights)
+            (part,) = torch.autograd.grad(loss, leaf)
+            gradient += training.mse * part
+            mse = loss.item()
+        if training.sft:
+            assert base is not None
+            sft, part = _answer_gradient(generator, base, tokens, tasks, mine, training, seed)
+            gradient += training.sft * part
+        tokens.backward(gradient)
+        norm = nn.utils.clip_grad_norm_(list(parameters.values()), training.max_gradient_norm)
+        rate = learning_rate(training, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        means = torch.tensor([mse, sft], dtype=torch.float64, device=device)
+        mse, sft = accelerator.reduce(means, "mean").tolist()  # type: ignore[union-attr]
+        total = training.mse * (mse if training.mse else 0.0)
+        total += training.sft * (sft if training.sft else 0.0)
+        if not math.isfinite(total):
+            raise GeneratorTrainingError(
+                f"the generator's loss became {total} at step {step}; lower training.learning_rate (now {rate:g})"
+            )
+        seconds = time.perf_counter() - began
+        record = StepRecord(step, total, mse, sft, norm.item(), rate, seconds)
+        yield TrainingStep(record, lambda step=step: _state(parameters, optimizer, step))  # type: ignore[misc]
+    decoder.eval()
+
+
+def _check(
+    tasks: Sequence[TrainingTask],
+    training: GeneratorTraining,
+    base: BaseModel | None,
+    processes: int,
+) -> None:
+    if not tasks:
+        raise GeneratorTrainingError("there are no tasks to train a generator on; name meta_train")
+    for task in tasks:
+        if not len(task.rows):
+            raise GeneratorTrainingError(
+                f"the task {task.name} has no prompts to condition a generator on; give it a train split"
+            )
+        if training.mse and not task.checkpoint_count:
+            raise GeneratorTrainingError(
+                f"the task {task.name} has no checkpoints, which the mse objective needs; "
+                f"make its trajectory, or set training.mse to 0"
+            )
+        if training.sft and not task.sequences:
+            raise GeneratorTrainingError(
+                f"the task {task.name} has no training examples, which the sft objective needs; "
+                f"give it a train split, or set training.sft to 0"
+            )
+    if training.sft and base is None:
+        raise GeneratorTrainingError("the sft objective needs the base model")
+    if training.batch_size % processes:
+        raise GeneratorTrainingError(
+            f"training.batch_size is {training.batch_size}, which {processes} processes cannot share evenly; "
+            f"make it a multiple of {processes}"
+        )
+
+
+def _source(seed: int, *names: str) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, *names))
+
+
+def _conditions(
+    generator: Generator,
+    tasks: Sequence[TrainingTask],
+    pairs: Sequence[tuple[int, Pair]],
+    training: GeneratorTraining,
+    seed: int,
+    step: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """States [B, N, L, C] with noise, lengths [B, N] and permutation states [B, states]."""
+    condition = generator.decoder.condition
+    states, lengths = [], []
+    for place, pair in pairs:
+        task = tasks[pair.task]
+        source = _source(seed, task.name, "prompts", str(pair.index))
+        chosen = task.embeddings.draw(condition.prompts, source, task.rows)
+        rows, found = task.embeddings.rows(chosen)
+        rows = rows.to(device).float()
+        states.append(_noisy(rows, training.condition_noise, seed, "condition", step, place))
+        lengths.append(found.long())
+    which = torch.tensor([tasks[pair.task].state for _, pair in pairs])
+    hot = one_hot_states(which, condition.states)
+    return torch.stack(states), torch.stack(lengths).to(device), hot.to(device)
+
+
+def _targets(
+    generator: Generator,
+    tasks: Sequence[TrainingTask],
+    pairs: Sequence[tuple[int, Pair]],
+    training: GeneratorTraining,
+    seed: int,
+    step: int,
+    device: torch.device,
+) -> Tensor:
+    """Normalised tokens [B, T, r, k] of the pairs' checkpoints, with noise."""
+    wanted = []
+    for place, pair in pairs:
+        task = tasks[pair.task]
+        assert task.checkpoints is not None
+        source = _source(seed, task.name, "checkpoint", str(pair.index))
+        index = int(torch.randint(task.checkpoint_count, (1,), generator=source))
+        tokens = generator.scales.normalize(task.checkpoints(index).to(device).float())
+        wanted.append(_noisy(tokens, training.target_noise, seed, "target", step, place))
+    return torch.stack(wanted)
+
+
+def _noisy(clean: Tensor, size: float, seed: int, what: str, step: int, place: int) -> Tensor:
+    """With Gaussian noise, drawn where the tensor is: at the paper's sizes the CPU would be in the way."""
+    if not size:
+        return clean
+    source = torch.Generator(clean.device)
+    source.manual_seed(derive_seed(seed, what, str(step), str(place)))
+    noise = torch.randn(clean.shape, generator=source, device=clean.device)
+    return clean + size * noise
+
+
+def _answer_gradient(
+    generator: Generator,
+    base: BaseModel,
+    tokens: Tensor,
+    tasks: Sequence[TrainingTask],
+    pairs: Sequence[tuple[int, Pair]],
+    training: GeneratorTraining,
+    seed: int,
+) -> tuple[float, Tensor]:
+    """The base model's mean answer loss under the made adapters, and its gradient, [B, T, r, k].
+
+    One adapter at a time: the base model's activations of all of them are never held together.
+    """
+    gradients, total = [], 0.0
+    for made, (_, pair) in zip(tokens.detach(), pairs, strict=True):
+        task = tasks[pair.task]
+        leaf = made.to(base.device).requires_grad_()
+        # one cast for the whole adapter: a cast a layer costs more than its product
+        weights = generator.scales.denormalize(leaf).to(base.dtype)
+        tensors = generator.grid.detokenize(weights)
+        source = _source(seed, task.name, "examples", str(pair.index))
+        count = min(training.sft_examples, len(task.sequences))
+        chosen = torch.randperm(len(task.sequences), generator=source)[:count].tolist()
+        loss = answer_loss(base, [task.sequences[i] for i in chosen], tensors, generator.adapter)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        gradients.append(gradient.to(tokens.device) / len(pairs))
+        total += loss.item() / len(pairs)
+    return total, torch.stack(gradients)
+
+
+def _state(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int
+) -> TrainingState:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        moments = optimizer.state[parameter]
+        tensors[f"parameter.{name}"] = parameter.detach().to("cpu", copy=True)
+        tensors[f"first_moment.{name}"] = moments["exp_avg"].to("cpu", copy=True)
+        tensors[f"second_moment.{name}"] = moments["exp_avg_sq"].to("cpu", copy=True)
+    return TrainingState(step, tensors)
+
+
+def _restore(
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+) -> None:
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            device = parameter.device
+            parameter.copy_(state.tensors[f"parameter.{name}"])
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(state.step), device=device),
+                "exp_avg": state.tensors[f"first_moment.{name}"].to(device, copy=True),
+                "exp_avg_sq": state.tensors[f"second_moment.{name}"].to(device, copy=True),
+            }

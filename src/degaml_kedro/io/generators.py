@@ -1,0 +1,171 @@
+"""A generator's folder as a Kedro dataset, written once at the end, with a resting place while it trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kedro.io import AbstractDataset, DatasetError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from degaml_kedro.generator.generator import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Generator,
+    GeneratorError,
+    load_generator,
+    save_generator,
+)
+from degaml_kedro.generator.training import TrainingState
+from degaml_kedro.io.atomic import replace_file
+
+_WAIT_SECONDS = 600.0
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratorProgress:
+    """What a training node hands over now and then: all that a killed run needs to go on.
+
+    Attributes:
+        fingerprint: of the run.
+        state: parameters, moments, and how far it is.
+        records: the steps so far.
+        checks: the health checks so far.
+    """
+
+    fingerprint: str
+    state: TrainingState
+    records: Sequence[Mapping[str, Any]]
+    checks: Sequence[Mapping[str, Any]]
+
+
+def is_main_process() -> bool:
+    """Whether this process writes: the first one where a launcher started several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class GeneratorDataset(AbstractDataset[Generator | GeneratorProgress, Generator]):
+    """A trained generator. The node yields a ``GeneratorProgress`` now and then, and the ``Generator`` at the end."""
+
+    def __init__(
+        self, *, filepath: str | os.PathLike[str], metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Point at a folder.
+
+        Args:
+            filepath: the generator's folder.
+            metadata: for plugins such as Kedro-Viz.
+        """
+        self._folder = Path(filepath)
+        self.metadata = metadata
+
+    def load(self) -> Generator:
+        """Read the generator."""
+        return load_generator(self._folder)
+
+    def save(self, data: Generator | GeneratorProgress) -> None:
+        """Write a resting place or the generator; of several processes only the first one writes."""
+        if isinstance(data, GeneratorProgress):
+            if is_main_process():
+                _write_progress(data, _resting_place(self._folder))
+            return
+        if is_main_process():
+            save_generator(data, self._folder)
+            _resting_place(self._folder).unlink(missing_ok=True)
+        else:
+            self._wait_for(data.fingerprint)
+
+    def _wait_for(self, fingerprint: str) -> None:
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while time.monotonic() < deadline:
+            if self._exists() and load_generator(self._folder).fingerprint == fingerprint:
+                return
+            time.sleep(0.5)
+        raise DatasetError(
+            f"{self._folder} was not written by the first process within {_WAIT_SECONDS:.0f} s"
+        )
+
+    def _exists(self) -> bool:
+        return all((self._folder / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE))
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._folder)}
+
+
+class GeneratorResumeDataset(AbstractDataset[None, GeneratorProgress | None]):
+    """What an earlier run left of a generator's training: the node's way to go on. Read-only."""
+
+    def __init__(
+        self, *, filepath: str | os.PathLike[str], metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Point at a folder.
+
+        Args:
+            filepath: the generator's folder.
+            metadata: for plugins such as Kedro-Viz.
+        """
+        self._folder = Path(filepath)
+        self.metadata = metadata
+
+    def load(self) -> GeneratorProgress | None:
+        """What is there; None for nothing to go on from."""
+        return _read_progress(_resting_place(self._folder))
+
+    def save(self, data: None) -> None:
+        """Not possible: the generator's own dataset writes it.
+
+        Raises:
+            DatasetError: always.
+        """
+        raise DatasetError(f"{self._folder} is written through the generator's dataset; save there")
+
+    def _exists(self) -> bool:
+        return _resting_place(self._folder).is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._folder)}
+
+
+def remove_generator(folder: Path) -> None:
+    """Remove a generator and its resting place."""
+    shutil.rmtree(folder, ignore_errors=True)
+    _resting_place(folder).unlink(missing_ok=True)
+
+
+def _resting_place(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.resume.safetensors")
+
+
+def _write_progress(progress: GeneratorProgress, path: Path) -> None:
+    about = {
+        "fingerprint": progress.fingerprint,
+        "step": progress.state.step,
+        "records": list(progress.records),
+        "checks": list(progress.checks),
+    }
+    tensors = dict(progress.state.tensors)
+    content = save(tensors, metadata={"format": "pt", "degaml": json.dumps(about)})
+    replace_file(path, lambda stream: stream.write(content))
+
+
+def _read_progress(path: Path) -> GeneratorProgress | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["degaml"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state = TrainingState(about["step"], tensors)
+        return GeneratorProgress(about["fingerprint"], state, about["records"], about["checks"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise GeneratorError(
+            f"{path} cannot be read ({error}); the file is truncated or damaged: delete it, "
+            f"and the training starts over"
+        ) from error

@@ -1,0 +1,235 @@
+"""A trajectory as tokens on disk: one safetensors file, memory-mapped, read checkpoint by checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from kedro.io import AbstractDataset
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from degaml_kedro.adapters.scales import TokenScales, TokenStatistics
+from degaml_kedro.adapters.tokens import TokenGrid
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.io.atomic import replace_file
+
+_TENSOR = "tokens"
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+_WAY_OUT = "delete it, then `kedro run --pipelines tokenize --only-missing-outputs` makes it again"
+
+
+class TokenFileError(DegamlError):
+    """A file of tokens, statistics or scales that is not there or not whole."""
+
+
+@dataclass(eq=False)
+class TokenSequence:
+    """The checkpoints of a trajectory as tokens; each is made or read when it is asked for.
+
+    Attributes:
+        grid: how they are cut.
+        count: how many checkpoints.
+        dtype: how they are stored.
+        about: whose they are: task, base model and its fingerprint, the start's checksum.
+        read: gives checkpoint i (from 0), [T, r, k].
+    """
+
+    grid: TokenGrid
+    count: int
+    dtype: torch.dtype
+    about: Mapping[str, Any]
+    read: Callable[[int], Tensor] = field(repr=False)
+
+    def __len__(self) -> int:
+        """How many checkpoints."""
+        return self.count
+
+
+class _MappedTokens:
+    """Reads slices of a file that is opened at the first read; safe to hand to another process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._slice: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_path": self._path, "_slice": None}
+
+    def __call__(self, index: int) -> Tensor:
+        if self._slice is None:
+            self._slice = safe_open(self._path, framework="pt").get_slice(_TENSOR)
+        tokens: Tensor = self._slice[index]
+        return tokens
+
+
+class TokensDataset(AbstractDataset[TokenSequence, TokenSequence]):
+    """A trajectory's tokens, [checkpoints, T, r, k] in one file, written checkpoint by checkpoint."""
+
+    def __init__(
+        self, *, filepath: str | os.PathLike[str], metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Point at a file.
+
+        Args:
+            filepath: the safetensors file.
+            metadata: for plugins such as Kedro-Viz.
+        """
+        self._path = Path(filepath)
+        self.metadata = metadata
+
+    def load(self) -> TokenSequence:
+        """Open the file; nothing but its header is read."""
+        meta, shape, dtype = _header(self._path, _TENSOR)
+        grid = TokenGrid.from_json(meta["grid"])
+        if shape[1:] != (grid.tokens, grid.rank, grid.token_width):
+            raise TokenFileError(
+                f"{self._path} holds tokens {shape[1:]}, but describes {grid}; {_WAY_OUT}"
+            )
+        return TokenSequence(grid, shape[0], dtype, meta["about"], _MappedTokens(self._path))
+
+    def save(self, data: TokenSequence) -> None:
+        """Write the file, whole or not at all."""
+        grid = data.grid
+        shape = (data.count, grid.tokens, grid.rank, grid.token_width)
+        size = torch.Size(shape).numel() * data.dtype.itemsize
+        header = json.dumps(
+            {
+                "__metadata__": _metadata({"grid": grid.as_json(), "about": dict(data.about)}),
+                _TENSOR: {
+                    "dtype": _DTYPES[data.dtype],
+                    "shape": list(shape),
+                    "data_offsets": [0, size],
+                },
+            }
+        ).encode("utf-8")
+        # the format wants the tensors to begin at a multiple of eight
+        header += b" " * (-len(header) % 8)
+
+        def write(stream: BinaryIO) -> None:
+            stream.write(len(header).to_bytes(8, "little"))
+            stream.write(header)
+            for index in range(data.count):
+                tokens = data.read(index).to(data.dtype).contiguous()
+                stream.write(tokens.view(torch.uint8).numpy().tobytes())
+
+        replace_file(self._path, write)
+
+    def _exists(self) -> bool:
+        return self._path.is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._path)}
+
+
+class TokenStatisticsDataset(AbstractDataset[TokenStatistics, TokenStatistics]):
+    """Mean and spread of a trajectory's tokens, as safetensors."""
+
+    def __init__(
+        self, *, filepath: str | os.PathLike[str], metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Point at a file.
+
+        Args:
+            filepath: the safetensors file.
+            metadata: for plugins such as Kedro-Viz.
+        """
+        self._path = Path(filepath)
+        self.metadata = metadata
+
+    def load(self) -> TokenStatistics:
+        """Read the statistics."""
+        tensors, _ = _read(self._path)
+        return TokenStatistics.from_tensors(tensors)
+
+    def save(self, data: TokenStatistics) -> None:
+        """Write the statistics, whole or not at all."""
+        content = save(data.tensors(), metadata=_metadata({}))
+        replace_file(self._path, lambda stream: stream.write(content))
+
+    def _exists(self) -> bool:
+        return self._path.is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._path)}
+
+
+class TokenScalesDataset(AbstractDataset[TokenScales, TokenScales]):
+    """The units of the tokens, as safetensors with the grid in the header."""
+
+    def __init__(
+        self, *, filepath: str | os.PathLike[str], metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Point at a file.
+
+        Args:
+            filepath: the safetensors file.
+            metadata: for plugins such as Kedro-Viz.
+        """
+        self._path = Path(filepath)
+        self.metadata = metadata
+
+    def load(self) -> TokenScales:
+        """Read the scales."""
+        tensors, meta = _read(self._path)
+        return TokenScales.from_tensors(TokenGrid.from_json(meta["grid"]), tensors)
+
+    def save(self, data: TokenScales) -> None:
+        """Write the scales, whole or not at all."""
+        content = save(data.tensors(), metadata=_metadata({"grid": data.grid.as_json()}))
+        replace_file(self._path, lambda stream: stream.write(content))
+
+    def _exists(self) -> bool:
+        return self._path.is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._path)}
+
+
+def _metadata(content: Mapping[str, Any]) -> dict[str, str]:
+    return {"format": "pt", "degaml": json.dumps(content)}
+
+
+def _damaged(path: Path, error: Exception) -> TokenFileError:
+    return TokenFileError(
+        f"{path} cannot be read ({error}); the file is truncated or damaged: {_WAY_OUT}"
+    )
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise TokenFileError(
+            f"{path} is not there; `kedro run --pipelines tokenize --only-missing-outputs` makes it"
+        )
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _header(path: Path, tensor: str) -> tuple[dict[str, Any], tuple[int, ...], torch.dtype]:
+    """What a file describes, and the shape and dtype of one of its tensors."""
+    with _open(path) as file:
+        try:
+            meta = json.loads(file.metadata()["degaml"])
+            part = file.get_slice(tensor)
+            names = {name: dtype for dtype, name in _DTYPES.items()}
+            return meta, tuple(part.get_shape()), names[part.get_dtype()]
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors of a small file, and what it describes."""
+    with _open(path) as file:
+        try:
+            meta = json.loads(file.metadata()["degaml"])
+            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from error

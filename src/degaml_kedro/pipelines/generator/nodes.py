@@ -1,0 +1,260 @@
+"""Nodes of the generator pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+from accelerate import Accelerator
+
+from degaml_kedro import __version__
+from degaml_kedro.adapters.adapter import AdapterConfig
+from degaml_kedro.adapters.scales import TokenScales
+from degaml_kedro.adapters.tokens import permutation_states
+from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
+from degaml_kedro.generator.generator import Generator, GeneratorError, Identity
+from degaml_kedro.generator.health import HealthCheck, check_generator
+from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
+from degaml_kedro.generator.training import TrainingTask, train_generator
+from degaml_kedro.io.generators import GeneratorProgress
+from degaml_kedro.io.tokens import TokenSequence
+from degaml_kedro.llm.base_model import BaseModel, load_base_model
+from degaml_kedro.llm.finetune import answer_sequences
+from degaml_kedro.parameters import (
+    BaseModelParameters,
+    GeneratorParameters,
+    GeneratorTraining,
+    PromptParameters,
+    ScoringParameters,
+    TaskParameters,
+)
+from degaml_kedro.progress import progress_bar
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.tasks.splits import frame_to_splits
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    model: Mapping[str, Any],
+    prompt: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    generator: Mapping[str, Any],
+    tasks: Mapping[str, Any],
+    seed: int,
+    resume: GeneratorProgress | None,
+    scales: TokenScales,
+    *material: TokenSequence | PromptEmbeddings | pd.DataFrame,
+    variant: str,
+    group: str,
+    names: tuple[str, ...],
+    left_out: tuple[str, ...],
+) -> Iterator[Generator | GeneratorProgress]:
+    """Train a generator on a group of meta-train tasks.
+
+    Args:
+        model: which base model.
+        prompt: how examples become text.
+        scoring: how answers are scored, for the accuracy of generated adapters on validation questions.
+        generator: the generator's parameters.
+        tasks: the tasks' entries in the configuration.
+        seed: the run's.
+        resume: what an earlier run left.
+        scales: units of the tokens, over ``names``.
+        *material: tokens of every task, then prompt states, then splits; ``names`` first, then ``left_out``.
+        variant: which entry of ``generator.variants``.
+        group: its label.
+        names: the tasks to learn from.
+        left_out: tasks that it never sees; errors are measured on them.
+
+    Yields:
+        A resting place now and then, and the generator.
+    """
+    parameters = GeneratorParameters.model_validate(generator)
+    settings = parameters.variants[variant]
+    training = settings.training
+    # it chooses the device of this process: the base model must come after it
+    accelerator = Accelerator(cpu=_is_cpu(model))
+    base = load_base_model(BaseModelParameters.model_validate(model))
+    every = (*names, *left_out)
+    tokens = [part for part in material if isinstance(part, TokenSequence)]
+    embeddings = [part for part in material if isinstance(part, PromptEmbeddings)]
+    splits = [part for part in material if isinstance(part, pd.DataFrame)]
+    starts = [str(part.about["start"]) for part in tokens]
+    states = permutation_states(starts[: len(names)]).tolist()
+    condition = ConditionSize(
+        parameters.prompts, embeddings[0].tokens, embeddings[0].width, max(states) + 1
+    )
+    fresh = _fresh(settings.decoder, scales, condition, tokens[0], embeddings[0], base, seed)
+    if base.fingerprint != tokens[0].about["base_model_fingerprint"]:
+        fresh.check_base_model(base.name, base.fingerprint)
+    learned, asked = _tasks(
+        every, tokens, embeddings, splits, [*states, *[0] * len(left_out)], training, base, prompt,
+        scoring, tasks,
+    )  # fmt: skip
+    about = {
+        "variant": variant,
+        "tasks": list(names),
+        "left_out": list(left_out),
+        "training": training.model_dump(mode="json"),
+        "decoder": settings.decoder.model_dump(mode="json"),
+        "seed": seed,
+        "version": __version__,
+        "trajectories": [part.about["trajectory"] for part in tokens],
+        "prompts": [part.prompts_digest for part in embeddings],
+        "parameter_count": fresh.decoder.parameter_count,
+        "multiply_adds": fresh.decoder.multiply_adds,
+    }
+    identity = {**asdict(fresh.identity), "computed_in": f"{base.dtype} on {accelerator.device}"}
+    fingerprint = _digest([about, identity, prompt, parameters.tokenization.model_dump()])
+    fresh.fingerprint, fresh.about = fingerprint, about
+    title = f"generator {variant}" + (f" {group}" if left_out else "")
+    records: list[dict[str, Any]] = []
+    checks: list[dict[str, Any]] = []
+    state = None
+    if resume is not None and resume.fingerprint == fingerprint:
+        state = resume.state
+        records, checks = ([dict(row) for row in rows] for rows in (resume.records, resume.checks))
+    elif resume is not None:
+        logger.info("%s: what is on disk was made with other settings; it starts over", title)
+    logger.info(
+        "%s: %d steps of %d pairs from %d tasks, %.1f million parameters, %.2f billion multiply-adds a sample%s",
+        title,
+        training.steps,
+        training.batch_size,
+        len(names),
+        fresh.decoder.parameter_count / 1e6,
+        fresh.decoder.multiply_adds / 1e9,
+        f"; goes on after step {state.step}" if state else "",
+    )
+    own_seed = derive_seed(seed, "generator", variant, group)
+    with progress_bar(title, "step", len(records)) as progress:
+        for step in train_generator(
+            fresh, learned[: len(names)], training, own_seed, accelerator, base, state
+        ):
+            records.append(asdict(step.record))
+            number, last = step.record.step, step.record.step == training.steps
+            progress(number, training.steps)
+            if last or (training.check_every and number % training.check_every == 0):
+                checks += _check(
+                    fresh, learned, asked, len(names), number, own_seed, training, base
+                )
+            if number % training.save_every == 0 and not last:
+                yield GeneratorProgress(fingerprint, step.state(), tuple(records), tuple(checks))
+    fresh.decoder.to("cpu").eval()
+    fresh.records, fresh.checks = records, checks
+    yield fresh
+
+
+def read_health(generator: Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A generator's training as two tables: one row a step, and one a health check.
+
+    Args:
+        generator: a trained one.
+    """
+    return pd.DataFrame(list(generator.records)), pd.DataFrame(list(generator.checks))
+
+
+def _is_cpu(model: Mapping[str, Any]) -> bool:
+    return BaseModelParameters.model_validate(model).device == "cpu"
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, default=dict)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _fresh(
+    settings: Any,
+    scales: TokenScales,
+    condition: ConditionSize,
+    tokens: TokenSequence,
+    embeddings: PromptEmbeddings,
+    base: BaseModel,
+    seed: int,
+) -> Generator:
+    config = tokens.about["adapter"]
+    identity = Identity(
+        base_model=str(tokens.about["base_model"]),
+        base_model_fingerprint=str(tokens.about["base_model_fingerprint"]),
+        encoder=embeddings.encoder,
+        encoder_fingerprint=embeddings.fingerprint,
+    )
+    return Generator(
+        Decoder(settings, scales.grid, condition, derive_seed(seed, "decoder")),
+        scales,
+        AdapterConfig(
+            rank=config["rank"],
+            alpha=config["alpha"],
+            target_modules=tuple(config["target_modules"]),
+            base_model=base.name,
+        ),
+        identity,
+    )
+
+
+def _tasks(
+    names: Sequence[str],
+    tokens: Sequence[TokenSequence],
+    embeddings: Sequence[PromptEmbeddings],
+    splits: Sequence[pd.DataFrame],
+    states: Sequence[int],
+    training: GeneratorTraining,
+    base: BaseModel,
+    prompt: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    tasks: Mapping[str, Any],
+) -> tuple[list[TrainingTask], list[tuple[Any, PromptParameters, ScoringParameters]]]:
+    """What is learned of each task, and the validation questions its adapters are asked."""
+    how = PromptParameters.model_validate(prompt)
+    learned, asked = [], []
+    for name, own_tokens, states_of, frame, state in zip(
+        names, tokens, embeddings, splits, states, strict=True
+    ):
+        mode = TaskParameters.model_validate(tasks[name]).scoring
+        score = ScoringParameters.model_validate({**scoring, **({"mode": mode} if mode else {})})
+        parts = frame_to_splits(frame)
+        if states_of.fingerprint != embeddings[0].fingerprint:
+            raise GeneratorError(
+                f"the prompts of {name} were read by {states_of.encoder}, those of {names[0]} by "
+                f"{embeddings[0].encoder}; encode all of them with one"
+            )
+        learned.append(
+            TrainingTask(
+                name,
+                states_of,
+                # the support prompts lie behind the train prompts
+                range(len(states_of) - len(parts.support)),
+                own_tokens.read,
+                len(own_tokens),
+                state,
+                answer_sequences(base, parts.train, how, score.mode) if training.sft else (),
+            )
+        )
+        asked.append((parts.validation[: training.check_examples], how, score))
+    return learned, asked
+
+
+def _check(
+    generator: Generator,
+    learned: Sequence[TrainingTask],
+    asked: Sequence[tuple[Any, PromptParameters, ScoringParameters]],
+    seen: int,
+    step: int,
+    seed: int,
+    training: GeneratorTraining,
+    base: BaseModel,
+) -> list[dict[str, Any]]:
+    lines: list[HealthCheck] = []
+    for place, (task, (examples, how, score)) in enumerate(zip(learned, asked, strict=True)):
+        questions = None
+        if training.check_every and examples:
+            questions = (base, examples, how, score)
+        own = derive_seed(seed, "check", task.name, str(step))
+        lines += check_generator(generator, task, step, own, place >= seen, questions)
+    return [line.as_row() for line in lines]

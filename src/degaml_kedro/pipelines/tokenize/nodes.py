@@ -1,0 +1,159 @@
+"""Nodes of the tokenize pipeline."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+
+from degaml_kedro.adapters.scales import TokenScales, TokenStatistics
+from degaml_kedro.adapters.tokens import TokenGrid
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
+from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
+from degaml_kedro.io.tokens import TokenSequence
+from degaml_kedro.io.trajectory import Trajectory
+from degaml_kedro.llm.prompting import question_text
+from degaml_kedro.parameters import EncoderParameters, TokenizationParameters
+from degaml_kedro.progress import progress_bar
+from degaml_kedro.tasks.splits import frame_to_splits
+
+logger = logging.getLogger(__name__)
+
+
+class MixedTrajectoriesError(DegamlError):
+    """Trajectories that one generator cannot learn from together."""
+
+
+def tokenize_trajectory(
+    tokenization: Mapping[str, Any], trajectory: Trajectory, *, task: str
+) -> TokenSequence:
+    """A trajectory's checkpoints as tokens; they are cut while they are written.
+
+    Args:
+        tokenization: the tokens' width.
+        trajectory: the task's.
+        task: the task's name.
+    """
+    parameters = TokenizationParameters.model_validate(tokenization)
+    first = trajectory.adapter(trajectory.steps[0])
+    shapes = {name: tuple(tensor.shape) for name, tensor in _by_module(first.tensors).items()}
+    grid = TokenGrid.from_shapes(shapes, parameters.token_width)
+    logger.info("%s: %d checkpoints as %s", task, len(trajectory), grid)
+    about = {
+        "task": task,
+        "base_model": trajectory.about["base_model"],
+        "base_model_fingerprint": trajectory.about["base_model_fingerprint"],
+        "start": trajectory.about["start"],
+        "trajectory": trajectory.fingerprint,
+        "adapter": {
+            "rank": trajectory.config.rank,
+            "alpha": trajectory.config.alpha,
+            "target_modules": list(trajectory.config.target_modules),
+            "base_model": trajectory.config.base_model,
+        },
+    }
+    dtype = next(iter(first.tensors.values())).dtype
+
+    def read(index: int) -> torch.Tensor:
+        return grid.tokenize(trajectory.adapter(trajectory.steps[index]).tensors)
+
+    return TokenSequence(grid, len(trajectory), dtype, about, read)
+
+
+def measure_tokens(tokens: TokenSequence, *, task: str) -> TokenStatistics:
+    """Mean and spread of a trajectory's tokens.
+
+    Args:
+        tokens: what :func:`tokenize_trajectory` made.
+        task: the task's name.
+
+    Raises:
+        ScaleError: a checkpoint holds NaN or infinite weights.
+    """
+    checkpoints = (tokens.read(index) for index in range(len(tokens)))
+    return TokenStatistics.of(tokens.grid, checkpoints, f"the trajectory of {task}")
+
+
+def take_scales(
+    tokenization: Mapping[str, Any], *parts: TokenSequence | TokenStatistics
+) -> TokenScales:
+    """The units of the tokens, over the trajectories that a generator learns from.
+
+    Args:
+        tokenization: what normalisation subtracts.
+        *parts: the tokens of every trajectory, then the statistics of every one.
+
+    Raises:
+        MixedTrajectoriesError: the trajectories are of different base models or scales.
+        GridError: they are of different LoRA shapes.
+    """
+    parameters = TokenizationParameters.model_validate(tokenization)
+    tokens = [part for part in parts if isinstance(part, TokenSequence)]
+    statistics = [part for part in parts if isinstance(part, TokenStatistics)]
+    check_alike(tokens)
+    return TokenScales.from_statistics(
+        tokens[0].grid, TokenStatistics.combine(statistics), parameters.center
+    )
+
+
+def check_alike(sequences: list[TokenSequence]) -> None:
+    """Refuse trajectories that do not belong together, naming two of them.
+
+    Raises:
+        MixedTrajectoriesError: they are of different base models (or tokenizers), or differ in alpha.
+        GridError: they are of different LoRA shapes.
+    """
+    first = sequences[0]
+    for other in sequences[1:]:
+        names = [f"the trajectory of {part.about['task']}" for part in (first, other)]
+        # the fingerprint covers the weights, the configuration and the tokenizer
+        if first.about["base_model_fingerprint"] != other.about["base_model_fingerprint"]:
+            models = [
+                f"{part.about['base_model']} (fingerprint {part.about['base_model_fingerprint']})"
+                for part in (first, other)
+            ]
+            raise MixedTrajectoriesError(
+                f"{names[0]} was made with {models[0]}, {names[1]} with {models[1]}: another base model or tokenizer. "
+                f"Adapters of different models are no points of one space; make both with one model"
+            )
+        first.grid.check_same(other.grid, names[0], names[1])
+        alphas = [part.about["adapter"]["alpha"] for part in (first, other)]
+        if alphas[0] != alphas[1]:
+            raise MixedTrajectoriesError(
+                f"{names[0]} has lora.alpha {alphas[0]}, {names[1]} has {alphas[1]}; make both with one"
+            )
+
+
+def encode_prompts(
+    encoder: Mapping[str, Any], splits: pd.DataFrame, *, task: str
+) -> PromptEmbeddings:
+    """States of a task's unlabelled prompts: of its train split, then of its support examples.
+
+    Args:
+        encoder: which encoder, and how many prompts.
+        splits: the task's splits; answers are not read, nor are validation and test.
+        task: the task's name.
+    """
+    parameters = EncoderParameters.model_validate(encoder)
+    parts = frame_to_splits(splits)
+    examples = [*parts.train[: parameters.train_prompts], *parts.support]
+    prompts = [question_text(example, parameters.options) for example in examples]
+    with progress_bar(f"{task}, prompts", "prompt") as progress:
+        return load_prompt_encoder(parameters).encode(
+            prompts, parameters.tokens, parameters.batch_tokens, progress
+        )
+
+
+def _by_module(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A safetensors file sorts names; modules go as q, k, v, o, gate, up, down, the others behind by name."""
+    known = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    def place(name: str) -> tuple[int, str]:
+        found = next((i for i, module in enumerate(known) if f".{module}." in name), len(known))
+        return found, name
+
+    return {name: tensors[name] for name in sorted(tensors, key=place)}

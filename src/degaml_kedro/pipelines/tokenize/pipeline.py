@@ -1,0 +1,77 @@
+"""The tokenize pipeline: two nodes a trajectory, one a group of trajectories, one a task's prompts."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Pipeline, node
+from kedro.pipeline.node import Node
+
+from degaml_kedro.parameters import ProjectParameters
+from degaml_kedro.pipelines.groups import Group, groups
+from degaml_kedro.pipelines.naming import bound
+from degaml_kedro.pipelines.tokenize.nodes import (
+    encode_prompts,
+    measure_tokens,
+    take_scales,
+    tokenize_trajectory,
+)
+
+
+def create_pipeline(parameters: ProjectParameters) -> Pipeline:
+    """Tokens and scales of every group of trajectories, and every task's prompt states."""
+    if not parameters.needs_generator:
+        return Pipeline([])
+    nodes = []
+    made: set[str] = set()
+    for group in groups(parameters):
+        for task in parameters.meta_train:
+            run = group.trajectory_of(task)
+            # trajectories that start from the shared initialization serve every group
+            if run not in made:
+                made.add(run)
+                nodes += _trajectory(group, task, run)
+        scaled = [group.trajectory_of(task) for task in group.tasks]
+        nodes.append(
+            node(
+                take_scales,
+                inputs=[
+                    "params:generator.tokenization",
+                    *(f"{run}.tokens" for run in scaled),
+                    *(f"{run}.token_statistics" for run in scaled),
+                ],
+                outputs=group.name("token_scales"),
+                name=f"take_scales_{group.label}",
+                namespace="tokenize",
+            )
+        )
+    for task in (*parameters.meta_train, *parameters.meta_test):
+        nodes.append(
+            node(
+                bound(encode_prompts, task=task),
+                inputs=["params:generator.encoder", f"{task}.splits"],
+                outputs=f"{task}.prompt_embeddings",
+                name="encode_prompts",
+                namespace=f"tokenize.{task}",
+            )
+        )
+    return Pipeline(nodes)
+
+
+def _trajectory(group: Group, task: str, run: str) -> list[Node]:
+    # runs of a group have the group in their names, and so have their nodes
+    suffix = "" if run == task else f"_{group.label}"
+    return [
+        node(
+            bound(tokenize_trajectory, task=task),
+            inputs=["params:generator.tokenization", f"{run}.trajectory"],
+            outputs=f"{run}.tokens",
+            name=f"tokenize_trajectory{suffix}",
+            namespace=f"tokenize.{task}",
+        ),
+        node(
+            bound(measure_tokens, task=task),
+            inputs=f"{run}.tokens",
+            outputs=f"{run}.token_statistics",
+            name=f"measure_tokens{suffix}",
+            namespace=f"tokenize.{task}",
+        ),
+    ]
