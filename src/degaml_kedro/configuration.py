@@ -30,11 +30,12 @@ class ConfigurationError(DegamlError):
 
 
 class ProjectConfigLoader(OmegaConfigLoader):
-    """Kedro's loader with three differences.
+    """Kedro's loader with four differences.
 
     A parameter given on the command line changes that one key, also where the environment does not mention its
     group (Kedro replaces the whole group then). One that a file asks for, ``${runtime_params:folder}``, is no
-    parameter of its own. And the last loader made is remembered: pipelines are generated from configuration, and
+    parameter of its own. ``${given:seed, 999}`` is the same for ``globals.yml``, which Kedro does not let ask: runs
+    of different seeds can so keep their data apart. And the last loader made is remembered: pipelines are generated from configuration, and
     Kedro asks for them without saying which environment it means.
     """
 
@@ -58,6 +59,11 @@ class ProjectConfigLoader(OmegaConfigLoader):
                 f"there is no environment '{env}' in {folder}; {_suggestion(env, known)}"
             )
         self._asked_for: set[str] = set()
+        given = options.get("runtime_params") or {}
+        options["custom_resolvers"] = {
+            **(options.get("custom_resolvers") or {}),
+            "given": lambda name, default: given.get(name, default),
+        }
         super().__init__(conf_source, env, **options)
         ProjectConfigLoader.current = self
 

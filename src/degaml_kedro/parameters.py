@@ -256,6 +256,8 @@ class GeneratorParameters(Parameters):
     draws: int = Field(1, ge=1, le=1000)
     # groups of meta-train tasks that get generators that never saw them, for results on these tasks
     leave_out: tuple[tuple[Name, ...], ...] = ()
+    # score generated adapters on the tasks that their generator learned from, too
+    score_seen: bool = False
 
 
 # --- tasks ----------------------------------------------------------------------------------------
@@ -372,6 +374,11 @@ class ProjectParameters(Parameters):
     def needs_generator(self) -> bool:
         """Whether tokens, prompt states and a generator are made."""
         return self.generator is not None
+
+    @property
+    def scores_seen(self) -> bool:
+        """Whether generated adapters are scored on tasks that their generator learned from."""
+        return self.generator is not None and self.generator.score_seen
 
     @property
     def needs_warmup(self) -> bool:

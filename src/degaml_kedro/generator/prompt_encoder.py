@@ -34,8 +34,8 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings, digest_prompts
 from degaml_kedro.llm.base_model import (
     ModelError,
-    _first_line,
-    _quiet_transformers,
+    first_line,
+    quiet_transformers,
     choose_device,
     choose_dtype,
 )
@@ -262,7 +262,7 @@ def _from_pretrained(
     source: HubModel | EncoderFolder | PackageEncoder, place: str, **options: Any
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
             # float32 first: the fingerprint must not depend on the dtype it runs in
             model, report = AutoModel.from_pretrained(
@@ -273,16 +273,16 @@ def _from_pretrained(
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(source, HubModel):
             raise EncoderError(
                 f"the encoder {source.id} (revision {source.revision}) could not be loaded from the hub: "
-                f"{_first_line(error)} To run offline, download it once where there is a network "
+                f"{first_line(error)} To run offline, download it once where there is a network "
                 f"(`hf download {source.id} --local-dir FOLDER`) and set encoder.source to "
                 f"{{kind: folder, path: FOLDER}}, or use the embedded profile (conf/base)."
             ) from error
         raise EncoderError(
-            f"the encoder in {place} cannot be loaded: {_first_line(error)}"
+            f"the encoder in {place} cannot be loaded: {first_line(error)}"
         ) from error
     if model.config.is_encoder_decoder:
         raise EncoderError(

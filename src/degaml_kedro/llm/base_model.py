@@ -259,7 +259,7 @@ def _from_pretrained(
     if isinstance(source, HubModel):
         options["revision"] = source.revision
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(place, **options)
             model = AutoModelForCausalLM.from_pretrained(
                 place,
@@ -272,17 +272,17 @@ def _from_pretrained(
         if isinstance(source, HubModel):
             raise ModelError(
                 f"the model {source.id} (revision {source.revision}) could not be loaded from the hub: "
-                f"{_first_line(error)} To run offline, download it once where there is a network "
+                f"{first_line(error)} To run offline, download it once where there is a network "
                 f"(`hf download {source.id} --local-dir FOLDER`) and set model.source to "
                 f"{{kind: folder, path: FOLDER}}, or use the embedded profile (conf/base)."
             ) from error
-        raise ModelError(f"the model in {place} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"the model in {place} cannot be loaded: {first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__
 
@@ -342,7 +342,7 @@ def _converted(gguf: Path) -> Path:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     print(f"converting {gguf.name} to safetensors, once (about half a minute)…", file=sys.stderr)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
@@ -430,7 +430,7 @@ def _keep_freed_memory() -> None:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Any:
+def quiet_transformers() -> Any:
     """No bars and no advice on the console while a model loads."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

@@ -47,8 +47,8 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     results: list[str] = []
     for place in _places(parameters):
         for method in parameters.methods:
-            if place.pool == "meta_train" and method in parameters.generated_methods:
-                # its generator has seen the task; what it does on unseen ones stands under left_out
+            generated = method in parameters.generated_methods
+            if generated and place.pool == "meta_train" and not parameters.scores_seen:
                 continue
             adapters, making = _adapters(parameters, place, method)
             result = place.name(method, "result")
@@ -142,11 +142,14 @@ def _generated(
 
 
 def other_task(parameters: ProjectParameters, place: _Place) -> str:
-    """Whose prompts the control gets: the next task of another group of tasks, among those that are unseen too."""
-    unseen = place.group.left_out if place.pool == "left_out" else parameters.meta_test
-    order = (*unseen, *parameters.meta_test)
-    start = order.index(place.task)
-    following = [*order[start + 1 :], *order[:start]]
+    """Whose prompts the control gets: the next task of another kind, among those that the generator knows as well."""
+    alike = {
+        "meta_train": parameters.meta_train,
+        "left_out": (*place.group.left_out, *parameters.meta_test),
+        "meta_test": parameters.meta_test,
+    }[place.pool]
+    start = alike.index(place.task)
+    following = [*alike[start + 1 :], *alike[:start]]
     own = parameters.tasks[place.task].group
     apart = [task for task in following if task != place.task]
     strangers = [task for task in apart if parameters.tasks[task].group != own]
