@@ -35,8 +35,8 @@ class ProjectConfigLoader(OmegaConfigLoader):
     A parameter given on the command line changes that one key, also where the environment does not mention its
     group (Kedro replaces the whole group then). One that a file asks for, ``${runtime_params:folder}``, is no
     parameter of its own. ``${given:seed, 999}`` is the same for ``globals.yml``, which Kedro does not let ask: runs
-    of different seeds can so keep their data apart. And the last loader made is remembered: pipelines are generated from configuration, and
-    Kedro asks for them without saying which environment it means.
+    of different seeds can so keep their data apart. And the last loader made is remembered: pipelines are generated
+    from configuration, and Kedro asks for them without saying which environment it means.
     """
 
     current: ClassVar[ProjectConfigLoader | None] = None

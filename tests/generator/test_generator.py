@@ -132,11 +132,11 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "bad json": (lambda f: (f / CONFIG_FILE).write_text("{"), "generator.json cannot be read"),
     "a list": (lambda f: (f / CONFIG_FILE).write_text("[]"), "generator.json cannot be read"),
     "no text": (lambda f: (f / CONFIG_FILE).write_bytes(b"\xff"), "generator.json cannot be read"),
-    "another format": (lambda f: change_config(f, format=2), "format 2, this version reads 1"),
+    "another format": (lambda f: change_config(f, format=2), r"^\S*generator\.json has format 2, this version reads 1"),
     "no grid": (lambda f: change_config(f, grid=None), "generator.json cannot be read"),
     "a damaged grid": (
         lambda f: change_config(f, grid={"token_width": 0, "shapes": []}),
-        r"generator\.json cannot be read .*token_width is 0",
+        r"generator\.json cannot be used: token_width is 0",
     ),
     "an unknown decoder": (
         lambda f: change_config(f, decoder={"kind": "transformer"}),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -265,7 +265,14 @@ def load_generator(folder: Path) -> Generator:
         identity = Identity(**content["identity"])
         about, records, checks = (content[name] for name in ("about", "records", "checks"))
         fingerprint = content["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        decoder = Decoder(settings, grid, condition, seed=0)
+    except GeneratorError:
+        raise
+    except DegamlError as error:
+        raise GeneratorError(
+            f"{folder / CONFIG_FILE} cannot be used: {error}; {way_out}"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise GeneratorError(
             f"{folder / CONFIG_FILE} cannot be read ({error!r}); {way_out}"
         ) from error
@@ -275,7 +282,6 @@ def load_generator(folder: Path) -> Generator:
         raise GeneratorError(
             f"{folder / WEIGHTS_FILE} cannot be read ({error}); the file is truncated or damaged: {way_out}"
         ) from error
-    decoder = Decoder(settings, grid, condition, seed=0)
     stored = _below(tensors, _DECODER)
     expected = {name: tuple(value.shape) for name, value in decoder.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in stored.items()}
@@ -291,9 +297,13 @@ def load_generator(folder: Path) -> Generator:
         raise GeneratorError(
             f"{folder / WEIGHTS_FILE}: '{bad}' holds NaN or infinite weights; {way_out}"
         )
+    try:
+        scales = TokenScales.from_tensors(grid, _below(tensors, _SCALES))
+    except DegamlError as error:
+        raise GeneratorError(f"{folder / WEIGHTS_FILE}: {error}; {way_out}") from error
     return Generator(
         decoder.eval(),
-        TokenScales.from_tensors(grid, _below(tensors, _SCALES)),
+        scales,
         config,
         identity,
         fingerprint,

@@ -34,10 +34,10 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings, digest_prompts
 from degaml_kedro.llm.base_model import (
     ModelError,
-    first_line,
-    quiet_transformers,
     choose_device,
     choose_dtype,
+    first_line,
+    quiet_transformers,
 )
 from degaml_kedro.parameters import (
     EncoderFolder,

@@ -239,7 +239,7 @@ def train_generator(
         optimizer.step()
         optimizer.zero_grad()
         means = torch.tensor([mse, sft], dtype=torch.float64, device=device)
-        mse, sft = accelerator.reduce(means, "mean").tolist()  # type: ignore[union-attr]
+        mse, sft = accelerator.reduce(means, "mean").tolist()
         total = training.mse * (mse if training.mse else 0.0)
         total += training.sft * (sft if training.sft else 0.0)
         if not math.isfinite(total):

@@ -283,6 +283,7 @@ def _from_pretrained(
 
 
 def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__
 

@@ -33,7 +33,7 @@ def results_table(results: pd.DataFrame, methods: Sequence[str]) -> str:
             means = [of_pool[of_pool["method"] == method]["accuracy"].mean() for method in methods]
             chance = of_pool.drop_duplicates("task")["chance"].mean()
             rows.append(["**mean**", pool, "", _number(chance), *map(_number, means)])
-    return f"{_markdown(rows)}\n\n{_LEGEND}\n"
+    return f"{markdown(rows)}\n\n{_LEGEND}\n"
 
 
 def _cell(rows: pd.DataFrame) -> str:
@@ -47,7 +47,7 @@ def _number(value: float | None) -> str:
     return "" if value is None or pd.isna(value) else f"{value:.2f}"
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Aligned columns: the first two to the left, numbers to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 

@@ -71,7 +71,7 @@ class Decoder(nn.Module):
         self.network: HyperconvDecoder | FactorizedNetwork
         # the modules draw from torch's own generator when they are built: one thread at a time, and it is put back
         with _BUILDING, torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             if isinstance(parameters, HyperconvolutionalDecoder):
                 check_decoder(parameters, grid, condition)
                 self.network = HyperconvDecoder(

@@ -66,11 +66,18 @@ class _Residual(nn.Module):
         self.narrow = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.narrow(nn.functional.gelu(self.wide(self.norm(x))))
+        change: Tensor = self.narrow(nn.functional.gelu(self.wide(self.norm(x))))
+        return x + change
 
 
 class FactorizedNetwork(nn.Module):
     """Prompt batch -> normalised tokens, in about a thousandth of the hyper-convolutional decoder's work."""
+
+    order: Tensor
+    inverse: Tensor
+    layer: Tensor
+    kind: Tensor
+    position: Tensor
 
     def __init__(
         self, grid: TokenGrid, encoder_width: int, states: int, parameters: FactorizedDecoder

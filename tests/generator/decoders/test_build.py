@@ -1,0 +1,119 @@
+"""One interface over the decoders: what they are built from, and what does not fit together."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from degaml_kedro.adapters.tokens import GridError
+from degaml_kedro.generator.decoders.build import ConditionSize, Decoder, check_decoder
+from degaml_kedro.generator.decoders.hyperconv import FlowError
+from degaml_kedro.parameters import FactorizedDecoder, HyperconvolutionalDecoder
+from tests.adapters.test_tokens import small_grid
+
+CONDITION = ConditionSize(prompts=3, tokens=6, width=8, states=2)
+GRID = small_grid()
+START = (3, 6, 8)
+
+
+def flow(*sizes: tuple[int, int, int], **changes: Any) -> HyperconvolutionalDecoder:
+    settings = {"kind": "hyperconvolutional", "flow": sizes, "kernel_size": 3, **changes}
+    return HyperconvolutionalDecoder.model_validate(settings)
+
+
+EVERY = {
+    "factorized": FactorizedDecoder(kind="factorized", condition_width=8, width=8, rank=2),
+    "hyperconvolutional": flow(START, (5, 4, 6), GRID.shape),
+    "checkpointed": flow(START, (5, 4, 6), GRID.shape, checkpoint=True),
+}
+
+
+def condition(count: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    source = torch.Generator().manual_seed(0)
+    states = torch.randn(count, *START, generator=source)
+    return states, torch.full((count, 3), 6), torch.eye(2)[[0] * count]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_decoder_makes_the_grid_s_tokens_without_border(name: str) -> None:
+    decoder = Decoder(EVERY[name], GRID, CONDITION, seed=0)
+    tokens = decoder(*condition())
+    assert tokens.shape == (2, GRID.tokens, GRID.rank, GRID.token_width)
+    assert torch.isfinite(tokens).all()
+    assert decoder.parameter_count == sum(p.numel() for p in decoder.parameters())
+    assert decoder.multiply_adds > 0
+
+
+def test_the_border_is_what_is_cut_off() -> None:
+    decoder = Decoder(EVERY["hyperconvolutional"], GRID, CONDITION, seed=0)
+    states, lengths, hot = condition()
+    bordered = decoder.network(states)
+    assert bordered.shape[1:] == GRID.shape
+    assert torch.equal(decoder(states, lengths, hot), bordered[..., 1:-1, 1:-1])
+
+
+def weights(name: str, seed: int) -> torch.Tensor:
+    decoder = Decoder(EVERY[name], GRID, CONDITION, seed)
+    return torch.cat([parameter.detach().flatten() for parameter in decoder.parameters()])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_seed_decides_the_weights_and_nothing_else_does(name: str) -> None:
+    torch.manual_seed(1)
+    one = weights(name, 3)
+    torch.manual_seed(2)
+    assert torch.equal(one, weights(name, 3))
+    assert not torch.equal(one, weights(name, 4))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: weights(name, seed), [3, 4] * 6))
+    for i, other in enumerate(found):
+        assert torch.equal(other, found[i % 2])
+    assert torch.equal(found[0], one)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_global_random_state_is_left_as_it_was(name: str) -> None:
+    before, python = torch.random.get_rng_state(), random.getstate()
+    weights(name, 3)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert python == random.getstate()
+    # also where building fails
+    with pytest.raises(FlowError):
+        Decoder(flow((1, 1, 1), GRID.shape), GRID, CONDITION, seed=0)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("start", [(4, 6, 8), (3, 7, 8), (3, 6, 9), (8, 6, 3)])
+def test_a_flow_that_does_not_begin_at_the_condition(start: tuple[int, int, int]) -> None:
+    with pytest.raises(FlowError) as caught:
+        check_decoder(flow(start, GRID.shape), GRID, CONDITION)
+    message = str(caught.value)
+    assert all(str(number) in message for number in (*start, *START))
+
+
+def test_a_flow_that_does_not_end_on_the_grid() -> None:
+    tokens, height, width = GRID.shape
+    with pytest.raises(GridError, match="the flow ends with .* but the token grid is"):
+        check_decoder(flow(START, (tokens + 1, height, width)), GRID, CONDITION)
+    # another token width would do: the message says which
+    other = small_grid(token_width=3)
+    with pytest.raises(GridError, match="set token_width to 3"):
+        check_decoder(flow(START, other.shape), GRID, CONDITION)
+    with pytest.raises(GridError, match="for that the rank must be 3"):
+        check_decoder(flow(START, (tokens, height + 1, width)), GRID, CONDITION)
+    # without the border
+    with pytest.raises(GridError, match="plus 2 for the border"):
+        Decoder(flow(START, (tokens, height - 2, width - 2)), GRID, CONDITION, seed=0)
+
+
+def test_a_kernel_without_a_middle() -> None:
+    with pytest.raises(FlowError, match="4"):
+        check_decoder(flow(START, GRID.shape, kernel_size=4), GRID, CONDITION)
+
+
+def test_a_flow_that_fits_is_accepted() -> None:
+    check_decoder(flow(START, (5, 4, 6), GRID.shape), GRID, CONDITION)
