@@ -20,7 +20,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from transformers.utils import logging as transformers_logging
 
-from benchmarks import gemm_limit, memory, paper_decoder, scoring, training
+from benchmarks import (
+    decoders,
+    gemm_limit,
+    generation,
+    generator_training,
+    memory,
+    paper_decoder,
+    qwen_round_trip,
+    scoring,
+    training,
+)
 from benchmarks.material import Settings, SkippedError
 from benchmarks.measure import OtherLoad, Result, table
 
@@ -30,7 +40,11 @@ BENCHMARKS: dict[str, Callable[[Settings], Result]] = {
     "gemm_limit": gemm_limit.run,
     "scoring_text": scoring.run_text,
     "scoring_letter": scoring.run_letter,
+    "generator_training": generator_training.run,
+    "generation": generation.run,
+    "decoders": decoders.run,
     "paper_decoder": paper_decoder.run,
+    "qwen_round_trip": qwen_round_trip.run,
 }
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "lm_eval")

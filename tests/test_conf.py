@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from degaml_kedro.parameters import HubSource, SuiteSource
+from degaml_kedro.adapters.adapter import tensor_key
+from degaml_kedro.adapters.tokens import TokenGrid
+from degaml_kedro.generator.decoders.build import ConditionSize, check_decoder
+from degaml_kedro.parameters import HubSource, HyperconvolutionalDecoder, SuiteSource
 from degaml_kedro.tasks.hub import MAPPINGS
 from degaml_kedro.tasks.suite import FAMILIES
 from tests.test_configuration import ENVIRONMENTS, NEEDED, loader, read_parameters
 
 PAPER = ("paper_0_5b", "paper_1_5b")
+# hidden, key and value, intermediate width and layers of Qwen2.5-0.5B and 1.5B
+SMALL = (896, 128, 4864, 24)
+LARGE = (1536, 256, 8960, 28)
 
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
@@ -41,3 +47,36 @@ def test_the_embedded_profile_has_the_pools_it_promises(project):
     parameters = read_parameters(loader(project, "local"))
     assert len(parameters.meta_train) >= 8
     assert len(parameters.meta_test) >= 6
+
+
+@pytest.mark.parametrize(("env", "sizes"), [("paper_0_5b", SMALL), ("paper_1_5b", LARGE)])
+def test_the_paper_s_decoder_ends_on_its_model_s_grid(project, env, sizes):
+    parameters = read_parameters(loader(project, env))
+    generator = parameters.generator
+    assert generator is not None
+    hidden, kv, intermediate, layers = sizes
+    widths = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (hidden, kv),
+        "self_attn.v_proj": (hidden, kv),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (hidden, intermediate),
+        "mlp.up_proj": (hidden, intermediate),
+        "mlp.down_proj": (intermediate, hidden),
+    }
+    rank = parameters.lora.rank
+    shapes = {}
+    for layer in range(layers):
+        for module, (inputs, outputs) in widths.items():
+            name = f"model.layers.{layer}.{module}"
+            shapes[tensor_key(name, "A")] = (rank, inputs)
+            shapes[tensor_key(name, "B")] = (outputs, rank)
+    grid = TokenGrid.from_shapes(shapes, generator.tokenization.token_width)
+    (variant,) = generator.variants.values()
+    # the encoder's width is all-MiniLM-L6-v2's
+    condition = ConditionSize(generator.prompts, generator.encoder.tokens, 384)
+    assert isinstance(variant.decoder, HyperconvolutionalDecoder)
+    check_decoder(variant.decoder, grid, condition)
+    assert variant.training.sft == 0
+    # in-domain results come from generators that never saw the task
+    assert [name for group in generator.leave_out for name in group] == list(parameters.meta_train)

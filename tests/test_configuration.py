@@ -134,6 +134,95 @@ def test_what_does_not_go_together(project, changes, expected):
     assert expected in mistake(project)
 
 
+# --- the generator --------------------------------------------------------------------------------
+
+FACTORIZED = {"kind": "factorized"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"leave_out": [["day_before"]]}, "has the group [day_before]; a group names meta-train"),
+        ({"leave_out": [["nights"]]}, "each once: kind_member, day_after"),
+        ({"leave_out": [[]]}, "has the group []"),
+        ({"leave_out": [["day_after", "day_after"]]}, "has the group [day_after, day_after]"),
+        ({"leave_out": [["day_after", "kind_member"]]}, "leaves out every meta-train task"),
+        ({"leave_out": [["day_after"], ["day_after"]]}, "leaves a task out in two groups"),
+        (
+            {"variants": {"mse": {"training": {"mse": 0.0}}}},
+            "mse and sft are both 0, so there is nothing to train on",
+        ),
+        ({"prompts": 0}, "generator.prompts is 0 ("),
+        ({"draws": 0}, "generator.draws is 0 ("),
+        ({"tokenization": {"token_width": 0}}, "generator.tokenization.token_width is 0 ("),
+        ({"tokenization": {"center": "median"}}, "generator.tokenization.center is 'median' ("),
+        ({"encoder": {"tokens": 0}}, "generator.encoder.tokens is 0 ("),
+        ({"encoder": {"source": {"kind": "bert"}}}, "generator.encoder.source.kind is 'bert' ("),
+        (
+            {"variants": {"mse": {"decoder": {"kind": "mlp"}}}},
+            "generator.variants.mse.decoder.kind is 'mlp' (",
+        ),
+        (
+            {"variants": {"mse": {"training": {"stepps": 1}}}},
+            "unknown key 'stepps' in generator.variants.mse.training (",
+        ),
+        (
+            {"variants": {"mse": {"decoder": {"widht": 1}}}},
+            "did you mean 'width'?",
+        ),
+        (
+            {"variants": {"mse": {"training": {"sft": -1}}}},
+            "generator.variants.mse.training.sft is -1 (",
+        ),
+    ],
+)
+def test_a_mistake_in_the_generator_s_parameters(project, changes, expected):
+    project.edit("smoke/parameters.yml", generator=changes)
+    assert expected in mistake(project)
+
+
+def test_a_flow_needs_two_sizes_of_three_numbers(project):
+    for flow in ([[3, 24, 16]], [[3, 24], [4, 18]]):
+        decoder = {"kind": "hyperconvolutional", "flow": flow}
+        project.edit("smoke/parameters.yml", generator={"variants": {"mse": {"decoder": None}}})
+        project.edit("smoke/parameters.yml", generator={"variants": {"mse": {"decoder": decoder}}})
+        assert "generator.variants.mse.decoder.flow" in mistake(project)
+
+
+@pytest.mark.parametrize(
+    "method", ["generalisation_only", "generalization_only_all", "other_prompts_", "mean"]
+)
+def test_an_unknown_method_lists_what_there_is(project, method):
+    project.edit("smoke/parameters.yml", methods=["base", method])
+    message = mistake(project)
+    assert f"unknown method '{method}'" in message
+    known = ("base", "no_meta_train", "pooled", "mean_adapter", "generalization_only")
+    for name in (*known, "generalization_only_sft", "other_prompts", "other_prompts_mse"):
+        assert name in message.split("use of: ")[1].split(", "), name
+
+
+def test_a_generated_method_needs_a_generator(project):
+    for folder in ("base", "smoke"):
+        project.edit(f"{folder}/parameters.yml", generator=None)
+    message = mistake(project)
+    assert "unknown method 'generalization_only'" in message
+    assert "other_prompts" not in message.split("use of: ")[1]
+
+
+def test_methods_say_which_variants_are_trained(project):
+    project.edit(
+        "smoke/parameters.yml", methods=["base", "other_prompts", "generalization_only_sft"]
+    )
+    parameters = read_parameters(loader(project))
+    assert parameters.generated_methods == {
+        "other_prompts": "mse",
+        "generalization_only_sft": "sft",
+    }
+    assert parameters.trained_variants == ("mse", "sft")
+    project.edit("smoke/parameters.yml", methods=["base", "generalization_only_sft"])
+    assert read_parameters(loader(project)).trained_variants == ("sft",)
+
+
 def test_a_mistake_on_the_command_line(project):
     assert "seed is -1 (given with --params)" in mistake(project, seed=-1)
     assert "unknown key 'sede' in the parameters (given with --params)" in mistake(project, sede=1)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import threading
+from types import SimpleNamespace
 
 import pytest
 from kedro.runner import ThreadRunner
 from mlflow.tracking import MlflowClient
 
+from degaml_kedro.generator.training import TrainingState
+from degaml_kedro.io.generators import GeneratorProgress
+from degaml_kedro.tracking import TrackingHook, _path
 from tests.pipelines.test_runs import run
 
 pytestmark = pytest.mark.xdist_group("runs")
@@ -123,3 +128,141 @@ def test_a_database_that_another_program_holds_is_said_once(
         other.join()
     assert len(warnings_of(caplog)) == 1
     assert "locked" in warnings_of(caplog)[0]
+
+
+def test_a_run_per_generator(project, client):
+    run(project)
+    top, below = latest(client)
+    child = below["generator mse"]
+    assert child.data.tags["generator"] == "mse"
+    assert child.data.tags["group"] == "all"
+    assert child.data.tags["mlflow.parentRunId"] == top.info.run_id
+    for key in ("loss", "mse", "gradient_norm", "learning_rate"):
+        history = client.get_metric_history(child.info.run_id, key)
+        assert [metric.step for metric in history] == [1, 2, 3, 4]
+    # not an objective of this one
+    assert "sft" not in child.data.metrics
+    for key in ("relative_error", "norm_ratio", "accuracy"):
+        history = client.get_metric_history(child.info.run_id, f"{key}/seen/day_after")
+        assert [metric.step for metric in history] == [2, 4]
+    assert below["generator sft"].data.metrics["sft"] > 0
+    fold = below["without_day_after generator mse"]
+    assert fold.data.tags["group"] == "without_day_after"
+    assert fold.data.tags["mlflow.parentRunId"] == below["without_day_after"].info.run_id
+    assert "accuracy/held_out/day_after" in fold.data.metrics
+    left_out = below["without_day_after day_after mean_adapter"].data
+    assert {key: left_out.tags[key] for key in ("group", "task", "method")} == {
+        "group": "without_day_after",
+        "task": "day_after",
+        "method": "mean_adapter",
+    }
+    assert below["day_after base"].data.tags["group"] == "all"
+    # a generator of an earlier run shows its training again
+    (project.data / "08_reporting/results.md").unlink()
+    run(project, only_missing_outputs=True)
+    _, below = latest(client)
+    again = client.get_metric_history(below["generator mse"].info.run_id, "loss")
+    assert [metric.step for metric in again] == [1, 2, 3, 4]
+    assert "accuracy/held_out/day_after" in below["without_day_after generator mse"].data.metrics
+
+
+def test_only_the_first_of_several_processes_tracks(project, client, monkeypatch):
+    run(project, "tasks")
+    before = latest(client)[0].info.run_id
+    monkeypatch.setenv("RANK", "1")
+    run(project, "tasks")
+    assert latest(client)[0].info.run_id == before
+
+
+class Recorder:
+    """In place of MLflow's client."""
+
+    def __init__(self):
+        self.batches = []
+        self.runs = []
+
+    def log_batch(self, run_id, metrics):
+        self.batches.append((run_id, [(m.key, m.value, m.step) for m in metrics]))
+
+    def create_run(self, experiment, run_name, tags):
+        self.runs.append((run_name, tags))
+        return SimpleNamespace(info=SimpleNamespace(run_id=run_name))
+
+
+@pytest.fixture
+def hook():
+    hook, recorder = TrackingHook(), Recorder()
+    experiment = SimpleNamespace(_experiment=SimpleNamespace(experiment_id="1"))
+    hook.mlflow_config = SimpleNamespace(
+        server=SimpleNamespace(_mlflow_client=recorder),
+        tracking=SimpleNamespace(experiment=experiment),
+    )
+    hook.run_id, hook._labels = "top", frozenset({"without_a"})
+    return hook, recorder
+
+
+def progress(done, **check):
+    rows = [
+        {
+            "step": step,
+            "loss": 1.0 / step,
+            "mse": math.nan,
+            "sft": 1.0 / step,
+            "gradient_norm": 2.0,
+            "learning_rate": 0.1,
+            "seconds": 1.0,
+        }
+        for step in range(1, done + 1)
+    ]
+    whole = {"step": done, "task": "a", "held_out": False, "module": "all"}
+    measured = {"relative_error": math.inf, "norm_ratio": 0.5, "accuracy": None, **check}
+    part = {**whole, **measured, "module": "q_proj", "task": "never"}
+    return GeneratorProgress("f", TrainingState(done, {}), rows, [{**whole, **measured}, part])
+
+
+def test_a_generator_s_training_is_sent_while_it_goes_on(hook, monkeypatch):
+    tracking, recorder = hook
+    tracking.after_dataset_saved("without_a.sft.generator", progress(2))
+    # not at every chunk
+    assert not recorder.batches
+    monkeypatch.setattr("degaml_kedro.tracking._FLUSH_SECONDS", -1.0)
+    tracking.after_dataset_saved("without_a.sft.generator", progress(3, accuracy=0.25))
+    ((run_id, sent),) = recorder.batches
+    assert run_id == "without_a generator sft"
+    assert [row for row in sent if row[0] == "loss"] == [
+        ("loss", 1.0, 1),
+        ("loss", 0.5, 2),
+        ("loss", pytest.approx(1 / 3), 3),
+    ]
+    keys = {row[0] for row in sent}
+    # neither what is not finite, nor what is not of a whole adapter
+    assert keys == {
+        "loss",
+        "sft",
+        "gradient_norm",
+        "learning_rate",
+        "norm_ratio/seen/a",
+        "accuracy/seen/a",
+    }
+    tracking.after_dataset_saved("without_a.sft.generator", progress(4))
+    assert {row[2] for row in recorder.batches[1][1]} == {4}
+
+
+def test_a_run_says_what_it_is_of(hook):
+    tracking, recorder = hook
+    for name in ("without_a.a.base.result", "b.base.result", "without_a.pool.trajectory"):
+        tracking._child(_path(name))
+    tracking._child(_path("a.generator"))
+    tags = {
+        name: {k: v for k, v in tags.items() if k != "mlflow.parentRunId"}
+        for name, tags in recorder.runs
+    }
+    assert tags == {
+        "without_a": {"group": "without_a"},
+        "without_a a": {"group": "without_a", "task": "a"},
+        "without_a a base": {"group": "without_a", "task": "a", "method": "base"},
+        "b": {"group": "all", "task": "b"},
+        "b base": {"group": "all", "task": "b", "method": "base"},
+        "without_a pool": {"group": "without_a", "task": "pool"},
+        "generator a": {"group": "all", "generator": "a"},
+    }

@@ -11,6 +11,7 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
 from degaml_kedro.configuration import read_parameters
+from degaml_kedro.io.atomic import is_main_process
 
 
 class ParametersHook:
@@ -35,7 +36,8 @@ class ResultsHook:
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Print the table, and where everything is."""
-        if "results_table" not in pipeline.all_outputs():
+        # where a launcher started several processes, one shows it
+        if "results_table" not in pipeline.all_outputs() or not is_main_process():
             return
         folder = Path(str(catalog["results_table"]._describe()["filepath"])).parent
         if folder.is_relative_to(Path.cwd()):

@@ -219,6 +219,8 @@ class GeneratorTraining(Parameters):
     condition_noise: float = Field(1.0e-4, ge=0)
     target_noise: float = Field(1.0e-5, ge=0)
     variance_weighted: bool = False
+    # what the decoder multiplies in while it trains; weights and moments stay in float32
+    precision: Literal["float32", "bfloat16"] = "float32"
     # examples that the sft objective draws for every generated adapter
     sft_examples: int = Field(8, ge=1, le=65536)
     # a killed run goes on from the last multiple of it
@@ -336,7 +338,7 @@ class ProjectParameters(Parameters):
     warmup: TrainingParameters
     trajectory: TrajectoryParameters
     no_meta_train: TrainingParameters
-    # None: no generator is trained
+    # used where a method needs it
     generator: GeneratorParameters | None = None
     # base, no_meta_train, pooled, mean_adapter, generalization_only, and generalization_only of another variant
     # (generalization_only_NAME); other_prompts and other_prompts_NAME are the control with another task's prompts
@@ -356,10 +358,10 @@ class ProjectParameters(Parameters):
 
     @property
     def trained_variants(self) -> tuple[str, ...]:
-        """Variants that a method needs; all of them where no method does."""
+        """The variants that a method needs."""
         if self.generator is None:
             return ()
-        wanted = set(self.generated_methods.values()) or set(self.generator.variants)
+        wanted = set(self.generated_methods.values())
         return tuple(name for name in self.generator.variants if name in wanted)
 
     def _variant_of(self, method: str) -> str:
@@ -373,7 +375,7 @@ class ProjectParameters(Parameters):
     @property
     def needs_generator(self) -> bool:
         """Whether tokens, prompt states and a generator are made."""
-        return self.generator is not None
+        return bool(self.generated_methods)
 
     @property
     def scores_seen(self) -> bool:

@@ -1,16 +1,17 @@
-"""Runs in MLflow: one per pipeline, below it one per task, below that one per method."""
+"""Runs in MLflow: one per pipeline, below it one per task and per generator, below a task one per method."""
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import socket
 import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -35,7 +36,14 @@ from mlflow.utils.validation import (
 )
 from sqlalchemy.exc import SQLAlchemyError
 
+from degaml_kedro.configuration import current_loader, read_parameters
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.generator.generator import Generator
+from degaml_kedro.generator.health import WHOLE
+from degaml_kedro.io.atomic import is_main_process
+from degaml_kedro.io.generators import GeneratorProgress
 from degaml_kedro.io.trajectory import StepRecord, TrajectoryEnd, TrajectoryStart, TrajectoryStep
+from degaml_kedro.pipelines.groups import groups
 
 # MLflow's advice to kedro-mlflow's authors, given at every start; it sets its own filter, so it is taken aside
 with warnings.catch_warnings(record=True):
@@ -45,7 +53,10 @@ with warnings.catch_warnings(record=True):
 _UNREACHABLE = (MlflowException, SQLAlchemyError, sqlite3.Error, CommandError, OSError)
 _WAIT_SECONDS = 3.0
 _FLUSH_SECONDS = 10.0
-_TRAJECTORY, _RESULT = ".trajectory", ".result"
+_TRAJECTORY, _RESULT, _GENERATOR = ".trajectory", ".result", ".generator"
+_GENERATOR_RUN = "generator "
+_LEARNED = ("loss", "mse", "sft", "gradient_norm", "learning_rate")
+_CHECKED = ("relative_error", "norm_ratio", "accuracy")
 
 logger = logging.getLogger(__name__)
 
@@ -78,18 +89,34 @@ def _tolerant(hook: Hook) -> Hook:
 
 @dataclass
 class _Curve:
-    """A trajectory's steps on their way to MLflow: which are there, and which wait to be sent."""
+    """A training's metrics on their way to MLflow: what was taken, and what of it waits to be sent.
 
-    sent: set[int] = field(default_factory=set)
-    waiting: list[StepRecord] = field(default_factory=list)
+    Each row has a key of its own: a step's number, or a health check's step and task.
+    """
+
+    taken: set[Any] = field(default_factory=set)
+    waiting: list[Metric] = field(default_factory=list)
     last_sent: float = field(default_factory=time.monotonic)
+
+    def take(self, key: Any, values: Mapping[str, float], step: int) -> None:
+        """Add a row, once; numbers that are not finite are none."""
+        if key in self.taken:
+            return
+        self.taken.add(key)
+        now = _now()
+        self.waiting += [
+            Metric(name, value, now, step) for name, value in values.items() if math.isfinite(value)
+        ]
 
 
 class TrackingHook(MlflowHook):  # type: ignore[misc]
-    """kedro-mlflow's hook, with a run per task and method below the pipeline's.
+    """kedro-mlflow's hook, with a run per task, method and generator below the pipeline's.
 
     A task's run has the loss curve of its trajectory; the run of a method below it has the method's measures. They
-    are named alike in all of them, so that MLflow can compare methods.
+    are named alike in all of them, so that MLflow can compare methods. A generator's run has its training and its
+    health. What belongs to a group of left-out tasks lies below a run of the group, and says so in its tags.
+
+    Where a launcher started several processes, the first one tracks.
     """
 
     def __init__(self) -> None:
@@ -98,10 +125,11 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         self._reset()
 
     def _reset(self) -> None:
-        self.off = False
+        self.off = not is_main_process()
         self.process = os.getpid()
         self.lock = threading.RLock()
         self.run_id: str | None = None
+        self._labels: frozenset[str] = frozenset()
         self._children: dict[tuple[str, ...], str] = {}
         self._curves: dict[str, _Curve] = {}
         self._measured: set[str] = set()
@@ -142,6 +170,8 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         super().before_pipeline_run(run_params, pipeline, catalog)
         if self.run_id is not None:
             self._log_parameters(self.run_id, catalog.load("parameters"))
+            found = groups(read_parameters(current_loader()))
+            self._labels = frozenset(group.label for group in found if group.left_out)
 
     @hook_impl
     @_tolerant
@@ -161,12 +191,18 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         if isinstance(data, TrajectoryStart):
             self._curves[dataset_name] = _Curve()
         elif isinstance(data, TrajectoryStep):
-            curve = self._curves[dataset_name]
-            curve.waiting.append(data.record)
-            if time.monotonic() - curve.last_sent > _FLUSH_SECONDS:
-                self._send(dataset_name)
+            self._take_steps(dataset_name, [data.record])
+            self._send_now_and_then(dataset_name)
         elif isinstance(data, TrajectoryEnd):
-            self._send_whole(dataset_name, data.records)
+            # what is missing: the end, and in a resumed run the beginning too
+            self._take_steps(dataset_name, data.records)
+            self._send(dataset_name)
+        elif isinstance(data, GeneratorProgress):
+            self._take_generator(dataset_name, data.records, data.checks)
+            self._send_now_and_then(dataset_name)
+        elif isinstance(data, Generator):
+            self._take_generator(dataset_name, data.records, data.checks)
+            self._send(dataset_name)
         elif dataset_name.endswith(_RESULT):
             self._log_result(dataset_name, data)
 
@@ -215,35 +251,58 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
             self._client.log_batch(run, params=batch)
 
     def _child(self, path: tuple[str, ...]) -> str:
-        """The run of a task, ``(task,)``, or of a method on a task, ``(task, method)``."""
+        """The run of a task, ``(task,)``, of a method on it, ``(task, method)``, or of a generator.
+
+        A group's label may stand in front of each.
+        """
         if path not in self._children:
             parent = self._child(path[:-1]) if len(path) > 1 else self.run_id
             run = self._client.create_run(
                 self.mlflow_config.tracking.experiment._experiment.experiment_id,
                 run_name=" ".join(path),
-                tags={
-                    MLFLOW_PARENT_RUN_ID: parent,
-                    **dict(zip(("task", "method"), path, strict=False)),
-                },
+                tags={MLFLOW_PARENT_RUN_ID: parent, **self._tags(path)},
             )
             self._children[path] = run.info.run_id
         return self._children[path]
 
-    def _send(self, name: str) -> None:
-        """Send the steps of a curve that wait, in batches."""
-        curve = self._curves[name]
-        metrics = [metric for record in curve.waiting for metric in _step_metrics(record)]
-        for first in range(0, len(metrics), MAX_METRICS_PER_BATCH):
-            batch = metrics[first : first + MAX_METRICS_PER_BATCH]
-            self._client.log_batch(self._child(_path(name)), metrics=batch)
-        curve.sent.update(record.step for record in curve.waiting)
-        curve.waiting, curve.last_sent = [], time.monotonic()
+    def _tags(self, path: tuple[str, ...]) -> dict[str, str]:
+        """What a run is of, to search for: group, task, method, generator."""
+        grouped = path[0] in self._labels
+        tags = {"group": path[0] if grouped else "all"}
+        rest = path[1:] if grouped else path
+        if rest and rest[0].startswith(_GENERATOR_RUN):
+            return {**tags, "generator": rest[0].removeprefix(_GENERATOR_RUN)}
+        return {**tags, **dict(zip(("task", "method"), rest, strict=False))}
 
-    def _send_whole(self, name: str, records: Sequence[StepRecord]) -> None:
-        """Send what is missing of a curve: its end, and in a resumed run its beginning too."""
+    def _take_steps(self, name: str, records: Iterable[StepRecord]) -> None:
         curve = self._curves.setdefault(name, _Curve())
-        curve.waiting = [record for record in records if record.step not in curve.sent]
-        self._send(name)
+        for record in records:
+            curve.take(record.step, _step_values(record), record.step)
+
+    def _take_generator(
+        self, name: str, records: Iterable[Mapping[str, Any]], checks: Iterable[Mapping[str, Any]]
+    ) -> None:
+        """Take a generator's steps, and what its checks say of whole adapters."""
+        curve = self._curves.setdefault(name, _Curve())
+        for record in records:
+            step = int(record["step"])
+            curve.take(step, {key: float(record[key]) for key in _LEARNED}, step)
+        for check in checks:
+            if check["module"] == WHOLE:
+                step = int(check["step"])
+                curve.take((step, check["task"]), _check_values(check), step)
+
+    def _send_now_and_then(self, name: str) -> None:
+        if time.monotonic() - self._curves[name].last_sent > _FLUSH_SECONDS:
+            self._send(name)
+
+    def _send(self, name: str) -> None:
+        """Send what waits of a curve, in batches."""
+        curve = self._curves[name]
+        for first in range(0, len(curve.waiting), MAX_METRICS_PER_BATCH):
+            batch = curve.waiting[first : first + MAX_METRICS_PER_BATCH]
+            self._client.log_batch(self._child(_path(name)), metrics=batch)
+        curve.waiting, curve.last_sent = [], time.monotonic()
 
     def _log_result(self, name: str, result: Mapping[str, Any]) -> None:
         run = self._child(_path(name))
@@ -260,10 +319,14 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
     def _log_from_disk(self, name: str, catalog: DataCatalog) -> None:
         try:
             if name.endswith(_TRAJECTORY) and name not in self._curves and catalog.exists(name):
-                self._send_whole(name, catalog.load(name).records)
+                self._take_steps(name, catalog.load(name).records)
+                self._send(name)
+            if name.endswith(_GENERATOR) and name not in self._curves and catalog.exists(name):
+                self._take_generator(name, *_read_generator(name, catalog))
+                self._send(name)
             if name.endswith(_RESULT) and name not in self._measured and catalog.exists(name):
                 self._log_result(name, catalog.load(name))
-        except DatasetError as error:
+        except (DatasetError, DegamlError) as error:
             logger.warning("%s cannot be read, so it is not tracked: %s", name, error)
 
     def _close_children(self, status: int) -> None:
@@ -272,21 +335,45 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
 
 
 def _path(dataset_name: str) -> tuple[str, ...]:
-    return tuple(dataset_name.split(".")[:-1])
+    *path, kind = dataset_name.split(".")
+    if f".{kind}" == _GENERATOR:
+        # with a word in front: a variant may be called as a task is
+        path[-1] = f"{_GENERATOR_RUN}{path[-1]}"
+    return tuple(path)
+
+
+def _read_generator(
+    name: str, catalog: DataCatalog
+) -> tuple[Iterable[Mapping[str, Any]], Iterable[Mapping[str, Any]]]:
+    """A stored generator's steps and checks; from their own tables where these are there, which are small."""
+    tables = (f"{name}_steps", f"{name}_health")
+    if all(catalog.exists(table) for table in tables):
+        steps, checks = (catalog.load(table).to_dict("records") for table in tables)
+        return steps, checks
+    generator: Generator = catalog.load(name)
+    return generator.records, generator.checks
 
 
 def _now() -> int:
     return int(time.time() * 1000)
 
 
-def _step_metrics(record: StepRecord) -> list[Metric]:
-    values = {
+def _step_values(record: StepRecord) -> dict[str, float]:
+    return {
         "loss": record.loss,
         "learning_rate": record.learning_rate,
         "tokens_per_second": record.tokens / record.seconds if record.seconds else 0.0,
     }
-    now = _now()
-    return [Metric(key, value, now, record.step) for key, value in values.items()]
+
+
+def _check_values(check: Mapping[str, Any]) -> dict[str, float]:
+    """``accuracy/held_out/day_after``: MLflow draws what has the same beginning together."""
+    kind = "held_out" if check["held_out"] else "seen"
+    return {
+        f"{key}/{kind}/{check['task']}": float(check[key])
+        for key in _CHECKED
+        if check[key] is not None
+    }
 
 
 def _knock(context: KedroContext) -> None:

@@ -1,4 +1,4 @@
-"""Adapter folders: PEFT opens ours, we open PEFT's, and what cannot be used is named."""
+"""Adapter folders: PEFT opens ours, we open PEFT's, and what cannot be used is named. And their mean."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from degaml_kedro.adapters.adapter import (
     Adapter,
     AdapterConfig,
     AdapterError,
+    average_adapters,
     load_peft_folder,
     parse_key,
     save_peft_folder,
@@ -159,3 +160,68 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, what: str, message: str) -
 
 def test_names_of_tensors_are_parsed() -> None:
     assert parse_key(tensor_key("model.layers.0.q_proj", "B")) == ("model.layers.0.q_proj", "B")
+
+
+# --- the mean -------------------------------------------------------------------------------------
+
+
+def test_the_mean_is_element_wise_of_a_and_b_apart() -> None:
+    base = tiny_base()
+    adapters = [random_adapter(base, LoraParameters(rank=2), seed=seed) for seed in range(3)]
+    mean = average_adapters(adapters)
+    assert mean.config == adapters[0].config
+    assert list(mean.tensors) == list(adapters[0].tensors)
+    for key, tensor in mean.tensors.items():
+        every = torch.stack([adapter.tensors[key] for adapter in adapters]).double()
+        assert torch.equal(tensor, every.mean(dim=0).float()), key
+
+
+def test_the_mean_of_one_is_itself_and_the_order_does_not_matter() -> None:
+    base = tiny_base()
+    adapters = [random_adapter(base, LoraParameters(rank=2), seed=seed) for seed in range(4)]
+    alone = average_adapters(adapters[:1])
+    forward, backward = average_adapters(adapters), average_adapters(adapters[::-1])
+    for key, tensor in adapters[0].tensors.items():
+        assert torch.equal(alone.tensors[key], tensor)
+        assert torch.allclose(forward.tensors[key], backward.tensors[key], rtol=1e-7, atol=0)
+
+
+def test_the_mean_is_float32_whatever_it_is_of_and_changes_nothing() -> None:
+    base = tiny_base()
+    adapter = random_adapter(base, LoraParameters(rank=2))
+    half = Adapter(adapter.config, {k: t.bfloat16() for k, t in adapter.tensors.items()})
+    before = {key: tensor.clone() for key, tensor in half.tensors.items()}
+    mean = average_adapters([half, half])
+    assert all(tensor.dtype == torch.float32 for tensor in mean.tensors.values())
+    assert all(torch.equal(mean.tensors[key], t.float()) for key, t in before.items())
+    assert all(torch.equal(half.tensors[key], t) for key, t in before.items())
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (LoraParameters(rank=3), "adapter 1 has rank 2 .* adapter 3 has 3"),
+        (LoraParameters(rank=2, alpha=1), "alpha 16, adapter 3 has 2 and 1;"),
+        (LoraParameters(rank=2, target_modules=("q_proj",)), "'missing'|missing in adapter 3"),
+    ],
+)
+def test_adapters_of_different_shapes_have_no_mean(other: LoraParameters, message: str) -> None:
+    base = tiny_base()
+    one = random_adapter(base, LoraParameters(rank=2))
+    with pytest.raises(AdapterError, match=message):
+        average_adapters([one, one, random_adapter(base, other)])
+
+
+def test_adapters_of_models_of_different_widths_have_no_mean() -> None:
+    config = AdapterConfig(2, 4.0, ("q_proj",), "m")
+    key = tensor_key("q_proj", "A")
+    one, other = (Adapter(config, {key: torch.zeros(2, width)}) for width in (5, 6))
+    with pytest.raises(
+        AdapterError, match=r"q_proj.*\(2, 5\) in adapter 1 and \(2, 6\) in adapter"
+    ):
+        average_adapters([one, other])
+
+
+def test_nothing_has_no_mean() -> None:
+    with pytest.raises(AdapterError, match="no adapters.*at least one task"):
+        average_adapters([])

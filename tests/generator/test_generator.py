@@ -132,7 +132,10 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "bad json": (lambda f: (f / CONFIG_FILE).write_text("{"), "generator.json cannot be read"),
     "a list": (lambda f: (f / CONFIG_FILE).write_text("[]"), "generator.json cannot be read"),
     "no text": (lambda f: (f / CONFIG_FILE).write_bytes(b"\xff"), "generator.json cannot be read"),
-    "another format": (lambda f: change_config(f, format=2), r"^\S*generator\.json has format 2, this version reads 1"),
+    "another format": (
+        lambda f: change_config(f, format=2),
+        r"^\S*generator\.json has format 2, this version reads 1",
+    ),
     "no grid": (lambda f: change_config(f, grid=None), "generator.json cannot be read"),
     "a damaged grid": (
         lambda f: change_config(f, grid={"token_width": 0, "shapes": []}),
@@ -173,9 +176,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
         r"generator\.safetensors.*no 'std'",
     ),
     "scales of another grid": (
-        lambda f: change_weights(
-            f, lambda tensors: tensors.update({"scales.std": torch.ones(3)})
-        ),
+        lambda f: change_weights(f, lambda tensors: tensors.update({"scales.std": torch.ones(3)})),
         r"generator\.safetensors.*std has shape \(3,\)",
     ),
     "NaN": (

@@ -52,9 +52,7 @@ def test_errors_and_ratios_in_closed_form() -> None:
     assert ratios[:-1].tolist() == pytest.approx([2.0 if s % 2 else 0.5 for s in range(slots)])
     cells = [slot.width * grid.rank for slot in grid.slots]
     size = math.sqrt(sum(n * w**2 for n, w in zip(cells, wanted, strict=True)))
-    apart = math.sqrt(
-        sum(n * (m - w) ** 2 for n, m, w in zip(cells, made, wanted, strict=True))
-    )
+    apart = math.sqrt(sum(n * (m - w) ** 2 for n, m, w in zip(cells, made, wanted, strict=True)))
     norm = math.sqrt(sum(n * m**2 for n, m in zip(cells, made, strict=True)))
     assert errors[-1].item() == pytest.approx(apart / size)
     assert ratios[-1].item() == pytest.approx(norm / size)
@@ -139,7 +137,9 @@ def test_generated_adapters_are_asked_questions() -> None:
     whole, *rest = check_generator(made, task, 1, 1, False, asked)
     tokens = torch.ones_like(task.checkpoints(0))  # type: ignore[misc]
     adapter = Adapter(made.adapter, made.grid.detokenize(made.scales.denormalize(tokens)))
-    right = [p.predicted == p.gold for p in score_examples(base, questions(9), PLAIN, scoring, adapter)]
+    right = [
+        p.predicted == p.gold for p in score_examples(base, questions(9), PLAIN, scoring, adapter)
+    ]
     assert whole.accuracy == sum(right) / 9
     assert whole.questions == 9
     assert all(line.accuracy is None and line.questions == 0 for line in rest)

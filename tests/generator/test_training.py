@@ -122,7 +122,9 @@ def test_masked_mse_is_the_mean_over_the_batch_and_blind_to_padding(batch: int, 
     weights = torch.rand(grid.tokens, generator=source)
     for w in (None, weights):
         loss = masked_mse(made, wanted, mask, w).item()
-        alone = [masked_mse(a[None], b[None], mask, w).item() for a, b in zip(made, wanted, strict=True)]
+        alone = [
+            masked_mse(a[None], b[None], mask, w).item() for a, b in zip(made, wanted, strict=True)
+        ]
         assert loss == pytest.approx(sum(alone) / batch, rel=1e-5)
         assert masked_mse(made + 100 * ~mask, wanted, mask, w).item() == pytest.approx(loss)
     cells = mask.expand(shape)
@@ -155,7 +157,9 @@ def test_learning_rate_without_warm_up_and_with_nothing_else() -> None:
 def test_pairs_cover_the_tasks_evenly(tasks: int, batch: int, pairs: int, seed: int) -> None:
     training = tiny_training(batch_size=batch, pairs=pairs)
     steps = -(-2 * tasks * pairs // batch)
-    found = [pair for step in range(1, steps + 1) for pair in pairs_of_step(step, tasks, training, seed)]
+    found = [
+        pair for step in range(1, steps + 1) for pair in pairs_of_step(step, tasks, training, seed)
+    ]
     assert len(found) == steps * batch
     # every pair of every task once, before any comes again
     every = {Pair(task, index) for task in range(tasks) for index in range(pairs)}
@@ -305,7 +309,9 @@ def test_it_overfits_one_pair(kind: str) -> None:
     # one adapter, of a low rank in tokens: what any decoder should be able to make
     source = torch.Generator().manual_seed(0)
     grid = made.grid
-    normal = torch.randn(grid.tokens, grid.rank, 1, generator=source).expand(-1, -1, grid.token_width)
+    normal = torch.randn(grid.tokens, grid.rank, 1, generator=source).expand(
+        -1, -1, grid.token_width
+    )
     wanted = made.scales.denormalize(normal * 0.5)
     task = tiny_task(checkpoints=lambda index: wanted, checkpoint_count=1)
     steps = train(
@@ -401,9 +407,7 @@ def test_a_run_resumed_from_any_step_ends_bit_identical(objective: str, tmp_path
     made = tiny_generator()
     states, records = [], []
     options = {"steps": 5, **weights}
-    for step in train_generator(
-        made, both_tasks(), tiny_training(**options), 7, CPU, tiny_base()
-    ):
+    for step in train_generator(made, both_tasks(), tiny_training(**options), 7, CPU, tiny_base()):
         states.append(step.state())
         records.append(step.record)
     whole = parameters(made)
@@ -495,7 +499,9 @@ def test_sft_needs_the_base_model() -> None:
 
 def test_a_batch_that_cannot_be_shared_out() -> None:
     three = SimpleNamespace(num_processes=3)
-    with pytest.raises(GeneratorTrainingError, match="batch_size is 4.* 3 processes .*multiple of 3"):
+    with pytest.raises(
+        GeneratorTrainingError, match="batch_size is 4.* 3 processes .*multiple of 3"
+    ):
         train(tiny_generator(), accelerator=three, batch_size=4)
 
 
@@ -517,9 +523,9 @@ def test_a_loss_that_is_not_finite_stops_it(objective: str) -> None:
 @pytest.mark.parametrize("objective", ["mse", "both"])
 def test_several_processes_give_one_process_s_parameters(tmp_path: Path, objective: str) -> None:
     options = {"steps": 4, "batch_size": 4, **OBJECTIVES[objective]}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", "0", "-m", "tests.generator.processes"]
+    # what `accelerate launch` calls; of its own accord it starts several processes on GPUs only
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "tests.generator.processes"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [*command, str(tmp_path), json.dumps(options)],

@@ -6,11 +6,13 @@ import os
 import signal
 
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from degaml_kedro.io.atomic import (
     AtomicJSONDataset,
     AtomicParquetDataset,
+    AtomicPlotlyDataset,
     AtomicTextDataset,
     replace_file,
 )
@@ -29,6 +31,7 @@ FRAME = pd.DataFrame({"a": [1, 2], "scores": [[0.5, -1.0], [0.25]]})
         (AtomicJSONDataset, {"a": [1, None]}, {"b": 2}),
         (AtomicTextDataset, "ä – ö\n", "other"),
         (AtomicParquetDataset, FRAME, FRAME[:1]),
+        (AtomicPlotlyDataset, go.Figure(go.Scatter(x=[1, 2], name="ä")), go.Figure()),
     ],
 )
 def test_round_trip_and_replacement(tmp_path, kind, value, other):
@@ -90,3 +93,27 @@ def test_a_damaged_file_says_how_to_make_it_again(tmp_path):
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(Exception, match=r"result\.json cannot be read .*delete it"):
         AtomicJSONDataset(filepath=str(tmp_path / "result.json")).load()
+    (tmp_path / "figure.json").write_text('{"data": [')
+    with pytest.raises(Exception, match=r"figure\.json cannot be read .*delete it"):
+        AtomicPlotlyDataset(filepath=str(tmp_path / "figure.json")).load()
+
+
+def test_kedro_viz_can_show_a_figure(tmp_path):
+    dataset = AtomicPlotlyDataset(filepath=str(tmp_path / "figure.json"))
+    dataset.save(go.Figure(go.Scatter(x=[1, 2])))
+    assert dataset.preview()["data"][0]["x"] == [1, 2]
+
+
+def test_processes_of_one_launcher_do_not_write_under_the_same_name(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+
+    def write(stream):
+        # another process of the launcher begins and ends in the middle
+        monkeypatch.setenv("RANK", "1")
+        replace_file(path, lambda other: other.write(b"same"))
+        monkeypatch.setenv("RANK", "0")
+        stream.write(b"same")
+
+    replace_file(path, write)
+    assert path.read_bytes() == b"same"
+    assert names(tmp_path) == ["file"]

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from kedro.framework.project import pipelines
+from kedro.io import DatasetError
 from kedro.runner import ParallelRunner, SequentialRunner, ThreadRunner
 
-from degaml_kedro.adapters.adapter import load_peft_folder
+from degaml_kedro.adapters.adapter import average_adapters, load_peft_folder
+from degaml_kedro.adapters.scales import TokenScales
+from degaml_kedro.generator.generator import load_generator
+from degaml_kedro.io.datasets import AdapterDataset
+from degaml_kedro.io.generators import GeneratorDataset
+from degaml_kedro.io.prompt_embeddings import read_prompt_embeddings
+from degaml_kedro.io.tokens import TokenScalesDataset, TokensDataset
 from degaml_kedro.io.trajectory import Trajectory
+from degaml_kedro.seeds import derive_seed
 from tests.conftest import Project
 
 # in one process, so that the reference is made once
 pytestmark = pytest.mark.xdist_group("runs")
 
 TASKS = ("kind_member", "day_after", "day_before")
+GENERATED = ("generalization_only", "generalization_only_sft", "other_prompts")
+FOLD = "without_day_after"
 # wall time is the one thing that differs between two runs
 COST = ["seconds"]
 
@@ -74,7 +86,7 @@ def test_every_layer_is_filled(reference):
     for task in TASKS:
         assert f"01_raw/{task}.parquet" in made
         assert f"02_intermediate/{task}.parquet" in made
-        for method in ("base", "no_meta_train", "pooled"):
+        for method in ("base", "no_meta_train", "pooled", "mean_adapter"):
             assert f"07_model_output/{task}.{method}.parquet" in made
             assert f"07_model_output/{task}.{method}.json" in made
     for task in ("kind_member", "day_after"):
@@ -82,6 +94,23 @@ def test_every_layer_is_filled(reference):
         assert f"06_models/{task}.final_adapter/adapter_model.safetensors" in made
     assert "06_models/pool.warmup_adapter/adapter_config.json" in made
     assert {f"08_reporting/results.{kind}" for kind in ("parquet", "json", "md")} <= made
+    for place in ("", f"{FOLD}."):
+        assert f"06_models/{place}mean.adapter/adapter_model.safetensors" in made
+        assert f"04_feature/{place}token_scales.safetensors" in made
+        for task in ("kind_member", "day_after"):
+            assert f"04_feature/{place}{task}.tokens.safetensors" in made
+        for variant in ("mse", "sft"):
+            assert f"06_models/{place}{variant}.generator/generator.safetensors" in made
+            assert f"08_reporting/{place}{variant}.generator_steps.parquet" in made
+            assert f"08_reporting/{place}{variant}.generator_health.parquet" in made
+    for task in TASKS:
+        assert f"04_feature/{task}.prompt_embeddings.safetensors" in made
+    for method in GENERATED:
+        for draw in range(2):
+            for run in (f"day_before.{method}", f"{FOLD}.day_after.{method}"):
+                assert f"06_models/{run}.draw_{draw}.adapter/adapter_config.json" in made
+        # a generator that has seen a task is not scored on it
+        assert f"07_model_output/day_after.{method}.parquet" not in made
     assert not [name for name in made if "partial" in name or "resume" in name]
     # a meta-test task has no trajectory of the meta-train kind
     assert "03_primary/trajectories/day_before/index.json" not in made
@@ -91,14 +120,25 @@ def test_results_carry_their_uncertainty_and_their_making(reference):
     record = json.loads((reference.data / "08_reporting/results.json").read_text())
     assert record["profile"] == "smoke"
     assert record["versions"]["torch"]
-    assert len(record["results"]) == 9
+    # two seen tasks with four methods each, one left out and one of meta-test with seven
+    assert len(record["results"]) == 2 * 4 + 7 + 7
     for result in record["results"]:
+        assert result["draws"] == (2 if result["method"] in GENERATED else 1)
+        assert result["accuracy_spread"] >= 0
         assert result["n"] == 16
         assert result["accuracy_low"] <= result["accuracy"] <= result["accuracy_high"]
         assert 0 <= result["ece"] <= 1
         assert result["group"]
     table = pd.read_parquet(reference.data / "08_reporting/results.parquet")
-    assert set(table["pool"]) == {"meta_train", "meta_test"}
+    assert {pool: set(part["task"]) for pool, part in table.groupby("pool")} == {
+        "meta_train": {"kind_member", "day_after"},
+        "left_out": {"day_after"},
+        "meta_test": {"day_before"},
+    }
+    predictions = pd.read_parquet(
+        reference.data / "07_model_output/day_before.generalization_only.parquet"
+    )
+    assert list(predictions["draw"].value_counts()) == [16, 16]
 
 
 def test_splits_are_disjoint_and_as_large_as_asked(reference):
@@ -122,6 +162,76 @@ def test_trajectories_start_from_the_pooled_warm_up(reference):
     warm = load_peft_folder(reference.data / "06_models/pool.warmup_adapter")
     last = Trajectory(folder / "pool").last
     assert all((warm.tensors[name] == tensor).all() for name, tensor in last.tensors.items())
+    # what leaves a task out starts from a warm-up without it
+    fold = [Trajectory(folder / f"{FOLD}.{task}").about for task in ("kind_member", "day_after")]
+    assert fold[0]["start"] == fold[1]["start"] != about[0]["start"]
+
+
+def test_tokens_are_the_checkpoints_and_scales_are_over_what_is_learned_from(reference):
+    features = reference.data / "04_feature"
+    for run in ("kind_member", "day_after", f"{FOLD}.day_after"):
+        trajectory = Trajectory(reference.data / "03_primary/trajectories" / run)
+        tokens = TokensDataset(filepath=features / f"{run}.tokens.safetensors").load()
+        assert len(tokens) == len(trajectory) == 3
+        for index, step in enumerate(trajectory.steps):
+            found = tokens.grid.detokenize(tokens.read(index))
+            for name, tensor in trajectory.adapter(step).tensors.items():
+                assert (found[name] == tensor).all()
+
+    def scales(name: str) -> TokenScales:
+        return TokenScalesDataset(filepath=features / f"{name}.safetensors").load()
+
+    fold = TokensDataset(filepath=features / f"{FOLD}.kind_member.tokens.safetensors").load()
+    alone = torch.stack([fold.read(index) for index in range(3)])
+    mean = scales(f"{FOLD}.token_scales").element_mean
+    assert torch.allclose(mean, alone.mean(dim=0), atol=1e-7)
+    assert not torch.allclose(scales("token_scales").element_mean, mean, atol=1e-7)
+
+
+def test_generators_say_what_they_learned_from(reference):
+    models = reference.data / "06_models"
+    for variant in ("mse", "sft"):
+        whole = load_generator(models / f"{variant}.generator")
+        fold = load_generator(models / f"{FOLD}.{variant}.generator")
+        assert (whole.about["tasks"], whole.about["left_out"]) == (["kind_member", "day_after"], [])
+        assert (fold.about["tasks"], fold.about["left_out"]) == (["kind_member"], ["day_after"])
+        assert whole.fingerprint != fold.fingerprint
+        health = reference.data / f"08_reporting/{FOLD}.{variant}.generator_health.parquet"
+        checks = pd.read_parquet(health)
+        held_out = checks.groupby("task")["held_out"].unique().to_dict()
+        assert held_out == {"kind_member": [False], "day_after": [True]}
+    steps = pd.read_parquet(reference.data / "08_reporting/sft.generator_steps.parquet")
+    assert steps["mse"].isna().all()
+    assert (steps["loss"] == steps["sft"]).all()
+
+
+def test_adapters_are_drawn_from_the_generator_and_the_support_prompts(reference):
+    models = reference.data / "06_models"
+    made = load_generator(models / "mse.generator")
+    states = read_prompt_embeddings(
+        reference.data / "04_feature/day_before.prompt_embeddings.safetensors"
+    )
+    # eight of train, then four of support
+    assert len(states) == 12
+    run = "day_before.generalization_only"
+    draws = [load_peft_folder(models / f"{run}.draw_{draw}.adapter") for draw in range(2)]
+    seed = derive_seed(999, "day_before", "generalization_only")
+    for draw, adapter in enumerate(draws):
+        again = made.sample(states, seed, draw, range(8, 12))
+        assert all((again.tensors[name] == t).all() for name, t in adapter.tensors.items())
+    control = load_peft_folder(models / "day_before.other_prompts.draw_0.adapter")
+    assert any((control.tensors[name] != t).any() for name, t in draws[0].tensors.items())
+
+
+def test_the_mean_adapter_is_of_the_tasks_of_its_group(reference):
+    models = reference.data / "06_models"
+    every = [load_peft_folder(models / f"{t}.final_adapter") for t in ("kind_member", "day_after")]
+    mean = AdapterDataset(filepath=models / "mean.adapter").load()
+    for name, tensor in average_adapters(every).tensors.items():
+        assert (mean.tensors[name] == tensor).all()
+    only = load_peft_folder(models / f"{FOLD}.kind_member.final_adapter")
+    mean = load_peft_folder(models / f"{FOLD}.mean.adapter")
+    assert all((mean.tensors[name] == t).all() for name, t in only.tensors.items())
 
 
 @pytest.mark.slow
@@ -139,19 +249,73 @@ def test_the_stages_run_one_by_one_and_again(project, reference):
     stamp = (folder / "trajectory.safetensors").stat().st_mtime_ns
     run(project, "checkpoints")
     assert (folder / "trajectory.safetensors").stat().st_mtime_ns == stamp
+    run(project, "tokenize")
+    assert not list((project.data / "06_models").glob("*.generator"))
+    run(project, "generator")
+    assert not (project.data / "07_model_output").exists()
     run(project, "evaluate")
     assert numbers(project.data) == numbers(reference.data)
 
 
-def test_what_is_missing_is_made_again_and_the_rest_is_left(project, reference):
-    run(project)
-    for name in ("03_primary/trajectories/day_after/index.json", "08_reporting/results.md"):
+@pytest.fixture
+def copied(project, reference):
+    """The reference's data in a project of its own."""
+    shutil.copytree(reference.data, project.data)
+    return project
+
+
+def test_what_is_missing_is_made_again_and_the_rest_is_left(copied, reference):
+    project = copied
+    missing = (
+        "03_primary/trajectories/day_after/index.json",
+        "04_feature/day_before.prompt_embeddings.safetensors",
+        f"06_models/{FOLD}.mse.generator/generator.json",
+        "08_reporting/results.md",
+    )
+    for name in missing:
         (project.data / name).unlink()
-    kept = project.data / "07_model_output/day_before.base.parquet"
-    stamp = kept.stat().st_mtime_ns
+    kept = [project.data / "07_model_output/day_before.base.parquet"]
+    kept += [project.data / "06_models/mse.generator/generator.safetensors"]
+    stamps = [path.stat().st_mtime_ns for path in kept]
     run(project, only_missing_outputs=True)
-    assert kept.stat().st_mtime_ns == stamp
+    assert [path.stat().st_mtime_ns for path in kept] == stamps
     assert numbers(project.data) == numbers(reference.data)
+
+
+class Killed(Exception):  # noqa: N818
+    """The end of a run in the middle of it."""
+
+
+def test_a_killed_generator_training_goes_on_where_it_rested(
+    copied, reference, monkeypatch, caplog
+):
+    folder = copied.data / "06_models/mse.generator"
+    shutil.rmtree(folder)
+    save = GeneratorDataset.save
+
+    def killed_after_saving(self, data):
+        save(self, data)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GeneratorDataset, "save", killed_after_saving)
+        with pytest.raises(Killed):
+            run(copied, only_missing_outputs=True)
+    assert not folder.exists()
+    assert folder.with_name("mse.generator.resume.safetensors").is_file()
+    caplog.set_level("INFO")
+    run(copied, only_missing_outputs=True)
+    assert "goes on after step 2" in caplog.text
+    assert numbers(copied.data) == numbers(reference.data)
+
+
+def test_a_truncated_file_of_prompt_states_stops_the_run_with_a_way_out(copied):
+    path = copied.data / "04_feature/day_before.prompt_embeddings.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    (copied.data / "06_models/day_before.other_prompts.draw_0.adapter/adapter_config.json").unlink()
+    shutil.rmtree(copied.data / "06_models/day_before.generalization_only.draw_1.adapter")
+    with pytest.raises(DatasetError, match="truncated, damaged.*delete it, then `kedro run --only"):
+        run(copied, only_missing_outputs=True)
 
 
 def test_another_seed_gives_other_examples(project, reference):
@@ -193,4 +357,22 @@ def test_pipelines_follow_the_configuration(project):
         session.load_context()
     names = {node.name for node in pipelines["__default__"].nodes}
     assert not [name for name in names if "day_before" in name or "pool" in name]
-    assert set(pipelines) == {"tasks", "checkpoints", "evaluate", "__default__"}
+    # no method needs a generator: nothing of it is made
+    assert not [name for name in names if name.startswith(("tokenize", "generator"))]
+    stages = {"tasks", "checkpoints", "tokenize", "generator", "evaluate", "__default__"}
+    assert set(pipelines) == stages
+
+
+def test_a_generator_is_trained_for_every_group_and_variant_that_a_method_needs(project):
+    def trained() -> set[str]:
+        with project.session() as session:
+            session.load_context()
+        names = {node.name for node in pipelines["__default__"].nodes}
+        return {name for name in names if name.startswith("generator.train")}
+
+    every = {f"generator.train_{v}_{g}" for v in ("mse", "sft") for g in ("all", FOLD)}
+    assert trained() == every
+    project.edit("smoke/parameters.yml", methods=["base", "other_prompts_sft"])
+    assert trained() == {f"generator.train_sft_{g}" for g in ("all", FOLD)}
+    project.edit("smoke/parameters.yml", generator={"leave_out": []})
+    assert trained() == {"generator.train_sft_all"}

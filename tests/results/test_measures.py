@@ -12,6 +12,7 @@ from degaml_kedro.results.measures import (
     ResultsError,
     calibration_error,
     measure,
+    measure_draws,
     wilson_interval,
 )
 
@@ -107,3 +108,73 @@ def test_survives_parquet(tmp_path):
     table = frame([0, 1], [0, None], [[0.0, -1.0], [0.0, -1.0, -2.0]])
     table.to_parquet(tmp_path / "p.parquet")
     assert measure(pd.read_parquet(tmp_path / "p.parquet")) == measure(table)
+
+
+# --- draws ----------------------------------------------------------------------------------------
+
+
+def drawn(*frames):
+    return pd.concat(
+        [part.assign(draw=draw) for draw, part in enumerate(frames)], ignore_index=True
+    )
+
+
+SCORES = [[0.0, -1.0], [0.0, -1.0], [0.0, -2.0], [-1.0, 0.0]]
+
+
+def test_draws_are_averaged_and_questions_counted_once():
+    parts = [frame([0, 0, 0, 0], said, SCORES) for said in ([0, 0, 0, 0], [0, 0, 1, None])]
+    result = measure_draws(drawn(*parts))
+    alone = [measure(part) for part in parts]
+    assert result["n"] == 4
+    assert result["draws"] == 2
+    assert result["accuracy"] == 0.75
+    # standard deviation of 1 and 0.5
+    assert result["accuracy_spread"] == pytest.approx(0.5 / math.sqrt(2))
+    # three of four right: as many questions as there are, not as many as were asked
+    assert (result["accuracy_low"], result["accuracy_high"]) == pytest.approx(wilson_by_hand(3, 4))
+    assert result["invalid"] == 0.125
+    assert result["nll"] == pytest.approx((alone[0]["nll"] + alone[1]["nll"]) / 2)
+    assert result["ece"] == pytest.approx((alone[0]["ece"] + alone[1]["ece"]) / 2)
+    # of one draw
+    assert result["tokens"] == 12
+    assert isinstance(result["tokens"], int)
+    assert result["seconds"] == pytest.approx(2.0)
+
+
+def test_one_draw_is_measured_as_without_draws():
+    part = frame([0, 1, 0, 0], [0, 0, 0, 1], SCORES)
+    expected = {**measure(part), "draws": 1, "accuracy_spread": 0.0}
+    assert measure_draws(part) == expected
+    assert measure_draws(drawn(part)) == pytest.approx(expected)
+
+
+def test_equal_draws_have_no_spread():
+    part = frame([0, 1, 0, 0], [0, 0, 0, 1], SCORES)
+    result = measure_draws(drawn(part, part, part))
+    assert result["accuracy_spread"] == 0
+    assert {**result, "draws": 1} == pytest.approx(measure_draws(part))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_draw_without_likelihood_leaves_none(order):
+    ruled_out = [[-math.inf, 0.0], *SCORES[1:]]
+    parts = [frame([0] * 4, [0] * 4, scores) for scores in (SCORES, ruled_out)][::order]
+    result = measure_draws(drawn(*parts))
+    assert result["nll"] is None
+    assert result["ece"] is None
+    assert result["accuracy"] == 1
+
+
+def test_draws_must_answer_the_same_questions():
+    parts = [frame([0] * n, [0] * n, SCORES[:n]) for n in (4, 3)]
+    with pytest.raises(ResultsError, match="p: the draws answered 4, 3 questions"):
+        measure_draws(drawn(*parts), "p")
+
+
+def test_a_draw_s_mistake_names_the_draw():
+    parts = [frame([0], [0], [[0.0, value]]) for value in (-1.0, math.nan)]
+    with pytest.raises(ResultsError, match="p, draw 1, prediction 0"):
+        measure_draws(drawn(*parts), "p")
+    with pytest.raises(ResultsError, match="holds no predictions"):
+        measure_draws(frame([], [], []).assign(draw=0))

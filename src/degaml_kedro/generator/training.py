@@ -217,7 +217,10 @@ def train_generator(
         pairs = pairs_of_step(step, len(tasks), training, seed)
         first = accelerator.process_index * share
         mine = list(enumerate(pairs))[first : first + share]
-        tokens = model(*_conditions(generator, tasks, mine, training, seed, step, device))
+        conditions = _conditions(generator, tasks, mine, training, seed, step, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
+            tokens = model(*conditions)
+        tokens = tokens.float()
         mse = sft = math.nan
         gradient = torch.zeros_like(tokens)
         if training.mse:
@@ -238,8 +241,9 @@ def train_generator(
             group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
-        means = torch.tensor([mse, sft], dtype=torch.float64, device=device)
-        mse, sft = accelerator.reduce(means, "mean").tolist()
+        if accelerator.num_processes > 1:
+            means = torch.tensor([mse, sft], dtype=torch.float64, device=device)
+            mse, sft = accelerator.reduce(means, "mean").tolist()
         total = training.mse * (mse if training.mse else 0.0)
         total += training.sft * (sft if training.sft else 0.0)
         if not math.isfinite(total):

@@ -12,6 +12,7 @@ import pandas as pd
 from kedro.io import DatasetError
 from kedro_datasets.json import JSONDataset
 from kedro_datasets.pandas import ParquetDataset
+from kedro_datasets.plotly import JSONDataset as PlotlyDataset
 from kedro_datasets.text import TextDataset
 
 from degaml_kedro.errors import DegamlError
@@ -27,8 +28,10 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         write: is given the open temporary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # one fixed name: what a killed run left behind is overwritten by the next
-    temporary = path.with_name(f".{path.name}.partial")
+    # fixed names: what a killed run left behind is overwritten by the next. Where a launcher started several
+    # processes, each has one of its own, since all of them may write the file
+    own = "" if is_main_process() else f".{os.environ['RANK']}"
+    temporary = path.with_name(f".{path.name}{own}.partial")
     try:
         with temporary.open("wb") as stream:
             write(stream)
@@ -39,6 +42,11 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def is_main_process() -> bool:
+    """Whether this is the first process, where a launcher started several."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def sync_folder(folder: Path) -> None:
@@ -111,4 +119,18 @@ class AtomicTextDataset(TextDataset):  # type: ignore[misc]
     def save(self, data: str) -> None:
         """Write the text."""
         replace_file(Path(self._get_save_path()), lambda file: file.write(data.encode("utf-8")))
+        self._invalidate_cache()
+
+
+class AtomicPlotlyDataset(PlotlyDataset):  # type: ignore[misc]
+    """``plotly.JSONDataset`` for local files, written whole or not at all."""
+
+    def load(self) -> Any:
+        """Read the figure."""
+        return _readable(Path(self._get_load_path()), super().load)
+
+    def save(self, data: Any) -> None:
+        """Write the figure."""
+        text: str = data.to_json(**self._save_args)
+        replace_file(Path(self._get_save_path()), lambda file: file.write(text.encode("utf-8")))
         self._invalidate_cache()

@@ -24,7 +24,7 @@ from degaml_kedro.generator.generator import (
     save_generator,
 )
 from degaml_kedro.generator.training import TrainingState
-from degaml_kedro.io.atomic import replace_file
+from degaml_kedro.io.atomic import is_main_process, replace_file
 
 _WAIT_SECONDS = 600.0
 
@@ -44,11 +44,6 @@ class GeneratorProgress:
     state: TrainingState
     records: Sequence[Mapping[str, Any]]
     checks: Sequence[Mapping[str, Any]]
-
-
-def is_main_process() -> bool:
-    """Whether this process writes: the first one where a launcher started several."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 class GeneratorDataset(AbstractDataset[Generator | GeneratorProgress, Generator]):
@@ -99,7 +94,7 @@ class GeneratorDataset(AbstractDataset[Generator | GeneratorProgress, Generator]
         return {"filepath": str(self._folder)}
 
 
-class GeneratorResumeDataset(AbstractDataset[None, GeneratorProgress | None]):
+class GeneratorResumeDataset(AbstractDataset[None, Generator | GeneratorProgress | None]):
     """What an earlier run left of a generator's training: the node's way to go on. Read-only."""
 
     def __init__(
@@ -114,9 +109,12 @@ class GeneratorResumeDataset(AbstractDataset[None, GeneratorProgress | None]):
         self._folder = Path(filepath)
         self.metadata = metadata
 
-    def load(self) -> GeneratorProgress | None:
-        """What is there; None for nothing to go on from."""
-        return _read_progress(_resting_place(self._folder))
+    def load(self) -> Generator | GeneratorProgress | None:
+        """A resting place, else a finished generator, else None."""
+        progress = _read_progress(_resting_place(self._folder))
+        if progress is None and (self._folder / CONFIG_FILE).is_file():
+            return load_generator(self._folder)
+        return progress
 
     def save(self, data: None) -> None:
         """Not possible: the generator's own dataset writes it.
@@ -127,7 +125,7 @@ class GeneratorResumeDataset(AbstractDataset[None, GeneratorProgress | None]):
         raise DatasetError(f"{self._folder} is written through the generator's dataset; save there")
 
     def _exists(self) -> bool:
-        return _resting_place(self._folder).is_file()
+        return _resting_place(self._folder).is_file() or (self._folder / CONFIG_FILE).is_file()
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._folder)}

@@ -43,7 +43,7 @@ class Group:
 def groups(parameters: ProjectParameters) -> list[Group]:
     """All meta-train tasks, then one group for every entry of ``generator.leave_out``."""
     found = [Group(parameters.meta_train, (), False)]
-    if parameters.generator is not None:
+    if parameters.generator is not None and parameters.needs_generator:
         from_pool = parameters.trajectory.start == "pooled_warmup"
         for left_out in parameters.generator.leave_out:
             rest = tuple(task for task in parameters.meta_train if task not in left_out)

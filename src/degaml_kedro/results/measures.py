@@ -141,7 +141,7 @@ def measure_draws(predictions: pd.DataFrame, where: str = "predictions") -> dict
             f"{where}: the draws answered {counts} questions; all have to answer the same ones: make them again"
         )
     mean: dict[str, Any] = {
-        name: None if parts[0][name] is None else float(np.mean([part[name] for part in parts]))
+        name: None if any(part[name] is None for part in parts) else _mean(name, parts)
         for name in parts[0]
     }
     low, high = wilson_interval(round(mean["accuracy"] * n), n)
@@ -155,6 +155,10 @@ def measure_draws(predictions: pd.DataFrame, where: str = "predictions") -> dict
         "draws": len(parts),
         "accuracy_spread": float(np.std(accuracies, ddof=1)) if len(parts) > 1 else 0.0,
     }
+
+
+def _mean(name: str, parts: Sequence[dict[str, Any]]) -> float:
+    return float(np.mean([part[name] for part in parts]))
 
 
 def _likelihood(

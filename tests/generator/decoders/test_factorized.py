@@ -20,7 +20,9 @@ WIDTH, TOKENS, PROMPTS, STATES = 8, 6, 4, 2
 SIZES = {"condition_width": 8, "width": 12, "blocks": 2, "rank": 3}
 
 
-def network(grid: TokenGrid, seed: int = 0, warm: bool = True, **changes: float) -> FactorizedNetwork:
+def network(
+    grid: TokenGrid, seed: int = 0, warm: bool = True, **changes: float
+) -> FactorizedNetwork:
     torch.manual_seed(seed)
     parameters = FactorizedDecoder(kind="factorized", **{**SIZES, **changes})  # type: ignore[arg-type]
     made = FactorizedNetwork(grid, WIDTH, STATES, parameters).eval()
@@ -121,9 +123,10 @@ def test_layers_share_the_heads_of_their_kind() -> None:
     found = []
     for head in range(len(places)):
         with torch.no_grad():
+            kept = made.heads[head].clone()
             made.heads[head] += 1
             after = made(*batch(1))[0]
-            made.heads[head] -= 1
+            made.heads[head] = kept
         changed = (after != before).flatten(1).any(dim=1).nonzero().flatten().tolist()
         found.append(changed)
     assert sorted(found) == sorted(places.values())
@@ -148,7 +151,7 @@ RAGGED = {
 }
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     rank=st.integers(1, 5),
     token_width=st.integers(1, 12),
@@ -180,12 +183,8 @@ def test_gradients_reach_every_parameter() -> None:
         assert parameter.grad.abs().max() > 0 or name == "pooling.query.bias", name
 
 
-@settings(max_examples=10)
-@given(
-    prompts=st.integers(1, 5),
-    blocks=st.integers(0, 3),
-    rank=st.integers(1, 5),
-    token_width=st.integers(2, 9),
+@pytest.mark.parametrize(
+    ("prompts", "blocks", "rank", "token_width"), [(1, 0, 1, 2), (5, 3, 2, 9), (4, 1, 5, 4)]
 )
 def test_multiply_adds_are_those_that_are_counted_while_it_runs(
     prompts: int, blocks: int, rank: int, token_width: int
@@ -215,12 +214,15 @@ def test_parameters_are_counted_once() -> None:
 def test_at_the_paper_s_grid_it_costs_a_tenth_at_most() -> None:
     layer = {"self_attn.q_proj": (896, 896), "self_attn.k_proj": (896, 128)}
     layer |= {"self_attn.v_proj": (896, 128), "self_attn.o_proj": (896, 896)}
-    layer |= {"mlp.gate_proj": (896, 4864), "mlp.up_proj": (896, 4864), "mlp.down_proj": (4864, 896)}
+    layer |= {
+        "mlp.gate_proj": (896, 4864),
+        "mlp.up_proj": (896, 4864),
+        "mlp.down_proj": (4864, 896),
+    }
     modules = {f"model.layers.{i}.{name}": size for i in range(24) for name, size in layer.items()}
     grid = TokenGrid.from_shapes(lora_shapes(modules, 8), 128)
     assert grid.shape == (4296, 10, 130)
-    with torch.device("meta"):
-        decoder = FactorizedNetwork(grid, 384, 1, FactorizedDecoder(kind="factorized"))
+    decoder = FactorizedNetwork(grid, 384, 1, FactorizedDecoder(kind="factorized"))
     faithful = total_cost(flow_costs(PAPER_FLOWS["qwen2.5-0.5b"], 9))
     parameters = sum(parameter.numel() for parameter in decoder.parameters())
     assert 10 * parameters <= faithful.parameters

@@ -164,6 +164,7 @@ class FactorizedNetwork(nn.Module):
         rank = self.leave.out_features
         pooling = prompts * (2 * tokens * encoder * _ATTENTION_HEADS)
         pooling += prompts * encoder * _ATTENTION_HEADS * condition + 2 * condition**2
+        pooling += self.state.in_features * condition
         per_token = self.enter_place.in_features * width
         per_token += len(self.blocks) * 4 * width**2 + width * rank + rank * self.cells
         return pooling + condition * width + self.shape[0] * per_token

@@ -35,13 +35,14 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
                     inputs=[f"{group.trajectory_of(task)}.final_adapter" for task in group.tasks],
                     outputs=group.name("mean.adapter"),
                     name=f"mean_adapter{suffix}",
-                    namespace="checkpoints.pool",
+                    namespace="checkpoints.mean",
                 )
             )
     return Pipeline(nodes)
 
 
 def _warmup(group: Group, suffix: str) -> list[Node]:
+    namespace = f"checkpoints.{group.name('pool')}"
     return [
         node(
             bound(train_on_pool, group=group.label),
@@ -55,14 +56,14 @@ def _warmup(group: Group, suffix: str) -> list[Node]:
             ],
             outputs=f"{group.pool}.trajectory",
             name=f"train_on_pool{suffix}",
-            namespace="checkpoints.pool",
+            namespace=namespace,
         ),
         node(
             last_adapter,
             inputs=f"{group.pool}.trajectory",
             outputs=f"{group.pool}.warmup_adapter",
             name=f"last_adapter{suffix}",
-            namespace="checkpoints.pool",
+            namespace=namespace,
         ),
     ]
 

@@ -154,7 +154,7 @@ def other_task(parameters: ProjectParameters, place: _Place) -> str:
     apart = [task for task in following if task != place.task]
     strangers = [task for task in apart if parameters.tasks[task].group != own]
     # a project with one unseen task has only its meta-train tasks to take prompts from
-    return next(iter([*strangers, *apart, *parameters.meta_train]))
+    return next(iter([*strangers, *apart, *place.group.tasks]))
 
 
 def _suffix(place: _Place) -> str:

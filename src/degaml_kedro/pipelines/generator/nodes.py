@@ -33,7 +33,9 @@ from degaml_kedro.parameters import (
     ScoringParameters,
     TaskParameters,
 )
+from degaml_kedro.pipelines.tokenize.nodes import check_alike
 from degaml_kedro.progress import progress_bar
+from degaml_kedro.results.generator_figure import figure_page, generator_figure
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.splits import frame_to_splits
 
@@ -47,7 +49,7 @@ def train(
     generator: Mapping[str, Any],
     tasks: Mapping[str, Any],
     seed: int,
-    resume: GeneratorProgress | None,
+    resume: Generator | GeneratorProgress | None,
     scales: TokenScales,
     *material: TokenSequence | PromptEmbeddings | pd.DataFrame,
     variant: str,
@@ -85,6 +87,8 @@ def train(
     tokens = [part for part in material if isinstance(part, TokenSequence)]
     embeddings = [part for part in material if isinstance(part, PromptEmbeddings)]
     splits = [part for part in material if isinstance(part, pd.DataFrame)]
+    # the scales were taken of those that are learned from; errors are measured on the others
+    check_alike(tokens)
     starts = [str(part.about["start"]) for part in tokens]
     states = permutation_states(starts[: len(names)]).tolist()
     condition = ConditionSize(
@@ -103,6 +107,7 @@ def train(
         "left_out": list(left_out),
         "training": training.model_dump(mode="json"),
         "decoder": settings.decoder.model_dump(mode="json"),
+        "condition": asdict(condition),
         "seed": seed,
         "version": __version__,
         "trajectories": [part.about["trajectory"] for part in tokens],
@@ -117,6 +122,12 @@ def train(
     records: list[dict[str, Any]] = []
     checks: list[dict[str, Any]] = []
     state = None
+    if isinstance(resume, Generator):
+        if resume.fingerprint == fingerprint:
+            logger.info("%s: it is on disk; nothing is trained", title)
+            yield resume
+            return
+        resume = None
     if resume is not None and resume.fingerprint == fingerprint:
         state = resume.state
         records, checks = ([dict(row) for row in rows] for rows in (resume.records, resume.checks))
@@ -158,6 +169,21 @@ def read_health(generator: Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
         generator: a trained one.
     """
     return pd.DataFrame(list(generator.records)), pd.DataFrame(list(generator.checks))
+
+
+def draw_health(steps: pd.DataFrame, checks: pd.DataFrame, *, title: str) -> tuple[Any, str]:
+    """A generator's health as a picture, for Kedro-Viz and the report, and as a page for a browser.
+
+    Args:
+        steps: one row a training step.
+        checks: one row a health check.
+        title: which generator.
+
+    Returns:
+        The Plotly figure, and an HTML page that holds all it needs.
+    """
+    figure = generator_figure(steps, checks, title)
+    return figure, figure_page(figure)
 
 
 def _is_cpu(model: Mapping[str, Any]) -> bool:
@@ -223,6 +249,11 @@ def _tasks(
             raise GeneratorError(
                 f"the prompts of {name} were read by {states_of.encoder}, those of {names[0]} by "
                 f"{embeddings[0].encoder}; encode all of them with one"
+            )
+        if states_of.tokens != embeddings[0].tokens:
+            raise GeneratorError(
+                f"of the prompts of {name} {states_of.tokens} tokens are kept, of those of {names[0]} "
+                f"{embeddings[0].tokens}; encode all of them with one generator.encoder.tokens"
             )
         learned.append(
             TrainingTask(

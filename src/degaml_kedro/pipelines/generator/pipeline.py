@@ -6,7 +6,7 @@ from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
 from degaml_kedro.parameters import ProjectParameters
-from degaml_kedro.pipelines.generator.nodes import read_health, train
+from degaml_kedro.pipelines.generator.nodes import draw_health, read_health, train
 from degaml_kedro.pipelines.groups import Group, groups
 from degaml_kedro.pipelines.naming import bound
 
@@ -14,7 +14,7 @@ from degaml_kedro.pipelines.naming import bound
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     """Train every variant on every group that a result needs."""
     nodes: list[Node] = []
-    if parameters.generator is None:
+    if not parameters.needs_generator:
         return Pipeline(nodes)
     for group in groups(parameters):
         for variant in parameters.trained_variants:
@@ -26,6 +26,9 @@ def _training(group: Group, variant: str) -> list[Node]:
     every = (*group.tasks, *group.left_out)
     own = group.name(f"{variant}.generator")
     runs = [group.trajectory_of(task) for task in every]
+    title = f"Generator {variant}"
+    if group.left_out:
+        title += f" without {', '.join(group.left_out)}"
     return [
         node(
             bound(
@@ -57,6 +60,13 @@ def _training(group: Group, variant: str) -> list[Node]:
             inputs=own,
             outputs=[f"{own}_steps", f"{own}_health"],
             name=f"read_health_{variant}_{group.label}",
+            namespace="generator",
+        ),
+        node(
+            bound(draw_health, title=title),
+            inputs=[f"{own}_steps", f"{own}_health"],
+            outputs=[f"{own}_figure", f"{own}_page"],
+            name=f"draw_health_{variant}_{group.label}",
             namespace="generator",
         ),
     ]
