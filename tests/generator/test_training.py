@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -36,7 +36,6 @@ from degaml_kedro.generator.training import (
 from tests.generator.helpers import (
     checkpoints,
     constant_generator,
-    sequences,
     tiny_embeddings,
     tiny_generator,
     tiny_grid,

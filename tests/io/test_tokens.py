@@ -152,6 +152,15 @@ def small_files(folder: Path) -> Iterator[tuple[Any, Any]]:
         yield TokenScalesDataset(filepath=folder / "deep" / center), scales
 
 
+def test_statistics_and_scales_give_the_same_bytes_every_time(tmp_path: Path) -> None:
+    found = set()
+    for turn in range(6):
+        for dataset, data in small_files(tmp_path / str(turn)):
+            dataset.save(data)
+            found.add(path_of(dataset).read_bytes())
+    assert len(found) == 3
+
+
 def test_statistics_and_scales_come_back_bit_for_bit(tmp_path: Path) -> None:
     for dataset, data in small_files(tmp_path):
         assert not dataset.exists()

@@ -93,6 +93,7 @@ def test_every_layer_is_filled(reference):
         assert f"03_primary/trajectories/{task}/trajectory.safetensors" in made
         assert f"06_models/{task}.final_adapter/adapter_model.safetensors" in made
     assert "06_models/pool.warmup_adapter/adapter_config.json" in made
+    assert f"06_models/{FOLD}.pool.warmup_adapter/adapter_config.json" in made
     assert {f"08_reporting/results.{kind}" for kind in ("parquet", "json", "md")} <= made
     for place in ("", f"{FOLD}."):
         assert f"06_models/{place}mean.adapter/adapter_model.safetensors" in made
@@ -361,6 +362,13 @@ def test_pipelines_follow_the_configuration(project):
     assert not [name for name in names if name.startswith(("tokenize", "generator"))]
     stages = {"tasks", "checkpoints", "tokenize", "generator", "evaluate", "__default__"}
     assert set(pipelines) == stages
+
+
+def test_everything_that_a_run_makes_is_kept(project):
+    with project.session() as session:
+        catalog = session.load_context().catalog
+        made = pipelines["__default__"].all_outputs()
+    assert not [name for name in sorted(made) if name not in catalog]
 
 
 def test_a_generator_is_trained_for_every_group_and_variant_that_a_method_needs(project):
