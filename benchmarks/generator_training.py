@@ -19,6 +19,7 @@ train. Under the paper's own decoder, whose step takes minutes here, the encoder
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -214,6 +215,8 @@ def compare(
             step = next(theirs)
             turns.peer.append(now(encoder.device) - began)
             turns.losses_peer.append(step.record.loss)
+            if not math.isclose(turns.losses_ours[-1], turns.losses_peer[-1], rel_tol=0.01):
+                raise AssertionError("the two sides did not learn the same")
     lengths = torch.cat([part.lengths for part in stored.values()]).float()
     extra = {
         "tokens_a_prompt": lengths.mean().item(),

@@ -70,7 +70,8 @@ def run(settings: Settings) -> Result:
             differences.append((ours - theirs).abs().max().item())
         unadapted = logits(base, sequences, None)
         moved = (theirs - unadapted).abs().max().item()
-    name = f"{base.name.rsplit('/', 1)[-1]}, {' x '.join(map(str, grid.shape))}"
+    model = "a tiny model" if settings.quick else "Qwen2.5-0.5B"
+    name = f"{model}, {' x '.join(map(str, grid.shape))}"
     rows = [
         Row(
             f"{name}: checkpoints that come back bit for bit",

@@ -20,7 +20,6 @@ from degaml_kedro.io.generators import (
     GeneratorProgress,
     GeneratorResumeDataset,
     is_main_process,
-    remove_generator,
 )
 from tests.generator.helpers import tiny_generator, tiny_task, tiny_training
 from tests.llm.helpers import tiny_base
@@ -188,17 +187,6 @@ def test_of_several_processes_the_first_writes_and_the_others_wait(
 def test_the_resume_dataset_is_read_only(resume: GeneratorResumeDataset) -> None:
     with pytest.raises(DatasetError, match="generator's dataset"):
         resume.save(object())  # type: ignore[arg-type]
-
-
-def test_removing_removes_both(
-    dataset: GeneratorDataset, resume: GeneratorResumeDataset, folder: Path
-) -> None:
-    dataset.save(finished())
-    dataset.save(progress())
-    remove_generator(folder)
-    assert not dataset.exists()
-    assert not resume.exists()
-    remove_generator(folder)
 
 
 def test_descriptions_name_the_folder(

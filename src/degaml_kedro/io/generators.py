@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -129,12 +128,6 @@ class GeneratorResumeDataset(AbstractDataset[None, Generator | GeneratorProgress
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._folder)}
-
-
-def remove_generator(folder: Path) -> None:
-    """Remove a generator and its resting place."""
-    shutil.rmtree(folder, ignore_errors=True)
-    _resting_place(folder).unlink(missing_ok=True)
 
 
 def _resting_place(folder: Path) -> Path:

@@ -68,8 +68,9 @@ def paired_difference(
     if all(np.ptp(d) == 0 for d in differences):
         return Difference(mean, mean, mean, len(pairs))
 
-    def statistic(*strata: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-        return np.asarray(np.mean([s.mean(axis=axis) for s in strata], axis=0), dtype=np.float64)
+    def statistic(*strata: NDArray[np.float64], axis: int = -1) -> NDArray[Any]:
+        means: NDArray[Any] = np.stack([s.mean(axis=axis) for s in strata]).mean(axis=0)
+        return means
 
     interval = bootstrap(
         tuple(differences),
