@@ -118,7 +118,7 @@ def rightness(data: Path, result: Mapping[str, Any]) -> NDArray[np.float64]:
         (path,) = (data / "07_model_output").glob(f"without_*.{name}")
     frame = pd.read_parquet(path)
     right = (frame["predicted"].fillna(-1).astype(int) == frame["gold"]).astype(float)
-    return right.groupby(frame["index"]).mean().to_numpy()
+    return np.asarray(right.groupby(frame["index"]).mean(), dtype=np.float64)
 
 
 def study_report(folder: Path, against: Sequence[str] = ("base", "mean_adapter", "pooled")) -> str:
