@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import pytest
 import torch
 from kedro.io import DataCatalog, DatasetError
@@ -14,6 +12,7 @@ from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.io.datasets import AdapterDataset, TrajectoryDataset, TrajectoryResumeDataset
 from degaml_kedro.io.trajectory import TrajectoryEnd, TrajectoryStep
 from tests.io.fake_training import CONFIG, split, train
+from tests.io.sending import sent
 
 
 @pytest.fixture
@@ -63,10 +62,10 @@ def test_only_missing_outputs_goes_on_with_what_is_not_complete(catalog):
     assert len(catalog["a.trajectory"].load()) == 4
 
 
-def test_a_trajectory_dataset_that_is_writing_can_be_pickled(tmp_path):
+def test_a_trajectory_dataset_that_is_writing_can_be_sent_to_another_process(tmp_path):
     dataset = TrajectoryDataset(filepath=tmp_path / "t")
     dataset.save(next(train(None)))
-    assert pickle.loads(pickle.dumps(dataset))._writer is None
+    assert sent(dataset)._writer is None
     dataset.release()
 
 

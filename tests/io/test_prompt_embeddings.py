@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import struct
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from degaml_kedro.io.prompt_embeddings import (
     write_prompt_embeddings,
 )
 from degaml_kedro.parameters import EncoderParameters
+from tests.io.sending import sent
 
 PROMPTS = ["one", "a longer one", "", "one", "two"]
 
@@ -96,8 +96,7 @@ def test_another_process_opens_the_file_for_itself(
 ) -> None:
     found = read_prompt_embeddings(file)
     found.rows([0])
-    data = pickle.dumps(found)
-    assert same(pickle.loads(data), embeddings)
+    assert same(sent(found), embeddings)
 
 
 def test_an_interrupted_write_leaves_the_old_file(

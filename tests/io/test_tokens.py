@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from degaml_kedro.io.tokens import (
     TokenStatisticsDataset,
 )
 from tests.adapters.test_tokens import small_grid
+from tests.io.sending import sent
 
 GRID = small_grid(token_width=5)
 ABOUT = {"task": "one", "base_model": "m", "adapter": {"alpha": 4.0, "target_modules": ["q"]}}
@@ -109,7 +109,7 @@ def test_it_can_be_sent_to_another_process_after_reading(dataset: TokensDataset)
     dataset.save(sequence(made()))
     found = dataset.load()
     found.read(0)
-    again = pickle.loads(pickle.dumps(found))
+    again = sent(found)
     assert torch.equal(again.read(2), made()[2])
 
 

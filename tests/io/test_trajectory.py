@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pickle
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import torch
 from degaml_kedro.io.trajectory import Trajectory, TrajectoryError, TrajectoryStep
 from degaml_kedro.io.trajectory_writer import plan_layout
 from tests.io.fake_training import run, train
+from tests.io.sending import sent
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_every_step_reads_back_as_written(folder):
 def test_an_open_trajectory_can_be_sent_to_another_process(folder):
     trajectory = Trajectory(folder)
     trajectory.adapter(1)
-    again = pickle.loads(pickle.dumps(trajectory))
+    again = sent(trajectory)
     assert again.adapter(2).tensors.keys() == trajectory.adapter(2).tensors.keys()
 
 
