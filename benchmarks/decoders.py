@@ -9,18 +9,15 @@ are not measured here: docs/generator.md has them.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.generator_material import encoder_of, grid_of, sizes
 from benchmarks.material import SEED, Settings
-from benchmarks.measure import Result, Row, Spread, now
+from benchmarks.measure import Result, Row, Spread, found_in_child, now
 from benchmarks.memory import peak_bytes
 from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
@@ -41,7 +38,6 @@ from degaml_kedro.parameters import (
 # between the embedded profile's condition and its grid; widths as the paper's shrink and tokens as they grow
 _TRUNK: tuple[Size, ...] = ((32, 24, 300), (64, 16, 256), (128, 10, 200), (256, 10, 194))
 _SMALL_TRUNK: tuple[Size, ...] = ((4, 8, 12),)
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(settings: Settings) -> Result:
@@ -157,23 +153,12 @@ def in_child(
     condition: ConditionSize,
 ) -> dict[str, Any]:
     """What :func:`measure` finds in a process that does nothing else, not even load a model."""
-    path = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
     content = {
         "decoder": parameters.model_dump(mode="json"),
         "grid": grid.as_json(),
         "condition": asdict(condition),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.decoders"],
-        env={**os.environ, "PYTHONPATH": path},
-        cwd=_ROOT,
-        input=json.dumps(content),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return found_in_child("benchmarks.decoders", given=json.dumps(content))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+_ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,28 @@ def compared(
     """A row of rates measured in turn: the ratio is taken within each pair, so that both saw the same machine."""
     ratios = [a / b for a, b in zip(ours, peer, strict=True)]
     return Row(name, unit, Spread.of(ours), Spread.of(peer), Spread.of(ratios), at_least)
+
+
+def found_in_child(module: str, *options: str, given: str | None = None) -> dict[str, Any]:
+    """What a module prints as JSON, in its last line, when it runs in a process that does nothing else.
+
+    Args:
+        module: to run as ``python -m``.
+        *options: for it.
+        given: what it reads from standard input.
+    """
+    path = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-m", module, *options],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=_ROOT,
+        input=given,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def now(device: torch.device) -> float:

@@ -6,17 +6,14 @@ The node itself runs: it loads the model, trains, and its trajectory is written 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from benchmarks.material import PROMPT, SEED, Settings, suite_examples
-from benchmarks.measure import Result, Row, Spread
+from benchmarks.measure import Result, Row, Spread, found_in_child
 
 STEPS = 5
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(settings: Settings) -> Result:
@@ -37,16 +34,7 @@ def run(settings: Settings) -> Result:
 
 def in_child(*options: str) -> int:
     """Peak memory in bytes of a process that does nothing but the node's work."""
-    path = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", *options],
-        env={**os.environ, "PYTHONPATH": path},
-        cwd=_ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"])
+    return int(found_in_child("benchmarks.memory", *options)["peak_bytes"])
 
 
 def node(settings: Settings) -> None:

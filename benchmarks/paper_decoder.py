@@ -9,10 +9,7 @@ dtype, taken before and after.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +17,7 @@ from torch.nn import functional
 
 from benchmarks.gemm_limit import product_rate
 from benchmarks.material import SEED, Settings
-from benchmarks.measure import Result, Row, Spread, now
+from benchmarks.measure import Result, Row, Spread, found_in_child, now
 from benchmarks.memory import peak_bytes
 from degaml_kedro.generator.decoders.hyperconv import (
     PAPER_FLOWS,
@@ -32,7 +29,6 @@ from degaml_kedro.generator.decoders.hyperconv import (
 from degaml_kedro.llm.base_model import choose_dtype
 
 _SMALL_FLOW = ((4, 12, 10), (8, 10, 12), (16, 4, 10))
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(settings: Settings) -> Result:
@@ -64,16 +60,7 @@ def run(settings: Settings) -> Result:
 
 def in_child(*options: str) -> dict[str, Any]:
     """What :func:`step` finds in a process that does nothing else."""
-    path = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.paper_decoder", *options],
-        env={**os.environ, "PYTHONPATH": path},
-        cwd=_ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    return found_in_child("benchmarks.paper_decoder", *options)
 
 
 def step(settings: Settings) -> dict[str, Any]:
