@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kedro.io import AbstractDataset, DatasetError
+from kedro.io import DatasetError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -24,6 +23,7 @@ from degaml_kedro.generator.generator import (
 )
 from degaml_kedro.generator.training import TrainingState
 from degaml_kedro.io.atomic import is_main_process, replace_file
+from degaml_kedro.io.local import LocalDataset
 
 _WAIT_SECONDS = 600.0
 
@@ -45,74 +45,47 @@ class GeneratorProgress:
     checks: Sequence[Mapping[str, Any]]
 
 
-class GeneratorDataset(AbstractDataset[Generator | GeneratorProgress, Generator]):
+class GeneratorDataset(LocalDataset[Generator | GeneratorProgress, Generator]):
     """A trained generator. The node yields a ``GeneratorProgress`` now and then, and the ``Generator`` at the end."""
-
-    def __init__(
-        self, *, filepath: str | os.PathLike[str], metadata: dict[str, Any] | None = None
-    ) -> None:
-        """Point at a folder.
-
-        Args:
-            filepath: the generator's folder.
-            metadata: for plugins such as Kedro-Viz.
-        """
-        self._folder = Path(filepath)
-        self.metadata = metadata
 
     def load(self) -> Generator:
         """Read the generator."""
-        return load_generator(self._folder)
+        return load_generator(self._path)
 
     def save(self, data: Generator | GeneratorProgress) -> None:
         """Write a resting place or the generator; of several processes only the first one writes."""
         if isinstance(data, GeneratorProgress):
             if is_main_process():
-                _write_progress(data, _resting_place(self._folder))
+                _write_progress(data, _resting_place(self._path))
             return
         if is_main_process():
-            save_generator(data, self._folder)
-            _resting_place(self._folder).unlink(missing_ok=True)
+            save_generator(data, self._path)
+            _resting_place(self._path).unlink(missing_ok=True)
         else:
             self._wait_for(data.fingerprint)
 
     def _wait_for(self, fingerprint: str) -> None:
         deadline = time.monotonic() + _WAIT_SECONDS
         while time.monotonic() < deadline:
-            if self._exists() and load_generator(self._folder).fingerprint == fingerprint:
+            if self._exists() and load_generator(self._path).fingerprint == fingerprint:
                 return
             time.sleep(0.5)
         raise DatasetError(
-            f"{self._folder} was not written by the first process within {_WAIT_SECONDS:.0f} s"
+            f"{self._path} was not written by the first process within {_WAIT_SECONDS:.0f} s"
         )
 
     def _exists(self) -> bool:
-        return all((self._folder / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE))
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._folder)}
+        return self._holds(CONFIG_FILE, WEIGHTS_FILE)
 
 
-class GeneratorResumeDataset(AbstractDataset[None, Generator | GeneratorProgress | None]):
+class GeneratorResumeDataset(LocalDataset[None, Generator | GeneratorProgress | None]):
     """What an earlier run left of a generator's training: the node's way to go on. Read-only."""
-
-    def __init__(
-        self, *, filepath: str | os.PathLike[str], metadata: dict[str, Any] | None = None
-    ) -> None:
-        """Point at a folder.
-
-        Args:
-            filepath: the generator's folder.
-            metadata: for plugins such as Kedro-Viz.
-        """
-        self._folder = Path(filepath)
-        self.metadata = metadata
 
     def load(self) -> Generator | GeneratorProgress | None:
         """A resting place, else a finished generator, else None."""
-        progress = _read_progress(_resting_place(self._folder))
-        if progress is None and (self._folder / CONFIG_FILE).is_file():
-            return load_generator(self._folder)
+        progress = _read_progress(_resting_place(self._path))
+        if progress is None and self._holds(CONFIG_FILE):
+            return load_generator(self._path)
         return progress
 
     def save(self, data: None) -> None:
@@ -121,13 +94,10 @@ class GeneratorResumeDataset(AbstractDataset[None, Generator | GeneratorProgress
         Raises:
             DatasetError: always.
         """
-        raise DatasetError(f"{self._folder} is written through the generator's dataset; save there")
+        raise DatasetError(f"{self._path} is written through the generator's dataset; save there")
 
     def _exists(self) -> bool:
-        return _resting_place(self._folder).is_file() or (self._folder / CONFIG_FILE).is_file()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._folder)}
+        return _resting_place(self._path).is_file() or self._holds(CONFIG_FILE)
 
 
 def _resting_place(folder: Path) -> Path:

@@ -7,18 +7,17 @@ made them of which prompts.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from kedro.io import AbstractDataset
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings, PromptEmbeddingsError
 from degaml_kedro.io.atomic import replace_file
+from degaml_kedro.io.local import LocalDataset
 
 FORMAT = "degaml prompt embeddings 1"
 _DTYPES = {
@@ -60,25 +59,13 @@ class MappedStates:
         return {"path": self.path, "_file": None, "_slice": None}
 
 
-class PromptEmbeddingsDataset(AbstractDataset[PromptEmbeddings, PromptEmbeddings]):
+class PromptEmbeddingsDataset(LocalDataset[PromptEmbeddings, PromptEmbeddings]):
     """A task's prompt embeddings as one safetensors file.
 
     Example catalog entry:
         ``"{task}.prompt_embeddings": {type: degaml_kedro.io.prompt_embeddings.PromptEmbeddingsDataset, filepath:
         data/04_feature/{task}/prompt_embeddings.safetensors}``
     """
-
-    def __init__(
-        self, *, filepath: str | os.PathLike[str], metadata: dict[str, Any] | None = None
-    ) -> None:
-        """Point at a file.
-
-        Args:
-            filepath: the safetensors file.
-            metadata: for plugins such as Kedro-Viz.
-        """
-        self._path = Path(filepath)
-        self.metadata = metadata
 
     def load(self) -> PromptEmbeddings:
         """Open the embeddings; states leave the disk when they are asked for.
@@ -91,12 +78,6 @@ class PromptEmbeddingsDataset(AbstractDataset[PromptEmbeddings, PromptEmbeddings
     def save(self, data: PromptEmbeddings) -> None:
         """Write the embeddings, whole or not at all."""
         write_prompt_embeddings(data, self._path)
-
-    def _exists(self) -> bool:
-        return self._path.is_file()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._path)}
 
 
 def write_prompt_embeddings(embeddings: PromptEmbeddings, path: Path) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from kedro.io import AbstractDataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -19,6 +17,7 @@ from degaml_kedro.adapters.scales import TokenScales, TokenStatistics
 from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.io.atomic import replace_file
+from degaml_kedro.io.local import LocalDataset
 
 _TENSOR = "tokens"
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
@@ -69,20 +68,8 @@ class _MappedTokens:
         return tokens
 
 
-class TokensDataset(AbstractDataset[TokenSequence, TokenSequence]):
+class TokensDataset(LocalDataset[TokenSequence, TokenSequence]):
     """A trajectory's tokens, [checkpoints, T, r, k] in one file, written checkpoint by checkpoint."""
-
-    def __init__(
-        self, *, filepath: str | os.PathLike[str], metadata: dict[str, Any] | None = None
-    ) -> None:
-        """Point at a file.
-
-        Args:
-            filepath: the safetensors file.
-            metadata: for plugins such as Kedro-Viz.
-        """
-        self._path = Path(filepath)
-        self.metadata = metadata
 
     def load(self) -> TokenSequence:
         """Open the file; nothing but its header is read."""
@@ -121,27 +108,9 @@ class TokensDataset(AbstractDataset[TokenSequence, TokenSequence]):
 
         replace_file(self._path, write)
 
-    def _exists(self) -> bool:
-        return self._path.is_file()
 
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._path)}
-
-
-class TokenStatisticsDataset(AbstractDataset[TokenStatistics, TokenStatistics]):
+class TokenStatisticsDataset(LocalDataset[TokenStatistics, TokenStatistics]):
     """Mean and spread of a trajectory's tokens, as safetensors."""
-
-    def __init__(
-        self, *, filepath: str | os.PathLike[str], metadata: dict[str, Any] | None = None
-    ) -> None:
-        """Point at a file.
-
-        Args:
-            filepath: the safetensors file.
-            metadata: for plugins such as Kedro-Viz.
-        """
-        self._path = Path(filepath)
-        self.metadata = metadata
 
     def load(self) -> TokenStatistics:
         """Read the statistics."""
@@ -153,27 +122,9 @@ class TokenStatisticsDataset(AbstractDataset[TokenStatistics, TokenStatistics]):
         content = save(data.tensors(), metadata=_metadata({}))
         replace_file(self._path, lambda stream: stream.write(content))
 
-    def _exists(self) -> bool:
-        return self._path.is_file()
 
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._path)}
-
-
-class TokenScalesDataset(AbstractDataset[TokenScales, TokenScales]):
+class TokenScalesDataset(LocalDataset[TokenScales, TokenScales]):
     """The units of the tokens, as safetensors with the grid in the header."""
-
-    def __init__(
-        self, *, filepath: str | os.PathLike[str], metadata: dict[str, Any] | None = None
-    ) -> None:
-        """Point at a file.
-
-        Args:
-            filepath: the safetensors file.
-            metadata: for plugins such as Kedro-Viz.
-        """
-        self._path = Path(filepath)
-        self.metadata = metadata
 
     def load(self) -> TokenScales:
         """Read the scales."""
@@ -184,12 +135,6 @@ class TokenScalesDataset(AbstractDataset[TokenScales, TokenScales]):
         """Write the scales, whole or not at all."""
         content = save(data.tensors(), metadata=_metadata({"grid": data.grid.as_json()}))
         replace_file(self._path, lambda stream: stream.write(content))
-
-    def _exists(self) -> bool:
-        return self._path.is_file()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._path)}
 
 
 def _metadata(content: Mapping[str, Any]) -> dict[str, str]:
