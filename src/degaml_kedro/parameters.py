@@ -6,6 +6,7 @@ plain mappings from Kedro and turn the part they need into one of these frozen m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel as _PydanticModel
@@ -319,6 +320,19 @@ class TaskParameters(Parameters):
     # None: the profile's
     splits: SplitSizes | None = None
     scoring: ScoringMode | None = None
+
+
+def task_scoring(
+    scoring: Mapping[str, object], task_parameters: Mapping[str, object]
+) -> ScoringParameters:
+    """How a task is scored: as the profile says, in the task's own mode where it has one.
+
+    Args:
+        scoring: the profile's ``scoring``.
+        task_parameters: the task's entry.
+    """
+    own = TaskParameters.model_validate(task_parameters).scoring
+    return ScoringParameters.model_validate({**scoring, **({"mode": own} if own else {})})
 
 
 PLAIN_METHODS = ("base", "no_meta_train", "pooled", "mean_adapter")

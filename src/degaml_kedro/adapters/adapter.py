@@ -6,9 +6,6 @@ Shapes: r rank, I inputs and O outputs of the adapted layer.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.folders import replaced_folder
 
 _PREFIX = "base_model.model."
 CONFIG_FILE = "adapter_config.json"
@@ -148,11 +146,7 @@ def save_peft_folder(adapter: Adapter, path: Path) -> None:
     """
     from peft import LoraConfig  # takes seconds to import, and reading adapters does not need it
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # unique, so that two writers never share a half-written folder
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir()
-    try:
+    with replaced_folder(path) as folder:
         LoraConfig(
             r=adapter.config.rank,
             lora_alpha=adapter.config.alpha,  # type: ignore[arg-type]
@@ -160,19 +154,10 @@ def save_peft_folder(adapter: Adapter, path: Path) -> None:
             base_model_name_or_path=adapter.config.base_model,
             task_type="CAUSAL_LM",
             inference_mode=True,
-        ).save_pretrained(str(temporary))
-        _sort_targets(temporary / CONFIG_FILE)
+        ).save_pretrained(str(folder))
+        _sort_targets(folder / CONFIG_FILE)
         tensors = {k: v.detach().to("cpu").contiguous() for k, v in adapter.tensors.items()}
-        save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
-        if path.exists():
-            old = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
-            os.rename(path, old)
-            os.rename(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def _sort_targets(file: Path) -> None:

@@ -9,9 +9,6 @@ Shapes: N prompts, L prompt tokens, C encoder width, T tokens, r rank, k token w
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +24,7 @@ from degaml_kedro.adapters.adapter import Adapter, AdapterConfig
 from degaml_kedro.adapters.scales import TokenScales
 from degaml_kedro.adapters.tokens import TokenGrid, one_hot_states
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.folders import replaced_folder
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.parameters import FactorizedDecoder, HyperconvolutionalDecoder
@@ -122,8 +120,11 @@ class Generator:
             lengths: [N].
             state: the permutation state to generate in.
         """
-        weights = self.scales.denormalize(self.tokens(states, lengths, state)).cpu()
-        tensors = self.grid.detokenize(weights)
+        return self.assemble(self.tokens(states, lengths, state))
+
+    def assemble(self, tokens: Tensor) -> Adapter:
+        """The adapter, on the CPU, that normalised tokens [T, r, k] stand for."""
+        tensors = self.grid.detokenize(self.scales.denormalize(tokens).cpu())
         return Adapter(self.adapter, {name: value.contiguous() for name, value in tensors.items()})
 
     def sample(
@@ -192,10 +193,7 @@ def save_generator(generator: Generator, folder: Path) -> None:
         generator: what to save.
         folder: where; an earlier one there is replaced.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir()
-    try:
+    with replaced_folder(folder) as temporary:
         tensors = {
             _DECODER + name: value.detach().cpu().contiguous()
             for name, value in generator.decoder.state_dict().items()
@@ -219,15 +217,6 @@ def save_generator(generator: Generator, folder: Path) -> None:
         }
         text = json.dumps(content, indent=1) + "\n"
         (temporary / CONFIG_FILE).write_text(text, encoding="utf-8")
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.old")
-            os.rename(folder, old)
-            os.rename(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_generator(folder: Path) -> Generator:

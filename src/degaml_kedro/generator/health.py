@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.adapters.scales import TokenScales
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.training import TrainingTask
@@ -115,9 +114,7 @@ def check_generator(
     accuracy, questions = None, 0
     if adapter_questions is not None:
         base, examples, prompt, scoring = adapter_questions
-        tensors = generator.grid.detokenize(generator.scales.denormalize(made))
-        adapter = Adapter(generator.adapter, tensors)
-        predictions = score_examples(base, examples, prompt, scoring, adapter)
+        predictions = score_examples(base, examples, prompt, scoring, generator.assemble(made))
         questions = len(predictions)
         accuracy = sum(p.predicted == p.gold for p in predictions) / max(1, questions)
     if task.checkpoints is None:

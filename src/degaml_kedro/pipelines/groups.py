@@ -33,7 +33,12 @@ class Group:
     @property
     def pool(self) -> str:
         """The pooled warm-up's run."""
-        return self.name("pool") if self.left_out else "pool"
+        return self.name("pool")
+
+    @property
+    def suffix(self) -> str:
+        """What tells this group's nodes of a task from those of all tasks."""
+        return f"_{self.label}" if self.left_out else ""
 
     def trajectory_of(self, task: str) -> str:
         """A task's trajectory run: the left-out tasks have one too, to measure errors on."""

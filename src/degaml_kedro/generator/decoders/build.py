@@ -19,6 +19,7 @@ from degaml_kedro.generator.decoders.hyperconv import (
     check_flow,
     check_flow_start,
     flow_costs,
+    total_cost,
 )
 from degaml_kedro.parameters import FactorizedDecoder, HyperconvolutionalDecoder
 
@@ -107,8 +108,9 @@ class Decoder(nn.Module):
     def multiply_adds(self) -> int:
         """Multiply-adds of one sample forward."""
         if isinstance(self.settings, HyperconvolutionalDecoder):
-            costs = flow_costs(self.settings.flow, self.settings.kernel_size)
-            return sum(cost.multiply_adds for cost in costs)
+            return total_cost(
+                flow_costs(self.settings.flow, self.settings.kernel_size)
+            ).multiply_adds
         assert isinstance(self.network, FactorizedNetwork)
         return self.network.multiply_adds(self.condition.prompts, self.condition.tokens)
 

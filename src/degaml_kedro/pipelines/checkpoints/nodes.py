@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
@@ -30,11 +28,11 @@ from degaml_kedro.parameters import (
     LoraParameters,
     PromptParameters,
     ScoringMode,
-    ScoringParameters,
-    TaskParameters,
     TrainingParameters,
     TrajectoryParameters,
+    task_scoring,
 )
+from degaml_kedro.pipelines.fingerprint import digest
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example
@@ -222,10 +220,10 @@ def _train(
         "mode": mode,
         "training": training.model_dump(mode="json"),
         "seed": seed,
-        "examples": _digest([_fields(example) for example in examples[: training.max_examples]]),
+        "examples": digest([_fields(example) for example in examples[: training.max_examples]]),
         "start": checksum(tensor_bytes(start.tensors)),
     }
-    fingerprint = _digest(
+    fingerprint = digest(
         {**about, "alpha": start.config.alpha, "names": list(start.tensors), "store": [keep, dtype]}
     )
     total = total_steps(training)
@@ -262,8 +260,7 @@ def _train(
 
 
 def _mode(scoring: Mapping[str, Any], task_parameters: Mapping[str, Any]) -> ScoringMode:
-    own = TaskParameters.model_validate(task_parameters).scoring
-    return own or ScoringParameters.model_validate(scoring).mode
+    return task_scoring(scoring, task_parameters).mode
 
 
 def _plan(training: TrainingParameters, examples: int, done: int) -> str:
@@ -275,8 +272,3 @@ def _plan(training: TrainingParameters, examples: int, done: int) -> str:
 
 def _fields(example: Example) -> list[Any]:
     return [example.prompt, example.response, example.system, example.options, example.gold]
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -22,26 +22,25 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     """Pooled warm-ups where something starts from them or is measured against them, and the trajectories."""
     nodes: list[Node] = []
     for group in groups(parameters):
-        suffix = f"_{group.label}" if group.left_out else ""
         if parameters.needs_warmup:
-            nodes += _warmup(group, suffix)
+            nodes += _warmup(group)
         if not group.left_out or group.own_start:
             for task in parameters.meta_train:
-                nodes += _trajectory(parameters, group, task, suffix)
+                nodes += _trajectory(parameters, group, task)
         if "mean_adapter" in parameters.methods:
             nodes.append(
                 node(
                     mean_adapter,
                     inputs=[f"{group.trajectory_of(task)}.final_adapter" for task in group.tasks],
                     outputs=group.name("mean.adapter"),
-                    name=f"mean_adapter{suffix}",
+                    name=f"mean_adapter{group.suffix}",
                     namespace="checkpoints.mean",
                 )
             )
     return Pipeline(nodes)
 
 
-def _warmup(group: Group, suffix: str) -> list[Node]:
+def _warmup(group: Group) -> list[Node]:
     namespace = f"checkpoints.{group.name('pool')}"
     return [
         node(
@@ -55,20 +54,20 @@ def _warmup(group: Group, suffix: str) -> list[Node]:
                 *(f"{task}.splits" for task in group.tasks),
             ],
             outputs=f"{group.pool}.trajectory",
-            name=f"train_on_pool{suffix}",
+            name=f"train_on_pool{group.suffix}",
             namespace=namespace,
         ),
         node(
             last_adapter,
             inputs=f"{group.pool}.trajectory",
             outputs=f"{group.pool}.warmup_adapter",
-            name=f"last_adapter{suffix}",
+            name=f"last_adapter{group.suffix}",
             namespace=namespace,
         ),
     ]
 
 
-def _trajectory(parameters: ProjectParameters, group: Group, task: str, suffix: str) -> list[Node]:
+def _trajectory(parameters: ProjectParameters, group: Group, task: str) -> list[Node]:
     from_pool = parameters.trajectory.start == "pooled_warmup"
     run = group.trajectory_of(task)
     return [
@@ -84,14 +83,14 @@ def _trajectory(parameters: ProjectParameters, group: Group, task: str, suffix: 
                 *([f"{group.pool}.warmup_adapter"] if from_pool else []),
             ],
             outputs=f"{run}.trajectory",
-            name=f"train_trajectory{suffix}",
+            name=f"train_trajectory{group.suffix}",
             namespace=f"checkpoints.{task}",
         ),
         node(
             last_adapter,
             inputs=f"{run}.trajectory",
             outputs=f"{run}.final_adapter",
-            name=f"last_adapter{suffix}",
+            name=f"last_adapter{group.suffix}",
             namespace=f"checkpoints.{task}",
         ),
     ]

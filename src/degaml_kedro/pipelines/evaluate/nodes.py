@@ -21,8 +21,8 @@ from degaml_kedro.parameters import (
     BaseModelParameters,
     GeneratorParameters,
     PromptParameters,
-    ScoringParameters,
     TaskParameters,
+    task_scoring,
 )
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.results.measures import PREDICTION_COLUMNS, measure_draws
@@ -61,8 +61,7 @@ def predict(
         One row per example and adapter with the columns of ``PREDICTION_COLUMNS``, and ``draw`` where there are
         several adapters; ``seconds`` is the example's share of the wall time, by its tokens.
     """
-    own = TaskParameters.model_validate(task_parameters).scoring
-    how = ScoringParameters.model_validate({**scoring, **({"mode": own} if own else {})})
+    how = task_scoring(scoring, task_parameters)
     base = load_base_model(BaseModelParameters.model_validate(model))
     examples = frame_to_splits(splits).test
     frames = []

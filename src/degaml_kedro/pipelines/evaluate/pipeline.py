@@ -51,9 +51,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
             if generated and place.pool == "meta_train" and not parameters.scores_seen:
                 continue
             adapters, making = _adapters(parameters, place, method)
-            result = place.name(method, "result")
-            if place.pool == "left_out":
-                result = place.group.name(f"{place.task}.{method}.result")
+            result = place.group.name(f"{place.task}.{method}.result")
             for made in (*making, *_scoring(place, method, adapters, result)):
                 nodes[made.name] = made
             results.append(result)
@@ -135,7 +133,7 @@ def _generated(
             f"{prompts_of}.splits",
         ],
         outputs=draws,
-        name=f"generate_{method}{_suffix(place)}",
+        name=f"generate_{method}{place.group.suffix}",
         namespace=f"evaluate.{place.task}",
     )
     return draws, [generating]
@@ -157,12 +155,8 @@ def other_task(parameters: ProjectParameters, place: _Place) -> str:
     return next(iter([*strangers, *apart, *place.group.tasks]))
 
 
-def _suffix(place: _Place) -> str:
-    return f"_{place.group.label}" if place.pool == "left_out" else ""
-
-
 def _scoring(place: _Place, method: str, adapters: list[str], result: str) -> list[Node]:
-    task, suffix = place.task, _suffix(place)
+    task, suffix = place.task, place.group.suffix
     shared = method in ("base", "no_meta_train")
     predictions = place.name(method, "predictions")
     return [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -31,8 +29,9 @@ from degaml_kedro.parameters import (
     GeneratorTraining,
     PromptParameters,
     ScoringParameters,
-    TaskParameters,
+    task_scoring,
 )
+from degaml_kedro.pipelines.fingerprint import digest
 from degaml_kedro.pipelines.tokenize.nodes import check_alike
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.results.generator_figure import figure_page, generator_figure
@@ -95,8 +94,7 @@ def train(
         parameters.prompts, embeddings[0].tokens, embeddings[0].width, max(states) + 1
     )
     fresh = _fresh(settings.decoder, scales, condition, tokens[0], embeddings[0], base, seed)
-    if base.fingerprint != tokens[0].about["base_model_fingerprint"]:
-        fresh.check_base_model(base.name, base.fingerprint)
+    fresh.check_base_model(base.name, base.fingerprint)
     learned, asked = _tasks(
         every, tokens, embeddings, splits, [*states, *[0] * len(left_out)], training, base, prompt,
         scoring, tasks,
@@ -116,7 +114,7 @@ def train(
         "multiply_adds": fresh.decoder.multiply_adds,
     }
     identity = {**asdict(fresh.identity), "computed_in": f"{base.dtype} on {accelerator.device}"}
-    fingerprint = _digest([about, identity, prompt, parameters.tokenization.model_dump()])
+    fingerprint = digest([about, identity, dict(prompt), parameters.tokenization.model_dump()])
     fresh.fingerprint, fresh.about = fingerprint, about
     title = f"generator {variant}" + (f" {group}" if left_out else "")
     records: list[dict[str, Any]] = []
@@ -190,11 +188,6 @@ def _is_cpu(model: Mapping[str, Any]) -> bool:
     return BaseModelParameters.model_validate(model).device == "cpu"
 
 
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, default=dict)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
 def _fresh(
     settings: Any,
     scales: TokenScales,
@@ -242,8 +235,7 @@ def _tasks(
     for name, own_tokens, states_of, frame, state in zip(
         names, tokens, embeddings, splits, states, strict=True
     ):
-        mode = TaskParameters.model_validate(tasks[name]).scoring
-        score = ScoringParameters.model_validate({**scoring, **({"mode": mode} if mode else {})})
+        score = task_scoring(scoring, tasks[name])
         parts = frame_to_splits(frame)
         if states_of.fingerprint != embeddings[0].fingerprint:
             raise GeneratorError(

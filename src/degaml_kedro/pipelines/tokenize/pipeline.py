@@ -57,21 +57,19 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
 
 
 def _trajectory(group: Group, task: str, run: str) -> list[Node]:
-    # runs of a group have the group in their names, and so have their nodes
-    suffix = "" if run == task else f"_{group.label}"
     return [
         node(
             bound(tokenize_trajectory, task=task),
             inputs=["params:generator.tokenization", f"{run}.trajectory"],
             outputs=f"{run}.tokens",
-            name=f"tokenize_trajectory{suffix}",
+            name=f"tokenize_trajectory{group.suffix}",
             namespace=f"tokenize.{task}",
         ),
         node(
             bound(measure_tokens, task=task),
             inputs=f"{run}.tokens",
             outputs=f"{run}.token_statistics",
-            name=f"measure_tokens{suffix}",
+            name=f"measure_tokens{group.suffix}",
             namespace=f"tokenize.{task}",
         ),
     ]

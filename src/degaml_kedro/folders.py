@@ -1,0 +1,37 @@
+"""Folders that are either the old one or the whole new one, never a part."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Fill a temporary folder, then put it in the place of another.
+
+    Args:
+        path: the folder; an earlier one there stays until the block has ended without an error.
+
+    Yields:
+        An empty folder beside it, to be filled.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # unique, so that two writers never share a half-written folder
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            old = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
+            os.rename(path, old)
+            os.rename(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
