@@ -28,6 +28,28 @@ class ExampleError(DegamlError):
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """An example without its answer: all that may be seen of it before it is answered.
+
+    Attributes:
+        prompt: The question with its options as ``A: …`` lines.
+        system: The system message, empty for none.
+        options: The option texts in order.
+        labels: What stands for each option: ``("A", "B", …)`` or ``("True", "False")``.
+    """
+
+    prompt: str
+    system: str
+    options: tuple[str, ...]
+    labels: tuple[str, ...]
+
+    @classmethod
+    def of(cls, example: Example) -> Question:
+        """The question of an example."""
+        return cls(example.prompt, example.system, example.options, example.labels)
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """A question, its options and which of them is right.
 

@@ -1,0 +1,202 @@
+"""The families of strategies: what a policy may choose from, and how a user adds one.
+
+A family is one function, its verb, and a pydantic model of its configuration:
+
+    class Scaling(Parameters):
+        factor: Annotated[float, Field(ge=0.5, le=2.0), Offered(0.5, 0.8, 1.25, 2.0)]
+
+    @family("scaling", "scale the adapter", Scaling)
+    def refine(bench: Workbench, state: AdaptedState, seen: Nothing, config: Scaling, seed: int) -> AdaptedState:
+        ...
+
+What a family may see of the task is the type of its third parameter: :class:`Nothing`, :class:`Prompts` (questions
+without answers) or :class:`Labeled`. It is given an object of that type and nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from pydantic.fields import FieldInfo
+
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.parameters import Parameters
+from degaml_kedro.strategies.seen import Labeled, Nothing, Prompts
+from degaml_kedro.strategies.state import AdaptedState
+
+ENTRY_POINTS = "degaml_kedro.strategies"
+_OWN = ("ttt", "mixing", "latent", "scaling", "few_shot")
+
+Value = int | float | bool | str
+Sees = type[Nothing] | type[Prompts] | type[Labeled]
+Refine = Callable[..., AdaptedState]
+F = TypeVar("F", bound=Refine)
+
+
+class RegistryError(DegamlError):
+    """A family that cannot be registered, or one that nobody registered."""
+
+
+@dataclass(frozen=True)
+class Offered:
+    """The values of a field that the policy's grammar and uniform draws offer; others inside the bounds are valid too.
+
+    Attributes:
+        values: from small to large.
+    """
+
+    values: tuple[Value, ...]
+
+    def __init__(self, *values: Value) -> None:
+        object.__setattr__(self, "values", values)
+
+
+@dataclass(frozen=True)
+class FieldSpace:
+    """One field of a family's configuration.
+
+    Attributes:
+        name: as it stands in an action, ``lambda``.
+        kind: ``integer``, ``number``, ``boolean`` or ``choice``.
+        offered: the values that are offered, at least one.
+        low: smallest valid number; None for the others.
+        high: largest valid number.
+    """
+
+    name: str
+    kind: str
+    offered: tuple[Value, ...]
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """One way to refine an adapter.
+
+    Attributes:
+        name: ``ttt``.
+        summary: what it does, in a few words: it stands in the policy's prompt.
+        config: the pydantic model of its configuration; its bounds are the action's.
+        sees: what it may see of a task.
+        fields: the configuration's fields, in order.
+        refine: the verb: (workbench, state, seen, config, seed) -> state.
+    """
+
+    name: str
+    summary: str
+    config: type[Parameters]
+    sees: Sees
+    fields: tuple[FieldSpace, ...]
+    refine: Refine
+
+
+_FAMILIES: dict[str, Family] = {}
+
+
+def family(name: str, summary: str, config: type[Parameters]) -> Callable[[F], F]:
+    """Register a function as a family of strategies.
+
+    Args:
+        name: how actions name it: lower case letters, digits and underscores.
+        summary: what it does, in a few words.
+        config: its configuration; every number needs bounds, and ``Offered`` values unless it is a short range of
+            integers, a boolean or a ``Literal``.
+
+    Raises:
+        RegistryError: the name is taken or no name, the function has another signature, or a field has no bounds.
+    """
+
+    def register(refine: F) -> F:
+        if not name.isidentifier() or name != name.lower():
+            raise RegistryError(f"'{name}' is no name for a family; use lower case and underscores")
+        known = _FAMILIES.get(name)
+        if known is not None and known.refine.__module__ != refine.__module__:
+            raise RegistryError(
+                f"the family '{name}' is registered by {known.refine.__module__} and by {refine.__module__}; "
+                f"give one another name"
+            )
+        fields = tuple(_space(name, key, info) for key, info in config.model_fields.items())
+        _FAMILIES[name] = Family(name, summary, config, _sees(name, refine), fields, refine)
+        return refine
+
+    return register
+
+
+def families() -> Mapping[str, Family]:
+    """All families by name: this project's, then those of installed packages that name an entry point."""
+    for module in _OWN:
+        import_module(f"degaml_kedro.strategies.{module}")
+    for point in entry_points(group=ENTRY_POINTS):
+        point.load()
+    return dict(_FAMILIES)
+
+
+def find_family(name: str) -> Family:
+    """A family by its name.
+
+    Raises:
+        RegistryError: there is none of that name.
+    """
+    known = families()
+    if name not in known:
+        raise RegistryError(
+            f"there is no strategy family '{name}'; there are {', '.join(known)}. A family of your own is registered "
+            f"by the decorator `family`, and found through the entry point group {ENTRY_POINTS}"
+        )
+    return known[name]
+
+
+def _sees(name: str, refine: Refine) -> Sees:
+    parameters = list(inspect.signature(refine).parameters)
+    if len(parameters) != 5:
+        raise RegistryError(
+            f"the family '{name}' takes ({', '.join(parameters)}); it has to take "
+            f"(workbench, state, seen, config, seed)"
+        )
+    found = typing.get_type_hints(refine).get(parameters[2])
+    if found not in (Nothing, Prompts, Labeled):
+        raise RegistryError(
+            f"the family '{name}' does not say what it may see: annotate its third parameter '{parameters[2]}' with "
+            f"Nothing, Prompts or Labeled"
+        )
+    return typing.cast(Sees, found)
+
+
+def _space(family_name: str, key: str, info: FieldInfo) -> FieldSpace:
+    name = info.alias or key
+    kind = info.annotation
+    bounds = dict(_bounds(info))
+    low, high = bounds.get("ge"), bounds.get("le")
+    offered = next((m.values for m in info.metadata if isinstance(m, Offered)), None)
+    where = f"the field '{name}' of the family '{family_name}'"
+    if kind is bool:
+        return FieldSpace(name, "boolean", offered or (False, True))
+    if typing.get_origin(kind) is typing.Literal:
+        return FieldSpace(name, "choice", offered or typing.get_args(kind))
+    if kind not in (int, float):
+        raise RegistryError(f"{where} is {kind}; use int, float, bool or a Literal of strings")
+    if low is None or high is None:
+        raise RegistryError(f"{where} has no bounds; give it ge and le")
+    if offered is None:
+        if kind is float or high - low > 64:
+            raise RegistryError(f"{where} has too many values; name some with Offered(…)")
+        offered = tuple(range(int(low), int(high) + 1))
+    wrong = [value for value in offered if not low <= float(value) <= high]
+    if wrong or not offered:
+        raise RegistryError(f"{where} offers {wrong or 'nothing'}, outside of {low} to {high}")
+    return FieldSpace(name, "integer" if kind is int else "number", offered, low, high)
+
+
+def _bounds(info: FieldInfo) -> Iterator[tuple[str, float]]:
+    for item in info.metadata:
+        for bound in ("ge", "le"):
+            value: Any = getattr(item, bound, None)
+            if value is not None:
+                yield bound, value
