@@ -23,7 +23,7 @@ from benchmarks.measure import Result, Row, Spread, now
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import batch_indices, fine_tune, initial_adapter
 from degaml_kedro.llm.lora import LinearGroup
-from degaml_kedro.llm.prompting import encode_examples
+from degaml_kedro.llm.prompting import encode_questions
 from degaml_kedro.parameters import LoraParameters, Phase, TrainingParameters
 
 WARM_UP = 2
@@ -80,8 +80,11 @@ def measure(base: BaseModel, batch_size: int, steps: int, size: int) -> list[Tur
         phases=(Phase(steps=steps + WARM_UP, learning_rate=5e-4),), batch_size=batch_size
     )
     examples = suite_examples((steps + WARM_UP) * batch_size)
-    encoded = encode_examples(base, examples, PROMPT, "text")
-    lengths = [(len(example.prompt), len(example.answers[example.gold])) for example in encoded]
+    encoded = encode_questions(base, examples, PROMPT, "text")
+    lengths = [
+        (len(question.prompt), len(question.answers[example.gold]))
+        for example, question in zip(examples, encoded, strict=True)
+    ]
     left, right = (torch.randn(size, size).to(base.device, base.dtype) for _ in range(2))
     training_steps = fine_tune(
         base, examples, PROMPT, "text", training, initial_adapter(base, lora), SEED

@@ -21,7 +21,7 @@ from benchmarks.measure import Result, Row, Spread, compared, now
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import FineTuneStep, batch_indices, fine_tune, initial_adapter
-from degaml_kedro.llm.prompting import encode_examples
+from degaml_kedro.llm.prompting import encode_questions
 from degaml_kedro.parameters import LoraParameters, Phase, TrainingParameters
 from degaml_kedro.tasks.example import Example
 
@@ -129,9 +129,10 @@ def compare(
 
 def _peer_rows(base: BaseModel, examples: Sequence[Example]) -> list[dict[str, list[int]]]:
     rows = []
-    for example in encode_examples(base, examples, PROMPT, "text"):
-        answer = list(example.answers[example.gold])
-        ids = [*example.prompt, *answer]
+    encoded = encode_questions(base, examples, PROMPT, "text")
+    for example, question in zip(examples, encoded, strict=True):
+        answer = list(question.answers[example.gold])
+        ids = [*question.prompt, *answer]
         rows.append(
             {
                 "input_ids": ids,

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from degaml_kedro.adapters.adapter import save_peft_folder
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.finetune import fine_tune, initial_adapter
-from degaml_kedro.llm.prompting import encode_examples
+from degaml_kedro.llm.prompting import encode_questions
 from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.parameters import (
     BaseModelParameters,
@@ -77,7 +77,7 @@ def test_it_learns_a_family_and_peft_computes_the_same(base: BaseModel, tmp_path
     agree = 0
     scored = score_examples(base, test[:30], PLAIN, TEXT, last.adapter)
     for example, prediction in zip(
-        encode_examples(base, test[:30], PLAIN, "text"), scored, strict=True
+        encode_questions(base, test[:30], PLAIN, "text"), scored, strict=True
     ):
         totals = []
         for answer in example.answers:

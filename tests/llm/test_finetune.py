@@ -18,7 +18,7 @@ from degaml_kedro.llm.finetune import (
     target_layers,
     total_steps,
 )
-from degaml_kedro.llm.prompting import encode_examples
+from degaml_kedro.llm.prompting import encode_questions
 from degaml_kedro.parameters import (
     BaseModelParameters,
     LoraParameters,
@@ -71,12 +71,12 @@ def test_every_step_s_loss_is_that_of_peft_with_plain_adamw(mode: str, form: str
     reference = peft_copy(base, start).eval()
     weights = [p for name, p in reference.named_parameters() if "lora_" in name]
     optimizer = torch.optim.AdamW(weights, weight_decay=0.01)
-    encoded = encode_examples(base, questions(), prompt, mode)  # type: ignore[arg-type]
+    encoded = encode_questions(base, questions(), prompt, mode)  # type: ignore[arg-type]
     rates = [3e-3] * 5 + [1e-3] * 3
     for step, rate in zip(steps, rates, strict=True):
         losses = []
         for i in batch_indices(len(encoded), TRAINING, step.step, seed=3):
-            answer = encoded[i].answers[encoded[i].gold]
+            answer = encoded[i].answers[questions()[i].gold]
             if form == "chat":
                 answer = (*answer, base.tokenizer.eos_token_id)
             ids = encoded[i].prompt + answer
@@ -173,10 +173,10 @@ def test_targets_are_named_by_their_endings() -> None:
     # an adapter on some layers of a group only
     steps = run(base, start=adapter)
     reference = peft_copy(base, adapter)
-    encoded = encode_examples(base, questions(), PLAIN, "text")
+    encoded = encode_questions(base, questions(), PLAIN, "text")
     losses = []
     for i in batch_indices(len(encoded), TRAINING, 1, seed=3):
-        answer = encoded[i].answers[encoded[i].gold]
+        answer = encoded[i].answers[questions()[i].gold]
         logits = reference(input_ids=torch.tensor([encoded[i].prompt + answer])).logits[0]
         losses.append(
             nn.functional.cross_entropy(

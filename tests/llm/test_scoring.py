@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from degaml_kedro.llm import scoring as scoring_module
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import initial_adapter
-from degaml_kedro.llm.prompting import PromptError, answer_texts, encode_examples, render_prompt
+from degaml_kedro.llm.prompting import PromptError, answer_texts, encode_questions, render_prompt
 from degaml_kedro.llm.scoring import extract_option, score_examples
 from degaml_kedro.parameters import LoraParameters, PromptParameters, ScoringParameters
 from degaml_kedro.tasks.example import Example, make_example
@@ -92,7 +92,7 @@ def test_normalised_scores_are_absolute(batch: list[Example]) -> None:
             batch, score_examples(base, batch, prompt, scoring), strict=True
         ):
             expected = reference_scores(base, example, prompt, "text")
-            encoded = encode_examples(base, [example], prompt, "text")[0]
+            encoded = encode_questions(base, [example], prompt, "text")[0]
             for score, total, option, answer in zip(
                 prediction.option_scores, expected, example.options, encoded.answers, strict=True
             ):

@@ -145,10 +145,30 @@ class Generator:
         Raises:
             GeneratorError: the prompts were read by another encoder, or to another length.
         """
+        chosen = self.draw_prompts(embeddings, seed, draw, among)
+        return self.generate(*embeddings.rows(chosen))
+
+    def draw_prompts(
+        self,
+        embeddings: PromptEmbeddings,
+        seed: int,
+        draw: int = 0,
+        among: Sequence[int] | None = None,
+    ) -> Tensor:
+        """The prompt batch of a draw: rows of the embeddings, int64 [N].
+
+        Args:
+            embeddings: the task's prompts.
+            seed: the run's.
+            draw: which draw, from 0.
+            among: draw among these rows only; None for all.
+
+        Raises:
+            GeneratorError: the prompts were read by another encoder, or to another length.
+        """
         self.check_embeddings(embeddings)
         source = torch.Generator().manual_seed(derive_seed(seed, "prompt batch", str(draw)))
-        chosen = embeddings.draw(self.decoder.condition.prompts, source, among)
-        return self.generate(*embeddings.rows(chosen))
+        return embeddings.draw(self.decoder.condition.prompts, source, among)
 
     def check_embeddings(self, embeddings: PromptEmbeddings) -> None:
         """Refuse another encoder's states.

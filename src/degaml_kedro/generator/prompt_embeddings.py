@@ -98,6 +98,19 @@ class PromptEmbeddings:
             row[:length] = states[start : start + length]
         return rows.view(*chosen.shape, self.tokens, self.width), lengths.view(chosen.shape)
 
+    def sentences(self, indices: Tensor | Sequence[int]) -> Tensor:
+        """Sentence embeddings: the mean of a prompt's token states, made one long, as sentence-transformers does.
+
+        Args:
+            indices: which prompts, [N].
+
+        Returns:
+            float32 [N, C].
+        """
+        states, lengths = self.rows(indices)
+        totals = states.float().sum(dim=1)  # zeros after each prompt's end
+        return torch.nn.functional.normalize(totals / lengths[:, None].clamp(min=1), dim=-1)
+
     def draw(
         self, count: int, generator: torch.Generator, among: Sequence[int] | None = None
     ) -> Tensor:

@@ -15,10 +15,10 @@ import shutil
 import sys
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,9 @@ from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.lora import (
     ActiveLora,
+    GroupAdapter,
     LinearGroup,
+    StackedAdapter,
     current_lora,
     group_adapter,
     make_adaptable,
@@ -143,6 +145,29 @@ class BaseModel:
             for name, (a, b) in adapter.layers().items()
         }
         return self.activate(layers, adapter.config.scale)
+
+    def activate_adapters(self, adapters: Sequence[Adapter | None]) -> ActiveLora | None:
+        """Several adapters at once, each for its share of a pack of equal shares (see ``StackedAdapter``).
+
+        Args:
+            adapters: at least one; None, the base model itself, only alone.
+
+        Raises:
+            ModelError: an adapter does not fit the model, or they differ in their layers or ranks.
+        """
+        active = [self.activate_adapter(adapter) for adapter in adapters]
+        if len(active) == 1:
+            return active[0]
+        try:
+            present = [found for found in active if found is not None]
+            if len(present) < len(active) or any(set(x) != set(present[0]) for x in present):
+                raise ValueError("some adapt layers that others leave alone")
+            return {
+                group: StackedAdapter.of([cast(GroupAdapter, found[group]) for found in present])
+                for group in present[0]
+            }
+        except ValueError as error:
+            raise ModelError(f"{len(adapters)} adapters cannot answer together: {error}") from error
 
     def linear_layers(self) -> dict[str, tuple[int, int]]:
         """Outputs and inputs of every linear layer but the LM head, in module order."""

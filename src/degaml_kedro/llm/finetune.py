@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
-from degaml_kedro.llm.prompting import EncodedExample, encode_examples
+from degaml_kedro.llm.prompting import encode_questions
 from degaml_kedro.parameters import (
     LoraParameters,
     PromptParameters,
@@ -156,8 +156,17 @@ def answer_sequences(
     Raises:
         PromptError: an example is longer than the model's context.
     """
-    encoded = encode_examples(base, examples, prompt, mode)
-    return [_with_answer(example, base, prompt) for example in encoded]
+    end = base.tokenizer.eos_token_id
+    sequences = []
+    for example, encoded in zip(
+        examples, encode_questions(base, examples, prompt, mode), strict=True
+    ):
+        answer = encoded.answers[example.gold]
+        if prompt.format == "chat" and end is not None:
+            # a chat turn is closed by the end token, which is part of what the model must learn to write
+            answer = (*answer, end)
+        sequences.append(AnswerSequence(encoded.prompt + answer, len(answer)))
+    return sequences
 
 
 def answer_loss(
@@ -227,6 +236,36 @@ def fine_tune(
     if not examples:
         raise TrainingError("there are no training examples; give the task a train split")
     sequences = answer_sequences(base, examples[: training.max_examples], prompt, mode)
+
+    def batch(step: int) -> list[AnswerSequence]:
+        return [sequences[i] for i in batch_indices(len(sequences), training, step, seed)]
+
+    yield from train_on_batches(base, batch, training, start, resume)
+
+
+def train_on_batches(
+    base: BaseModel,
+    batches: Callable[[int], Sequence[AnswerSequence]],
+    training: TrainingParameters,
+    start: Adapter,
+    resume: FineTuneState | None = None,
+) -> Iterator[FineTuneStep]:
+    """Train an adapter on given batches, yielding after every step.
+
+    Args:
+        base: the frozen model.
+        batches: the batch of a step, counted from 1.
+        training: phases and optimiser settings; the batch size is not read.
+        start: where the adapter starts.
+        resume: state after an earlier step of the same call.
+
+    Yields:
+        One :class:`FineTuneStep` a step, from the first one that ``resume`` has not done.
+
+    Raises:
+        TrainingError: the loss stops being finite.
+        ModelError: the adapter does not fit the model.
+    """
     device = base.device
     layout = [(key, tensor.shape) for key, tensor in start.tensors.items()]
     sizes = [shape.numel() for _, shape in layout]
@@ -250,7 +289,7 @@ def fine_tune(
         if step <= done:
             continue
         began = time.perf_counter()
-        batch = [sequences[i] for i in batch_indices(len(sequences), training, step, seed)]
+        batch = batches(step)
         # cast as one vector: a cast per layer costs more than its product
         views = flat.to(base.dtype).split(sizes)
         tensors = {k: v.view(shape) for (k, shape), v in zip(layout, views, strict=True)}
@@ -322,13 +361,3 @@ def _learning_rates(training: TrainingParameters) -> Iterator[float]:
     for phase in training.phases:
         for _ in range(phase.steps):
             yield phase.learning_rate
-
-
-def _with_answer(
-    example: EncodedExample, base: BaseModel, prompt: PromptParameters
-) -> AnswerSequence:
-    answer = example.answers[example.gold]
-    if prompt.format == "chat" and base.tokenizer.eos_token_id is not None:
-        # a chat turn is closed by the end token, which is part of what the model must learn to write
-        answer = (*answer, base.tokenizer.eos_token_id)
-    return AnswerSequence(example.prompt + answer, len(answer))

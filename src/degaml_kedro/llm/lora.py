@@ -119,7 +119,73 @@ def group_adapter(
     return GroupAdapter((*a_parts, *b_parts), members, a, b, scale)
 
 
-ActiveLora = Mapping[int, GroupAdapter]
+@dataclass(eq=False)
+class StackedAdapter:
+    """Several adapters of one group, each for its own share of the rows: one pair of products serves all of them.
+
+    The rows of the input are K equal parts, the k-th for the k-th adapter.
+
+    Attributes:
+        members: which layers of the group are adapted, as indices.
+        a: [K, M r, I] in the model's dtype, times the scale.
+        b: [K, O, M r] in the model's dtype, block-diagonal.
+    """
+
+    members: tuple[int, ...]
+    a: Tensor
+    b: Tensor
+    # nothing learns through it
+    leaves: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def of(cls, adapters: Sequence[GroupAdapter]) -> StackedAdapter:
+        """Stack adapters of one group and one rank.
+
+        Raises:
+            ValueError: they adapt different layers or differ in rank.
+        """
+        first = adapters[0]
+        if any(x.members != first.members or x.a.shape != first.a.shape for x in adapters):
+            raise ValueError("adapters of different layers or ranks cannot be computed together")
+        return cls(
+            first.members,
+            torch.stack([adapter.a for adapter in adapters]),
+            torch.stack([adapter.b for adapter in adapters]),
+        )
+
+    def add(self, output: Tensor, x: Tensor) -> Tensor:
+        """Add the products to the group's output, in place.
+
+        Args:
+            output: [K T, O].
+            x: [K T, I].
+        """
+        rows = x.view(len(self.a), -1, x.shape[-1])
+        low = torch.bmm(rows, self.a.transpose(1, 2))
+        output.view(len(self.b), -1, output.shape[-1]).baddbmm_(low, self.b.transpose(1, 2))
+        return output
+
+    def part(self, x: Tensor, member: int, group: LinearGroup) -> Tensor:
+        """What is added to one layer's output.
+
+        Args:
+            x: [..., I], with K T rows in all.
+            member: the layer's index in the group.
+            group: the layers.
+
+        Returns:
+            [..., O_m].
+        """
+        rank = self.a.shape[1] // len(self.members)
+        column, row = self.members.index(member), sum(group.outputs[:member])
+        ranks = slice(column * rank, (column + 1) * rank)
+        a, b = self.a[:, ranks], self.b[:, row : row + group.outputs[member], ranks]
+        rows = x.reshape(len(self.a), -1, x.shape[-1])
+        added = torch.bmm(torch.bmm(rows, a.transpose(1, 2)), b.transpose(1, 2))
+        return added.view(*x.shape[:-1], -1)
+
+
+ActiveLora = Mapping[int, GroupAdapter | StackedAdapter]
 _ACTIVE: ContextVar[ActiveLora | None] = ContextVar("degaml_active_lora", default=None)
 
 
@@ -139,6 +205,8 @@ class AdaptableLinear(nn.Linear):
         adapter = None if active is None else active.get(id(self.group))
         if adapter is None or self.member not in adapter.members:
             return output
+        if isinstance(adapter, StackedAdapter):
+            return output + adapter.part(x, self.member, self.group)
         a, b = adapter.pair(self.member)
         return output + (x @ a.to(x.dtype).T) @ (b * adapter.scale).to(x.dtype).T
 

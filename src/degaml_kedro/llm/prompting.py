@@ -9,7 +9,7 @@ from typing import Literal
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.parameters import PromptParameters, ScoringMode
-from degaml_kedro.tasks.example import Example, split_prompt
+from degaml_kedro.tasks.example import Example, Question, split_prompt
 
 
 class PromptError(DegamlError):
@@ -17,21 +17,21 @@ class PromptError(DegamlError):
 
 
 @dataclass(frozen=True)
-class EncodedExample:
-    """Token ids of one example.
+class EncodedQuestion:
+    """Token ids of one question.
 
     Attributes:
         prompt: the prompt's tokens.
         answers: tokens of every option's answer, continuing the prompt.
-        gold: index of the right one.
     """
 
     prompt: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
-    gold: int
 
 
-def question_text(example: Example, options: Literal["lines", "inline", "hidden"]) -> str:
+def question_text(
+    example: Example | Question, options: Literal["lines", "inline", "hidden"]
+) -> str:
     """The question, with its options as the ``A: …`` lines it has, in one line, or not at all."""
     if options == "lines":
         return example.prompt
@@ -42,7 +42,7 @@ def question_text(example: Example, options: Literal["lines", "inline", "hidden"
     return f"{stem} ({', '.join(found[:-1])} or {found[-1]})" if options == "inline" else stem
 
 
-def render_prompt(example: Example, prompt: PromptParameters, base: BaseModel) -> str:
+def render_prompt(example: Example | Question, prompt: PromptParameters, base: BaseModel) -> str:
     """The text the model reads before it answers.
 
     Args:
@@ -69,7 +69,9 @@ def render_prompt(example: Example, prompt: PromptParameters, base: BaseModel) -
     return str(text)
 
 
-def answer_texts(example: Example, mode: ScoringMode, prompt: PromptParameters) -> tuple[str, ...]:
+def answer_texts(
+    example: Example | Question, mode: ScoringMode, prompt: PromptParameters
+) -> tuple[str, ...]:
     """What the model may answer, one string an option: the option's text, or its label in brackets."""
     space = " " if prompt.format == "plain" else ""
     if mode == "text":
@@ -77,10 +79,13 @@ def answer_texts(example: Example, mode: ScoringMode, prompt: PromptParameters) 
     return tuple(f"{space}[{label}]" for label in example.labels)
 
 
-def encode_examples(
-    base: BaseModel, examples: Sequence[Example], prompt: PromptParameters, mode: ScoringMode
-) -> list[EncodedExample]:
-    """Tokenize examples with all their answers.
+def encode_questions(
+    base: BaseModel,
+    examples: Sequence[Example] | Sequence[Question],
+    prompt: PromptParameters,
+    mode: ScoringMode,
+) -> list[EncodedQuestion]:
+    """Tokenize questions with all their possible answers.
 
     Prompt and answer are tokenized together and cut at the prompt's own length, as lm-evaluation-harness does, so
     nothing is assumed about which token carries a letter.
@@ -116,5 +121,5 @@ def encode_examples(
                 f"example {index} is {longest} tokens long with its answer, the context of {base.name} is "
                 f"{base.context_length}; shorten it or leave it out (it starts: {example.prompt[:60]!r})"
             )
-        encoded.append(EncodedExample(tuple(ids), tails, example.gold))
+        encoded.append(EncodedQuestion(tuple(ids), tails))
     return encoded

@@ -21,12 +21,14 @@ from torch import Tensor
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.lora import active_lora
-from degaml_kedro.llm.packing import TokenTree, pack_trees
-from degaml_kedro.llm.prompting import EncodedExample, answer_texts, encode_examples
+from degaml_kedro.llm.packing import Pack, TokenTree, pack_trees
+from degaml_kedro.llm.prompting import EncodedQuestion, answer_texts, encode_questions
 from degaml_kedro.parameters import PromptParameters, ScoringParameters
-from degaml_kedro.tasks.example import Example
+from degaml_kedro.tasks.example import Example, Question
 
 Progress = Callable[[int, int], None]
+# changes final hidden states [T, C] of a pack of these questions before answers are read off
+Steer = Callable[[Tensor, Pack, Sequence[EncodedQuestion]], Tensor]
 
 # full-vocabulary rows held at once: 256 rows of 150,000 float32 logits are 150 MB
 _ROWS_AT_ONCE = 256
@@ -79,44 +81,106 @@ def score_examples(
     """
     if not examples:
         return []
-    with torch.inference_mode(), active_lora(base.activate_adapter(adapter)):
-        if scoring.mode == "generate":
+    if scoring.mode == "generate":
+        with torch.inference_mode(), active_lora(base.activate_adapter(adapter)):
             return _generate(base, examples, prompt, scoring, progress)
-        return _compare(base, examples, prompt, scoring, progress)
+    compared = compare_options(base, examples, prompt, scoring, (adapter,), None, progress)
+    return predictions_of(examples, compared.scores[0], compared.tokens, prompt, scoring)
 
 
-def _compare(
-    base: BaseModel,
+def predictions_of(
     examples: Sequence[Example],
+    scores: Sequence[Sequence[float]],
+    tokens: Sequence[int],
     prompt: PromptParameters,
     scoring: ScoringParameters,
-    progress: Progress | None,
 ) -> list[Prediction]:
-    encoded = encode_examples(base, examples, prompt, scoring.mode)
-    trees = [_tree(example) for example in encoded]
-    predictions: list[Prediction | None] = [None] * len(examples)
+    """Predictions from the options' scores: the best one is the answer.
+
+    Args:
+        examples: what was asked.
+        scores: of every example's options.
+        tokens: computed for each.
+        prompt: how an example became text.
+        scoring: the mode.
+    """
+    found = []
+    for example, row, count in zip(examples, scores, tokens, strict=True):
+        best = max(range(len(row)), key=row.__getitem__)
+        text = answer_texts(example, scoring.mode, prompt)[best].strip()
+        found.append(Prediction(tuple(row), best, example.gold, text, count))
+    return found
+
+
+@dataclass(frozen=True)
+class OptionScores:
+    """How several adapters score the options of questions.
+
+    Attributes:
+        scores: by adapter, then by question, of each option: its answer's log-probability, normalised as asked, up
+            to a constant that the options of the question share.
+        tokens: computed for each question, by all adapters together.
+    """
+
+    scores: list[list[tuple[float, ...]]]
+    tokens: list[int]
+
+
+def compare_options(
+    base: BaseModel,
+    questions: Sequence[Example] | Sequence[Question],
+    prompt: PromptParameters,
+    scoring: ScoringParameters,
+    adapters: Sequence[Adapter | None] = (None,),
+    steer: Steer | None = None,
+    progress: Progress | None = None,
+) -> OptionScores:
+    """Score the options of questions under one adapter or under several in one pass.
+
+    Args:
+        base: the frozen model.
+        questions: what to ask; answers are not read.
+        prompt: how a question becomes text.
+        scoring: ``letter`` or ``text``, normalisation and batch size in tokens.
+        adapters: of one shape; None alone is the base model itself.
+        steer: changes final hidden states before answers are read off.
+        progress: called with (questions done, questions in all) after every batch.
+
+    Raises:
+        PromptError: a question is longer than the model's context.
+        ModelError: an adapter does not fit the model, or the adapters differ in shape.
+    """
+    encoded = encode_questions(base, questions, prompt, scoring.mode)
+    trees = [_tree(question) for question in encoded]
+    count = len(adapters)
+    scores: list[list[tuple[float, ...]]] = [[()] * len(questions) for _ in adapters]
     done = 0
-    for batch in _batches([len(tree) for tree in trees], scoring.batch_tokens):
-        sums = _answer_log_probabilities(
-            base,
-            [encoded[i] for i in batch],
-            [trees[i] for i in batch],
-            few_columns=scoring.normalization == "none",
-        )
-        for i, totals in zip(batch, sums, strict=True):
-            texts = answer_texts(examples[i], scoring.mode, prompt)
-            scores = tuple(
-                total / _length(text, answer, scoring.normalization)
-                for total, text, answer in zip(totals, texts, encoded[i].answers, strict=True)
+    with torch.inference_mode(), active_lora(base.activate_adapters(adapters)):
+        for batch in _batches([len(tree) for tree in trees], scoring.batch_tokens // count):
+            # every adapter has its own copy of the batch: adapter by adapter, question by question
+            asked = [encoded[i] for i in batch] * count
+            pack = pack_trees([trees[i] for i in batch] * count, base.device, base.dtype)
+            hidden = base.hidden_states(pack)
+            if steer is not None:
+                hidden = steer(hidden, pack, asked)
+            sums = _answer_log_probabilities(
+                hidden,
+                base.head,
+                pack,
+                asked,
+                few_columns=scoring.normalization == "none",
             )
-            best = max(range(len(scores)), key=scores.__getitem__)
-            predictions[i] = Prediction(
-                scores, best, encoded[i].gold, texts[best].strip(), len(trees[i])
-            )
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(examples))
-    return [prediction for prediction in predictions if prediction is not None]
+            for place, totals in enumerate(sums):
+                adapter, i = place // len(batch), batch[place % len(batch)]
+                texts = answer_texts(questions[i], scoring.mode, prompt)
+                scores[adapter][i] = tuple(
+                    total / _length(text, answer, scoring.normalization)
+                    for total, text, answer in zip(totals, texts, encoded[i].answers, strict=True)
+                )
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(questions))
+    return OptionScores(scores, [len(tree) * count for tree in trees])
 
 
 def _length(text: str, answer: tuple[int, ...], normalization: str) -> float:
@@ -136,7 +200,7 @@ def _shared(answers: Sequence[Sequence[int]]) -> int:
     return count
 
 
-def _tree(example: EncodedExample) -> TokenTree:
+def _tree(example: EncodedQuestion) -> TokenTree:
     """The prompt and the answers' common tokens, then each answer's own but the last, which predicts nothing."""
     shared = _shared(example.answers)
     if all(len(answer) == shared for answer in example.answers):
@@ -161,39 +225,38 @@ def _batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
 
 
 def _answer_log_probabilities(
-    base: BaseModel,
-    examples: Sequence[EncodedExample],
-    trees: Sequence[TokenTree],
+    hidden: Tensor,
+    head: Tensor,
+    pack: Pack,
+    questions: Sequence[EncodedQuestion],
     few_columns: bool,
 ) -> list[list[float]]:
-    """Summed log p(answer | prompt) of every option of every example in the batch.
+    """Summed log p(answer | prompt) of every option of every question in the pack.
 
     Args:
-        base: the model; the adapter is the active one.
-        examples: the batch.
-        trees: their token trees.
-        few_columns: whether a constant that an example's options share may be left out.
+        hidden: [T, C].
+        head: [V, C].
+        pack: the questions' token trees.
+        questions: in the pack's order.
+        few_columns: whether a constant that a question's options share may be left out.
     """
-    pack = pack_trees(trees, base.device, base.dtype)
-    hidden = base.hidden_states(pack)
-    head = base.head
-
     rows: list[int] = []  # row of the pack that predicts
     targets: list[int] = []  # the token it should predict
     owners: list[tuple[int, int]] = []  # (example, option) that the log-probability belongs to
-    sums = [[0.0] * len(example.answers) for example in examples]
-    for index, (example, tree, start) in enumerate(zip(examples, trees, pack.starts, strict=True)):
-        shared = len(tree.prefix) - len(example.prompt)
-        last = start + len(tree.prefix) - 1
-        tails = [answer[shared:] for answer in example.answers]
+    sums = [[0.0] * len(question.answers) for question in questions]
+    for index, (question, start) in enumerate(zip(questions, pack.starts, strict=True)):
+        prefix = len(_tree(question).prefix)
+        shared = prefix - len(question.prompt)
+        last = start + prefix - 1
+        tails = [answer[shared:] for answer in question.answers]
         if few_columns and all(len(tail) == 1 for tail in tails):
             columns = head[[tail[0] for tail in tails]]
             sums[index] = (columns.float() @ hidden[last].float()).tolist()
             continue
-        branch = start + len(tree.prefix)
-        for option, (answer, tail) in enumerate(zip(example.answers, tails, strict=True)):
+        branch = start + prefix
+        for option, (answer, tail) in enumerate(zip(question.answers, tails, strict=True)):
             for position in range(shared):
-                rows.append(start + len(example.prompt) - 1 + position)
+                rows.append(start + len(question.prompt) - 1 + position)
                 targets.append(answer[position])
                 owners.append((index, option))
             for position, token in enumerate(tail):
@@ -248,7 +311,7 @@ def _generate(
     scoring: ScoringParameters,
     progress: Progress | None,
 ) -> list[Prediction]:
-    encoded = encode_examples(base, examples, prompt, "letter")
+    encoded = encode_questions(base, examples, prompt, "letter")
     pad = base.tokenizer.pad_token_id
     predictions: list[Prediction | None] = [None] * len(examples)
     done = 0
@@ -275,7 +338,7 @@ def _generate(
                 0.0 if option == chosen else -math.inf for option in range(len(examples[i].labels))
             )
             predictions[i] = Prediction(
-                scores, chosen, encoded[i].gold, text.strip(), output.shape[1]
+                scores, chosen, examples[i].gold, text.strip(), output.shape[1]
             )
         done += len(batch)
         if progress is not None:

@@ -24,7 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from degaml_kedro.llm.lora import ActiveLora, AdaptableLinear, GroupAdapter, LinearGroup
+from degaml_kedro.llm.lora import (
+    ActiveLora,
+    AdaptableLinear,
+    GroupAdapter,
+    LinearGroup,
+    StackedAdapter,
+)
 from degaml_kedro.llm.packing import Pack, TokenTree, active_pack, pack_trees
 
 
@@ -94,7 +100,7 @@ class _Run:
         pack: Pack,
         cos: Tensor,
         sin: Tensor,
-        adapters: Sequence[GroupAdapter | None],
+        adapters: Sequence[GroupAdapter | StackedAdapter | None],
     ) -> None:
         self.stack, self.pack, self.adapters = stack, pack, adapters
         half = stack.head_width // 2
@@ -157,13 +163,15 @@ def _norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tensor)
 
 
 def _product(
-    x: Tensor, group: LinearGroup, adapter: GroupAdapter | None
+    x: Tensor, group: LinearGroup, adapter: GroupAdapter | StackedAdapter | None
 ) -> tuple[Tensor, Tensor | None]:
     """W x + B A x for a group, and A x, which the backward needs."""
     weight = group.weight.T
     out = x @ weight if group.bias is None else torch.addmm(group.bias, x, weight)
     if adapter is None:
         return out, None
+    if isinstance(adapter, StackedAdapter):
+        return adapter.add(out, x), None
     low = x @ adapter.a.T
     return out.addmm_(low, adapter.b.T), low
 

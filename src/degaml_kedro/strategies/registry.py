@@ -67,6 +67,7 @@ class FieldSpace:
         offered: the values that are offered, at least one.
         low: smallest valid number; None for the others.
         high: largest valid number.
+        optional: it has a default: actions name it only where the profile's bounds do.
     """
 
     name: str
@@ -74,6 +75,7 @@ class FieldSpace:
     offered: tuple[Value, ...]
     low: float | None = None
     high: float | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,14 +174,15 @@ def _sees(name: str, refine: Refine) -> Sees:
 def _space(family_name: str, key: str, info: FieldInfo) -> FieldSpace:
     name = info.alias or key
     kind = info.annotation
+    optional = not info.is_required()
     bounds = dict(_bounds(info))
     low, high = bounds.get("ge"), bounds.get("le")
     offered = next((m.values for m in info.metadata if isinstance(m, Offered)), None)
     where = f"the field '{name}' of the family '{family_name}'"
     if kind is bool:
-        return FieldSpace(name, "boolean", offered or (False, True))
+        return FieldSpace(name, "boolean", offered or (False, True), optional=optional)
     if typing.get_origin(kind) is typing.Literal:
-        return FieldSpace(name, "choice", offered or typing.get_args(kind))
+        return FieldSpace(name, "choice", offered or typing.get_args(kind), optional=optional)
     if kind not in (int, float):
         raise RegistryError(f"{where} is {kind}; use int, float, bool or a Literal of strings")
     if low is None or high is None:
@@ -191,7 +194,7 @@ def _space(family_name: str, key: str, info: FieldInfo) -> FieldSpace:
     wrong = [value for value in offered if not low <= float(value) <= high]
     if wrong or not offered:
         raise RegistryError(f"{where} offers {wrong or 'nothing'}, outside of {low} to {high}")
-    return FieldSpace(name, "integer" if kind is int else "number", offered, low, high)
+    return FieldSpace(name, "integer" if kind is int else "number", offered, low, high, optional)
 
 
 def _bounds(info: FieldInfo) -> Iterator[tuple[str, float]]:

@@ -9,13 +9,22 @@ Shapes: C width of the prompt encoder, N prompts in a batch, H width of the base
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.adapters.adapter import Adapter, load_peft_folder, save_peft_folder
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.folders import replaced_folder
+from degaml_kedro.parameters import Parameters
 
 Distance = Literal["euclidean", "cosine"]
 Router = Literal["avg_sim_score", "avg_prompt_embed"]
@@ -24,6 +33,11 @@ VoteMethod = Literal[
     "avg_sim_score", "avg_prompt_embed", "max_confidence", "majority_vote", "sum_logprobs"
 ]
 ROUTERS = ("avg_sim_score", "avg_prompt_embed")
+
+STATE_FILE = "state.json"
+TENSORS_FILE = "state.safetensors"
+FORMAT = 1
+_VECTORS = "steering.vectors"
 
 
 class StateError(DegamlError):
@@ -74,6 +88,12 @@ class Steering:
     scope: Literal["sample", "task"] = "sample"
     vectors: Tensor | None = None
 
+    def of(self, members: Sequence[int]) -> Steering:
+        """The same for some of the members."""
+        if self.vectors is None:
+            return self
+        return replace(self, vectors=self.vectors[list(members)])
+
 
 @dataclass(frozen=True, eq=False)
 class AdaptedState:
@@ -94,3 +114,231 @@ class AdaptedState:
             raise StateError("an adapted state needs at least one adapter")
         if len(self.members) > 1 and self.vote is None:
             raise StateError(f"{len(self.members)} adapters need a vote to answer together")
+
+
+# --- as a folder ----------------------------------------------------------------------------------
+
+
+class _Vote(Parameters):
+    method: VoteMethod
+    distance: Distance
+
+
+class _Steering(Parameters):
+    times: int = Field(ge=0)
+    learning_rate: float = Field(allow_inf_nan=False)
+    scope: Literal["sample", "task"]
+
+
+class _StateFile(Parameters):
+    """``state.json``: all but the tensors, whose names it lists, so that a missing one is noticed."""
+
+    format: Literal[1]
+    members: int = Field(ge=1)
+    vote: _Vote | None
+    steering: _Steering | None
+    tensors: tuple[str, ...]
+
+
+def save_state(state: AdaptedState, folder: Path) -> None:
+    """Write an adapted state's folder; whole or not at all.
+
+    Args:
+        state: what to save.
+        folder: where; an earlier one there is replaced.
+
+    Raises:
+        StateError: the state's parts do not belong together, or hold NaN or infinite numbers; nothing is written.
+    """
+    tensors = _tensors(state)
+    try:
+        content = _describe(state, tensors)
+        _check(state)
+    except ValidationError as error:
+        raise StateError(f"the state for {folder} cannot be saved: {_told(error)}") from error
+    except StateError as error:
+        raise StateError(f"the state for {folder} cannot be saved: {error}") from error
+    with replaced_folder(folder) as temporary:
+        for number, member in enumerate(state.members):
+            save_peft_folder(member.adapter, temporary / _member(number))
+        if tensors:
+            # copies: members may share a prompt batch, and safetensors keeps no two names for one memory
+            copies = {
+                name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in tensors.items()
+            }
+            save_file(copies, temporary / TENSORS_FILE, metadata={"format": "pt"})
+        text = json.dumps(content.model_dump(mode="json"), indent=1) + "\n"
+        (temporary / STATE_FILE).write_text(text, encoding="utf-8")
+
+
+def load_state(folder: Path) -> AdaptedState:
+    """Read an adapted state's folder.
+
+    Args:
+        folder: where :func:`save_state` wrote.
+
+    Returns:
+        The state, on the CPU, the same bits that were saved.
+
+    Raises:
+        StateError: a file or a member is missing, damaged or of another format, or a tensor has the wrong shape or
+            is not finite; the message names it and says how it is made again.
+    """
+    content = _read_content(folder)
+    tensors = _read_tensors(folder, content)
+    members = tuple(
+        Member(_read_member(folder, number), tensors.get(_prompts(number)))
+        for number in range(content.members)
+    )
+    try:
+        vote = Vote(**content.vote.model_dump()) if content.vote else None
+        steering = Steering(**content.steering.model_dump()) if content.steering else None
+        if steering is not None:
+            steering = replace(steering, vectors=tensors.get(_VECTORS))
+        state = AdaptedState(members, vote, steering)
+        _check(state)
+    except StateError as error:
+        raise StateError(f"{folder} cannot be used: {error}; {_way_out(folder)}") from error
+    return state
+
+
+def _describe(state: AdaptedState, tensors: dict[str, Tensor]) -> _StateFile:
+    vote, steering = state.vote, state.steering
+    return _StateFile.model_validate(
+        {
+            "format": FORMAT,
+            "members": len(state.members),
+            "vote": vote and {"method": vote.method, "distance": vote.distance},
+            "steering": steering
+            and {
+                "times": steering.times,
+                "learning_rate": steering.learning_rate,
+                "scope": steering.scope,
+            },
+            "tensors": tuple(tensors),
+        },
+        strict=True,
+    )
+
+
+def _tensors(state: AdaptedState) -> dict[str, Tensor]:
+    found = {
+        _prompts(number): member.prompts
+        for number, member in enumerate(state.members)
+        if member.prompts is not None
+    }
+    if state.steering is not None and state.steering.vectors is not None:
+        found[_VECTORS] = state.steering.vectors
+    return found
+
+
+def _check(state: AdaptedState) -> None:
+    """What holds of every state in a folder, on its way in and on its way out."""
+    width, first = None, ""
+    for name, tensor in _tensors(state).items():
+        about = f"'{name}' is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        if tensor.dtype != torch.float32 or tensor.dim() != 2 or tensor.numel() == 0:
+            raise StateError(f"{about}; it has to be float32 with two axes and something in them")
+        if not torch.isfinite(tensor).all():
+            raise StateError(f"'{name}' holds NaN or infinite numbers")
+        if name == _VECTORS:
+            if len(tensor) != len(state.members):
+                raise StateError(f"{about}, but there are {len(state.members)} members")
+        elif width is None:
+            width, first = tensor.shape[1], name
+        elif tensor.shape[1] != width:
+            raise StateError(f"{about}, but '{first}' is {width} wide; one encoder made them all")
+    if state.steering is not None:
+        has, scope = state.steering.vectors is not None, state.steering.scope
+        if has != (scope == "task"):
+            raise StateError(
+                f"steering of scope '{scope}' has {'vectors' if has else 'no vectors'}; they belong to scope 'task'"
+            )
+    for number, member in enumerate(state.members):
+        bad = next((k for k, t in member.adapter.tensors.items() if not t.isfinite().all()), None)
+        if bad is not None:
+            raise StateError(f"'{bad}' of {_member(number)} holds NaN or infinite weights")
+
+
+def _read_content(folder: Path) -> _StateFile:
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise StateError(
+            f"{folder} is not an adapted state's folder: it has no {STATE_FILE}; {_way_out(folder)}"
+        )
+    try:
+        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(raw, dict) and raw.get("format") != FORMAT:
+            raise StateError(
+                f"{path} has format {raw.get('format')}, this version reads {FORMAT}; {_way_out(folder)}"
+            )
+        # from text: strict in the types of values, and a list is JSON's way to write a tuple
+        return _StateFile.model_validate_json(json.dumps(raw), strict=True)
+    except StateError:
+        raise
+    except ValidationError as error:
+        raise StateError(f"{path} cannot be read ({_told(error)}); {_way_out(folder)}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise StateError(f"{path} cannot be read ({error}); {_way_out(folder)}") from error
+
+
+def _read_tensors(folder: Path, content: _StateFile) -> dict[str, Tensor]:
+    path = folder / TENSORS_FILE
+    possible = {_prompts(number) for number in range(content.members)} | {_VECTORS}
+    if not possible.issuperset(content.tensors):
+        strange = sorted(set(content.tensors) - possible)[0]
+        raise StateError(
+            f"{folder / STATE_FILE} names the tensor '{strange}', and no member has it; {_way_out(folder)}"
+        )
+    if not content.tensors and not path.exists():
+        return {}
+    if not path.is_file():
+        raise StateError(
+            f"{folder} is not whole: it has no {TENSORS_FILE}, which holds {', '.join(content.tensors)}; "
+            f"{_way_out(folder)}"
+        )
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise StateError(
+            f"{path} cannot be read ({error}); the file is truncated or damaged: {_way_out(folder)}"
+        ) from error
+    if set(tensors) != set(content.tensors):
+        wrong = sorted(set(tensors) ^ set(content.tensors))[0]
+        raise StateError(
+            f"{path} does not hold what {STATE_FILE} describes: '{wrong}' is in one of them only; {_way_out(folder)}"
+        )
+    return tensors
+
+
+def _read_member(folder: Path, number: int) -> Adapter:
+    path = folder / _member(number)
+    if not path.is_dir():
+        raise StateError(
+            f"{folder} is not whole: its member {path.name} is missing; {_way_out(folder)}"
+        )
+    try:
+        return load_peft_folder(path)
+    # PEFT's file is read as it is: what is not the shape of its keys ends in one of these
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StateError(f"{path} cannot be read: {error}; {_way_out(folder)}") from error
+
+
+def _told(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in one['loc']) or 'the whole'}: {one['msg']}"
+        for one in error.errors(include_url=False, include_input=False)
+    )
+
+
+def _member(number: int) -> str:
+    return f"adapter_{number}"
+
+
+def _prompts(number: int) -> str:
+    return f"prompts.{number}"
+
+
+def _way_out(folder: Path) -> str:
+    return f"delete the folder {folder}, then `kedro run --only-missing-outputs` makes it again"

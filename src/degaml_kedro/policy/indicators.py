@@ -1,0 +1,127 @@
+"""What can be measured of a model on a few answered questions, and when one score is better than another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.special import entr, log_softmax
+
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.llm.scoring import Prediction
+
+TieBreak = Literal["log_probability", "none"]
+_SAME_ACCURACY = 1e-12
+
+
+class IndicatorError(DegamlError):
+    """Predictions that nothing can be measured of."""
+
+
+class Score(NamedTuple):
+    """What is compared.
+
+    Attributes:
+        accuracy: share of right answers.
+        log_probability: mean log p(gold), in nats.
+    """
+
+    accuracy: float
+    log_probability: float
+
+
+@dataclass(frozen=True)
+class Indicators:
+    """How a model answers a set of questions.
+
+    Attributes:
+        n: number of questions.
+        accuracy: share of right answers; no answer counts as a wrong one.
+        confidence: mean of the largest option's probability.
+        entropy: mean entropy over a question's options, in nats.
+        nll: mean of -log p(gold), in nats.
+        log_probability: mean of log p(gold), in nats; -inf where a right option has no probability at all.
+        histogram: by option position, the share of questions answered by it; as long as the most options there are.
+    """
+
+    n: int
+    accuracy: float
+    confidence: float
+    entropy: float
+    nll: float
+    log_probability: float
+    histogram: tuple[float, ...]
+
+    @property
+    def score(self) -> Score:
+        """The two numbers that decide which is better."""
+        return Score(self.accuracy, self.log_probability)
+
+
+def measure_indicators(predictions: Sequence[Prediction]) -> Indicators:
+    """Measure predictions.
+
+    Probabilities are the softmax of a question's option scores. Where all scores are -inf (a generated text that names
+    no option) the options count as equally likely, and the right one as not written: log p(gold) is -inf.
+
+    Args:
+        predictions: at least one.
+
+    Raises:
+        IndicatorError: there are no predictions, or a score is not a number.
+    """
+    if not predictions:
+        raise IndicatorError("there are no predictions to measure; give the task support examples")
+    confidence, entropy, gold, counts = [], [], [], [0] * _most_options(predictions)
+    for index, prediction in enumerate(predictions):
+        scores = np.asarray(prediction.option_scores, dtype=np.float64)
+        if np.isnan(scores).any() or np.isposinf(scores).any():
+            raise IndicatorError(
+                f"the option scores of example {index} are {prediction.option_scores}, which are no "
+                f"log-probabilities; the adapter's weights may have diverged"
+            )
+        written = np.isfinite(scores).any()
+        logs = log_softmax(scores if written else np.zeros_like(scores))
+        confidence.append(math.exp(logs.max()))
+        entropy.append(entr(np.exp(logs)).sum())
+        gold.append(logs[prediction.gold] if written else -math.inf)
+        if prediction.predicted is not None:
+            counts[prediction.predicted] += 1
+    n = len(predictions)
+    log_probability = float(np.mean(gold))
+    return Indicators(
+        n=n,
+        accuracy=sum(p.predicted == p.gold for p in predictions) / n,
+        confidence=float(np.mean(confidence)),
+        entropy=float(np.mean(entropy)),
+        nll=0.0 - log_probability,  # and not -0.0
+        log_probability=log_probability,
+        histogram=tuple(count / n for count in counts),
+    )
+
+
+def better(after: Score, before: Score, tie_break: TieBreak) -> bool:
+    """Whether a score is strictly better: by accuracy, and between equal ones as ``tie_break`` says.
+
+    Args:
+        after: the score in question.
+        before: what it is compared with.
+        tie_break: what decides between equal accuracies; with ``none`` equal is not better.
+
+    Example:
+        >>> better(Score(0.6, -1.2), Score(0.5, -0.9), "none")
+        True
+        >>> better(Score(0.5, -0.8), Score(0.5, -0.9), "none")
+        False
+    """
+    gain = after.accuracy - before.accuracy
+    if abs(gain) < _SAME_ACCURACY:
+        return tie_break == "log_probability" and after.log_probability > before.log_probability
+    return gain > 0  # not so where either is NaN
+
+
+def _most_options(predictions: Sequence[Prediction]) -> int:
+    return max(len(prediction.option_scores) for prediction in predictions)

@@ -1,0 +1,90 @@
+"""What the policy reads: the state of one task, in few words, and nothing that names the task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from degaml_kedro.llm.prompting import question_text
+from degaml_kedro.policy.actions import ActionError, ActionSpace
+from degaml_kedro.policy.indicators import Indicators
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.tasks.example import Question
+
+_QUESTION_WIDTH = 80
+_TRIED_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One strategy that was tried on the task.
+
+    Attributes:
+        action: its text, as it was written.
+        reward: what it earned.
+    """
+
+    action: str
+    reward: float
+
+
+def policy_prompt(
+    questions: Sequence[Question],
+    indicators: Indicators,
+    tried: Sequence[Tried],
+    space: ActionSpace,
+    seed: int,
+    examples: int = 2,
+) -> str:
+    """The text the policy answers with an action.
+
+    Args:
+        questions: of the task; the first ones stand for it, shortened, without their options.
+        indicators: measured where the task stands now.
+        tried: so far, the oldest first; the last four are told.
+        space: what may be chosen.
+        seed: decides the order of the families, so that no place in the list is a habit.
+        examples: how many questions are shown.
+
+    Returns:
+        The prompt; the same arguments give the same text.
+    """
+    lines = [f"Questions with {_option_counts(questions, indicators)} options:"]
+    lines += [f"- {_one_line(question_text(q, 'hidden'))}" for q in questions[:examples]]
+    lines.append(
+        f"accuracy {indicators.accuracy:.2f}, confidence {indicators.confidence:.2f}, "
+        f"entropy {indicators.entropy:.2f}, nll {indicators.nll:.2f}"
+    )
+    lines.append("answers " + " ".join(f"{share:.2f}" for share in indicators.histogram))
+    if tried:
+        lines.append("Tried:")
+        lines += [f"{_brief(t.action, space)}: {t.reward:.3g}" for t in tried[-_TRIED_SHOWN:]]
+    names = [family.name for family in space.families]
+    order = np.random.default_rng(derive_seed(seed, "order")).permutation(len(names))
+    lines += ["Strategies:", space.describe([names[i] for i in order]), "Strategy:"]
+    return "\n".join(lines)
+
+
+def _option_counts(questions: Sequence[Question], indicators: Indicators) -> str:
+    counts = [len(q.options) for q in questions] or [len(indicators.histogram)]
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low}-{high}"
+
+
+def _brief(action: str, space: ActionSpace) -> str:
+    """The family and its values, without the fields' names; what the policy wrote wrongly is not told again."""
+    try:
+        parsed, _ = space.parse(action)
+    except ActionError:
+        return "invalid"
+    values = (v if isinstance(v, str) else json.dumps(v) for v in parsed.config.values())
+    return " ".join((parsed.family, *values))
+
+
+def _one_line(text: str) -> str:
+    """A question on one line of at most 80 characters, and without characters that change how a text is laid out."""
+    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return flat if len(flat) <= _QUESTION_WIDTH else f"{flat[: _QUESTION_WIDTH - 1]}…"

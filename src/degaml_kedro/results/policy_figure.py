@@ -1,0 +1,385 @@
+"""A policy as two pictures: how it learned over iterations, and which family it gave which task."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go  # type: ignore[import-untyped]
+
+from degaml_kedro.results.generator_figure import (
+    _BLUE,
+    _GRAY,
+    _GREEN,
+    _ORANGE,
+    _SCALE,
+    _line,
+    _Panel,
+    _put_together,
+    _small,
+    _tasks_of,
+    figure_page,
+)
+from degaml_kedro.results.policy_measures import (
+    NOT_VALID,
+    TEST_TIME,
+    families_of,
+    family_measures,
+    family_shares,
+    iteration_measures,
+    iteration_name,
+    prepared,
+)
+
+UNREFINED = "unrefined"
+
+_SOURCES: dict[str, dict[str, str]] = {
+    "policy": {"color": _BLUE, "symbol": "circle"},
+    "uniform": {"color": _ORANGE, "symbol": "square"},
+}
+_ENTROPIES = {"family_entropy": ("families", "solid"), "action_entropy": ("actions", "dash")}
+# more colors of Okabe and Ito; patterns tell the same where there is no color
+_COLORS = (_BLUE, "#E69F00", _GREEN, "#CC79A7", "#56B4E9", _ORANGE, "#F0E442")
+_PATTERNS = ("", "/", ".", "x", "\\", "-", "|")
+_STAR = "★"
+_NO_ROLLOUTS = "no rollouts were recorded"
+_MOST_TICKS = 12
+_CELL_HEIGHT, _MAP_TOP, _MAP_BOTTOM = 62, 130, 90
+
+
+def policy_figure(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
+    """Draw how a policy learned.
+
+    What there is nothing of is left out, and a note under the picture says so.
+
+    Args:
+        rollouts: one row a trial, as :mod:`~degaml_kedro.results.policy_measures` takes them.
+        title: which policy.
+
+    Returns:
+        Reward rate with its 95 % interval, entropy of families and actions, and the share of each family, over
+        iterations. Test time stands behind the last iteration, apart from the curves.
+
+    Raises:
+        ResultsError: columns are missing.
+    """
+    frame = prepared(rollouts)
+    measures = iteration_measures(frame)
+    shares = family_shares(frame)
+    iterations = list(dict.fromkeys(measures["iteration"]))
+    axis = _iteration_axis(iterations)
+    at = _places(iterations)
+    makers: tuple[Callable[[], _Panel | str], ...] = (
+        lambda: _reward_rates(measures, at, axis),
+        lambda: _entropies(measures, at, axis, len(families_of(frame))),
+        lambda: _families(shares, at, axis),
+    )
+    made = [make() for make in makers]
+    panels = [part for part in made if isinstance(part, _Panel)]
+    notes = [f"Not shown: {part}." for part in made if isinstance(part, str)]
+    notes += [note for panel in panels for note in panel.notes]
+    methods = list(dict.fromkeys(frame["method"]))
+    if len(methods) > 1:
+        notes.append(f"Counted together: {', '.join(map(str, methods))}.")
+    figure = _put_together(panels, notes, [title or "Policy", _counts(frame)])
+    figure.update_layout(barmode="stack", bargap=0.15)
+    for index, panel in enumerate(panels):
+        if any(isinstance(trace, go.Bar) for trace in panel.traces):
+            # bars fill their panel: the legend stands beside it
+            area = figure.get_subplot(index // 2 + 1, index % 2 + 1)
+            figure.update_layout(
+                {f"legend{index + 2}": {"x": area.xaxis.domain[1] + 0.01, "xanchor": "left"}}
+            )
+    return figure
+
+
+def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
+    """Draw which family was proposed for which task, what it gained, and which was executed (the paper's F.4).
+
+    Args:
+        rollouts: one row a trial, as :mod:`~degaml_kedro.results.policy_measures` takes them.
+        title: which policy.
+
+    Returns:
+        A heat map, tasks down and families across: the color is a family's share of the task's proposals. A column of
+        its own marks tasks of which nothing was executed at test time. With several methods, each has its own rows.
+
+    Raises:
+        ResultsError: columns are missing.
+    """
+    frame = prepared(rollouts)
+    heading = [title or "Strategies", _counts(frame)]
+    if frame.empty:
+        return _map_layout(go.Figure(), heading, 0, f"Not shown: {_NO_ROLLOUTS}.")
+    if frame["method"].nunique() > 1:
+        frame["task"] = [f"{t} ({m})" for t, m in zip(frame["task"], frame["method"], strict=True)]
+    names = families_of(frame)
+    tasks = [str(task) for task in dict.fromkeys(frame["task"])]
+    measures = family_measures(frame).set_index(["task", "family"])
+    cells = measures.to_dict("index")
+    grid = [[cells.get((task, name)) for name in names] for task in tasks]
+    tested = frame[frame["iteration"] == TEST_TIME].groupby("task")["executed"].any()
+    unrefined = [task in tested.index and not tested[task] for task in tasks]
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[cell["share"] if cell else 0.0 for cell in row] + [None] for row in grid],
+            x=[*names, UNREFINED],
+            y=tasks,
+            text=[[_cell(cell) for cell in row] + [""] for row in grid],
+            texttemplate="%{text}",
+            textfont={"size": 11},
+            customdata=[[cell["n"] if cell else 0 for cell in row] + [0] for row in grid],
+            hovertemplate="%{y}, %{x}<br>%{customdata} proposals<br>%{text}<extra></extra>",
+            zmin=0,
+            zmax=1,
+            colorscale=_SCALE,
+            colorbar={"title": {"text": "share"}, "tickformat": ".0%", "thickness": 12},
+            xgap=2,
+            ygap=2,
+            name="share",
+        )
+    )
+    figure.add_trace(
+        go.Heatmap(
+            z=[[1.0 if unrefined_task else None] for unrefined_task in unrefined],
+            x=[UNREFINED],
+            y=tasks,
+            text=[[f"<b>{_STAR}</b>" if unrefined_task else ""] for unrefined_task in unrefined],
+            texttemplate="%{text}",
+            hovertemplate="%{y}: nothing was executed<extra></extra>",
+            colorscale=[[0, "#DDDDDD"], [1, "#DDDDDD"]],
+            showscale=False,
+            xgap=2,
+            ygap=2,
+            name=UNREFINED,
+        )
+    )
+    note = (
+        "In a cell: share of the task's proposals; share of these that were rewarded; mean gain in accuracy on D_val, "
+        f"in points.<br>{_STAR} was executed; {_STAR} under '{UNREFINED}': nothing was, and the generated adapter is "
+        "the answer."
+    )
+    if not names:
+        note = f"No proposal was valid.<br>{note}"
+    return _map_layout(figure, heading, len(tasks), note)
+
+
+def policy_page(rollouts: pd.DataFrame, title: str = "") -> str:
+    """:func:`policy_figure` as a page that a browser opens from disk; nothing is fetched.
+
+    Args:
+        rollouts: one row a trial.
+        title: which policy.
+    """
+    return figure_page(policy_figure(rollouts, title))
+
+
+def strategy_map_page(rollouts: pd.DataFrame, title: str = "") -> str:
+    """:func:`strategy_map` as a page that a browser opens from disk; nothing is fetched.
+
+    Args:
+        rollouts: one row a trial.
+        title: which policy.
+    """
+    return figure_page(strategy_map(rollouts, title))
+
+
+def _counts(frame: pd.DataFrame) -> str:
+    training = [i for i in frame["iteration"].unique() if i != TEST_TIME]
+    parts = [f"{len(frame)} rollouts", _tasks_of(frame["task"].nunique())]
+    if training:
+        parts.append(f"{len(training)} iteration{'' if len(training) == 1 else 's'}")
+    if (frame["iteration"] == TEST_TIME).any():
+        parts.append("test time")
+    return "; ".join(parts)
+
+
+def _places(iterations: Sequence[int]) -> dict[int, int]:
+    """Where each iteration stands: training at its number, test time behind the last one."""
+    last = max(iterations, default=0)
+    return {i: last + 1 if i == TEST_TIME else i for i in iterations}
+
+
+def _iteration_axis(iterations: Sequence[int]) -> dict[str, Any]:
+    at = _places(iterations)
+    if not at:
+        return {}
+    training = [i for i in iterations if i != TEST_TIME]
+    shown = training[:: max(1, -(-len(training) // _MOST_TICKS))]
+    shown += [TEST_TIME] if TEST_TIME in at else []
+    return {
+        "tickvals": [at[i] for i in shown],
+        "ticktext": [iteration_name(i) for i in shown],
+        "range": [min(at.values()) - 0.5, max(at.values()) + 0.5],
+    }
+
+
+def _reward_rates(measures: pd.DataFrame, at: dict[int, int], axis: dict[str, Any]) -> _Panel | str:
+    if measures.empty:
+        return f"the reward rate ({_NO_ROLLOUTS})"
+    traces = []
+    for source, style in _SOURCES.items():
+        for own, legend in _apart(measures[measures["source"] == source]):
+            curve = _curve(own, "reward_rate", source, at, style, legend=legend)
+            curve.error_y = {
+                "type": "data",
+                "symmetric": False,
+                "array": (own["reward_rate_high"] - own["reward_rate"]).tolist(),
+                "arrayminus": (own["reward_rate"] - own["reward_rate_low"]).tolist(),
+                "thickness": 1,
+            }
+            curve.customdata = own["n"].tolist()
+            curve.hovertemplate = "%{y:.3f} of %{customdata}"
+            traces.append(curve)
+    return _Panel(
+        "Reward rate",
+        "share of proposals with a reward above 0, with 95 % intervals",
+        traces,
+        x="iteration",
+        y="reward rate",
+        x_axis=axis,
+        y_axis={"range": [-0.03, 1.03]},
+        legend=("top", "left"),
+    )
+
+
+def _entropies(
+    measures: pd.DataFrame, at: dict[int, int], axis: dict[str, Any], families: int
+) -> _Panel | str:
+    what = "the entropy of choices"
+    if measures.empty:
+        return f"{what} ({_NO_ROLLOUTS})"
+    if measures["family_entropy"].isna().all():
+        return f"{what} (no proposal was valid)"
+    traces = []
+    for source, style in _SOURCES.items():
+        for column, (name, dash) in _ENTROPIES.items():
+            for own, legend in _apart(measures[measures["source"] == source]):
+                label = f"{source}, {name}"
+                curve = _curve(own, column, label, at, style, dash=dash, legend=legend)
+                curve.hovertemplate = "%{y:.3f} nats"
+                traces.append(curve)
+    return _Panel(
+        "Entropy of what was chosen",
+        f"solid: families, dashed: whole actions; dotted: all {families} families alike; a small n makes it small",
+        traces,
+        x="iteration",
+        y="nats",
+        x_axis=axis,
+        y_axis={"rangemode": "tozero"},
+        lines=[math.log(families)] if families > 1 else [],
+        legend=("bottom", "left"),
+    )
+
+
+def _families(shares: pd.DataFrame, at: dict[int, int], axis: dict[str, Any]) -> _Panel | str:
+    if shares.empty:
+        return f"the share of each family ({_NO_ROLLOUTS})"
+    by_policy = (shares["source"] == "policy").any()
+    own = shares[shares["source"] == ("policy" if by_policy else "all")]
+    names = list(dict.fromkeys(own["family"]))
+    traces = []
+    for index, name in enumerate(names):
+        of_family = own[own["family"] == name]
+        color, pattern = _COLORS[index % len(_COLORS)], _PATTERNS[index % len(_PATTERNS)]
+        if name == NOT_VALID:
+            color, pattern = _GRAY, ""
+        traces.append(
+            go.Bar(
+                x=[at[i] for i in of_family["iteration"]],
+                y=of_family["share"].tolist(),
+                name=str(name),
+                customdata=of_family["n"].tolist(),
+                marker={
+                    "color": color,
+                    "pattern": {"shape": pattern, "fgcolor": "white", "solidity": 0.25, "size": 7},
+                },
+                hovertemplate="%{y:.3f} (%{customdata} proposals)",
+            )
+        )
+    return _Panel(
+        "Families the policy chose" if by_policy else "Families of the uniform draws",
+        "share of each among " + ("the policy's own proposals" if by_policy else "all proposals"),
+        traces,
+        x="iteration",
+        y="share",
+        x_axis=axis,
+        y_axis={"range": [0, 1]},
+    )
+
+
+def _apart(own: pd.DataFrame) -> list[tuple[pd.DataFrame, bool]]:
+    """Training and test time, which no line joins, and whether each has a place in the legend."""
+    test = own["iteration"] == TEST_TIME
+    parts = [part for part in (own[~test], own[test]) if len(part)]
+    return [(part, index == 0) for index, part in enumerate(parts)]
+
+
+def _curve(
+    own: pd.DataFrame,
+    column: str,
+    name: str,
+    at: dict[int, int],
+    style: dict[str, str],
+    *,
+    legend: bool,
+    dash: str = "solid",
+) -> Any:
+    places = [at[i] for i in own["iteration"]]
+    curve = _line(places, own[column], name, style["color"], dash=dash, width=2.5, legend=legend)
+    curve.mode = "lines+markers"
+    curve.marker = {"symbol": style["symbol"], "size": 8, "color": style["color"]}
+    curve.legendgroup = name
+    return curve
+
+
+def _cell(measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return ""
+    count = measured["executed"]
+    star = f"{_STAR}{f' ×{count}' if count > 1 else ''} " if count else ""
+    share = f"{star}{measured['share']:.0%}"
+    gain = measured["accuracy_gain"]
+    lines = [
+        f"<b>{share}</b>" if count else share,
+        f"{measured['reward_rate']:.0%} rewarded",
+        "no score" if math.isnan(gain) else f"{100 * gain:+.1f} points",
+    ]
+    return "<br>".join(lines)
+
+
+def _map_layout(figure: Any, heading: Sequence[str], tasks: int, note: str) -> Any:
+    height = _MAP_TOP + max(1, tasks) * _CELL_HEIGHT + _MAP_BOTTOM
+    figure.update_layout(
+        template="plotly_white",
+        title={
+            "text": f"<b>{html.escape(heading[0])}</b><br>{_small(html.escape(heading[1]))}",
+            "x": 0.01,
+            "y": 1 - 30 / height,
+            "yanchor": "top",
+        },
+        meta=heading[0],
+        height=height,
+        margin={"t": _MAP_TOP, "b": _MAP_BOTTOM, "l": 90, "r": 90},
+        font={"size": 13, "color": "#222222"},
+    )
+    axis = {"type": "category", "dtick": 1, "ticks": "", "showgrid": False, "visible": tasks > 0}
+    figure.update_xaxes(side="top", automargin=True, **axis)
+    figure.update_yaxes(autorange="reversed", automargin=True, **axis)
+    figure.add_annotation(
+        text=note,
+        xref="paper",
+        yref="paper",
+        x=0,
+        y=0,
+        yshift=-15,
+        xanchor="left",
+        yanchor="top",
+        align="left",
+        showarrow=False,
+        font={"size": 12},
+    )
+    return figure

@@ -1,0 +1,409 @@
+"""What a policy chose and what it earned, from its rollouts.
+
+A rollout is one trial: a proposed strategy, whether it was valid, and what it did on D_val. All functions take a frame
+of rollouts of any number of tasks, iterations and methods, and count them together: give them one method's rows to look
+at one method.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import entropy
+
+from degaml_kedro.results.measures import ResultsError, wilson_interval
+from degaml_kedro.results.table import markdown
+
+# iterations of training count from 1
+TEST_TIME = 0
+SOURCES = ("policy", "uniform", "all")
+NOT_VALID = "not valid"
+RESAMPLES = 2000
+
+_TEXTS = ("task", "method", "source", "action", "family", "error")
+_INTEGERS = ("iteration", "round")
+_NUMBERS = (
+    "reward",
+    "accuracy_before",
+    "accuracy_after",
+    "log_probability_before",
+    "log_probability_after",
+    "seconds",
+)
+_FLAGS = ("valid", "executed")
+_ITERATION_COLUMNS = {
+    "iteration": "int64",
+    "source": "object",
+    "n": "int64",
+    "valid": "float64",
+    "reward_rate": "float64",
+    "reward_rate_low": "float64",
+    "reward_rate_high": "float64",
+    "family_entropy": "float64",
+    "family_entropy_share": "float64",
+    "action_entropy": "float64",
+    "seconds": "float64",
+    "errors": "int64",
+}
+_FAMILY_COLUMNS = {
+    "task": "object",
+    "family": "object",
+    "n": "int64",
+    "share": "float64",
+    "reward_rate": "float64",
+    "reward_rate_low": "float64",
+    "reward_rate_high": "float64",
+    "accuracy_gain": "float64",
+    "log_probability_gain": "float64",
+    "seconds": "float64",
+    "executed": "int64",
+}
+_SHARE_COLUMNS = {
+    "iteration": "int64",
+    "source": "object",
+    "family": "object",
+    "n": "int64",
+    "share": "float64",
+}
+_ITERATION_LEGEND = (
+    "Reward rate: share of proposals with a reward above 0, with its 95 % Wilson interval. Entropies are of valid "
+    "proposals, in nats; in parentheses as a share of the most that so many families allow. A small n alone makes them "
+    "small. 'test' is test time."
+)
+_FAMILY_LEGEND = "Share of the task's proposals, and how many of them were rewarded; * was executed at least once."
+
+
+def iteration_measures(rollouts: pd.DataFrame) -> pd.DataFrame:
+    """How well and how variedly each iteration chose.
+
+    Entropies are those of the observed shares among valid proposals, in nats. They cannot exceed ln n, so that a small
+    n alone makes them small: compare rows of like n.
+
+    Args:
+        rollouts: one row a trial.
+
+    Returns:
+        A row an iteration (test time last) and source (``policy``, ``uniform``, and ``all``), where there is any:
+        ``n``, ``valid`` (share), ``reward_rate`` (share of rewards above 0) with its 95 % Wilson interval
+        ``reward_rate_low`` and ``reward_rate_high``, ``family_entropy``, ``family_entropy_share`` (the same divided by
+        ln of the number of families in the whole frame; NaN for a single one), ``action_entropy`` (of whole
+        actions), ``seconds`` (mean) and ``errors`` (count). Entropies are NaN where nothing was valid.
+
+    Raises:
+        ResultsError: columns are missing.
+    """
+    frame = prepared(rollouts)
+    most = math.log(max(1, frame["family"].nunique()))
+    rows = []
+    for iteration, source, part in _by_source(frame):
+        valid = part[part["valid"]]
+        of_families = _entropy(valid["family"])
+        rows.append(
+            {
+                "iteration": iteration,
+                "source": source,
+                "n": len(part),
+                "valid": float(part["valid"].mean()),
+                **_reward_rate(part),
+                "family_entropy": of_families,
+                "family_entropy_share": of_families / most if most > 0 else math.nan,
+                "action_entropy": _entropy(valid["action"]),
+                "seconds": float(part["seconds"].mean()),
+                "errors": int(part["error"].notna().sum()),
+            }
+        )
+    return _typed(rows, _ITERATION_COLUMNS)
+
+
+def family_shares(rollouts: pd.DataFrame) -> pd.DataFrame:
+    """How often each iteration chose each family.
+
+    Args:
+        rollouts: one row a trial.
+
+    Returns:
+        A row an iteration, source (as in :func:`iteration_measures`) and family, 0 included: ``n`` and ``share``.
+        Proposals that were not valid are the family ``not valid``, if there is any in the frame; an iteration's shares
+        are 1 together.
+
+    Raises:
+        ResultsError: columns are missing.
+    """
+    frame = prepared(rollouts)
+    chosen = frame["family"].fillna(NOT_VALID)
+    names = [*families_of(frame), *([NOT_VALID] if (chosen == NOT_VALID).any() else [])]
+    rows = [
+        {
+            "iteration": iteration,
+            "source": source,
+            "family": family,
+            "n": int((chosen[part.index] == family).sum()),
+            "share": float((chosen[part.index] == family).mean()),
+        }
+        for iteration, source, part in _by_source(frame)
+        for family in names
+    ]
+    return _typed(rows, _SHARE_COLUMNS)
+
+
+def family_measures(rollouts: pd.DataFrame) -> pd.DataFrame:
+    """What each family did for each task.
+
+    Args:
+        rollouts: one row a trial.
+
+    Returns:
+        A row a task (as they come) and family (by name) that was proposed for it: ``n``, ``share`` (of all the task's
+        proposals; what is missing to 1 was not valid), ``reward_rate`` with its 95 % Wilson interval
+        ``reward_rate_low`` and ``reward_rate_high``, ``accuracy_gain`` and ``log_probability_gain`` (means of after
+        less before, where both are finite; NaN where there is none), ``seconds`` (mean) and ``executed`` (count).
+
+    Raises:
+        ResultsError: columns are missing.
+    """
+    frame = prepared(rollouts)
+    rows = []
+    for task, of_task in frame.groupby("task", sort=False):
+        for family, part in of_task.groupby("family"):
+            rows.append(
+                {
+                    "task": task,
+                    "family": family,
+                    "n": len(part),
+                    "share": len(part) / len(of_task),
+                    **_reward_rate(part),
+                    "accuracy_gain": _gain(part, "accuracy"),
+                    "log_probability_gain": _gain(part, "log_probability"),
+                    "seconds": float(part["seconds"].mean()),
+                    "executed": int(part["executed"].sum()),
+                }
+            )
+    return _typed(rows, _FAMILY_COLUMNS)
+
+
+def reward_rate_ratio(rollouts: pd.DataFrame, a: str, b: str) -> dict[str, Any]:
+    """How many times as often one method's first proposals earn a reward as another's.
+
+    Only the first round counts: later ones start from what the first one made. A stratum is a task (of a run, if there
+    is a column ``run``) that both methods worked on; a rate is the mean over strata, so that they weigh alike. The
+    interval is a percentile bootstrap over the rollouts of each stratum. It says how sure the rollouts make us, not how
+    other tasks would do.
+
+    Args:
+        rollouts: one row a trial; of test time, unless both methods ran in training.
+        a: the method in the numerator, a value of the column ``method``.
+        b: the method it is compared with.
+
+    Returns:
+        ``a``, ``b``, ``n_a``, ``n_b`` (rollouts), ``strata``, ``rate_a``, ``rate_b``, ``ratio``, ``low`` and ``high``
+        (95 %). Rates are None without a common stratum; ``ratio`` and both ends also where ``b`` earned nothing.
+        ``high`` alone is None where the interval has no upper end: more than 2.5 % of the resamples hold no reward of
+        ``b``.
+
+    Raises:
+        ResultsError: columns are missing.
+    """
+    frame = prepared(rollouts)
+    first = frame[(frame["round"] == 1) & frame["method"].isin([a, b])]
+    keys = ["run", "task"] if "run" in first else ["task"]
+    earned = first.assign(earned=first["reward"] > 0).groupby(["method", *keys])["earned"]
+    counts = earned.agg(["sum", "count"])
+    of = {
+        method: counts.xs(method) if method in counts.index.get_level_values(0) else counts.iloc[:0]
+        for method in (a, b)
+    }
+    both = [place for place in of[a].index if place in of[b].index]
+    result: dict[str, Any] = {"a": a, "b": b, "n_a": 0, "n_b": 0, "strata": len(both)}
+    nothing = dict.fromkeys(("rate_a", "rate_b", "ratio", "low", "high"))
+    if not both:
+        return {**result, **nothing}
+    rng = np.random.default_rng(0)
+    rates, draws = [], []
+    for name, method in (("n_a", a), ("n_b", b)):
+        n = of[method].loc[both, "count"].to_numpy(dtype=np.int64)
+        rate = of[method].loc[both, "sum"].to_numpy(dtype=np.int64) / n
+        result[name] = int(n.sum())
+        rates.append(float(rate.mean()))
+        # n rewards of 0 or 1 drawn again with replacement: a binomial number of ones
+        draws.append((rng.binomial(n, rate, size=(RESAMPLES, len(n))) / n).mean(axis=1))
+    result |= {"rate_a": rates[0], "rate_b": rates[1]}
+    if rates[1] == 0:
+        return {**nothing, **result}
+    low, high = _ratio_interval(*draws)
+    return {
+        **result,
+        "ratio": rates[0] / rates[1],
+        "low": low,
+        "high": high if math.isfinite(high) else None,
+    }
+
+
+def policy_text(rollouts: pd.DataFrame) -> str:
+    """Rollouts as a person reads them, in Markdown: how it went by iteration, then which families each task was given.
+
+    Args:
+        rollouts: one row a trial.
+
+    Raises:
+        ResultsError: columns are missing.
+    """
+    frame = prepared(rollouts)
+    if frame.empty:
+        return "There are no rollouts.\n"
+    rows = [
+        [
+            "iteration",
+            "source",
+            "n",
+            "valid",
+            "reward rate",
+            "entropy of families",
+            "entropy of actions",
+            "seconds",
+            "errors",
+        ]
+    ]
+    for row in iteration_measures(frame).itertuples():
+        rows.append(
+            [
+                iteration_name(row.iteration),
+                str(row.source),
+                str(row.n),
+                _number(row.valid),
+                f"{row.reward_rate:.2f} ({row.reward_rate_low:.2f}–{row.reward_rate_high:.2f})",
+                _with_share(row.family_entropy, row.family_entropy_share),
+                _number(row.action_entropy),
+                _number(row.seconds),
+                str(row.errors),
+            ]
+        )
+    methods = list(dict.fromkeys(frame["method"]))
+    text = [markdown(rows), _ITERATION_LEGEND]
+    if len(methods) > 1:
+        text.append(f"Counted together: {', '.join(map(str, methods))}.")
+    text += ["### Families", markdown(_share_rows(frame)), _FAMILY_LEGEND]
+    return "\n\n".join(text) + "\n"
+
+
+def prepared(rollouts: pd.DataFrame) -> pd.DataFrame:
+    """The columns that are measured here, with one type each whatever stored them, and rows numbered.
+
+    What is not valid has no family.
+
+    Args:
+        rollouts: one row a trial, or an empty frame.
+
+    Raises:
+        ResultsError: columns are missing.
+    """
+    columns = [*_TEXTS, *_INTEGERS, *_NUMBERS, *_FLAGS]
+    missing = [column for column in columns if column not in rollouts]
+    if missing and len(rollouts):
+        raise ResultsError(
+            f"the rollouts have no column {', '.join(missing)}; give the rows as they were recorded"
+        )
+    kept = [*columns, *(["run"] if "run" in rollouts else [])]
+    frame = rollouts.reindex(columns=kept).reset_index(drop=True)
+    for column in _INTEGERS:
+        frame[column] = frame[column].astype("int64")
+    for column in _NUMBERS:
+        # a column may hold None, NaN or NA where nothing was measured
+        frame[column] = frame[column].astype("Float64").astype("float64")
+    for column in _FLAGS:
+        frame[column] = frame[column].astype("boolean").fillna(False).astype("bool")
+    for column in _TEXTS:
+        frame[column] = frame[column].astype("object")
+    frame["family"] = frame["family"].where(frame["valid"])
+    return frame
+
+
+def families_of(rollouts: pd.DataFrame) -> list[str]:
+    """The families that were proposed at all, by name."""
+    return sorted(str(family) for family in rollouts["family"].dropna().unique())
+
+
+def iteration_name(iteration: Any) -> str:
+    """``3``, or ``test`` for test time."""
+    return "test" if iteration == TEST_TIME else f"{iteration}"
+
+
+def _by_source(frame: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]:
+    # test time comes after training
+    for iteration in sorted(frame["iteration"].unique(), key=lambda i: (i == TEST_TIME, i)):
+        of_iteration = frame[frame["iteration"] == iteration]
+        for source in SOURCES:
+            part = of_iteration
+            if source != "all":
+                part = of_iteration[of_iteration["source"] == source]
+            if len(part):
+                yield int(iteration), source, part
+
+
+def _typed(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
+    # an empty frame has the same types as a full one
+    return pd.DataFrame(rows, columns=list(columns)).astype(dict(columns))
+
+
+def _reward_rate(part: pd.DataFrame) -> dict[str, float]:
+    earned, n = int((part["reward"] > 0).sum()), len(part)
+    low, high = wilson_interval(earned, n)
+    return {"reward_rate": earned / n, "reward_rate_low": low, "reward_rate_high": high}
+
+
+def _entropy(chosen: pd.Series[Any]) -> float:
+    counts = chosen.value_counts().to_numpy()
+    return float(entropy(counts)) if len(counts) else math.nan
+
+
+def _gain(part: pd.DataFrame, score: str) -> float:
+    before, after = part[f"{score}_before"], part[f"{score}_after"]
+    known = np.isfinite(before) & np.isfinite(after)
+    return float((after[known] - before[known]).mean())
+
+
+def _ratio_interval(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % interval of a / b, [resamples] each.
+
+    SciPy's bootstrap interpolates between resamples and makes NaN of infinite ones; these ends are resamples. Nothing
+    over nothing may be any ratio: it counts as 0 for the lower end and as infinite for the upper one.
+    """
+    some = np.divide(a, b, out=np.full_like(a, math.inf), where=b > 0)
+    lower = np.sort(np.where((a == 0) & (b == 0), 0.0, some))
+    upper = np.sort(some)
+    return float(lower[math.ceil(0.025 * len(a)) - 1]), float(upper[math.ceil(0.975 * len(a)) - 1])
+
+
+def _share_rows(frame: pd.DataFrame) -> Sequence[Sequence[str]]:
+    names = families_of(frame)
+    parts = [part for _, part in frame.groupby("task", sort=False)]
+    if len(parts) > 1:
+        # which task a family was executed for has no meaning for all of them
+        parts.append(frame.assign(task="**all**", executed=False))
+    rows = [["task", "n", *names, NOT_VALID]]
+    for part in parts:
+        measured = family_measures(part).set_index("family")
+        cells = []
+        for name in names:
+            if name not in measured.index:
+                cells.append("0.00")
+                continue
+            found = measured.loc[name]
+            rewarded = round(found["reward_rate"] * found["n"])
+            star = "*" if found["executed"] else ""
+            cells.append(f"{star}{found['share']:.2f} ({rewarded}/{found['n']})")
+        invalid = f"{1 - part['valid'].mean():.2f}"
+        rows.append([str(part["task"].iloc[0]), str(len(part)), *cells, invalid])
+    return rows
+
+
+def _with_share(value: float, share: float) -> str:
+    return _number(value) if math.isnan(share) else f"{value:.2f} ({share:.2f})"
+
+
+def _number(value: Any) -> str:
+    return "" if pd.isna(value) else f"{value:.2f}"

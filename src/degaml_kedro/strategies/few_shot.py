@@ -1,0 +1,66 @@
+"""``sft``: supervised fine-tuning on the support examples, an optional extension (not in the paper).
+
+    θ <- θ - η ∇ mean over answer tokens of -log p_θ(y | x)
+
+It is the worked example of a family of one's own: it sees answers, and says so by the type of what it is given. A
+family that sees answers is never scored on examples that it was trained on (see ``policy/trial.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+from pydantic import Field
+
+from degaml_kedro.llm.finetune import AnswerSequence, answer_sequences, batch_indices
+from degaml_kedro.parameters import Parameters, Phase, TrainingParameters
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.strategies.registry import Offered, family
+from degaml_kedro.strategies.seen import Labeled
+from degaml_kedro.strategies.state import AdaptedState
+from degaml_kedro.strategies.ttt import train
+from degaml_kedro.strategies.workbench import Workbench
+
+
+class FewShot(Parameters):
+    """Gradient steps on the support answers."""
+
+    steps: Annotated[int, Field(ge=1, le=100), Offered(2, 5, 10, 15, 20, 30, 50)]
+    learning_rate: Annotated[
+        float, Field(ge=1e-6, le=1e-2), Offered(1e-5, 3e-5, 1e-4, 3e-4, 5e-4, 1e-3)
+    ]
+    batch_size: Annotated[int, Field(ge=1, le=32), Offered(2, 4, 8)]
+
+
+@family("sft", "train on the answers", FewShot)
+def refine(
+    bench: Workbench, state: AdaptedState, seen: Labeled, config: FewShot, seed: int
+) -> AdaptedState:
+    """Train every member on the answers.
+
+    Args:
+        bench: the model.
+        state: what is refined.
+        seen: labeled examples.
+        config: steps, learning rate, batch size.
+        seed: decides the order of the examples.
+
+    Raises:
+        TrainingError: the loss stops being finite.
+    """
+    sequences = answer_sequences(bench.base, seen.examples, bench.prompt, bench.scoring.mode)
+    training = TrainingParameters(
+        phases=(Phase(steps=config.steps, learning_rate=config.learning_rate),),
+        batch_size=config.batch_size,
+    )
+    own = derive_seed(seed, "sft")
+
+    def batch(step: int) -> list[AnswerSequence]:
+        return [sequences[i] for i in batch_indices(len(sequences), training, step, own)]
+
+    members = tuple(
+        replace(member, adapter=train(bench, member.adapter, batch, training))
+        for member in state.members
+    )
+    return replace(state, members=members)

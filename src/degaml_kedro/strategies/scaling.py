@@ -1,0 +1,149 @@
+"""``tts``: test-time scaling, several adapters from several prompt batches (F.1; Zhang et al., 2025).
+
+Routers pick one member k a question q, the one whose prompt batch {e_1 … e_N} is nearest to the question's embedding:
+
+    avg_sim_score     argmin_k mean_i d(e_q, e_i)        avg_prompt_embed   argmin_k d(e_q, mean_i e_i)
+
+Ensembles ask all members, in one batched forward pass, and combine p_k(o | q) over the options o:
+
+    max_confidence    the member with the largest max_o p_k
+    majority_vote     the option that most members prefer; ties by the next
+    sum_logprobs      argmax_o sum_k log p_k(o | q)
+
+Shapes: K members, N prompts in a batch, Q questions, C width of the prompt encoder, O options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.special import log_softmax
+from torch import Tensor
+
+from degaml_kedro.parameters import Parameters
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.strategies.registry import Offered, family
+from degaml_kedro.strategies.seen import Prompts
+from degaml_kedro.strategies.state import AdaptedState, Distance, Member, Steering, Vote
+from degaml_kedro.strategies.workbench import StrategyError, Workbench
+
+Scores = NDArray[np.float64]
+
+
+class Scaling(Parameters):
+    """How many members there are, and how they answer together."""
+
+    num_prompt_batches: Annotated[int, Field(ge=1, le=20), Offered(2, 3, 4, 6, 8, 12, 20)]
+    method: Literal[
+        "avg_sim_score", "avg_prompt_embed", "max_confidence", "majority_vote", "sum_logprobs"
+    ]
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+
+
+@family("tts", "ask several adapters", Scaling)
+def refine(
+    bench: Workbench, state: AdaptedState, seen: Prompts, config: Scaling, seed: int
+) -> AdaptedState:
+    """Put fresh adapters beside those that are there.
+
+    Args:
+        bench: makes fresh adapters.
+        state: its members stay, as many as are asked for.
+        seen: not needed: the generator's prompts are the workbench's.
+        config: how many members, and how they vote.
+        seed: decides the prompt batches.
+
+    Raises:
+        StrategyError: there is no generator to make adapters, or a router has no prompt batch to compare with.
+    """
+    del seen
+    members = list(state.members[: config.num_prompt_batches])
+    if len(members) < config.num_prompt_batches and bench.draw is None:
+        raise StrategyError("there is no generator here that could make more adapters")
+    own = derive_seed(seed, "tts")
+    while len(members) < config.num_prompt_batches:
+        assert bench.draw is not None
+        bench.check_time()
+        members.append(bench.draw(own, len(members)))
+    vote = Vote(config.method, config.distance)
+    if vote.method.startswith("avg_") and any(member.prompts is None for member in members):
+        raise StrategyError(
+            f"{config.method} compares prompt batches, and an adapter here was not generated from one"
+        )
+    return replace(
+        state, members=tuple(members), vote=vote, steering=_spread(state.steering, len(members))
+    )
+
+
+def _spread(steering: Steering | None, members: int) -> Steering | None:
+    """A task's vectors for more members: those that are new get the mean of the others'."""
+    if steering is None or steering.vectors is None:
+        return steering
+    vectors = steering.vectors[:members]
+    fresh = vectors.mean(dim=0, keepdim=True).expand(members - len(vectors), -1)
+    return replace(steering, vectors=torch.cat([vectors, fresh]))
+
+
+def route(members: Sequence[Member], vote: Vote, questions: Tensor) -> list[int]:
+    """The member that answers each question.
+
+    Args:
+        members: K, each with the embeddings of its prompt batch [N, C].
+        vote: a router.
+        questions: sentence embeddings [Q, C].
+
+    Returns:
+        Indices of members, [Q]; the first of equals.
+    """
+    columns = []
+    for member in members:
+        assert member.prompts is not None
+        if vote.method == "avg_prompt_embed":
+            center = member.prompts.mean(dim=0, keepdim=True)
+            columns.append(_distances(questions, center, vote.distance)[:, 0])
+        else:
+            columns.append(_distances(questions, member.prompts, vote.distance).mean(dim=1))
+    chosen: list[int] = torch.stack(columns, dim=1).argmin(dim=1).tolist()
+    return chosen
+
+
+def _distances(a: Tensor, b: Tensor, distance: Distance) -> Tensor:
+    """[Q, N] between rows of a [Q, C] and of b [N, C]."""
+    if distance == "cosine":
+        normal = torch.nn.functional.normalize
+        return 1 - normal(a, dim=-1) @ normal(b, dim=-1).T
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def combine(scores: Sequence[Sequence[float]], method: str) -> tuple[float, ...]:
+    """One question's options scored by all members together.
+
+    Args:
+        scores: log-probabilities by member, [K, O], each member's up to a constant of its own.
+        method: an ensemble.
+
+    Returns:
+        Log-probabilities [O] whose largest is the ensemble's answer.
+
+    Raises:
+        StrategyError: the method is none of an ensemble.
+    """
+    log_p: Scores = log_softmax(np.asarray(scores, dtype=np.float64), axis=1)
+    pooled: Scores = log_softmax(log_p.sum(axis=0))
+    if method == "sum_logprobs":
+        found = pooled
+    elif method == "max_confidence":
+        found = log_p[log_p.max(axis=1).argmax()]
+    elif method == "majority_vote":
+        votes = np.bincount(log_p.argmax(axis=1), minlength=log_p.shape[1])
+        # the pooled probabilities are worth one vote together, so they decide between equals
+        found = np.log((votes + np.exp(pooled) + 1e-12) / (len(log_p) + 1))
+    else:
+        raise StrategyError(f"'{method}' is no ensemble")
+    return tuple(found.tolist())

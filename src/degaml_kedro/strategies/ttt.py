@@ -1,0 +1,110 @@
+"""``ttt``: test-time training on unlabelled prompts (F.1; Hu et al., 2025).
+
+    θ <- θ - η ∇ mean over prompts' tokens of -log p_θ(x_t | x_<t)
+
+The prompt's tokens alone: no option and no answer is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Annotated
+
+from pydantic import Field
+
+from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.llm.finetune import AnswerSequence, batch_indices, train_on_batches
+from degaml_kedro.llm.prompting import render_prompt
+from degaml_kedro.parameters import Parameters, Phase, TrainingParameters
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.strategies.registry import Offered, family
+from degaml_kedro.strategies.seen import Prompts
+from degaml_kedro.strategies.state import AdaptedState
+from degaml_kedro.strategies.workbench import StrategyError, Workbench
+
+
+class TestTimeTraining(Parameters):
+    """Gradient steps on the prompts' perplexity."""
+
+    # not a test class, whatever pytest makes of its name
+    __test__ = False
+
+    ttl_steps: Annotated[int, Field(ge=1, le=50), Offered(1, 2, 3, 5, 8, 10, 15, 25, 50)]
+    learning_rate: Annotated[
+        float, Field(ge=1e-6, le=1e-3), Offered(1e-6, 1e-5, 5e-5, 1e-4, 3e-4, 1e-3)
+    ]
+    batch_size: Annotated[int, Field(ge=1, le=32), Offered(1, 2, 4, 8, 16, 32)]
+    shuffle_data: bool
+
+
+@family("ttt", "train on the prompts", TestTimeTraining)
+def refine(
+    bench: Workbench, state: AdaptedState, seen: Prompts, config: TestTimeTraining, seed: int
+) -> AdaptedState:
+    """Train every member on the prompts.
+
+    Args:
+        bench: the model.
+        state: what is refined.
+        seen: the prompts.
+        config: steps, learning rate, batch size, and whether every pass has an order of its own.
+        seed: decides these orders.
+
+    Raises:
+        StrategyError: no prompt is longer than one token, so there is nothing to predict.
+        TrainingError: the loss stops being finite.
+    """
+    sequences = prompt_sequences(bench, seen)
+    if not sequences:
+        raise StrategyError("every prompt is one token long; there is nothing to predict in it")
+    training = TrainingParameters(
+        phases=(Phase(steps=config.ttl_steps, learning_rate=config.learning_rate),),
+        batch_size=config.batch_size,
+    )
+    own = derive_seed(seed, "ttt")
+
+    def batch(step: int) -> list[AnswerSequence]:
+        if config.shuffle_data:
+            chosen = batch_indices(len(sequences), training, step, own)
+        else:
+            first = (step - 1) * config.batch_size
+            chosen = [(first + i) % len(sequences) for i in range(config.batch_size)]
+        return [sequences[i] for i in chosen]
+
+    members = tuple(
+        replace(member, adapter=train(bench, member.adapter, batch, training))
+        for member in state.members
+    )
+    return replace(state, members=members)
+
+
+def prompt_sequences(bench: Workbench, seen: Prompts) -> list[AnswerSequence]:
+    """Every prompt as a sequence whose tokens, all but the first, are predicted."""
+    texts = [render_prompt(question, bench.prompt, bench.base) for question in seen.questions]
+    special = bench.prompt.format == "plain"
+    rows = bench.base.tokenizer(texts, add_special_tokens=special).input_ids
+    return [AnswerSequence(tuple(ids), len(ids) - 1) for ids in rows if len(ids) > 1]
+
+
+def train(
+    bench: Workbench,
+    start: Adapter,
+    batch: Callable[[int], Sequence[AnswerSequence]],
+    training: TrainingParameters,
+) -> Adapter:
+    """The adapter after all steps, with an eye on the clock.
+
+    Args:
+        bench: the model, the clock and the meter.
+        start: where the adapter starts.
+        batch: a step's batch.
+        training: the steps.
+    """
+    adapter = start
+    for step in train_on_batches(bench.base, batch, training, start):
+        bench.meter.forward += step.tokens
+        bench.meter.backward += step.tokens
+        bench.check_time()
+        adapter = step.adapter
+    return adapter

@@ -1,0 +1,76 @@
+"""What strategies work with: the frozen model, how questions become text, and fresh adapters of the task.
+
+There is no task data in it. What a family sees of a task is handed to it separately (see ``seen.py``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.parameters import PromptParameters, ScoringParameters
+from degaml_kedro.strategies.state import Member
+from degaml_kedro.tasks.example import Question
+
+
+class StrategyError(DegamlError):
+    """A strategy that cannot be carried out."""
+
+
+class OutOfTimeError(DegamlError):
+    """The wall-clock budget of a task is used up."""
+
+
+@dataclass
+class Meter:
+    """Tokens that the base model computed.
+
+    Attributes:
+        forward: in forward passes.
+        backward: in backward passes.
+    """
+
+    forward: int = 0
+    backward: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Both."""
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True, eq=False)
+class Workbench:
+    """What strategies work with.
+
+    Attributes:
+        base: the frozen model.
+        prompt: how a question becomes text.
+        scoring: how answers are scored, in the task's mode.
+        draw: (seed, number) -> a fresh adapter of the task with its prompt batch; None where there is no generator.
+        embed: sentence embeddings of questions, float32 [Q, C] of length 1; None where there is no encoder.
+        meter: counts tokens.
+        deadline: on ``time.monotonic``; None for no budget.
+    """
+
+    base: BaseModel
+    prompt: PromptParameters
+    scoring: ScoringParameters
+    draw: Callable[[int, int], Member] | None = None
+    embed: Callable[[Sequence[Question]], Tensor] | None = None
+    meter: Meter = field(default_factory=Meter)
+    deadline: float | None = None
+
+    def check_time(self) -> None:
+        """Families call this between steps.
+
+        Raises:
+            OutOfTimeError: the budget is used up.
+        """
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise OutOfTimeError("the wall-clock budget of this task is used up")

@@ -1,0 +1,669 @@
+"""Rollouts: killed at any byte, the next run goes on from the last whole row and ends in the same file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kedro.io import DataCatalog, DatasetError
+from kedro.pipeline import node, pipeline
+from kedro.runner import ParallelRunner, SequentialRunner, ThreadRunner
+
+from degaml_kedro.io import atomic
+from degaml_kedro.io import rollouts as module
+from degaml_kedro.io.atomic import StoredDataError
+from degaml_kedro.io.rollouts import (
+    NULLABLE_COLUMNS,
+    ROLLOUT_COLUMNS,
+    RolloutRows,
+    RolloutsChunk,
+    RolloutsDataset,
+    RolloutsEnd,
+    RolloutsResumeDataset,
+    RolloutsStart,
+    RolloutsState,
+)
+from tests.io.sending import sent
+
+TOTAL = 4
+
+
+def row(number: int, **changes: Any) -> dict[str, Any]:
+    """A trial; every second one is not valid and never ran."""
+    ran = number % 2 == 0
+    made: dict[str, Any] = {
+        "task": "capitals",
+        "method": "degaml",
+        "iteration": 1,
+        "round": 0,
+        "rollout": number,
+        "source": "policy" if ran else "uniform",
+        "state": f"task\nnumber {number} – ä",
+        "action": '{"family": "ttt", "ttl_steps": 5}' if ran else "gibberish \x00\u2028",
+        "family": "ttt" if ran else None,
+        "valid": ran,
+        "reward": float(ran),
+        "accuracy_before": 0.1 + number,
+        "accuracy_after": 0.3 if ran else None,
+        "log_probability_before": -1.5,
+        "log_probability_after": math.nan if ran else None,
+        "n": 20,
+        "seconds": 1 / 3,
+        "tokens": 12345,
+        "seed": 2**63 - 1 - number,
+        "executed": ran,
+        "error": None if ran else "not JSON",
+    }
+    return made | changes
+
+
+def trials(
+    resume: RolloutsState | None, fingerprint: str = "one", total: int = TOTAL
+) -> Iterator[RolloutsChunk]:
+    """What a node yields."""
+    if resume is not None and resume.fingerprint != fingerprint:
+        resume = None
+    if resume is not None and resume.complete:
+        yield RolloutsEnd()
+        return
+    done = len(resume.rows) if resume else 0
+    yield RolloutsStart(fingerprint, done)
+    for number in range(done, total):
+        yield RolloutRows([row(number)])
+    yield RolloutsEnd()
+
+
+def run(path: Path, **options: Any) -> int:
+    """What Kedro does with the node; how many rows it made."""
+    dataset, made = RolloutsDataset(filepath=path), 0
+    for chunk in trials(RolloutsResumeDataset(filepath=path).load(), **options):
+        dataset.save(chunk)
+        made += isinstance(chunk, RolloutRows)
+    return made
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality to the type and the bit."""
+    if isinstance(one, float) and isinstance(other, float):
+        return one.hex() == other.hex()
+    return type(one) is type(other) and one == other
+
+
+def assert_rows(found: Any, expected: list[dict[str, Any]]) -> None:
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert list(mine) == list(ROLLOUT_COLUMNS)
+        different = [name for name in theirs if not same(mine[name], theirs[name])]
+        assert different == []
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "capitals.rollouts.parquet"
+
+
+@pytest.fixture
+def partial(path: Path) -> Path:
+    return path.with_name("capitals.rollouts.parquet.partial.jsonl")
+
+
+@pytest.fixture
+def dataset(path: Path) -> RolloutsDataset:
+    return RolloutsDataset(filepath=path)
+
+
+@pytest.fixture
+def resume(path: Path) -> RolloutsResumeDataset:
+    return RolloutsResumeDataset(filepath=path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The finished file of a run that nothing happened to."""
+    path = tmp_path_factory.mktemp("whole") / "r.parquet"
+    run(path)
+    return path.read_bytes()
+
+
+# --- round trips ----------------------------------------------------------------------------------
+
+
+def test_rows_are_on_the_disk_when_save_returns(
+    dataset: RolloutsDataset, resume: RolloutsResumeDataset, partial: Path
+) -> None:
+    assert resume.load() is None
+    assert not resume.exists()
+    dataset.save(RolloutsStart("one", 0))
+    lines = partial.read_bytes().splitlines()
+    assert json.loads(lines[0]) == {"format": 1, "fingerprint": "one"}
+    for number in range(3):
+        dataset.save(RolloutRows([row(number)]))
+        assert len(partial.read_bytes().split(b"\n")) == number + 3
+        found = resume.load()
+        assert found is not None
+        assert (found.fingerprint, found.complete) == ("one", False)
+        assert_rows(found.rows, [row(n) for n in range(number + 1)])
+    assert resume.exists()
+    assert not dataset.exists()
+
+
+def test_every_piece_is_brought_to_the_disk(
+    dataset: RolloutsDataset, partial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    original = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    dataset.save(RolloutsStart("one", 0))
+    assert partial.stat().st_size in synced
+    for number in range(2):
+        dataset.save(RolloutRows([row(number)]))
+        assert synced[-1] == partial.stat().st_size
+
+
+def test_the_end_makes_the_file_and_leaves_nothing_else(
+    dataset: RolloutsDataset, resume: RolloutsResumeDataset, path: Path
+) -> None:
+    for chunk in trials(None):
+        dataset.save(chunk)
+    assert dataset.exists()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    found = resume.load()
+    assert found is not None
+    assert (found.fingerprint, found.complete) == ("one", True)
+    assert_rows(found.rows, [row(number) for number in range(TOTAL)])
+    # a finished run tries nothing again
+    before = path.read_bytes()
+    assert run(path) == 0
+    assert path.read_bytes() == before
+
+
+def test_the_frame_has_the_columns_and_types_and_keeps_nan_apart_from_none(
+    dataset: RolloutsDataset, path: Path
+) -> None:
+    for chunk in trials(None):
+        dataset.save(chunk)
+    frame = dataset.load()
+    assert list(frame.columns) == list(ROLLOUT_COLUMNS)
+    assert frame["seed"].tolist() == [2**63 - 1 - number for number in range(TOTAL)]
+    assert frame["valid"].tolist() == [True, False, True, False]
+    assert frame["state"].tolist() == [row(number)["state"] for number in range(TOTAL)]
+    assert frame["action"].tolist() == [row(number)["action"] for number in range(TOTAL)]
+    assert frame["family"].isna().tolist() == [False, True, False, True]
+    assert frame["error"].isna().tolist() == [True, False, True, False]
+    assert frame["accuracy_after"].isna().tolist() == [False, True, False, True]
+    after = frame["log_probability_after"]
+    assert after.isna().tolist() == [False, True, False, True]
+    assert math.isnan(after[0])
+    # and any other tool reads it
+    plain = pd.read_parquet(path)
+    assert plain["seconds"].tolist() == [1 / 3] * TOTAL
+
+
+def test_no_rows_at_all_still_have_types(dataset: RolloutsDataset, path: Path) -> None:
+    run(path, total=0)
+    frame = dataset.load()
+    assert len(frame) == 0
+    types = frame.dtypes.astype(str).to_dict()
+    assert types["seed"] == types["n"] == "int64"
+    assert types["valid"] == types["executed"] == "bool"
+    assert types["reward"] == types["seconds"] == "float64"
+    assert types["accuracy_after"] == types["log_probability_after"] == "double[pyarrow]"
+    assert types["task"] == types["family"]
+    schema = pq.read_schema(path)
+    assert dict(zip(schema.names, schema.types, strict=True)) == ROLLOUT_COLUMNS
+    assert {field.name for field in schema if field.nullable} == NULLABLE_COLUMNS
+    assert schema.metadata[b"fingerprint"] == b"one"
+
+
+NUMBERS = st.floats(allow_nan=False) | st.sampled_from([math.nan, math.inf, -math.inf, -0.0])
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+KINDS: dict[pa.DataType, st.SearchStrategy[Any]] = {
+    pa.string(): TEXT,
+    pa.int64(): st.integers(-(2**63), 2**63 - 1),
+    pa.float64(): NUMBERS,
+    pa.bool_(): st.booleans(),
+}
+ROWS = st.fixed_dictionaries(
+    {
+        name: st.none() | KINDS[kind] if name in NULLABLE_COLUMNS else KINDS[kind]
+        for name, kind in ROLLOUT_COLUMNS.items()
+    }
+)
+
+
+@settings(max_examples=40)
+@given(rows=st.lists(ROWS, max_size=4), cut=st.integers(0, 4), fingerprint=TEXT)
+def test_any_row_comes_back_bit_for_bit_before_the_end_and_after(
+    rows: list[dict[str, Any]], cut: int, fingerprint: str
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "r.parquet"
+        dataset, resume = RolloutsDataset(filepath=path), RolloutsResumeDataset(filepath=path)
+        dataset.save(RolloutsStart(fingerprint, 0))
+        dataset.save(RolloutRows(rows[:cut]))
+        dataset.save(RolloutRows(rows[cut:]))
+        unfinished = resume.load()
+        dataset.save(RolloutsEnd())
+        finished = resume.load()
+        assert unfinished is not None
+        assert finished is not None
+        assert unfinished.fingerprint == finished.fingerprint == fingerprint
+        assert (unfinished.complete, finished.complete) == (False, True)
+        assert_rows(unfinished.rows, rows)
+        assert_rows(finished.rows, rows)
+        assert len(dataset.load()) == len(rows)
+
+
+def test_numbers_of_numpy_become_python_s_and_half_surrogates_their_escape(
+    dataset: RolloutsDataset, resume: RolloutsResumeDataset
+) -> None:
+    changes = {
+        "n": np.int32(5),
+        "reward": np.float32(0.5),
+        "valid": np.bool_(True),
+        "tokens": np.uint8(3),
+        "accuracy_before": 1,
+        "error": "no family '\ud800'",
+    }
+    dataset.save(RolloutsStart("one", 0))
+    dataset.save(RolloutRows([row(0, **changes)]))
+    dataset.save(RolloutsEnd())
+    found = resume.load()
+    assert found is not None
+    expected = {"n": 5, "reward": 0.5, "valid": True, "tokens": 3, "accuracy_before": 1.0}
+    assert_rows(found.rows, [row(0, **expected, error="no family '\\ud800'")])
+
+
+# --- killed ---------------------------------------------------------------------------------------
+
+
+def test_killed_at_any_byte_whole_rows_stay_and_the_end_is_the_same(
+    path: Path, partial: Path, whole: bytes, dataset: RolloutsDataset, resume: RolloutsResumeDataset
+) -> None:
+    for chunk in list(trials(None))[:-1]:
+        dataset.save(chunk)
+    dataset.release()
+    content = partial.read_bytes()
+    ends = [index + 1 for index, byte in enumerate(content) if byte == ord("\n")]
+    assert len(ends) == TOTAL + 1
+    for length in range(len(content) + 1):
+        partial.write_bytes(content[:length])
+        expected = sum(end <= length for end in ends) - 1
+        found = resume.load()
+        if expected < 0:
+            assert found is None
+        else:
+            assert found is not None
+            assert len(found.rows) == expected
+        # going on costs more, and only differs near a line's end
+        if any(abs(length - end) < 2 for end in (0, *ends)):
+            assert not dataset.exists()
+            assert run(path) == TOTAL - max(expected, 0)
+            assert path.read_bytes() == whole
+            assert not partial.exists()
+            path.unlink()
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_killed_again_and_again(data: st.DataObject, whole: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "r.parquet"
+        partial = Path(f"{path}.partial.jsonl")
+        resume = RolloutsResumeDataset(filepath=path)
+        for _ in range(3):
+            dataset = RolloutsDataset(filepath=path)
+            chunks = trials(resume.load())
+            for chunk in list(chunks)[: data.draw(st.integers(0, TOTAL + 1))]:
+                if not isinstance(chunk, RolloutsEnd):
+                    dataset.save(chunk)
+            dataset.release()
+            if partial.exists():
+                size = partial.stat().st_size
+                os.truncate(partial, size - data.draw(st.integers(0, min(size, 400))))
+        run(path)
+        assert path.read_bytes() == whole
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_killed_while_the_parquet_file_is_written(
+    path: Path, partial: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.os, "replace", full)
+        with pytest.raises((OSError, DatasetError), match="No space left"):
+            run(path)
+    assert not path.exists()
+    assert partial.exists()
+    assert run(path) == 0
+    assert path.read_bytes() == whole
+    assert not partial.exists()
+
+
+def test_killed_between_the_parquet_file_and_the_partial_one_s_end(
+    path: Path, partial: Path, whole: bytes, dataset: RolloutsDataset
+) -> None:
+    for chunk in list(trials(None))[:-1]:
+        dataset.save(chunk)
+    left = partial.read_bytes()
+    dataset.save(RolloutsEnd())
+    partial.write_bytes(left)
+    assert not dataset.exists()
+    assert run(path) == 0
+    assert dataset.exists()
+    assert path.read_bytes() == whole
+
+
+def test_fewer_rows_than_there_are_can_be_kept(
+    dataset: RolloutsDataset, resume: RolloutsResumeDataset
+) -> None:
+    for chunk in list(trials(None))[:-1]:
+        dataset.save(chunk)
+    again = RolloutsDataset(filepath=dataset._path)
+    again.save(RolloutsStart("one", 1))
+    again.save(RolloutRows([row(7)]))
+    found = resume.load()
+    assert found is not None
+    assert_rows(found.rows, [row(0), row(7)])
+
+
+@pytest.mark.parametrize("cut", [0, 30])
+def test_to_go_on_from_what_is_not_there_is_an_error(
+    dataset: RolloutsDataset, partial: Path, cut: int
+) -> None:
+    message = "another process has changed it meanwhile; run the same command again"
+    with pytest.raises(DatasetError, match=message):
+        dataset.save(RolloutsStart("one", 2))
+    for chunk in list(trials(None))[:2]:
+        dataset.save(chunk)
+    with pytest.raises(DatasetError, match=message):
+        dataset.save(RolloutsStart("one", 2))
+    with pytest.raises(DatasetError, match=message):
+        dataset.save(RolloutsStart("other", 1))
+    os.truncate(partial, cut)
+    with pytest.raises(DatasetError, match=message):
+        dataset.save(RolloutsStart("one", 1))
+
+
+def test_a_damaged_line_costs_it_and_what_follows(
+    path: Path,
+    partial: Path,
+    whole: bytes,
+    dataset: RolloutsDataset,
+    resume: RolloutsResumeDataset,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for chunk in list(trials(None))[:-1]:
+        dataset.save(chunk)
+    lines = partial.read_bytes().splitlines(keepends=True)
+    for bad in (
+        b"\x00" * 50 + b"\n",
+        b"\n",
+        b"[]\n",
+        lines[3].replace(b'"n"', b'"m"'),
+        lines[3].replace(b'"n": 20', b'"n": "20"'),
+        lines[3][:-20] + b"\n",
+    ):
+        partial.write_bytes(b"".join([*lines[:3], bad, *lines[4:]]))
+        caplog.clear()
+        found = resume.load()
+        assert found is not None
+        assert_rows(found.rows, [row(0), row(1)])
+        assert "damaged after 2 rows" in caplog.text
+        assert run(path) == 2
+        assert path.read_bytes() == whole
+        path.unlink()
+
+
+def test_what_changes_behind_the_writer_s_back_never_becomes_the_file(
+    path: Path, partial: Path, dataset: RolloutsDataset
+) -> None:
+    for chunk in list(trials(None))[:-1]:
+        dataset.save(chunk)
+    os.truncate(partial, partial.stat().st_size - 5)
+    with pytest.raises(DatasetError, match="not what was written"):
+        dataset.save(RolloutsEnd())
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "head", [b'{"format": 2, "fingerprint": "one"}', b'{"format": 1}', b"[]", b"\xff", b"[" * 99999]
+)
+def test_another_first_line_is_started_over(
+    path: Path,
+    partial: Path,
+    whole: bytes,
+    resume: RolloutsResumeDataset,
+    head: bytes,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    partial.parent.mkdir()
+    partial.write_bytes(head + b"\n")
+    assert resume.load() is None
+    assert "is started over" in caplog.text
+    assert run(path) == TOTAL
+    assert path.read_bytes() == whole
+
+
+def test_a_write_that_fails_lets_nothing_follow_a_half_line(
+    dataset: RolloutsDataset, resume: RolloutsResumeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for chunk in list(trials(None))[:2]:
+        dataset.save(chunk)
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "fsync", full)
+        with pytest.raises((OSError, DatasetError), match="No space left"):
+            dataset.save(RolloutRows([row(1)]))
+    with pytest.raises(DatasetError, match="RolloutsStart"):
+        dataset.save(RolloutRows([row(2)]))
+    found = resume.load()
+    assert found is not None
+    assert_rows(found.rows[:1], [row(0)])
+
+
+# --- fingerprints ---------------------------------------------------------------------------------
+
+
+def test_another_fingerprint_starts_over(
+    path: Path, partial: Path, dataset: RolloutsDataset, resume: RolloutsResumeDataset
+) -> None:
+    for chunk in list(trials(None))[:3]:
+        dataset.save(chunk)
+    dataset.release()
+    assert run(path, fingerprint="two") == TOTAL
+    found = resume.load()
+    assert found is not None
+    assert (found.fingerprint, found.complete) == ("two", True)
+    # the finished file goes before its successor begins: a killed run must not leave both
+    dataset.save(RolloutsStart("three", 0))
+    assert not path.exists()
+    assert partial.exists()
+
+
+def test_the_same_fingerprint_keeps_the_file_until_its_successor_is_whole(
+    path: Path, whole: bytes, dataset: RolloutsDataset
+) -> None:
+    run(path)
+    dataset.save(RolloutsStart("one", 0))
+    assert path.read_bytes() == whole
+    assert not dataset.exists()
+    dataset.save(RolloutRows([row(0)]))
+    dataset.save(RolloutsEnd())
+    assert len(dataset.load()) == 1
+
+
+def test_an_end_alone_removes_leftovers_of_what_is_complete(
+    path: Path, partial: Path, whole: bytes, dataset: RolloutsDataset
+) -> None:
+    run(path)
+    partial.write_bytes(b'{"form')
+    assert not dataset.exists()
+    assert run(path) == 0
+    assert dataset.exists()
+    assert path.read_bytes() == whole
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [RolloutRows([row(0)]), RolloutsEnd()])
+def test_a_start_comes_first(dataset: RolloutsDataset, path: Path, chunk: RolloutsChunk) -> None:
+    with pytest.raises(DatasetError, match="before its RolloutsStart; yield that first"):
+        dataset.save(chunk)
+    assert not path.parent.exists()
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "missing": ({k: v for k, v in row(0).items() if k not in ("n", "seed")}, "without n, seed"),
+    "unknown": (row(0, colour=1, shape=2), "with the unknown colour, shape"),
+    "both": (
+        {k: v for k, v in row(0, colour=1).items() if k != "n"},
+        "without n and with the unknown colour",
+    ),
+    "no mapping": ([1], "it is a list, not a mapping"),
+    "None": (row(0, reward=None), r"its reward is None \(NoneType\), not double"),
+    "text for a number": (row(0, n="20"), r"its n is '20' \(str\), not int64"),
+    "a fraction": (row(0, n=20.5), r"its n is 20.5 \(float\), not int64"),
+    "a truth for a number": (row(0, n=True), r"its n is True \(bool\), not int64"),
+    "a truth for a fraction": (row(0, reward=np.bool_(True)), "its reward is .*, not double"),
+    "a number for a truth": (row(0, valid=1), r"its valid is 1 \(int\), not bool"),
+    "a number for text": (row(0, state=1), r"its state is 1 \(int\), not string"),
+    "a seed of 64 bits": (row(0, seed=2**63), r"its seed is 9223372036854775808"),
+    "too large": (row(0, reward=10**400), r"its reward is 1000.*\(int\), not double"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_row_that_is_none_is_named_and_nothing_of_its_piece_is_written(
+    dataset: RolloutsDataset, partial: Path, path: Path, what: str
+) -> None:
+    wrong, message = WRONG[what]
+    dataset.save(RolloutsStart("one", 0))
+    before = partial.read_bytes()
+    with pytest.raises(DatasetError, match=message) as caught:
+        dataset.save(RolloutRows([row(0), wrong]))
+    assert str(path) in str(caught.value)
+    assert partial.read_bytes() == before
+
+
+def other_columns(path: Path) -> None:
+    table = pa.table({"a": [1]})
+    pq.write_table(table.replace_schema_metadata({"format": "1", "fingerprint": "one"}), path)
+
+
+def other_format(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({"format": "2", "fingerprint": "one"}), path)
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    where = content.find(b"number 1") if b"number 1" in content else 200
+    content[where] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:100]),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(b"PAR1" + b"\xff" * 60 + b"PAR1"),
+        lambda path: pd.DataFrame({"a": [1]}).to_parquet(path),
+        other_columns,
+        other_format,
+        flipped,
+    ],
+)
+def test_a_damaged_file_is_named_with_the_way_out(
+    dataset: RolloutsDataset, resume: RolloutsResumeDataset, path: Path, whole: bytes, damage: Any
+) -> None:
+    run(path)
+    damage(path)
+    for one in (dataset, resume):
+        with pytest.raises(DatasetError, match="delete it, then `kedro run") as caught:
+            one.load()
+        assert str(path) in str(caught.value)
+        assert isinstance(caught.value.__cause__, StoredDataError)
+    path.unlink()
+    assert run(path) == TOTAL
+    assert path.read_bytes() == whole
+
+
+def test_a_file_that_is_not_there_is_named(dataset: RolloutsDataset) -> None:
+    with pytest.raises(DatasetError, match="is not there; `kedro run --only-missing-outputs`"):
+        dataset.load()
+
+
+def test_the_resume_dataset_is_read_only(resume: RolloutsResumeDataset) -> None:
+    with pytest.raises(DatasetError, match="rollouts' dataset"):
+        resume.save(object())  # type: ignore[arg-type]
+
+
+# --- as Kedro uses them ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runner", [SequentialRunner, ThreadRunner, ParallelRunner])
+def test_every_runner_writes_the_same_bytes(tmp_path: Path, whole: bytes, runner: Any) -> None:
+    from kedro.io import SharedMemoryDataCatalog
+
+    datasets: dict[str, Any] = {}
+    for letter in "ab":
+        datasets[f"{letter}.rollouts"] = RolloutsDataset(filepath=tmp_path / f"{letter}.parquet")
+        datasets[f"{letter}.resume"] = RolloutsResumeDataset(
+            filepath=tmp_path / f"{letter}.parquet"
+        )
+    datasets["a.rollouts"].save(RolloutsStart("one", 0))
+    datasets["a.rollouts"].save(RolloutRows([row(0)]))
+    datasets["a.rollouts"].release()
+    steps = pipeline([node(trials, f"{x}.resume", f"{x}.rollouts", name=x) for x in "ab"])
+    kind = SharedMemoryDataCatalog if runner is ParallelRunner else DataCatalog
+    runner().run(steps, kind(datasets), only_missing_outputs=True)
+    assert [(tmp_path / f"{x}.parquet").read_bytes() for x in "ab"] == [whole] * 2
+
+
+def test_they_can_be_sent_to_another_process(
+    dataset: RolloutsDataset, resume: RolloutsResumeDataset, path: Path, whole: bytes
+) -> None:
+    there = sent(dataset)
+    for chunk in trials(sent(resume).load()):
+        there.save(chunk)
+    assert path.read_bytes() == whole
+    # and a file that is open stays where it is
+    dataset.save(RolloutsStart("two", 0))
+    assert sent(dataset)._file is None
+    dataset.release()
+    assert dataset._file is None
+
+
+def test_descriptions_name_the_file(
+    dataset: RolloutsDataset, resume: RolloutsResumeDataset, path: Path
+) -> None:
+    assert str(path) in str(dataset)
+    assert str(path) in str(resume)
