@@ -263,6 +263,94 @@ class GeneratorParameters(Parameters):
     score_seen: bool = False
 
 
+# --- policy ---------------------------------------------------------------------------------------
+
+
+class RewardParameters(Parameters):
+    """What a trial earns."""
+
+    # improvement: 1 where the score is strictly better than the initialization's, else 0 (the paper's, made strict);
+    # utility: gain in accuracy minus a price per second
+    kind: Literal["improvement", "utility"] = "improvement"
+    # what decides between equal accuracies
+    tie_break: Literal["log_probability", "none"] = "log_probability"
+    # accuracy points (0 to 1) that a second is worth, for `utility`
+    price_per_second: float = Field(0.0, ge=0, le=1.0)
+    # share of trials whose reward is turned over, for studies of robustness; only while a policy is trained
+    noise: float = Field(0.0, ge=0, le=0.5)
+
+
+class RolloutParameters(Parameters):
+    """Trials on a meta-train task in one iteration."""
+
+    # per task and iteration
+    count: int = Field(ge=1, le=100_000)
+    # proposals that are written together and see the same history
+    at_once: int = Field(4, ge=1, le=1024)
+    # D_val: how many validation examples a trial is scored on
+    examples: int = Field(20, ge=1)
+    # whether every trial draws its own D_val
+    resample: bool = True
+    # wall-clock budget of a task and iteration; trials that it leaves no time for are not made
+    seconds: float | None = Field(None, gt=0)
+
+
+class SearchParameters(Parameters):
+    """Test time: trials on the support examples of a new task."""
+
+    # T: the best strategy of a round is executed, and the next round starts from there
+    rounds: int = Field(2, ge=1, le=100)
+    proposals: int = Field(4, ge=1, le=1024)
+    # D_val: at most so many of the support examples are scored in a trial
+    examples: int = Field(200, ge=1)
+    # stop when a round has executed nothing
+    early_stop: bool = True
+    # wall-clock budget of a task
+    seconds: float | None = Field(None, gt=0)
+
+
+class PolicyTraining(Parameters):
+    """The policy's supervised step on rewarded actions (F.2)."""
+
+    epochs: int = Field(8, ge=1, le=1000)
+    learning_rate: float = Field(5.0e-5, gt=0, le=1.0)
+    batch_size: int = Field(8, ge=1, le=65536)
+    weight_decay: float = Field(0.0, ge=0)
+    max_gradient_norm: float = Field(1.0, gt=0)
+    # where an iteration's training starts: the policy before it, or the untrained one (ReST^EM as published)
+    start: Literal["previous", "untrained"] = "previous"
+    # which rewarded actions it learns from: this iteration's, or all so far
+    learn_from: Literal["iteration", "all"] = "iteration"
+    # at most so many of them, drawn evenly over tasks
+    max_actions: int = Field(100_000, ge=1)
+
+
+Limits = tuple[float | bool | str, ...]
+
+
+class PolicyParameters(Parameters):
+    """The adaptation module."""
+
+    # None: the base model
+    model: BaseModelParameters | None = None
+    lora: LoraParameters = LoraParameters(rank=16, alpha=32.0)
+    # which generator's adapters are refined; None: the first variant
+    variant: Name | None = None
+    # the action space: families, and by field narrower bounds than the family's own: [low, high], or the values allowed
+    families: dict[Name, dict[str, Limits]] = Field(min_length=1)
+    # iterations of ReST^EM
+    iterations: int = Field(20, ge=1, le=10_000)
+    rollouts: RolloutParameters
+    # share of proposals drawn uniformly in the first iteration; it falls in a line to 0 after the last
+    exploration: float = Field(0.5, ge=0, le=1.0)
+    temperature: float = Field(1.0, ge=0, le=100.0)
+    reward: RewardParameters = RewardParameters()
+    training: PolicyTraining
+    search: SearchParameters
+    # strategies that `oracle_strategy` scores on the test split, beside those that other methods chose
+    oracle_candidates: int = Field(10, ge=1, le=10_000)
+
+
 # --- tasks ----------------------------------------------------------------------------------------
 
 
@@ -337,6 +425,7 @@ def task_scoring(
 
 PLAIN_METHODS = ("base", "no_meta_train", "pooled", "mean_adapter")
 GENERATED = ("generalization_only", "other_prompts")
+ADAPTED = ("degaml", "random_policy", "oracle_strategy")
 
 
 class ProjectParameters(Parameters):
@@ -354,8 +443,11 @@ class ProjectParameters(Parameters):
     no_meta_train: TrainingParameters
     # used where a method needs it
     generator: GeneratorParameters | None = None
+    policy: PolicyParameters | None = None
     # base, no_meta_train, pooled, mean_adapter, generalization_only, and generalization_only of another variant
-    # (generalization_only_NAME); other_prompts and other_prompts_NAME are the control with another task's prompts
+    # (generalization_only_NAME); other_prompts and other_prompts_NAME are the control with another task's prompts.
+    # degaml refines what the generator made by strategies that the policy chooses; random_policy draws as many
+    # uniformly; oracle_strategy chooses by the test split: a bound, no result
     methods: tuple[str, ...] = Field(min_length=1)
     tasks: dict[Name, TaskParameters]
     meta_train: tuple[Name, ...] = Field(min_length=1)
@@ -376,6 +468,8 @@ class ProjectParameters(Parameters):
         if self.generator is None:
             return ()
         wanted = set(self.generated_methods.values())
+        if self.adapted_methods:
+            wanted.add(self.policy_variant)
         return tuple(name for name in self.generator.variants if name in wanted)
 
     def _variant_of(self, method: str) -> str:
@@ -389,7 +483,24 @@ class ProjectParameters(Parameters):
     @property
     def needs_generator(self) -> bool:
         """Whether tokens, prompt states and a generator are made."""
-        return bool(self.generated_methods)
+        return bool(self.generated_methods or self.adapted_methods)
+
+    @property
+    def adapted_methods(self) -> tuple[str, ...]:
+        """The methods that refine a generated adapter."""
+        return tuple(method for method in self.methods if method in ADAPTED)
+
+    @property
+    def needs_policy(self) -> bool:
+        """Whether a policy is trained."""
+        return "degaml" in self.methods
+
+    @property
+    def policy_variant(self) -> str:
+        """The generator whose adapters are refined."""
+        if self.generator is None or self.policy is None:
+            raise ValueError("there is no policy here; add the keys 'generator' and 'policy'")
+        return self.policy.variant or next(iter(self.generator.variants))
 
     @property
     def scores_seen(self) -> bool:
@@ -436,13 +547,15 @@ class ProjectParameters(Parameters):
                 f"warm-up trains them together; give them one, or use trajectory.start: shared_random "
                 f"and leave 'pooled' out of the methods"
             )
+        self._check_policy()
         for method in self.methods:
-            if method in PLAIN_METHODS:
+            if method in PLAIN_METHODS or method in self.adapted_methods:
                 continue
             variants = tuple(self.generator.variants) if self.generator else ()
             known = [
                 *PLAIN_METHODS,
                 *(GENERATED if variants else ()),
+                *(ADAPTED if variants and self.policy else ()),
                 *(f"{name}_{variant}" for name in GENERATED for variant in variants),
             ]
             if method not in known:
@@ -469,3 +582,31 @@ class ProjectParameters(Parameters):
         if len(set(self.methods)) != len(self.methods):
             raise ValueError(f"methods names a method twice: {', '.join(self.methods)}")
         return self
+
+    def _check_policy(self) -> None:
+        if not self.adapted_methods:
+            return
+        if self.generator is None or self.policy is None:
+            missing = "generator" if self.generator is None else "policy"
+            raise ValueError(
+                f"the method {self.adapted_methods[0]} needs the key '{missing}', and there is none"
+            )
+        if self.policy_variant not in self.generator.variants:
+            raise ValueError(
+                f"policy.variant is '{self.policy.variant}', which is none of generator.variants: "
+                f"{', '.join(self.generator.variants)}"
+            )
+        pool = (*self.meta_train, *self.meta_test)
+        for name in pool:
+            if (self.tasks[name].scoring or self.scoring.mode) == "generate":
+                raise ValueError(
+                    f"the task {name} is scored in the mode 'generate', which says nothing of how likely an answer "
+                    f"is; strategies need 'letter' or 'text' (scoring.mode, or tasks.{name}.scoring)"
+                )
+        if self.needs_policy and any(
+            (self.tasks[name].splits or self.splits).validation < 1 for name in self.meta_train
+        ):
+            raise ValueError(
+                "the policy is rewarded on validation examples of the meta-train tasks, and a task has none; "
+                "set splits.validation"
+            )

@@ -7,7 +7,7 @@ import warnings
 from kedro.pipeline import Pipeline
 
 from degaml_kedro.configuration import current_loader, read_parameters
-from degaml_kedro.pipelines import checkpoints, evaluate, generator, tasks, tokenize
+from degaml_kedro.pipelines import checkpoints, evaluate, generator, policy, tasks, tokenize
 
 
 def register_pipelines() -> dict[str, Pipeline]:
@@ -21,16 +21,19 @@ def register_pipelines() -> dict[str, Pipeline]:
         make_checkpoints = checkpoints.create_pipeline(parameters)
         make_tokens = tokenize.create_pipeline(parameters)
         make_generator = generator.create_pipeline(parameters)
+        make_policy = policy.create_pipeline(parameters)
         make_evaluation = evaluate.create_pipeline(parameters)
     return {
         "tasks": make_tasks,
         "checkpoints": make_tasks + make_checkpoints,
         "tokenize": make_tokens,
         "generator": make_generator,
+        "policy": make_policy,
         "evaluate": make_evaluation,
         "__default__": make_tasks
         + make_checkpoints
         + make_tokens
         + make_generator
+        + make_policy
         + make_evaluation,
     }

@@ -124,5 +124,5 @@ def test_members_have_vectors_of_their_own_and_new_ones_get_the_mean():
     one, two = predict(bench, alone, examples(3)), predict(bench, other, examples(3))
     both = predict(bench, made, examples(3))
     for a, b, c in zip(one, two, both, strict=True):
-        scores = torch.log_softmax(torch.tensor([a.option_scores, b.option_scores]), dim=1).sum(0)
+        scores = torch.log_softmax(torch.tensor([a.option_scores, b.option_scores]), dim=1).mean(0)
         assert torch.allclose(torch.log_softmax(scores, 0), torch.tensor(c.option_scores), atol=1e-4)

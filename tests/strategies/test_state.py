@@ -203,9 +203,10 @@ def test_a_save_that_fails_half_way_leaves_the_old_state(
             raise OSError(28, "No space left on device")
         original(one, path)
 
+    other = AdaptedState((Member(adapter(7)), Member(adapter(8))), Vote("sum_logprobs"))
     monkeypatch.setattr(module, "save_peft_folder", full)
     with pytest.raises(OSError, match="No space left"):
-        save_state(AdaptedState((Member(adapter(7)), Member(adapter(8))), Vote("sum_logprobs")), tmp_path / "s")  # fmt: skip
+        save_state(other, tmp_path / "s")
     assert content(tmp_path / "s") == before
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
@@ -213,9 +214,10 @@ def test_a_save_that_fails_half_way_leaves_the_old_state(
 # --- what is refused ------------------------------------------------------------------------------
 
 
-def steered(scope: Any, vectors: torch.Tensor | None, **changes: Any) -> AdaptedState:
-    steering = Steering(**{"times": 1, "learning_rate": 0.1} | changes, scope=scope, vectors=vectors)  # fmt: skip
-    return AdaptedState((Member(adapter()),), None, steering)
+def steered(
+    scope: Any, vectors: torch.Tensor | None, times: Any = 1, learning_rate: float = 0.1
+) -> AdaptedState:
+    return AdaptedState((Member(adapter()),), None, Steering(times, learning_rate, scope, vectors))
 
 
 def prompted(*batches: torch.Tensor) -> AdaptedState:

@@ -290,7 +290,7 @@ def _token_log_probabilities(
     values = [0.0] * len(rows)
     for first in range(0, len(unique), _ROWS_AT_ONCE):
         chunk = unique[first : first + _ROWS_AT_ONCE]
-        logits = (hidden[chunk] @ head.T).float()
+        logits = (hidden[chunk].to(head.dtype) @ head.T).float()
         normalizers = logits.logsumexp(dim=-1)
         pairs = [pair for i in range(len(chunk)) for pair in wanted[first + i]]
         local = [place[rows[pair]] - first for pair in pairs]

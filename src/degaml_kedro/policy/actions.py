@@ -57,8 +57,8 @@ class ActionSpace:
 
     Attributes:
         families: the enabled ones.
-        fields: by family, the fields of its actions with their narrowed bounds. For choices and booleans the offered values are the
-            bounds.
+        fields: by family, the fields of its actions with their narrowed bounds. For choices and booleans the offered
+            values are the bounds.
     """
 
     families: tuple[Family, ...]

@@ -58,13 +58,16 @@ def policy_prompt(
         f"accuracy {indicators.accuracy:.2f}, confidence {indicators.confidence:.2f}, "
         f"entropy {indicators.entropy:.2f}, nll {indicators.nll:.2f}"
     )
-    lines.append("answers " + " ".join(f"{share:.2f}" for share in indicators.histogram))
+    # in percent, which takes half as many tokens
+    lines.append(
+        "answers " + " ".join(f"{share:.0%}"[:-1] for share in indicators.histogram) + " %"
+    )
     if tried:
         lines.append("Tried:")
         lines += [f"{_brief(t.action, space)}: {t.reward:.3g}" for t in tried[-_TRIED_SHOWN:]]
     names = [family.name for family in space.families]
     order = np.random.default_rng(derive_seed(seed, "order")).permutation(len(names))
-    lines += ["Strategies:", space.describe([names[i] for i in order]), "Strategy:"]
+    lines += ["Choose:", space.describe([names[i] for i in order]), "Strategy:"]
     return "\n".join(lines)
 
 

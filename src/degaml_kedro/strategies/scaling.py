@@ -8,7 +8,7 @@ Ensembles ask all members, in one batched forward pass, and combine p_k(o | q) o
 
     max_confidence    the member with the largest max_o p_k
     majority_vote     the option that most members prefer; ties by the next
-    sum_logprobs      argmax_o sum_k log p_k(o | q)
+    sum_logprobs      argmax_o sum_k log p_k(o | q), kept as the mean over k, which is a likelihood of one question
 
 Shapes: K members, N prompts in a batch, Q questions, C width of the prompt encoder, O options.
 """
@@ -135,7 +135,7 @@ def combine(scores: Sequence[Sequence[float]], method: str) -> tuple[float, ...]
         StrategyError: the method is none of an ensemble.
     """
     log_p: Scores = log_softmax(np.asarray(scores, dtype=np.float64), axis=1)
-    pooled: Scores = log_softmax(log_p.sum(axis=0))
+    pooled: Scores = log_softmax(log_p.mean(axis=0))
     if method == "sum_logprobs":
         found = pooled
     elif method == "max_confidence":

@@ -5,29 +5,50 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from degaml_kedro import __version__
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.errors import DegamlError
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
+from degaml_kedro.io.rollouts import RolloutsChunk, RolloutsEnd, RolloutsStart, RolloutsState
 from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.parameters import (
+    GENERATED,
     BaseModelParameters,
     GeneratorParameters,
+    PolicyParameters,
     PromptParameters,
     TaskParameters,
     task_scoring,
 )
+from degaml_kedro.pipelines.policy.nodes import (
+    finished_rows,
+    policy_model,
+    recorded,
+    rollouts_fingerprint,
+    task_workbench,
+)
+from degaml_kedro.policy.actions import ActionSpace
+from degaml_kedro.policy.proposers import PolicyProposer, Proposer, UniformProposer
+from degaml_kedro.policy.search import Tag, adapt, build_state, executed_rows
+from degaml_kedro.policy.trial import execute
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.results.measures import PREDICTION_COLUMNS, measure_draws
 from degaml_kedro.results.table import results_table
 from degaml_kedro.seeds import derive_seed
+from degaml_kedro.strategies.answering import predict as answer_examples
+from degaml_kedro.strategies.generated import generated_state
+from degaml_kedro.strategies.state import AdaptedState
+from degaml_kedro.strategies.workbench import Workbench
+from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.splits import frame_to_splits
 
 logger = logging.getLogger(__name__)
@@ -149,6 +170,263 @@ def generate_adapters(
     return adapters
 
 
+def choose_strategies(
+    model: Mapping[str, Any],
+    prompt: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    generator: Mapping[str, Any],
+    policy: Mapping[str, Any],
+    task_parameters: Mapping[str, Any],
+    seed: int,
+    resume: RolloutsState | None,
+    trained: Generator,
+    embeddings: PromptEmbeddings,
+    support: pd.DataFrame,
+    adapter: Adapter | None = None,
+    *,
+    task: str,
+    method: str,
+) -> Iterator[RolloutsChunk]:
+    """Propose strategies for a new task and try them on its support examples. Nothing else of the task comes in here.
+
+    Args:
+        model: which base model.
+        prompt: how examples become text.
+        scoring: how answers are scored.
+        generator: the generator's parameters.
+        policy: the policy's.
+        task_parameters: the task's entry in the configuration.
+        seed: the run's.
+        resume: what an earlier run left.
+        trained: the generator.
+        embeddings: prompt states.
+        support: the support examples.
+        adapter: the policy; None for uniform draws.
+        task: the task's name.
+        method: ``degaml`` or ``random_policy``.
+
+    Yields:
+        What the rollouts' dataset takes.
+    """
+    parameters = PolicyParameters.model_validate(policy)
+    space = ActionSpace.of(parameters.families)
+    bench, start = _unrefined(
+        model, prompt, scoring, generator, task_parameters, seed, trained, embeddings, support, task
+    )
+    proposer: Proposer = UniformProposer(space)
+    if adapter is not None:
+        proposer = PolicyProposer(
+            policy_model(model, parameters), adapter, space, parameters.temperature
+        )
+    own = derive_seed(seed, task, method)
+    chosen = parameters.model_dump(mode="json", exclude={"rollouts", "training", "lora"})
+    fingerprint = rollouts_fingerprint(
+        bench.base,
+        trained,
+        embeddings,
+        support,
+        adapter,
+        own,
+        [chosen, dict(prompt), dict(scoring), dict(task_parameters)],
+    )
+    finished = finished_rows(resume, fingerprint, f"{task}, {method}")
+    if resume is not None and resume.complete and finished:
+        yield RolloutsEnd()
+        return
+    yield RolloutsStart(fingerprint, len(finished))
+    trials = adapt(
+        bench,
+        space,
+        proposer,
+        start,
+        frame_to_splits(support).support,
+        parameters.search,
+        # noise is for studies of learning; a choice is made on what was measured
+        parameters.reward.model_copy(update={"noise": 0.0}),
+        own,
+        Tag(task, method),
+        finished,
+    )
+    count = parameters.search.rounds * parameters.search.proposals
+    yield from recorded(f"{task}, {method}", trials, count, finished)
+
+
+def execute_strategies(
+    model: Mapping[str, Any],
+    prompt: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    generator: Mapping[str, Any],
+    policy: Mapping[str, Any],
+    task_parameters: Mapping[str, Any],
+    seed: int,
+    trained: Generator,
+    embeddings: PromptEmbeddings,
+    support: pd.DataFrame,
+    rollouts: pd.DataFrame,
+    *,
+    task: str,
+    method: str,
+) -> AdaptedState:
+    """Carry out what was chosen; the generated adapter as it is where nothing beat it.
+
+    Args:
+        model: which base model.
+        prompt: how examples become text.
+        scoring: how answers are scored.
+        generator: the generator's parameters.
+        policy: the policy's.
+        task_parameters: the task's entry in the configuration.
+        seed: the run's.
+        trained: the generator.
+        embeddings: prompt states.
+        support: the support examples.
+        rollouts: what was tried.
+        task: the task's name.
+        method: the method's name.
+    """
+    space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
+    bench, start = _unrefined(
+        model, prompt, scoring, generator, task_parameters, seed, trained, embeddings, support, task
+    )
+    rows = rollouts.to_dict("records")
+    actions = [str(row["action"]) for row in executed_rows(rows)]
+    logger.info("%s, %s: %s", task, method, " then ".join(actions) or "left unrefined")
+    return build_state(bench, space, start, frame_to_splits(support).support, rows)
+
+
+def predict_adapted(
+    model: Mapping[str, Any],
+    prompt: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    generator: Mapping[str, Any],
+    task_parameters: Mapping[str, Any],
+    trained: Generator,
+    embeddings: PromptEmbeddings,
+    splits: pd.DataFrame,
+    state: AdaptedState,
+    *,
+    task: str,
+    method: str,
+) -> pd.DataFrame:
+    """An adapted state's answers to a task's test split.
+
+    Args:
+        model: which base model.
+        prompt: how examples become text.
+        scoring: how answers are scored.
+        generator: the generator's parameters.
+        task_parameters: the task's entry in the configuration.
+        trained: the generator, for its encoder.
+        embeddings: prompt states.
+        splits: the task's splits; only ``test`` is read.
+        state: who answers.
+        task: the task's name.
+        method: the method's name.
+
+    Returns:
+        One row per example with the columns of ``PREDICTION_COLUMNS``.
+    """
+    base = load_base_model(BaseModelParameters.model_validate(model))
+    bench = task_workbench(
+        base, prompt, scoring, generator, task_parameters, trained, embeddings, 0, False
+    )
+    return _answer(bench, state, frame_to_splits(splits).test, f"{task}, {method}")
+
+
+def predict_oracle(
+    model: Mapping[str, Any],
+    prompt: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    generator: Mapping[str, Any],
+    policy: Mapping[str, Any],
+    task_parameters: Mapping[str, Any],
+    seed: int,
+    trained: Generator,
+    embeddings: PromptEmbeddings,
+    splits: pd.DataFrame,
+    *others: pd.DataFrame,
+    task: str,
+) -> pd.DataFrame:
+    """The best answers that any of many strategies gives, chosen by the test split itself: a bound, and no result.
+
+    Candidates are the unrefined adapter, strategies drawn from every family in turn, and what other methods chose.
+
+    Args:
+        model: which base model.
+        prompt: how examples become text.
+        scoring: how answers are scored.
+        generator: the generator's parameters.
+        policy: the policy's.
+        task_parameters: the task's entry in the configuration.
+        seed: the run's.
+        trained: the generator.
+        embeddings: prompt states.
+        splits: the task's splits.
+        *others: predictions of the other methods that refine.
+        task: the task's name.
+
+    Returns:
+        The best candidate's predictions, with its action in the column ``strategy``.
+    """
+    parameters = PolicyParameters.model_validate(policy)
+    support = splits[splits["split"] == "support"].reset_index(drop=True)
+    examples = frame_to_splits(splits).test
+    known = frame_to_splits(support).support
+    bench, start = _unrefined(
+        model, prompt, scoring, generator, task_parameters, seed, trained, embeddings, support, task
+    )
+    best = _answer(bench, start, examples, f"{task}, unrefined").assign(strategy="unrefined")
+    for number, other in enumerate(others):
+        best = _better(best, other.assign(strategy=f"what method {number + 1} chose"))
+    names = list(parameters.families)
+    for number in range(parameters.oracle_candidates):
+        one = names[number % len(names)]
+        space = ActionSpace.of({one: parameters.families[one]})
+        own = derive_seed(seed, task, "oracle", str(number))
+        text = space.draw(np.random.default_rng(own)).text
+        try:
+            state = execute(bench, space, start, known, text, own)
+            answers = _answer(bench, state, examples, f"{task}, {text}")
+            best = _better(best, answers.assign(strategy=text))
+        except (DegamlError, ArithmeticError, RuntimeError) as error:
+            logger.info("%s, oracle: %s is no candidate (%s)", task, text, error)
+    return best
+
+
+def _better(best: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    right = [(frame["predicted"] == frame["gold"]).fillna(False).sum() for frame in (best, other)]
+    return other if right[1] > right[0] else best
+
+
+def _unrefined(
+    model: Mapping[str, Any],
+    prompt: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    generator: Mapping[str, Any],
+    task_parameters: Mapping[str, Any],
+    seed: int,
+    trained: Generator,
+    embeddings: PromptEmbeddings,
+    support: pd.DataFrame,
+    task: str,
+) -> tuple[Workbench, AdaptedState]:
+    """A task's workbench, and the first adapter that ``generalization_only`` scores."""
+    base = load_base_model(BaseModelParameters.model_validate(model))
+    bench = task_workbench(
+        base, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), True
+    )
+    return bench, generated_state(bench, derive_seed(seed, task, GENERATED[0]))
+
+
+def _answer(
+    bench: Workbench, state: AdaptedState, examples: Sequence[Example], title: str
+) -> pd.DataFrame:
+    began = time.perf_counter()
+    with progress_bar(title, "example") as progress:
+        predictions = answer_examples(bench, state, examples, progress)
+    return _frame(predictions, time.perf_counter() - began)
+
+
 def measure_predictions(
     task_parameters: Mapping[str, Any],
     predictions: pd.DataFrame,
@@ -167,6 +445,15 @@ def measure_predictions(
         pool: ``meta_train``, ``left_out`` or ``meta_test``.
     """
     measures = measure_draws(predictions, f"{task}.{method}.predictions")
+    logger.info(
+        "%s, %s: accuracy %.2f (%.2f-%.2f), n = %d",
+        task,
+        method,
+        measures["accuracy"],
+        measures["accuracy_low"],
+        measures["accuracy_high"],
+        measures["n"],
+    )
     group = TaskParameters.model_validate(task_parameters).group
     return {"task": task, "group": group, "pool": pool, "method": method, **measures}
 

@@ -11,13 +11,18 @@ from degaml_kedro.parameters import ProjectParameters
 from degaml_kedro.pipelines.checkpoints.nodes import last_adapter, train_alone
 from degaml_kedro.pipelines.checkpoints.pipeline import SETTINGS
 from degaml_kedro.pipelines.evaluate.nodes import (
+    choose_strategies,
     collect_results,
+    execute_strategies,
     generate_adapters,
     measure_predictions,
     predict,
+    predict_adapted,
+    predict_oracle,
 )
 from degaml_kedro.pipelines.groups import Group, groups
 from degaml_kedro.pipelines.naming import bound
+from degaml_kedro.pipelines.policy.pipeline import SETTINGS as SETTINGS_OF_POLICY
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,18 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     results: list[str] = []
     for place in _places(parameters):
         for method in parameters.methods:
-            generated = method in parameters.generated_methods
+            generated = (
+                method in parameters.generated_methods or method in parameters.adapted_methods
+            )
             if generated and place.pool == "meta_train" and not parameters.scores_seen:
                 continue
-            adapters, making = _adapters(parameters, place, method)
             result = place.group.name(f"{place.task}.{method}.result")
-            for made in (*making, *_scoring(place, method, adapters, result)):
+            if method in parameters.adapted_methods:
+                every = _adapted(parameters, place, method, result)
+            else:
+                adapters, making = _adapters(parameters, place, method)
+                every = [*making, *_scoring(place, method, adapters, result)]
+            for made in every:
                 nodes[made.name] = made
             results.append(result)
     collect = node(
@@ -139,6 +150,69 @@ def _generated(
     return draws, [generating]
 
 
+def _adapted(parameters: ProjectParameters, place: _Place, method: str, result: str) -> list[Node]:
+    """The nodes of a method that refines a generated adapter.
+
+    The node that chooses is given the task's support examples, and neither its splits nor anything made from its test
+    split.
+    """
+    task, suffix = place.task, place.group.suffix
+    settings = (*SETTINGS_OF_POLICY, f"params:tasks.{task}", "params:seed")
+    generator = place.group.name(f"{parameters.policy_variant}.generator")
+    embeddings = f"{task}.prompt_embeddings"
+    predictions = place.name(method, "predictions")
+    measuring = _measuring(place, method, predictions, result)
+    if method == "oracle_strategy":
+        others = [name for name in parameters.adapted_methods if name != method]
+        oracle = node(
+            bound(predict_oracle, task=task),
+            inputs=[
+                *settings,
+                generator,
+                embeddings,
+                f"{task}.splits",
+                *(place.name(name, "predictions") for name in others),
+            ],
+            outputs=predictions,
+            name=f"predict_{method}{suffix}",
+            namespace=f"evaluate.{task}",
+        )
+        return [oracle, measuring]
+    rollouts, state = place.name(method, "rollouts"), place.name(method, "state")
+    policy = [place.group.name("policy")] if method == "degaml" else []
+    known = [generator, embeddings, f"{task}.support"]
+    return [
+        node(
+            bound(choose_strategies, task=task, method=method),
+            inputs=[*settings, f"{rollouts}_resume", *known, *policy],
+            outputs=rollouts,
+            name=f"choose_{method}{suffix}",
+            namespace=f"evaluate.{task}",
+        ),
+        node(
+            bound(execute_strategies, task=task, method=method),
+            inputs=[*settings, *known, rollouts],
+            outputs=state,
+            name=f"execute_{method}{suffix}",
+            namespace=f"evaluate.{task}",
+        ),
+        node(
+            bound(predict_adapted, task=task, method=method),
+            inputs=[
+                *(name for name in settings if name not in ("params:policy", "params:seed")),
+                generator,
+                embeddings,
+                f"{task}.splits",
+                state,
+            ],
+            outputs=predictions,
+            name=f"predict_{method}{suffix}",
+            namespace=f"evaluate.{task}",
+        ),
+        measuring,
+    ]
+
+
 def other_task(parameters: ProjectParameters, place: _Place) -> str:
     """Whose prompts the control gets: the next task of another kind, among those that the generator knows as well."""
     alike = {
@@ -174,11 +248,15 @@ def _scoring(place: _Place, method: str, adapters: list[str], result: str) -> li
             name=f"predict_{method}{'' if shared else suffix}",
             namespace=f"evaluate.{task}",
         ),
-        node(
-            bound(measure_predictions, task=task, method=method, pool=place.pool),
-            inputs=[f"params:tasks.{task}", predictions],
-            outputs=result,
-            name=f"measure_{method}{suffix}",
-            namespace=f"evaluate.{task}",
-        ),
+        _measuring(place, method, predictions, result),
     ]
+
+
+def _measuring(place: _Place, method: str, predictions: str, result: str) -> Node:
+    return node(
+        bound(measure_predictions, task=place.task, method=method, pool=place.pool),
+        inputs=[f"params:tasks.{place.task}", predictions],
+        outputs=result,
+        name=f"measure_{method}{place.group.suffix}",
+        namespace=f"evaluate.{place.task}",
+    )

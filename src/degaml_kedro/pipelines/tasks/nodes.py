@@ -76,3 +76,13 @@ def deal_splits(
     counts = ", ".join(f"{len(dealt[name])} {name}" for name in SPLITS)
     logger.info("%s: %s", task, counts)
     return splits_to_frame(dealt)
+
+
+def take_split(splits: pd.DataFrame, *, split: str) -> pd.DataFrame:
+    """One split of a task alone: who is given it can see no other.
+
+    Args:
+        splits: all of them.
+        split: which.
+    """
+    return splits[splits["split"] == split].reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""The tasks pipeline: two nodes a task."""
+"""The tasks pipeline: a few nodes a task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from kedro.pipeline import Pipeline, node
 
 from degaml_kedro.parameters import ProjectParameters
 from degaml_kedro.pipelines.naming import bound
-from degaml_kedro.pipelines.tasks.nodes import deal_splits, read_source
+from degaml_kedro.pipelines.tasks.nodes import deal_splits, read_source, take_split
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
@@ -30,4 +30,16 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
                 namespace=f"tasks.{task}",
             ),
         ]
+        if parameters.adapted_methods:
+            # who chooses strategies is given these alone
+            nodes += [
+                node(
+                    bound(take_split, split=split),
+                    inputs=f"{task}.splits",
+                    outputs=f"{task}.{split}",
+                    name=f"take_{split}",
+                    namespace=f"tasks.{task}",
+                )
+                for split in ("support", "validation")
+            ]
     return Pipeline(nodes)

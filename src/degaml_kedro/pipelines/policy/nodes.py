@@ -1,0 +1,284 @@
+"""Nodes of the policy pipeline."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.generator.generator import Generator
+from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
+from degaml_kedro.io.rollouts import (
+    RolloutRows,
+    RolloutsChunk,
+    RolloutsEnd,
+    RolloutsStart,
+    RolloutsState,
+)
+from degaml_kedro.io.trajectory import checksum, tensor_bytes
+from degaml_kedro.llm.base_model import BaseModel, load_base_model
+from degaml_kedro.llm.finetune import initial_adapter
+from degaml_kedro.parameters import (
+    BaseModelParameters,
+    GeneratorParameters,
+    PolicyParameters,
+    PromptParameters,
+    task_scoring,
+)
+from degaml_kedro.pipelines.fingerprint import digest
+from degaml_kedro.policy.actions import ActionSpace
+from degaml_kedro.policy.proposers import PolicyProposer
+from degaml_kedro.policy.search import Row, Tag, roll_out
+from degaml_kedro.policy.training import learn
+from degaml_kedro.progress import progress_bar
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.strategies.generated import generated_state, generated_workbench
+from degaml_kedro.strategies.workbench import Workbench
+from degaml_kedro.tasks.splits import frame_to_splits
+
+logger = logging.getLogger(__name__)
+
+
+def roll_out_task(
+    model: Mapping[str, Any],
+    prompt: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    generator: Mapping[str, Any],
+    policy: Mapping[str, Any],
+    task_parameters: Mapping[str, Any],
+    seed: int,
+    resume: RolloutsState | None,
+    trained: Generator,
+    embeddings: PromptEmbeddings,
+    support: pd.DataFrame,
+    validation: pd.DataFrame,
+    adapter: Adapter | None = None,
+    *,
+    task: str,
+    iteration: int,
+) -> Iterator[RolloutsChunk]:
+    """One iteration's trials on a meta-train task.
+
+    Args:
+        model: which base model.
+        prompt: how examples become text.
+        scoring: how answers are scored.
+        generator: the generator's parameters.
+        policy: the policy's.
+        task_parameters: the task's entry in the configuration.
+        seed: the run's.
+        resume: what an earlier run left.
+        trained: the generator; it is not changed.
+        embeddings: prompt states.
+        support: the task's support examples, for the number of its prompts.
+        validation: what trials are scored on.
+        adapter: the policy so far; None for the first iteration.
+        task: the task's name.
+        iteration: from 1.
+
+    Yields:
+        What the rollouts' dataset takes.
+    """
+    parameters = PolicyParameters.model_validate(policy)
+    space = ActionSpace.of(parameters.families)
+    base = load_base_model(BaseModelParameters.model_validate(model))
+    bench = task_workbench(
+        base, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), False
+    )
+    examples = frame_to_splits(validation).validation
+    exploration = parameters.exploration * (1 - (iteration - 1) / parameters.iterations)
+    proposer = PolicyProposer(
+        policy_model(model, parameters), adapter, space, parameters.temperature, exploration
+    )
+    own = derive_seed(seed, task, "rollouts", str(iteration))
+    settings = parameters.model_dump(mode="json", exclude={"search", "training", "lora"})
+    fingerprint = rollouts_fingerprint(
+        base, trained, embeddings, validation, adapter, own, [settings, scoring, task_parameters]
+    )
+    finished = finished_rows(resume, fingerprint, task)
+    if resume is not None and resume.complete and finished:
+        yield RolloutsEnd()
+        return
+    yield RolloutsStart(fingerprint, len(finished))
+    start = generated_state(bench, derive_seed(seed, task, "initialization"), iteration)
+    tag = Tag(task, "degaml", iteration)
+    trials = roll_out(
+        bench,
+        space,
+        proposer,
+        start,
+        examples,
+        parameters.rollouts,
+        parameters.reward,
+        own,
+        tag,
+        finished,
+    )
+    title = f"{task}, rollouts of iteration {iteration}"
+    yield from recorded(title, trials, parameters.rollouts.count, finished)
+
+
+def train_policy(
+    model: Mapping[str, Any],
+    policy: Mapping[str, Any],
+    seed: int,
+    *material: Adapter | pd.DataFrame,
+    iteration: int,
+) -> tuple[Adapter, dict[str, Any]]:
+    """One learning step of the policy.
+
+    Args:
+        model: which base model.
+        policy: the policy's parameters.
+        seed: the run's.
+        *material: the policy before this step, if there is one, and rollouts of all tasks.
+        iteration: from 1.
+
+    Returns:
+        The policy's adapter, and what the step came to.
+    """
+    parameters = PolicyParameters.model_validate(policy)
+    base = policy_model(model, parameters)
+    frames = [part for part in material if isinstance(part, pd.DataFrame)]
+    rows = [row for frame in frames for row in frame.to_dict("records")]
+    before = next((part for part in material if isinstance(part, Adapter)), None)
+    untrained = initial_adapter(base, parameters.lora)
+    start = untrained if before is None or parameters.training.start == "untrained" else before
+    title = f"policy, iteration {iteration}"
+    with progress_bar(title, "step") as progress:
+        step = learn(base, start, rows, parameters.training, derive_seed(seed, title), progress)
+    fresh = [row for row in rows if row["iteration"] == iteration]
+    rate = sum(row["reward"] > 0 for row in fresh) / max(1, len(fresh))
+    if step.steps:
+        logger.info(
+            "%s: %d of %d rollouts rewarded (%.0f %%); %d steps on %d actions, loss %.3f to %.3f, %.0f s",
+            title,
+            sum(row["reward"] > 0 for row in fresh),
+            len(fresh),
+            100 * rate,
+            step.steps,
+            step.learned,
+            step.losses[0],
+            step.losses[-1],
+            step.seconds,
+        )
+    else:
+        logger.warning(
+            "%s: none of %d rollouts was rewarded, so there is nothing to learn from; the policy stays as it is",
+            title,
+            len(rows),
+        )
+    record = {
+        "iteration": iteration,
+        "rollouts": len(fresh),
+        "reward_rate": rate,
+        "learned": step.learned,
+        "steps": step.steps,
+        "losses": list(step.losses),
+        "tokens": step.tokens,
+        "seconds": step.seconds,
+    }
+    return (before or untrained) if not step.steps else step.adapter, record
+
+
+def last_policy(adapter: Adapter) -> Adapter:
+    """The policy after the last iteration."""
+    return adapter
+
+
+def collect_rollouts(*rollouts: pd.DataFrame) -> pd.DataFrame:
+    """All rollouts of the meta-train tasks as one table."""
+    return pd.concat(rollouts, ignore_index=True)
+
+
+def task_workbench(
+    base: BaseModel,
+    prompt: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    generator: Mapping[str, Any],
+    task_parameters: Mapping[str, Any],
+    trained: Generator,
+    embeddings: PromptEmbeddings,
+    support: int,
+    from_support: bool,
+) -> Workbench:
+    """The workbench of a task: adapters are made from its support prompts, or from its train prompts.
+
+    The support prompts are the last ones of the embeddings.
+    """
+    first = len(embeddings) - support
+    return generated_workbench(
+        base,
+        PromptParameters.model_validate(prompt),
+        task_scoring(scoring, task_parameters),
+        trained,
+        embeddings,
+        range(first, len(embeddings)) if from_support else range(first),
+        GeneratorParameters.model_validate(generator).encoder,
+    )
+
+
+def policy_model(model: Mapping[str, Any], policy: PolicyParameters) -> BaseModel:
+    """The model that the policy adapts: the base model, or one of its own."""
+    return load_base_model(policy.model or BaseModelParameters.model_validate(model))
+
+
+def rollouts_fingerprint(
+    base: BaseModel,
+    trained: Generator,
+    embeddings: PromptEmbeddings,
+    examples: pd.DataFrame,
+    adapter: Adapter | None,
+    seed: int,
+    settings: Sequence[Any],
+) -> str:
+    """What rollouts were made from."""
+    return digest(
+        {
+            "base_model": base.fingerprint,
+            "computed_in": f"{base.dtype} on {base.device.type}",
+            "generator": trained.fingerprint,
+            "prompts": embeddings.prompts_digest,
+            "examples": examples.to_json(orient="records"),
+            "policy": None if adapter is None else checksum(tensor_bytes(adapter.tensors)),
+            "seed": seed,
+            "settings": list(settings),
+        }
+    )
+
+
+def finished_rows(resume: RolloutsState | None, fingerprint: str, title: str) -> Sequence[Row]:
+    """The rows that an earlier run of the same settings left."""
+    if resume is None or not resume.rows:
+        return ()
+    if resume.fingerprint != fingerprint:
+        logger.info(
+            "%s: the rollouts on disk were made with other settings, data, weights or another policy; they start over",
+            title,
+        )
+        return ()
+    return resume.rows
+
+
+def recorded(
+    title: str, trials: Iterator[Row], count: int, finished: Sequence[Row]
+) -> Iterator[RolloutsChunk]:
+    """Every trial on the disk before the next one begins."""
+    began = time.perf_counter()
+    rows = list(finished)
+    with progress_bar(title, "trial", len(finished)) as progress:
+        for row in trials:
+            rows.append(row)
+            if row["error"] is not None:
+                logger.info("%s: %s earned nothing (%s)", title, row["action"][:120], row["error"])
+            yield RolloutRows([row])
+            progress(len(rows), count)
+    yield RolloutsEnd()
+    rewarded = sum(row["reward"] > 0 for row in rows)
+    logger.info(
+        "%s: %d of %d rewarded in %.1f s", title, rewarded, len(rows), time.perf_counter() - began
+    )

@@ -1,0 +1,99 @@
+"""The policy pipeline: a node per meta-train task and iteration, and one that learns from them."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Pipeline, node
+from kedro.pipeline.node import Node
+
+from degaml_kedro.parameters import PolicyParameters, ProjectParameters
+from degaml_kedro.pipelines.groups import Group, groups
+from degaml_kedro.pipelines.naming import bound
+from degaml_kedro.pipelines.policy.nodes import (
+    collect_rollouts,
+    last_policy,
+    roll_out_task,
+    train_policy,
+)
+
+SETTINGS = (
+    "params:model",
+    "params:prompt",
+    "params:scoring",
+    "params:generator",
+    "params:policy",
+)
+
+
+def create_pipeline(parameters: ProjectParameters) -> Pipeline:
+    """Train a policy on every group that a result needs; nothing where no method has a policy."""
+    nodes: dict[str, Node] = {}
+    if parameters.policy is None or not parameters.needs_policy:
+        return Pipeline([])
+    for group in groups(parameters):
+        for made in _policy(group, parameters, parameters.policy):
+            nodes[made.name] = made
+    return Pipeline(list(nodes.values()))
+
+
+def _policy(group: Group, parameters: ProjectParameters, policy: PolicyParameters) -> list[Node]:
+    nodes: list[Node] = []
+    rollouts: list[str] = []
+    before: str | None = None
+    for iteration in range(1, policy.iterations + 1):
+        made = [group.name(f"{task}.iteration_{iteration}.rollouts") for task in group.tasks]
+        for task, own in zip(group.tasks, made, strict=True):
+            nodes.append(
+                node(
+                    bound(roll_out_task, task=task, iteration=iteration),
+                    inputs=[
+                        *SETTINGS,
+                        f"params:tasks.{task}",
+                        "params:seed",
+                        f"{own}_resume",
+                        group.name(f"{parameters.policy_variant}.generator"),
+                        f"{task}.prompt_embeddings",
+                        f"{task}.support",
+                        f"{task}.validation",
+                        *([before] if before else []),
+                    ],
+                    outputs=own,
+                    name=f"roll_out_{iteration}{group.suffix}",
+                    namespace=f"policy.{task}",
+                )
+            )
+        rollouts += made
+        learned = rollouts if policy.training.learn_from == "all" else made
+        after = group.name(f"policy_{iteration}.adapter")
+        nodes.append(
+            node(
+                bound(train_policy, iteration=iteration),
+                inputs=[
+                    "params:model",
+                    "params:policy",
+                    "params:seed",
+                    *([before] if before else []),
+                    *learned,
+                ],
+                outputs=[after, group.name(f"policy_{iteration}.record")],
+                name=f"train_policy_{iteration}{group.suffix}",
+                namespace="policy",
+            )
+        )
+        before = after
+    return [
+        *nodes,
+        node(
+            last_policy,
+            inputs=before,
+            outputs=group.name("policy"),
+            name=f"last_policy{group.suffix}",
+            namespace="policy",
+        ),
+        node(
+            collect_rollouts,
+            inputs=rollouts,
+            outputs=group.name("policy_rollouts"),
+            name=f"collect_rollouts{group.suffix}",
+            namespace="policy",
+        ),
+    ]

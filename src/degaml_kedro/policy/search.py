@@ -1,0 +1,293 @@
+"""Proposals are written, tried and recorded: on meta-train tasks to learn from, on new tasks to adapt.
+
+Both yield one row a trial, as it comes. Given the rows of a run that was killed, they go on behind the last of them:
+proposals are written again, which is cheap and gives the same texts, and trials are not repeated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from degaml_kedro.parameters import RewardParameters, RolloutParameters, SearchParameters
+from degaml_kedro.policy.actions import ActionSpace
+from degaml_kedro.policy.indicators import Indicators, measure_indicators
+from degaml_kedro.policy.prompts import Tried, policy_prompt
+from degaml_kedro.policy.proposers import Proposal, Proposer
+from degaml_kedro.policy.trial import Trial, execute, try_action
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.strategies.answering import predict
+from degaml_kedro.strategies.state import AdaptedState
+from degaml_kedro.strategies.workbench import Workbench
+from degaml_kedro.tasks.example import Example, Question
+
+Row = dict[str, Any]
+
+# how often other proposals are asked for in place of those that were tried already
+_SECOND_THOUGHTS = 3
+
+
+@dataclass(frozen=True)
+class Tag:
+    """Whose rows these are.
+
+    Attributes:
+        task: its name; no policy reads it.
+        method: ``degaml``, ``random_policy``.
+        iteration: of ReST^EM, from 1; 0 at test time.
+    """
+
+    task: str
+    method: str
+    iteration: int = 0
+
+
+def roll_out(
+    bench: Workbench,
+    space: ActionSpace,
+    proposer: Proposer,
+    start: AdaptedState,
+    examples: Sequence[Example],
+    settings: RolloutParameters,
+    reward: RewardParameters,
+    seed: int,
+    tag: Tag,
+    finished: Sequence[Mapping[str, Any]] = (),
+) -> Iterator[Row]:
+    """Trials from one initialization, each on a D_val of its own, to learn from.
+
+    Args:
+        bench: the model.
+        space: the actions.
+        proposer: who proposes.
+        start: the initialization that every trial starts from.
+        examples: what D_val is drawn from.
+        settings: how many trials, how many at once, how large D_val is, the time budget.
+        reward: what a score earns.
+        seed: of this task and iteration.
+        tag: goes into the rows.
+        finished: rows of an earlier run with the same arguments.
+
+    Yields:
+        A row a trial, from the first one that is not finished.
+    """
+    known = predict(bench, start, examples)
+    deadline = _deadline(settings.seconds)
+    bench = replace(bench, deadline=deadline)
+    rows: list[Mapping[str, Any]] = []
+    for first in range(0, settings.count, settings.at_once):
+        numbers = range(first, min(first + settings.at_once, settings.count))
+        if numbers.stop <= len(finished):
+            rows += finished[first : numbers.stop]
+            continue
+        chosen = [_draw_validation(len(examples), settings, seed, number) for number in numbers]
+        measured = [measure_indicators([known[i] for i in places]) for places in chosen]
+        tried = [Tried(str(row["action"]), float(row["reward"])) for row in rows]
+        own = [derive_seed(seed, "trial", str(number)) for number in numbers]
+        prompts = [
+            policy_prompt(_questions(examples, places), before, tried, space, number_seed)
+            for places, before, number_seed in zip(chosen, measured, own, strict=True)
+        ]
+        proposals = proposer.propose(prompts, derive_seed(seed, "proposals", str(first)))
+        for number, places, before, number_seed, proposal in zip(
+            numbers, chosen, measured, own, proposals, strict=True
+        ):
+            if number < len(finished):
+                rows.append(finished[number])
+                continue
+            if _late(deadline):
+                return
+            trial = try_action(
+                bench,
+                space,
+                start,
+                before,
+                [examples[i] for i in places],
+                proposal.text,
+                reward,
+                number_seed,
+            )
+            row = _row(tag, 1 + first // settings.at_once, number, proposal, before, trial)
+            row = {**row, "seed": number_seed}
+            rows.append(row)
+            yield row
+
+
+def adapt(
+    bench: Workbench,
+    space: ActionSpace,
+    proposer: Proposer,
+    start: AdaptedState,
+    support: Sequence[Example],
+    settings: SearchParameters,
+    reward: RewardParameters,
+    seed: int,
+    tag: Tag,
+    finished: Sequence[Mapping[str, Any]] = (),
+) -> Iterator[Row]:
+    """Trials on the support examples of a new task, round by round.
+
+    In each round the best of the proposals that earned something is executed, and the next round starts from there. If
+    none did, the state stays as it is. A strategy is not tried twice from one state. In the rows ``executed`` marks a
+    trial that was the best of its round so far: :func:`executed_rows` says which were executed.
+
+    Args:
+        bench: the model.
+        space: the actions.
+        proposer: who proposes.
+        start: the initialization.
+        support: the labeled examples there are: D_val is taken of them, and nothing else is known.
+        settings: rounds, proposals, time budget.
+        reward: what a score earns.
+        seed: of this task and method.
+        tag: goes into the rows.
+        finished: rows of an earlier run with the same arguments.
+
+    Yields:
+        A row a trial, from the first one that is not finished.
+    """
+    deadline = _deadline(settings.seconds)
+    bench = replace(bench, deadline=deadline)
+    validation = support[: settings.examples]
+    state, history, number = start, list[Tried](), 0
+    for turn in range(1, settings.rounds + 1):
+        before = measure_indicators(predict(bench, state, validation))
+        prompts = [
+            policy_prompt(
+                [Question.of(example) for example in validation],
+                before,
+                history,
+                space,
+                derive_seed(seed, "prompt", str(turn), str(place)),
+            )
+            for place in range(settings.proposals)
+        ]
+        proposals = _different(proposer, prompts, derive_seed(seed, "proposals", str(turn)))
+        rows: list[Mapping[str, Any]] = []
+        best: Mapping[str, Any] | None = None
+        for proposal in proposals:
+            if number < len(finished):
+                row = dict(finished[number])
+            elif _late(deadline):
+                return
+            else:
+                own = derive_seed(seed, "trial", str(number))
+                trial = try_action(
+                    bench, space, state, before, validation, proposal.text, reward, own
+                )
+                row = {**_row(tag, turn, number, proposal, before, trial), "seed": own}
+                row["executed"] = trial.reward > 0 and (best is None or _worth(row) > _worth(best))
+                yield row
+            if row["executed"]:
+                best = row
+            rows.append(row)
+            number += 1
+        history += [Tried(str(row["action"]), float(row["reward"])) for row in rows]
+        if best is None and settings.early_stop:
+            return
+        if best is not None and turn < settings.rounds:
+            state = execute(bench, space, state, support, str(best["action"]), int(best["seed"]))
+            history = []
+
+
+def executed_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The trials that were executed, a round each, in order: what the adapted state is made of.
+
+    Args:
+        rows: all that :func:`adapt` yielded for one task.
+    """
+    last: dict[int, Mapping[str, Any]] = {}
+    for row in rows:
+        if row["executed"]:
+            last[int(row["round"])] = row
+    return [last[turn] for turn in sorted(last)]
+
+
+def build_state(
+    bench: Workbench,
+    space: ActionSpace,
+    start: AdaptedState,
+    support: Sequence[Example],
+    rows: Sequence[Mapping[str, Any]],
+) -> AdaptedState:
+    """Carry out what was chosen, from the initialization; the initialization itself where nothing was.
+
+    Args:
+        bench: the model.
+        space: the actions.
+        start: the initialization.
+        support: the labeled examples there are.
+        rows: all that :func:`adapt` yielded for one task.
+    """
+    state = start
+    for row in executed_rows(rows):
+        state = execute(bench, space, state, support, str(row["action"]), int(row["seed"]))
+    return state
+
+
+def _worth(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    """What the best of a round is chosen by: the reward, which is finer for `utility`, then the score."""
+    return row["reward"], row["accuracy_after"], row["log_probability_after"]
+
+
+def _different(proposer: Proposer, prompts: Sequence[str], seed: int) -> list[Proposal]:
+    """One proposal a prompt, no two alike as far as the proposer has others to offer."""
+    found: dict[str, Proposal] = {}
+    for attempt in range(1 + _SECOND_THOUGHTS):
+        missing = len(prompts) - len(found)
+        if missing == 0:
+            break
+        own = derive_seed(seed, "attempt", str(attempt))
+        for proposal in proposer.propose(prompts[-missing:], own):
+            found.setdefault(proposal.text, proposal)
+    return list(found.values())
+
+
+def _draw_validation(count: int, settings: RolloutParameters, seed: int, number: int) -> list[int]:
+    own = derive_seed(seed, "validation", str(number) if settings.resample else "all")
+    order = np.random.default_rng(own).permutation(count)
+    return [int(place) for place in order[: settings.examples]]
+
+
+def _questions(examples: Sequence[Example], places: Sequence[int]) -> list[Question]:
+    return [Question.of(examples[place]) for place in places]
+
+
+def _row(
+    tag: Tag, turn: int, number: int, proposal: Proposal, before: Indicators, trial: Trial
+) -> Row:
+    after = trial.after
+    return {
+        "task": tag.task,
+        "method": tag.method,
+        "iteration": tag.iteration,
+        "round": turn,
+        "rollout": number,
+        "source": proposal.source,
+        "state": proposal.prompt,
+        "action": proposal.text,
+        "family": trial.family,
+        "valid": trial.family is not None,
+        "reward": trial.reward,
+        "accuracy_before": before.accuracy,
+        "accuracy_after": None if after is None else after.accuracy,
+        "log_probability_before": before.log_probability,
+        "log_probability_after": None if after is None else after.log_probability,
+        "n": before.n,
+        "seconds": trial.seconds,
+        "tokens": trial.tokens + proposal.tokens,
+        "executed": False,
+        "error": trial.error,
+    }
+
+
+def _deadline(seconds: float | None) -> float | None:
+    return None if seconds is None else time.monotonic() + seconds
+
+
+def _late(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() > deadline

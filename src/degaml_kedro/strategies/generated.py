@@ -1,0 +1,73 @@
+"""A workbench whose fresh adapters come from a generator, and the state that adaptation starts from.
+
+The generator is frozen here: adapters are made without a gradient, and nothing writes to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from degaml_kedro.generator.generator import Generator
+from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
+from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
+from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.prompting import question_text
+from degaml_kedro.parameters import EncoderParameters, PromptParameters, ScoringParameters
+from degaml_kedro.strategies.state import AdaptedState, Member
+from degaml_kedro.strategies.workbench import Workbench
+from degaml_kedro.tasks.example import Question
+
+
+def generated_workbench(
+    base: BaseModel,
+    prompt: PromptParameters,
+    scoring: ScoringParameters,
+    generator: Generator,
+    embeddings: PromptEmbeddings,
+    among: Sequence[int],
+    encoder: EncoderParameters,
+) -> Workbench:
+    """A workbench for one task.
+
+    Args:
+        base: the frozen model.
+        prompt: how a question becomes text.
+        scoring: how answers are scored, in the task's mode.
+        generator: makes adapters.
+        embeddings: states of the task's unlabelled prompts.
+        among: which of these prompts adapters are made from.
+        encoder: reads questions for routers; it is loaded when one is asked.
+
+    Raises:
+        GeneratorError: the generator belongs to another base model or encoder.
+    """
+    generator.check_base_model(base.name, base.fingerprint)
+    generator.check_embeddings(embeddings)
+
+    @torch.no_grad()
+    def draw(seed: int, number: int) -> Member:
+        rows = generator.draw_prompts(embeddings, seed, number, among)
+        return Member(generator.generate(*embeddings.rows(rows)), embeddings.sentences(rows))
+
+    @torch.no_grad()
+    def embed(questions: Sequence[Question]) -> Tensor:
+        texts = [question_text(question, encoder.options) for question in questions]
+        read = load_prompt_encoder(encoder).encode(texts, encoder.tokens, encoder.batch_tokens)
+        return read.sentences(range(len(read)))
+
+    return Workbench(base, prompt, scoring, draw, embed)
+
+
+def generated_state(bench: Workbench, seed: int, number: int = 0) -> AdaptedState:
+    """Where adaptation starts: one generated adapter.
+
+    Args:
+        bench: made by :func:`generated_workbench`.
+        seed: of the prompt batch.
+        number: which draw.
+    """
+    assert bench.draw is not None
+    return AdaptedState((bench.draw(seed, number),))
