@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 STUDY_SEEDS := 999 1000 1001
 
-.PHONY: help install run study smoke test lint bench mlflow viz lock clean clean-data
+.PHONY: help install run study adaptation smoke test lint bench mlflow viz lock clean clean-data
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -33,6 +33,11 @@ study: $(INSTALLED) ## what the generator alone achieves, three seeds and tasks 
 	rm -f data/study/seed_999/08_reporting/results.*
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env left_out --params seed=999 --runner ThreadRunner --only-missing-outputs
 	$(BIN)/python -m degaml_kedro.results.study data/study
+
+adaptation: $(INSTALLED) ## what the policy adds to the generator, three seeds, two action spaces (hours; goes on where it was)
+	for env in adaptation adaptation_four; do for seed in $(STUDY_SEEDS); do \
+		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $$env --params seed=$$seed --runner ThreadRunner --only-missing-outputs || exit 1; \
+	done; $(BIN)/python -m degaml_kedro.results.study data/$$env; done
 
 smoke: $(INSTALLED) ## the same pipelines in under a minute, on a tiny random model
 	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env smoke

@@ -338,6 +338,10 @@ class PolicyParameters(Parameters):
     variant: Name | None = None
     # the action space: families, and by field narrower bounds than the family's own: [low, high], or the values allowed
     families: dict[Name, dict[str, Limits]] = Field(min_length=1)
+    # rollouts on a task start from the adapters of a generator that never saw it: the meta-train tasks are dealt into
+    # so many folds, and each costs a warm-up, trajectories and a generator. 0: from the generator that saw them all
+    # (the paper)
+    folds: int = Field(0, ge=0, le=1000)
     # iterations of ReST^EM
     iterations: int = Field(20, ge=1, le=10_000)
     rollouts: RolloutParameters
@@ -536,10 +540,11 @@ class ProjectParameters(Parameters):
         both = sorted(set(self.meta_train) & set(self.meta_test))
         if both:
             raise ValueError(f"task(s) in both meta_train and meta_test: {', '.join(both)}")
-        if "pool" in self.tasks:
-            raise ValueError(
-                "a task is called 'pool', which is the name of the pooled warm-up; call it otherwise"
-            )
+        for taken, what in (("pool", "the pooled warm-up"), ("policy", "the policy's run")):
+            if taken in self.tasks:
+                raise ValueError(
+                    f"a task is called '{taken}', which is the name of {what}; call it otherwise"
+                )
         modes = {self.tasks[name].scoring or self.scoring.mode for name in self.meta_train}
         if self.needs_warmup and len(modes) > 1:
             raise ValueError(
@@ -596,8 +601,13 @@ class ProjectParameters(Parameters):
                 f"policy.variant is '{self.policy.variant}', which is none of generator.variants: "
                 f"{', '.join(self.generator.variants)}"
             )
-        pool = (*self.meta_train, *self.meta_test)
-        for name in pool:
+        groups = [len(self.meta_train) - len(left) for left in ((), *self.generator.leave_out)]
+        if self.needs_policy and self.policy.folds and not 2 <= self.policy.folds <= min(groups):
+            raise ValueError(
+                f"policy.folds is {self.policy.folds}; it is 0 or between 2 and {min(groups)}, the number of "
+                f"meta-train tasks that a policy learns from"
+            )
+        for name in (*self.meta_train, *self.meta_test):
             if (self.tasks[name].scoring or self.scoring.mode) == "generate":
                 raise ValueError(
                     f"the task {name} is scored in the mode 'generate', which says nothing of how likely an answer "

@@ -1,4 +1,4 @@
-"""Runs in MLflow: one per pipeline, below it one per task and per generator, below a task one per method."""
+"""Runs in MLflow: one per pipeline, below it one per task, generator and policy, below a task one per method."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from degaml_kedro.generator.health import WHOLE
 from degaml_kedro.io.atomic import is_main_process
 from degaml_kedro.io.generators import GeneratorProgress
 from degaml_kedro.io.trajectory import StepRecord, TrajectoryEnd, TrajectoryStart, TrajectoryStep
-from degaml_kedro.pipelines.groups import groups
+from degaml_kedro.pipelines.groups import generator_groups
 
 # MLflow's advice to kedro-mlflow's authors, given at every start; it sets its own filter, so it is taken aside
 with warnings.catch_warnings(record=True):
@@ -53,8 +53,9 @@ with warnings.catch_warnings(record=True):
 _UNREACHABLE = (MlflowException, SQLAlchemyError, sqlite3.Error, CommandError, OSError)
 _WAIT_SECONDS = 3.0
 _FLUSH_SECONDS = 10.0
-_TRAJECTORY, _RESULT, _GENERATOR = ".trajectory", ".result", ".generator"
+_TRAJECTORY, _RESULT, _GENERATOR, _RECORD = ".trajectory", ".result", ".generator", ".record"
 _GENERATOR_RUN = "generator "
+_POLICY_RUN = "policy"
 _LEARNED = ("loss", "mse", "sft", "gradient_norm", "learning_rate")
 _CHECKED = ("relative_error", "norm_ratio", "accuracy")
 
@@ -170,7 +171,7 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         super().before_pipeline_run(run_params, pipeline, catalog)
         if self.run_id is not None:
             self._log_parameters(self.run_id, catalog.load("parameters"))
-            found = groups(read_parameters(current_loader()))
+            found = generator_groups(read_parameters(current_loader()))
             self._labels = frozenset(group.label for group in found if group.left_out)
 
     @hook_impl
@@ -203,6 +204,8 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         elif isinstance(data, Generator):
             self._take_generator(dataset_name, data.records, data.checks)
             self._send(dataset_name)
+        elif dataset_name.endswith(_RECORD):
+            self._log_policy(dataset_name, data)
         elif dataset_name.endswith(_RESULT):
             self._log_result(dataset_name, data)
 
@@ -272,6 +275,8 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         rest = path[1:] if grouped else path
         if rest and rest[0].startswith(_GENERATOR_RUN):
             return {**tags, "generator": rest[0].removeprefix(_GENERATOR_RUN)}
+        if rest == (_POLICY_RUN,):
+            return {**tags, "policy": "policy"}
         return {**tags, **dict(zip(("task", "method"), rest, strict=False))}
 
     def _take_steps(self, name: str, records: Iterable[StepRecord]) -> None:
@@ -316,6 +321,22 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         self._client.set_tag(run, "pool", result["pool"])
         self._measured.add(name)
 
+    def _log_policy(self, name: str, record: Mapping[str, Any]) -> None:
+        """One iteration of a policy: its loss curve, and what came of its rollouts."""
+        *group, _, _ = name.split(".")
+        run = self._child((*group, _POLICY_RUN))
+        step = int(record["iteration"])
+        now = _now()
+        metrics = [
+            Metric(key, float(record[key]), now, step)
+            for key in ("reward_rate", "rollouts", "learned", "steps", "seconds", "tokens")
+        ]
+        for place, loss in enumerate(record["losses"], start=1):
+            metrics.append(Metric(f"loss_{step}", float(loss), now, place))
+        for first in range(0, len(metrics), MAX_METRICS_PER_BATCH):
+            self._client.log_batch(run, metrics=metrics[first : first + MAX_METRICS_PER_BATCH])
+        self._measured.add(name)
+
     def _log_from_disk(self, name: str, catalog: DataCatalog) -> None:
         try:
             if name.endswith(_TRAJECTORY) and name not in self._curves and catalog.exists(name):
@@ -324,6 +345,8 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
             if name.endswith(_GENERATOR) and name not in self._curves and catalog.exists(name):
                 self._take_generator(name, *_read_generator(name, catalog))
                 self._send(name)
+            if name.endswith(_RECORD) and name not in self._measured and catalog.exists(name):
+                self._log_policy(name, catalog.load(name))
             if name.endswith(_RESULT) and name not in self._measured and catalog.exists(name):
                 self._log_result(name, catalog.load(name))
         except (DatasetError, DegamlError) as error:

@@ -224,8 +224,7 @@ RECORDS = st.builds(
 def test_any_text_is_an_action_of_the_space_or_an_action_error(text):
     try:
         action, _ = SPACE.parse(text)
-    except ActionError as error:
-        assert str(error)
+    except ActionError:
         return
     assert SPACE.parse(action.text)[0] == action
     for field in SPACE.fields[action.family]:

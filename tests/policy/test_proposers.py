@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections import Counter
 
@@ -13,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from degaml_kedro.adapters.adapter import Adapter
-from degaml_kedro.llm.finetune import answer_loss
+from degaml_kedro.llm.finetune import answer_loss, initial_adapter
 from degaml_kedro.llm.prompting import PromptError
 from degaml_kedro.parameters import LoraParameters
 from degaml_kedro.policy import proposers
@@ -80,7 +79,7 @@ def test_with_temperature_zero_every_choice_is_the_likeliest_of_a_plain_model(ba
     model, tokenizer = plain_copy(base), base.tokenizer
     for prompt, proposal in zip(PROMPTS, found, strict=True):
         # one token after the other, no cache, no batch, nothing written ahead
-        ids, text = tokenizer(prompt).input_ids, ""
+        ids = tokenizer(prompt).input_ids
         matcher = proposers._matcher(base, SPACE)
         while not matcher.is_stopped():
             with torch.no_grad():
@@ -88,13 +87,9 @@ def test_with_temperature_zero_every_choice_is_the_likeliest_of_a_plain_model(ba
             allowed = proposers._allowed(matcher, len(logits))
             token = int(allowed[logits[allowed].argmax()])
             matcher.consume_token(token)
-            ids, text = [*ids, token], text + tokenizer.decode([token])
-        assert proposal.text.encode() == _bytes(tokenizer, ids[len(prompt) :])
+            ids = [*ids, token]
+        assert proposal.text == tokenizer.decode(ids[len(prompt) :])
         assert proposal.tokens == len(ids)
-
-
-def _bytes(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bytes:
-    return tokenizer.decode(ids).encode()
 
 
 def test_choices_follow_the_models_probabilities(base):
@@ -228,10 +223,10 @@ def test_a_decision_reads_back_and_continues_as_the_sampler_does(base):
 def test_training_on_a_decision_makes_it_likelier(base):
     prompt, wanted = "Strategy:", '{"family":"mix","lambda":1.0}'
     batch = [encode_decision(base, prompt, wanted)]
-    start = random_adapter(base, LORA)
+    start = initial_adapter(base, LoraParameters(rank=8, alpha=16))
     tensors = {key: t.clone().requires_grad_() for key, t in start.tensors.items()}
-    optimizer = torch.optim.Adam(tensors.values(), lr=0.05)
-    for _ in range(40):
+    optimizer = torch.optim.Adam(tensors.values(), lr=0.02)
+    for _ in range(60):
         loss = answer_loss(base, batch, tensors, start.config)
         optimizer.zero_grad()
         loss.backward()
@@ -242,4 +237,3 @@ def test_training_on_a_decision_makes_it_likelier(base):
     before = PolicyProposer(base, start, SPACE).propose([prompt] * 40, 0)
     after = PolicyProposer(base, learned, SPACE).propose([prompt] * 40, 0)
     assert texts(after).count(wanted) > texts(before).count(wanted) + 20
-    assert json.loads(wanted)["family"] == "mix"

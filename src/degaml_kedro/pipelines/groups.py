@@ -15,11 +15,18 @@ class Group:
         tasks: the meta-train tasks it sees.
         left_out: those it does not.
         own_start: its trajectories start from a pooled warm-up of its own, without the left-out tasks.
+        scored: results are measured on its left-out tasks. One that is not only serves the policy's rollouts.
     """
 
     tasks: tuple[str, ...]
     left_out: tuple[str, ...]
     own_start: bool
+    scored: bool = True
+
+    @property
+    def with_trajectory(self) -> tuple[str, ...]:
+        """The tasks whose trajectories it needs: those it learns from, and those that errors are measured on."""
+        return (*self.tasks, *self.left_out) if self.scored else self.tasks
 
     @property
     def label(self) -> str:
@@ -40,6 +47,11 @@ class Group:
         """What tells this group's nodes of a task from those of all tasks."""
         return f"_{self.label}" if self.left_out else ""
 
+    @property
+    def title(self) -> str:
+        """What a heading says of it: nothing, or `` without a, b``."""
+        return f" without {', '.join(self.left_out)}" if self.left_out else ""
+
     def trajectory_of(self, task: str) -> str:
         """A task's trajectory run: the left-out tasks have one too, to measure errors on."""
         return f"{self.label}.{task}" if self.own_start else task
@@ -54,3 +66,34 @@ def groups(parameters: ProjectParameters) -> list[Group]:
             rest = tuple(task for task in parameters.meta_train if task not in left_out)
             found.append(Group(rest, left_out, from_pool))
     return found
+
+
+def folds(parameters: ProjectParameters, group: Group) -> dict[str, Group]:
+    """By task of a group, the group whose generator never saw that task: what the policy's rollouts start from.
+
+    A generator's adapters for tasks that it saw are better than those for new tasks, and what helps there is not what
+    helps here. With ``policy.folds`` 0 rollouts start from the group's own generator, as in the paper.
+
+    Args:
+        parameters: the project's.
+        group: what the policy learns from.
+    """
+    if parameters.policy is None or not parameters.needs_policy or parameters.policy.folds == 0:
+        return dict.fromkeys(group.tasks, group)
+    from_pool = parameters.trajectory.start == "pooled_warmup"
+    found = {}
+    for number in range(parameters.policy.folds):
+        apart = group.tasks[number :: parameters.policy.folds]
+        rest = tuple(task for task in group.tasks if task not in apart)
+        fold = Group(rest, (*group.left_out, *apart), from_pool, scored=False)
+        found.update(dict.fromkeys(apart, fold))
+    return {task: found[task] for task in group.tasks}
+
+
+def generator_groups(parameters: ProjectParameters) -> list[Group]:
+    """Every group that a generator is trained on: for results, and for rollouts."""
+    found = {group.label: group for group in groups(parameters)}
+    for group in list(found.values()):
+        for fold in folds(parameters, group).values():
+            found.setdefault(fold.label, fold)
+    return list(found.values())

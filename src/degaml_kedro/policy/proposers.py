@@ -251,16 +251,16 @@ def _decode(base: BaseModel, rows: Sequence[_Row], temperature: float) -> None:
         ids, fresh = _left_padded(tokens, base.tokenizer.pad_token_id or 0)
         mask = torch.cat([mask, fresh], dim=1)
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = base.model(
+        output = base.model.base_model(
             input_ids=ids.to(base.device),
             attention_mask=mask.to(base.device),
             position_ids=positions.to(base.device),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
         )
         cache = output.past_key_values
-        logits = output.logits[:, -1].float().cpu()
+        # the head here, on the last column: the model's own `logits_to_keep` copies the head once a row
+        logits = (output.last_hidden_state[:, -1] @ base.head.T).float().cpu()
         for row, scores in zip(rows, logits, strict=True):
             if not row.done:
                 row.choose(scores, temperature)

@@ -61,6 +61,9 @@ def mix_halves(adapter: Adapter, mix: float) -> Adapter:
         adapter: A [r, I] and B [O, r] by layer.
         mix: λ.
     """
+    if mix == 0:
+        # not only equal: adding zero would turn a -0.0 over
+        return adapter
     tensors = {
         name: _mixed(tensor, mix) if parse_key(name)[1] == "A" else tensor
         for name, tensor in adapter.tensors.items()

@@ -16,6 +16,7 @@ without answers) or :class:`Labeled`. It is given an object of that type and not
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -116,8 +117,10 @@ def family(name: str, summary: str, config: type[Parameters]) -> Callable[[F], F
     """
 
     def register(refine: F) -> F:
-        if not name.isidentifier() or name != name.lower():
-            raise RegistryError(f"'{name}' is no name for a family; use lower case and underscores")
+        if re.fullmatch(r"[a-z][a-z0-9_]*", name) is None:
+            raise RegistryError(
+                f"'{name}' is no name for a family; use lower case letters, digits and underscores"
+            )
         known = _FAMILIES.get(name)
         if known is not None and known.refine.__module__ != refine.__module__:
             raise RegistryError(
@@ -162,7 +165,10 @@ def _sees(name: str, refine: Refine) -> Sees:
             f"the family '{name}' takes ({', '.join(parameters)}); it has to take "
             f"(workbench, state, seen, config, seed)"
         )
-    found = typing.get_type_hints(refine).get(parameters[2])
+    try:
+        found = typing.get_type_hints(refine).get(parameters[2])
+    except NameError:  # an annotation that is imported for type checkers only
+        found = None
     if found not in (Nothing, Prompts, Labeled):
         raise RegistryError(
             f"the family '{name}' does not say what it may see: annotate its third parameter '{parameters[2]}' with "
@@ -179,10 +185,13 @@ def _space(family_name: str, key: str, info: FieldInfo) -> FieldSpace:
     low, high = bounds.get("ge"), bounds.get("le")
     offered = next((m.values for m in info.metadata if isinstance(m, Offered)), None)
     where = f"the field '{name}' of the family '{family_name}'"
-    if kind is bool:
-        return FieldSpace(name, "boolean", offered or (False, True), optional=optional)
-    if typing.get_origin(kind) is typing.Literal:
-        return FieldSpace(name, "choice", offered or typing.get_args(kind), optional=optional)
+    if kind is bool or typing.get_origin(kind) is typing.Literal:
+        every = (False, True) if kind is bool else typing.get_args(kind)
+        strange = [value for value in offered or () if value not in every]
+        if strange:
+            raise RegistryError(f"{where} offers {strange}, which it does not have: {list(every)}")
+        named = "boolean" if kind is bool else "choice"
+        return FieldSpace(name, named, offered or every, optional=optional)
     if kind not in (int, float):
         raise RegistryError(f"{where} is {kind}; use int, float, bool or a Literal of strings")
     if low is None or high is None:

@@ -143,7 +143,10 @@ def combine(scores: Sequence[Sequence[float]], method: str) -> tuple[float, ...]
     elif method == "majority_vote":
         votes = np.bincount(log_p.argmax(axis=1), minlength=log_p.shape[1])
         # the pooled probabilities are worth one vote together, so they decide between equals
-        found = np.log((votes + np.exp(pooled) + 1e-12) / (len(log_p) + 1))
+        share = np.exp(pooled) + 1e-12
+        # where one of them is 1, rounding hides the others' order and a whole vote: the winner is ahead all the same
+        share[max(range(len(votes)), key=lambda option: (votes[option], pooled[option]))] += 1e-9
+        found = np.log((votes + share) / (len(log_p) + 1))
     else:
         raise StrategyError(f"'{method}' is no ensemble")
     return tuple(found.tolist())

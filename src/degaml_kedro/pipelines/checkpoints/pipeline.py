@@ -12,7 +12,7 @@ from degaml_kedro.pipelines.checkpoints.nodes import (
     train_on_pool,
     train_trajectory,
 )
-from degaml_kedro.pipelines.groups import Group, groups
+from degaml_kedro.pipelines.groups import Group, generator_groups
 from degaml_kedro.pipelines.naming import bound
 
 SETTINGS = ("params:model", "params:prompt", "params:scoring", "params:lora")
@@ -21,13 +21,13 @@ SETTINGS = ("params:model", "params:prompt", "params:scoring", "params:lora")
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     """Pooled warm-ups where something starts from them or is measured against them, and the trajectories."""
     nodes: list[Node] = []
-    for group in groups(parameters):
+    for group in generator_groups(parameters):
         if parameters.needs_warmup:
             nodes += _warmup(group)
         if not group.left_out or group.own_start:
-            for task in parameters.meta_train:
+            for task in group.with_trajectory:
                 nodes += _trajectory(parameters, group, task)
-        if "mean_adapter" in parameters.methods:
+        if "mean_adapter" in parameters.methods and group.scored:
             nodes.append(
                 node(
                     mean_adapter,

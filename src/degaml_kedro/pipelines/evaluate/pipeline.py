@@ -22,6 +22,7 @@ from degaml_kedro.pipelines.evaluate.nodes import (
 )
 from degaml_kedro.pipelines.groups import Group, groups
 from degaml_kedro.pipelines.naming import bound
+from degaml_kedro.pipelines.policy.nodes import collect_rollouts, draw_strategies
 from degaml_kedro.pipelines.policy.pipeline import SETTINGS as SETTINGS_OF_POLICY
 
 
@@ -50,6 +51,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     """Score every method on every task, measure, and join."""
     nodes: dict[str, Node] = {}
     results: list[str] = []
+    tried: list[str] = []
     for place in _places(parameters):
         for method in parameters.methods:
             generated = (
@@ -60,6 +62,8 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
             result = place.group.name(f"{place.task}.{method}.result")
             if method in parameters.adapted_methods:
                 every = _adapted(parameters, place, method, result)
+                if method != "oracle_strategy":
+                    tried.append(place.name(method, "rollouts"))
             else:
                 adapters, making = _adapters(parameters, place, method)
                 every = [*making, *_scoring(place, method, adapters, result)]
@@ -73,7 +77,29 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
         name="collect_results",
         namespace="evaluate",
     )
-    return Pipeline([*nodes.values(), collect])
+    return Pipeline([*nodes.values(), collect, *_strategies(tried)])
+
+
+def _strategies(rollouts: list[str]) -> list[Node]:
+    """All trials on new tasks in one table and one picture, if there are any."""
+    if not rollouts:
+        return []
+    return [
+        node(
+            collect_rollouts,
+            inputs=rollouts,
+            outputs="strategies",
+            name="collect_strategies",
+            namespace="evaluate",
+        ),
+        node(
+            bound(draw_strategies, title="Strategies by task"),
+            inputs="strategies",
+            outputs=["strategy_map", "strategy_map_page"],
+            name="draw_strategies",
+            namespace="evaluate",
+        ),
+    ]
 
 
 def _places(parameters: ProjectParameters) -> list[_Place]:

@@ -7,7 +7,7 @@ from kedro.pipeline.node import Node
 
 from degaml_kedro.parameters import ProjectParameters
 from degaml_kedro.pipelines.generator.nodes import draw_health, read_health, train
-from degaml_kedro.pipelines.groups import Group, groups
+from degaml_kedro.pipelines.groups import Group, generator_groups
 from degaml_kedro.pipelines.naming import bound
 
 
@@ -16,19 +16,18 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     nodes: list[Node] = []
     if not parameters.needs_generator:
         return Pipeline(nodes)
-    for group in groups(parameters):
-        for variant in parameters.trained_variants:
+    for group in generator_groups(parameters):
+        for variant in (
+            parameters.trained_variants if group.scored else (parameters.policy_variant,)
+        ):
             nodes += _training(group, variant)
     return Pipeline(nodes)
 
 
 def _training(group: Group, variant: str) -> list[Node]:
-    every = (*group.tasks, *group.left_out)
+    every = group.with_trajectory
     own = group.name(f"{variant}.generator")
     runs = [group.trajectory_of(task) for task in every]
-    title = f"Generator {variant}"
-    if group.left_out:
-        title += f" without {', '.join(group.left_out)}"
     return [
         node(
             bound(
@@ -36,7 +35,7 @@ def _training(group: Group, variant: str) -> list[Node]:
                 variant=variant,
                 group=group.label,
                 names=group.tasks,
-                left_out=group.left_out,
+                left_out=group.with_trajectory[len(group.tasks) :],
             ),
             inputs=[
                 "params:model",
@@ -63,7 +62,7 @@ def _training(group: Group, variant: str) -> list[Node]:
             namespace="generator",
         ),
         node(
-            bound(draw_health, title=title),
+            bound(draw_health, title=f"Generator {variant}{group.title}"),
             inputs=[f"{own}_steps", f"{own}_health"],
             outputs=[f"{own}_figure", f"{own}_page"],
             name=f"draw_health_{variant}_{group.label}",

@@ -32,9 +32,16 @@ from degaml_kedro.parameters import (
 from degaml_kedro.pipelines.fingerprint import digest
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.proposers import PolicyProposer
-from degaml_kedro.policy.search import Row, Tag, roll_out
+from degaml_kedro.policy.search import Row, Tag, executed_rows, roll_out
 from degaml_kedro.policy.training import learn
 from degaml_kedro.progress import progress_bar
+from degaml_kedro.results.policy_figure import (
+    policy_figure,
+    policy_page,
+    strategy_map,
+    strategy_map_page,
+)
+from degaml_kedro.results.policy_measures import policy_text
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.generated import generated_state, generated_workbench
 from degaml_kedro.strategies.workbench import Workbench
@@ -191,8 +198,33 @@ def last_policy(adapter: Adapter) -> Adapter:
 
 
 def collect_rollouts(*rollouts: pd.DataFrame) -> pd.DataFrame:
-    """All rollouts of the meta-train tasks as one table."""
-    return pd.concat(rollouts, ignore_index=True)
+    """All rollouts as one table; ``executed`` marks those that were executed, one a round at most."""
+    frames = []
+    for frame in rollouts:
+        rows = frame.to_dict("records")
+        kept = {int(row["rollout"]) for row in executed_rows(rows)}
+        frames.append(frame.assign(executed=frame["rollout"].isin(kept)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def draw_policy(rollouts: pd.DataFrame, *, title: str) -> tuple[Any, str, str]:
+    """How the policy learned, as a picture, as a page for a browser, and as tables to read.
+
+    Args:
+        rollouts: of all iterations.
+        title: which policy.
+    """
+    return policy_figure(rollouts, title), policy_page(rollouts, title), policy_text(rollouts)
+
+
+def draw_strategies(rollouts: pd.DataFrame, *, title: str) -> tuple[Any, str]:
+    """Which family was proposed and executed for which task, as a picture and as a page (the paper's F.4).
+
+    Args:
+        rollouts: of tasks that were adapted to.
+        title: which policy.
+    """
+    return strategy_map(rollouts, title), strategy_map_page(rollouts, title)
 
 
 def task_workbench(

@@ -6,10 +6,11 @@ from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
 from degaml_kedro.parameters import PolicyParameters, ProjectParameters
-from degaml_kedro.pipelines.groups import Group, groups
+from degaml_kedro.pipelines.groups import Group, folds, groups
 from degaml_kedro.pipelines.naming import bound
 from degaml_kedro.pipelines.policy.nodes import (
     collect_rollouts,
+    draw_policy,
     last_policy,
     roll_out_task,
     train_policy,
@@ -37,6 +38,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
 
 def _policy(group: Group, parameters: ProjectParameters, policy: PolicyParameters) -> list[Node]:
     nodes: list[Node] = []
+    start = folds(parameters, group)
     rollouts: list[str] = []
     before: str | None = None
     for iteration in range(1, policy.iterations + 1):
@@ -50,7 +52,7 @@ def _policy(group: Group, parameters: ProjectParameters, policy: PolicyParameter
                         f"params:tasks.{task}",
                         "params:seed",
                         f"{own}_resume",
-                        group.name(f"{parameters.policy_variant}.generator"),
+                        start[task].name(f"{parameters.policy_variant}.generator"),
                         f"{task}.prompt_embeddings",
                         f"{task}.support",
                         f"{task}.validation",
@@ -58,7 +60,7 @@ def _policy(group: Group, parameters: ProjectParameters, policy: PolicyParameter
                     ],
                     outputs=own,
                     name=f"roll_out_{iteration}{group.suffix}",
-                    namespace=f"policy.{task}",
+                    namespace=f"policy.iteration_{iteration}.{task}",
                 )
             )
         rollouts += made
@@ -76,7 +78,7 @@ def _policy(group: Group, parameters: ProjectParameters, policy: PolicyParameter
                 ],
                 outputs=[after, group.name(f"policy_{iteration}.record")],
                 name=f"train_policy_{iteration}{group.suffix}",
-                namespace="policy",
+                namespace=f"policy.iteration_{iteration}",
             )
         )
         before = after
@@ -94,6 +96,13 @@ def _policy(group: Group, parameters: ProjectParameters, policy: PolicyParameter
             inputs=rollouts,
             outputs=group.name("policy_rollouts"),
             name=f"collect_rollouts{group.suffix}",
+            namespace="policy",
+        ),
+        node(
+            bound(draw_policy, title=f"Policy{group.title}"),
+            inputs=group.name("policy_rollouts"),
+            outputs=[group.name(f"policy_{kind}") for kind in ("figure", "page", "table")],
+            name=f"draw_policy{group.suffix}",
             namespace="policy",
         ),
     ]

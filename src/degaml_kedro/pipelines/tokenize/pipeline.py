@@ -6,7 +6,7 @@ from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
 from degaml_kedro.parameters import ProjectParameters
-from degaml_kedro.pipelines.groups import Group, groups
+from degaml_kedro.pipelines.groups import Group, generator_groups
 from degaml_kedro.pipelines.naming import bound
 from degaml_kedro.pipelines.tokenize.nodes import (
     encode_prompts,
@@ -22,8 +22,8 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
         return Pipeline([])
     nodes = []
     made: set[str] = set()
-    for group in groups(parameters):
-        for task in parameters.meta_train:
+    for group in generator_groups(parameters):
+        for task in group.with_trajectory:
             run = group.trajectory_of(task)
             # trajectories that start from the shared initialization serve every group
             if run not in made:

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import Field
+
+from degaml_kedro.parameters import Parameters
+from degaml_kedro.strategies import registry
+from degaml_kedro.strategies.registry import (
+    FieldSpace,
+    Offered,
+    RegistryError,
+    families,
+    family,
+    find_family,
+)
+from degaml_kedro.strategies.seen import Labeled, Nothing, Prompts
+from degaml_kedro.strategies.state import AdaptedState
+from degaml_kedro.strategies.workbench import Workbench
+from degaml_kedro.tasks.example import Question
+from tests.strategies.helpers import examples
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    """What is registered here is forgotten."""
+    families()
+    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+
+
+class Nudge(Parameters):
+    amount: Annotated[float, Field(ge=-1, le=1), Offered(-0.5, 0.5)]
+
+
+def nudge(
+    bench: Workbench, state: AdaptedState, seen: Nothing, config: Nudge, seed: int
+) -> AdaptedState:
+    return state
+
+
+def config_of(annotation: Any) -> type[Parameters]:
+    return type("Own", (Parameters,), {"__annotations__": {"one": annotation}})
+
+
+# --- what is there --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "sees", "fields"),
+    [
+        (
+            "ttt",
+            Prompts,
+            {
+                "ttl_steps": ("integer", 1, 50),
+                "learning_rate": ("number", 1e-6, 1e-3),
+                "batch_size": ("integer", 1, 32),
+                "shuffle_data": ("boolean", None, None),
+            },
+        ),
+        ("lora", Nothing, {"lambda": ("number", 0, 1)}),
+        (
+            "ls",
+            Prompts,
+            {
+                "times": ("integer", 1, 10),
+                "learning_rate": ("number", 1e-3, 1),
+                "scope": ("choice", None, None),
+            },
+        ),
+        (
+            "tts",
+            Prompts,
+            {
+                "num_prompt_batches": ("integer", 1, 20),
+                "method": ("choice", None, None),
+                "distance": ("choice", None, None),
+            },
+        ),
+        (
+            "sft",
+            Labeled,
+            {
+                "steps": ("integer", 1, 100),
+                "learning_rate": ("number", 1e-6, 1e-2),
+                "batch_size": ("integer", 1, 32),
+            },
+        ),
+    ],
+)
+def test_the_families_are_those_of_the_design(name, sees, fields):
+    found = find_family(name)
+    assert found.sees is sees
+    assert {f.name: (f.kind, f.low, f.high) for f in found.fields} == fields
+    for field in found.fields:
+        assert field.offered
+        if field.low is not None:
+            assert all(field.low <= value <= field.high for value in field.offered)
+            assert list(field.offered) == sorted(set(field.offered))
+    assert [f.name for f in found.fields if f.optional] == {"ls": ["scope"], "tts": ["distance"]}.get(
+        name, []
+    )
+
+
+def test_only_the_family_that_trains_on_answers_sees_them():
+    assert [name for name, one in families().items() if one.sees is Labeled] == ["sft"]
+
+
+def test_no_such_family():
+    with pytest.raises(RegistryError, match="no strategy family 'tttt'; there are .*ttt.* entry point"):
+        find_family("tttt")
+
+
+# --- one of one's own -----------------------------------------------------------------------------
+
+
+def test_a_family_of_one_s_own():
+    assert family("nudge", "nudge it", Nudge)(nudge) is nudge
+    found = find_family("nudge")
+    assert (found.name, found.summary, found.config, found.sees) == (
+        "nudge",
+        "nudge it",
+        Nudge,
+        Nothing,
+    )
+    assert found.fields == (FieldSpace("amount", "number", (-0.5, 0.5), -1, 1),)
+    assert found.refine is nudge
+
+
+@pytest.mark.parametrize("seen", [Nothing, Prompts, Labeled])
+def test_what_it_may_see_is_what_its_third_parameter_is_annotated_with(seen):
+    def refine(bench, state, seen, config, seed):
+        return state
+
+    refine.__annotations__["seen"] = seen
+    family("own", "own", Nudge)(refine)
+    assert find_family("own").sees is seen
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        None,
+        object,
+        Any,
+        Question,
+        tuple,
+        Prompts | Labeled,
+        Prompts | None,
+        type("Other", (Prompts,), {}),
+        "Unknown",
+    ],
+)
+def test_a_family_that_does_not_say_what_it_may_see(annotation):
+    def refine(bench, state, seen, config, seed):
+        return state
+
+    if annotation is not None:
+        refine.__annotations__["seen"] = annotation
+    with pytest.raises(RegistryError, match=r"'own' .*what it may see.*Nothing, Prompts or Labeled"):
+        family("own", "own", Nudge)(refine)
+    assert "own" not in families()
+
+
+def test_the_third_parameter_counts_and_not_another():
+    def refine(bench, state, examples, seen: Prompts, seed):
+        return state
+
+    with pytest.raises(RegistryError, match="annotate its third parameter 'examples'"):
+        family("own", "own", Nudge)(refine)
+
+
+def test_a_family_with_another_number_of_parameters():
+    def few(bench, state, seen: Prompts, config):
+        return state
+
+    def many(bench, state, seen: Prompts, config, seed, examples):
+        return state
+
+    for refine in (few, many):
+        with pytest.raises(RegistryError, match=r"it has to take \(workbench, state, seen, config, seed\)"):
+            family("own", "own", Nudge)(refine)
+
+
+@pytest.mark.parametrize("name", ["", "Own", "own family", "1own", "own-family", "_own", "öwn"])
+def test_what_is_no_name(name):
+    with pytest.raises(RegistryError, match="is no name for a family"):
+        family(name, "own", Nudge)(nudge)
+
+
+def test_a_name_that_another_module_took():
+    with pytest.raises(RegistryError, match=r"'ttt' is registered by degaml_kedro.strategies.ttt and by tests"):
+        family("ttt", "own", Nudge)(nudge)
+    assert find_family("ttt").refine is not nudge
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        (int, "has no bounds"),
+        (float, "has no bounds"),
+        (Annotated[int, Field(ge=1)], "has no bounds"),
+        (Annotated[float, Field(le=1), Offered(0.5)], "has no bounds"),
+        # what is open at an end is no bound that an action can be told
+        (Annotated[int, Field(gt=0, lt=10)], "has no bounds"),
+        (Annotated[float, Field(ge=0, le=1)], "too many values"),
+        (Annotated[int, Field(ge=0, le=1000)], "too many values"),
+        (Annotated[float, Field(ge=0, le=1), Offered(0.5, 2.0)], r"offers \[2.0\], outside of 0 to 1"),
+        (Annotated[float, Field(ge=0, le=1), Offered(float("nan"))], r"offers \[nan\]"),
+        (Annotated[float, Field(ge=0, le=1), Offered()], "offers nothing"),
+        (Annotated[Literal["a", "b"], Offered("c")], r"offers \['c'\]"),
+        (Annotated[bool, Offered(2)], r"offers \[2\]"),
+        (str, "use int, float, bool or a Literal"),
+        (int | None, "use int, float, bool or a Literal"),
+        (tuple[int, ...], "use int, float, bool or a Literal"),
+    ],
+)
+def test_fields_that_no_action_can_hold(annotation, message):
+    with pytest.raises(RegistryError, match=f"the field 'one' of the family 'own' .*{message}"):
+        family("own", "own", config_of(annotation))(nudge)
+    assert "own" not in families()
+
+
+@pytest.mark.parametrize(
+    ("annotation", "expected"),
+    [
+        (Annotated[int, Field(ge=2, le=4)], FieldSpace("one", "integer", (2, 3, 4), 2, 4)),
+        (Annotated[int, Field(ge=1, le=999), Offered(1, 7)], FieldSpace("one", "integer", (1, 7), 1, 999)),
+        (bool, FieldSpace("one", "boolean", (False, True))),
+        (Literal["a", "b"], FieldSpace("one", "choice", ("a", "b"))),
+        (Annotated[Literal["a", "b"], Offered("b")], FieldSpace("one", "choice", ("b",))),
+        (
+            Annotated[float, Field(ge=0, le=1, alias="lambda"), Offered(1.0)],
+            FieldSpace("lambda", "number", (1.0,), 0, 1),
+        ),
+    ],
+)
+def test_fields_that_an_action_can_hold(annotation, expected):
+    family("own", "own", config_of(annotation))(nudge)
+    assert find_family("own").fields == (expected,)
+
+
+def test_a_field_with_a_default_is_optional():
+    class WithDefault(Parameters):
+        one: Literal["a", "b"] = "a"
+
+    family("own", "own", WithDefault)(nudge)
+    assert find_family("own").fields[0].optional
+
+
+def test_families_of_installed_packages_are_found(monkeypatch):
+    class Point:
+        def load(self):
+            family("nudge", "nudge it", Nudge)(nudge)
+
+    asked = []
+
+    def entry_points(*, group):
+        asked.append(group)
+        return [Point()]
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+    assert find_family("nudge").refine is nudge
+    assert set(asked) == {"degaml_kedro.strategies"}
+
+
+# --- what may be seen -----------------------------------------------------------------------------
+
+
+def test_a_question_has_no_answer():
+    for example, question in zip(examples(3), Prompts.of(examples(3)).questions, strict=True):
+        assert type(question) is Question
+        assert (question.prompt, question.options) == (example.prompt, example.options)
+        for name in ("gold", "response", "question", "__dict__", "__wrapped__"):
+            assert not hasattr(question, name)
+        # nothing in it leads back to the example
+        fields = [getattr(question, name) for name in Question.__slots__]
+        assert example.response not in fields
+        assert all(isinstance(field, str | tuple) for field in fields)
+
+
+def test_questions_of_the_same_prompt_are_the_same_whatever_the_answer():
+    (one, *_) = examples(1)
+    other = type(one)(one.prompt, "[C]", one.system, one.options, one.labels, 2)
+    assert other.gold != one.gold
+    assert Prompts.of([one]) == Prompts.of([other])
