@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
 from pathlib import Path
+from typing import Any
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
 
-from degaml_kedro.configuration import read_parameters
+from degaml_kedro.configuration import current_loader, read_parameters
 from degaml_kedro.io.atomic import is_main_process
+from degaml_kedro.pipelines.costs import StageCost, about, stage_costs, stage_of, threads_of
+
+logger = logging.getLogger(__name__)
 
 
 class ParametersHook:
@@ -28,6 +36,49 @@ class ParametersHook:
         """Close what a failed node left open."""
         for name in pipeline.all_outputs():
             catalog.release(name)
+
+
+class CostsHook:
+    """Says what a run will cost: a line a stage before it starts, and one when a stage begins."""
+
+    def __init__(self) -> None:
+        """Nothing is known until a run starts."""
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._waiting: dict[str, StageCost] = {}
+
+    @hook_impl
+    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
+        """Count what there is to do. Whatever goes wrong here, the run goes on."""
+        self._process, self._waiting = os.getpid(), {}
+        # where a launcher started several processes, one says it
+        if not is_main_process():
+            return
+        threads = threads_of(str(run_params.get("runner")))
+        try:
+            costs = stage_costs(pipeline, read_parameters(current_loader()), threads)
+        except Exception as error:  # noqa: BLE001 - an estimate must not end a run
+            logger.debug("What this run will cost is not known: %r", error)
+            return
+        known = [cost.seconds for cost in costs if cost.seconds is not None]
+        total = f"; {about(sum(known))}" if known and len(known) == len(costs) else ""
+        if run_params.get("only_missing_outputs"):
+            total += ", less what is there already"
+        logger.info("This run: %d nodes%s", len(pipeline.nodes), total)
+        for cost in costs:
+            logger.info("%s, %d nodes: %s", cost.stage, cost.nodes, cost.work)
+        self._waiting = {cost.stage: cost for cost in costs}
+
+    @hook_impl
+    def before_node_run(self, node: Node) -> None:
+        """Say once what a stage will do, when its first node begins."""
+        # a worker process of a parallel runner may have inherited the hook
+        if os.getpid() != self._process:
+            return
+        with self._lock:
+            cost = self._waiting.pop(stage_of(node), None)
+        if cost is not None:
+            logger.info("stage %s: %s", cost.stage, cost.work)
 
 
 class ResultsHook:

@@ -6,13 +6,15 @@ proposals are written again, which is cheap and gives the same texts, and trials
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from degaml_kedro.llm.base_model import first_line
 from degaml_kedro.parameters import RewardParameters, RolloutParameters, SearchParameters
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.indicators import Indicators, measure_indicators
@@ -22,8 +24,10 @@ from degaml_kedro.policy.trial import Trial, execute, try_action
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.workbench import Workbench
+from degaml_kedro.strategies.workbench import OutOfTimeError, Workbench
 from degaml_kedro.tasks.example import Example, Question
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -166,7 +170,8 @@ def adapt(
             )
             for place in range(settings.proposals)
         ]
-        proposals = _different(proposer, prompts, derive_seed(seed, "proposals", str(turn)))
+        known = {tried.action for tried in history}
+        proposals = _different(proposer, prompts, derive_seed(seed, "proposals", str(turn)), known)
         rows: list[Mapping[str, Any]] = []
         best: Mapping[str, Any] | None = None
         for proposal in proposals:
@@ -190,8 +195,14 @@ def adapt(
         if best is None and settings.early_stop:
             return
         if best is not None and turn < settings.rounds:
-            state = execute(bench, space, state, support, str(best["action"]), int(best["seed"]))
-            history = []
+            try:
+                refined = _carry_out(bench, space, state, support, best)
+            except OutOfTimeError:
+                # it is executed all the same, by whoever builds the state; there is no time for another round
+                return
+            if refined is None:
+                return
+            state, history = refined, []
 
 
 def executed_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -216,6 +227,8 @@ def build_state(
 ) -> AdaptedState:
     """Carry out what was chosen, from the initialization; the initialization itself where nothing was.
 
+    Where an action fails, the state before it is the last one, and a warning says so.
+
     Args:
         bench: the model.
         space: the actions.
@@ -225,8 +238,36 @@ def build_state(
     """
     state = start
     for row in executed_rows(rows):
-        state = execute(bench, space, state, support, str(row["action"]), int(row["seed"]))
+        refined = _carry_out(bench, space, state, support, row)
+        if refined is None:
+            break
+        state = refined
     return state
+
+
+def _carry_out(
+    bench: Workbench,
+    space: ActionSpace,
+    state: AdaptedState,
+    support: Sequence[Example],
+    row: Mapping[str, Any],
+) -> AdaptedState | None:
+    """Execute a trial's action; None where that fails, as it may on more examples than the trial was given."""
+    try:
+        return execute(bench, space, state, support, str(row["action"]), int(row["seed"]))
+    except OutOfTimeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
+        logger.warning(
+            "%s: %s was chosen, but carrying it out on all %d support examples failed (%s: %s); "
+            "the state before it stays",
+            row["task"],
+            row["action"],
+            len(support),
+            type(error).__name__,
+            first_line(error),
+        )
+        return None
 
 
 def _worth(row: Mapping[str, Any]) -> tuple[float, float, float]:
@@ -234,8 +275,10 @@ def _worth(row: Mapping[str, Any]) -> tuple[float, float, float]:
     return row["reward"], row["accuracy_after"], row["log_probability_after"]
 
 
-def _different(proposer: Proposer, prompts: Sequence[str], seed: int) -> list[Proposal]:
-    """One proposal a prompt, no two alike as far as the proposer has others to offer."""
+def _different(
+    proposer: Proposer, prompts: Sequence[str], seed: int, known: Set[str]
+) -> list[Proposal]:
+    """One proposal a prompt, no two alike and none that is known, as far as the proposer has others to offer."""
     found: dict[str, Proposal] = {}
     for attempt in range(1 + _SECOND_THOUGHTS):
         missing = len(prompts) - len(found)
@@ -243,7 +286,8 @@ def _different(proposer: Proposer, prompts: Sequence[str], seed: int) -> list[Pr
             break
         own = derive_seed(seed, "attempt", str(attempt))
         for proposal in proposer.propose(prompts[-missing:], own):
-            found.setdefault(proposal.text, proposal)
+            if proposal.text not in known:
+                found.setdefault(proposal.text, proposal)
     return list(found.values())
 
 

@@ -1,7 +1,7 @@
 """One trial: an action is carried out on a task, and scored on its D_val.
 
 What a language model wrote is parsed first; what is no action of the space earns 0 and never runs. A family that
-raises or diverges earns 0, its error is recorded, and nothing of it stays: states are immutable.
+raises or diverges earns 0, its error is recorded, and nothing of it stays: it was given a copy of the state.
 
 A family that sees answers must not be scored on the answers that it saw. It is tried by cross-fitting: D_val is halved,
 each half is answered by what was refined on the other, and all its answers together are compared with the
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,7 +187,8 @@ def _refine(
         seen = Prompts.of(examples)
     else:
         seen = Labeled(tuple(examples))
-    refined = family.refine(bench, state, seen, config, seed)
+    # a copy: a family may be anybody's code, and write into the tensors
+    refined = family.refine(bench, deepcopy(state), seen, config, seed)
     if not isinstance(refined, AdaptedState):
         raise StrategyError(
             f"the family '{family.name}' returned a {type(refined).__name__}; it has to return an AdaptedState"

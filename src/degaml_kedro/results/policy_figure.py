@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,7 +15,6 @@ from degaml_kedro.results.generator_figure import (
     _GRAY,
     _GREEN,
     _ORANGE,
-    _SCALE,
     _line,
     _Panel,
     _put_together,
@@ -40,11 +39,16 @@ _SOURCES: dict[str, dict[str, str]] = {
     "policy": {"color": _BLUE, "symbol": "circle"},
     "uniform": {"color": _ORANGE, "symbol": "square"},
 }
-_ENTROPIES = {"family_entropy": ("families", "solid"), "action_entropy": ("actions", "dash")}
+_ENTROPIES = {
+    "family_entropy": ("families", "solid", ""),
+    "action_entropy": ("actions", "dash", "-open"),
+}
 # more colors of Okabe and Ito; patterns tell the same where there is no color
 _COLORS = (_BLUE, "#E69F00", _GREEN, "#CC79A7", "#56B4E9", _ORANGE, "#F0E442")
 _PATTERNS = ("", "/", ".", "x", "\\", "-", "|")
 _STAR = "★"
+# light enough throughout for dark text
+_SHARES = [[0, "#F1F4F6"], [1, "#56B4E9"]]
 _NO_ROLLOUTS = "no rollouts were recorded"
 _MOST_TICKS = 12
 _CELL_HEIGHT, _MAP_TOP, _MAP_BOTTOM = 62, 130, 90
@@ -100,7 +104,8 @@ def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
     """Draw which family was proposed for which task, what it gained, and which was executed (the paper's F.4).
 
     Args:
-        rollouts: one row a trial, as :mod:`~degaml_kedro.results.policy_measures` takes them.
+        rollouts: one row a trial, as :mod:`~degaml_kedro.results.policy_measures` takes them; ``executed`` marks those
+            that were executed in the end.
         title: which policy.
 
     Returns:
@@ -120,48 +125,63 @@ def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
     tasks = [str(task) for task in dict.fromkeys(frame["task"])]
     measures = family_measures(frame).set_index(["task", "family"])
     cells = measures.to_dict("index")
-    grid = [[cells.get((task, name)) for name in names] for task in tasks]
     tested = frame[frame["iteration"] == TEST_TIME].groupby("task")["executed"].any()
-    unrefined = [task in tested.index and not tested[task] for task in tasks]
-    figure = go.Figure(
-        go.Heatmap(
-            z=[[cell["share"] if cell else 0.0 for cell in row] + [None] for row in grid],
-            x=[*names, UNREFINED],
-            y=tasks,
-            text=[[_cell(cell) for cell in row] + [""] for row in grid],
-            texttemplate="%{text}",
-            textfont={"size": 11},
-            customdata=[[cell["n"] if cell else 0 for cell in row] + [0] for row in grid],
-            hovertemplate="%{y}, %{x}<br>%{customdata} proposals<br>%{text}<extra></extra>",
-            zmin=0,
-            zmax=1,
-            colorscale=_SCALE,
-            colorbar={"title": {"text": "share"}, "tickformat": ".0%", "thickness": 12},
-            xgap=2,
-            ygap=2,
-            name="share",
+    # in training nothing is executed, and nothing is missing
+    marks = [UNREFINED] if len(tested) else []
+    columns = [*names, *marks]
+    grid = [[cells.get((task, name)) for name in columns] for task in tasks]
+    unrefined = [
+        [name == UNREFINED and not tested.get(task, True) for name in columns] for task in tasks
+    ]
+    figure = go.Figure()
+    if names:
+        figure.add_trace(
+            _heat(
+                [
+                    [_share(cell, name) for cell, name in zip(row, columns, strict=True)]
+                    for row in grid
+                ],
+                columns,
+                tasks,
+                text=[[_cell(cell) for cell in row] for row in grid],
+                customdata=[[cell["n"] if cell else 0 for cell in row] for row in grid],
+                hovertemplate="%{y}, %{x}<br>%{customdata} proposals<br>%{text}<extra></extra>",
+                colorscale=_SHARES,
+                colorbar={
+                    "title": {"text": "share"},
+                    "tickformat": ".0%",
+                    "dtick": 0.5,
+                    "thickness": 12,
+                    "lenmode": "pixels",
+                    "len": max(2, len(tasks)) * _CELL_HEIGHT,
+                    "y": 1,
+                    "yanchor": "top",
+                },
+                name="share",
+            )
         )
-    )
-    figure.add_trace(
-        go.Heatmap(
-            z=[[1.0 if unrefined_task else None] for unrefined_task in unrefined],
-            x=[UNREFINED],
-            y=tasks,
-            text=[[f"<b>{_STAR}</b>" if unrefined_task else ""] for unrefined_task in unrefined],
-            texttemplate="%{text}",
-            hovertemplate="%{y}: nothing was executed<extra></extra>",
-            colorscale=[[0, "#DDDDDD"], [1, "#DDDDDD"]],
-            showscale=False,
-            xgap=2,
-            ygap=2,
-            name=UNREFINED,
+    if marks:
+        figure.add_trace(
+            _heat(
+                [[1.0 if mark else None for mark in row] for row in unrefined],
+                columns,
+                tasks,
+                text=[[f"<b>{_STAR}</b>" if mark else "" for mark in row] for row in unrefined],
+                hovertemplate="%{y}: nothing was executed<extra></extra>",
+                colorscale=[[0, "#DDDDDD"], [1, "#DDDDDD"]],
+                showscale=False,
+                name=UNREFINED,
+            )
         )
-    )
     note = (
         "In a cell: share of the task's proposals; share of these that were rewarded; mean gain in accuracy on D_val, "
-        f"in points.<br>{_STAR} was executed; {_STAR} under '{UNREFINED}': nothing was, and the generated adapter is "
-        "the answer."
+        f"in points.<br>{_STAR} was executed"
     )
+    if marks:
+        note += (
+            f"; {_STAR} under '{UNREFINED}': nothing was, and the generated adapter is the answer"
+        )
+    note += "."
     if not names:
         note = f"No proposal was valid.<br>{note}"
     return _map_layout(figure, heading, len(tasks), note)
@@ -256,23 +276,32 @@ def _entropies(
         return f"{what} (no proposal was valid)"
     traces = []
     for source, style in _SOURCES.items():
-        for column, (name, dash) in _ENTROPIES.items():
+        for column, (name, dash, symbol) in _ENTROPIES.items():
+            look = {**style, "symbol": style["symbol"] + symbol}
             for own, legend in _apart(measures[measures["source"] == source]):
                 label = f"{source}, {name}"
-                curve = _curve(own, column, label, at, style, dash=dash, legend=legend)
+                curve = _curve(own, column, label, at, look, dash=dash, legend=legend)
                 curve.hovertemplate = "%{y:.3f} nats"
                 traces.append(curve)
+    highest = measures[list(_ENTROPIES)].max().max()
+    top = max(float(highest), math.log(max(2, families)))
     return _Panel(
         "Entropy of what was chosen",
-        f"solid: families, dashed: whole actions; dotted: all {families} families alike; a small n makes it small",
+        _entropy_reading(families),
         traces,
         x="iteration",
         y="nats",
         x_axis=axis,
-        y_axis={"rangemode": "tozero"},
+        # the upper part is the legend's: entropies may be anywhere below
+        y_axis={"range": [-0.03 * top, 1.8 * top]},
         lines=[math.log(families)] if families > 1 else [],
-        legend=("bottom", "left"),
+        legend=("top", "left"),
     )
+
+
+def _entropy_reading(families: int) -> str:
+    alike = f"dotted: {families} families in equal shares; " if families > 1 else ""
+    return f"families and whole actions; {alike}a small n makes it small"
 
 
 def _families(shares: pd.DataFrame, at: dict[int, int], axis: dict[str, Any]) -> _Panel | str:
@@ -336,7 +365,18 @@ def _curve(
     return curve
 
 
-def _cell(measured: dict[str, Any] | None) -> str:
+def _heat(z: list[list[float | None]], x: list[str], y: list[str], **more: Any) -> Any:
+    look = {"texttemplate": "%{text}", "textfont": {"size": 11, "color": "#222222"}}
+    return go.Heatmap(z=z, x=x, y=y, zmin=0, zmax=1, xgap=2, ygap=2, **look, **more)
+
+
+def _share(measured: Mapping[Any, Any] | None, column: str) -> float | None:
+    if column == UNREFINED:
+        return None
+    return float(measured["share"]) if measured else 0.0
+
+
+def _cell(measured: Mapping[Any, Any] | None) -> str:
     if measured is None:
         return ""
     count = measured["executed"]

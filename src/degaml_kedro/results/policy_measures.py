@@ -259,7 +259,7 @@ def policy_text(rollouts: pd.DataFrame) -> str:
         [
             "iteration",
             "source",
-            "n",
+            "rollouts",
             "valid",
             "reward rate",
             "entropy of families",
@@ -384,7 +384,7 @@ def _share_rows(frame: pd.DataFrame) -> Sequence[Sequence[str]]:
     if len(parts) > 1:
         # which task a family was executed for has no meaning for all of them
         parts.append(frame.assign(task="**all**", executed=False))
-    rows = [["task", "n", *names, NOT_VALID]]
+    rows = [["task", "rollouts", *names, NOT_VALID]]
     for part in parts:
         measured = family_measures(part).set_index("family")
         cells = []
@@ -401,8 +401,8 @@ def _share_rows(frame: pd.DataFrame) -> Sequence[Sequence[str]]:
     return rows
 
 
-def _with_share(value: float, share: float) -> str:
-    return _number(value) if math.isnan(share) else f"{value:.2f} ({share:.2f})"
+def _with_share(value: Any, share: Any) -> str:
+    return _number(value) if pd.isna(share) else f"{value:.2f} ({share:.2f})"
 
 
 def _number(value: Any) -> str:

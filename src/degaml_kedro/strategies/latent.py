@@ -101,7 +101,7 @@ def _task_vector(bench: Workbench, adapter: Adapter, seen: Prompts, steering: St
     bench.meter.forward += pack.tokens
     return latent_vectors(
         hidden, [len(rows)], targets, base.head, steering.times, steering.learning_rate
-    )[0]
+    )[0].cpu()
 
 
 def steer(steering: Steering, head: Tensor, members: int) -> Steer:

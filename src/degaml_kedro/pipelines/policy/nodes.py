@@ -104,7 +104,13 @@ def roll_out_task(
     own = derive_seed(seed, task, "rollouts", str(iteration))
     settings = parameters.model_dump(mode="json", exclude={"search", "training", "lora"})
     fingerprint = rollouts_fingerprint(
-        base, trained, embeddings, validation, adapter, own, [settings, scoring, task_parameters]
+        base,
+        trained,
+        embeddings,
+        validation,
+        adapter,
+        own,
+        [settings, dict(prompt), dict(scoring), dict(task_parameters)],
     )
     finished = finished_rows(resume, fingerprint, task)
     if resume is not None and resume.complete and finished:

@@ -1,0 +1,125 @@
+"""Toy families that tell what they were given, and proposers that say what they are told to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from degaml_kedro.parameters import Parameters
+from degaml_kedro.policy.actions import ActionSpace
+from degaml_kedro.policy.proposers import Proposal
+from degaml_kedro.strategies.registry import Family, FieldSpace
+from degaml_kedro.strategies.seen import Labeled, Nothing, Prompts
+from degaml_kedro.strategies.state import AdaptedState
+from degaml_kedro.strategies.workbench import Workbench
+from tests.strategies.helpers import adapter
+
+
+class Which(Parameters):
+    which: Annotated[int, Field(ge=0, le=99)]
+
+
+@dataclass
+class Call:
+    """What a toy was given."""
+
+    state: AdaptedState
+    seen: Nothing | Prompts | Labeled
+    which: int
+    seed: int
+
+
+@dataclass
+class Toy:
+    """A family of one field that does as it is told, and keeps what it was given."""
+
+    does: Callable[..., Any]
+    sees: Any = Prompts
+    name: str = "toy"
+    calls: list[Call] = field(default_factory=list)
+
+    def refine(
+        self, bench: Workbench, state: AdaptedState, seen: Any, config: Which, seed: int
+    ) -> Any:
+        self.calls.append(Call(state, seen, config.which, seed))
+        return self.does(bench, state, seen, config, seed)
+
+    @property
+    def family(self) -> Family:
+        offered = tuple(range(12))
+        fields = (FieldSpace("which", "integer", offered, 0, 99),)
+        return Family(self.name, "a toy", Which, self.sees, fields, self.refine)
+
+    @property
+    def space(self) -> ActionSpace:
+        return space_of(self)
+
+    def text(self, which: int = 0) -> str:
+        return f'{{"family":"{self.name}","which":{which}}}'
+
+
+def space_of(*toys: Toy) -> ActionSpace:
+    return ActionSpace.of({toy.name: {} for toy in toys}, {toy.name: toy.family for toy in toys})
+
+
+def identity(bench: Any, state: AdaptedState, *_: Any) -> AdaptedState:
+    return state
+
+
+def fail(*_: Any) -> AdaptedState:
+    raise RuntimeError("this one fails\nand says more")
+
+
+def moved(state: AdaptedState, which: int) -> AdaptedState:
+    """Every member moved a little way, one direction a number: some ways are better, some worse."""
+    members = []
+    for member in state.members:
+        way = adapter(1000 + which, scale=0.05)
+        tensors = {k: v + way.tensors[k] for k, v in member.adapter.tensors.items()}
+        members.append(replace(member, adapter=replace(member.adapter, tensors=tensors)))
+    return replace(state, members=tuple(members))
+
+
+def move(bench: Any, state: AdaptedState, seen: Any, config: Which, seed: int) -> AdaptedState:
+    return moved(state, config.which)
+
+
+class Killed(BaseException):
+    """The end of a process: nothing records it."""
+
+
+@dataclass
+class Script:
+    """A proposer that says a text after the other, whoever asks; the same ones from the start for the same seed."""
+
+    texts: Sequence[str]
+    asked: list[tuple[tuple[str, ...], int]] = field(default_factory=list)
+    given: int = 0
+
+    def propose(self, prompts: Sequence[str], seed: int) -> list[Proposal]:
+        self.asked.append((tuple(prompts), seed))
+        found = []
+        for prompt in prompts:
+            found.append(Proposal(self.texts[self.given % len(self.texts)], prompt, "policy", 3))
+            self.given += 1
+        return found
+
+
+def bytes_of(state: AdaptedState) -> bytes:
+    """Everything that a state holds."""
+    parts = []
+    for member in state.members:
+        parts += [f"{k}{v.dtype}{v.shape}".encode() + raw(v) for k, v in member.adapter.tensors.items()]
+        parts.append(b"" if member.prompts is None else raw(member.prompts))
+    steering = state.steering
+    if steering is not None and steering.vectors is not None:
+        parts.append(raw(steering.vectors))
+    return b"|".join(parts) + repr((state.vote, steering and steering.times)).encode()
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().numpy().tobytes()
