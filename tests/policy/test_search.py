@@ -23,6 +23,7 @@ from tests.policy.toys import (
     bytes_of,
     fail,
     identity,
+    keep,
     move,
     moved,
     space_of,
@@ -152,17 +153,10 @@ def test_a_kill_in_the_middle_of_a_trial_leaves_the_rows_before_it():
 
     rows = []
     with pytest.raises(Killed):
-        rows.extend(one for one in keep(rolled(Toy(killed)), rows))
+        keep(rolled(Toy(killed)), rows)
     assert len(rows) == 4
     rest = list(rolled(Toy(move), finished=stored(rows)))
     assert timeless([*rows, *rest]) == timeless(rolled(Toy(move)))
-
-
-def keep(rows, kept):
-    """Each row is kept as it comes."""
-    for row in rows:
-        kept.append(row)
-    return ()
 
 
 def test_a_proposer_is_told_what_was_tried_before_its_batch():
@@ -428,7 +422,9 @@ def test_a_support_of_one_class():
 
 
 def test_a_support_of_five_thousand():
-    support = tuple(make_example(f"How much is {i}?", ["one", "two"], gold=i % 2) for i in range(5000))
+    support = tuple(
+        make_example(f"How much is {i}?", ["one", "two"], gold=i % 2) for i in range(5000)
+    )
     for toy in (Toy(move), Toy(move, Labeled)):
         settings = SearchParameters(rounds=2, proposals=3, examples=20)
         began = time.perf_counter()
@@ -514,7 +510,10 @@ def test_an_action_that_fails_on_the_whole_support_leaves_the_state_before_it(ro
     assert len(executed_rows(rows)) == 1
     assert {row["round"] for row in rows} == {1}
     assert build_state(workbench(), toy.space, start, ASKED, rows) is start
-    assert "carrying it out on all 8 support examples failed (RuntimeError: this one fails" in caplog.text
+    assert (
+        "carrying it out on all 8 support examples failed (RuntimeError: this one fails"
+        in caplog.text
+    )
 
 
 def test_the_end_of_the_process_is_no_failure_of_an_action():

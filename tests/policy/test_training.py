@@ -53,7 +53,9 @@ def test_rewarded_actions_become_likelier(start):
     # in nats, of a text of thirty characters: more than a little
     assert log_probability(made.adapter, GOOD) > log_probability(start, GOOD) + 5
     # against those that were not rewarded, too
-    gain, other = (log_probability(made.adapter, a) - log_probability(start, a) for a in (GOOD, BAD))
+    gain, other = (
+        log_probability(made.adapter, a) - log_probability(start, a) for a in (GOOD, BAD)
+    )
     assert gain > other
     assert made.seconds > 0
 
@@ -127,9 +129,7 @@ def test_an_epoch_is_a_pass_over_the_actions(count, batch_size, epochs, steps, s
 
 def test_progress_and_tokens(start):
     told = []
-    made = learn(
-        tiny_base(), start, [row()], SETTINGS, 0, lambda done, of: told.append((done, of))
-    )
+    made = learn(tiny_base(), start, [row()], SETTINGS, 0, lambda done, of: told.append((done, of)))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     sequence = encode_decision(tiny_base(), row()["state"], GOOD)
     assert made.tokens == 2 * 4 * len(sequence.ids)

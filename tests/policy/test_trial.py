@@ -110,7 +110,9 @@ def test_answers_change_nothing_that_a_family_without_labels_makes():
 
     turned = tuple(replace(e, gold=2, response="[C]") for e in ASKED)
     for toy in (Toy(train), Toy(train, Nothing)):
-        one, other = (execute(workbench(), toy.space, state(), a, toy.text(), 0) for a in (ASKED, turned))
+        one, other = (
+            execute(workbench(), toy.space, state(), a, toy.text(), 0) for a in (ASKED, turned)
+        )
         assert bytes_of(one) == bytes_of(other)
 
 
@@ -161,7 +163,9 @@ def test_utility_is_the_gain_minus_the_price_of_time():
     assert earn(reward, indicators(0.5), indicators(0.5), 10.0, 0) == pytest.approx(-0.1)
     # noise is for rewards of 0 and 1
     noisy = reward.model_copy(update={"noise": 0.5})
-    assert len({earn(noisy, indicators(0.5), indicators(0.6), 1.0, seed) for seed in range(20)}) == 1
+    assert (
+        len({earn(noisy, indicators(0.5), indicators(0.6), 1.0, seed) for seed in range(20)}) == 1
+    )
 
 
 def test_a_trial_that_takes_longer_is_worth_less():
@@ -264,7 +268,7 @@ def test_a_family_that_fails_earns_nothing_and_leaves_nothing(does, message, see
     assert bytes_of(start) == kept
     # and the next trial is as if nothing had been
     good = Toy(move)
-    assert tried(good, start=start) .reward == tried(good).reward
+    assert tried(good, start=start).reward == tried(good).reward
 
 
 def test_a_family_that_writes_into_what_it_was_given_changes_a_copy():
@@ -376,7 +380,9 @@ def test_no_example_is_scored_by_a_state_that_was_trained_on_it(count, seed, mon
 
 
 def test_predictions_of_both_halves_come_back_in_order():
-    asked = tuple(replace(e, gold=i % 3, response=f"[{'ABC'[i % 3]}]") for i, e in enumerate(examples(7)))
+    asked = tuple(
+        replace(e, gold=i % 3, response=f"[{'ABC'[i % 3]}]") for i, e in enumerate(examples(7))
+    )
     found = tried(Toy(identity, Labeled), asked=asked)
     expected = measure_indicators(predict(workbench(), state(), asked))
     assert found.after.accuracy == expected.accuracy
@@ -405,7 +411,9 @@ def test_one_example_is_not_enough_for_a_family_that_sees_answers():
 
 def test_learning_by_heart_does_not_pay():
     # answers that nothing in the question tells: what is learned of one half says nothing of the other
-    asked = tuple(replace(e, gold=i % 3, response=f"[{'ABC'[i % 3]}]") for i, e in enumerate(examples(9)))
+    asked = tuple(
+        replace(e, gold=i % 3, response=f"[{'ABC'[i % 3]}]") for i, e in enumerate(examples(9))
+    )
     space = ActionSpace.of({"sft": {}})
     text = '{"family":"sft","steps":60,"learning_rate":0.01,"batch_size":9}'
     before = measure_indicators(predict(workbench(), state(), asked))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -113,7 +113,9 @@ def bytes_of(state: AdaptedState) -> bytes:
     """Everything that a state holds."""
     parts = []
     for member in state.members:
-        parts += [f"{k}{v.dtype}{v.shape}".encode() + raw(v) for k, v in member.adapter.tensors.items()]
+        parts += [
+            f"{k}{v.dtype}{v.shape}".encode() + raw(v) for k, v in member.adapter.tensors.items()
+        ]
         parts.append(b"" if member.prompts is None else raw(member.prompts))
     steering = state.steering
     if steering is not None and steering.vectors is not None:
@@ -123,3 +125,9 @@ def bytes_of(state: AdaptedState) -> bytes:
 
 def raw(tensor: torch.Tensor) -> bytes:
     return tensor.detach().contiguous().numpy().tobytes()
+
+
+def keep(chunks: Iterable[Any], kept: list[Any]) -> None:
+    """Take what comes, and have it still where something comes no more."""
+    for chunk in chunks:
+        kept.append(chunk)

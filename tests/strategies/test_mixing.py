@@ -44,7 +44,7 @@ def test_lambda_zero_is_the_adapter_bit_for_bit(rank):
         assert torch.equal(bits(made.tensors[name]), bits(tensor))
 
 
-@pytest.mark.parametrize("rank", (2, 4, 8))
+@pytest.mark.parametrize("rank", [2, 4, 8])
 def test_lambda_one_is_the_sum_of_the_halves(rank):
     start, half = adapter(2, rank), rank // 2
     made = mix_halves(start, 1.0).layers()
@@ -65,7 +65,7 @@ def test_the_product_is_b_m_a(rank, mix):
         assert torch.allclose(made[name][1] @ made[name][0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("rank", (1, 3, 7))
+@pytest.mark.parametrize("rank", [1, 3, 7])
 def test_the_last_row_of_an_odd_rank_is_left_as_it_is(rank):
     start = adapter(4, rank)
     made = mix_halves(start, 0.7).layers()

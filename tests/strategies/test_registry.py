@@ -98,9 +98,10 @@ def test_the_families_are_those_of_the_design(name, sees, fields):
         if field.low is not None:
             assert all(field.low <= value <= field.high for value in field.offered)
             assert list(field.offered) == sorted(set(field.offered))
-    assert [f.name for f in found.fields if f.optional] == {"ls": ["scope"], "tts": ["distance"]}.get(
-        name, []
-    )
+    assert [f.name for f in found.fields if f.optional] == {
+        "ls": ["scope"],
+        "tts": ["distance"],
+    }.get(name, [])
 
 
 def test_only_the_family_that_trains_on_answers_sees_them():
@@ -108,7 +109,9 @@ def test_only_the_family_that_trains_on_answers_sees_them():
 
 
 def test_no_such_family():
-    with pytest.raises(RegistryError, match="no strategy family 'tttt'; there are .*ttt.* entry point"):
+    with pytest.raises(
+        RegistryError, match="no strategy family 'tttt'; there are .*ttt.* entry point"
+    ):
         find_family("tttt")
 
 
@@ -158,7 +161,9 @@ def test_a_family_that_does_not_say_what_it_may_see(annotation):
 
     if annotation is not None:
         refine.__annotations__["seen"] = annotation
-    with pytest.raises(RegistryError, match=r"'own' .*what it may see.*Nothing, Prompts or Labeled"):
+    with pytest.raises(
+        RegistryError, match=r"'own' .*what it may see.*Nothing, Prompts or Labeled"
+    ):
         family("own", "own", Nudge)(refine)
     assert "own" not in families()
 
@@ -179,7 +184,9 @@ def test_a_family_with_another_number_of_parameters():
         return state
 
     for refine in (few, many):
-        with pytest.raises(RegistryError, match=r"it has to take \(workbench, state, seen, config, seed\)"):
+        with pytest.raises(
+            RegistryError, match=r"it has to take \(workbench, state, seen, config, seed\)"
+        ):
             family("own", "own", Nudge)(refine)
 
 
@@ -190,7 +197,9 @@ def test_what_is_no_name(name):
 
 
 def test_a_name_that_another_module_took():
-    with pytest.raises(RegistryError, match=r"'ttt' is registered by degaml_kedro.strategies.ttt and by tests"):
+    with pytest.raises(
+        RegistryError, match=r"'ttt' is registered by degaml_kedro.strategies.ttt and by tests"
+    ):
         family("ttt", "own", Nudge)(nudge)
     assert find_family("ttt").refine is not nudge
 
@@ -206,7 +215,10 @@ def test_a_name_that_another_module_took():
         (Annotated[int, Field(gt=0, lt=10)], "has no bounds"),
         (Annotated[float, Field(ge=0, le=1)], "too many values"),
         (Annotated[int, Field(ge=0, le=1000)], "too many values"),
-        (Annotated[float, Field(ge=0, le=1), Offered(0.5, 2.0)], r"offers \[2.0\], outside of 0 to 1"),
+        (
+            Annotated[float, Field(ge=0, le=1), Offered(0.5, 2.0)],
+            r"offers \[2.0\], outside of 0 to 1",
+        ),
         (Annotated[float, Field(ge=0, le=1), Offered(float("nan"))], r"offers \[nan\]"),
         (Annotated[float, Field(ge=0, le=1), Offered()], "offers nothing"),
         (Annotated[Literal["a", "b"], Offered("c")], r"offers \['c'\]"),
@@ -226,7 +238,10 @@ def test_fields_that_no_action_can_hold(annotation, message):
     ("annotation", "expected"),
     [
         (Annotated[int, Field(ge=2, le=4)], FieldSpace("one", "integer", (2, 3, 4), 2, 4)),
-        (Annotated[int, Field(ge=1, le=999), Offered(1, 7)], FieldSpace("one", "integer", (1, 7), 1, 999)),
+        (
+            Annotated[int, Field(ge=1, le=999), Offered(1, 7)],
+            FieldSpace("one", "integer", (1, 7), 1, 999),
+        ),
         (bool, FieldSpace("one", "boolean", (False, True))),
         (Literal["a", "b"], FieldSpace("one", "choice", ("a", "b"))),
         (Annotated[Literal["a", "b"], Offered("b")], FieldSpace("one", "choice", ("b",))),

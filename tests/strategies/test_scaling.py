@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from degaml_kedro.seeds import derive_seed
@@ -243,6 +243,8 @@ def test_what_ensembles_give_are_log_probabilities(method, rows):
 @pytest.mark.parametrize("method", ENSEMBLES)
 @given(rows=BALLOTS, constant=st.floats(-100, 100))
 def test_a_constant_of_a_member_s_own_changes_nothing(method, rows, constant):
+    # what is as good as equal may be turned over by rounding
+    assume(unambiguous(rows, method))
     moved = [[value + constant for value in row] for row in rows]
     assert combine(moved, method) == pytest.approx(combine(rows, method), abs=1e-6)
 

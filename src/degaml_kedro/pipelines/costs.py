@@ -522,7 +522,10 @@ def _rate(dtype: torch.dtype) -> float:
     end = time.perf_counter() + _MEASURE_SECONDS
     while True:
         began = time.perf_counter()
-        torch.mm(a, b)
+        try:
+            torch.mm(a, b)
+        except RuntimeError:  # not in this type, on this processor
+            return math.nan
         now = time.perf_counter()
         best = min(best, now - began)
         if now > end:
