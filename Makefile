@@ -23,20 +23,20 @@ install: $(INSTALLED) ## make .venv from the lock (run, test and the others do i
 
 run: $(INSTALLED) ## the embedded profile, offline, and its results as a table
 	@# one thread per task and a task per core: at these sizes two threads in one task mostly wait for each other
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --runner ThreadRunner
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --runner degaml_kedro.runner.StageRunner
 
 study: $(INSTALLED) ## what the generator alone achieves, three seeds and tasks left out (hours; goes on where it was)
 	for seed in $(STUDY_SEEDS); do \
-		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env study --params seed=$$seed --runner ThreadRunner --only-missing-outputs || exit 1; \
+		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env study --params seed=$$seed --runner degaml_kedro.runner.StageRunner --only-missing-outputs || exit 1; \
 	done
 	@# the table of the study is made again with the tasks that were left out
 	rm -f data/study/seed_999/08_reporting/results.*
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env left_out --params seed=999 --runner ThreadRunner --only-missing-outputs
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env left_out --params seed=999 --runner degaml_kedro.runner.StageRunner --only-missing-outputs
 	$(BIN)/python -m degaml_kedro.results.study data/study
 
 adaptation: $(INSTALLED) ## what the policy adds to the generator, three seeds, two action spaces (hours; goes on where it was)
 	for env in adaptation adaptation_four; do for seed in $(STUDY_SEEDS); do \
-		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $$env --params seed=$$seed --runner ThreadRunner --only-missing-outputs || exit 1; \
+		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $$env --params seed=$$seed --runner degaml_kedro.runner.StageRunner --only-missing-outputs || exit 1; \
 	done; $(BIN)/python -m degaml_kedro.results.study data/$$env; done
 
 smoke: $(INSTALLED) ## the same pipelines in under a minute, on a tiny random model

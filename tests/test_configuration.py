@@ -25,7 +25,7 @@ def mistake(project, **parameters):
 
 
 # what an environment wants to be told
-NEEDED = {"files": {"datasets": "/data"}}
+NEEDED = {name: {"datasets": "x"} for name in ("files", "files_adaptation")}
 ENVIRONMENTS = sorted(
     path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "base"
 )

@@ -39,6 +39,9 @@ def numbers(data: Path) -> dict[str, object]:
     made: dict[str, object] = {}
     for path in sorted(path for path in data.rglob("*") if path.is_file()):
         name = str(path.relative_to(data))
+        if path.name.endswith("policy.md"):
+            # it says how long strategies took
+            continue
         if path.suffix == ".parquet":
             frame = pd.read_parquet(path)
             made[name] = frame.drop(columns=COST, errors="ignore").to_json()

@@ -432,6 +432,7 @@ def test_a_support_of_five_thousand():
             toy.calls.clear()
             rows = list(adapted(toy, settings, support=support, seed=seed))
             if executed_rows(rows):
+                build_state(workbench(), toy.space, state(), support, rows)
                 break
         assert time.perf_counter() - began < 60
         assert {row["n"] for row in rows} == {20}
@@ -441,6 +442,19 @@ def test_a_support_of_five_thousand():
         if toy.sees is not Labeled:
             questions = [c.seen.questions for c in toy.calls if len(c.seen.questions) == 20]
             assert {q.prompt for one in questions for q in one} == {e.prompt for e in support[:20]}
+
+
+def test_a_family_that_reads_answers_ends_the_search():
+    toy = Toy(move, Labeled)
+    settings = SearchParameters(rounds=4, proposals=3, early_stop=False)
+    for seed in range(20):
+        rows = list(adapted(toy, settings, seed=seed))
+        chosen = executed_rows(rows)
+        if chosen and chosen[0]["round"] < settings.rounds:
+            break
+    # what was trained on D_val is never scored on it
+    assert chosen
+    assert max(row["round"] for row in rows) == chosen[0]["round"]
 
 
 # --- budget ---------------------------------------------------------------------------------------

@@ -39,7 +39,11 @@ def adapter(seed: int, rank: int = 4, scale: float = 0.3) -> Adapter:
 
 def examples(count: int = 6) -> tuple[Example, ...]:
     return tuple(
-        make_example(f"How much is {i} and {i + 1}{'?' * (i % 3)}", [str(2 * i), str(2 * i + 1), "no"], gold=1)
+        make_example(
+            f"How much is {i} and {i + 1}{'?' * (i % 3)}",
+            [str(2 * i), str(2 * i + 1), "no"],
+            gold=1,
+        )
         for i in range(count)
     )
 

@@ -23,7 +23,9 @@ def slow_vector(model, sequences, times, rate):
         for ids in sequences:
             hidden = model.model.base_model(torch.tensor([ids])).last_hidden_state[0]
             logits = (hidden[:-1] + delta) @ model.head.T
-            losses.append(nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none"))
+            losses.append(
+                nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+            )
         optimizer.zero_grad()
         torch.cat(losses).mean().backward()
         optimizer.step()
@@ -125,4 +127,6 @@ def test_members_have_vectors_of_their_own_and_new_ones_get_the_mean():
     both = predict(bench, made, examples(3))
     for a, b, c in zip(one, two, both, strict=True):
         scores = torch.log_softmax(torch.tensor([a.option_scores, b.option_scores]), dim=1).mean(0)
-        assert torch.allclose(torch.log_softmax(scores, 0), torch.tensor(c.option_scores), atol=1e-4)
+        assert torch.allclose(
+            torch.log_softmax(scores, 0), torch.tensor(c.option_scores), atol=1e-4
+        )

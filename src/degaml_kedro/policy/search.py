@@ -23,6 +23,7 @@ from degaml_kedro.policy.proposers import Proposal, Proposer
 from degaml_kedro.policy.trial import Trial, execute, try_action
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
+from degaml_kedro.strategies.seen import Labeled
 from degaml_kedro.strategies.state import AdaptedState
 from degaml_kedro.strategies.workbench import OutOfTimeError, Workbench
 from degaml_kedro.tasks.example import Example, Question
@@ -136,8 +137,10 @@ def adapt(
     """Trials on the support examples of a new task, round by round.
 
     In each round the best of the proposals that earned something is executed, and the next round starts from there. If
-    none did, the state stays as it is. A strategy is not tried twice from one state. In the rows ``executed`` marks a
-    trial that was the best of its round so far: :func:`executed_rows` says which were executed.
+    none did, the state stays as it is. A family that reads answers ends the search: it was tried by cross-fitting, but
+    once it is executed on all of the support set, nothing is left to score another round on. A strategy is not tried
+    twice from one state. In the rows ``executed`` marks a trial that was the best of its round so far:
+    :func:`executed_rows` says which were executed.
 
     Args:
         bench: the model.
@@ -194,6 +197,9 @@ def adapt(
         history += [Tried(str(row["action"]), float(row["reward"])) for row in rows]
         if best is None and settings.early_stop:
             return
+        if best is not None and _reads_answers(space, str(best["family"])):
+            # D_val has been trained on: what a further round scored on it would say nothing of new questions
+            return
         if best is not None and turn < settings.rounds:
             try:
                 refined = _carry_out(bench, space, state, support, best)
@@ -203,6 +209,10 @@ def adapt(
             if refined is None:
                 return
             state, history = refined, []
+
+
+def _reads_answers(space: ActionSpace, name: str) -> bool:
+    return any(family.name == name and family.sees is Labeled for family in space.families)
 
 
 def executed_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

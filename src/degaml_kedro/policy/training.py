@@ -78,10 +78,11 @@ def learn(
     if not chosen:
         return PolicyStep(start, 0, 0, 0, (), 0, time.perf_counter() - began)
     sequences = [encode_decision(base, str(row["state"]), str(row["action"])) for row in chosen]
-    steps = settings.epochs * math.ceil(len(sequences) / settings.batch_size)
+    size = min(settings.batch_size, len(sequences))
+    steps = math.ceil(settings.epochs * len(sequences) / size)
     training = TrainingParameters(
         phases=(Phase(steps=steps, learning_rate=settings.learning_rate),),
-        batch_size=min(settings.batch_size, len(sequences)),
+        batch_size=size,
         weight_decay=settings.weight_decay,
         max_gradient_norm=settings.max_gradient_norm,
     )

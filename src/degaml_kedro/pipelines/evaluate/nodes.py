@@ -219,7 +219,18 @@ def choose_strategies(
             policy_model(model, parameters), adapter, space, parameters.temperature
         )
     own = derive_seed(seed, task, method)
-    chosen = parameters.model_dump(mode="json", exclude={"rollouts", "training", "lora"})
+    chosen = parameters.model_dump(
+        mode="json",
+        exclude={
+            "rollouts",
+            "training",
+            "lora",
+            "oracle_candidates",
+            "iterations",
+            "folds",
+            "exploration",
+        },
+    )
     fingerprint = rollouts_fingerprint(
         bench.base,
         trained,

@@ -102,7 +102,9 @@ def roll_out_task(
         policy_model(model, parameters), adapter, space, parameters.temperature, exploration
     )
     own = derive_seed(seed, task, "rollouts", str(iteration))
-    settings = parameters.model_dump(mode="json", exclude={"search", "training", "lora"})
+    settings = parameters.model_dump(
+        mode="json", exclude={"search", "training", "lora", "oracle_candidates", "folds"}
+    )
     fingerprint = rollouts_fingerprint(
         base,
         trained,
