@@ -111,15 +111,13 @@ def encode_questions(
     ]
     whole_ids = iter(tokenizer(whole, add_special_tokens=special).input_ids)
     encoded = []
-    for index, (example, ids, options) in enumerate(
-        zip(examples, prompt_ids, answers, strict=True)
-    ):
+    for index, (ids, options) in enumerate(zip(prompt_ids, answers, strict=True)):
         tails = tuple(tuple(next(whole_ids)[len(ids) :]) for _ in options)
         longest = len(ids) + max(len(tail) for tail in tails)
         if longest > base.context_length:
             raise PromptError(
                 f"example {index} is {longest} tokens long with its answer, the context of {base.name} is "
-                f"{base.context_length}; shorten it or leave it out (it starts: {example.prompt[:60]!r})"
+                f"{base.context_length}; shorten it or leave it out (it starts: {examples[index].prompt[:60]!r})"
             )
         encoded.append(EncodedQuestion(tuple(ids), tails))
     return encoded

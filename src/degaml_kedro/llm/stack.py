@@ -200,6 +200,10 @@ class _Decode(torch.autograd.Function):
         stack, pack = run.stack, run.pack
         adapters = iter(run.adapters)
         keep = any(ctx.needs_input_grad)
+        if keep and any(isinstance(adapter, StackedAdapter) for adapter in run.adapters):
+            raise RuntimeError(
+                "adapters that answer together have no backward; train them one by one"
+            )
         saved: list[tuple[Any, ...]] = []
         both = stack.heads + stack.kv_heads
         for layer in stack.layers:
@@ -233,7 +237,7 @@ class _Decode(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         run: _Run = ctx.run
         stack, pack = run.stack, run.pack
-        adapters = list(run.adapters)
+        adapters = [adapter for adapter in run.adapters if not isinstance(adapter, StackedAdapter)]
         gradients: list[list[Tensor]] = []
         both = (stack.heads + stack.kv_heads) * stack.head_width
         dx = _norm_backward(gradient, ctx.last[0], stack.final_norm, ctx.last[1])

@@ -33,6 +33,7 @@ from degaml_kedro.pipelines.policy.nodes import (
     finished_rows,
     policy_model,
     recorded,
+    rollout_rows,
     rollouts_fingerprint,
     task_workbench,
 )
@@ -299,7 +300,7 @@ def execute_strategies(
     bench, start = _unrefined(
         model, prompt, scoring, generator, task_parameters, seed, trained, embeddings, support, task
     )
-    rows = rollouts.to_dict("records")
+    rows = rollout_rows(rollouts)
     actions = [str(row["action"]) for row in executed_rows(rows)]
     logger.info("%s, %s: %s", task, method, " then ".join(actions) or "left unrefined")
     return build_state(bench, space, start, frame_to_splits(support).support, rows)

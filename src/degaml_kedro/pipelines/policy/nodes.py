@@ -159,7 +159,7 @@ def train_policy(
     parameters = PolicyParameters.model_validate(policy)
     base = policy_model(model, parameters)
     frames = [part for part in material if isinstance(part, pd.DataFrame)]
-    rows = [row for frame in frames for row in frame.to_dict("records")]
+    rows = [row for frame in frames for row in rollout_rows(frame)]
     before = next((part for part in material if isinstance(part, Adapter)), None)
     untrained = initial_adapter(base, parameters.lora)
     start = untrained if before is None or parameters.training.start == "untrained" else before
@@ -209,7 +209,7 @@ def collect_rollouts(*rollouts: pd.DataFrame) -> pd.DataFrame:
     """All rollouts as one table; ``executed`` marks those that were executed, one a round at most."""
     frames = []
     for frame in rollouts:
-        rows = frame.to_dict("records")
+        rows = rollout_rows(frame)
         kept = {int(row["rollout"]) for row in executed_rows(rows)}
         frames.append(frame.assign(executed=frame["rollout"].isin(kept)))
     return pd.concat(frames, ignore_index=True)
@@ -233,6 +233,11 @@ def draw_strategies(rollouts: pd.DataFrame, *, title: str) -> tuple[Any, str]:
         title: which policy.
     """
     return strategy_map(rollouts, title), strategy_map_page(rollouts, title)
+
+
+def rollout_rows(frame: pd.DataFrame) -> list[Row]:
+    """A table of rollouts, row by row."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def task_workbench(
