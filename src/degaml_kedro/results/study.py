@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.results.policy_measures import policy_text, reward_rate_ratio
 from degaml_kedro.results.table import POOLS, markdown
 
 RESAMPLES = 5000
@@ -121,7 +122,10 @@ def rightness(data: Path, result: Mapping[str, Any]) -> NDArray[np.float64]:
     return np.asarray(right.groupby(frame["index"]).mean(), dtype=np.float64)
 
 
-def study_report(folder: Path, against: Sequence[str] = ("base", "mean_adapter", "pooled")) -> str:
+AGAINST = ("base", "mean_adapter", "pooled", "generalization_only", "random_policy")
+
+
+def study_report(folder: Path, against: Sequence[str] = AGAINST) -> str:
     """Tables of mean accuracies over seeds, and of differences with their intervals.
 
     Args:
@@ -144,7 +148,44 @@ def study_report(folder: Path, against: Sequence[str] = ("base", "mean_adapter",
         rows[0][1] = "seeds"
         text += [f"### {pool}", "", markdown(rows), ""]
         text += [_differences(folder, of_pool, methods, against), ""]
-    return "\n".join(text)
+    return "\n".join([*text, *_policies(folder, list(runs))])
+
+
+def _policies(folder: Path, runs: Sequence[str]) -> list[str]:
+    """What the policies of all runs did, where there are any: in training, and on new tasks."""
+    text = []
+    for file, title in (
+        ("policy_rollouts", "The policy in training"),
+        ("strategies", "Strategies on new tasks"),
+    ):
+        paths = [folder / run / "08_reporting" / f"{file}.parquet" for run in runs]
+        frames = [
+            pd.read_parquet(path).assign(run=run)
+            for path, run in zip(paths, runs, strict=True)
+            if path.is_file()
+        ]
+        if not frames:
+            continue
+        rollouts = pd.concat(frames, ignore_index=True)
+        text += [f"### {title}", ""]
+        for method, own in rollouts.groupby("method", sort=False):
+            text += [f"#### {method}", "", policy_text(own), ""]
+        if rollouts["method"].nunique() > 1:
+            found = reward_rate_ratio(rollouts, "degaml", "random_policy")
+            text += [
+                (
+                    f"Share of first-round proposals that were rewarded: degaml {_decimals(found['rate_a'])} "
+                    f"(n = {found['n_a']}), random_policy {_decimals(found['rate_b'])} (n = {found['n_b']}), ratio "
+                    f"{_decimals(found['ratio'])} ({_decimals(found['low'])} to {_decimals(found['high'])}), "
+                    f"{found['strata']} tasks x seeds."
+                ),
+                "",
+            ]
+    return text
+
+
+def _decimals(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _over_seeds(part: pd.DataFrame) -> str:
