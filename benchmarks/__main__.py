@@ -21,15 +21,18 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from benchmarks import (
+    candidates,
     decoders,
     gemm_limit,
     generation,
     generator_training,
+    latent_steps,
     memory,
     paper_decoder,
     qwen_round_trip,
     scoring,
     training,
+    tts_batch,
 )
 from benchmarks.material import Settings, SkippedError
 from benchmarks.measure import OtherLoad, Result, table
@@ -46,6 +49,9 @@ BENCHMARKS: dict[str, Callable[[Settings], Result]] = {
     "decoders": decoders.run,
     "paper_decoder": paper_decoder.run,
     "qwen_round_trip": qwen_round_trip.run,
+    "candidates": candidates.run,
+    "tts_batch": tts_batch.run,
+    "latent_steps": latent_steps.run,
 }
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "lm_eval")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.parameters import ADAPTED, GENERATED
 from degaml_kedro.results.policy_measures import policy_text, reward_rate_ratio
 from degaml_kedro.results.table import POOLS, markdown
 
@@ -148,7 +149,37 @@ def study_report(folder: Path, against: Sequence[str] = AGAINST) -> str:
         rows[0][1] = "seeds"
         text += [f"### {pool}", "", markdown(rows), ""]
         text += [_differences(folder, of_pool, methods, against), ""]
+        text += _by_task(folder, of_pool, [name for name in methods if name in ADAPTED])
     return "\n".join([*text, *_policies(folder, list(runs))])
+
+
+def _by_task(folder: Path, results: pd.DataFrame, methods: Sequence[str]) -> list[str]:
+    """What refining added on each task, with its interval over questions and seeds."""
+    start = GENERATED[0]
+    if not methods or start not in set(results["method"]):
+        return []
+    rows = [["task", "seeds", *(f"{method} less {start}" for method in methods)]]
+    for task, part in results.groupby("task", sort=False):
+        cells = []
+        for method in methods:
+            pairs = []
+            for run, own in part.groupby("run"):
+                by_method = {str(row["method"]): row for row in own.to_dict("records")}
+                if method in by_method and start in by_method:
+                    both = (by_method[method], by_method[start])
+                    a, b = (
+                        rightness(folder / str(run), {str(k): v for k, v in row.items()})
+                        for row in both
+                    )
+                    pairs.append((a, b))
+            found = paired_difference(pairs) if pairs else None
+            cells.append("" if found is None else _interval(found))
+        rows.append([str(task), str(part["run"].nunique()), *cells])
+    return [markdown(rows), ""]
+
+
+def _interval(difference: Difference) -> str:
+    return f"{difference.mean:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})"
 
 
 def _policies(folder: Path, runs: Sequence[str]) -> list[str]:
@@ -219,7 +250,7 @@ def _differences(
             pairs = [(right[r, t, method], right[r, t, other]) for r, t in places]
             found = paired_difference(pairs)
             strata = found.strata
-            cells.append(f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})")
+            cells.append(_interval(found))
         if any(cells):
             rows.append([method, str(strata), *cells])
     return markdown(rows)

@@ -46,6 +46,8 @@ def generated_workbench(
     """
     generator.check_base_model(base.name, base.fingerprint)
     generator.check_embeddings(embeddings)
+    # a stored generator is read to the CPU, where the paper's decoder takes seconds an adapter
+    generator.decoder.to(base.device)
 
     @torch.no_grad()
     def draw(seed: int, number: int) -> Member:
