@@ -34,8 +34,8 @@ study: $(INSTALLED) ## what the generator alone achieves, three seeds and tasks 
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env left_out --params seed=999 --runner degaml_kedro.runner.StageRunner --only-missing-outputs
 	$(BIN)/python -m degaml_kedro.results.study data/study
 
-adaptation: $(INSTALLED) ## what the policy adds to the generator, three seeds, two action spaces (hours; goes on where it was)
-	for env in adaptation adaptation_four; do for seed in $(STUDY_SEEDS); do \
+adaptation: $(INSTALLED) ## what the policy adds to the generator, three seeds, three action spaces (hours; goes on where it was)
+	for env in adaptation adaptation_four adaptation_sft; do for seed in $(STUDY_SEEDS); do \
 		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $$env --params seed=$$seed --runner degaml_kedro.runner.StageRunner --only-missing-outputs || exit 1; \
 	done; $(BIN)/python -m degaml_kedro.results.study data/$$env; done
 

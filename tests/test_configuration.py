@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from degaml_kedro.configuration import (
     ConfigurationError,
     ProjectConfigLoader,
+    check_action_space,
     current_loader,
     read_parameters,
 )
@@ -33,7 +36,8 @@ ENVIRONMENTS = sorted(
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_every_environment_is_valid(project, env):
-    read_parameters(loader(project, env, **NEEDED.get(env, {})))
+    one = loader(project, env, **NEEDED.get(env, {}))
+    check_action_space(one, read_parameters(one))
 
 
 def test_what_a_file_asks_the_command_line_for_is_no_parameter_of_its_own(project):
@@ -134,6 +138,39 @@ def test_what_does_not_go_together(project, changes, expected):
     assert expected in mistake(project)
 
 
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        (
+            {"kind": "utility", "noise": 0.1},
+            "reward.noise is 0.1, but .* with kind 'utility' there are none; leave it out",
+        ),
+        (
+            {"kind": "improvement", "price_per_second": 0.005},
+            "reward.price_per_second is 0.005, but with kind 'improvement' .* kind: utility",
+        ),
+        ({"price_per_second": 0.005}, "seconds have no price"),
+    ],
+)
+def test_a_key_of_the_reward_that_would_do_nothing(project, reward, expected):
+    project.edit("smoke/parameters.yml", policy={"reward": reward})
+    message = mistake(project)
+    assert re.search(expected, message)
+    assert "smoke/parameters.yml, line " in message
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        {"kind": "utility", "price_per_second": 0.005, "noise": 0.0},
+        {"kind": "improvement", "noise": 0.1, "price_per_second": 0.0},
+    ],
+)
+def test_keys_of_the_reward_that_do_something(project, reward):
+    project.edit("smoke/parameters.yml", policy={"reward": reward})
+    read_parameters(loader(project))
+
+
 # --- the generator --------------------------------------------------------------------------------
 
 FACTORIZED = {"kind": "factorized"}
@@ -204,6 +241,8 @@ def test_an_unknown_method_lists_what_there_is(project, method):
 def test_a_generated_method_needs_a_generator(project):
     for folder in ("base", "smoke"):
         project.edit(f"{folder}/parameters.yml", generator=None)
+    assert "the method degaml needs the key 'generator'" in mistake(project)
+    project.edit("smoke/parameters.yml", methods=["base", "generalization_only"])
     message = mistake(project)
     assert "unknown method 'generalization_only'" in message
     assert "other_prompts" not in message.split("use of: ")[1]

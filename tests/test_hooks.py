@@ -17,6 +17,40 @@ def test_bad_parameters_stop_a_run_before_anything_is_written(project):
     assert not project.data.exists()
 
 
+@pytest.mark.parametrize(
+    ("families", "expected"),
+    [
+        ({"tttt": {"ttl_steps": [1, 2]}}, "policy.families.tttt: there is none of that name"),
+        ({"ttt": {"steps": [1, 2]}}, "policy.families.ttt.steps: there is none of that name"),
+        ({"ttt": {"ttl_steps": [0, 2]}}, "policy.families.ttt.ttl_steps has the bound 0"),
+    ],
+    ids=["family", "field", "bound"],
+)
+def test_strategies_that_there_are_not_stop_a_run_before_anything_is_written(
+    families, expected, project
+):
+    project.edit("smoke/parameters.yml", policy={"families": families})
+    with pytest.raises(ConfigurationError) as caught:
+        run(project)
+    message = str(caught.value)
+    assert expected in message
+    assert not project.data.exists()
+    # the key, on its line
+    place, line = message.rsplit("(", 1)[1].rstrip(")").split(", line ")
+    assert place.endswith("smoke/parameters.yml")
+    key = expected.removeprefix("policy.families.").split(":")[0].split(" ")[0].split(".")[-1]
+    text = (project.conf / "smoke/parameters.yml").read_text().splitlines()
+    assert text[int(line) - 1].strip().startswith(f"{key}:")
+
+
+def test_strategies_do_not_matter_where_no_method_needs_them(project):
+    project.edit(
+        "smoke/parameters.yml", methods=["base"], policy={"families": {"tttt": {"one": [1, 2]}}}
+    )
+    with project.session() as session:
+        session.load_context()
+
+
 def test_a_finished_run_shows_the_table_and_where_to_look(project, capsys):
     run(project)
     shown = capsys.readouterr().out

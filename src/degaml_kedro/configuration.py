@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.parameters import Parameters, ProjectParameters
+from degaml_kedro.policy.actions import ActionSpace, ActionSpaceError
 
 CONFIG_ENVIRONMENTS = {"base_env": "base", "default_run_env": "local"}
 _NOT_THERE = object()
@@ -124,6 +125,27 @@ def read_parameters(loader: AbstractConfigLoader) -> ProjectParameters:
     except ValidationError as error:
         sentences = [_sentence(detail, raw, loader) for detail in error.errors()]
         raise ConfigurationError("\n".join(sentences)) from None
+
+
+def check_action_space(loader: AbstractConfigLoader, parameters: ProjectParameters) -> None:
+    """Check ``policy.families`` against the families that there are, where a method needs them.
+
+    Args:
+        loader: knows the files.
+        parameters: what was read of them.
+
+    Raises:
+        ConfigurationError: a family or field that does not exist, or bounds that cannot be; it names the key, the file
+            and the line.
+        RegistryError: a family of an installed package cannot be registered.
+    """
+    if parameters.policy is None or not parameters.adapted_methods:
+        return
+    try:
+        ActionSpace.of(parameters.policy.families)
+    except ActionSpaceError as error:
+        place = _place(["policy", "families", *error.path], loader)
+        raise ConfigurationError(f"{error} ({place})") from None
 
 
 def _sentence(detail: ErrorDetails, raw: Any, loader: AbstractConfigLoader) -> str:

@@ -15,7 +15,7 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
-from degaml_kedro.configuration import current_loader, read_parameters
+from degaml_kedro.configuration import check_action_space, current_loader, read_parameters
 from degaml_kedro.io.atomic import is_main_process
 from degaml_kedro.pipelines.costs import StageCost, about, stage_costs, stage_of, threads_of
 
@@ -28,7 +28,8 @@ class ParametersHook:
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
         """Validate, and forget pipelines that another environment's configuration made."""
-        read_parameters(context.config_loader)
+        parameters = read_parameters(context.config_loader)
+        check_action_space(context.config_loader, parameters)
         pipelines.configure(f"{__package__}.pipeline_registry")
 
     @hook_impl

@@ -279,6 +279,20 @@ class RewardParameters(Parameters):
     # share of trials whose reward is turned over, for studies of robustness; only while a policy is trained
     noise: float = Field(0.0, ge=0, le=0.5)
 
+    @model_validator(mode="after")
+    def _has_no_idle_key(self) -> RewardParameters:
+        if self.kind == "utility" and self.noise > 0:
+            raise ValueError(
+                f"reward.noise is {self.noise:g}, but it turns over rewards of 0 and 1, and with kind 'utility' there "
+                f"are none; leave it out, or use kind: improvement"
+            )
+        if self.kind == "improvement" and self.price_per_second > 0:
+            raise ValueError(
+                f"reward.price_per_second is {self.price_per_second:g}, but with kind 'improvement' seconds have no "
+                f"price; leave it out, or use kind: utility"
+            )
+        return self
+
 
 class RolloutParameters(Parameters):
     """Trials on a meta-train task in one iteration."""

@@ -23,7 +23,13 @@ from degaml_kedro.generator.generator import (
     save_generator,
 )
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
-from degaml_kedro.io.rollouts import RolloutRows, RolloutsEnd, RolloutsStart, RolloutsState
+from degaml_kedro.io.rollouts import (
+    RolloutRows,
+    RolloutsDataset,
+    RolloutsEnd,
+    RolloutsStart,
+    RolloutsState,
+)
 from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.parameters import (
@@ -31,11 +37,14 @@ from degaml_kedro.parameters import (
     FactorizedDecoder,
     LoraParameters,
 )
+from degaml_kedro.pipelines.evaluate import nodes as evaluate_nodes
 from degaml_kedro.pipelines.evaluate.nodes import (
     choose_strategies,
     execute_strategies,
     predict_adapted,
+    predict_oracle,
 )
+from degaml_kedro.pipelines.policy import nodes
 from degaml_kedro.pipelines.policy.nodes import roll_out_task, train_policy
 from degaml_kedro.pipelines.tasks.nodes import take_split
 from degaml_kedro.pipelines.tokenize.nodes import encode_prompts
@@ -320,6 +329,28 @@ def test_where_nothing_was_executed_the_state_is_what_the_generator_made(generat
         assert torch.equal(member.adapter.tensors[name], tensor)
 
 
+@pytest.mark.parametrize(
+    "error", [TypeError("no\nnumber"), KeyError("x"), MemoryError(), AssertionError()], ids=repr
+)
+def test_the_oracle_survives_a_candidate_that_fails(error, generator, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    frame = splits(1)
+
+    def fails(*_: Any) -> Any:
+        raise error
+
+    families()
+    own = registry._FAMILIES["lora"]
+    changed = {**registry._FAMILIES, "lora": dataclasses.replace(own, refine=fails)}
+    monkeypatch.setattr(registry, "_FAMILIES", changed)
+    given = policy(families={"lora": {}}, oracle_candidates=2)
+    found = predict_oracle(*settings(given), generator, states_of(frame), frame, task="one")
+    assert set(found["strategy"]) == {"unrefined"}
+    assert len(found) == 6
+    assert caplog.text.count("is no candidate") == 2
+    assert f"({type(error).__name__}: " in caplog.text
+
+
 # --- the generator is frozen ----------------------------------------------------------------------
 
 
@@ -415,6 +446,31 @@ def test_a_killed_node_goes_on_and_repeats_no_trial(node, stop, generator, tries
 
 
 @pytest.mark.parametrize("node", [rolled, chosen], ids=["rollouts", "choice"])
+def test_rows_of_other_proposals_are_tried_again(node, generator, tries, tmp_path, caplog):
+    frame = splits(1)
+    whole = list(node(generator, frame))
+    every = rows_of(whole)
+    wrong = [{**row, "action": '{"family":"rest"}'} for row in every[:1]]
+    left = RolloutsState(whole[0].fingerprint, tuple(wrong), complete=False)
+    tries.count = 0
+    # through the dataset, where the rows that are wrong are on the disk already
+    dataset = RolloutsDataset(filepath=tmp_path / "x.rollouts.parquet")
+    for chunk in (RolloutsStart(left.fingerprint), RolloutRows(wrong)):
+        dataset.save(chunk)
+    dataset.release()
+    chunks = list(node(generator, frame, left))
+    for chunk in chunks:
+        dataset.save(chunk)
+    assert [c.resumed_from for c in chunks if isinstance(c, RolloutsStart)] == [1, 0]
+    assert timeless(rows_of(chunks)) == timeless(every)
+    assert tries.count == len(every)
+    assert "from trial 0 on, the rows on disk are of other proposals; these are tried again" in (
+        caplog.text
+    )
+    assert list(dataset.load()["action"]) == [row["action"] for row in every]
+
+
+@pytest.mark.parametrize("node", [rolled, chosen], ids=["rollouts", "choice"])
 def test_a_finished_node_tries_nothing(node, generator, tries):
     frame = splits(1)
     first, *chunks = node(generator, frame)
@@ -450,7 +506,7 @@ def test_other_settings_start_over(node, changes, generator, caplog):
     )
 
 
-def test_other_data_another_policy_or_another_generator_start_over(generator, adapter):
+def test_other_data_another_policy_or_another_generator_start_over(generator, adapter, monkeypatch):
     frame = splits(1)
     first = next(iter(rolled(generator, frame))).fingerprint
     others = [
@@ -461,6 +517,21 @@ def test_other_data_another_policy_or_another_generator_start_over(generator, ad
         rolled(dataclasses.replace(generator, fingerprint="h" * 16), frame),
     ]
     assert first not in [next(iter(chunks)).fingerprint for chunks in others]
+    # the same settings, and other weights in the policy's own model
+    real = nodes.policy_model
+
+    def retrained(*arguments):
+        return dataclasses.replace(real(*arguments), fingerprint="m" * 16)
+
+    with monkeypatch.context() as patch:
+        for place in (nodes, evaluate_nodes):
+            patch.setattr(place, "policy_model", retrained)
+        assert next(iter(rolled(generator, frame))).fingerprint != first
+        other = next(iter(chosen(generator, frame, adapter=adapter))).fingerprint
+        drawn = next(iter(chosen(generator, frame))).fingerprint
+    assert next(iter(chosen(generator, frame, adapter=adapter))).fingerprint != other
+    # uniform draws ask no model
+    assert next(iter(chosen(generator, frame))).fingerprint == drawn
     # what only matters later does not matter
     same = rolled(generator, frame, given=policy(search={"rounds": 1, "proposals": 9}))
     assert next(iter(same)).fingerprint == first
@@ -487,7 +558,7 @@ def table(rewards: list[float], iteration: int = 1) -> pd.DataFrame:
 def test_without_any_reward_the_policy_stays_and_the_log_says_so(adapter, caplog):
     caplog.set_level(logging.WARNING)
     made, record = train_policy(
-        SMOKE["model"], policy(), SEED, adapter, table([0.0, 0.0, 0.0]), iteration=2
+        SMOKE["model"], policy(), SEED, adapter, table([0.0, 0.0, 0.0], 2), iteration=2
     )
     assert made is adapter
     assert (record["steps"], record["learned"], record["reward_rate"]) == (0, 0, 0.0)
@@ -495,7 +566,7 @@ def test_without_any_reward_the_policy_stays_and_the_log_says_so(adapter, caplog
     assert "the policy stays as it is" in caplog.text
     # as well where every iteration starts from the untrained one
     untrained = policy(training={**SMOKE["policy"]["training"], "start": "untrained"})
-    made, _ = train_policy(SMOKE["model"], untrained, SEED, adapter, table([0.0]), iteration=2)
+    made, _ = train_policy(SMOKE["model"], untrained, SEED, adapter, table([0.0], 2), iteration=2)
     assert made is adapter
     # and in the first iteration it is the untrained one
     made, _ = train_policy(SMOKE["model"], policy(), SEED, table([0.0]), iteration=1)
@@ -503,10 +574,31 @@ def test_without_any_reward_the_policy_stays_and_the_log_says_so(adapter, caplog
     assert all(torch.equal(made.tensors[name], t) for name, t in fresh.tensors.items())
 
 
+@pytest.mark.parametrize("start", ["previous", "untrained"])
+@pytest.mark.parametrize("fresh", [[0.0, 0.0], []], ids=["no reward", "no rollout"])
+def test_an_iteration_without_a_reward_does_not_learn_from_earlier_ones_again(
+    fresh, start, adapter, caplog
+):
+    caplog.set_level(logging.WARNING)
+    given = policy(training={**SMOKE["policy"]["training"], "start": start, "learn_from": "all"})
+    old, new = table([1.0, 1.0]), table(fresh, 2)
+    made, record = train_policy(SMOKE["model"], given, SEED, adapter, old, new, iteration=2)
+    assert made is adapter
+    assert (record["steps"], record["learned"], record["losses"]) == (0, 0, [])
+    assert (record["rollouts"], record["reward_rate"]) == (len(fresh), 0.0)
+    assert f"policy, iteration 2: none of {len(fresh)} rollouts was rewarded" in caplog.text
+    # where there is a policy to keep; one reward is enough to learn from all
+    made, record = train_policy(
+        SMOKE["model"], given, SEED, adapter, old, table([0.0, 1.0], 2), iteration=2
+    )
+    assert made is not adapter
+    assert record["learned"] == 3
+
+
 def test_where_an_iteration_s_learning_starts(adapter):
     def made(start: str) -> Any:
         given = policy(training={**SMOKE["policy"]["training"], "start": start})
-        return train_policy(SMOKE["model"], given, SEED, adapter, table([1.0]), iteration=2)[0]
+        return train_policy(SMOKE["model"], given, SEED, adapter, table([1.0], 2), iteration=2)[0]
 
     fresh = initial_adapter(tiny_base(), LoraParameters.model_validate(SMOKE["policy"]["lora"]))
     for start, first in (("previous", adapter), ("untrained", fresh)):
@@ -619,8 +711,6 @@ def test_killed_in_the_middle_of_rollouts(ready, whole, family, stop):
 
 @pytest.mark.slow
 def test_killed_in_the_policy_s_training(ready, whole, family, monkeypatch):
-    from degaml_kedro.pipelines.policy import nodes
-
     def killed(*_: Any) -> None:
         raise RuntimeError("killed")
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 from degaml_kedro.policy.actions import (
     LONGEST_TEXT,
@@ -23,7 +23,7 @@ from degaml_kedro.policy.actions import (
 from degaml_kedro.policy.proposers import _allowed, _grammar_tokenizer
 from degaml_kedro.strategies.registry import Family, FieldSpace
 from tests.llm.helpers import tiny_base
-from tests.policy.spaces import KNOWN, SPACE, Mix, Vote
+from tests.policy.spaces import KNOWN, SPACE, Mix, Rest, Vote
 
 TRAIN = {"family": "train", "steps": 5, "learning_rate": 1e-4, "shuffle": True}
 
@@ -108,20 +108,6 @@ def test_whatever_the_grammar_writes_is_an_offered_action(seed):
     assert base.tokenizer.decode(written) in offered(SPACE)
 
 
-def test_the_schema_lists_the_same_actions():
-    schema = json.loads(json.dumps(SPACE.json_schema()))
-    assert schema["x-guidance"] == {"whitespace_flexible": False}
-    texts = []
-    for branch in schema["anyOf"]:
-        assert branch["additionalProperties"] is False
-        assert branch["required"] == list(branch["properties"])
-        values = [p.get("enum") or [p["const"]] for p in branch["properties"].values()]
-        for chosen in itertools.product(*values):
-            record = dict(zip(branch["properties"], chosen, strict=True))
-            texts.append(SPACE.parse(json.dumps(record))[0].text)
-    assert texts == offered(SPACE)
-
-
 # --- reading --------------------------------------------------------------------------------------
 
 
@@ -139,6 +125,27 @@ def test_a_default_is_taken_where_actions_do_not_speak_of_it():
     assert "distance" not in action.config
     assert isinstance(config, Vote)
     assert config.distance == "euclidean"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (TypeError("3 < None\nand more"), r"odd: its configuration .* \(TypeError: 3 < None\)$"),
+        (KeyError(), r"\(KeyError: KeyError\)"),
+        (RecursionError("too deep"), "RecursionError: too deep"),
+        (ValueError("no sum"), "odd: Value error, no sum"),
+    ],
+    ids=str,
+)
+def test_whatever_a_family_s_validator_raises_is_an_action_error(error, message):
+    class Odd(Rest):
+        @model_validator(mode="after")
+        def _refuse(self):
+            raise error
+
+    odd = dataclasses.replace(KNOWN["rest"], name="odd", config=Odd)
+    with pytest.raises(ActionError, match=message):
+        ActionSpace.of({"odd": {}}, {"odd": odd}).parse('{"family":"odd"}')
 
 
 @pytest.mark.parametrize(
@@ -306,8 +313,11 @@ def test_a_fixed_field_keeps_its_one_value():
     ],
 )
 def test_a_narrowing_that_cannot_be_meant_is_named(narrowed, message):
-    with pytest.raises(ActionSpaceError, match=message):
+    with pytest.raises(ActionSpaceError, match=message) as caught:
         ActionSpace.of(narrowed, KNOWN)
+    # and the keys that lead to it, for who knows the file
+    path = [key for keys in narrowed.items() for key in (keys[0], *keys[1])]
+    assert list(caught.value.path) == path[: 1 if "trian" in path else 2]
 
 
 def test_a_field_that_is_called_family_is_refused():

@@ -9,12 +9,20 @@ import pytest
 
 from degaml_kedro.io.rollouts import ROLLOUT_COLUMNS
 from degaml_kedro.parameters import RewardParameters, RolloutParameters, SearchParameters
-from degaml_kedro.policy.indicators import measure_indicators
+from degaml_kedro.policy.indicators import IndicatorError, measure_indicators
 from degaml_kedro.policy.proposers import UniformProposer
-from degaml_kedro.policy.search import Tag, adapt, build_state, executed_rows, roll_out
+from degaml_kedro.policy.search import (
+    ResumeMismatchError,
+    Tag,
+    adapt,
+    build_state,
+    executed_rows,
+    roll_out,
+)
 from degaml_kedro.policy.trial import execute
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.seen import Labeled
+from degaml_kedro.strategies.state import AdaptedState, Member
 from degaml_kedro.tasks.example import make_example
 from tests.policy.toys import (
     Killed,
@@ -28,7 +36,7 @@ from tests.policy.toys import (
     moved,
     space_of,
 )
-from tests.strategies.helpers import examples, state, workbench
+from tests.strategies.helpers import adapter, examples, state, workbench
 
 ASKED = examples(8)
 REWARD = RewardParameters()
@@ -295,6 +303,7 @@ def test_families_chain():
         chosen = [row["family"] for row in executed_rows(rows)]
         if len(set(chosen)) == 2:
             break
+    assert set(chosen) == {"one", "other"}
     made = build_state(workbench(), space, state(), ASKED, rows)
     expected = state()
     for row in executed_rows(rows):
@@ -327,12 +336,15 @@ def test_only_rewarded_trials_are_executed_whatever_the_reward():
     # nothing gained, and time spent
     assert all(row["reward"] == -row["seconds"] < 0 for row in rows)
     assert executed_rows(rows) == []
-    rows = list(adapted(Toy(move), SearchParameters(rounds=1, proposals=12), reward=free))
+    toy = Toy(move)
+    script = Script([toy.text(i) for i in range(12)])
+    settings = SearchParameters(rounds=1, proposals=12)
+    rows = list(adapted(toy, settings, proposer=script, reward=free))
     gains = [row["accuracy_after"] - row["accuracy_before"] for row in rows]
     assert [row["reward"] for row in rows] == pytest.approx(gains)
-    if max(gains) > 0:
-        (chosen,) = executed_rows(rows)
-        assert chosen["reward"] == max(row["reward"] for row in rows)
+    assert max(gains) > 0
+    (chosen,) = executed_rows(rows)
+    assert chosen["reward"] == max(row["reward"] for row in rows)
 
 
 def test_early_stop_is_a_choice():
@@ -385,6 +397,66 @@ def test_a_killed_adaptation_goes_on_with_the_same_rows_and_repeats_none(done, e
     assert tried.pop(place) == carried
     assert tried == [row["seed"] for row in every[done:]]
     assert executed(every[:done] + rest) == executed(every)
+
+
+@pytest.mark.parametrize("done", [1, 2, 4, 5])
+def test_rows_of_another_proposal_are_found_out_before_a_row_comes(done):
+    toy = Toy(move)
+    texts = [toy.text(i) for i in range(7)]
+    rows = stored(rolled(toy, proposer=Script(texts)))[:done]
+    # the last batch is written again from its first proposal on
+    again = texts[3 * (done // 3) :]
+    other, ran = [*again], len(toy.calls)
+    other[(done - 1) % 3] = toy.text(50)
+    trials = rolled(toy, proposer=Script(other), finished=rows)
+    with pytest.raises(ResumeMismatchError, match=f"from trial {done - 1} on") as caught:
+        next(trials)
+    assert caught.value.kept == done - 1
+    assert len(toy.calls) == ran
+
+
+def test_rows_of_another_round_are_found_out():
+    toy = Toy(move)
+    rows = stored(rolled(toy))
+    for settings, kept in (({"at_once": 2}, 2), ({"at_once": 5}, 3)):
+        with pytest.raises(ResumeMismatchError) as caught:
+            list(rolled(toy, ROLLOUTS.model_copy(update=settings), finished=rows))
+        assert caught.value.kept == kept
+    rows = [{**row, "rollout": row["rollout"] + 1} for row in rows]
+    with pytest.raises(ResumeMismatchError) as caught:
+        list(rolled(toy, finished=rows))
+    assert caught.value.kept == 0
+
+
+def test_an_adaptation_whose_proposals_changed_says_which_rows_can_stay():
+    toy = Toy(move)
+    texts = [toy.text(i) for i in range(12)]
+    settings = SearchParameters(rounds=2, proposals=6)
+    rows = stored(adapted(toy, settings, proposer=Script(texts)))
+    assert [row["round"] for row in rows] == [1] * 6 + [2] * 6
+
+    def kept(proposals, count=6, finished=rows):
+        ran = len([call for call in toy.calls if call.seed in {row["seed"] for row in rows[6:]}])
+        changed = settings.model_copy(update={"proposals": count})
+        trials = adapted(toy, changed, proposer=Script(proposals), finished=finished)
+        with pytest.raises(ResumeMismatchError) as caught:
+            next(trials)
+        # no trial of the second round ran again
+        assert ran == len(
+            [call for call in toy.calls if call.seed in {row["seed"] for row in rows[6:]}]
+        )
+        return caught.value.kept
+
+    assert kept([toy.text(50), *texts[1:]]) == 0
+    assert kept([*texts[:8], toy.text(50), *texts[9:]]) == 8
+    # a round with fewer proposals, and one with more
+    assert kept(texts, count=5) == 5
+    assert kept(texts, count=7) == 6
+    # and with what can stay it goes on
+    toy.calls.clear()
+    other = [*texts[:8], toy.text(50), *texts[9:]]
+    rest = list(adapted(toy, settings, proposer=Script(other), finished=rows[:8]))
+    assert [row["action"] for row in rest] == other[8:]
 
 
 def test_answers_of_the_support_are_not_seen_by_families_without_labels():
@@ -452,8 +524,8 @@ def test_a_family_that_reads_answers_ends_the_search():
         chosen = executed_rows(rows)
         if chosen and chosen[0]["round"] < settings.rounds:
             break
-    # what was trained on D_val is never scored on it
-    assert chosen
+    # what was trained on D_val is never scored on it, though there were rounds left
+    assert chosen[0]["round"] < settings.rounds
     assert max(row["round"] for row in rows) == chosen[0]["round"]
 
 
@@ -528,6 +600,61 @@ def test_an_action_that_fails_on_the_whole_support_leaves_the_state_before_it(ro
         "carrying it out on all 8 support examples failed (RuntimeError: this one fails"
         in caplog.text
     )
+
+
+def exploded():
+    """Finite weights, and answers that are no numbers."""
+    return AdaptedState((Member(adapter(0, scale=1e30)),))
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_what_was_executed_and_answers_with_no_numbers_leaves_the_state_before_it(rounds, caplog):
+    def explodes(bench, one, seen, config, seed):
+        return exploded() if len(seen.questions) > 4 else move(bench, one, seen, config, seed)
+
+    toy, start = Toy(explodes), state()
+    settings = SearchParameters(rounds=rounds, proposals=12, examples=4)
+    rows = list(adapted(toy, settings, start=start))
+    assert len(executed_rows(rows)) == 1
+    assert {row["round"] for row in rows} == {1}
+    # one search carried it out between its rounds, and found the same
+    assert caplog.text.count("on all 8 support examples failed (IndicatorError") == rounds - 1
+    assert build_state(workbench(), toy.space, start, ASKED, rows) is start
+    assert caplog.text.count("on all 8 support examples failed (IndicatorError") == rounds
+    assert "the state before it stays" in caplog.text
+
+
+def test_a_second_round_that_explodes_leaves_the_first(caplog):
+    explode = []
+
+    def explodes(bench, one, seen, config, seed):
+        return exploded() if config.which in explode else move(bench, one, seen, config, seed)
+
+    toy = Toy(explodes)
+    settings = SearchParameters(rounds=2, proposals=12)
+    for seed in range(20):
+        rows = list(adapted(toy, settings, seed=seed))
+        if len(executed_rows(rows)) == 2:
+            break
+    first, second = executed(rows)
+    assert first != second
+    explode.append(second)
+    made = build_state(workbench(), toy.space, state(), ASKED, rows)
+    assert bytes_of(made) == bytes_of(moved(state(), first))
+    assert "IndicatorError" in caplog.text
+
+
+def test_a_generated_adapter_that_answers_with_no_numbers_is_named_with_its_task():
+    toy = Toy(move)
+    rolling = roll_out(
+        workbench(), toy.space, UniformProposer(toy.space), exploded(), ASKED, ROLLOUTS, REWARD, 1,
+        Tag("colors", "degaml", 1),
+    )  # fmt: skip
+    with pytest.raises(IndicatorError, match="colors: the adapter that the generator made.* anew"):
+        next(rolling)
+    with pytest.raises(IndicatorError, match="task: the adapter that the generator made"):
+        next(adapted(toy, start=exploded()))
+    assert toy.calls == []
 
 
 def test_the_end_of_the_process_is_no_failure_of_an_action():

@@ -212,6 +212,11 @@ def nan_weights(bench, state, *_):
     return made
 
 
+def too_large(*_):
+    """Finite weights, and answers that are no numbers."""
+    return AdaptedState((Member(adapter(0, scale=1e30)),))
+
+
 def nan_vector(bench, state, *_):
     vectors = torch.full((1, 32), float("nan"))
     return replace(state, steering=Steering(1, 0.1, "task", vectors))
@@ -247,7 +252,8 @@ def exhausts(*_):
         (garbage("a better adapter"), "StrategyError: the family 'toy' returned a str"),
         (garbage(ASKED), "StrategyError: the family 'toy' returned a tuple"),
         (nan_weights, "StrategyError: the family 'toy' made weights that are not finite"),
-        (nan_vector, "IndicatorError: the option scores of example 0"),
+        (nan_vector, "StrategyError: the family 'toy' made a vector that is not finite"),
+        (too_large, "IndicatorError: the option scores of example 0"),
         (of_another_rank, "StateError: 2 adapters need a vote"),
         (of_another_model, "ModelError: the adapter names the layer"),
         (writes_and_fails, "RuntimeError: half way"),
@@ -304,6 +310,20 @@ def test_training_that_diverges_is_recorded():
 def test_what_is_not_finite_is_not_executed():
     toy = Toy(nan_weights)
     with pytest.raises(StrategyError, match=r"not finite \(.*lora_A.* of adapter 0\)"):
+        execute(workbench(), toy.space, state(), ASKED, toy.text(), 0)
+
+
+def test_a_vector_that_is_not_finite_is_an_error_too():
+    def steers(bench, state, *_):
+        vectors = torch.zeros(len(state.members), 32)
+        vectors[0, 3] = float("inf")
+        return replace(state, steering=Steering(1, 0.1, "task", vectors))
+
+    toy = Toy(steers)
+    found = tried(toy)
+    assert (found.reward, found.after) == (0.0, None)
+    assert found.error == "StrategyError: the family 'toy' made a vector that is not finite"
+    with pytest.raises(StrategyError, match="a vector that is not finite"):
         execute(workbench(), toy.space, state(), ASKED, toy.text(), 0)
 
 

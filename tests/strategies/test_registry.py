@@ -3,9 +3,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from degaml_kedro.parameters import Parameters
+from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.strategies import registry
 from degaml_kedro.strategies.registry import (
     FieldSpace,
@@ -223,6 +224,29 @@ def test_a_name_that_another_module_took():
         (Annotated[float, Field(ge=0, le=1), Offered()], "offers nothing"),
         (Annotated[Literal["a", "b"], Offered("c")], r"offers \['c'\]"),
         (Annotated[bool, Offered(2)], r"offers \[2\]"),
+        (Annotated[bool, Offered(1)], r"offers \[1\], which it does not have: \[False, True\]"),
+        (Annotated[bool, Offered()], "offers nothing"),
+        (Annotated[Literal["1", "2"], Offered(1)], r"offers \[1\]"),
+        (Annotated[Literal["a", "b"], Offered(["a"])], r"offers \[\['a'\]\]"),
+        (
+            Annotated[int, Field(ge=0, le=9), Offered(1.0, 2)],
+            r"offers \[1.0\], which is not an int",
+        ),
+        (Annotated[int, Field(ge=0, le=9), Offered(True)], r"offers \[True\], which is not an int"),
+        (Annotated[int, Field(ge=0, le=9), Offered(10**400)], "offers .*outside of 0 to 9"),
+        (
+            Annotated[float, Field(ge=0, le=1), Offered("1")],
+            r"offers \['1'\], which is not a number",
+        ),
+        (Annotated[float, Field(ge=0, le=1), Offered(True)], "which is not a number"),
+        (
+            Annotated[int, Field(ge=0, le=9, multiple_of=2), Offered(2, 3)],
+            r"offers 3, which its configuration does not accept \(Input should be a multiple of 2\)",
+        ),
+        (
+            Annotated[float, Field(ge=0, le=1), Offered(0.5), AfterValidator(lambda _: 1 / 0)],
+            r"offers 0.5, which .* not accept \(ZeroDivisionError: division by zero\)",
+        ),
         (str, "use int, float, bool or a Literal"),
         (int | None, "use int, float, bool or a Literal"),
         (tuple[int, ...], "use int, float, bool or a Literal"),
@@ -248,6 +272,10 @@ def test_fields_that_no_action_can_hold(annotation, message):
         (
             Annotated[float, Field(ge=0, le=1, alias="lambda"), Offered(1.0)],
             FieldSpace("lambda", "number", (1.0,), 0, 1),
+        ),
+        (
+            Annotated[float, Field(ge=0, le=1), Offered(0, 0.5)],
+            FieldSpace("one", "number", (0, 0.5), 0, 1),
         ),
     ],
 )
@@ -278,6 +306,87 @@ def test_families_of_installed_packages_are_found(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", entry_points)
     assert find_family("nudge").refine is nudge
     assert set(asked) == {"degaml_kedro.strategies"}
+
+
+def test_an_offered_value_has_to_go_with_some_others():
+    class Pair(Parameters):
+        first: Annotated[int, Field(ge=0, le=9), Offered(1, 2)]
+        second: Annotated[int, Field(ge=0, le=9), Offered(2, 3, 4)]
+        third: Literal["a", "b"] = "a"
+
+        @model_validator(mode="after")
+        def _ascends(self) -> Pair:
+            if self.first >= self.second or self.second == 4:
+                raise ValueError("they do not ascend")
+            return self
+
+    with pytest.raises(
+        RegistryError, match=r"'second' .* offers 4, which .*Value error, they do not ascend"
+    ):
+        family("own", "own", Pair)(nudge)
+    assert "own" not in families()
+
+    class Other(Pair):
+        second: Annotated[int, Field(ge=0, le=9), Offered(2, 3)]
+
+    # 2 and 2 do not go together, and either goes with another
+    family("own", "own", Other)(nudge)
+    assert "own" in families()
+
+
+class Point:
+    """An entry point of an installed package."""
+
+    def __init__(self, load, package="degaml-broken"):
+        self.name, self.value = "own", "own_package"
+        self.dist = package and type("Distribution", (), {"name": package})()
+        self.load = load
+
+
+def install(monkeypatch, *points):
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: list(points))
+
+
+def missing():
+    raise ImportError("No module named 'numpie'\nand more")
+
+
+def half():
+    family("nudge", "nudge it", Nudge)(nudge)
+    family("wrong name", "wrong", Nudge)(nudge)
+
+
+@pytest.mark.parametrize(
+    ("load", "package", "message"),
+    [
+        (
+            missing,
+            "degaml-broken",
+            r"the package degaml-broken .*ImportError: No module named 'num",
+        ),
+        (missing, None, "of an installed package cannot be loaded"),
+        (half, "degaml-broken", "cannot be loaded: 'wrong name' is no name for a family"),
+    ],
+)
+def test_a_package_that_cannot_be_loaded_is_named(load, package, message, monkeypatch):
+    install(monkeypatch, Point(load, package))
+    with pytest.raises(RegistryError, match=message) as caught:
+        find_family("nudge")
+    assert "entry point 'own' (degaml_kedro.strategies)" in str(caught.value)
+    assert "Uninstall or fix the package" in str(caught.value)
+    # and again: what it registered before it failed does not pass for a family
+    with pytest.raises(RegistryError, match=message):
+        find_family("nudge")
+
+
+def test_a_broken_package_stops_nobody_who_does_not_need_it(monkeypatch):
+    install(monkeypatch, Point(missing))
+    assert find_family("ttt").name == "ttt"
+    assert {"ttt", "lora"} <= families(["ttt", "lora"]).keys()
+    assert [one.name for one in ActionSpace.of({"ls": {}}).families] == ["ls"]
+    for wanted in (["ttt", "nudge"], None):
+        with pytest.raises(RegistryError, match="degaml-broken"):
+            families(wanted)
 
 
 # --- what may be seen -----------------------------------------------------------------------------

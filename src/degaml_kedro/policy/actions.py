@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.llm.base_model import first_line
 from degaml_kedro.parameters import Parameters
 from degaml_kedro.strategies.registry import Family, FieldSpace, Value, families
 
@@ -30,7 +31,16 @@ class ActionError(DegamlError):
 
 
 class ActionSpaceError(DegamlError):
-    """A narrowing of the action space that cannot be meant."""
+    """A narrowing of the action space that cannot be meant.
+
+    Attributes:
+        path: the keys below ``policy.families`` that lead to it.
+    """
+
+    def __init__(self, message: str, *path: str) -> None:
+        """Keep the place beside the sentence."""
+        super().__init__(message)
+        self.path = path
 
 
 @dataclass(frozen=True)
@@ -76,13 +86,14 @@ class ActionSpace:
             narrowed: by enabled family, by field: ``[low, high]`` for a number, the allowed values for a choice or a
                 boolean. A field that is not named keeps the family's own bounds, or its default if it has one: then
                 actions do not speak of it.
-            known: the families there are; None for all that are registered.
+            known: the families there are; None for those that are registered.
 
         Raises:
             ActionSpaceError: a family or field does not exist, or a narrowing leaves nothing or goes outside of the
                 family's own bounds.
+            RegistryError: a family of an installed package cannot be registered.
         """
-        known = families() if known is None else known
+        known = families(narrowed) if known is None else known
         if not narrowed:
             raise ActionSpaceError(
                 f"policy.families enables no family; name some of {', '.join(known)}"
@@ -90,20 +101,21 @@ class ActionSpace:
         fields = {}
         for name, limits in narrowed.items():
             if name not in known:
-                raise ActionSpaceError(f"policy.families.{name}: {_unknown(name, known)}")
+                raise ActionSpaceError(f"policy.families.{name}: {_unknown(name, known)}", name)
             spaces = {space.name: space for space in known[name].fields}
             if FAMILY_KEY in spaces:
                 raise ActionSpaceError(
                     f"policy.families.{name}: the family has a field called '{FAMILY_KEY}', which an action's family "
-                    f"is called; give the field an alias"
+                    f"is called; give the field an alias",
+                    name,
                 )
             for field in limits:
                 if field not in spaces:
                     raise ActionSpaceError(
-                        f"policy.families.{name}.{field}: {_unknown(field, spaces)}"
+                        f"policy.families.{name}.{field}: {_unknown(field, spaces)}", name, field
                     )
             fields[name] = tuple(
-                _narrow(space, limits.get(space.name), f"policy.families.{name}.{space.name}")
+                _narrow(space, limits.get(space.name), name)
                 for space in spaces.values()
                 if space.name in limits or not space.optional
             )
@@ -144,29 +156,17 @@ class ActionSpace:
             first = error.errors()[0]
             place = ".".join((name, *(str(part) for part in first["loc"])))
             raise ActionError(f"{place}: {first['msg']}") from error
+        except Exception as error:
+            # a validator may be anybody's code, and must not end the run
+            raise ActionError(
+                f"{name}: its configuration cannot be validated ({type(error).__name__}: {first_line(error)})"
+            ) from error
         return Action(name, config), parameters
-
-    def json_schema(self) -> dict[str, Any]:
-        """The offered actions as a JSON schema."""
-        branches = []
-        for family in self.families:
-            properties: dict[str, Any] = {FAMILY_KEY: {"const": family.name}}
-            for space in self.fields[family.name]:
-                properties[space.name] = {"enum": list(space.offered)}
-            branches.append(
-                {
-                    "type": "object",
-                    "properties": properties,
-                    "required": list(properties),
-                    "additionalProperties": False,
-                }
-            )
-        return {"anyOf": branches, "x-guidance": {"whitespace_flexible": False}}
 
     def grammar(self) -> str:
         """The texts of the offered actions, and no others, as a grammar in Lark's notation.
 
-        The schema would do, but llguidance writes its numbers in another way than JSON does (``0.000001`` for
+        A JSON schema would do, but llguidance writes its numbers in another way than JSON does (``0.000001`` for
         ``1e-06``, ``1`` for ``1.0``): a policy that is trained on actions' texts could then not write them.
         """
         branches = []
@@ -227,50 +227,55 @@ def _unknown(name: str, known: Mapping[str, object]) -> str:
 # --- narrowing ------------------------------------------------------------------------------------
 
 
-def _narrow(space: FieldSpace, limits: Sequence[Value] | None, where: str) -> FieldSpace:
+def _narrow(space: FieldSpace, limits: Sequence[Value] | None, family: str) -> FieldSpace:
     """A field with its bounds narrowed; None leaves them."""
     if space.kind == "number":
         # 1 and 1.0 are the same number and have to be the same text, and so are -0.0 and 0.0
         space = replace(space, offered=tuple(float(value) + 0.0 for value in space.offered))
     if limits is None:
         return space
+    try:
+        return _narrowed(space, limits)
+    except ValueError as error:
+        message = f"policy.families.{family}.{space.name} {error}"
+        raise ActionSpaceError(message, family, space.name) from None
+
+
+def _narrowed(space: FieldSpace, limits: Sequence[Value]) -> FieldSpace:
+    """The field with other bounds; what is wrong with these is said by a ValueError."""
     if isinstance(limits, str) or not isinstance(limits, Sequence) or not limits:
-        raise ActionSpaceError(f"{where} is {_quoted(limits)}; give it a list with values")
+        raise ValueError(f"is {_quoted(limits)}; give it a list with values")
     if space.low is None or space.high is None:
-        return _narrow_choice(space, limits, where)
+        return _narrow_choice(space, limits)
     if len(limits) != 2:
-        raise ActionSpaceError(f"{where} has {len(limits)} values; give it [low, high]")
-    low, high = (_bound(value, space, space.low, space.high, where) for value in limits)
+        raise ValueError(f"has {len(limits)} values; give it [low, high]")
+    low, high = (_bound(value, space, space.low, space.high) for value in limits)
     if low > high:
-        raise ActionSpaceError(f"{where} is [{low:g}, {high:g}]; the lower bound comes first")
+        raise ValueError(f"is [{low:g}, {high:g}]; the lower bound comes first")
     inside = tuple(value for value in space.offered if low <= float(value) <= high)
     return replace(space, low=low, high=high, offered=inside or tuple(dict.fromkeys((low, high))))
 
 
-def _bound(value: object, space: FieldSpace, low: float, high: float, where: str) -> int | float:
+def _bound(value: object, space: FieldSpace, low: float, high: float) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ActionSpaceError(f"{where} has the bound {_quoted(value)}, which is no number")
+        raise ValueError(f"has the bound {_quoted(value)}, which is no number")
     if not low <= value <= high:  # NaN lies nowhere
-        raise ActionSpaceError(
-            f"{where} has the bound {_quoted(value)}, which is not inside of the family's own "
+        raise ValueError(
+            f"has the bound {_quoted(value)}, which is not inside of the family's own "
             f"[{low:g}, {high:g}]"
         )
     if space.kind == "number":
         return float(value) + 0.0
     if value != int(value):
-        raise ActionSpaceError(
-            f"{where} has the bound {value}; the field is an integer, and so are its bounds"
-        )
+        raise ValueError(f"has the bound {value}; the field is an integer, and so are its bounds")
     return int(value)
 
 
-def _narrow_choice(space: FieldSpace, allowed: Sequence[Value], where: str) -> FieldSpace:
+def _narrow_choice(space: FieldSpace, allowed: Sequence[Value]) -> FieldSpace:
     for value in allowed:
         if not _among(value, space.offered):
             listed = ", ".join(_json(offered) for offered in space.offered)
-            raise ActionSpaceError(
-                f"{where} allows {_quoted(value)}, which the family does not; it has {listed}"
-            )
+            raise ValueError(f"allows {_quoted(value)}, which the family does not; it has {listed}")
     return replace(space, offered=tuple(v for v in space.offered if _among(v, allowed)))
 
 

@@ -1,7 +1,8 @@
 """Proposals are written, tried and recorded: on meta-train tasks to learn from, on new tasks to adapt.
 
 Both yield one row a trial, as it comes. Given the rows of a run that was killed, they go on behind the last of them:
-proposals are written again, which is cheap and gives the same texts, and trials are not repeated.
+proposals are written again, which is cheap and gives the same texts, and trials are not repeated. Where a text is
+another one after all, they say so before the first row comes (:class:`ResumeMismatchError`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import first_line
+from degaml_kedro.llm.scoring import Prediction
 from degaml_kedro.parameters import RewardParameters, RolloutParameters, SearchParameters
 from degaml_kedro.policy.actions import ActionSpace
-from degaml_kedro.policy.indicators import Indicators, measure_indicators
+from degaml_kedro.policy.indicators import IndicatorError, Indicators, measure_indicators
 from degaml_kedro.policy.prompts import Tried, policy_prompt
 from degaml_kedro.policy.proposers import Proposal, Proposer
 from degaml_kedro.policy.trial import Trial, execute, try_action
@@ -34,6 +37,19 @@ Row = dict[str, Any]
 
 # how often other proposals are asked for in place of those that were tried already
 _SECOND_THOUGHTS = 3
+
+
+class ResumeMismatchError(DegamlError):
+    """Rows of an earlier run that are not those of what is proposed now.
+
+    Attributes:
+        kept: how many rows, from the first, are.
+    """
+
+    def __init__(self, kept: int) -> None:
+        """Count what can stay."""
+        super().__init__(f"from trial {kept} on, the rows on disk are of other proposals")
+        self.kept = kept
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,10 @@ def roll_out(
 
     Yields:
         A row a trial, from the first one that is not finished.
+
+    Raises:
+        IndicatorError: the initialization answers with what are no numbers.
+        ResumeMismatchError: a finished row is of another proposal than is written now; no row has come yet.
     """
     known = predict(bench, start, examples)
     deadline = _deadline(settings.seconds)
@@ -86,11 +106,14 @@ def roll_out(
     rows: list[Mapping[str, Any]] = []
     for first in range(0, settings.count, settings.at_once):
         numbers = range(first, min(first + settings.at_once, settings.count))
+        turn = 1 + first // settings.at_once
         if numbers.stop <= len(finished):
+            # they need no proposals, which would say nothing that these rows do not
+            _check_finished(finished, first, turn, [None] * len(numbers))
             rows += finished[first : numbers.stop]
             continue
         chosen = [_draw_validation(len(examples), settings, seed, number) for number in numbers]
-        measured = [measure_indicators([known[i] for i in places]) for places in chosen]
+        measured = [_measure_start([known[i] for i in places], tag) for places in chosen]
         tried = [Tried(str(row["action"]), float(row["reward"])) for row in rows]
         own = [derive_seed(seed, "trial", str(number)) for number in numbers]
         prompts = [
@@ -98,6 +121,7 @@ def roll_out(
             for places, before, number_seed in zip(chosen, measured, own, strict=True)
         ]
         proposals = proposer.propose(prompts, derive_seed(seed, "proposals", str(first)))
+        _check_finished(finished, first, turn, [proposal.text for proposal in proposals])
         for number, places, before, number_seed, proposal in zip(
             numbers, chosen, measured, own, proposals, strict=True
         ):
@@ -116,7 +140,7 @@ def roll_out(
                 reward,
                 number_seed,
             )
-            row = _row(tag, 1 + first // settings.at_once, number, proposal, before, trial)
+            row = _row(tag, turn, number, proposal, before, trial)
             row = {**row, "seed": number_seed}
             rows.append(row)
             yield row
@@ -156,13 +180,17 @@ def adapt(
 
     Yields:
         A row a trial, from the first one that is not finished.
+
+    Raises:
+        IndicatorError: the initialization answers with what are no numbers.
+        ResumeMismatchError: a finished row is of another proposal than is written now; no row has come yet.
     """
     deadline = _deadline(settings.seconds)
     bench = replace(bench, deadline=deadline)
     validation = support[: settings.examples]
     state, history, number = start, list[Tried](), 0
+    before = _measure_start(predict(bench, state, validation), tag)
     for turn in range(1, settings.rounds + 1):
-        before = measure_indicators(predict(bench, state, validation))
         prompts = [
             policy_prompt(
                 [Question.of(example) for example in validation],
@@ -175,6 +203,7 @@ def adapt(
         ]
         known = {tried.action for tried in history}
         proposals = _different(proposer, prompts, derive_seed(seed, "proposals", str(turn)), known)
+        _check_finished(finished, number, turn, [proposal.text for proposal in proposals])
         rows: list[Mapping[str, Any]] = []
         best: Mapping[str, Any] | None = None
         for proposal in proposals:
@@ -208,7 +237,8 @@ def adapt(
                 return
             if refined is None:
                 return
-            state, history = refined, []
+            state, before = refined
+            history = []
 
 
 def _reads_answers(space: ActionSpace, name: str) -> bool:
@@ -237,7 +267,8 @@ def build_state(
 ) -> AdaptedState:
     """Carry out what was chosen, from the initialization; the initialization itself where nothing was.
 
-    Where an action fails, the state before it is the last one, and a warning says so.
+    Where an action fails, or what it made answers D_val with what are no numbers, the state before it is the last one,
+    and a warning says so: :func:`adapt` ended there as well.
 
     Args:
         bench: the model.
@@ -251,7 +282,7 @@ def build_state(
         refined = _carry_out(bench, space, state, support, row)
         if refined is None:
             break
-        state = refined
+        state, _ = refined
     return state
 
 
@@ -261,10 +292,15 @@ def _carry_out(
     state: AdaptedState,
     support: Sequence[Example],
     row: Mapping[str, Any],
-) -> AdaptedState | None:
-    """Execute a trial's action; None where that fails, as it may on more examples than the trial was given."""
+) -> tuple[AdaptedState, Indicators] | None:
+    """Execute a trial's action, and measure it on the trial's D_val.
+
+    Returns:
+        None where that fails, as it may on more examples than the trial was given.
+    """
     try:
-        return execute(bench, space, state, support, str(row["action"]), int(row["seed"]))
+        refined = execute(bench, space, state, support, str(row["action"]), int(row["seed"]))
+        return refined, measure_indicators(predict(bench, refined, support[: int(row["n"])]))
     except OutOfTimeError:
         raise
     except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
@@ -278,6 +314,42 @@ def _carry_out(
             first_line(error),
         )
         return None
+
+
+def _measure_start(predictions: Sequence[Prediction], tag: Tag) -> Indicators:
+    """Indicators of the initialization, which nothing can go on without."""
+    try:
+        return measure_indicators(predictions)
+    except IndicatorError as error:
+        raise IndicatorError(
+            f"{tag.task}: the adapter that the generator made, which strategies start from, cannot be scored: {error}. "
+            f"Train the generator anew, with a lower learning rate"
+        ) from error
+
+
+def _check_finished(
+    finished: Sequence[Mapping[str, Any]], first: int, turn: int, texts: Sequence[str | None]
+) -> None:
+    """The finished rows of a round are those of its proposals, and there are no others of this round.
+
+    Args:
+        finished: all there are.
+        first: the round's first trial.
+        turn: which round.
+        texts: the round's proposals; None where one is not known.
+
+    Raises:
+        ResumeMismatchError: they are not.
+    """
+    for number, text in enumerate(texts, first):
+        if number >= len(finished):
+            return
+        row = finished[number]
+        if (row["rollout"], row["round"]) != (number, turn) or text not in (None, row["action"]):
+            raise ResumeMismatchError(number)
+    following = first + len(texts)
+    if following < len(finished) and finished[following]["round"] <= turn:
+        raise ResumeMismatchError(following)
 
 
 def _worth(row: Mapping[str, Any]) -> tuple[float, float, float]:

@@ -138,7 +138,7 @@ def execute(
 
     Raises:
         ActionError: the text is no action of the space.
-        StrategyError: the family made weights that are not finite.
+        StrategyError: the family made weights or a vector that are not finite.
     """
     action, config = space.parse(text)
     family = next(family for family in space.families if family.name == action.family)
@@ -164,7 +164,8 @@ def _predictions(
     found: dict[int, Prediction] = {}
     for fold in range(FOLDS):
         asked = [int(place) for place in order[fold::FOLDS]]
-        held_in = [example for place, example in enumerate(examples) if place not in set(asked)]
+        held_out = set(asked)
+        held_in = [example for place, example in enumerate(examples) if place not in held_out]
         refined = _refine(bench, family, config, state, held_in, seed)
         answers = predict(bench, refined, [examples[place] for place in asked])
         found.update(zip(asked, answers, strict=True))
@@ -202,4 +203,7 @@ def _refine(
             raise StrategyError(
                 f"the family '{family.name}' made weights that are not finite ({bad} of adapter {number})"
             )
+    vectors = None if refined.steering is None else refined.steering.vectors
+    if vectors is not None and not torch.isfinite(vectors).all():
+        raise StrategyError(f"the family '{family.name}' made a vector that is not finite")
     return refined

@@ -16,23 +16,28 @@ without answers) or :class:`Labeled`. It is given an object of that type and not
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.llm.base_model import first_line
 from degaml_kedro.parameters import Parameters
 from degaml_kedro.strategies.seen import Labeled, Nothing, Prompts
 from degaml_kedro.strategies.state import AdaptedState
 
 ENTRY_POINTS = "degaml_kedro.strategies"
 _OWN = ("ttt", "mixing", "latent", "scaling", "few_shot")
+# how many configurations an offered value is tried in before it counts as one that none accepts
+_TRIED_TOGETHER = 1000
 
 Value = int | float | bool | str
 Sees = type[Nothing] | type[Prompts] | type[Labeled]
@@ -113,7 +118,8 @@ def family(name: str, summary: str, config: type[Parameters]) -> Callable[[F], F
             integers, a boolean or a ``Literal``.
 
     Raises:
-        RegistryError: the name is taken or no name, the function has another signature, or a field has no bounds.
+        RegistryError: the name is taken or no name, the function has another signature, a field has no bounds, or an
+            offered value is not one of the field's.
     """
 
     def register(refine: F) -> F:
@@ -128,19 +134,49 @@ def family(name: str, summary: str, config: type[Parameters]) -> Callable[[F], F
                 f"give one another name"
             )
         fields = tuple(_space(name, key, info) for key, info in config.model_fields.items())
+        _check_offered(name, config, fields)
         _FAMILIES[name] = Family(name, summary, config, _sees(name, refine), fields, refine)
         return refine
 
     return register
 
 
-def families() -> Mapping[str, Family]:
-    """All families by name: this project's, then those of installed packages that name an entry point."""
+def families(wanted: Iterable[str] | None = None) -> Mapping[str, Family]:
+    """Families by name: this project's, then those of installed packages that name an entry point.
+
+    Args:
+        wanted: names that are to be among them; where all are there already, no installed package is loaded, so that
+            one that is broken only stops who asks for a family that is not here. None loads all.
+
+    Raises:
+        RegistryError: an entry point cannot be loaded.
+    """
     for module in _OWN:
         import_module(f"degaml_kedro.strategies.{module}")
-    for point in entry_points(group=ENTRY_POINTS):
-        point.load()
+    if wanted is None or not _FAMILIES.keys() >= set(wanted):
+        for point in entry_points(group=ENTRY_POINTS):
+            _load(point)
     return dict(_FAMILIES)
+
+
+def _load(point: EntryPoint) -> None:
+    before = set(_FAMILIES)
+    try:
+        point.load()
+    except Exception as error:
+        # what it registered before it failed is no family either
+        for name in set(_FAMILIES) - before:
+            del _FAMILIES[name]
+        owner = "an installed package" if point.dist is None else f"the package {point.dist.name}"
+        reason = str(error) if isinstance(error, DegamlError) else _told(error)
+        raise RegistryError(
+            f"the entry point '{point.name}' ({ENTRY_POINTS}) of {owner} cannot be loaded: {reason}. "
+            f"Uninstall or fix the package; without a family that is not this project's own it is not needed"
+        ) from error
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def find_family(name: str) -> Family:
@@ -149,7 +185,7 @@ def find_family(name: str) -> Family:
     Raises:
         RegistryError: there is none of that name.
     """
-    known = families()
+    known = families([name])
     if name not in known:
         raise RegistryError(
             f"there is no strategy family '{name}'; there are {', '.join(known)}. A family of your own is registered "
@@ -187,11 +223,15 @@ def _space(family_name: str, key: str, info: FieldInfo) -> FieldSpace:
     where = f"the field '{name}' of the family '{family_name}'"
     if kind is bool or typing.get_origin(kind) is typing.Literal:
         every = (False, True) if kind is bool else typing.get_args(kind)
-        strange = [value for value in offered or () if value not in every]
-        if strange:
-            raise RegistryError(f"{where} offers {strange}, which it does not have: {list(every)}")
-        named = "boolean" if kind is bool else "choice"
-        return FieldSpace(name, named, offered or every, optional=optional)
+        offered = every if offered is None else offered
+        # 1 is not True, though Python calls them equal
+        known = [(type(value), value) for value in every]
+        strange = [value for value in offered if (type(value), value) not in known]
+        if strange or not offered:
+            raise RegistryError(
+                f"{where} offers {strange or 'nothing'}, which it does not have: {list(every)}"
+            )
+        return FieldSpace(name, "boolean" if kind is bool else "choice", offered, optional=optional)
     if kind not in (int, float):
         raise RegistryError(f"{where} is {kind}; use int, float, bool or a Literal of strings")
     if low is None or high is None:
@@ -200,10 +240,48 @@ def _space(family_name: str, key: str, info: FieldInfo) -> FieldSpace:
         if kind is float or high - low > 64:
             raise RegistryError(f"{where} has too many values; name some with Offered(…)")
         offered = tuple(range(int(low), int(high) + 1))
-    wrong = [value for value in offered if not low <= float(value) <= high]
+    # an integer is a number too, but True is neither
+    kinds = (int,) if kind is int else (int, float)
+    strange = [value for value in offered if type(value) not in kinds]
+    if strange:
+        called = "an int" if kind is int else "a number"
+        raise RegistryError(f"{where} offers {strange}, which is not {called}")
+    wrong = [value for value in offered if isinstance(value, str) or not low <= value <= high]
     if wrong or not offered:
         raise RegistryError(f"{where} offers {wrong or 'nothing'}, outside of {low} to {high}")
     return FieldSpace(name, "integer" if kind is int else "number", offered, low, high, optional)
+
+
+def _check_offered(name: str, config: type[Parameters], fields: Sequence[FieldSpace]) -> None:
+    """Every offered value is part of a configuration that its model accepts, or proposals of it would all be invalid.
+
+    Raises:
+        RegistryError: one is not.
+    """
+    for space in fields:
+        others = [other for other in fields if other is not space and not other.optional]
+        for value in space.offered:
+            reason = None
+            every = itertools.product(*(other.offered for other in others))
+            for chosen in itertools.islice(every, _TRIED_TOGETHER):
+                values = dict(zip((other.name for other in others), chosen, strict=True))
+                try:
+                    config.model_validate({**values, space.name: value}, strict=True)
+                except Exception as error:  # noqa: BLE001 - a validator may raise anything
+                    reason = reason or _refusal(error)
+                else:
+                    break
+            else:
+                raise RegistryError(
+                    f"the field '{space.name}' of the family '{name}' offers {value!r}, which its configuration "
+                    f"does not accept ({reason})"
+                )
+
+
+def _refusal(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return str(error.errors()[0]["msg"])
+    return _told(error)
 
 
 def _bounds(info: FieldInfo) -> Iterator[tuple[str, float]]:

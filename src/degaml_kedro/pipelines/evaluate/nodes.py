@@ -6,6 +6,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -14,11 +15,10 @@ import pandas as pd
 
 from degaml_kedro import __version__
 from degaml_kedro.adapters.adapter import Adapter
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
-from degaml_kedro.io.rollouts import RolloutsChunk, RolloutsEnd, RolloutsStart, RolloutsState
-from degaml_kedro.llm.base_model import load_base_model
+from degaml_kedro.io.rollouts import RolloutsChunk, RolloutsEnd, RolloutsState
+from degaml_kedro.llm.base_model import first_line, load_base_model
 from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.parameters import (
     GENERATED,
@@ -215,10 +215,9 @@ def choose_strategies(
         model, prompt, scoring, generator, task_parameters, seed, trained, embeddings, support, task
     )
     proposer: Proposer = UniformProposer(space)
-    if adapter is not None:
-        proposer = PolicyProposer(
-            policy_model(model, parameters), adapter, space, parameters.temperature
-        )
+    pilot = None if adapter is None else policy_model(model, parameters)
+    if pilot is not None:
+        proposer = PolicyProposer(pilot, adapter, space, parameters.temperature)
     own = derive_seed(seed, task, method)
     chosen = parameters.model_dump(
         mode="json",
@@ -237,6 +236,7 @@ def choose_strategies(
         trained,
         embeddings,
         support,
+        pilot,
         adapter,
         own,
         [chosen, dict(prompt), dict(scoring), dict(task_parameters)],
@@ -245,8 +245,8 @@ def choose_strategies(
     if resume is not None and resume.complete and finished:
         yield RolloutsEnd()
         return
-    yield RolloutsStart(fingerprint, len(finished))
-    trials = adapt(
+    trials = partial(
+        adapt,
         bench,
         space,
         proposer,
@@ -257,10 +257,9 @@ def choose_strategies(
         parameters.reward.model_copy(update={"noise": 0.0}),
         own,
         Tag(task, method),
-        finished,
     )
     count = parameters.search.rounds * parameters.search.proposals
-    yield from recorded(f"{task}, {method}", trials, count, finished)
+    yield from recorded(f"{task}, {method}", trials, count, fingerprint, finished)
 
 
 def execute_strategies(
@@ -400,8 +399,14 @@ def predict_oracle(
             state = execute(bench, space, start, known, text, own)
             answers = _answer(bench, state, examples, f"{task}, {text}")
             best = _better(best, answers.assign(strategy=text))
-        except (DegamlError, ArithmeticError, RuntimeError) as error:
-            logger.info("%s, oracle: %s is no candidate (%s)", task, text, error)
+        except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
+            logger.info(
+                "%s, oracle: %s is no candidate (%s: %s)",
+                task,
+                text,
+                type(error).__name__,
+                first_line(error),
+            )
     return best
 
 

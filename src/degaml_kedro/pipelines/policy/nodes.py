@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -32,7 +33,13 @@ from degaml_kedro.parameters import (
 from degaml_kedro.pipelines.fingerprint import digest
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.proposers import PolicyProposer
-from degaml_kedro.policy.search import Row, Tag, executed_rows, roll_out
+from degaml_kedro.policy.search import (
+    ResumeMismatchError,
+    Row,
+    Tag,
+    executed_rows,
+    roll_out,
+)
 from degaml_kedro.policy.training import learn
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.results.policy_figure import (
@@ -98,9 +105,8 @@ def roll_out_task(
     )
     examples = frame_to_splits(validation).validation
     exploration = parameters.exploration * (1 - (iteration - 1) / parameters.iterations)
-    proposer = PolicyProposer(
-        policy_model(model, parameters), adapter, space, parameters.temperature, exploration
-    )
+    pilot = policy_model(model, parameters)
+    proposer = PolicyProposer(pilot, adapter, space, parameters.temperature, exploration)
     own = derive_seed(seed, task, "rollouts", str(iteration))
     settings = parameters.model_dump(
         mode="json", exclude={"search", "training", "lora", "oracle_candidates", "folds"}
@@ -110,6 +116,7 @@ def roll_out_task(
         trained,
         embeddings,
         validation,
+        pilot,
         adapter,
         own,
         [settings, dict(prompt), dict(scoring), dict(task_parameters)],
@@ -118,10 +125,9 @@ def roll_out_task(
     if resume is not None and resume.complete and finished:
         yield RolloutsEnd()
         return
-    yield RolloutsStart(fingerprint, len(finished))
     start = generated_state(bench, derive_seed(seed, task, "initialization"), iteration)
-    tag = Tag(task, "degaml", iteration)
-    trials = roll_out(
+    trials = partial(
+        roll_out,
         bench,
         space,
         proposer,
@@ -130,11 +136,10 @@ def roll_out_task(
         parameters.rollouts,
         parameters.reward,
         own,
-        tag,
-        finished,
+        Tag(task, "degaml", iteration),
     )
     title = f"{task}, rollouts of iteration {iteration}"
-    yield from recorded(title, trials, parameters.rollouts.count, finished)
+    yield from recorded(title, trials, parameters.rollouts.count, fingerprint, finished)
 
 
 def train_policy(
@@ -164,10 +169,12 @@ def train_policy(
     untrained = initial_adapter(base, parameters.lora)
     start = untrained if before is None or parameters.training.start == "untrained" else before
     title = f"policy, iteration {iteration}"
-    with progress_bar(title, "step") as progress:
-        step = learn(base, start, rows, parameters.training, derive_seed(seed, title), progress)
     fresh = [row for row in rows if row["iteration"] == iteration]
     rate = sum(row["reward"] > 0 for row in fresh) / max(1, len(fresh))
+    # an iteration without a reward teaches nothing: learning from the earlier ones again would move the policy
+    taught = rows if any(row["valid"] and row["reward"] > 0 for row in fresh) else []
+    with progress_bar(title, "step") as progress:
+        step = learn(base, start, taught, parameters.training, derive_seed(seed, title), progress)
     if step.steps:
         logger.info(
             "%s: %d of %d rollouts rewarded (%.0f %%); %d steps on %d actions, loss %.3f to %.3f, %.0f s",
@@ -185,7 +192,7 @@ def train_policy(
         logger.warning(
             "%s: none of %d rollouts was rewarded, so there is nothing to learn from; the policy stays as it is",
             title,
-            len(rows),
+            len(fresh),
         )
     record = {
         "iteration": iteration,
@@ -277,15 +284,28 @@ def rollouts_fingerprint(
     trained: Generator,
     embeddings: PromptEmbeddings,
     examples: pd.DataFrame,
+    pilot: BaseModel | None,
     adapter: Adapter | None,
     seed: int,
     settings: Sequence[Any],
 ) -> str:
-    """What rollouts were made from."""
+    """What rollouts were made from.
+
+    Args:
+        base: the model that is adapted.
+        trained: the generator.
+        embeddings: prompt states.
+        examples: what trials are scored on.
+        pilot: the model that proposes; None for uniform draws.
+        adapter: the policy; None for the model as it came.
+        seed: of these rollouts.
+        settings: all parameters that decide about a row.
+    """
     return digest(
         {
             "base_model": base.fingerprint,
-            "computed_in": f"{base.dtype} on {base.device.type}",
+            "computed_in": _computed_in(base),
+            "policy_model": None if pilot is None else [pilot.fingerprint, _computed_in(pilot)],
             "generator": trained.fingerprint,
             "prompts": embeddings.prompts_digest,
             "examples": examples.to_json(orient="records"),
@@ -294,6 +314,10 @@ def rollouts_fingerprint(
             "settings": list(settings),
         }
     )
+
+
+def _computed_in(base: BaseModel) -> str:
+    return f"{base.dtype} on {base.device.type}"
 
 
 def finished_rows(resume: RolloutsState | None, fingerprint: str, title: str) -> Sequence[Row]:
@@ -310,9 +334,40 @@ def finished_rows(resume: RolloutsState | None, fingerprint: str, title: str) ->
 
 
 def recorded(
+    title: str,
+    trials: Callable[[Sequence[Row]], Iterator[Row]],
+    count: int,
+    fingerprint: str,
+    finished: Sequence[Row],
+) -> Iterator[RolloutsChunk]:
+    """Every trial on the disk before the next one begins.
+
+    Args:
+        title: whose trials these are.
+        trials: goes on behind finished rows.
+        count: trials in all.
+        fingerprint: of all that the rows depend on.
+        finished: rows of an earlier run. Where what is proposed now is something else, those that are not of it are
+            dropped.
+
+    Yields:
+        What the rollouts' dataset takes.
+    """
+    kept = list(finished)
+    while True:
+        yield RolloutsStart(fingerprint, len(kept))
+        try:
+            yield from _recorded(title, trials(kept), count, kept)
+        except ResumeMismatchError as mismatch:
+            logger.warning("%s: %s; these are tried again", title, mismatch)
+            kept = kept[: mismatch.kept]
+        else:
+            return
+
+
+def _recorded(
     title: str, trials: Iterator[Row], count: int, finished: Sequence[Row]
 ) -> Iterator[RolloutsChunk]:
-    """Every trial on the disk before the next one begins."""
     began = time.perf_counter()
     rows = list(finished)
     with progress_bar(title, "trial", len(finished)) as progress:
