@@ -137,7 +137,7 @@ def _peer_rows(base: BaseModel, examples: Sequence[Example]) -> list[dict[str, l
             {
                 "input_ids": ids,
                 "attention_mask": [1] * len(ids),
-                "labels": [-100] * len(example.prompt) + answer,
+                "labels": [-100] * len(question.prompt) + answer,
             }
         )
     return rows

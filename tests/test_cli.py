@@ -111,6 +111,7 @@ def test_the_registry_lists_what_the_configuration_asks_for(project, monkeypatch
         "checkpoints",
         "evaluate",
         "generator",
+        "policy",
         "tasks",
         "tokenize",
     ]

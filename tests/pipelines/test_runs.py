@@ -124,8 +124,8 @@ def test_results_carry_their_uncertainty_and_their_making(reference):
     record = json.loads((reference.data / "08_reporting/results.json").read_text())
     assert record["profile"] == "smoke"
     assert record["versions"]["torch"]
-    # two seen tasks with four methods each, one left out and one of meta-test with seven
-    assert len(record["results"]) == 2 * 4 + 7 + 7
+    # two seen tasks with four methods each, one left out and one of meta-test with ten
+    assert len(record["results"]) == 2 * 4 + 10 + 10
     for result in record["results"]:
         assert result["draws"] == (2 if result["method"] in GENERATED else 1)
         assert result["accuracy_spread"] >= 0
@@ -257,6 +257,8 @@ def test_the_stages_run_one_by_one_and_again(project, reference):
     assert not list((project.data / "06_models").glob("*.generator"))
     run(project, "generator")
     assert not (project.data / "07_model_output").exists()
+    run(project, "policy")
+    assert not (project.data / "07_model_output").exists()
     run(project, "evaluate")
     assert numbers(project.data) == numbers(reference.data)
 
@@ -362,8 +364,16 @@ def test_pipelines_follow_the_configuration(project):
     names = {node.name for node in pipelines["__default__"].nodes}
     assert not [name for name in names if "day_before" in name or "pool" in name]
     # no method needs a generator: nothing of it is made
-    assert not [name for name in names if name.startswith(("tokenize", "generator"))]
-    stages = {"tasks", "checkpoints", "tokenize", "generator", "evaluate", "__default__"}
+    assert not [name for name in names if name.startswith(("tokenize", "generator", "policy"))]
+    stages = {
+        "tasks",
+        "checkpoints",
+        "tokenize",
+        "generator",
+        "policy",
+        "evaluate",
+        "__default__",
+    }
     assert set(pipelines) == stages
 
 
