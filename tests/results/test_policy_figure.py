@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from degaml_kedro.results.generator_figure import figure_page
 from degaml_kedro.results.measures import wilson_interval
 from degaml_kedro.results.policy_figure import (
     policy_figure,
-    policy_page,
     strategy_map,
-    strategy_map_page,
 )
 from tests.results.test_policy_measures import by_task, rollout, two_iterations
 
@@ -232,15 +231,15 @@ def test_a_map_of_nothing_says_so():
 # --- pages ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", [policy_page, strategy_map_page])
+@pytest.mark.parametrize("draw", [policy_figure, strategy_map])
 @pytest.mark.parametrize("frame", [with_test_time(), by_task(), EMPTY])
-def test_a_page_fetches_nothing_and_is_the_same_every_time(page, frame):
-    text = page(frame, "Main <b>")
+def test_a_page_fetches_nothing_and_is_the_same_every_time(draw, frame):
+    text = figure_page(draw(frame, "Main <b>"))
     assert "<title>Main &lt;b&gt;</title>" in text
     # the drawing program is inside, not linked
     assert not re.search(r"<script[^>]*\ssrc", text)
     assert "<link" not in text
-    assert text == page(frame, "Main <b>")
+    assert text == figure_page(draw(frame, "Main <b>"))
 
 
 @pytest.mark.parametrize("draw", [policy_figure, strategy_map])

@@ -121,6 +121,10 @@ class ActionSpace:
             )
         return cls(tuple(known[name] for name in narrowed), fields)
 
+    def family(self, name: str) -> Family:
+        """An enabled family by its name."""
+        return next(family for family in self.families if family.name == name)
+
     def parse(self, text: str) -> tuple[Action, Parameters]:
         """Read an action that somebody else wrote.
 
@@ -148,7 +152,7 @@ class ActionSpace:
             if field not in record:
                 raise ActionError(f"the action of the family '{name}' lacks the field '{field}'")
             config[field] = _checked(record[field], space, f"{name}.{field}")
-        family = next(family for family in self.families if family.name == name)
+        family = self.family(name)
         try:
             # values the bounds let pass may still be refused together, by a validator of the family's own
             parameters = family.config.model_validate(config, strict=True)

@@ -226,7 +226,7 @@ def adapt(
         history += [Tried(str(row["action"]), float(row["reward"])) for row in rows]
         if best is None and settings.early_stop:
             return
-        if best is not None and _reads_answers(space, str(best["family"])):
+        if best is not None and space.family(str(best["family"])).sees is Labeled:
             # D_val has been trained on: what a further round scored on it would say nothing of new questions
             return
         if best is not None and turn < settings.rounds:
@@ -239,10 +239,6 @@ def adapt(
                 return
             state, before = refined
             history = []
-
-
-def _reads_answers(space: ActionSpace, name: str) -> bool:
-    return any(family.name == name and family.sees is Labeled for family in space.families)
 
 
 def executed_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

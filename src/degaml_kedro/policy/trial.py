@@ -84,7 +84,7 @@ def try_action(
         action, config = space.parse(text)
     except ActionError as error:
         return Trial(None, 0.0, None, 0.0, 0, f"invalid action: {first_line(error)}")
-    family = next(family for family in space.families if family.name == action.family)
+    family = space.family(action.family)
     meter, began = bench.meter.tokens, time.perf_counter()
     after, failure = None, None
     try:
@@ -141,7 +141,7 @@ def execute(
         StrategyError: the family made weights or a vector that are not finite.
     """
     action, config = space.parse(text)
-    family = next(family for family in space.families if family.name == action.family)
+    family = space.family(action.family)
     return _refine(bench, family, config, state, examples, seed)
 
 

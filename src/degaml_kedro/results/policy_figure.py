@@ -20,7 +20,6 @@ from degaml_kedro.results.generator_figure import (
     _put_together,
     _small,
     _tasks_of,
-    figure_page,
 )
 from degaml_kedro.results.policy_measures import (
     NOT_VALID,
@@ -185,26 +184,6 @@ def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
     if not names:
         note = f"No proposal was valid.<br>{note}"
     return _map_layout(figure, heading, len(tasks), note)
-
-
-def policy_page(rollouts: pd.DataFrame, title: str = "") -> str:
-    """:func:`policy_figure` as a page that a browser opens from disk; nothing is fetched.
-
-    Args:
-        rollouts: one row a trial.
-        title: which policy.
-    """
-    return figure_page(policy_figure(rollouts, title))
-
-
-def strategy_map_page(rollouts: pd.DataFrame, title: str = "") -> str:
-    """:func:`strategy_map` as a page that a browser opens from disk; nothing is fetched.
-
-    Args:
-        rollouts: one row a trial.
-        title: which policy.
-    """
-    return figure_page(strategy_map(rollouts, title))
 
 
 def _counts(frame: pd.DataFrame) -> str:

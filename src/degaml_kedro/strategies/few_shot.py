@@ -8,7 +8,6 @@ family that sees answers is never scored on examples that it was trained on (see
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
@@ -19,7 +18,7 @@ from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.registry import Offered, family
 from degaml_kedro.strategies.seen import Labeled
 from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.ttt import train
+from degaml_kedro.strategies.ttt import train_members
 from degaml_kedro.strategies.workbench import Workbench
 
 
@@ -59,8 +58,4 @@ def refine(
     def batch(step: int) -> list[AnswerSequence]:
         return [sequences[i] for i in batch_indices(len(sequences), training, step, own)]
 
-    members = tuple(
-        replace(member, adapter=train(bench, member.adapter, batch, training))
-        for member in state.members
-    )
-    return replace(state, members=members)
+    return train_members(bench, state, batch, training)

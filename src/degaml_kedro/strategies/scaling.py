@@ -30,7 +30,7 @@ from degaml_kedro.parameters import Parameters
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.registry import Offered, family
 from degaml_kedro.strategies.seen import Prompts
-from degaml_kedro.strategies.state import AdaptedState, Distance, Member, Steering, Vote
+from degaml_kedro.strategies.state import ROUTERS, AdaptedState, Distance, Member, Steering, Vote
 from degaml_kedro.strategies.workbench import StrategyError, Workbench
 
 Scores = NDArray[np.float64]
@@ -72,7 +72,7 @@ def refine(
         bench.check_time()
         members.append(bench.draw(own, len(members)))
     vote = Vote(config.method, config.distance)
-    if vote.method.startswith("avg_") and any(member.prompts is None for member in members):
+    if vote.method in ROUTERS and any(member.prompts is None for member in members):
         raise StrategyError(
             f"{config.method} compares prompt batches, and an adapter here was not generated from one"
         )

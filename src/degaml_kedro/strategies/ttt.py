@@ -72,11 +72,7 @@ def refine(
             chosen = [(first + i) % len(sequences) for i in range(config.batch_size)]
         return [sequences[i] for i in chosen]
 
-    members = tuple(
-        replace(member, adapter=train(bench, member.adapter, batch, training))
-        for member in state.members
-    )
-    return replace(state, members=members)
+    return train_members(bench, state, batch, training)
 
 
 def prompt_sequences(bench: Workbench, seen: Prompts) -> list[AnswerSequence]:
@@ -87,7 +83,28 @@ def prompt_sequences(bench: Workbench, seen: Prompts) -> list[AnswerSequence]:
     return [AnswerSequence(tuple(ids), len(ids) - 1) for ids in rows if len(ids) > 1]
 
 
-def train(
+def train_members(
+    bench: Workbench,
+    state: AdaptedState,
+    batch: Callable[[int], Sequence[AnswerSequence]],
+    training: TrainingParameters,
+) -> AdaptedState:
+    """The state with every member trained on the same batches.
+
+    Args:
+        bench: the model, the clock and the meter.
+        state: what is refined.
+        batch: a step's batch.
+        training: the steps.
+    """
+    members = tuple(
+        replace(member, adapter=_train(bench, member.adapter, batch, training))
+        for member in state.members
+    )
+    return replace(state, members=members)
+
+
+def _train(
     bench: Workbench,
     start: Adapter,
     batch: Callable[[int], Sequence[AnswerSequence]],

@@ -6,7 +6,6 @@ import logging
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -17,7 +16,7 @@ from degaml_kedro import __version__
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
-from degaml_kedro.io.rollouts import RolloutsChunk, RolloutsEnd, RolloutsState
+from degaml_kedro.io.rollouts import RolloutsChunk, RolloutsState
 from degaml_kedro.llm.base_model import first_line, load_base_model
 from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.parameters import (
@@ -30,7 +29,6 @@ from degaml_kedro.parameters import (
     task_scoring,
 )
 from degaml_kedro.pipelines.policy.nodes import (
-    finished_rows,
     policy_model,
     recorded,
     rollout_rows,
@@ -39,7 +37,7 @@ from degaml_kedro.pipelines.policy.nodes import (
 )
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.proposers import PolicyProposer, Proposer, UniformProposer
-from degaml_kedro.policy.search import Tag, adapt, build_state, executed_rows
+from degaml_kedro.policy.search import Row, Tag, adapt, build_state, executed_rows
 from degaml_kedro.policy.trial import execute
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.results.measures import PREDICTION_COLUMNS, measure_draws
@@ -211,8 +209,8 @@ def choose_strategies(
     """
     parameters = PolicyParameters.model_validate(policy)
     space = ActionSpace.of(parameters.families)
-    bench, start = _unrefined(
-        model, prompt, scoring, generator, task_parameters, seed, trained, embeddings, support, task
+    bench = task_workbench(
+        model, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), True
     )
     proposer: Proposer = UniformProposer(space)
     pilot = None if adapter is None else policy_model(model, parameters)
@@ -241,25 +239,24 @@ def choose_strategies(
         own,
         [chosen, dict(prompt), dict(scoring), dict(task_parameters)],
     )
-    finished = finished_rows(resume, fingerprint, f"{task}, {method}")
-    if resume is not None and resume.complete and finished:
-        yield RolloutsEnd()
-        return
-    trials = partial(
-        adapt,
-        bench,
-        space,
-        proposer,
-        start,
-        frame_to_splits(support).support,
-        parameters.search,
-        # noise is for studies of learning; a choice is made on what was measured
-        parameters.reward.model_copy(update={"noise": 0.0}),
-        own,
-        Tag(task, method),
-    )
+
+    def trials(finished: Sequence[Row]) -> Iterator[Row]:
+        return adapt(
+            bench,
+            space,
+            proposer,
+            _unrefined(bench, seed, task),
+            frame_to_splits(support).support,
+            parameters.search,
+            # noise is for studies of learning; a choice is made on what was measured
+            parameters.reward.model_copy(update={"noise": 0.0}),
+            own,
+            Tag(task, method),
+            finished,
+        )
+
     count = parameters.search.rounds * parameters.search.proposals
-    yield from recorded(f"{task}, {method}", trials, count, fingerprint, finished)
+    yield from recorded(f"{task}, {method}", trials, count, fingerprint, resume)
 
 
 def execute_strategies(
@@ -296,13 +293,15 @@ def execute_strategies(
         method: the method's name.
     """
     space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
-    bench, start = _unrefined(
-        model, prompt, scoring, generator, task_parameters, seed, trained, embeddings, support, task
+    bench = task_workbench(
+        model, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), True
     )
     rows = rollout_rows(rollouts)
     actions = [str(row["action"]) for row in executed_rows(rows)]
     logger.info("%s, %s: %s", task, method, " then ".join(actions) or "left unrefined")
-    return build_state(bench, space, start, frame_to_splits(support).support, rows)
+    return build_state(
+        bench, space, _unrefined(bench, seed, task), frame_to_splits(support).support, rows
+    )
 
 
 def predict_adapted(
@@ -337,9 +336,8 @@ def predict_adapted(
     Returns:
         One row per example with the columns of ``PREDICTION_COLUMNS``.
     """
-    base = load_base_model(BaseModelParameters.model_validate(model))
     bench = task_workbench(
-        base, prompt, scoring, generator, task_parameters, trained, embeddings, 0, False
+        model, prompt, scoring, generator, task_parameters, trained, embeddings, 0, False
     )
     return _answer(bench, state, frame_to_splits(splits).test, f"{task}, {method}")
 
@@ -380,12 +378,12 @@ def predict_oracle(
         The best candidate's predictions, with its action in the column ``strategy``.
     """
     parameters = PolicyParameters.model_validate(policy)
-    support = splits[splits["split"] == "support"].reset_index(drop=True)
-    examples = frame_to_splits(splits).test
-    known = frame_to_splits(support).support
-    bench, start = _unrefined(
-        model, prompt, scoring, generator, task_parameters, seed, trained, embeddings, support, task
+    parts = frame_to_splits(splits)
+    examples, known = parts.test, parts.support
+    bench = task_workbench(
+        model, prompt, scoring, generator, task_parameters, trained, embeddings, len(known), True
     )
+    start = _unrefined(bench, seed, task)
     best = _answer(bench, start, examples, f"{task}, unrefined").assign(strategy="unrefined")
     for number, other in enumerate(others):
         best = _better(best, other.assign(strategy=f"what method {number + 1} chose"))
@@ -415,24 +413,9 @@ def _better(best: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     return other if right[1] > right[0] else best
 
 
-def _unrefined(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    generator: Mapping[str, Any],
-    task_parameters: Mapping[str, Any],
-    seed: int,
-    trained: Generator,
-    embeddings: PromptEmbeddings,
-    support: pd.DataFrame,
-    task: str,
-) -> tuple[Workbench, AdaptedState]:
-    """A task's workbench, and the first adapter that ``generalization_only`` scores."""
-    base = load_base_model(BaseModelParameters.model_validate(model))
-    bench = task_workbench(
-        base, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), True
-    )
-    return bench, generated_state(bench, derive_seed(seed, task, GENERATED[0]))
+def _unrefined(bench: Workbench, seed: int, task: str) -> AdaptedState:
+    """The first adapter that ``generalization_only`` scores."""
+    return generated_state(bench, derive_seed(seed, task, GENERATED[0]))
 
 
 def _answer(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -42,12 +41,8 @@ from degaml_kedro.policy.search import (
 )
 from degaml_kedro.policy.training import learn
 from degaml_kedro.progress import progress_bar
-from degaml_kedro.results.policy_figure import (
-    policy_figure,
-    policy_page,
-    strategy_map,
-    strategy_map_page,
-)
+from degaml_kedro.results.generator_figure import figure_page
+from degaml_kedro.results.policy_figure import policy_figure, strategy_map
 from degaml_kedro.results.policy_measures import policy_text
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.generated import generated_state, generated_workbench
@@ -99,9 +94,8 @@ def roll_out_task(
     """
     parameters = PolicyParameters.model_validate(policy)
     space = ActionSpace.of(parameters.families)
-    base = load_base_model(BaseModelParameters.model_validate(model))
     bench = task_workbench(
-        base, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), False
+        model, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), False
     )
     examples = frame_to_splits(validation).validation
     exploration = parameters.exploration * (1 - (iteration - 1) / parameters.iterations)
@@ -112,7 +106,7 @@ def roll_out_task(
         mode="json", exclude={"search", "training", "lora", "oracle_candidates", "folds"}
     )
     fingerprint = rollouts_fingerprint(
-        base,
+        bench.base,
         trained,
         embeddings,
         validation,
@@ -121,25 +115,24 @@ def roll_out_task(
         own,
         [settings, dict(prompt), dict(scoring), dict(task_parameters)],
     )
-    finished = finished_rows(resume, fingerprint, task)
-    if resume is not None and resume.complete and finished:
-        yield RolloutsEnd()
-        return
-    start = generated_state(bench, derive_seed(seed, task, "initialization"), iteration)
-    trials = partial(
-        roll_out,
-        bench,
-        space,
-        proposer,
-        start,
-        examples,
-        parameters.rollouts,
-        parameters.reward,
-        own,
-        Tag(task, "degaml", iteration),
-    )
+
+    def trials(finished: Sequence[Row]) -> Iterator[Row]:
+        start = generated_state(bench, derive_seed(seed, task, "initialization"), iteration)
+        return roll_out(
+            bench,
+            space,
+            proposer,
+            start,
+            examples,
+            parameters.rollouts,
+            parameters.reward,
+            own,
+            Tag(task, "degaml", iteration),
+            finished,
+        )
+
     title = f"{task}, rollouts of iteration {iteration}"
-    yield from recorded(title, trials, parameters.rollouts.count, fingerprint, finished)
+    yield from recorded(title, trials, parameters.rollouts.count, fingerprint, resume)
 
 
 def train_policy(
@@ -229,7 +222,8 @@ def draw_policy(rollouts: pd.DataFrame, *, title: str) -> tuple[Any, str, str]:
         rollouts: of all iterations.
         title: which policy.
     """
-    return policy_figure(rollouts, title), policy_page(rollouts, title), policy_text(rollouts)
+    figure = policy_figure(rollouts, title)
+    return figure, figure_page(figure), policy_text(rollouts)
 
 
 def draw_strategies(rollouts: pd.DataFrame, *, title: str) -> tuple[Any, str]:
@@ -239,7 +233,8 @@ def draw_strategies(rollouts: pd.DataFrame, *, title: str) -> tuple[Any, str]:
         rollouts: of tasks that were adapted to.
         title: which policy.
     """
-    return strategy_map(rollouts, title), strategy_map_page(rollouts, title)
+    figure = strategy_map(rollouts, title)
+    return figure, figure_page(figure)
 
 
 def rollout_rows(frame: pd.DataFrame) -> list[Row]:
@@ -248,7 +243,7 @@ def rollout_rows(frame: pd.DataFrame) -> list[Row]:
 
 
 def task_workbench(
-    base: BaseModel,
+    model: Mapping[str, Any],
     prompt: Mapping[str, Any],
     scoring: Mapping[str, Any],
     generator: Mapping[str, Any],
@@ -264,7 +259,7 @@ def task_workbench(
     """
     first = len(embeddings) - support
     return generated_workbench(
-        base,
+        load_base_model(BaseModelParameters.model_validate(model)),
         PromptParameters.model_validate(prompt),
         task_scoring(scoring, task_parameters),
         trained,
@@ -320,7 +315,7 @@ def _computed_in(base: BaseModel) -> str:
     return f"{base.dtype} on {base.device.type}"
 
 
-def finished_rows(resume: RolloutsState | None, fingerprint: str, title: str) -> Sequence[Row]:
+def _finished_rows(resume: RolloutsState | None, fingerprint: str, title: str) -> Sequence[Row]:
     """The rows that an earlier run of the same settings left."""
     if resume is None or not resume.rows:
         return ()
@@ -338,22 +333,25 @@ def recorded(
     trials: Callable[[Sequence[Row]], Iterator[Row]],
     count: int,
     fingerprint: str,
-    finished: Sequence[Row],
+    resume: RolloutsState | None,
 ) -> Iterator[RolloutsChunk]:
-    """Every trial on the disk before the next one begins.
+    """Every trial on the disk before the next one begins; nothing where all are there.
 
     Args:
         title: whose trials these are.
         trials: goes on behind finished rows.
         count: trials in all.
         fingerprint: of all that the rows depend on.
-        finished: rows of an earlier run. Where what is proposed now is something else, those that are not of it are
-            dropped.
+        resume: what an earlier run left. Where it was made from something else, it starts over; where what is proposed
+            now is something else, those rows that are not of it are dropped.
 
     Yields:
         What the rollouts' dataset takes.
     """
-    kept = list(finished)
+    kept = list(_finished_rows(resume, fingerprint, title))
+    if resume is not None and resume.complete and kept:
+        yield RolloutsEnd()
+        return
     while True:
         yield RolloutsStart(fingerprint, len(kept))
         try:
