@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 STUDY_SEEDS := 999 1000 1001
 
-.PHONY: help install run study adaptation smoke test lint bench mlflow viz lock clean clean-data
+.PHONY: help install run compare study adaptation smoke test lint bench mlflow viz lock clean clean-data
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -24,6 +24,12 @@ install: $(INSTALLED) ## make .venv from the lock (run, test and the others do i
 run: $(INSTALLED) ## the embedded profile, offline, and its results as a table
 	@# one thread per task and a task per core: at these sizes two threads in one task mostly wait for each other
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --runner degaml_kedro.runner.StageRunner
+
+compare: $(INSTALLED) ## every method and baseline, three seeds, and the report (goes on where it was)
+	for seed in $(STUDY_SEEDS); do \
+		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env comparison --params seed=$$seed --runner degaml_kedro.runner.StageRunner --only-missing-outputs || exit 1; \
+	done
+	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env comparison --pipelines report
 
 study: $(INSTALLED) ## what the generator alone achieves, three seeds and tasks left out (hours; goes on where it was)
 	for seed in $(STUDY_SEEDS); do \

@@ -37,7 +37,7 @@ from degaml_kedro.llm.packing import pack_trees
 from degaml_kedro.llm.prompting import EncodedQuestion, encode_questions
 
 # the peer builds its trees and reads its rows with the same functions, so that no other work is compared
-from degaml_kedro.llm.scoring import _answer_log_probabilities, _tree, compare_options
+from degaml_kedro.llm.scoring import answer_log_probabilities, compare_options, question_tree
 from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Question
 
@@ -99,7 +99,7 @@ def run(settings: Settings) -> Result:
         for name, taken in seconds.items():
             target = 2.0 if name == "PEFT" and not settings.quick else None
             rows.append(times_as_long(f"{about}; {_NAMES[name]}", ours, taken, target))
-        lengths = [len(_tree(question)) for question in asked.encoded()]
+        lengths = [len(question_tree(question)) for question in asked.encoded()]
         details[f"questions_{count}"] = {
             **tokens_of(settings, lengths),
             "seconds": {"ours": ours, **seconds},
@@ -190,7 +190,7 @@ def peft_model(base: BaseModel, adapters: Sequence[Adapter]) -> Any:
 def peft_trees(asked: Asked, model: Any) -> Scores:
     """One adapter after the other over padded token trees; an option's sum of log-probabilities."""
     base, encoded = asked.bench.base, asked.encoded()
-    pack = pack_trees([_tree(question) for question in encoded], base.device, base.dtype)
+    pack = pack_trees([question_tree(question) for question in encoded], base.device, base.dtype)
     ids, positions = pack.input_ids[0][pack.gather], pack.position_ids[0][pack.gather]
     few = asked.bench.scoring.normalization == "none"
     decoder = model.get_base_model().model
@@ -202,7 +202,7 @@ def peft_trees(asked: Asked, model: Any) -> Scores:
             input_ids=ids, attention_mask=pack.bias, position_ids=positions, use_cache=False
         ).last_hidden_state
         hidden = states.flatten(0, 1)[pack.scatter]
-        sums = _answer_log_probabilities(hidden, head, pack, encoded, few)
+        sums = answer_log_probabilities(hidden, head, pack.starts, encoded, few)
         found.append([tuple(row) for row in sums])
     return found
 

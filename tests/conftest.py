@@ -46,7 +46,12 @@ class Project:
         shutil.copytree(ROOT / "conf", self.conf)
         for environment in ("base", "smoke"):
             (self.conf / environment / "globals.yml").write_text(f"data: {self.data}\n")
-        self.edit("base/mlflow.yml", server={"mlflow_tracking_uri": f"sqlite:///{database}"})
+        artifacts = {"artifact_location": str(database.parent / "mlruns")}
+        self.edit(
+            "base/mlflow.yml",
+            server={"mlflow_tracking_uri": f"sqlite:///{database}"},
+            tracking={"experiment": {"create_experiment_kwargs": artifacts}},
+        )
 
     def edit(self, file: str, **changes: object) -> None:
         """Lay changes over a YAML file; None removes a key."""

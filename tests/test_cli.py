@@ -108,10 +108,12 @@ def test_the_registry_lists_what_the_configuration_asks_for(project, monkeypatch
     assert listed.exit_code == 0, listed.output
     assert yaml.safe_load(listed.output) == [
         "__default__",
+        "baselines",
         "checkpoints",
         "evaluate",
         "generator",
         "policy",
+        "report",
         "tasks",
         "tokenize",
     ]

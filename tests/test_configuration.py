@@ -298,3 +298,54 @@ def test_outside_a_session_the_environment_variable_decides(project, monkeypatch
     assert read_parameters(current_loader()).profile == "smoke", "the loader is remembered"
     ProjectConfigLoader.current = None
     assert read_parameters(current_loader()).profile == "embedded"
+
+
+def test_every_baseline_gets_as_many_settings(project):
+    one = [{"steps": 1, "learning_rate": 1e-3}]
+    project.edit("smoke/parameters.yml", baselines={"union_train": {"settings": one}})
+    message = mistake(project)
+    assert "same number of settings" in message
+    assert "union_train 1" in message
+    assert "icl 2" in message
+
+
+@pytest.mark.parametrize(
+    ("method", "entry"),
+    [("abmll", "abmll"), ("maml_en_llm_first_order", "maml_en_llm"), ("icl", "icl")],
+)
+def test_a_baseline_needs_its_entry(project, method, entry):
+    for folder in ("base", "smoke"):
+        project.edit(f"{folder}/parameters.yml", baselines={entry: None})
+    project.edit("smoke/parameters.yml", methods=["base", method])
+    assert f"the method {method} needs the key 'baselines.{entry}'" in mistake(project)
+
+
+def test_settings_are_chosen_on_tasks_that_are_held_out(project):
+    project.edit("smoke/parameters.yml", methods=["base", "icl"], generator={"leave_out": []})
+    project.edit("smoke/parameters.yml", meta_train=["day_after"])
+    assert "name at least two" in mistake(project)
+
+
+def test_baselines_need_likelihoods_and_validation_examples(project):
+    project.edit("smoke/parameters.yml", methods=["base", "icl"])
+    project.edit("smoke/parameters.yml", tasks={"day_before": {"scoring": "generate"}})
+    assert "the baselines need 'letter' or 'text'" in mistake(project)
+    project.edit("smoke/parameters.yml", tasks={"day_before": {"scoring": None}})
+    project.edit("smoke/parameters.yml", splits={"validation": 0})
+    assert "set splits.validation" in mistake(project)
+
+
+def test_what_starts_from_the_pool_asks_for_the_pool(project):
+    project.edit(
+        "smoke/parameters.yml",
+        methods=["base", "union_train", "maml_en_llm", "icl"],
+        trajectory={"start": "shared_random"},
+    )
+    parameters = read_parameters(loader(project))
+    assert parameters.baselines_from_pool == ("union_train", "maml_en_llm")
+    assert parameters.needs_warmup
+    project.edit("smoke/parameters.yml", baselines={"maml_en_llm": {"start": "shared_random"}})
+    project.edit("smoke/parameters.yml", methods=["base", "maml_en_llm", "icl"])
+    parameters = read_parameters(loader(project))
+    assert parameters.baselines_from_pool == ()
+    assert not parameters.needs_warmup

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import shutil
+import socket
 import sqlite3
 import threading
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
@@ -28,7 +32,8 @@ def latest(client):
     """The last pipeline's run, and the runs below it by name."""
     experiment = client.get_experiment_by_name("degaml_kedro").experiment_id
     runs = client.search_runs([experiment], max_results=1000)
-    top = next(r for r in runs if "mlflow.parentRunId" not in r.data.tags)
+    # comparisons and models have runs of their own, which say so
+    top = next(r for r in runs if not {"mlflow.parentRunId", "kind"} & set(r.data.tags))
     below, waiting = {}, [top.info.run_id]
     while waiting:
         parent = waiting.pop()
@@ -106,7 +111,7 @@ def test_a_file_that_is_no_database_is_said_once(project, caplog, tmp_path):
 def test_a_database_that_another_program_holds_is_said_once(
     project, caplog, tracking_database, monkeypatch
 ):
-    monkeypatch.setattr("degaml_kedro.tracking._WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("degaml_kedro.mlflow_server.WAIT_SECONDS", 0.1)
     run(project, "tasks")
     held, done = threading.Event(), threading.Event()
 
@@ -128,6 +133,52 @@ def test_a_database_that_another_program_holds_is_said_once(
         other.join()
     assert len(warnings_of(caplog)) == 1
     assert "locked" in warnings_of(caplog)[0]
+
+
+def test_a_database_of_an_older_schema_is_said_once(project, caplog, tracking_database, tmp_path):
+    MlflowClient(f"sqlite:///{tracking_database}").search_experiments()
+    old = shutil.copy(tracking_database, tmp_path / "old.db")
+    with closing(sqlite3.connect(old)) as database:
+        database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+        database.commit()
+    project.edit("base/mlflow.yml", server={"mlflow_tracking_uri": f"sqlite:///{old}"})
+    run(project, "tasks")
+    (said,) = warnings_of(caplog)
+    assert f"mlflow db upgrade sqlite:///{old}" in said
+    assert "make a copy of the file first" in said
+    with closing(sqlite3.connect(old)) as database:
+        version = database.execute("SELECT version_num FROM alembic_version").fetchone()
+    assert version == ("451aebb31d03",)
+
+
+def test_no_password_is_logged(project, caplog):
+    caplog.set_level(logging.DEBUG)
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        port = asked.getsockname()[1]
+    uri = f"postgresql+psycopg2://me:s3cret@127.0.0.1:{port}/runs"
+    project.edit("base/mlflow.yml", server={"mlflow_tracking_uri": uri})
+    run(project, "tasks")
+    assert len(warnings_of(caplog)) == 1
+    assert "s3cret" not in caplog.text
+
+
+def test_an_address_in_the_environment_that_does_not_count_is_said(
+    project, caplog, monkeypatch, client
+):
+    monkeypatch.setattr("degaml_kedro.tracking._ASKED_FOR", "postgresql://me:s3cret@host/runs")
+    run(project, "tasks")
+    said = [r.getMessage() for r in caplog.records if "MLFLOW_TRACKING_URI" in r.getMessage()]
+    assert len(said) == 1
+    assert "postgresql://me:***@host/runs" in said[0]
+    # left open in mlflow.yml, the environment's is used
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    project.edit("base/mlflow.yml", server={"mlflow_tracking_uri": None})
+    monkeypatch.setattr("degaml_kedro.tracking._ASKED_FOR", "http://127.0.0.1:9")
+    caplog.clear()
+    run(project, "tasks")
+    (said,) = warnings_of(caplog)
+    assert "refused" in said
 
 
 def test_a_run_per_generator(project, client):

@@ -369,6 +369,113 @@ class PolicyParameters(Parameters):
     oracle_candidates: int = Field(10, ge=1, le=10_000)
 
 
+# --- baselines ------------------------------------------------------------------------------------
+
+
+class AdaptationSetting(Parameters):
+    """Steps on the support examples of a task: one of the settings that a search tries."""
+
+    steps: int = Field(ge=0, le=10_000)
+    learning_rate: float = Field(gt=0, le=10.0)
+    batch_size: int = Field(8, ge=1, le=65536)
+
+
+class InContextSetting(Parameters):
+    """How many support examples stand in the prompt, at most: one of the settings that a search tries."""
+
+    shots: int = Field(ge=1, le=10_000)
+
+
+MetaStart = Literal["shared_random", "pooled_warmup"]
+
+
+class MetaTraining(Parameters):
+    """Episodes: what MAML-en-LLM and ABMLL have in common."""
+
+    # where the shared weights start. pooled_warmup: where trajectories start, so that all methods share it
+    start: MetaStart = "shared_random"
+    outer_steps: int = Field(ge=1, le=1_000_000)
+    # tasks of an outer step, and examples of an episode
+    tasks_per_step: int = Field(2, ge=1, le=1024)
+    support: int = Field(8, ge=1, le=65536)
+    query: int = Field(8, ge=1, le=65536)
+    inner_steps: int = Field(2, ge=1, le=1000)
+    inner_learning_rate: float = Field(gt=0, le=10.0)
+    outer_learning_rate: float = Field(gt=0, le=1.0)
+    max_gradient_norm: float = Field(1.0, gt=0)
+
+
+class MamlParameters(MetaTraining):
+    """MAML-en-LLM (Sinha et al., 2024)."""
+
+    # the inner steps are Adam's, from the moments of the outer optimiser; false: plain gradient steps
+    share_moments: bool = True
+    # other examples of the task in front of each meta-training prompt
+    in_context_examples: int = Field(0, ge=0, le=64)
+    settings: tuple[AdaptationSetting, ...] = Field(min_length=1)
+
+
+class AbmllParameters(MetaTraining):
+    """ABMLL (Zhang, Snell and Griffiths, 2025)."""
+
+    # c: the standard deviation of every weight at the start
+    scale: float = Field(1.0e-3, gt=0)
+    # weights of KL(task || shared) and of the hyper-prior on the shared weights
+    beta: float = Field(1.0e-6, ge=0)
+    gamma: float = Field(1.0e-12, ge=0)
+    # S: weight samples that a prediction averages
+    samples: int = Field(4, ge=1, le=1000)
+    settings: tuple[AdaptationSetting, ...] = Field(min_length=1)
+
+
+class SupportTraining(Parameters):
+    """LoRA fine-tuning on the support examples."""
+
+    settings: tuple[AdaptationSetting, ...] = Field(min_length=1)
+
+
+class InContextParameters(Parameters):
+    """In-context learning."""
+
+    settings: tuple[InContextSetting, ...] = Field(min_length=1)
+
+
+class SettingsSearch(Parameters):
+    """How every method's settings are chosen: on meta-train tasks that its weights have not seen."""
+
+    # of the tasks that are held out, those that are tried on
+    tasks: int = Field(3, ge=1)
+    # validation questions of each
+    examples: int = Field(60, ge=1)
+
+
+class BaselinesParameters(Parameters):
+    """The methods to compare with. Every one gets the same number of settings to choose from."""
+
+    search: SettingsSearch = SettingsSearch()
+    # score them on the meta-train tasks, too
+    score_seen: bool = False
+    icl: InContextParameters | None = None
+    no_meta_train_support: SupportTraining | None = None
+    union_train: SupportTraining | None = None
+    maml_en_llm: MamlParameters | None = None
+    abmll: AbmllParameters | None = None
+
+    @model_validator(mode="after")
+    def _budgets_are_equal(self) -> BaselinesParameters:
+        counts = {
+            name: len(entry.settings)
+            for name in type(self).model_fields
+            if (entry := getattr(self, name)) is not None and hasattr(entry, "settings")
+        }
+        if len(set(counts.values())) > 1:
+            raise ValueError(
+                "every baseline gets the same number of settings to choose from, and here they have "
+                + ", ".join(f"{name} {count}" for name, count in counts.items())
+            )
+        return self
+
+
 # --- tasks ----------------------------------------------------------------------------------------
 
 
@@ -444,6 +551,17 @@ def task_scoring(
 PLAIN_METHODS = ("base", "no_meta_train", "pooled", "mean_adapter")
 GENERATED = ("generalization_only", "other_prompts")
 ADAPTED = ("degaml", "random_policy", "oracle_strategy")
+# by method, the entry of `baselines` that it is set by
+BASELINES = {
+    "icl": "icl",
+    "no_meta_train_support": "no_meta_train_support",
+    "union_train": "union_train",
+    "maml_en_llm": "maml_en_llm",
+    "maml_en_llm_first_order": "maml_en_llm",
+    "abmll": "abmll",
+}
+# those that learn from the meta-train tasks
+META_TRAINED = ("union_train", "maml_en_llm", "maml_en_llm_first_order", "abmll")
 
 
 class ProjectParameters(Parameters):
@@ -462,10 +580,12 @@ class ProjectParameters(Parameters):
     # used where a method needs it
     generator: GeneratorParameters | None = None
     policy: PolicyParameters | None = None
+    baselines: BaselinesParameters | None = None
     # base, no_meta_train, pooled, mean_adapter, generalization_only, and generalization_only of another variant
     # (generalization_only_NAME); other_prompts and other_prompts_NAME are the control with another task's prompts.
     # degaml refines what the generator made by strategies that the policy chooses; random_policy draws as many
-    # uniformly; oracle_strategy chooses by the test split: a bound, no result
+    # uniformly; oracle_strategy chooses by the test split: a bound, no result. icl, no_meta_train_support, union_train,
+    # maml_en_llm, maml_en_llm_first_order and abmll are set by the key `baselines`
     methods: tuple[str, ...] = Field(min_length=1)
     tasks: dict[Name, TaskParameters]
     meta_train: tuple[Name, ...] = Field(min_length=1)
@@ -509,6 +629,29 @@ class ProjectParameters(Parameters):
         return tuple(method for method in self.methods if method in ADAPTED)
 
     @property
+    def baseline_methods(self) -> tuple[str, ...]:
+        """The methods of the pipeline ``baselines``."""
+        return tuple(method for method in self.methods if method in BASELINES)
+
+    @property
+    def needs_support(self) -> bool:
+        """Whether a method reads a new task's support answers."""
+        return bool(self.adapted_methods or self.baseline_methods)
+
+    @property
+    def baselines_from_pool(self) -> tuple[str, ...]:
+        """The baselines that start from the pooled warm-up."""
+        return tuple(
+            method
+            for method in self.baseline_methods
+            if method == "union_train"
+            or (
+                isinstance(entry := getattr(self.baselines, BASELINES[method]), MetaTraining)
+                and entry.start == "pooled_warmup"
+            )
+        )
+
+    @property
     def needs_policy(self) -> bool:
         """Whether a policy is trained."""
         return "degaml" in self.methods
@@ -527,8 +670,12 @@ class ProjectParameters(Parameters):
 
     @property
     def needs_warmup(self) -> bool:
-        """Whether the pooled warm-up is trained: trajectories start from it, or a method scores it."""
-        return self.trajectory.start == "pooled_warmup" or "pooled" in self.methods
+        """Whether the pooled warm-up is trained: trajectories or a baseline start from it, or a method scores it."""
+        return (
+            self.trajectory.start == "pooled_warmup"
+            or "pooled" in self.methods
+            or bool(self.baselines_from_pool)
+        )
 
     @property
     def trajectory_is_no_meta_train(self) -> bool:
@@ -554,7 +701,12 @@ class ProjectParameters(Parameters):
         both = sorted(set(self.meta_train) & set(self.meta_test))
         if both:
             raise ValueError(f"task(s) in both meta_train and meta_test: {', '.join(both)}")
-        for taken, what in (("pool", "the pooled warm-up"), ("policy", "the policy's run")):
+        taken_names = (
+            ("pool", "the pooled warm-up"),
+            ("policy", "the policy's run"),
+            ("search", "the search for settings"),
+        )
+        for taken, what in taken_names:
             if taken in self.tasks:
                 raise ValueError(
                     f"a task is called '{taken}', which is the name of {what}; call it otherwise"
@@ -566,13 +718,15 @@ class ProjectParameters(Parameters):
                 f"warm-up trains them together; give them one, or use trajectory.start: shared_random "
                 f"and leave 'pooled' out of the methods"
             )
+        self._check_baselines()
         self._check_policy()
         for method in self.methods:
-            if method in PLAIN_METHODS or method in self.adapted_methods:
+            if method in PLAIN_METHODS or method in self.adapted_methods or method in BASELINES:
                 continue
             variants = tuple(self.generator.variants) if self.generator else ()
             known = [
                 *PLAIN_METHODS,
+                *BASELINES,
                 *(GENERATED if variants else ()),
                 *(ADAPTED if variants and self.policy else ()),
                 *(f"{name}_{variant}" for name in GENERATED for variant in variants),
@@ -601,6 +755,32 @@ class ProjectParameters(Parameters):
         if len(set(self.methods)) != len(self.methods):
             raise ValueError(f"methods names a method twice: {', '.join(self.methods)}")
         return self
+
+    def _check_baselines(self) -> None:
+        for method in self.baseline_methods:
+            entry = BASELINES[method]
+            if self.baselines is None or getattr(self.baselines, entry) is None:
+                raise ValueError(
+                    f"the method {method} needs the key 'baselines.{entry}', and there is none"
+                )
+            if len(self.meta_train) < 2:
+                raise ValueError(
+                    f"the settings of {method} are chosen on meta-train tasks that are held out, and there is only "
+                    f"one meta-train task; name at least two"
+                )
+        if not self.baseline_methods:
+            return
+        for name in (*self.meta_train, *self.meta_test):
+            if (self.tasks[name].scoring or self.scoring.mode) == "generate":
+                raise ValueError(
+                    f"the task {name} is scored in the mode 'generate', which says nothing of how likely an answer "
+                    f"is; the baselines need 'letter' or 'text' (scoring.mode, or tasks.{name}.scoring)"
+                )
+        if any((self.tasks[name].splits or self.splits).validation < 1 for name in self.meta_train):
+            raise ValueError(
+                "settings are chosen on validation examples of the meta-train tasks, and a task has none; "
+                "set splits.validation"
+            )
 
     def _check_policy(self) -> None:
         if not self.adapted_methods:

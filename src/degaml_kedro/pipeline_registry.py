@@ -7,11 +7,20 @@ import warnings
 from kedro.pipeline import Pipeline
 
 from degaml_kedro.configuration import current_loader, read_parameters
-from degaml_kedro.pipelines import checkpoints, evaluate, generator, policy, tasks, tokenize
+from degaml_kedro.pipelines import (
+    baselines,
+    checkpoints,
+    evaluate,
+    generator,
+    policy,
+    report,
+    tasks,
+    tokenize,
+)
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """The pipelines by name; ``__default__`` is all of them in order."""
+    """The pipelines by name; ``__default__`` is all of them in order, but the report."""
     parameters = read_parameters(current_loader())
     with warnings.catch_warnings():
         # Kedro warns of a dot in a dataset's name where the node has another namespace. It is meant here: a node
@@ -22,18 +31,24 @@ def register_pipelines() -> dict[str, Pipeline]:
         make_tokens = tokenize.create_pipeline(parameters)
         make_generator = generator.create_pipeline(parameters)
         make_policy = policy.create_pipeline(parameters)
+        make_baselines = baselines.create_pipeline(parameters)
         make_evaluation = evaluate.create_pipeline(parameters)
+        make_report = report.create_pipeline(parameters)
     return {
         "tasks": make_tasks,
         "checkpoints": make_tasks + make_checkpoints,
         "tokenize": make_tokens,
         "generator": make_generator,
         "policy": make_policy,
+        "baselines": make_baselines,
         "evaluate": make_evaluation,
+        # of everything that is on disk, which may be several seeds' runs: never a part of one of them
+        "report": make_report,
         "__default__": make_tasks
         + make_checkpoints
         + make_tokens
         + make_generator
         + make_policy
+        + make_baselines
         + make_evaluation,
     }

@@ -6,19 +6,17 @@ import functools
 import logging
 import math
 import os
-import socket
-import sqlite3
+import shlex
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar, cast
-from urllib.parse import urlparse
 
 import mlflow
-from alembic.util import CommandError
 from kedro.config import MissingConfigException
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
@@ -26,7 +24,6 @@ from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from mlflow.entities import Metric, Param, RunStatus
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.validation import (
@@ -34,7 +31,6 @@ from mlflow.utils.validation import (
     MAX_PARAM_VAL_LENGTH,
     MAX_PARAMS_TAGS_PER_BATCH,
 )
-from sqlalchemy.exc import SQLAlchemyError
 
 from degaml_kedro.configuration import current_loader, read_parameters
 from degaml_kedro.errors import DegamlError
@@ -43,6 +39,15 @@ from degaml_kedro.generator.health import WHOLE
 from degaml_kedro.io.atomic import is_main_process
 from degaml_kedro.io.generators import GeneratorProgress
 from degaml_kedro.io.trajectory import StepRecord, TrajectoryEnd, TrajectoryStart, TrajectoryStep
+from degaml_kedro.mlflow_server import (
+    UNREACHABLE,
+    Place,
+    explain,
+    knock,
+    masked,
+    place_of,
+    tracking_uri,
+)
 from degaml_kedro.pipelines.groups import generator_groups
 
 # MLflow's advice to kedro-mlflow's authors, given at every start; it sets its own filter, so it is taken aside
@@ -50,8 +55,8 @@ with warnings.catch_warnings(record=True):
     from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
     from kedro_mlflow.framework.hooks.utils import _flatten_dict
 
-_UNREACHABLE = (MlflowException, SQLAlchemyError, sqlite3.Error, CommandError, OSError)
-_WAIT_SECONDS = 3.0
+# as the user set it: MLflow itself writes to it as soon as a run is tracked
+_ASKED_FOR = os.environ.get("MLFLOW_TRACKING_URI")
 _FLUSH_SECONDS = 10.0
 _TRAJECTORY, _RESULT, _GENERATOR, _RECORD = ".trajectory", ".result", ".generator", ".record"
 _GENERATOR_RUN = "generator "
@@ -76,13 +81,12 @@ def _tolerant(hook: Hook) -> Hook:
         try:
             with self.lock:
                 hook(self, *args, **kwargs)
-        except _UNREACHABLE as error:
+        except UNREACHABLE as error:
             self.off = True
-            reason = str(error).strip().splitlines()
             logger.warning(
                 "MLflow cannot be reached (%s); the run goes on and is not tracked. Check server.mlflow_tracking_uri "
                 "in conf/base/mlflow.yml, and whether another program holds the database.",
-                reason[0] if reason else type(error).__name__,
+                explain(error, self.uri),
             )
 
     return cast(Hook, tolerant)
@@ -129,6 +133,7 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         self.off = not is_main_process()
         self.process = os.getpid()
         self.lock = threading.RLock()
+        self.uri = ""
         self.run_id: str | None = None
         self._labels: frozenset[str] = frozenset()
         self._children: dict[tuple[str, ...], str] = {}
@@ -143,7 +148,8 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
 
     @_tolerant
     def _set_up(self, context: KedroContext) -> None:
-        _knock(context)
+        self.uri = _configured_uri(context)
+        knock(self.uri)
         super().after_context_created(context)
 
     @hook_impl
@@ -399,24 +405,98 @@ def _check_values(check: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _knock(context: KedroContext) -> None:
-    """Fail at once where MLflow would try for minutes.
-
-    Raises:
-        OSError: no server answers.
-        sqlite3.Error: the file is no database, cannot be written, or is locked.
-    """
+def _configured_uri(context: KedroContext) -> str:
+    """The tracking URI, and a word where the environment names another one, which does not count."""
     try:
-        server = context.config_loader["mlflow"].get("server") or {}
+        uri = tracking_uri(context.config_loader["mlflow"])
     except MissingConfigException:
-        server = {}
-    uri = server.get("mlflow_tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI", "")
-    parts = urlparse(uri)
-    if parts.scheme == "sqlite":
-        file = uri.removeprefix("sqlite:///")
-        with closing(sqlite3.connect(file, timeout=_WAIT_SECONDS)) as database:
-            database.execute("BEGIN IMMEDIATE")
-            database.rollback()
-    elif parts.scheme in ("http", "https") and parts.hostname:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname, port), timeout=_WAIT_SECONDS).close()
+        uri = tracking_uri({})
+    if _ASKED_FOR and uri != _ASKED_FOR:
+        logger.warning(
+            "MLFLOW_TRACKING_URI is %s, but mlflow.yml says %s, and that counts; set server.mlflow_tracking_uri to "
+            "null in conf/local/mlflow.yml to use the environment's",
+            masked(_ASKED_FOR),
+            masked(uri),
+        )
+    return uri
+
+
+class ComparisonHook:
+    """Puts comparisons and models into MLflow when a run has made them.
+
+    What cannot be logged stays on disk, and a warning says how it is imported later.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is logged until a run starts."""
+        self._place: Place | None = None
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Remember where to log."""
+        self._place = place_of(context.config_loader, Path(context.project_path))
+
+    @hook_impl
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Log the comparison that a report was made of, and register the models that are new."""
+        # where a launcher started several processes, one logs
+        if self._place is None or not is_main_process():
+            return
+        outputs = pipeline.all_outputs()
+        compared = "report_page" in outputs
+        made = "runs" if compared else next(filter(_is_model, sorted(outputs)), None)
+        if made is None:
+            return
+        folder = _path_of(catalog, made)
+        if not compared:
+            # above 06_models
+            folder = folder.parent.parent
+        try:
+            self._log(self._place, folder, catalog, compared)
+        except (DatasetError, DegamlError) as error:
+            logger.warning(
+                "The %s in %s cannot be put into MLflow (%s); everything is on disk. To import it later: %s",
+                "comparison" if compared else "models",
+                folder,
+                str(error).rstrip("."),
+                _import_command(folder),
+            )
+
+    def _log(self, place: Place, folder: Path, catalog: DataCatalog, compared: bool) -> None:
+        # MLflow's model format takes a second to import
+        from degaml_kedro.comparison_tracking import log_comparison
+        from degaml_kedro.model_registry import register_models
+
+        if compared:
+            log_comparison(
+                catalog.load("runs"),
+                place.uri,
+                place.experiment,
+                place.artifact_location,
+                page=_path_of(catalog, "report_page"),
+            )
+        register_models(
+            folder,
+            place.uri,
+            place.experiment,
+            place.artifact_location,
+            # of one run; the runs of a comparison have their own
+            parameters=None if compared else catalog.load("parameters"),
+        )
+
+
+def _is_model(dataset: str) -> bool:
+    """Whether it is a generator, the policy or what degaml adapted, of all tasks."""
+    if dataset.startswith("without_"):
+        return False
+    return dataset == _POLICY_RUN or dataset.endswith((_GENERATOR, ".degaml.state"))
+
+
+def _path_of(catalog: DataCatalog, name: str) -> Path:
+    return Path(str(catalog[name]._describe()["filepath"]))
+
+
+def _import_command(folder: Path) -> str:
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
+    return f"{Path(sys.executable).name} -m degaml_kedro.comparison_tracking {shlex.quote(str(folder))}"

@@ -17,6 +17,7 @@ from degaml_kedro.hooks import CostsHook
 from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.parameters import (
+    BASELINES,
     BaseModelParameters,
     FolderModel,
     HubModel,
@@ -42,7 +43,7 @@ def smoke(project):
     """Counts that the tests know, whatever the environment has."""
     project.edit(
         "smoke/parameters.yml",
-        methods=["base", "no_meta_train", "pooled", "generalization_only", "degaml"],
+        methods=["base", "no_meta_train", "pooled", "generalization_only", "degaml", *BASELINES],
         generator={"leave_out": []},
     )
     # the policy's rollouts may come from groups of their own; counted are those of one policy
@@ -52,10 +53,10 @@ def smoke(project):
 
 def test_every_stage_says_what_it_does(smoke):
     found = {cost.stage: cost for cost in stage_costs(pipelines["__default__"], smoke)}
-    assert list(found) == list(costs.STAGES)
+    assert list(found) == [stage for stage in costs.STAGES if stage != "report"]
     assert found["tasks"].units == "144 examples on 3 tasks"
-    # three steps of the warm-up, three of each trajectory
-    assert found["checkpoints"].units == "9 training steps of 4 examples"
+    # three steps of each warm-up, that of the search for settings being one of its own, three of each trajectory
+    assert found["checkpoints"].units == "12 training steps of 4 examples"
     assert "6 checkpoints cut into tokens" in found["tokenize"].units
     assert "36 prompts read" in found["tokenize"].units
     assert found["generator"].units == "4 training steps of 2 adapters (mse)"
@@ -64,6 +65,12 @@ def test_every_stage_says_what_it_does(smoke):
     assert f"{(3 * 3 + 2 + 1) * 16} questions" in found["evaluate"].units
     assert "4 trials on 1 task" in found["evaluate"].units
     assert sum(cost.nodes for cost in found.values()) == len(pipelines["__default__"].nodes)
+    # two fits of two methods with two episodes each and one with two, two settings of six methods on one task
+    assert "12 episodes" in found["baselines"].units
+    assert "12 settings tried" in found["baselines"].units
+    # but for icl every method adapts to three tasks, and all answer
+    assert "15 adaptations" in found["baselines"].units
+    assert f"{6 * 3 * 16} questions" in found["baselines"].units
     for cost in found.values():
         assert cost.seconds is not None
         assert 0 < cost.seconds < 60
@@ -104,7 +111,7 @@ def test_there_is_no_time_for_an_unknown_model_or_another_device(smoke):
         for cost in stage_costs(pipelines["__default__"], smoke.model_copy(update={"model": model}))
     }
     assert found["checkpoints"].seconds is None
-    assert found["checkpoints"].work == "9 training steps of 4 examples"
+    assert found["checkpoints"].work == "12 training steps of 4 examples"
     assert found["tasks"].seconds is not None
     elsewhere = smoke.model_copy(
         update={"model": smoke.model.model_copy(update={"device": "cuda"})}

@@ -370,7 +370,7 @@ def generate(
     made: Any, states: PromptEmbeddings, frame: pd.DataFrame, **changes: Any
 ) -> list[Adapter]:
     model = changes.pop("model", SMOKE["model"])
-    return generate_adapters(
+    *adapters, spent = generate_adapters(
         model,
         {**SMOKE["generator"], **changes},
         3,
@@ -381,6 +381,9 @@ def generate(
         method="generalization_only",
         prompts_of="three",
     )
+    # an adapter costs no token of the base model
+    assert (spent["stage"], spent["task"], spent["tokens"]) == ("adaptation", "three", 0)
+    return adapters
 
 
 @pytest.fixture(scope="module")
@@ -464,7 +467,7 @@ def test_the_control_gets_another_task_s_prompts(
 ) -> None:
     generator = {**SMOKE["generator"], "leave_out": leave_out}
     parameters = project(generator=generator, meta_test=meta_test)
-    places = [place for place in evaluate._places(parameters) if place.pool != "meta_train"]
+    places = [place for place in evaluate.places(parameters) if place.pool != "meta_train"]
     assert {place.task: evaluate.other_task(parameters, place) for place in places} == expected
 
 

@@ -240,9 +240,15 @@ def chosen(
 
 def executed(made: Generator, frame: pd.DataFrame, rows: list[dict[str, Any]]) -> Any:
     support = take_split(frame, split="support")
-    return execute_strategies(
+    state, spent = execute_strategies(
         *settings(), made, states_of(frame), support, pd.DataFrame(rows), task="one", method="x"
     )
+    # all trials, and carrying out what was chosen
+    tried = sum(row["tokens"] for row in rows)
+    assert (spent["method"], spent["stage"], spent["task"]) == ("x", "adaptation", "one")
+    assert spent["tokens"] >= tried
+    assert spent["seconds"] > sum(row["seconds"] for row in rows)
+    return state
 
 
 def rows_of(chunks: Any) -> list[dict[str, Any]]:

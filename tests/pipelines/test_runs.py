@@ -124,8 +124,9 @@ def test_results_carry_their_uncertainty_and_their_making(reference):
     record = json.loads((reference.data / "08_reporting/results.json").read_text())
     assert record["profile"] == "smoke"
     assert record["versions"]["torch"]
-    # two seen tasks with four methods each, one left out and one of meta-test with ten
-    assert len(record["results"]) == 2 * 4 + 10 + 10
+    # two seen tasks with ten methods each, one left out with ten (no baseline is scored there), one of meta-test with
+    # all sixteen
+    assert len(record["results"]) == 2 * 10 + 10 + 16
     for result in record["results"]:
         assert result["draws"] == (2 if result["method"] in GENERATED else 1)
         assert result["accuracy_spread"] >= 0
@@ -259,6 +260,8 @@ def test_the_stages_run_one_by_one_and_again(project, reference):
     assert not (project.data / "07_model_output").exists()
     run(project, "policy")
     assert not (project.data / "07_model_output").exists()
+    run(project, "baselines")
+    assert not list((project.data / "07_model_output").glob("*.degaml.json"))
     run(project, "evaluate")
     assert numbers(project.data) == numbers(reference.data)
 
@@ -364,17 +367,23 @@ def test_pipelines_follow_the_configuration(project):
     names = {node.name for node in pipelines["__default__"].nodes}
     assert not [name for name in names if "day_before" in name or "pool" in name]
     # no method needs a generator: nothing of it is made
-    assert not [name for name in names if name.startswith(("tokenize", "generator", "policy"))]
+    unwanted = ("tokenize", "generator", "policy", "baselines")
+    assert not [name for name in names if name.startswith(unwanted)]
     stages = {
         "tasks",
         "checkpoints",
         "tokenize",
         "generator",
         "policy",
+        "baselines",
         "evaluate",
+        "report",
         "__default__",
     }
     assert set(pipelines) == stages
+    assert not pipelines["baselines"].nodes
+    # a report is of what is on disk, of one run or of several: it is no part of a run
+    assert not [name for name in names if name.startswith("report")]
 
 
 def test_everything_that_a_run_makes_is_kept(project):

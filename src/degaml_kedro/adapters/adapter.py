@@ -144,20 +144,30 @@ def save_peft_folder(adapter: Adapter, path: Path) -> None:
         adapter: what to save.
         path: the folder; an earlier one there is replaced.
     """
+    with replaced_folder(path) as folder:
+        write_peft_files(adapter, folder)
+
+
+def write_peft_files(adapter: Adapter, folder: Path) -> None:
+    """Write the two files that plain PEFT opens into a folder that is there.
+
+    Args:
+        adapter: what to save.
+        folder: where; whoever calls makes sure that nobody reads it before it is whole.
+    """
     from peft import LoraConfig  # takes seconds to import, and reading adapters does not need it
 
-    with replaced_folder(path) as folder:
-        LoraConfig(
-            r=adapter.config.rank,
-            lora_alpha=adapter.config.alpha,  # type: ignore[arg-type]
-            target_modules=sorted(adapter.config.target_modules),
-            base_model_name_or_path=adapter.config.base_model,
-            task_type="CAUSAL_LM",
-            inference_mode=True,
-        ).save_pretrained(str(folder))
-        _sort_targets(folder / CONFIG_FILE)
-        tensors = {k: v.detach().to("cpu").contiguous() for k, v in adapter.tensors.items()}
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    LoraConfig(
+        r=adapter.config.rank,
+        lora_alpha=adapter.config.alpha,  # type: ignore[arg-type]
+        target_modules=sorted(adapter.config.target_modules),
+        base_model_name_or_path=adapter.config.base_model,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    ).save_pretrained(str(folder))
+    _sort_targets(folder / CONFIG_FILE)
+    tensors = {k: v.detach().to("cpu").contiguous() for k, v in adapter.tensors.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def _sort_targets(file: Path) -> None:

@@ -36,6 +36,7 @@ from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.lora import (
     ActiveLora,
+    DenseWeights,
     GroupAdapter,
     LinearGroup,
     StackedAdapter,
@@ -97,11 +98,17 @@ class BaseModel:
         """The LM head's weight, [vocabulary, hidden]."""
         return self.model.get_output_embeddings().weight  # type: ignore[no-any-return]
 
-    def hidden_states(self, pack: Pack) -> Tensor:
-        """Final hidden states of a pack, [T, hidden], under the adapter that is active in this thread."""
-        if self.stack is not None:
+    def hidden_states(self, pack: Pack, elementary: bool = False) -> Tensor:
+        """Final hidden states of a pack, [T, hidden], under the adapter that is active in this thread.
+
+        Args:
+            pack: the tokens.
+            elementary: from elementary operations of the library's modules, which can be differentiated any number
+                of times; the stack's backward is written by hand and has no derivative.
+        """
+        if self.stack is not None and not elementary:
             return self.stack(pack, current_lora())
-        with active_pack(pack):
+        with active_pack(pack, elementary):
             output = self.model.base_model(
                 pack.input_ids, position_ids=pack.position_ids, use_cache=False
             )
@@ -117,24 +124,57 @@ class BaseModel:
         Raises:
             ModelError: a layer is not in the model or has another shape there.
         """
+        self._check_layers({name: (b.shape[0], a.shape[1]) for name, (a, b) in layers.items()})
+        built = ((id(group), group_adapter(group, layers, scale)) for group in self.groups)
+        return {key: adapter for key, adapter in built if adapter is not None}
+
+    def activate_weights(
+        self,
+        weights: Mapping[str, Tensor],
+        layers: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        scale: float = 1.0,
+    ) -> ActiveLora:
+        """Whole weights by layer name, for :func:`~degaml_kedro.llm.lora.active_lora`.
+
+        Args:
+            weights: [O, I] by layer name, in the model's dtype, in place of the frozen ones.
+            layers: A [r, I] and B [O, r] of the same layers, whose product is added.
+            scale: alpha / r.
+
+        Raises:
+            ModelError: a layer is not in the model or has another shape there, or has only one of the two.
+        """
+        self._check_layers({name: (w.shape[0], w.shape[1]) for name, w in weights.items()})
+        lora: ActiveLora = {}
+        if layers is not None:
+            if odd := sorted(set(layers) ^ set(weights)):
+                raise ModelError(
+                    f"the layer {odd[0]} has either a weight of its own or a low-rank product, and needs both"
+                )
+            lora = self.activate(layers, scale)
+        built = (
+            (id(group), DenseWeights.of(group, weights, cast(GroupAdapter, lora.get(id(group)))))
+            for group in self.groups
+        )
+        return {key: dense for key, dense in built if dense is not None}
+
+    def _check_layers(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         known = {
             name: (outputs, group.weight.shape[1])
             for group in self.groups
             for name, outputs in zip(group.names, group.outputs, strict=True)
         }
-        for name, (a, b) in layers.items():
+        for name, shape in shapes.items():
             if name not in known:
                 raise ModelError(
                     f"the adapter names the layer {name}, which {self.name} does not have; "
                     f"it was made for another model"
                 )
-            if (b.shape[0], a.shape[1]) != known[name]:
+            if shape != known[name]:
                 raise ModelError(
-                    f"the adapter's layer {name} is {b.shape[0]} x {a.shape[1]}, in {self.name} "
+                    f"the adapter's layer {name} is {shape[0]} x {shape[1]}, in {self.name} "
                     f"it is {known[name][0]} x {known[name][1]}; it was made for another model"
                 )
-        built = ((id(group), group_adapter(group, layers, scale)) for group in self.groups)
-        return {key: adapter for key, adapter in built if adapter is not None}
 
     def activate_adapter(self, adapter: Adapter | None) -> ActiveLora | None:
         """A whole adapter, moved to the model's device; None stays None (the base model itself)."""

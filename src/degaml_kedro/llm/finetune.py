@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, tensor_key
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.lora import active_lora
+from degaml_kedro.llm.lora import ActiveLora, active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.prompting import encode_questions
 from degaml_kedro.parameters import (
@@ -174,6 +174,7 @@ def answer_loss(
     batch: Sequence[AnswerSequence],
     tensors: Mapping[str, Tensor],
     config: AdapterConfig,
+    elementary: bool = False,
 ) -> Tensor:
     """Mean cross-entropy of a batch's answer tokens given their prompts, in nats, under an adapter.
 
@@ -182,12 +183,34 @@ def answer_loss(
         batch: what to compute it on.
         tensors: the adapter's tensors by PEFT's name; the gradient flows to them, whatever they were made from.
         config: the adapter's shape.
+        elementary: see :mod:`~degaml_kedro.llm.second_order`.
 
     Returns:
         A scalar.
 
     Raises:
         ModelError: the adapter does not fit the model.
+    """
+    layers = Adapter(config, tensors).layers()
+    return answer_loss_under(base, batch, base.activate(layers, config.scale), elementary)
+
+
+def answer_loss_under(
+    base: BaseModel,
+    batch: Sequence[AnswerSequence],
+    active: ActiveLora,
+    elementary: bool = False,
+) -> Tensor:
+    """The same under whatever is to be active.
+
+    Args:
+        base: the frozen model.
+        batch: what to compute it on.
+        active: by group, what the model computes with; the gradient flows to its leaves.
+        elementary: see :mod:`~degaml_kedro.llm.second_order`.
+
+    Returns:
+        A scalar.
     """
     pack = pack_trees([TokenTree(sequence.ids) for sequence in batch], base.device, base.dtype)
     rows: list[int] = []
@@ -196,9 +219,8 @@ def answer_loss(
         end = offset + len(sequence.ids) - 1
         rows.extend(range(end - sequence.answer, end))
         labels.extend(sequence.ids[-sequence.answer :])
-    layers = Adapter(config, tensors).layers()
-    with active_lora(base.activate(layers, config.scale)):
-        hidden = base.hidden_states(pack)
+    with active_lora(active):
+        hidden = base.hidden_states(pack, elementary)
     logits = (hidden[rows] @ base.head.T).float()
     return nn.functional.cross_entropy(logits, torch.tensor(labels, device=base.device))
 

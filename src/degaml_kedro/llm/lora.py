@@ -185,7 +185,77 @@ class StackedAdapter:
         return added.view(*x.shape[:-1], -1)
 
 
-ActiveLora = Mapping[int, GroupAdapter | StackedAdapter]
+@dataclass(eq=False)
+class DenseWeights:
+    """Whole weights in place of a group's frozen ones, as a sample of all weights needs them: y = V x + b (a x).
+
+    What is small beside the weights, such as a mean change of low rank, is better added as a product of its own:
+    16 bits round it away where it is added to a weight.
+
+    Attributes:
+        members: which layers of the group have other weights, as indices.
+        weights: V of each of them, [O_m, I], in the model's dtype.
+        weight: [O, I], the whole group's: other rows are the frozen ones.
+        low_rank: b (a x) of the same layers, or None.
+    """
+
+    members: tuple[int, ...]
+    weights: tuple[Tensor, ...]
+    weight: Tensor
+    low_rank: GroupAdapter | None
+
+    @classmethod
+    def of(
+        cls, group: LinearGroup, weights: Mapping[str, Tensor], low_rank: GroupAdapter | None = None
+    ) -> DenseWeights | None:
+        """Stack the weights of a group's layers.
+
+        Args:
+            group: the layers.
+            weights: V [O_m, I] by layer name; layers without an entry keep their own.
+            low_rank: what is added to the same layers.
+
+        Returns:
+            None when no layer of the group has other weights.
+        """
+        members = tuple(i for i, name in enumerate(group.names) if name in weights)
+        if not members:
+            return None
+        chosen = tuple(weights[group.names[i]] for i in members)
+        with torch.no_grad():
+            if len(group.names) == 1:
+                weight = chosen[0].detach()
+            else:
+                rows = list(group.weight.split(group.outputs))
+                for member, part in zip(members, chosen, strict=True):
+                    rows[member] = part.detach()
+                weight = torch.cat(rows)
+        return cls(members, chosen, weight, low_rank)
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """Where the gradient goes to: V of every layer, then the leaves of the low-rank product."""
+        return (*self.weights, *(() if self.low_rank is None else self.low_rank.leaves))
+
+    def layer_weight(self, member: int) -> Tensor:
+        """V [O_m, I] of one layer of the group."""
+        return self.weights[self.members.index(member)]
+
+    def weight_gradients(self, gradient: Tensor, x: Tensor, group: LinearGroup) -> list[Tensor]:
+        """Gradients of V, in the order of the members.
+
+        Args:
+            gradient: of the group's output, [T, O].
+            x: the group's input, [T, I].
+            group: the layers.
+        """
+        if len(self.members) == len(group.outputs):
+            return list((gradient.T @ x).split(group.outputs))
+        parts = gradient.split(group.outputs, dim=-1)
+        return [parts[member].T @ x for member in self.members]
+
+
+ActiveLora = Mapping[int, GroupAdapter | StackedAdapter | DenseWeights]
 _ACTIVE: ContextVar[ActiveLora | None] = ContextVar("degaml_active_lora", default=None)
 
 
@@ -200,10 +270,15 @@ class AdaptableLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x [..., I] -> [..., O]."""
-        output = nn.functional.linear(x, self.weight, self.bias)
         active = _ACTIVE.get()
         adapter = None if active is None else active.get(id(self.group))
         if adapter is None or self.member not in adapter.members:
+            return nn.functional.linear(x, self.weight, self.bias)
+        weight = self.weight
+        if isinstance(adapter, DenseWeights):
+            weight, adapter = adapter.layer_weight(self.member), adapter.low_rank
+        output = nn.functional.linear(x, weight, self.bias)
+        if adapter is None:
             return output
         if isinstance(adapter, StackedAdapter):
             return output + adapter.part(x, self.member, self.group)

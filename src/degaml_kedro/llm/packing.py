@@ -25,6 +25,7 @@ from transformers.masking_utils import sdpa_mask
 ATTENTION_NAME = "degaml_packed"
 
 _ACTIVE: ContextVar[Pack | None] = ContextVar("degaml_active_pack", default=None)
+_ELEMENTARY: ContextVar[bool] = ContextVar("degaml_elementary_attention", default=False)
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,20 @@ def pack_trees(trees: Sequence[TokenTree], device: torch.device, dtype: torch.dt
 
 
 @contextmanager
-def active_pack(pack: Pack) -> Iterator[None]:
-    """Make the model's attention read ``pack`` inside the block (per thread and task)."""
-    token = _ACTIVE.set(pack)
+def active_pack(pack: Pack, elementary: bool = False) -> Iterator[None]:
+    """Make the model's attention read ``pack`` inside the block (per thread and task).
+
+    Args:
+        pack: the tokens.
+        elementary: attention from elementary operations, which have derivatives of every order; fused kernels have a
+            first one only, and the library's switch between them is one for all threads.
+    """
+    tokens = _ACTIVE.set(pack), _ELEMENTARY.set(elementary)
     try:
         yield
     finally:
-        _ACTIVE.reset(token)
+        _ACTIVE.reset(tokens[0])
+        _ELEMENTARY.reset(tokens[1])
 
 
 def _packed_attention(
@@ -173,9 +181,12 @@ def _packed_attention(
         k = k.repeat_interleave(shared, dim=1)
         v = v.repeat_interleave(shared, dim=1)
     scale = width**-0.5 if scaling is None else scaling
-    mixed = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=pack.bias, scale=scale
-    )
+    if _ELEMENTARY.get():
+        mixed = torch.softmax((q * scale) @ k.transpose(2, 3) + pack.bias, dim=-1) @ v
+    else:
+        mixed = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=pack.bias, scale=scale
+        )
     rows = mixed.transpose(1, 2).reshape(groups * longest, heads, width)
     return rows.index_select(0, pack.scatter).unsqueeze(0), None
 

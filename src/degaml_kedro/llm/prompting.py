@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,16 +57,31 @@ def render_prompt(example: Example | Question, prompt: PromptParameters, base: B
     if prompt.format == "plain":
         system = f"{example.system}\n\n" if example.system else ""
         return f"{system}{prompt.plain_prefix}{question}{prompt.plain_suffix}"
+    messages = [{"role": "user", "content": question}]
+    if example.system:
+        messages.insert(0, {"role": "system", "content": example.system})
+    return render_chat(messages, base)
+
+
+def render_chat(messages: Sequence[Mapping[str, str]], base: BaseModel) -> str:
+    """A conversation as text, up to where the model's next turn begins.
+
+    Args:
+        messages: ``role`` and ``content`` of each turn so far.
+        base: for its chat template.
+
+    Raises:
+        PromptError: the tokenizer has no chat template.
+    """
     if base.tokenizer.chat_template is None:
         raise PromptError(
             f"prompt.format is 'chat', but the tokenizer of {base.name} has no chat template; "
             f"use 'plain' or an instruction-tuned model"
         )
-    messages = [{"role": "user", "content": question}]
-    if example.system:
-        messages.insert(0, {"role": "system", "content": example.system})
-    text = base.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return str(text)
+    turns = [dict(message) for message in messages]
+    return str(
+        base.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    )
 
 
 def answer_texts(
@@ -99,13 +114,35 @@ def encode_questions(
     Raises:
         PromptError: an example is longer than the model's context.
     """
+    texts = [render_prompt(example, prompt, base) for example in examples]
+    return encode_texts(base, examples, texts, prompt, mode)
+
+
+def encode_texts(
+    base: BaseModel,
+    examples: Sequence[Example] | Sequence[Question],
+    prompts: Sequence[str],
+    prompt: PromptParameters,
+    mode: ScoringMode,
+) -> list[EncodedQuestion]:
+    """Tokenize questions whose prompts are written already, with all their possible answers.
+
+    Args:
+        base: for its tokenizer and context length.
+        examples: whose answers follow.
+        prompts: what stands in front of the answers, one text an example.
+        prompt: how answers become text.
+        mode: what the answers are.
+
+    Raises:
+        PromptError: a prompt with its answer is longer than the model's context.
+    """
     if not examples:
         return []
-    prompts = [render_prompt(example, prompt, base) for example in examples]
     answers = [answer_texts(example, mode, prompt) for example in examples]
     special = prompt.format == "plain"
     tokenizer = base.tokenizer
-    prompt_ids = tokenizer(prompts, add_special_tokens=special).input_ids
+    prompt_ids = tokenizer(list(prompts), add_special_tokens=special).input_ids
     whole = [
         text + answer for text, options in zip(prompts, answers, strict=True) for answer in options
     ]

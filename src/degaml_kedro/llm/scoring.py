@@ -20,7 +20,7 @@ from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.lora import active_lora
+from degaml_kedro.llm.lora import ActiveLora, active_lora
 from degaml_kedro.llm.packing import Pack, TokenTree, pack_trees
 from degaml_kedro.llm.prompting import EncodedQuestion, answer_texts, encode_questions
 from degaml_kedro.parameters import PromptParameters, ScoringParameters
@@ -134,6 +134,7 @@ def compare_options(
     adapters: Sequence[Adapter | None] = (None,),
     steer: Steer | None = None,
     progress: Progress | None = None,
+    active: ActiveLora | None = None,
 ) -> OptionScores:
     """Score the options of questions under one adapter or under several in one pass.
 
@@ -145,17 +146,21 @@ def compare_options(
         adapters: of one shape; None alone is the base model itself.
         steer: changes final hidden states before answers are read off.
         progress: called with (questions done, questions in all) after every batch.
+        active: what the model computes with, ready made, in place of an adapter.
 
     Raises:
         PromptError: a question is longer than the model's context.
         ModelError: an adapter does not fit the model, or the adapters differ in shape.
     """
     encoded = encode_questions(base, questions, prompt, scoring.mode)
-    trees = [_tree(question) for question in encoded]
+    trees = [question_tree(question) for question in encoded]
     count = len(adapters)
     scores: list[list[tuple[float, ...]]] = [[()] * len(questions) for _ in adapters]
     done = 0
-    with torch.inference_mode(), active_lora(base.activate_adapters(adapters)):
+    with (
+        torch.inference_mode(),
+        active_lora(base.activate_adapters(adapters) if active is None else active),
+    ):
         for batch in _batches([len(tree) for tree in trees], scoring.batch_tokens // count):
             # every adapter has its own copy of the batch: adapter by adapter, question by question
             asked = [encoded[i] for i in batch] * count
@@ -163,10 +168,10 @@ def compare_options(
             hidden = base.hidden_states(pack)
             if steer is not None:
                 hidden = steer(hidden, pack, asked)
-            sums = _answer_log_probabilities(
+            sums = answer_log_probabilities(
                 hidden,
                 base.head,
-                pack,
+                pack.starts,
                 asked,
                 few_columns=scoring.normalization == "none",
             )
@@ -174,7 +179,7 @@ def compare_options(
                 adapter, i = place // len(batch), batch[place % len(batch)]
                 texts = answer_texts(questions[i], scoring.mode, prompt)
                 scores[adapter][i] = tuple(
-                    total / _length(text, answer, scoring.normalization)
+                    total / answer_length(text, answer, scoring.normalization)
                     for total, text, answer in zip(totals, texts, encoded[i].answers, strict=True)
                 )
             done += len(batch)
@@ -183,7 +188,8 @@ def compare_options(
     return OptionScores(scores, [len(tree) * count for tree in trees])
 
 
-def _length(text: str, answer: tuple[int, ...], normalization: str) -> float:
+def answer_length(text: str, answer: tuple[int, ...], normalization: str) -> float:
+    """What an answer's log-probability is divided by: characters, tokens, or nothing."""
     if normalization == "characters":
         # the option's own length, without the space that joins it to the prompt
         return max(1, len(text.strip()))
@@ -200,7 +206,7 @@ def _shared(answers: Sequence[Sequence[int]]) -> int:
     return count
 
 
-def _tree(example: EncodedQuestion) -> TokenTree:
+def question_tree(example: EncodedQuestion) -> TokenTree:
     """The prompt and the answers' common tokens, then each answer's own but the last, which predicts nothing."""
     shared = _shared(example.answers)
     if all(len(answer) == shared for answer in example.answers):
@@ -224,28 +230,28 @@ def _batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _answer_log_probabilities(
+def answer_log_probabilities(
     hidden: Tensor,
     head: Tensor,
-    pack: Pack,
+    starts: Sequence[int],
     questions: Sequence[EncodedQuestion],
     few_columns: bool,
 ) -> list[list[float]]:
-    """Summed log p(answer | prompt) of every option of every question in the pack.
+    """Summed log p(answer | prompt) of every option of every question.
 
     Args:
         hidden: [T, C].
         head: [V, C].
-        pack: the questions' token trees.
-        questions: in the pack's order.
+        starts: row of each question's first token; its token tree's rows follow (:func:`question_tree`).
+        questions: in that order.
         few_columns: whether a constant that a question's options share may be left out.
     """
     rows: list[int] = []  # row of the pack that predicts
     targets: list[int] = []  # the token it should predict
     owners: list[tuple[int, int]] = []  # (example, option) that the log-probability belongs to
     sums = [[0.0] * len(question.answers) for question in questions]
-    for index, (question, start) in enumerate(zip(questions, pack.starts, strict=True)):
-        prefix = len(_tree(question).prefix)
+    for index, (question, start) in enumerate(zip(questions, starts, strict=True)):
+        prefix = len(question_tree(question).prefix)
         shared = prefix - len(question.prompt)
         last = start + prefix - 1
         tails = [answer[shared:] for answer in question.answers]

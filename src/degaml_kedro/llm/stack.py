@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from degaml_kedro.llm.lora import (
     ActiveLora,
     AdaptableLinear,
+    DenseWeights,
     GroupAdapter,
     LinearGroup,
     StackedAdapter,
@@ -100,7 +101,7 @@ class _Run:
         pack: Pack,
         cos: Tensor,
         sin: Tensor,
-        adapters: Sequence[GroupAdapter | StackedAdapter | None],
+        adapters: Sequence[GroupAdapter | StackedAdapter | DenseWeights | None],
     ) -> None:
         self.stack, self.pack, self.adapters = stack, pack, adapters
         half = stack.head_width // 2
@@ -163,10 +164,12 @@ def _norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tensor)
 
 
 def _product(
-    x: Tensor, group: LinearGroup, adapter: GroupAdapter | StackedAdapter | None
+    x: Tensor, group: LinearGroup, adapter: GroupAdapter | StackedAdapter | DenseWeights | None
 ) -> tuple[Tensor, Tensor | None]:
     """W x + B A x for a group, and A x, which the backward needs."""
     weight = group.weight.T
+    if isinstance(adapter, DenseWeights):
+        weight, adapter = adapter.weight.T, adapter.low_rank
     out = x @ weight if group.bias is None else torch.addmm(group.bias, x, weight)
     if adapter is None:
         return out, None
@@ -181,15 +184,37 @@ def _product_backward(
     x: Tensor,
     low: Tensor | None,
     group: LinearGroup,
-    adapter: GroupAdapter | None,
+    adapter: GroupAdapter | DenseWeights | None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Gradients of x and of the adapter's leaves."""
-    grad_x = gradient @ group.weight
+    weight, low_rank, low_gradient = group.weight, adapter, None
+    if isinstance(low_rank, DenseWeights):
+        weight, low_rank = low_rank.weight, low_rank.low_rank
+    grad_x = gradient @ weight
+    if low_rank is not None:
+        low_gradient = gradient @ low_rank.b
+        grad_x.addmm_(low_gradient, low_rank.a)
+    return grad_x, _leaf_gradients(gradient, x, low, group, adapter, low_gradient)
+
+
+def _leaf_gradients(
+    gradient: Tensor,
+    x: Tensor,
+    low: Tensor | None,
+    group: LinearGroup,
+    adapter: GroupAdapter | DenseWeights | None,
+    low_gradient: Tensor | None = None,
+) -> list[Tensor]:
+    """Gradients of the adapter's leaves alone; that of A x is made where it is not given."""
+    leaves: list[Tensor] = []
+    if isinstance(adapter, DenseWeights):
+        leaves = adapter.weight_gradients(gradient, x, group)
+        adapter = adapter.low_rank
     if adapter is None or low is None:
-        return grad_x, []
-    low_gradient = gradient @ adapter.b
-    grad_x.addmm_(low_gradient, adapter.a)
-    return grad_x, adapter.leaf_gradients(gradient, low_gradient, x, low, group)
+        return leaves
+    if low_gradient is None:
+        low_gradient = gradient @ adapter.b
+    return leaves + adapter.leaf_gradients(gradient, low_gradient, x, low, group)
 
 
 class _Decode(torch.autograd.Function):
@@ -285,11 +310,9 @@ class _Decode(torch.autograd.Function):
             if index > 0 or ctx.needs_input_grad[0]:
                 dh, leaves = _product_backward(d_qkv, h_1, low_1, layer.qkv, to_qkv)
                 dx = dx.add_(_norm_backward(dh, x_in, layer.first_norm, inverse_1))
-            elif to_qkv is not None:
-                # nothing below the first block learns
-                leaves = to_qkv.leaf_gradients(d_qkv, d_qkv @ to_qkv.b, h_1, low_1, layer.qkv)
             else:
-                leaves = []
+                # nothing below the first block learns
+                leaves = _leaf_gradients(d_qkv, h_1, low_1, layer.qkv, to_qkv)
             gradients.append(leaves)
         flat = [leaf for leaves in reversed(gradients) for leaf in leaves]
         return (dx if ctx.needs_input_grad[0] else None), None, *flat

@@ -30,20 +30,31 @@ from huggingface_hub import try_to_load_from_cache
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
+from degaml_kedro.baselines.methods import Setting, settings_of
 from degaml_kedro.generator.decoders.hyperconv import flow_costs, total_cost
 from degaml_kedro.llm.base_model import cache_folder, choose_dtype
 from degaml_kedro.parameters import (
+    BASELINES,
     BaseModelParameters,
     FolderModel,
     GeneratorParameters,
     GeneratorVariant,
     HyperconvolutionalDecoder,
+    InContextSetting,
+    MetaTraining,
     PackageModel,
     PolicyParameters,
     ProjectParameters,
     RandomModel,
     SplitSizes,
     TrainingParameters,
+)
+from degaml_kedro.pipelines.baselines.nodes import (
+    adapt_baseline,
+    fit_baseline,
+    predict_baseline,
+    predict_in_context,
+    search_settings,
 )
 from degaml_kedro.pipelines.checkpoints.nodes import train_alone, train_on_pool, train_trajectory
 from degaml_kedro.pipelines.evaluate.nodes import (
@@ -64,10 +75,22 @@ from degaml_kedro.strategies.seen import Labeled
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("tasks", "checkpoints", "tokenize", "generator", "policy", "evaluate")
+STAGES = (
+    "tasks",
+    "checkpoints",
+    "tokenize",
+    "generator",
+    "policy",
+    "baselines",
+    "evaluate",
+    "report",
+)
 _OTHER = "other"
 
 _TRAINED = 3  # a backward pass is twice a forward pass
+# a training pass in units of a forward one: through the backward pass of inner steps, and with weights that are sampled
+# whole and compared with those of all tasks, which costs as much whatever the batch
+_SECOND_ORDER, _SAMPLED = 12, 30
 _EFFICIENCY = 0.6
 # what stands in front of a bare question in the suite and elsewhere, and what the options and the rest add
 _SUITE_QUESTION, _QUESTION, _OPTIONS, _CHAT, _ANSWER = 14, 90, 30, 25, 4
@@ -400,7 +423,8 @@ def _multiply_adds(
 
 
 def _drawn(node: Node, names: Names, parameters: ProjectParameters, sizes: _Sizes) -> Work:
-    return Work("adapter", len(node.outputs), " generated")
+    adapters = sum(name.endswith(".adapter") for name in node.outputs)
+    return Work("adapter", adapters, " generated")
 
 
 def _asked(task: str, times: float, sizes: _Sizes) -> Work:
@@ -481,7 +505,77 @@ def _learning(node: Node, names: Names, parameters: ProjectParameters, sizes: _S
     return Work("learning step", 1, flop=flop, alone=True)
 
 
+def _episodes(node: Node, names: Names, parameters: ProjectParameters, sizes: _Sizes) -> Work:
+    entry = _meta(names["method"], parameters)
+    tokens = sum(sizes.tokens(task) for task in names["tasks"]) / len(names["tasks"])
+    count = entry.outer_steps * entry.tasks_per_step
+    inner = _trained(names["method"])
+    passes = inner * entry.inner_steps * entry.support + min(inner, _SAMPLED) * entry.query
+    return Work("episode", count, flop=sizes.flop(count * passes * tokens), alone=True)
+
+
+def _meta(method: str, parameters: ProjectParameters) -> MetaTraining:
+    entry = getattr(parameters.baselines, BASELINES[method])
+    assert isinstance(entry, MetaTraining)
+    return entry
+
+
+def _trained(method: str) -> int:
+    return {"maml_en_llm": _SECOND_ORDER, "abmll": _SAMPLED}.get(method, _TRAINED)
+
+
+def _tried(node: Node, names: Names, parameters: ProjectParameters, sizes: _Sizes) -> Work:
+    assert parameters.baselines is not None
+    task, method = names["task"], names["method"]
+    settings = settings_of(method, parameters.baselines)
+    asked = min(parameters.baselines.search.examples, sizes.splits(task).validation)
+    tokens = sum(
+        _adapting(method, setting, task, sizes) + _asking(method, parameters, asked, task, sizes)
+        for setting in settings
+    )
+    return Work("setting", len(settings), " tried", flop=sizes.flop(tokens))
+
+
+def _adapting(method: str, setting: Setting, task: str, sizes: _Sizes) -> float:
+    if isinstance(setting, InContextSetting):
+        return 0.0
+    passes = _SAMPLED if method == "abmll" else _TRAINED
+    return passes * setting.steps * setting.batch_size * sizes.tokens(task)
+
+
+def _asking(
+    method: str, parameters: ProjectParameters, count: int, task: str, sizes: _Sizes
+) -> float:
+    times = 1
+    if method == "abmll" and parameters.baselines and parameters.baselines.abmll:
+        times = parameters.baselines.abmll.samples
+    if method == "icl":
+        # the examples are read once for many questions, but a question once for each of its options
+        times = 4
+    return float(times * count * sizes.tokens(task))
+
+
+def _support(node: Node, names: Names, parameters: ProjectParameters, sizes: _Sizes) -> Work:
+    assert parameters.baselines is not None
+    # which one is chosen is not known yet
+    settings = settings_of(names["method"], parameters.baselines)
+    tokens = [_adapting(names["method"], one, names["task"], sizes) for one in settings]
+    return Work("adaptation", 1, flop=sizes.flop(sum(tokens) / len(tokens)))
+
+
+def _compared(node: Node, names: Names, parameters: ProjectParameters, sizes: _Sizes) -> Work:
+    task = names["task"]
+    count = sizes.splits(task).test
+    method = names.get("method", "icl")
+    return Work("question", count, flop=sizes.flop(_asking(method, parameters, count, task, sizes)))
+
+
 _COUNTED: Mapping[Callable[..., Any], Count] = {
+    fit_baseline: _episodes,
+    search_settings: _tried,
+    adapt_baseline: _support,
+    predict_baseline: _compared,
+    predict_in_context: _compared,
     read_source: _examples,
     train_on_pool: _pool,
     train_trajectory: _trajectory,

@@ -97,3 +97,27 @@ def generator_groups(parameters: ProjectParameters) -> list[Group]:
         for fold in folds(parameters, group).values():
             found.setdefault(fold.label, fold)
     return list(found.values())
+
+
+def search_group(parameters: ProjectParameters) -> Group:
+    """The tasks that baselines are fitted to while their settings are chosen; the choice is made on its left-out tasks.
+
+    Where the policy has folds it is the first of them, which shares its pooled warm-up; else every other task is left
+    out.
+    """
+    everything = groups(parameters)[0]
+    first = next(iter(folds(parameters, everything).values()))
+    if first.left_out:
+        return first
+    apart = parameters.meta_train[0::2]
+    rest = tuple(task for task in parameters.meta_train if task not in apart)
+    return Group(rest, apart, parameters.needs_warmup, scored=False)
+
+
+def warmup_groups(parameters: ProjectParameters) -> list[Group]:
+    """Every group that a pooled warm-up is trained on: what generators start from, and what baselines do."""
+    found = {group.label: group for group in generator_groups(parameters)}
+    if parameters.baselines_from_pool:
+        searched = search_group(parameters)
+        found.setdefault(searched.label, searched)
+    return list(found.values())

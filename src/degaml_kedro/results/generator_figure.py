@@ -5,15 +5,27 @@ from __future__ import annotations
 import html
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go  # type: ignore[import-untyped]
-from plotly.subplots import make_subplots  # type: ignore[import-untyped]
 
 from degaml_kedro.results.measures import wilson_interval
+from degaml_kedro.results.panels import (
+    BLUE,
+    GRAY,
+    GREEN,
+    ORANGE,
+    Panel,
+    count_tasks,
+    draw_line,
+    figure_page,
+    put_together,
+)
+
+# pipelines take both from here
+__all__ = ["figure_page", "generator_figure"]
 
 STEP_COLUMNS = ("step", "loss", "mse", "sft", "learning_rate")
 CHECK_COLUMNS = (
@@ -29,49 +41,16 @@ CHECK_COLUMNS = (
     "questions",
 )
 
-# colors of Okabe and Ito; dashes and markers tell the same where there is no color
-_BLUE, _ORANGE, _GREEN, _GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"
 _STYLES = {
-    False: {"name": "seen", "color": _BLUE, "dash": "solid", "symbol": "circle"},
-    True: {"name": "held out", "color": _ORANGE, "dash": "dash", "symbol": "square"},
+    False: {"name": "seen", "color": BLUE, "dash": "solid", "symbol": "circle"},
+    True: {"name": "held out", "color": ORANGE, "dash": "dash", "symbol": "square"},
 }
-_OBJECTIVES = {"mse": (_BLUE, "solid"), "sft": (_ORANGE, "dash")}
+_OBJECTIVES = {"mse": (BLUE, "solid"), "sft": (ORANGE, "dash")}
 # its lightness rises all the way, so that it is read in gray as well
 _SCALE = "Cividis"
 _WHOLE = "all"
 _MOST_POINTS = 1000
 _MOST_WRITTEN_LAYERS = 12
-_ROW_HEIGHT, _TOP, _LINE = 330, 130, 18
-_NOTE_WIDTH = 150
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """One part of the picture.
-
-    Attributes:
-        title: what it shows.
-        reading: how it is read, in small letters.
-        traces: what is drawn.
-        x: the title of its x-axis.
-        y: the title of its y-axis.
-        x_axis: more about it.
-        y_axis: more about it.
-        lines: heights of reference lines.
-        notes: what was left out of it.
-        legend: the corner for it, where curves of this kind seldom go.
-    """
-
-    title: str
-    reading: str
-    traces: Sequence[Any]
-    x: str = "step"
-    y: str = ""
-    x_axis: dict[str, Any] = field(default_factory=dict)
-    y_axis: dict[str, Any] = field(default_factory=dict)
-    lines: Sequence[float] = ()
-    notes: Sequence[str] = ()
-    legend: tuple[str, str] = ("top", "right")
 
 
 def generator_figure(steps: pd.DataFrame, checks: pd.DataFrame, title: str = "") -> go.Figure:
@@ -93,7 +72,7 @@ def generator_figure(steps: pd.DataFrame, checks: pd.DataFrame, title: str = "")
     steps = steps.reindex(columns=list(STEP_COLUMNS)).astype("float64")
     checks = _as_numbers(checks.reindex(columns=list(CHECK_COLUMNS)))
     whole, parts = checks[checks["module"] == _WHOLE], checks[checks["module"] != _WHOLE]
-    makers: tuple[Callable[[], _Panel | str], ...] = (
+    makers: tuple[Callable[[], Panel | str], ...] = (
         lambda: _loss(steps),
         lambda: _learning_rate(steps),
         lambda: _map(parts, "relative_error"),
@@ -102,7 +81,7 @@ def generator_figure(steps: pd.DataFrame, checks: pd.DataFrame, title: str = "")
         lambda: _accuracy(whole),
     )
     made = [make() for make in makers]
-    panels = [part for part in made if isinstance(part, _Panel)]
+    panels = [part for part in made if isinstance(part, Panel)]
     notes = [f"Not shown: {part}." for part in made if isinstance(part, str)]
     notes += [note for panel in panels for note in panel.notes]
     if len(steps) and steps["mse"].isna().all() and not parts.empty:
@@ -110,20 +89,7 @@ def generator_figure(steps: pd.DataFrame, checks: pd.DataFrame, title: str = "")
             "This generator learned from answers alone (sft). It does not aim at the checkpoints, so errors and norm "
             "ratios far from theirs are no fault."
         )
-    return _put_together(panels, notes, _heading(title, steps, whole))
-
-
-def figure_page(figure: go.Figure) -> str:
-    """The picture as a page that a browser opens from disk: the drawing program is in it, nothing is fetched.
-
-    Args:
-        figure: what :func:`generator_figure` made.
-    """
-    page: str = figure.to_html(
-        include_plotlyjs=True, full_html=True, div_id="figure", config={"displaylogo": False}
-    )
-    title = html.escape(str(figure.layout.meta or "Generator"))
-    return page.replace("<head>", f'<head><meta charset="utf-8" /><title>{title}</title>', 1)
+    return put_together(panels, notes, _heading(title, steps, whole))
 
 
 def _as_numbers(checks: pd.DataFrame) -> pd.DataFrame:
@@ -138,30 +104,32 @@ def _heading(title: str, steps: pd.DataFrame, whole: pd.DataFrame) -> list[str]:
     held_out = tasks[tasks["held_out"]]["task"].tolist()
     parts = [f"{len(steps)} steps"]
     if len(tasks):
-        parts.append(f"{_tasks_of(len(tasks) - len(held_out))} seen")
+        parts.append(f"{count_tasks(len(tasks) - len(held_out))} seen")
         named = f": {', '.join(held_out)}" if held_out else ""
         parts.append(f"{len(held_out)} held out{named}")
         parts.append(f"last check at step {whole['step'].max():.0f}")
     return [title or "Generator", textwrap.shorten("; ".join(parts), 160, placeholder=" …")]
 
 
-def _loss(steps: pd.DataFrame) -> _Panel | str:
+def _loss(steps: pd.DataFrame) -> Panel | str:
     found = [name for name in _OBJECTIVES if steps[name].notna().any()]
     if steps["loss"].notna().sum() == 0:
         return "the loss (no step was recorded)"
     curves = {name: _OBJECTIVES[name] for name in found}
     if len(found) != 1:
         # with one objective the loss is that objective
-        curves["loss"] = (_GREEN, "dot")
+        curves["loss"] = (GREEN, "dot")
     thin, each = _thinned(steps)
     window = max(1, len(thin) // 20)
     traces = []
     for name, (color, dash) in curves.items():
         label = "loss (weighted sum)" if name == "loss" else name
         if window > 1:
-            traces.append(_line(thin["step"], thin[name], label, color, opacity=0.25, legend=False))
+            traces.append(
+                draw_line(thin["step"], thin[name], label, color, opacity=0.25, legend=False)
+            )
         smooth = thin[name].rolling(window, min_periods=1).mean()
-        traces.append(_line(thin["step"], smooth, label, color, dash=dash, width=2.5))
+        traces.append(draw_line(thin["step"], smooth, label, color, dash=dash, width=2.5))
     reading = "mse: squared error of normalized tokens; sft: nats an answer token"
     if window > 1:
         reading += f"; dark: mean of {window * each} steps"
@@ -169,17 +137,17 @@ def _loss(steps: pd.DataFrame) -> _Panel | str:
     values = values[np.isfinite(values)]
     wide = values.min() > 0 and values.max() > 10 * values.min()
     axis = {"type": "log", "dtick": 1} if wide else {"rangemode": "tozero"}
-    return _Panel("Loss", reading, traces, y="loss", y_axis=axis)
+    return Panel("Loss", reading, traces, y="loss", y_axis=axis)
 
 
-def _learning_rate(steps: pd.DataFrame) -> _Panel | str:
+def _learning_rate(steps: pd.DataFrame) -> Panel | str:
     if steps["learning_rate"].notna().sum() == 0:
         return "the learning rate (none was recorded)"
     thin, _ = _thinned(steps)
-    line = _line(thin["step"], thin["learning_rate"], "learning rate", _GRAY, width=2.5)
+    line = draw_line(thin["step"], thin["learning_rate"], "learning rate", GRAY, width=2.5)
     line.showlegend = False
     axis = {"rangemode": "tozero", "exponentformat": "e"}
-    return _Panel("Learning rate", "warm-up, then cosine", [line], y="learning rate", y_axis=axis)
+    return Panel("Learning rate", "warm-up, then cosine", [line], y="learning rate", y_axis=axis)
 
 
 _MAPS = {
@@ -196,7 +164,7 @@ _MAPS = {
 }
 
 
-def _map(parts: pd.DataFrame, column: str) -> _Panel | str:
+def _map(parts: pd.DataFrame, column: str) -> Panel | str:
     title, reading, name = _MAPS[column]
     what = title.lower()
     if parts.empty:
@@ -242,9 +210,9 @@ def _map(parts: pd.DataFrame, column: str) -> _Panel | str:
             f"{title}: {len(own) - len(finite)} of {len(own)} values are infinite or missing and left out; the "
             f"checkpoint's weights are all at their mean there."
         )
-    return _Panel(
+    return Panel(
         title,
-        f"{reading}<br>mean of {_tasks_of(count)} ({kind}), step {step}",
+        f"{reading}<br>mean of {count_tasks(count)} ({kind}), step {step}",
         [heat],
         x="layer",
         x_axis={"type": "category"},
@@ -253,7 +221,7 @@ def _map(parts: pd.DataFrame, column: str) -> _Panel | str:
     )
 
 
-def _error(whole: pd.DataFrame) -> _Panel | str:
+def _error(whole: pd.DataFrame) -> Panel | str:
     known = whole[np.isfinite(whole["relative_error"])]
     if known.empty:
         return "error by task (no check with checkpoints to compare with)"
@@ -267,7 +235,7 @@ def _error(whole: pd.DataFrame) -> _Panel | str:
         notes.append(
             f"Error by task: {len(whole) - len(known)} of {len(whole)} values are infinite or missing and left out."
         )
-    return _Panel(
+    return Panel(
         "Error of whole adapters by task",
         "thick: mean over tasks; thin: each task; dotted: making the mean adapter",
         traces,
@@ -279,7 +247,7 @@ def _error(whole: pd.DataFrame) -> _Panel | str:
     )
 
 
-def _accuracy(whole: pd.DataFrame) -> _Panel | str:
+def _accuracy(whole: pd.DataFrame) -> Panel | str:
     known = whole[whole["accuracy"].notna() & (whole["questions"] > 0)]
     if known.empty:
         return "accuracy of generated adapters (no questions were asked; training.check_every asks them)"
@@ -301,7 +269,7 @@ def _accuracy(whole: pd.DataFrame) -> _Panel | str:
         traces.append(curve)
     counts = sorted({int(count) for count in known["questions"]})
     asked_text = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return _Panel(
+    return Panel(
         "Accuracy of generated adapters",
         f"{asked_text} validation questions a task; thick: all tasks' questions, with 95 % intervals",
         traces,
@@ -318,7 +286,14 @@ def _tasks(own: pd.DataFrame, column: str, held_out: bool) -> list[Any]:
     color = _STYLES[held_out]["color"]
     lines = []
     for task, of_task in own.groupby("task", sort=False):
-        line = _line(of_task["step"], of_task[column], str(task), color, opacity=0.35, legend=False)
+        line = draw_line(
+            of_task["step"],
+            of_task[column],
+            html.escape(str(task)),
+            color,
+            opacity=0.35,
+            legend=False,
+        )
         # a single check has no line
         line.mode, line.marker = "lines+markers", {"size": 4, "color": color}
         lines.append(line)
@@ -327,38 +302,11 @@ def _tasks(own: pd.DataFrame, column: str, held_out: bool) -> list[Any]:
 
 def _curve(x: Any, y: Any, held_out: bool, tasks: int) -> Any:
     style = _STYLES[held_out]
-    label = f"{_tasks_of(tasks)} {style['name']}"
-    curve = _line(x, y, label, style["color"], dash=style["dash"], width=3)
+    label = f"{count_tasks(tasks)} {style['name']}"
+    curve = draw_line(x, y, label, style["color"], dash=style["dash"], width=3)
     curve.mode = "lines+markers"
     curve.marker = {"symbol": style["symbol"], "size": 9, "color": style["color"]}
     return curve
-
-
-def _line(
-    x: Any,
-    y: Any,
-    name: str,
-    color: str,
-    *,
-    dash: str = "solid",
-    width: float = 1,
-    opacity: float = 1.0,
-    legend: bool = True,
-) -> Any:
-    return go.Scatter(
-        x=[float(value) for value in x],
-        y=[float(value) for value in y],
-        name=name,
-        mode="lines" if len(x) > 1 else "markers",
-        line={"color": color, "dash": dash, "width": width},
-        opacity=opacity,
-        showlegend=legend,
-        hovertemplate="step %{x:.0f}: %{y:.4g}",
-    )
-
-
-def _tasks_of(count: int) -> str:
-    return f"{count} task{'' if count == 1 else 's'}"
 
 
 def _thinned(steps: pd.DataFrame) -> tuple[pd.DataFrame, int]:
@@ -374,89 +322,3 @@ def _short(rows: Sequence[tuple[str, str]]) -> list[str]:
     ends = {module: module.rsplit(".", 1)[-1] for module, _ in rows}
     unique = len(set(ends.values())) == len(ends)
     return [f"{ends[module] if unique else module} {matrix}" for module, matrix in rows]
-
-
-def _put_together(panels: Sequence[_Panel], notes: Sequence[str], heading: Sequence[str]) -> Any:
-    rows = max(1, -(-len(panels) // 2))
-    lines = [line for note in notes for line in textwrap.wrap(note, _NOTE_WIDTH)]
-    bottom = 60 + _LINE * (len(lines) + 1)
-    height = _TOP + rows * _ROW_HEIGHT + bottom
-    inside = rows * _ROW_HEIGHT
-    figure = make_subplots(
-        rows=rows,
-        cols=2,
-        subplot_titles=[f"<b>{p.title}</b><br>{_small(p.reading)}" for p in panels],
-        horizontal_spacing=0.16,
-        vertical_spacing=120 / inside if rows > 1 else 0,
-    )
-    for index, panel in enumerate(panels):
-        _place(figure, panel, index)
-    figure.update_layout(
-        template="plotly_white",
-        title={
-            "text": f"<b>{html.escape(heading[0])}</b><br>{_small(html.escape(heading[1]))}",
-            "x": 0.01,
-            "y": 1 - 30 / height,
-            "yanchor": "top",
-        },
-        meta=heading[0],
-        height=height,
-        margin={"t": _TOP, "b": bottom, "l": 90, "r": 90},
-        font={"size": 13, "color": "#222222"},
-        hovermode="closest",
-    )
-    figure.update_xaxes(showline=True, linecolor="#888888", ticks="outside", automargin=True)
-    figure.update_yaxes(showline=True, linecolor="#888888", automargin=True)
-    if lines:
-        figure.add_annotation(
-            text="<br>".join(html.escape(line) for line in lines),
-            xref="paper",
-            yref="paper",
-            x=0,
-            y=0,
-            yshift=-60,
-            xanchor="left",
-            yanchor="top",
-            align="left",
-            showarrow=False,
-            font={"size": 12},
-        )
-    for spare in range(len(panels), 2 * rows):
-        figure.update_xaxes(visible=False, row=spare // 2 + 1, col=spare % 2 + 1)
-        figure.update_yaxes(visible=False, row=spare // 2 + 1, col=spare % 2 + 1)
-    return figure
-
-
-def _small(text: str) -> str:
-    return f'<span style="font-size:11px">{text}</span>'
-
-
-def _place(figure: Any, panel: _Panel, index: int) -> None:
-    row, column = index // 2 + 1, index % 2 + 1
-    area = figure.get_subplot(row, column)
-    (left, right), (low, high) = area.xaxis.domain, area.yaxis.domain
-    # not the first one: it is hidden with a single curve
-    legend, (vertical, horizontal) = f"legend{index + 2}", panel.legend
-    for trace in panel.traces:
-        if isinstance(trace, go.Heatmap):
-            trace.colorbar.update(x=right + 0.005, y=(low + high) / 2, len=high - low)
-        else:
-            trace.legend = legend
-        figure.add_trace(trace, row=row, col=column)
-    figure.update_layout(
-        {
-            legend: {
-                "x": right if horizontal == "right" else left,
-                "y": high if vertical == "top" else low,
-                "xanchor": horizontal,
-                "yanchor": vertical,
-                "bgcolor": "rgba(255,255,255,0.7)",
-            }
-        }
-    )
-    for value in panel.lines:
-        figure.add_hline(
-            y=value, row=row, col=column, line={"color": _GRAY, "width": 1.5, "dash": "dot"}
-        )
-    figure.update_xaxes(title_text=panel.x, row=row, col=column, **panel.x_axis)
-    figure.update_yaxes(title_text=panel.y or None, row=row, col=column, **panel.y_axis)

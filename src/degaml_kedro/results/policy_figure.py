@@ -10,16 +10,22 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
-from degaml_kedro.results.generator_figure import (
-    _BLUE,
-    _GRAY,
-    _GREEN,
-    _ORANGE,
-    _line,
-    _Panel,
-    _put_together,
-    _small,
-    _tasks_of,
+from degaml_kedro.results.panels import (
+    AMBER,
+    BLUE,
+    GRAY,
+    GREEN,
+    ORANGE,
+    PINK,
+    SKY,
+    TOP,
+    YELLOW,
+    Panel,
+    count_tasks,
+    draw_line,
+    lay_out,
+    put_together,
+    write_below,
 )
 from degaml_kedro.results.policy_measures import (
     NOT_VALID,
@@ -35,22 +41,22 @@ from degaml_kedro.results.policy_measures import (
 UNREFINED = "unrefined"
 
 _SOURCES: dict[str, dict[str, str]] = {
-    "policy": {"color": _BLUE, "symbol": "circle"},
-    "uniform": {"color": _ORANGE, "symbol": "square"},
+    "policy": {"color": BLUE, "symbol": "circle"},
+    "uniform": {"color": ORANGE, "symbol": "square"},
 }
 _ENTROPIES = {
     "family_entropy": ("families", "solid", ""),
     "action_entropy": ("actions", "dash", "-open"),
 }
 # more colors of Okabe and Ito; patterns tell the same where there is no color
-_COLORS = (_BLUE, "#E69F00", _GREEN, "#CC79A7", "#56B4E9", _ORANGE, "#F0E442")
+_COLORS = (BLUE, AMBER, GREEN, PINK, SKY, ORANGE, YELLOW)
 _PATTERNS = ("", "/", ".", "x", "\\", "-", "|")
 _STAR = "★"
 # light enough throughout for dark text
-_SHARES = [[0, "#F1F4F6"], [1, "#56B4E9"]]
+_SHARES = [[0, "#F1F4F6"], [1, SKY]]
 _NO_ROLLOUTS = "no rollouts were recorded"
 _MOST_TICKS = 12
-_CELL_HEIGHT, _MAP_TOP, _MAP_BOTTOM = 62, 130, 90
+_CELL_HEIGHT, _MAP_BOTTOM = 62, 90
 
 
 def policy_figure(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
@@ -75,19 +81,19 @@ def policy_figure(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
     iterations = list(dict.fromkeys(measures["iteration"]))
     axis = _iteration_axis(iterations)
     at = _places(iterations)
-    makers: tuple[Callable[[], _Panel | str], ...] = (
+    makers: tuple[Callable[[], Panel | str], ...] = (
         lambda: _reward_rates(measures, at, axis),
         lambda: _entropies(measures, at, axis, len(families_of(frame))),
         lambda: _families(shares, at, axis),
     )
     made = [make() for make in makers]
-    panels = [part for part in made if isinstance(part, _Panel)]
+    panels = [part for part in made if isinstance(part, Panel)]
     notes = [f"Not shown: {part}." for part in made if isinstance(part, str)]
     notes += [note for panel in panels for note in panel.notes]
     methods = list(dict.fromkeys(frame["method"]))
     if len(methods) > 1:
         notes.append(f"Counted together: {', '.join(map(str, methods))}.")
-    figure = _put_together(panels, notes, [title or "Policy", _counts(frame)])
+    figure = put_together(panels, notes, [title or "Policy", _counts(frame)])
     figure.update_layout(barmode="stack", bargap=0.15)
     for index, panel in enumerate(panels):
         if any(isinstance(trace, go.Bar) for trace in panel.traces):
@@ -132,6 +138,8 @@ def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
     unrefined = [
         [name == UNREFINED and not tested.get(task, True) for name in columns] for task in tasks
     ]
+    # names may be anybody's, and Plotly reads tags in them
+    across, down = [html.escape(name) for name in columns], [html.escape(task) for task in tasks]
     figure = go.Figure()
     if names:
         figure.add_trace(
@@ -140,8 +148,8 @@ def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
                     [_share(cell, name) for cell, name in zip(row, columns, strict=True)]
                     for row in grid
                 ],
-                columns,
-                tasks,
+                across,
+                down,
                 text=[[_cell(cell) for cell in row] for row in grid],
                 customdata=[[cell["n"] if cell else 0 for cell in row] for row in grid],
                 hovertemplate="%{y}, %{x}<br>%{customdata} proposals<br>%{text}<extra></extra>",
@@ -163,8 +171,8 @@ def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
         figure.add_trace(
             _heat(
                 [[1.0 if mark else None for mark in row] for row in unrefined],
-                columns,
-                tasks,
+                across,
+                down,
                 text=[[f"<b>{_STAR}</b>" if mark else "" for mark in row] for row in unrefined],
                 hovertemplate="%{y}: nothing was executed<extra></extra>",
                 colorscale=[[0, "#DDDDDD"], [1, "#DDDDDD"]],
@@ -188,7 +196,7 @@ def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
 
 def _counts(frame: pd.DataFrame) -> str:
     training = [i for i in frame["iteration"].unique() if i != TEST_TIME]
-    parts = [f"{len(frame)} rollouts", _tasks_of(frame["task"].nunique())]
+    parts = [f"{len(frame)} rollouts", count_tasks(frame["task"].nunique())]
     if training:
         parts.append(f"{len(training)} iteration{'' if len(training) == 1 else 's'}")
     if (frame["iteration"] == TEST_TIME).any():
@@ -216,7 +224,7 @@ def _iteration_axis(iterations: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _reward_rates(measures: pd.DataFrame, at: dict[int, int], axis: dict[str, Any]) -> _Panel | str:
+def _reward_rates(measures: pd.DataFrame, at: dict[int, int], axis: dict[str, Any]) -> Panel | str:
     if measures.empty:
         return f"the reward rate ({_NO_ROLLOUTS})"
     traces = []
@@ -233,7 +241,7 @@ def _reward_rates(measures: pd.DataFrame, at: dict[int, int], axis: dict[str, An
             curve.customdata = own["n"].tolist()
             curve.hovertemplate = "%{y:.3f} of %{customdata}"
             traces.append(curve)
-    return _Panel(
+    return Panel(
         "Reward rate",
         "share of proposals with a reward above 0, with 95 % intervals",
         traces,
@@ -247,7 +255,7 @@ def _reward_rates(measures: pd.DataFrame, at: dict[int, int], axis: dict[str, An
 
 def _entropies(
     measures: pd.DataFrame, at: dict[int, int], axis: dict[str, Any], families: int
-) -> _Panel | str:
+) -> Panel | str:
     what = "the entropy of choices"
     if measures.empty:
         return f"{what} ({_NO_ROLLOUTS})"
@@ -264,7 +272,7 @@ def _entropies(
                 traces.append(curve)
     highest = measures[list(_ENTROPIES)].max().max()
     top = max(float(highest), math.log(max(2, families)))
-    return _Panel(
+    return Panel(
         "Entropy of what was chosen",
         _entropy_reading(families),
         traces,
@@ -283,7 +291,7 @@ def _entropy_reading(families: int) -> str:
     return f"families and whole actions; {alike}a small n makes it small"
 
 
-def _families(shares: pd.DataFrame, at: dict[int, int], axis: dict[str, Any]) -> _Panel | str:
+def _families(shares: pd.DataFrame, at: dict[int, int], axis: dict[str, Any]) -> Panel | str:
     if shares.empty:
         return f"the share of each family ({_NO_ROLLOUTS})"
     by_policy = (shares["source"] == "policy").any()
@@ -294,12 +302,12 @@ def _families(shares: pd.DataFrame, at: dict[int, int], axis: dict[str, Any]) ->
         of_family = own[own["family"] == name]
         color, pattern = _COLORS[index % len(_COLORS)], _PATTERNS[index % len(_PATTERNS)]
         if name == NOT_VALID:
-            color, pattern = _GRAY, ""
+            color, pattern = GRAY, ""
         traces.append(
             go.Bar(
                 x=[at[i] for i in of_family["iteration"]],
                 y=of_family["share"].tolist(),
-                name=str(name),
+                name=html.escape(str(name)),
                 customdata=of_family["n"].tolist(),
                 marker={
                     "color": color,
@@ -308,7 +316,7 @@ def _families(shares: pd.DataFrame, at: dict[int, int], axis: dict[str, Any]) ->
                 hovertemplate="%{y:.3f} (%{customdata} proposals)",
             )
         )
-    return _Panel(
+    return Panel(
         "Families the policy chose" if by_policy else "Families of the uniform draws",
         "share of each among " + ("the policy's own proposals" if by_policy else "all proposals"),
         traces,
@@ -337,7 +345,9 @@ def _curve(
     dash: str = "solid",
 ) -> Any:
     places = [at[i] for i in own["iteration"]]
-    curve = _line(places, own[column], name, style["color"], dash=dash, width=2.5, legend=legend)
+    curve = draw_line(
+        places, own[column], name, style["color"], dash=dash, width=2.5, legend=legend
+    )
     curve.mode = "lines+markers"
     curve.marker = {"symbol": style["symbol"], "size": 8, "color": style["color"]}
     curve.legendgroup = name
@@ -371,34 +381,10 @@ def _cell(measured: Mapping[Any, Any] | None) -> str:
 
 
 def _map_layout(figure: Any, heading: Sequence[str], tasks: int, note: str) -> Any:
-    height = _MAP_TOP + max(1, tasks) * _CELL_HEIGHT + _MAP_BOTTOM
-    figure.update_layout(
-        template="plotly_white",
-        title={
-            "text": f"<b>{html.escape(heading[0])}</b><br>{_small(html.escape(heading[1]))}",
-            "x": 0.01,
-            "y": 1 - 30 / height,
-            "yanchor": "top",
-        },
-        meta=heading[0],
-        height=height,
-        margin={"t": _MAP_TOP, "b": _MAP_BOTTOM, "l": 90, "r": 90},
-        font={"size": 13, "color": "#222222"},
-    )
+    height = TOP + max(1, tasks) * _CELL_HEIGHT + _MAP_BOTTOM
+    lay_out(figure, heading, height, _MAP_BOTTOM)
     axis = {"type": "category", "dtick": 1, "ticks": "", "showgrid": False, "visible": tasks > 0}
     figure.update_xaxes(side="top", automargin=True, **axis)
     figure.update_yaxes(autorange="reversed", automargin=True, **axis)
-    figure.add_annotation(
-        text=note,
-        xref="paper",
-        yref="paper",
-        x=0,
-        y=0,
-        yshift=-15,
-        xanchor="left",
-        yanchor="top",
-        align="left",
-        showarrow=False,
-        font={"size": 12},
-    )
+    write_below(figure, note, 15)
     return figure

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, zip_longest
 from typing import Any, Literal
 
 import pandas as pd
 
 from degaml_kedro.adapters.adapter import Adapter, average_adapters
+from degaml_kedro.baselines.union_train import pooled
 from degaml_kedro.io.trajectory import (
     StepRecord,
     Trajectory,
@@ -72,12 +72,10 @@ def train_on_pool(
     """
     base = load_base_model(BaseModelParameters.model_validate(model))
     pools = [frame_to_splits(frame).train for frame in splits]
-    # in turn, so that however many examples are used every task has its share
-    turns = chain.from_iterable(zip_longest(*pools))
     yield from _train(
         "pooled warm-up" if group == "all" else f"pooled warm-up {group}",
         base,
-        [example for example in turns if example is not None],
+        pooled(pools),
         PromptParameters.model_validate(prompt),
         _mode(scoring, first_task),
         TrainingParameters.model_validate(warmup),

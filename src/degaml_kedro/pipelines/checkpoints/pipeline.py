@@ -12,7 +12,7 @@ from degaml_kedro.pipelines.checkpoints.nodes import (
     train_on_pool,
     train_trajectory,
 )
-from degaml_kedro.pipelines.groups import Group, generator_groups
+from degaml_kedro.pipelines.groups import Group, generator_groups, warmup_groups
 from degaml_kedro.pipelines.naming import bound
 
 SETTINGS = ("params:model", "params:prompt", "params:scoring", "params:lora")
@@ -21,9 +21,10 @@ SETTINGS = ("params:model", "params:prompt", "params:scoring", "params:lora")
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     """Pooled warm-ups where something starts from them or is measured against them, and the trajectories."""
     nodes: list[Node] = []
-    for group in generator_groups(parameters):
-        if parameters.needs_warmup:
+    if parameters.needs_warmup:
+        for group in warmup_groups(parameters):
             nodes += _warmup(group)
+    for group in generator_groups(parameters):
         if not group.left_out or group.own_start:
             for task in group.with_trajectory:
                 nodes += _trajectory(parameters, group, task)

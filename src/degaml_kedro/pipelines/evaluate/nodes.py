@@ -14,10 +14,11 @@ import pandas as pd
 
 from degaml_kedro import __version__
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.baselines.compute import Compute
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.io.rollouts import RolloutsChunk, RolloutsState
-from degaml_kedro.llm.base_model import first_line, load_base_model
+from degaml_kedro.llm.base_model import describe, first_line, load_base_model
 from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.parameters import (
     GENERATED,
@@ -28,6 +29,8 @@ from degaml_kedro.parameters import (
     TaskParameters,
     task_scoring,
 )
+from degaml_kedro.pipelines.counting import compute_record, count_training
+from degaml_kedro.pipelines.fingerprint import digest
 from degaml_kedro.pipelines.policy.nodes import (
     policy_model,
     recorded,
@@ -93,14 +96,20 @@ def predict(
             )
         seconds = time.perf_counter() - began
         logger.info("%s, %s: %d examples scored in %.1f s", task, method, len(examples), seconds)
-        frame = _frame(predictions, seconds)
+        frame = predictions_frame(predictions, seconds)
         if len(adapters) > 1:
             frame.insert(0, "draw", draw)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
 
-def _frame(predictions: Sequence[Prediction], seconds: float) -> pd.DataFrame:
+def predictions_frame(predictions: Sequence[Prediction], seconds: float) -> pd.DataFrame:
+    """Predictions as rows with the columns of ``PREDICTION_COLUMNS``.
+
+    Args:
+        predictions: in the order of the questions.
+        seconds: wall time of all; each has its share by its tokens.
+    """
     tokens = sum(prediction.tokens for prediction in predictions) or 1
     rows = [
         (
@@ -129,7 +138,7 @@ def generate_adapters(
     task: str,
     method: str,
     prompts_of: str,
-) -> list[Adapter]:
+) -> tuple[Adapter | dict[str, Any], ...]:
     """Adapters for a task from its support prompts alone: no answer is read.
 
     Args:
@@ -144,7 +153,7 @@ def generate_adapters(
         prompts_of: whose prompts these are: the task's own, or another's for the control.
 
     Returns:
-        One adapter a draw.
+        One adapter a draw, and what one of them cost: no token of the base model.
 
     Raises:
         GeneratorError: the generator belongs to another base model or encoder.
@@ -157,6 +166,7 @@ def generate_adapters(
     began = time.perf_counter()
     own = derive_seed(seed, task, method)
     adapters = [trained.sample(embeddings, own, draw, rows) for draw in range(draws)]
+    seconds = time.perf_counter() - began
     logger.info(
         "%s, %s: %d adapter(s) from %d prompts of %s in %.2f s",
         task,
@@ -164,9 +174,10 @@ def generate_adapters(
         draws,
         support,
         prompts_of,
-        time.perf_counter() - began,
+        seconds,
     )
-    return adapters
+    spent = Compute(seconds=seconds / max(1, draws))
+    return (*adapters, compute_record(method, "adaptation", task, spent))
 
 
 def choose_strategies(
@@ -274,7 +285,7 @@ def execute_strategies(
     *,
     task: str,
     method: str,
-) -> AdaptedState:
+) -> tuple[AdaptedState, dict[str, Any]]:
     """Carry out what was chosen; the generated adapter as it is where nothing beat it.
 
     Args:
@@ -291,6 +302,9 @@ def execute_strategies(
         rollouts: what was tried.
         task: the task's name.
         method: the method's name.
+
+    Returns:
+        The refined adapter, and what adapting cost: all trials, and carrying out what was chosen.
     """
     space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
     bench = task_workbench(
@@ -299,9 +313,12 @@ def execute_strategies(
     rows = rollout_rows(rollouts)
     actions = [str(row["action"]) for row in executed_rows(rows)]
     logger.info("%s, %s: %s", task, method, " then ".join(actions) or "left unrefined")
-    return build_state(
+    began = time.perf_counter()
+    state = build_state(
         bench, space, _unrefined(bench, seed, task), frame_to_splits(support).support, rows
     )
+    own = {"tokens": bench.meter.tokens, "seconds": time.perf_counter() - began}
+    return state, count_training(rollouts, own, method=method, stage="adaptation", task=task)
 
 
 def predict_adapted(
@@ -424,11 +441,15 @@ def _answer(
     began = time.perf_counter()
     with progress_bar(title, "example") as progress:
         predictions = answer_examples(bench, state, examples, progress)
-    return _frame(predictions, time.perf_counter() - began)
+    return predictions_frame(predictions, time.perf_counter() - began)
 
 
 def measure_predictions(
     task_parameters: Mapping[str, Any],
+    profile: str,
+    model: Mapping[str, Any],
+    seed: int,
+    splits: pd.DataFrame,
     predictions: pd.DataFrame,
     *,
     task: str,
@@ -437,8 +458,14 @@ def measure_predictions(
 ) -> dict[str, Any]:
     """What the predictions amount to, with what they are of.
 
+    So results of other questions, seeds, profiles or base models can be told apart wherever they are put together.
+
     Args:
         task_parameters: the task's entry in the configuration.
+        profile: the configuration's name.
+        model: which base model.
+        seed: the run's.
+        splits: the task's splits; of ``test`` a digest goes into the result.
         predictions: what :func:`predict` returned.
         task: the task's name.
         method: the method's name.
@@ -455,7 +482,21 @@ def measure_predictions(
         measures["n"],
     )
     group = TaskParameters.model_validate(task_parameters).group
-    return {"task": task, "group": group, "pool": pool, "method": method, **measures}
+    return {
+        "task": task,
+        "group": group,
+        "pool": pool,
+        "method": method,
+        "profile": profile,
+        "model": describe(BaseModelParameters.model_validate(model)),
+        "seed": seed,
+        "split": digest([_asked(example) for example in frame_to_splits(splits).test]),
+        **measures,
+    }
+
+
+def _asked(example: Example) -> list[Any]:
+    return [example.prompt, example.system, list(example.options), example.gold]
 
 
 def collect_results(

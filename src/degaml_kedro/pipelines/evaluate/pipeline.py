@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
-from degaml_kedro.parameters import ProjectParameters
+from degaml_kedro.parameters import BASELINES, ProjectParameters
 from degaml_kedro.pipelines.checkpoints.nodes import last_adapter, train_alone
 from degaml_kedro.pipelines.checkpoints.pipeline import SETTINGS
+from degaml_kedro.pipelines.counting import count_training
 from degaml_kedro.pipelines.evaluate.nodes import (
     choose_strategies,
     collect_results,
     execute_strategies,
     generate_adapters,
-    measure_predictions,
     predict,
     predict_adapted,
     predict_oracle,
 )
-from degaml_kedro.pipelines.groups import Group, groups
+from degaml_kedro.pipelines.groups import folds, groups
 from degaml_kedro.pipelines.naming import bound
+from degaml_kedro.pipelines.places import Place, measuring, places
 from degaml_kedro.pipelines.policy.nodes import collect_rollouts, draw_strategies
 from degaml_kedro.pipelines.policy.pipeline import SETTINGS as SETTINGS_OF_POLICY
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A task in a part of the results table.
-
-    Attributes:
-        task: its name.
-        pool: ``meta_train``, ``left_out`` or ``meta_test``.
-        group: whose generator, pool and mean serve it.
-    """
-
-    task: str
-    pool: str
-    group: Group
-
-    def name(self, method: str, dataset: str) -> str:
-        """A dataset of a method here."""
-        own = f"{self.task}.{method}.{dataset}"
-        # what no group had a part in is the same in all of them
-        return own if method in ("base", "no_meta_train") else self.group.name(own)
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
@@ -52,8 +30,15 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     nodes: dict[str, Node] = {}
     results: list[str] = []
     tried: list[str] = []
-    for place in _places(parameters):
+    baselines = parameters.baselines
+    for place in places(parameters):
         for method in parameters.methods:
+            if method in BASELINES:
+                seen = baselines is not None and baselines.score_seen
+                if place.pool == "meta_test" or (place.pool == "meta_train" and seen):
+                    # the pipeline `baselines` makes them
+                    results.append(f"{place.task}.{method}.result")
+                continue
             generated = (
                 method in parameters.generated_methods or method in parameters.adapted_methods
             )
@@ -70,6 +55,8 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
             for made in every:
                 nodes[made.name] = made
             results.append(result)
+    for made in _counting(parameters):
+        nodes[made.name] = made
     collect = node(
         collect_results,
         inputs=["params:profile", "params:model", "params:seed", "params:methods", *results],
@@ -78,6 +65,46 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
         namespace="evaluate",
     )
     return Pipeline([*nodes.values(), collect, *_strategies(tried)])
+
+
+def _counting(parameters: ProjectParameters) -> list[Node]:
+    """What meta-training cost every method that has one, on all meta-train tasks."""
+    everything = groups(parameters)[0]
+    pool = [f"{everything.pool}.trajectory"] if parameters.needs_warmup else []
+    own_pool = pool if parameters.trajectory.start == "pooled_warmup" else []
+    trajectories = [f"{everything.trajectory_of(task)}.trajectory" for task in everything.tasks]
+    parts: dict[str, list[str]] = {"pooled": pool, "mean_adapter": [*own_pool, *trajectories]}
+    for method, variant in parameters.generated_methods.items():
+        parts[method] = [*own_pool, *trajectories, f"{variant}.generator_steps"]
+    if parameters.adapted_methods:
+        steps = f"{parameters.policy_variant}.generator_steps"
+        parts["random_policy"] = [*own_pool, *trajectories, steps]
+        policy = []
+        if parameters.policy is not None and parameters.needs_policy:
+            apart = {fold.label: fold for fold in folds(parameters, everything).values()}
+            for fold in apart.values():
+                if fold.left_out:
+                    if own_pool:
+                        policy.append(f"{fold.pool}.trajectory")
+                    if fold.own_start:
+                        policy += [f"{fold.trajectory_of(t)}.trajectory" for t in fold.tasks]
+                    policy.append(fold.name(steps))
+            policy.append("policy_rollouts")
+            policy += [
+                f"policy_{number}.record" for number in range(1, parameters.policy.iterations + 1)
+            ]
+        parts["degaml"] = [*parts["random_policy"], *policy]
+    return [
+        node(
+            bound(count_training, method=method, stage="meta_training"),
+            inputs=parts[method],
+            outputs=f"{method}.meta_training.compute",
+            name=f"count_{method}",
+            namespace="evaluate",
+        )
+        for method in parameters.methods
+        if parts.get(method)
+    ]
 
 
 def _strategies(rollouts: list[str]) -> list[Node]:
@@ -102,15 +129,8 @@ def _strategies(rollouts: list[str]) -> list[Node]:
     ]
 
 
-def _places(parameters: ProjectParameters) -> list[_Place]:
-    everything, *folds = groups(parameters)
-    found = [_Place(task, "meta_train", everything) for task in parameters.meta_train]
-    found += [_Place(task, "left_out", fold) for fold in folds for task in fold.left_out]
-    return found + [_Place(task, "meta_test", everything) for task in parameters.meta_test]
-
-
 def _adapters(
-    parameters: ProjectParameters, place: _Place, method: str
+    parameters: ProjectParameters, place: Place, method: str
 ) -> tuple[list[str], list[Node]]:
     """The names of a method's adapters, if it has any, and the nodes that make them."""
     task, group = place.task, place.group
@@ -146,11 +166,18 @@ def _adapters(
         name="last_adapter_alone",
         namespace=f"evaluate.{task}",
     )
-    return [f"{run}.adapter"], [training, taking]
+    counting = node(
+        bound(count_training, method=method, stage="adaptation", task=task),
+        inputs=f"{run}.trajectory",
+        outputs=f"{run}.compute",
+        name="count_alone",
+        namespace=f"evaluate.{task}",
+    )
+    return [f"{run}.adapter"], [training, taking, counting]
 
 
 def _generated(
-    parameters: ProjectParameters, place: _Place, method: str
+    parameters: ProjectParameters, place: Place, method: str
 ) -> tuple[list[str], list[Node]]:
     assert parameters.generator is not None
     prompts_of = place.task
@@ -169,14 +196,14 @@ def _generated(
             f"{prompts_of}.prompt_embeddings",
             f"{prompts_of}.splits",
         ],
-        outputs=draws,
+        outputs=[*draws, place.name(method, "compute")],
         name=f"generate_{method}{place.group.suffix}",
         namespace=f"evaluate.{place.task}",
     )
     return draws, [generating]
 
 
-def _adapted(parameters: ProjectParameters, place: _Place, method: str, result: str) -> list[Node]:
+def _adapted(parameters: ProjectParameters, place: Place, method: str, result: str) -> list[Node]:
     """The nodes of a method that refines a generated adapter.
 
     The node that chooses is given the task's support examples, and neither its splits nor anything made from its test
@@ -187,7 +214,7 @@ def _adapted(parameters: ProjectParameters, place: _Place, method: str, result: 
     generator = place.group.name(f"{parameters.policy_variant}.generator")
     embeddings = f"{task}.prompt_embeddings"
     predictions = place.name(method, "predictions")
-    measuring = _measuring(place, method, predictions, result)
+    measured = measuring(place, method, predictions, result)
     if method == "oracle_strategy":
         others = [name for name in parameters.adapted_methods if name != method]
         oracle = node(
@@ -203,7 +230,7 @@ def _adapted(parameters: ProjectParameters, place: _Place, method: str, result: 
             name=f"predict_{method}{suffix}",
             namespace=f"evaluate.{task}",
         )
-        return [oracle, measuring]
+        return [oracle, measured]
     rollouts, state = place.name(method, "rollouts"), place.name(method, "state")
     policy = [place.group.name("policy")] if method == "degaml" else []
     known = [generator, embeddings, f"{task}.support"]
@@ -218,7 +245,7 @@ def _adapted(parameters: ProjectParameters, place: _Place, method: str, result: 
         node(
             bound(execute_strategies, task=task, method=method),
             inputs=[*settings, *known, rollouts],
-            outputs=state,
+            outputs=[state, place.name(method, "compute")],
             name=f"execute_{method}{suffix}",
             namespace=f"evaluate.{task}",
         ),
@@ -235,11 +262,11 @@ def _adapted(parameters: ProjectParameters, place: _Place, method: str, result: 
             name=f"predict_{method}{suffix}",
             namespace=f"evaluate.{task}",
         ),
-        measuring,
+        measured,
     ]
 
 
-def other_task(parameters: ProjectParameters, place: _Place) -> str:
+def other_task(parameters: ProjectParameters, place: Place) -> str:
     """Whose prompts the control gets: the next task of another kind, among those that the generator knows as well."""
     alike = {
         "meta_train": parameters.meta_train,
@@ -255,7 +282,7 @@ def other_task(parameters: ProjectParameters, place: _Place) -> str:
     return next(iter([*strangers, *apart, *place.group.tasks]))
 
 
-def _scoring(place: _Place, method: str, adapters: list[str], result: str) -> list[Node]:
+def _scoring(place: Place, method: str, adapters: list[str], result: str) -> list[Node]:
     task, suffix = place.task, place.group.suffix
     shared = method in ("base", "no_meta_train")
     predictions = place.name(method, "predictions")
@@ -274,15 +301,5 @@ def _scoring(place: _Place, method: str, adapters: list[str], result: str) -> li
             name=f"predict_{method}{'' if shared else suffix}",
             namespace=f"evaluate.{task}",
         ),
-        _measuring(place, method, predictions, result),
+        measuring(place, method, predictions, result),
     ]
-
-
-def _measuring(place: _Place, method: str, predictions: str, result: str) -> Node:
-    return node(
-        bound(measure_predictions, task=place.task, method=method, pool=place.pool),
-        inputs=[f"params:tasks.{place.task}", predictions],
-        outputs=result,
-        name=f"measure_{method}{place.group.suffix}",
-        namespace=f"evaluate.{place.task}",
-    )

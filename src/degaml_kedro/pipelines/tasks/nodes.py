@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
+import platform
 from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
+from degaml_kedro import __version__
+from degaml_kedro.llm.base_model import choose_device, choose_dtype
 from degaml_kedro.parameters import SplitSizes, TaskParameters
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.sources import load_examples
@@ -18,6 +25,8 @@ from degaml_kedro.tasks.splits import (
     split_examples,
     splits_to_frame,
 )
+
+_PACKAGES = ("kedro", "torch", "transformers", "peft", "mlflow", "scipy", "statsmodels")
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +85,46 @@ def deal_splits(
     counts = ", ".join(f"{len(dealt[name])} {name}" for name in SPLITS)
     logger.info("%s: %s", task, counts)
     return splits_to_frame(dealt)
+
+
+def describe_run(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was made with, for whoever reads its results later.
+
+    Args:
+        parameters: all of them.
+    """
+    profile, seed = str(parameters["profile"]), int(parameters["seed"])
+    device = choose_device(parameters["model"].get("device", "auto"))
+    environment = "" if profile == "embedded" else f" --env {profile}"
+    return {
+        "profile": profile,
+        "seed": seed,
+        "methods": list(parameters["methods"]),
+        "tasks": {pool: list(parameters.get(pool, ())) for pool in ("meta_train", "meta_test")},
+        "command": f"kedro run{environment} --params seed={seed}",
+        "versions": {
+            "degaml-kedro": __version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in _PACKAGES},
+        },
+        "machine": {
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": str(device),
+            "dtype": str(choose_dtype(parameters["model"].get("dtype", "auto"), device)),
+        },
+        "parameters": dict(parameters),
+    }
+
+
+def _processor() -> str:
+    """The processor's own name where Linux tells it; platform says only its architecture."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def take_split(splits: pd.DataFrame, *, split: str) -> pd.DataFrame:

@@ -6,12 +6,25 @@ from kedro.pipeline import Pipeline, node
 
 from degaml_kedro.parameters import ProjectParameters
 from degaml_kedro.pipelines.naming import bound
-from degaml_kedro.pipelines.tasks.nodes import deal_splits, read_source, take_split
+from degaml_kedro.pipelines.tasks.nodes import (
+    deal_splits,
+    describe_run,
+    read_source,
+    take_split,
+)
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     """Read and split every task that is in a pool."""
-    nodes = []
+    nodes = [
+        node(
+            describe_run,
+            inputs="parameters",
+            outputs="run_record",
+            name="describe_run",
+            namespace="tasks",
+        )
+    ]
     for task in (*parameters.meta_train, *parameters.meta_test):
         settings = [f"params:tasks.{task}", "params:splits", "params:seed"]
         nodes += [
@@ -30,8 +43,8 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
                 namespace=f"tasks.{task}",
             ),
         ]
-        if parameters.adapted_methods:
-            # who chooses strategies is given these alone
+        if parameters.needs_support:
+            # who adapts to a task or chooses strategies for it is given these alone
             nodes += [
                 node(
                     bound(take_split, split=split),

@@ -1,0 +1,711 @@
+"""ABMLL: amortized Bayesian meta-learning for LoRA (Zhang, Snell and Griffiths, 2025; after Ravi and Beatson, 2019).
+
+The weights of a task are random, and so are those that all tasks share, the prior of a task's:
+
+    q(W | φ) = N(W0 + μ_φ, σ_φ²)      p(W | θ) = N(W0 + μ_θ, σ_θ²)
+
+with, in every adapted layer,
+
+    μ = (α / r) B_μ A_μ      σ = c e^s,  s = u / √(1 + (u / k)²),  u = B_σ A_σ / c,  k = log 10
+
+The paper has σ = B_σ A_σ + c, which can become negative. Ours equals it to first order and stays between c / 10 and
+10 c: c says how uncertain weights are, the pair where they are more or less so, and no step can make noise that drowns
+the model. At the start B_σ = 0, so that σ = c. A sample W = W0 + μ + σ ε has full rank: the model computes with dense
+weights (:class:`~degaml_kedro.llm.lora.DenseWeights`) and adds μ as a product of low rank.
+
+What is as large as the model is made layer by layer, and its gradients are written by hand: nothing of the size of a
+layer is ever in a graph. Of the divergence nothing outlives its layer.
+
+Shapes: O outputs and I inputs of a layer, r rank, P parameters: [A_μ and B_μ of all layers | A_σ and B_σ of all].
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, parse_key
+from degaml_kedro.baselines.compute import Clock
+from degaml_kedro.baselines.learned import BaselineError, Learned, Progress, TaskExamples
+from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.finetune import (
+    AnswerSequence,
+    answer_loss_under,
+    answer_sequences,
+    batch_indices,
+)
+from degaml_kedro.llm.scoring import Prediction, compare_options, predictions_of
+from degaml_kedro.parameters import (
+    AbmllParameters,
+    AdaptationSetting,
+    Phase,
+    PromptParameters,
+    ScoringMode,
+    ScoringParameters,
+    TrainingParameters,
+)
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.tasks.example import Example
+
+METHOD = "abmll"
+# c, beside the pairs of σ: a posterior can be sampled without the parameters that made it
+_SCALE = "scale"
+# k: σ stays between c e^-k and c e^k
+_RANGE = math.log(10)
+# of the hyper-prior on 1 / σ_θ², Gamma(1, rate), as Ravi and Beatson set it
+_GAMMA_RATE = 0.01
+
+
+class Pairs(NamedTuple):
+    """One layer of q or p: A [r, I] and B [O, r] of μ, then of σ; also their gradients."""
+
+    mean_a: Tensor
+    mean_b: Tensor
+    scale_a: Tensor
+    scale_b: Tensor
+
+
+class Divergence(NamedTuple):
+    """KL(q || p) of one layer.
+
+    Attributes:
+        value: summed over the layer's weights.
+        mean_curvature: its largest second derivative by an entry of B_μ A_μ.
+        scale_curvature: a bound of that by an entry of B_σ A_σ, the bend of s(u) left out (Gauss-Newton).
+    """
+
+    value: float
+    mean_curvature: float
+    scale_curvature: float
+
+
+def gaussian_kl(mean_q: Tensor, scale_q: Tensor, mean_p: Tensor, scale_p: Tensor) -> Tensor:
+    """KL(N(mean_q, scale_q²) || N(mean_p, scale_p²)), summed over all weights.
+
+        log(σ_p / σ_q) + (σ_q² + (μ_q - μ_p)²) / (2 σ_p²) - 1/2
+
+    Args:
+        mean_q: any shape.
+        scale_q: standard deviations, positive.
+        mean_p: the other mean.
+        scale_p: its standard deviations, positive.
+
+    Returns:
+        A scalar.
+    """
+    shift = mean_q - mean_p
+    growth = (scale_q / scale_p).log()
+    return _kl(shift, shift * scale_p**-2, growth, torch.expm1(2 * growth))
+
+
+def _kl(shift: Tensor, weighted: Tensor, growth: Tensor, widening: Tensor) -> Tensor:
+    """The same from μ_q - μ_p, that over σ_p², log(σ_q / σ_p) and σ_q² / σ_p² - 1: exact where q is close to p."""
+    excess = torch.add(widening, growth, alpha=-2).sum()
+    return 0.5 * (excess + torch.dot(shift.reshape(-1), weighted.reshape(-1)))
+
+
+def layer_divergence(
+    task: Pairs,
+    shared: Pairs,
+    factor: float,
+    scale: float,
+    weight: float = 0.0,
+    into_task: Pairs | None = None,
+    into_shared: Pairs | None = None,
+) -> Divergence:
+    """KL(q || p) of one layer, and its gradients.
+
+    With d = μ_q - μ_p and t = s_q - s_p the derivatives are
+
+        ∂/∂μ_q = d / σ_p² = -∂/∂μ_p      ∂/∂s_q = e^{2t} - 1      ∂/∂s_p = 1 - e^{2t} - d² / σ_p²
+
+    Args:
+        task: q.
+        shared: p.
+        factor: α / r.
+        scale: c.
+        weight: what the gradients are multiplied by.
+        into_task: gradients by φ are added to these.
+        into_shared: and those by θ to these.
+    """
+    log_p, slope_p = _log_scale(shared, scale)
+    precision = torch.exp(-2 * log_p).mul_(scale**-2)
+    steepest = float(precision.amax())
+    if all(torch.equal(one, other) for one, other in zip(task, shared, strict=True)):
+        # value and gradients are 0 where q is p
+        return Divergence(0.0, factor**2 * steepest, 2 / scale**2)
+    log_q, slope_q = _log_scale(task, scale)
+    growth = log_q - log_p
+    # μ_q - μ_p from the differences, which are exact where the two are close
+    b = torch.cat([task.mean_b - shared.mean_b, shared.mean_b], dim=1)
+    shift = b.mul_(factor) @ torch.cat([task.mean_a, task.mean_a - shared.mean_a])
+    weighted = shift * precision
+    widening = (2 * growth).expm1_().expand_as(shift)
+    value = float(_kl(shift, weighted, growth.expand_as(shift), widening))
+    widest = 1 + float(widening.amax())
+    if into_task is not None:
+        _chain(weighted, task.mean_b, task.mean_a, weight * factor, into_task[:2])
+        _chain(widening * slope_q, task.scale_b, task.scale_a, weight / scale, into_task[2:])
+    if into_shared is not None:
+        _chain(weighted, shared.mean_b, shared.mean_a, -weight * factor, into_shared[:2])
+        by_log = torch.addcmul(widening, shift, weighted).mul_(slope_p)
+        _chain(by_log, shared.scale_b, shared.scale_a, -weight / scale, into_shared[2:])
+    return Divergence(value, factor**2 * steepest, 2 * widest / scale**2)
+
+
+def _log_scale(layer: Pairs, scale: float) -> tuple[Tensor, Tensor]:
+    """Log of σ / c, which is s, and ds / du, both [O, I]; scalars where B_σ is 0."""
+    if not layer.scale_b.any():
+        return layer.scale_b.new_zeros(()), layer.scale_b.new_ones(())
+    s = (layer.scale_b / scale) @ layer.scale_a
+    # (1 + (u / k)²)^-1/2, whose third power is the slope
+    shrink = torch.addcmul(s.new_ones(()), s, s, value=_RANGE**-2).rsqrt_()
+    return s.mul_(shrink), shrink.pow_(3)
+
+
+def _chain(gradient: Tensor, b: Tensor, a: Tensor, factor: float, into: Sequence[Tensor]) -> None:
+    """Add the gradients of A and B, given that of B A [O, I], times a factor."""
+    into[0].addmm_(b.T, gradient, alpha=factor)
+    into[1].addmm_(gradient, a.T, alpha=factor)
+
+
+def hyper_prior(
+    layer: Pairs, factor: float, scale: float, weight: float = 0.0, into: Pairs | None = None
+) -> float:
+    """-log p(θ) of one layer up to a constant, and its gradient: μ_θ ~ N(0, 1), 1 / σ_θ² ~ Gamma(1, 0.01).
+
+        Σ μ² / 2 + 0.01 Σ 1 / σ²
+
+    Args:
+        layer: θ.
+        factor: α / r.
+        scale: c.
+        weight: what the gradients are multiplied by.
+        into: they are added to these.
+    """
+    # |B A|² needs no [O, I]: it is the trace of (Bᵀ B) (A Aᵀ)
+    inner, outer = layer.mean_a @ layer.mean_a.T, layer.mean_b.T @ layer.mean_b
+    shape = len(layer.scale_b), layer.scale_a.shape[1]
+    log_scale, slope = _log_scale(layer, scale)
+    precision = torch.exp(-2 * log_scale).mul_(scale**-2).expand(shape)
+    value = 0.5 * factor**2 * (inner * outer).sum() + _GAMMA_RATE * precision.sum()
+    if into is not None:
+        into.mean_a.addmm_(outer, layer.mean_a, alpha=weight * factor**2)
+        into.mean_b.addmm_(layer.mean_b, inner, alpha=weight * factor**2)
+        rate = -2 * _GAMMA_RATE * weight / scale
+        _chain(precision * slope, layer.scale_b, layer.scale_a, rate, into[2:])
+    return float(value)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """The distributions of one shape, as flat float32 vectors [P].
+
+    Attributes:
+        config: the adapter's shape, which is that of μ and of σ.
+        layout: PEFT's tensor names and shapes, of the first half of the vector and of the second.
+        scale: c.
+    """
+
+    config: AdapterConfig
+    layout: tuple[tuple[str, torch.Size], ...]
+    scale: float
+
+    @classmethod
+    def of(cls, adapter: Adapter, scale: float) -> _Family:
+        layout = tuple((key, tensor.shape) for key, tensor in adapter.tensors.items())
+        return cls(adapter.config, layout, scale)
+
+    def views(self, half: Tensor) -> dict[str, Tensor]:
+        """Views by PEFT's names, of either half of a vector: of μ or of σ."""
+        parts = half.split([shape.numel() for _, shape in self.layout])
+        return {
+            key: part.view(shape) for (key, shape), part in zip(self.layout, parts, strict=True)
+        }
+
+    def halves(self, flat: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Views of μ, and of σ."""
+        half = len(flat) // 2
+        return self.views(flat[:half]), self.views(flat[half:])
+
+    def pairs(self, flat: Tensor) -> dict[str, Pairs]:
+        """Views by layer."""
+        mean, spread = (Adapter(self.config, half).layers() for half in self.halves(flat))
+        return {name: Pairs(*mean[name], *spread[name]) for name in mean}
+
+    def start(self, adapter: Adapter, seed: int) -> Tensor:
+        """μ is the adapter, σ is c: A_σ is drawn as LoRA's A, B_σ is 0."""
+        flat = torch.zeros(2 * sum(shape.numel() for _, shape in self.layout))
+        mean, spread = self.halves(flat)
+        for key, tensor in adapter.tensors.items():
+            mean[key].copy_(tensor)
+        for name, (a, _) in Adapter(self.config, spread).layers().items():
+            generator = torch.Generator().manual_seed(derive_seed(seed, METHOD, "sigma", name))
+            bound = 1 / math.sqrt(a.shape[1])
+            a.uniform_(-bound, bound, generator=generator)
+        return flat
+
+    def learned(self, flat: Tensor) -> tuple[Adapter, dict[str, Tensor]]:
+        """The mean as an adapter, and what :meth:`flat` needs besides; both on the CPU, apart from ``flat``."""
+        mean, spread = self.halves(flat.detach().to("cpu", copy=True))
+        extra = {_SCALE: torch.tensor(self.scale)}
+        for key, tensor in spread.items():
+            name, kind = parse_key(key)
+            extra[f"sigma.{name}.{kind}"] = tensor.clone()
+        return Adapter(self.config, {key: tensor.clone() for key, tensor in mean.items()}), extra
+
+    def flat(self, learned: Learned) -> Tensor:
+        """Back from :meth:`learned`."""
+        spread = [learned.extra["sigma.{}.{}".format(*parse_key(key))] for key, _ in self.layout]
+        mean = [learned.adapter.tensors[key] for key, _ in self.layout]
+        return torch.cat([tensor.reshape(-1).float() for tensor in (*mean, *spread)])
+
+
+def _family_of(learned: Learned) -> _Family:
+    names = {"sigma.{}.{}".format(*parse_key(key)) for key in learned.adapter.tensors}
+    if missing := sorted(({_SCALE} | names) - set(learned.extra)):
+        raise BaselineError(
+            f"the weights of {learned.method} have no {missing[0]}, so they are no distribution; "
+            f"meta-train them with abmll"
+        )
+    return _Family.of(learned.adapter, float(learned.extra[_SCALE]))
+
+
+def _draw(
+    base: BaseModel, layers: Mapping[str, Pairs], scale: float, seed: int, slopes: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """W0 + σ ε [O, I] by layer, in the model's dtype, and where asked for its derivative by B_σ A_σ.
+
+    The order of the model's layers decides which numbers of the stream a layer gets, not that of ``layers``.
+    """
+    generator = torch.Generator(device=base.device).manual_seed(seed)
+    weights: dict[str, Tensor] = {}
+    by_scale: dict[str, Tensor] = {}
+    for group in base.groups:
+        for name, frozen in zip(group.names, group.weight.split(group.outputs), strict=True):
+            if name not in layers:
+                continue
+            drawn = torch.empty(frozen.shape, device=base.device).normal_(generator=generator)
+            log_scale, slope = _log_scale(layers[name], scale)
+            drawn.mul_(log_scale.exp_())
+            if slopes:
+                by_scale[name] = slope.mul(drawn).to(base.dtype)
+            weights[name] = torch.add(frozen, drawn, alpha=scale).to(base.dtype)
+    return weights, by_scale
+
+
+def _likelihood(
+    base: BaseModel, batch: Sequence[AnswerSequence], family: _Family, flat: Tensor, seed: int
+) -> tuple[float, Tensor]:
+    """-log p(answers | W) per answer token for one sample W, and its gradient [P].
+
+    With g the gradient by W: ∂/∂μ = g, and ∂/∂(B_σ A_σ) = g ε e^s ds/du.
+    """
+    half = len(flat) // 2
+    mean = flat[:half].clone().requires_grad_()
+    # cast as one vector: a cast per layer costs more than its product
+    views = family.views(mean.to(base.dtype))
+    layers = family.pairs(flat)
+    weights, by_scale = _draw(base, layers, family.scale, seed, slopes=True)
+    for weight in weights.values():
+        weight.requires_grad_()
+    active = base.activate_weights(
+        weights, Adapter(family.config, views).layers(), family.config.scale
+    )
+    loss = answer_loss_under(base, batch, active)
+    gradient = torch.zeros_like(flat)
+    by_mean, *by_weight = torch.autograd.grad(loss, [mean, *weights.values()])
+    gradient[:half] = by_mean
+    into = family.pairs(gradient)
+    for name, slope in zip(weights, by_weight, strict=True):
+        layer = layers[name]
+        product = by_scale.pop(name).float().mul_(slope)
+        _chain(product, layer.scale_b, layer.scale_a, 1.0, into[name][2:])
+    return loss.item(), gradient
+
+
+def _divergence(
+    family: _Family,
+    flat: Tensor,
+    shared: Tensor,
+    beta: float,
+    gradient: Tensor,
+    shared_gradient: Tensor | None = None,
+) -> tuple[float, dict[str, Divergence]]:
+    """KL(φ || θ) over all layers; β times its gradients is added to the given ones."""
+    theta, into_task = family.pairs(shared), family.pairs(gradient)
+    into_shared = None if shared_gradient is None else family.pairs(shared_gradient)
+    found = {
+        name: layer_divergence(
+            layer,
+            theta[name],
+            family.config.scale,
+            family.scale,
+            beta,
+            into_task[name],
+            None if into_shared is None else into_shared[name],
+        )
+        for name, layer in family.pairs(flat).items()
+    }
+    return math.fsum(each.value for each in found.values()), found
+
+
+def _descend(
+    family: _Family,
+    flat: Tensor,
+    gradient: Tensor,
+    curvatures: Mapping[str, Divergence],
+    rate: float,
+    beta: float,
+) -> None:
+    """A gradient step, in place, that no β makes unstable.
+
+    A plain step diverges where rate * β * curvature exceeds 2, and the curvature is c⁻². So the divergence counts as
+    it does in an implicit Euler step, by its curvature H:
+
+        φ <- φ - rate (1 + rate β H)⁻¹ ∇(-log p + β KL)
+
+    with H = 2 h (A Aᵀ) for B and 2 h (Bᵀ B) for A, h the layer's largest second derivative by an entry of B A. The 2
+    makes these blocks together a bound of the whole Gauss-Newton matrix. For small β it is the plain step; for β to
+    infinity it stays where it is.
+    """
+    slopes = family.pairs(gradient)
+    for name, layer in family.pairs(flat).items():
+        slope, found = slopes[name], curvatures[name]
+        for first, bend in ((0, found.mean_curvature), (2, found.scale_curvature)):
+            a, b = layer[first], layer[first + 1]
+            strength = 2 * rate * beta * bend
+            by_a = _damped(slope[first], b.T @ b, strength)
+            by_b = _damped(slope[first + 1].T, a @ a.T, strength).T
+            a.sub_(by_a, alpha=rate)
+            b.sub_(by_b, alpha=rate)
+
+
+def _damped(gradient: Tensor, gram: Tensor, strength: float) -> Tensor:
+    """(1 + strength * gram)⁻¹ gradient; gram [r, r], gradient [r, n]."""
+    matrix = gram.double().mul_(strength)
+    matrix.diagonal().add_(1.0)
+    solved: Tensor = torch.linalg.solve(matrix, gradient.double())
+    return solved.to(gradient.dtype)
+
+
+def _task_steps(
+    base: BaseModel,
+    batches: Iterator[Sequence[AnswerSequence]],
+    family: _Family,
+    shared: Tensor,
+    flat: Tensor,
+    rate: float,
+    beta: float,
+    seed: int,
+    clock: Clock,
+) -> Iterator[dict[str, Any]]:
+    """Steps on E_q[-log p(D | W)] + β KL(q || p), one sample a step, in place; a row after each.
+
+    Raises:
+        BaselineError: the loss stops being finite.
+    """
+    for number, batch in enumerate(batches, start=1):
+        loss, gradient = _likelihood(
+            base, batch, family, flat, derive_seed(seed, "noise", str(number))
+        )
+        clock.trained(sum(len(sequence.ids) for sequence in batch))
+        divergence, curvatures = _divergence(family, flat, shared, beta, gradient)
+        if not math.isfinite(loss + divergence):
+            raise BaselineError(
+                f"abmll: at step {number} on a task's support examples the loss is {loss} and the divergence "
+                f"{divergence}; lower the learning rate of these steps (now {rate:g}) or the scale (now "
+                f"{family.scale:g})"
+            )
+        _descend(family, flat, gradient, curvatures, rate, beta)
+        yield {"step": number, "loss": loss, "kl": divergence}
+
+
+def fit(
+    base: BaseModel,
+    tasks: Sequence[TaskExamples],
+    prompt: PromptParameters,
+    mode: ScoringMode,
+    parameters: AbmllParameters,
+    start: Adapter,
+    seed: int,
+    progress: Progress | None = None,
+) -> Learned:
+    """Meta-train θ with Adam, on the mean over an outer step's tasks.
+
+        -log p(query_i | W_i) + β KL(q(φ_i) || p(φ_i | θ)) - γ log p(θ),      W_i ~ q(φ_i)
+
+    where φ_i = θ after ``inner_steps`` steps on the same with the support examples (and no p(θ)). To first order, as
+    in ABML: φ_i counts as θ plus a constant, so that θ gets the gradient by φ_i at φ_i, and the direct one by θ. Tasks
+    are done one after another and only their gradients added up: memory is the same for any number of them.
+
+    Args:
+        base: the frozen model.
+        tasks: the meta-train tasks.
+        prompt: how an example becomes text.
+        mode: what the answer is.
+        parameters: of the method.
+        start: where μ_θ starts, and the shape of all four pairs.
+        seed: decides the episodes, A_σ and the noise; an episode follows from it and its step alone.
+        progress: called with (outer steps done, outer steps in all).
+
+    Returns:
+        μ_θ, and the pairs of σ_θ in ``extra``.
+
+    Raises:
+        BaselineError: there are no tasks, a task has too few examples, or the loss stops being finite.
+    """
+    tasks = _checked(tasks, parameters)
+    clock = Clock()
+    family = _Family.of(start, parameters.scale)
+    theta = family.start(start, seed).to(base.device).requires_grad_()
+    optimizer = torch.optim.AdamW(
+        [theta], lr=parameters.outer_learning_rate, weight_decay=0.0, fused=True
+    )
+    sequences: dict[str, list[AnswerSequence]] = {}
+    records = []
+    for step in range(1, parameters.outer_steps + 1):
+        began, tokens = time.perf_counter(), 0
+        gradient = torch.zeros_like(theta.detach())
+        shared = theta.detach()
+        losses, before, divergences = [], [], []
+        for place, number in enumerate(_chosen_tasks(len(tasks), parameters, step, seed)):
+            task = tasks[number]
+            if task.name not in sequences:
+                sequences[task.name] = answer_sequences(base, task.examples, prompt, mode)
+            own = derive_seed(seed, METHOD, "episode", str(step), str(place), task.name)
+            support, query = _episode(sequences[task.name], parameters, own)
+            flat = shared.clone()
+            rows = list(
+                _task_steps(
+                    base,
+                    iter([support] * parameters.inner_steps),
+                    family,
+                    shared,
+                    flat,
+                    parameters.inner_learning_rate,
+                    parameters.beta,
+                    own,
+                    clock,
+                )
+            )
+            loss, by_task = _likelihood(base, query, family, flat, derive_seed(own, "query"))
+            clock.trained(sum(len(sequence.ids) for sequence in query))
+            divergence, _ = _divergence(
+                family, flat, shared, parameters.beta, by_task, shared_gradient=by_task
+            )
+            gradient.add_(by_task)
+            losses.append(loss)
+            before.append(rows[0]["loss"])
+            divergences.append(divergence)
+            tokens += sum(len(s.ids) for s in (*(support * parameters.inner_steps), *query))
+        gradient.div_(parameters.tasks_per_step)
+        if parameters.gamma > 0:
+            into = family.pairs(gradient)
+            for name, layer in family.pairs(shared).items():
+                hyper_prior(layer, family.config.scale, family.scale, parameters.gamma, into[name])
+        theta.grad = gradient
+        norm = float(nn.utils.clip_grad_norm_([theta], parameters.max_gradient_norm))
+        loss, divergence = _mean(losses), _mean(divergences)
+        if not math.isfinite(loss + divergence + norm):
+            raise BaselineError(
+                f"abmll: at step {step} the loss is {loss}, the divergence {divergence} and the norm of the gradient "
+                f"{norm}; lower baselines.abmll.inner_learning_rate (now {parameters.inner_learning_rate:g}), "
+                f"outer_learning_rate (now {parameters.outer_learning_rate:g}) or scale (now {parameters.scale:g})"
+            )
+        optimizer.step()
+        records.append(
+            {
+                "step": step,
+                "loss": loss,
+                "loss_before": _mean(before),
+                "kl": divergence,
+                "gradient_norm": norm,
+                "seconds": time.perf_counter() - began,
+                "tokens": tokens,
+            }
+        )
+        if progress is not None:
+            progress(step, parameters.outer_steps)
+    adapter, extra = family.learned(theta)
+    about = {**parameters.model_dump(mode="json"), "seed": seed, "tasks": [x.name for x in tasks]}
+    return Learned(METHOD, adapter, extra, records, clock.compute, about)
+
+
+def adapt(
+    base: BaseModel,
+    learned: Learned,
+    support: Sequence[Example],
+    prompt: PromptParameters,
+    mode: ScoringMode,
+    parameters: AbmllParameters,
+    setting: AdaptationSetting,
+    seed: int,
+) -> Learned:
+    """A task's posterior from its support examples: φ from θ by steps on E_q[-log p(D | W)] + β KL(q || p(· | θ)).
+
+    Args:
+        base: the frozen model.
+        learned: what :func:`fit` returned.
+        support: the labelled examples.
+        prompt: how an example becomes text.
+        mode: what the answer is.
+        parameters: of the method; only β is read.
+        setting: steps, learning rate and batch size; without steps the posterior is the prior.
+        seed: decides the order of the examples and the noise.
+
+    Returns:
+        μ_φ, and the pairs of σ_φ in ``extra``.
+
+    Raises:
+        BaselineError: ``learned`` is no distribution, there are no examples, or the loss stops being finite.
+    """
+    if not support:
+        raise BaselineError("there are no support examples to adapt to; set splits.support")
+    clock = Clock()
+    family = _family_of(learned)
+    shared = family.flat(learned).to(base.device)
+    flat = shared.clone()
+    records: list[dict[str, Any]] = []
+    if setting.steps:
+        sequences = answer_sequences(base, support, prompt, mode)
+        training = TrainingParameters(
+            phases=(Phase(steps=setting.steps, learning_rate=setting.learning_rate),),
+            # a batch is never larger than what there is: an example twice in a batch is a higher rate in disguise
+            batch_size=min(setting.batch_size, len(support)),
+        )
+        batches = (
+            [sequences[i] for i in batch_indices(len(sequences), training, step, seed)]
+            for step in range(1, setting.steps + 1)
+        )
+        records = list(
+            _task_steps(
+                base,
+                batches,
+                family,
+                shared,
+                flat,
+                setting.learning_rate,
+                parameters.beta,
+                derive_seed(seed, METHOD, "adapt"),
+                clock,
+            )
+        )
+    adapter, extra = family.learned(flat)
+    about = {**setting.model_dump(mode="json"), "beta": parameters.beta, "seed": seed}
+    return Learned(METHOD, adapter, extra, records, clock.compute, about)
+
+
+def predict(
+    base: BaseModel,
+    posterior: Learned,
+    examples: Sequence[Example],
+    prompt: PromptParameters,
+    scoring: ScoringParameters,
+    samples: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> list[Prediction]:
+    """Answers by the average over weights: p(option) = 1/S Σ_s softmax(option scores under W_s).
+
+    Args:
+        base: the frozen model.
+        posterior: what :func:`adapt` returned, or :func:`fit`.
+        examples: what is asked; right answers are only copied into the predictions.
+        prompt: how an example becomes text.
+        scoring: mode, normalisation and batch size in tokens.
+        samples: S; every sample answers all examples.
+        seed: decides the samples.
+        progress: called with (answers given, answers in all), a sample's to an example being one.
+
+    Returns:
+        One prediction an example, in order; ``option_scores`` are log p(option).
+
+    Raises:
+        BaselineError: ``posterior`` is no distribution, there are no samples, or the mode is ``generate``.
+    """
+    if scoring.mode == "generate":
+        raise BaselineError(
+            "abmll averages the probabilities of options, and the mode 'generate' has none; set scoring.mode to "
+            "'letter' or 'text'"
+        )
+    if samples < 1:
+        raise BaselineError(f"abmll cannot average {samples} samples; set baselines.abmll.samples")
+    family = _family_of(posterior)
+    if not examples:
+        return []
+    layers = family.pairs(family.flat(posterior).to(base.device))
+    mean = {name: (layer.mean_a, layer.mean_b) for name, layer in layers.items()}
+    found: list[list[list[float]]] = []
+    tokens = [0] * len(examples)
+    for sample in range(samples):
+
+        def tell(done: int, of: int, before: int = sample * len(examples)) -> None:
+            if progress is not None:
+                progress(before + done, of * samples)
+
+        own = derive_seed(seed, METHOD, "sample", str(sample))
+        weights, _ = _draw(base, layers, family.scale, own, slopes=False)
+        active = base.activate_weights(weights, mean, family.config.scale)
+        compared = compare_options(base, examples, prompt, scoring, progress=tell, active=active)
+        found.append([_log_softmax(row) for row in compared.scores[0]])
+        tokens = [one + other for one, other in zip(tokens, compared.tokens, strict=True)]
+        # before the next sample is drawn: two are twice the model
+        del weights, active
+    scores = [
+        (torch.tensor(rows, dtype=torch.float64).logsumexp(dim=0) - math.log(samples)).tolist()
+        for rows in zip(*found, strict=True)
+    ]
+    return predictions_of(examples, scores, tokens, prompt, scoring)
+
+
+def _log_softmax(row: Sequence[float]) -> list[float]:
+    values: list[float] = torch.tensor(row, dtype=torch.float64).log_softmax(dim=0).tolist()
+    return values
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _checked(tasks: Sequence[TaskExamples], parameters: AbmllParameters) -> list[TaskExamples]:
+    if not tasks:
+        raise BaselineError("abmll has no tasks to learn from; name some under meta_train")
+    name, count = Counter(task.name for task in tasks).most_common(1)[0]
+    if count > 1:
+        raise BaselineError(f"the task {name} is listed {count} times for abmll; once will do")
+    needed = parameters.support + parameters.query
+    for task in tasks:
+        if len(task.examples) < needed:
+            raise BaselineError(
+                f"the task {task.name} has {len(task.examples)} training examples, and an episode of abmll needs "
+                f"{needed} (baselines.abmll.support + query); lower them or raise the task's splits.train"
+            )
+    # however they are listed, a step draws the same ones
+    return sorted(tasks, key=lambda task: task.name)
+
+
+def _chosen_tasks(count: int, parameters: AbmllParameters, step: int, seed: int) -> list[int]:
+    """An outer step's tasks, as indices: none comes twice before all came once."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, METHOD, "tasks", str(step)))
+    chosen: list[int] = []
+    while len(chosen) < parameters.tasks_per_step:
+        chosen += torch.randperm(count, generator=generator).tolist()
+    return chosen[: parameters.tasks_per_step]
+
+
+def _episode(
+    sequences: Sequence[AnswerSequence], parameters: AbmllParameters, seed: int
+) -> tuple[list[AnswerSequence], list[AnswerSequence]]:
+    """Support and query of an episode; no example is in both."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "examples"))
+    order = torch.randperm(len(sequences), generator=generator).tolist()
+    chosen = [sequences[i] for i in order[: parameters.support + parameters.query]]
+    return chosen[: parameters.support], chosen[parameters.support :]

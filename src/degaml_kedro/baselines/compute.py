@@ -1,0 +1,65 @@
+"""What a method costs, in one currency for all: tokens through the base model, and seconds."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Work done.
+
+    Attributes:
+        forward_tokens: that the base model read.
+        backward_tokens: that a gradient went back through; a second derivative goes back twice, through the forward
+            and through the first backward pass.
+        seconds: wall time.
+    """
+
+    forward_tokens: int = 0
+    backward_tokens: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Compute) -> Compute:
+        """Both together."""
+        return Compute(
+            self.forward_tokens + other.forward_tokens,
+            self.backward_tokens + other.backward_tokens,
+            self.seconds + other.seconds,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class Clock:
+    """Counts what a method does while it does it.
+
+    Example:
+        >>> clock = Clock()
+        >>> clock.trained(100)
+        >>> clock.compute.backward_tokens
+        100
+    """
+
+    def __init__(self) -> None:
+        """Start now."""
+        self._began = time.perf_counter()
+        self._forward = self._backward = 0
+
+    def read(self, tokens: int) -> None:
+        """The model read these tokens."""
+        self._forward += tokens
+
+    def trained(self, tokens: int, backward: int = 1) -> None:
+        """The model read these tokens, and a gradient went back through them ``backward`` times."""
+        self._forward += tokens
+        self._backward += tokens * backward
+
+    @property
+    def compute(self) -> Compute:
+        """So far."""
+        return Compute(self._forward, self._backward, time.perf_counter() - self._began)

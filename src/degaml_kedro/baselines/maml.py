@@ -1,0 +1,522 @@
+"""``maml_en_llm``: MAML over LoRA weights (Sinha et al., 2024; Finn et al., 2017).
+
+    θ_0 = θ,    θ_k = θ_{k-1} - α ∇ L_support(θ_{k-1}),    θ <- θ - η Adam(mean over tasks of d L_query(θ_K) / dθ)
+
+The derivative goes back through the inner steps: with H_k the Hessian of L_support at θ_k, plain steps give
+(I - α H_0) ... (I - α H_{K-1}) ∇ L_query(θ_K). First order leaves the product out.
+
+With shared moments (the paper's way to a stable run) an inner step is Adam's, and starts from the outer optimiser's
+moments. Every episode starts from the same moments and leaves them as they were, so the order of a step's tasks does
+not matter; the paper does not say, and this is the choice that does not depend on a shuffle.
+
+Shapes: P adapter parameters, K inner steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.baselines.compute import Clock
+from degaml_kedro.baselines.icl import in_context_sequences
+from degaml_kedro.baselines.learned import BaselineError, Learned, Progress, TaskExamples
+from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.finetune import (
+    AnswerSequence,
+    answer_loss,
+    answer_sequences,
+    batch_indices,
+)
+from degaml_kedro.llm.second_order import differentiable_answer_loss
+from degaml_kedro.parameters import (
+    AdaptationSetting,
+    MamlParameters,
+    Phase,
+    PromptParameters,
+    ScoringMode,
+    TrainingParameters,
+)
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.tasks.example import Example
+
+SECOND_ORDER = "maml_en_llm"
+FIRST_ORDER = "maml_en_llm_first_order"
+
+# Adam's usual constants
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
+
+# the loss at θ [P] in the inner step of this number, counted from 0
+StepLoss = Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What Adam remembers.
+
+    Attributes:
+        first: running mean of gradients, [P].
+        second: running mean of their squares, [P].
+        step: how many gradients they have taken in.
+    """
+
+    first: Tensor
+    second: Tensor
+    step: int
+
+    @classmethod
+    def empty(cls, like: Tensor) -> Moments:
+        """Before the first gradient."""
+        return cls(torch.zeros_like(like), torch.zeros_like(like), 0)
+
+
+def adam_direction(gradient: Tensor, moments: Moments) -> tuple[Tensor, Moments]:
+    """Where Adam goes from a gradient, and what it remembers then: the outer step, and the inner one.
+
+    It can be differentiated by the gradient, through both moments: a second moment held constant would make of the
+    first step from empty moments, which is the gradient's sign, something with the slope 1 / |gradient|. Where the
+    second moment is 0 its root has no derivative; there the direction is 0, and so is its derivative.
+
+    Args:
+        gradient: [P].
+        moments: before it.
+
+    Returns:
+        The direction [P], to be multiplied by the learning rate and subtracted; the moments with the gradient.
+    """
+    step = moments.step + 1
+    first = _BETA_1 * moments.first + (1 - _BETA_1) * gradient
+    second = _BETA_2 * moments.second + (1 - _BETA_2) * gradient * gradient
+    known = second > 0
+    root = torch.where(known, second / (1 - _BETA_2**step), 1.0).sqrt()
+    direction = torch.where(known, first / (1 - _BETA_1**step) / (root + _EPSILON), 0.0)
+    return direction, Moments(first, second, step)
+
+
+_DETACH = False
+
+
+def inner_loop(
+    loss: StepLoss,
+    start: Tensor,
+    steps: int,
+    learning_rate: float,
+    moments: Moments | None = None,
+    first_order: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Gradient steps from the shared weights.
+
+    Args:
+        loss: the support loss; differentiable twice, or once where ``first_order``.
+        start: θ, [P].
+        steps: K.
+        learning_rate: α.
+        moments: where Adam starts from; None takes plain gradient steps.
+        first_order: the result is a constant, no derivative leads back to the start.
+
+    Returns:
+        θ_K [P], differentiable by the start unless ``first_order``; the loss before each step [K], a constant.
+    """
+    at = start.detach() if first_order else start
+    losses = []
+    for step in range(steps):
+        if first_order:
+            gradient, value = _gradient(loss, at, step)
+        else:
+            gradient, value = torch.func.grad_and_value(loss)(at, step)
+        direction = gradient
+        if moments is not None:
+            direction, moments = adam_direction(gradient, moments)
+        at = at - learning_rate * direction
+        losses.append(value.detach())
+    return at, torch.stack(losses) if losses else start.new_zeros(0)
+
+
+def meta_gradient(
+    query_loss: Callable[[Tensor], Tensor],
+    support_loss: StepLoss,
+    start: Tensor,
+    steps: int,
+    learning_rate: float,
+    moments: Moments | None = None,
+    first_order: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivative of the loss after adaptation by the weights before it.
+
+    The query's gradient at θ_K is pulled back through the inner steps (``torch.func.vjp``), whose graphs are held
+    till then: memory grows with K. The query loss itself needs a first derivative only.
+
+    Args:
+        query_loss: at θ_K.
+        support_loss: differentiable twice, or once where ``first_order``.
+        start: θ, [P].
+        steps: K.
+        learning_rate: α.
+        moments: where the inner steps' Adam starts from; None takes plain gradient steps.
+        first_order: the gradient at θ_K as it is.
+
+    Returns:
+        The gradient [P], the query loss at θ_K, the support loss before each inner step [K].
+    """
+
+    def adapt_from(theta: Tensor) -> tuple[Tensor, Tensor]:
+        return inner_loop(support_loss, theta, steps, learning_rate, moments, first_order)
+
+    if first_order:
+        adapted, losses = adapt_from(start)
+        gradient, value = _gradient(query_loss, adapted)
+        return gradient, value, losses
+    adapted, pull_back, losses = torch.func.vjp(  # type: ignore[misc]  # three with has_aux
+        adapt_from, start.detach(), has_aux=True
+    )
+    gradient, value = _gradient(query_loss, adapted)
+    with torch.no_grad():  # no third derivative
+        (gradient,) = pull_back(gradient, retain_graph=False)
+    return gradient, value, losses
+
+
+def _gradient(loss: Callable[..., Tensor], at: Tensor, *rest: int) -> tuple[Tensor, Tensor]:
+    """A first derivative and the value, by autograd: the model's fast backward is no ``torch.func`` function."""
+    with torch.enable_grad():
+        leaf = at.detach().requires_grad_()
+        value = loss(leaf, *rest)
+        (gradient,) = torch.autograd.grad(value, leaf)
+    return gradient, value.detach()
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A task's part in an outer step.
+
+    Attributes:
+        task: its name.
+        support: what the inner steps learn from.
+        query: what the adapted weights are judged by; none of it is in ``support``.
+        demonstrations: what stands in front of each support example, then of each query; never a query.
+    """
+
+    task: str
+    support: tuple[Example, ...]
+    query: tuple[Example, ...]
+    demonstrations: tuple[tuple[Example, ...], ...]
+
+
+def draw_episodes(
+    tasks: Sequence[TaskExamples], parameters: MamlParameters, step: int, seed: int
+) -> list[Episode]:
+    """The episodes of an outer step: they follow from the tasks, the seed and the step alone.
+
+    Args:
+        tasks: to draw from; their order does not matter. None comes twice before all came once.
+        parameters: how many tasks, support, query and in-context examples.
+        step: counted from 1.
+        seed: of the run.
+
+    Raises:
+        BaselineError: there are no tasks, two have one name, or one has too few examples.
+    """
+    tasks = _checked(tasks, parameters)
+    order: list[int] = []
+    while len(order) < parameters.tasks_per_step:
+        order += _shuffle(len(tasks), seed, str(step), "tasks", str(len(order)))
+    episodes = []
+    for place, index in enumerate(order[: parameters.tasks_per_step]):
+        task = tasks[index]
+        names = (str(step), str(place // len(tasks)), task.name)
+        cards = _shuffle(len(task.examples), seed, *names)
+        query = cards[: parameters.query]
+        others = cards[parameters.query :]
+        support = others[: parameters.support]
+        shown = []
+        for own in (*support, *query):
+            deck = _shuffle(len(others), seed, *names, "shown", str(own))
+            free = [others[i] for i in deck if others[i] != own]
+            shown.append(free[: parameters.in_context_examples])
+        pick = task.examples.__getitem__
+        episodes.append(
+            Episode(
+                task.name,
+                tuple(map(pick, support)),
+                tuple(map(pick, query)),
+                tuple(tuple(map(pick, row)) for row in shown),
+            )
+        )
+    # sums of floats depend on their order: this one is the same however tasks are listed and drawn
+    return sorted(episodes, key=lambda episode: episode.task)
+
+
+def _checked(tasks: Sequence[TaskExamples], parameters: MamlParameters) -> list[TaskExamples]:
+    if not tasks:
+        raise BaselineError("there are no tasks to meta-train on; name some under meta_train")
+    name, count = Counter(task.name for task in tasks).most_common(1)[0]
+    if count > 1:
+        raise BaselineError(
+            f"the task {name} is listed {count} times for meta-training; once will do"
+        )
+    shown = parameters.in_context_examples
+    needed = parameters.query + max(parameters.support, shown + 1 if shown else 0)
+    for task in tasks:
+        if len(task.examples) < needed:
+            context = f" behind {shown} others in the prompt" if shown else ""
+            raise BaselineError(
+                f"the task {task.name} has {len(task.examples)} train examples, and an episode takes {needed}: "
+                f"{parameters.support} support and {parameters.query} query examples{context}; lower "
+                f"baselines.maml_en_llm.support or .query, or raise the task's splits.train"
+            )
+    return sorted(tasks, key=lambda task: task.name)
+
+
+def _shuffle(count: int, seed: int, *names: str) -> list[int]:
+    generator = torch.Generator().manual_seed(derive_seed(seed, "maml", *names))
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return order
+
+
+def fit(
+    base: BaseModel,
+    tasks: Sequence[TaskExamples],
+    prompt: PromptParameters,
+    mode: ScoringMode,
+    parameters: MamlParameters,
+    start: Adapter,
+    seed: int,
+    first_order: bool = False,
+    progress: Progress | None = None,
+) -> Learned:
+    """Meta-training: shared weights from which a few steps on a task's support examples go far.
+
+    Compute: a token of the support is read once an inner step, and a gradient goes back through it once; in second
+    order twice more, through the forward and through the backward pass. A query's token is read once, back once.
+
+    Args:
+        base: the frozen model.
+        tasks: the meta-train tasks; their order does not matter.
+        prompt: how an example becomes text.
+        mode: what the answer is.
+        parameters: steps, tasks and examples a step, learning rates.
+        start: where the shared weights start.
+        seed: decides the episodes.
+        first_order: the labelled variant without second derivatives.
+        progress: called with (outer steps done, outer steps in all).
+
+    Returns:
+        The shared weights; in ``extra`` the outer optimiser's ``first_moment`` and ``second_moment`` [P] and its
+        ``step``; a record an outer step: ``loss`` of the query after and ``loss_before`` of the support before the
+        inner steps, ``gradient_norm`` before clipping, ``seconds``, ``tokens`` read.
+
+    Raises:
+        BaselineError: there are no tasks, one has too few examples, or the loss stops being finite.
+        PromptError: an example is longer than the model's context.
+        ModelError: the start does not fit the model.
+    """
+    clock = Clock()
+    flat = _flatten(start, base.device)
+    moments = Moments.empty(flat)
+    losses_of = answer_loss if first_order else differentiable_answer_loss
+    records: list[dict[str, Any]] = []
+    for step in range(1, parameters.outer_steps + 1):
+        began, read = time.perf_counter(), clock.compute.forward_tokens
+        episodes = draw_episodes(tasks, parameters, step, seed)
+        gradient = torch.zeros_like(flat)
+        after = before = 0.0
+        for episode in episodes:
+            support, query = _sequences(base, episode, prompt, mode)
+            found, value, losses = meta_gradient(
+                _loss(base, answer_loss, query, start),
+                _step_loss(base, losses_of, support, start),
+                flat,
+                parameters.inner_steps,
+                parameters.inner_learning_rate,
+                moments if parameters.share_moments else None,
+                first_order,
+            )
+            gradient += found / len(episodes)
+            after += value.item() / len(episodes)
+            before += losses[0].item() / len(episodes)
+            clock.trained(_tokens(support) * parameters.inner_steps, 1 if first_order else 3)
+            clock.trained(_tokens(query))
+        norm = torch.linalg.vector_norm(gradient).item()
+        if not (math.isfinite(after) and math.isfinite(norm)):
+            raise BaselineError(
+                f"the loss after adaptation became {after} and its gradient {norm} at outer step {step}; lower "
+                f"inner_learning_rate (now {parameters.inner_learning_rate:g}) or outer_learning_rate (now "
+                f"{parameters.outer_learning_rate:g})"
+            )
+        gradient *= min(1.0, parameters.max_gradient_norm / max(norm, _EPSILON))
+        direction, moments = adam_direction(gradient, moments)
+        flat = flat - parameters.outer_learning_rate * direction
+        records.append(
+            {
+                "step": step,
+                "loss": after,
+                "loss_before": before,
+                "gradient_norm": norm,
+                "seconds": time.perf_counter() - began,
+                "tokens": clock.compute.forward_tokens - read,
+            }
+        )
+        if progress is not None:
+            progress(step, parameters.outer_steps)
+    return Learned(
+        method=FIRST_ORDER if first_order else SECOND_ORDER,
+        adapter=_adapter(flat, start),
+        extra={
+            "first_moment": moments.first.cpu(),
+            "second_moment": moments.second.cpu(),
+            "step": torch.tensor(float(moments.step)),
+        },
+        records=records,
+        compute=clock.compute,
+        about={
+            **parameters.model_dump(mode="json"),
+            "first_order": first_order,
+            "seed": seed,
+            "tasks": sorted(task.name for task in tasks),
+        },
+    )
+
+
+def adapt(
+    base: BaseModel,
+    learned: Learned,
+    support: Sequence[Example],
+    prompt: PromptParameters,
+    mode: ScoringMode,
+    parameters: MamlParameters,
+    setting: AdaptationSetting,
+    seed: int,
+) -> Learned:
+    """The inner loop on a new task.
+
+    Args:
+        base: the frozen model.
+        learned: what :func:`fit` returned.
+        support: the labelled examples.
+        prompt: how an example becomes text.
+        mode: what the answer is.
+        parameters: whether the inner steps are Adam's, from the moments that were learned with the weights.
+        setting: steps, learning rate and batch size; no steps return the shared weights.
+        seed: decides the order of the examples.
+
+    Raises:
+        BaselineError: there are no examples, the moments are missing, or the loss stops being finite.
+        PromptError: an example is longer than the model's context.
+    """
+    clock = Clock()
+    about = {
+        **setting.model_dump(mode="json"),
+        "share_moments": parameters.share_moments,
+        "seed": seed,
+    }
+    if setting.steps == 0:
+        return Learned(learned.method, learned.adapter, {}, (), clock.compute, about)
+    if not support:
+        raise BaselineError(
+            f"{learned.method} has no support examples to adapt to; raise splits.support"
+        )
+    sequences = answer_sequences(base, support, prompt, mode)
+    order = TrainingParameters(
+        phases=(Phase(steps=1, learning_rate=1.0),),
+        # a batch is never larger than what there is: an example twice in a batch is a higher rate in disguise
+        batch_size=min(setting.batch_size, len(sequences)),
+    )
+    own = derive_seed(seed, "maml", "adapt")
+    batches = [
+        [sequences[i] for i in batch_indices(len(sequences), order, step + 1, own)]
+        for step in range(setting.steps)
+    ]
+    flat, losses = inner_loop(
+        lambda theta, step: _loss(base, answer_loss, batches[step], learned.adapter)(theta),
+        _flatten(learned.adapter, base.device),
+        setting.steps,
+        setting.learning_rate,
+        _stored_moments(learned, base) if parameters.share_moments else None,
+        first_order=True,
+    )
+    clock.trained(sum(map(_tokens, batches)))
+    records = [{"step": i, "loss": loss} for i, loss in enumerate(losses.tolist(), start=1)]
+    wrong = [row["step"] for row in records if not math.isfinite(row["loss"])]
+    if wrong or not bool(torch.isfinite(flat).all()):
+        raise BaselineError(
+            f"the loss of {learned.method} stopped being finite at adaptation step "
+            f"{wrong[0] if wrong else setting.steps}; lower the learning rate (now {setting.learning_rate:g})"
+        )
+    return Learned(
+        learned.method, _adapter(flat, learned.adapter), {}, records, clock.compute, about
+    )
+
+
+def _stored_moments(learned: Learned, base: BaseModel) -> Moments:
+    missing = {"first_moment", "second_moment", "step"} - set(learned.extra)
+    if missing:
+        raise BaselineError(
+            f"{learned.method} shares Adam's moments, and what was learned lacks {', '.join(sorted(missing))}; "
+            f"meta-train it again, or set share_moments to false"
+        )
+    extra = learned.extra
+    return Moments(
+        extra["first_moment"].to(base.device),
+        extra["second_moment"].to(base.device),
+        int(extra["step"].item()),
+    )
+
+
+def _sequences(
+    base: BaseModel, episode: Episode, prompt: PromptParameters, mode: ScoringMode
+) -> tuple[list[AnswerSequence], list[AnswerSequence]]:
+    """Support and query as the model reads them."""
+    examples = (*episode.support, *episode.query)
+    if any(episode.demonstrations):
+        found = in_context_sequences(base, examples, episode.demonstrations, prompt, mode)
+    else:
+        found = answer_sequences(base, examples, prompt, mode)
+    return found[: len(episode.support)], found[len(episode.support) :]
+
+
+AnswerLoss = Callable[..., Tensor]
+
+
+def _loss(
+    base: BaseModel, loss: AnswerLoss, batch: Sequence[AnswerSequence], like: Adapter
+) -> Callable[[Tensor], Tensor]:
+    """A batch's loss as a function of the flat weights."""
+
+    def at(flat: Tensor) -> Tensor:
+        # cast as one vector: a cast per layer costs more than its product
+        return loss(base, batch, _tensors(flat.to(base.dtype), like), like.config)
+
+    return at
+
+
+def _step_loss(
+    base: BaseModel, loss: AnswerLoss, batch: Sequence[AnswerSequence], like: Adapter
+) -> StepLoss:
+    """The same batch in every inner step."""
+    at = _loss(base, loss, batch, like)
+    return lambda flat, _: at(flat)
+
+
+def _flatten(adapter: Adapter, device: torch.device) -> Tensor:
+    parts = [tensor.reshape(-1).float() for tensor in adapter.tensors.values()]
+    return torch.cat(parts).to(device)
+
+
+def _tensors(flat: Tensor, like: Adapter) -> Mapping[str, Tensor]:
+    shapes = {key: tensor.shape for key, tensor in like.tensors.items()}
+    parts = flat.split([shape.numel() for shape in shapes.values()])
+    return {k: part.view(shape) for (k, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def _adapter(flat: Tensor, like: Adapter) -> Adapter:
+    return Adapter(like.config, _tensors(flat.detach().cpu(), like))
+
+
+def _tokens(sequences: Sequence[AnswerSequence]) -> int:
+    return sum(len(sequence.ids) for sequence in sequences)

@@ -1,0 +1,152 @@
+"""The baselines pipeline: a node per method and task.
+
+A method's settings are chosen on meta-train tasks that its weights have not seen: it is fitted to the others for that,
+and once more to all of them for what is scored.
+"""
+
+from __future__ import annotations
+
+from kedro.pipeline import Pipeline, node
+from kedro.pipeline.node import Node
+
+from degaml_kedro.parameters import META_TRAINED, ProjectParameters
+from degaml_kedro.pipelines.baselines.nodes import (
+    adapt_baseline,
+    choose_setting,
+    count_meta_training,
+    fit_baseline,
+    predict_baseline,
+    predict_in_context,
+    search_settings,
+    take_union,
+)
+from degaml_kedro.pipelines.checkpoints.pipeline import SETTINGS
+from degaml_kedro.pipelines.groups import Group, groups, search_group
+from degaml_kedro.pipelines.naming import bound
+from degaml_kedro.pipelines.places import Place, measuring, places
+
+BASELINE_SETTINGS = (*SETTINGS, "params:baselines")
+
+
+def create_pipeline(parameters: ProjectParameters) -> Pipeline:
+    """Fit, choose settings, adapt, answer and measure; nothing where no method is a baseline."""
+    if parameters.baselines is None or not parameters.baseline_methods:
+        return Pipeline([])
+    searched = search_group(parameters)
+    nodes: list[Node] = []
+    for method in parameters.baseline_methods:
+        if method in META_TRAINED:
+            nodes.append(_fit(parameters, method, searched, f"search.{method}.learned"))
+            nodes.append(_fit(parameters, method, groups(parameters)[0], f"{method}.learned"))
+            nodes.append(
+                node(
+                    count_meta_training,
+                    inputs=f"{method}.learned",
+                    outputs=f"{method}.meta_training.compute",
+                    name="count",
+                    namespace=f"baselines.fit.{method}",
+                )
+            )
+        nodes += _search(parameters, method, searched)
+        for place in places(parameters):
+            if place.pool == "meta_test" or (
+                place.pool == "meta_train" and parameters.baselines.score_seen
+            ):
+                nodes += _evaluation(place, method)
+    return Pipeline(nodes)
+
+
+def _fit(parameters: ProjectParameters, method: str, group: Group, learned: str) -> Node:
+    for_search = learned.startswith("search.")
+    name = "fit_for_search" if for_search else "fit"
+    # Kedro wants nothing from elsewhere between the nodes of a namespace
+    namespace = f"baselines.{'search' if for_search else 'fit'}.{method}"
+    if method == "union_train":
+        return node(
+            take_union,
+            inputs=f"{group.pool}.trajectory",
+            outputs=learned,
+            name=name,
+            namespace=namespace,
+        )
+    from_pool = method in parameters.baselines_from_pool
+    return node(
+        bound(fit_baseline, method=method, tasks=group.tasks, from_pool=from_pool),
+        inputs=[
+            *BASELINE_SETTINGS,
+            f"params:tasks.{group.tasks[0]}",
+            "params:seed",
+            *(f"{task}.splits" for task in group.tasks),
+            *([f"{group.pool}.trajectory"] if from_pool else []),
+        ],
+        outputs=learned,
+        name=name,
+        namespace=namespace,
+    )
+
+
+def _search(parameters: ProjectParameters, method: str, group: Group) -> list[Node]:
+    assert parameters.baselines is not None
+    tasks = group.left_out[: parameters.baselines.search.tasks]
+    learned = [f"search.{method}.learned"] if method in META_TRAINED else []
+    searching = [
+        node(
+            bound(search_settings, task=task, method=method),
+            inputs=[
+                *BASELINE_SETTINGS,
+                f"params:tasks.{task}",
+                "params:seed",
+                f"{task}.splits",
+                *learned,
+            ],
+            outputs=f"{task}.{method}.search",
+            name=f"try_on_{task}",
+            namespace=f"baselines.search.{method}",
+        )
+        for task in tasks
+    ]
+    choosing = node(
+        bound(choose_setting, method=method, fitted=bool(learned)),
+        inputs=["params:baselines", *(f"{task}.{method}.search" for task in tasks), *learned],
+        outputs=[f"{method}.settings", f"{method}.search.compute"],
+        name="choose",
+        namespace=f"baselines.search.{method}",
+    )
+    return [*searching, choosing]
+
+
+def _evaluation(place: Place, method: str) -> list[Node]:
+    task = place.task
+    namespace = f"baselines.{task}"
+    predictions, result = f"{task}.{method}.predictions", f"{task}.{method}.result"
+    own = [f"params:tasks.{task}", "params:seed"]
+    answering = [name for name in BASELINE_SETTINGS if name != "params:lora"]
+    if method == "icl":
+        return [
+            node(
+                bound(predict_in_context, task=task),
+                inputs=[*answering, *own, f"{task}.splits", "icl.settings", f"{task}.support"],
+                outputs=[predictions, f"{task}.icl.compute"],
+                name="predict_icl",
+                namespace=namespace,
+            ),
+            measuring(place, method, predictions, result),
+        ]
+    learned = [f"{method}.learned"] if method in META_TRAINED else []
+    return [
+        node(
+            bound(adapt_baseline, task=task, method=method),
+            inputs=[*BASELINE_SETTINGS, *own, f"{method}.settings", f"{task}.support", *learned],
+            outputs=[f"{task}.{method}.adapted", f"{task}.{method}.compute"],
+            name=f"adapt_{method}",
+            namespace=namespace,
+        ),
+        node(
+            bound(predict_baseline, task=task, method=method),
+            inputs=[*answering, *own, f"{task}.splits", f"{task}.{method}.adapted"],
+            outputs=predictions,
+            name=f"predict_{method}",
+            namespace=namespace,
+        ),
+        measuring(place, method, predictions, result),
+    ]

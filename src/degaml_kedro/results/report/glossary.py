@@ -1,0 +1,113 @@
+"""What the methods, pools and words of a report mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from degaml_kedro.results.report.document import Bullets, Section, code, paragraph, strong
+
+# rows of the paper's Table 1, in its order
+PAPER_ROWS = (
+    "no_meta_train",
+    "union_train",
+    "abmll",
+    "maml_en_llm",
+    "base",
+    "generalization_only",
+    "degaml",
+)
+POOLS: Mapping[str, str] = MappingProxyType(
+    {
+        "meta_train": "In domain: tasks of meta-training",
+        "left_out": "Left out: tasks of meta-training that this generator has not seen",
+        "meta_test": "Out of domain: held-out tasks",
+    }
+)
+SHORT: Mapping[str, str] = MappingProxyType(
+    {"meta_train": "in domain", "left_out": "left out", "meta_test": "out of domain"}
+)
+
+METHODS: Mapping[str, str] = MappingProxyType(
+    {
+        "base": "The base model as it is, with no adapter and no examples.",
+        "icl": "The base model with the support examples in the prompt, as many as were chosen and fit. Not in the "
+        "paper.",
+        "no_meta_train": "LoRA fine-tuning on the task's own training split, without meta-training: far more examples "
+        "than the support set.",
+        "no_meta_train_support": "LoRA fine-tuning on the task's support examples alone, without meta-training.",
+        "pooled": "One LoRA fine-tuned on all meta-train tasks together, not adapted to the task.",
+        "union_train": "One LoRA fine-tuned on all meta-train tasks together, then fine-tuned on the support examples.",
+        "maml_en_llm": "MAML over LoRA weights, second order, adapted by its inner loop on the support examples (Sinha "
+        "et al., 2024).",
+        "maml_en_llm_first_order": "The same without the second-order term of the meta-gradient.",
+        "abmll": "Amortized Bayesian meta-learning over LoRA: a posterior from the support examples, and predictions "
+        "averaged over weight samples (Zhang, Snell and Griffiths, 2025).",
+        "mean_adapter": "The mean of the meta-train tasks' adapters, the same for every task. Not in the paper.",
+        "generalization_only": "The adapter that the generator makes from the task's prompts, unrefined.",
+        "random_policy": "The generated adapter, refined by strategies drawn uniformly, as many as the policy may "
+        "propose; the best on the validation split is executed. Not in the paper.",
+        "oracle_strategy": "The generated adapter with the strategy that scores best on the test split itself: a "
+        "bound, never a result.",
+        "degaml": "The generated adapter, refined by strategies that the trained policy proposes.",
+    }
+)
+_VARIANTS: Mapping[str, str] = MappingProxyType(
+    {
+        "generalization_only": "The unrefined adapter of another variant of the generator.",
+        "other_prompts": "A control: the adapter that the generator makes from another task's prompts.",
+    }
+)
+
+WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "accuracy": "Share of test questions that were answered right, as a mean over seeds. Where a method is random, "
+        "its draws are averaged question by question first.",
+        "Wilson interval": "A 95 % interval of a share that is sound for small n and near 0 and 1.",
+        "simultaneous interval": "An interval of a difference, wide enough that all intervals of one table hold "
+        "together with 95 % (Bonferroni).",
+        "Holm": "p values corrected for the number of comparisons in one table (Holm, 1979).",
+        "stratum": "A task of one run. The bootstrap draws questions again within strata; tasks and seeds stay as they "
+        "are, so that an interval says nothing about other tasks or other seeds.",
+        "ECE": "Expected calibration error: how far confidence and accuracy are apart, over 15 bins of confidence.",
+        "NLL": "Mean negative log-probability of the right option, in nats.",
+        "tokens": "Tokens through the base model, forward and backward together.",
+    }
+)
+
+
+def meaning(method: str) -> str:
+    """One sentence on a method."""
+    if method in METHODS:
+        return METHODS[method]
+    stem = next((stem for stem in _VARIANTS if method.startswith(stem)), None)
+    return _VARIANTS[stem] if stem else "A method of this configuration."
+
+
+def kind(method: str, bounds: Sequence[str]) -> str:
+    """To which group of methods one belongs, for colors and markers."""
+    if method in bounds:
+        return "bound, no result"
+    if method == "degaml":
+        return "DeGAML"
+    if method.startswith(("no_meta_train", "union_train", "maml_en_llm", "abmll")):
+        return "the paper's baselines"
+    if method.startswith(("generalization_only", "random_policy", "mean_adapter", "other_prompts")):
+        return "parts of DeGAML and controls"
+    return "without training on the task"
+
+
+def glossary(methods: Sequence[str]) -> Section:
+    """What the methods and the words mean."""
+    methods = list(dict.fromkeys([*methods, *PAPER_ROWS]))
+    items = [paragraph(code(method), f": {meaning(method)}") for method in methods]
+    words = [paragraph(strong(word), f": {text}") for word, text in WORDS.items()]
+    return Section(
+        "glossary",
+        "Glossary",
+        (),
+        (
+            Section("glossary-methods", "Methods", (Bullets(tuple(items)),)),
+            Section("glossary-words", "Words", (Bullets(tuple(words)),)),
+        ),
+    )

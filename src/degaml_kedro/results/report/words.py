@@ -1,0 +1,65 @@
+"""Numbers as a report prints them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def percent(share: float) -> str:
+    """A share as a percentage: ``54.7``."""
+    return f"{100 * share:.1f}"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in points: ``+3.2``."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def interval(low: float, high: float) -> str:
+    """An interval of a share: ``50.1 to 59.2``."""
+    return f"{percent(low)} to {percent(high)}"
+
+
+def interval_of_points(low: float, high: float) -> str:
+    """An interval of a difference: ``-1.0 to +3.2``."""
+    return f"{points(low)} to {points(high)}"
+
+
+def p_value(p: float) -> str:
+    """``0.012``, or ``< 0.001``."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def seconds(value: float) -> str:
+    """``4.1 s``, or minutes and hours where these are more to the point."""
+    if value < 100:
+        return f"{value:.1f} s"
+    if value < 6000:
+        return f"{value / 60:.1f} min"
+    return f"{value / 3600:.1f} h"
+
+
+def listed(names: Iterable[str]) -> str:
+    """``a, b and c``."""
+    parts = list(names)
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def flat(value: Any, name: str = "") -> dict[str, str]:
+    """Nested settings by their whole name, ``generator.draws``, each value as JSON has it."""
+    if isinstance(value, Mapping) and value:
+        found: dict[str, str] = {}
+        for key, inner in value.items():
+            found |= flat(inner, f"{name}.{key}" if name else str(key))
+        return found
+    return {name: value if isinstance(value, str) else json.dumps(value, default=str)}

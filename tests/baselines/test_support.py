@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from degaml_kedro.baselines import no_meta_train, union_train
+from degaml_kedro.baselines.learned import Learned
+from degaml_kedro.llm.finetune import fine_tune, initial_adapter
+from degaml_kedro.parameters import (
+    AdaptationSetting,
+    LoraParameters,
+    Phase,
+    PromptParameters,
+    TrainingParameters,
+)
+from degaml_kedro.tasks.example import make_example
+from tests.llm.helpers import tiny_base
+
+PROMPT = PromptParameters(format="plain", options="inline")
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny_base()
+
+
+@pytest.fixture(scope="module")
+def start(base):
+    return initial_adapter(base, LoraParameters(rank=2, alpha=4.0))
+
+
+def example(stem, gold=0):
+    return make_example(stem, ("one", "two"), gold)
+
+
+def training(steps=4, batch=3):
+    return TrainingParameters(
+        phases=(Phase(steps=steps, learning_rate=1e-2),), batch_size=batch, max_examples=100
+    )
+
+
+def alike(a, b):
+    return all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
+
+
+def test_union_is_one_of_each_task_in_turn_and_loses_none():
+    a, b, c = (
+        [example(f"{task}{i}") for i in range(n)] for task, n in zip("abc", (3, 1, 2), strict=True)
+    )
+    assert [e.prompt.split()[0] for e in union_train.pooled([a, b, c])] == [
+        e.prompt.split()[0] for e in (a[0], b[0], c[0], a[1], c[1], a[2])
+    ]
+
+
+def test_union_equals_fine_tuning_on_the_concatenation(base, start):
+    pools = [[example(f"task {t} question {i}", gold=i % 2) for i in range(4)] for t in range(3)]
+    whole = union_train.pooled(pools)
+    *_, mine = union_train.fit(base, pools, PROMPT, "text", training(), start, 7)
+    *_, theirs = fine_tune(base, whole, PROMPT, "text", training(), start, 7)
+    assert alike(mine.adapter, theirs.adapter)
+    assert sorted(e.prompt for e in whole) == sorted(e.prompt for pool in pools for e in pool)
+
+
+def test_union_adapts_by_fine_tuning_from_what_it_learned(base, start):
+    support = [example(f"new {i}", gold=i % 2) for i in range(5)]
+    *_, pooled = union_train.fit(base, [support[:2]], PROMPT, "text", training(), start, 7)
+    setting = AdaptationSetting(steps=3, learning_rate=1e-2, batch_size=2)
+    learned = Learned("union_train", pooled.adapter)
+    adapted = union_train.adapt(base, learned, support, PROMPT, "text", setting, 11)
+    *_, expected = fine_tune(base, support, PROMPT, "text", training(3, 2), pooled.adapter, 11)
+    assert alike(adapted.adapter, expected.adapter)
+    assert adapted.method == "union_train"
+    # every token went forward and back once
+    assert adapted.compute.forward_tokens == adapted.compute.backward_tokens > 0
+    assert [record["step"] for record in adapted.records] == [1, 2, 3]
+    again = union_train.adapt(base, learned, support, PROMPT, "text", setting, 11)
+    assert alike(adapted.adapter, again.adapter)
+
+
+def test_without_meta_training_it_starts_where_all_runs_start(base, start):
+    support = [example(f"new {i}", gold=i % 2) for i in range(4)]
+    setting = AdaptationSetting(steps=2, learning_rate=1e-2, batch_size=2)
+    mine = no_meta_train.adapt(base, start, support, PROMPT, "text", setting, 3)
+    *_, theirs = fine_tune(base, support, PROMPT, "text", training(2, 2), start, 3)
+    assert alike(mine.adapter, theirs.adapter)
+
+
+def test_no_steps_leave_the_start_as_it_is(base, start):
+    setting = AdaptationSetting(steps=0, learning_rate=1e-2)
+    adapted = no_meta_train.adapt(base, start, [example("x")], PROMPT, "text", setting, 3)
+    assert alike(adapted.adapter, start)
+    assert adapted.compute.backward_tokens == 0
+
+
+def test_a_batch_is_never_larger_than_the_support(base, start):
+    support = [example("only one")]
+    setting = AdaptationSetting(steps=1, learning_rate=1e-2, batch_size=8)
+    mine = no_meta_train.adapt(base, start, support, PROMPT, "text", setting, 3)
+    *_, theirs = fine_tune(base, support, PROMPT, "text", training(1, 1), start, 3)
+    assert alike(mine.adapter, theirs.adapter)
+    assert mine.compute.forward_tokens == theirs.tokens

@@ -1,0 +1,87 @@
+"""Which runs may stand in one table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from degaml_kedro.results.measures import ResultsError
+from degaml_kedro.results.runs import Run, Runs, check_alike
+
+
+def run(name: str, seed: int, *rows: dict[str, Any], profile: str = "embedded") -> Run:
+    own = {"task": "capitals", "method": "base", "profile": profile, "seed": seed}
+    own |= {"model": "small", "split": f"s{seed}"}
+    results = pd.DataFrame([{**own, **row} for row in rows or ({},)])
+    empty = pd.DataFrame({"method": []})
+    return Run(name, seed, profile, results, empty, empty)
+
+
+def test_different_seeds_of_one_profile_and_model_may() -> None:
+    check_alike([run("a", 1, {}, {"method": "icl"}), run("b", 2)])
+    # each seed asks other questions, and each task has its own
+    check_alike([run("a", 1, {}, {"task": "sums", "split": "other"}), run("b", 2)])
+
+
+def test_no_run_is_refused_with_what_makes_one() -> None:
+    with pytest.raises(ResultsError, match="there is no finished run; `make compare` or `kedro r"):
+        check_alike([])
+
+
+def test_one_seed_twice_is_refused() -> None:
+    with pytest.raises(
+        ResultsError, match=r"seed_1 and copy both have the seed 1; .* move one of the two folders"
+    ):
+        check_alike([run("seed_1", 1), run("seed_2", 2), run("copy", 1)])
+
+
+def test_different_profiles_are_refused() -> None:
+    with pytest.raises(
+        ResultsError,
+        match=r"a is of the profile 'embedded' and b of 'smoke'; .* compare them apart",
+    ):
+        check_alike([run("a", 1), run("b", 2, profile="smoke")])
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [run("a", 1, {}, {"method": "icl", "model": "large"})],
+        [run("a", 1), run("b", 2, {"method": "icl", "model": "large"})],
+    ],
+)
+def test_different_base_models_are_refused_within_runs_and_between(others: list[Run]) -> None:
+    where = others[-1].name
+    with pytest.raises(
+        ResultsError,
+        match=f"base on capitals in a was scored with the base model small, and icl on capitals in {where} with large",
+    ):
+        check_alike(others)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "own"), [("seed", 7, "1"), ("profile", "smoke", "embedded")]
+)
+def test_a_result_of_another_run_is_refused(column: str, value: object, own: str) -> None:
+    with pytest.raises(
+        ResultsError,
+        match=rf"seed_1 has the {column} '{own}', but its result of icl on capitals was made with the {column} "
+        rf"'{value}'; delete what the other {column} left",
+    ):
+        check_alike([run("seed_1", 1, {}, {"method": "icl", column: value})])
+
+
+def test_methods_that_answered_different_questions_are_refused() -> None:
+    with pytest.raises(
+        ResultsError,
+        match=r"in a, base and icl answered different questions of capitals \(test splits s1 and other\); delete",
+    ):
+        check_alike([run("a", 1, {}, {"method": "icl", "split": "other"})])
+
+
+def test_tables_of_all_runs_name_the_run() -> None:
+    both = Runs((run("a", 1), run("b", 2, {}, {"method": "icl"})), ("base", "icl"), {})
+    assert both.results()["run"].tolist() == ["a", "b", "b"]
+    assert both.results()["method"].tolist() == ["base", "base", "icl"]
