@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from degaml_kedro.parameters import ADAPTED, BASELINES, GENERATED
 from degaml_kedro.results.runs import BOUNDS, Run, Runs
 
 # changes when the same content is logged in another way
-_FORMAT = 1
+_FORMAT = 2
 _MEASURES = (
     "accuracy",
     "accuracy_low",
@@ -253,7 +254,9 @@ def _spent(run: Run) -> dict[tuple[str, str, str | None, str | None], Values]:
         sums = found.setdefault((str(row["method"]), str(row["stage"]), task, pool), {})
         for name in _COSTS:
             if name in row:
-                sums[name] = sums.get(name, 0.0) + float(row[name])
+                # of trials only the sum of both directions is known
+                value = float(row[name]) if _is_number(row[name]) else math.nan
+                sums[name] = sums.get(name, 0.0) + value
     return {
         key: {name: value for name, value in sums.items() if math.isfinite(value)}
         for key, sums in found.items()
@@ -261,7 +264,7 @@ def _spent(run: Run) -> dict[tuple[str, str, str | None, str | None], Values]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def _over_seeds(by_seed: Sequence[Values | None], end: str = "") -> list[Metric]:
@@ -284,7 +287,7 @@ def _over_seeds(by_seed: Sequence[Values | None], end: str = "") -> list[Metric]
 def _method_metrics(
     runs: Runs, cells: Mapping[tuple[str, str, str, str], Values], method: str
 ) -> list[Metric]:
-    """Means over a pool's tasks, where every task and seed is there that any method has; and costs of all tasks."""
+    """Means over a pool's tasks, where every task and seed is there that any method has; and what stages cost."""
     metrics: list[Metric] = []
     for pool in dict.fromkeys(pool for _, _, pool, _ in cells):
         wanted = {(task, run) for _, task, own, run in cells if own == pool}
@@ -293,13 +296,9 @@ def _method_metrics(
             for (name, task, place, run), values in cells.items()
             if name == method and place == pool
         }
-        if set(own) != wanted:
-            continue
-        by_seed = [
-            _mean_values([values for (_, name), values in own.items() if name == run.name])
-            for run in runs.runs
-        ]
-        metrics += _over_seeds(by_seed, f"/{pool}")
+        # of the tasks that were asked for, too, as the report has it
+        if set(own) == wanted and set(runs.tasks.get(pool, ())) <= {task for task, _ in wanted}:
+            metrics += _over_tasks([run.name for run in runs.runs], own, f"/{pool}")
     stages = [
         {
             f"{name}_{stage}": value
@@ -319,10 +318,27 @@ def _method_metrics(
     return metrics
 
 
-def _mean_values(rows: Sequence[Values]) -> Values | None:
+def _over_tasks(
+    runs: Sequence[str], own: Mapping[tuple[str, str], Values], end: str
+) -> list[Metric]:
+    """Means over seeds within a task, then over tasks, and a value a seed that has all tasks."""
+    now = int(time.time() * 1000)
+    tasks = list(dict.fromkeys(task for task, _ in own))
+    by_task = [_mean_values([v for (task, _), v in own.items() if task == name]) for name in tasks]
+    metrics = [Metric(f"{name}{end}", v, now, 0) for name, v in _mean_values(by_task).items()]
+    whole = [
+        _mean_values([own[task, run] for task in tasks])
+        if all((task, run) in own for task in tasks)
+        else None
+        for run in runs
+    ]
+    # a mean of the seeds that are whole would be another one
+    single = ("seeds", "by_seed/")
+    return metrics + [one for one in _over_seeds(whole, end) if one.key.startswith(single)]
+
+
+def _mean_values(rows: Sequence[Values]) -> Values:
     """Means of what all of them have."""
-    if not rows:
-        return None
     names = [name for name in rows[0] if all(name in row for row in rows)]
     return {name: math.fsum(row[name] for row in rows) / len(rows) for name in names}
 

@@ -443,7 +443,7 @@ class InContextParameters(Parameters):
 class SettingsSearch(Parameters):
     """How every method's settings are chosen: on meta-train tasks that its weights have not seen."""
 
-    # of the tasks that are held out, those that are tried on
+    # of the tasks that are held out (half of them), at most so many are tried on
     tasks: int = Field(3, ge=1)
     # validation questions of each
     examples: int = Field(60, ge=1)
@@ -712,11 +712,14 @@ class ProjectParameters(Parameters):
                     f"a task is called '{taken}', which is the name of {what}; call it otherwise"
                 )
         modes = {self.tasks[name].scoring or self.scoring.mode for name in self.meta_train}
-        if self.needs_warmup and len(modes) > 1:
+        together = [method for method in self.methods if method in META_TRAINED]
+        if self.needs_warmup and not together:
+            together = ["the pooled warm-up"]
+        if together and len(modes) > 1:
             raise ValueError(
-                f"the meta-train tasks are scored in different modes ({', '.join(sorted(modes))}), but the pooled "
-                f"warm-up trains them together; give them one, or use trajectory.start: shared_random "
-                f"and leave 'pooled' out of the methods"
+                f"the meta-train tasks are scored in different modes ({', '.join(sorted(modes))}), but "
+                f"{', '.join(together)} train on them together; give them one, or use trajectory.start: shared_random "
+                f"and leave {', '.join(('pooled', *META_TRAINED))} out of the methods"
             )
         self._check_baselines()
         self._check_policy()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 
 from kedro.pipeline import Pipeline
+from pydantic import ValidationError
 
 from degaml_kedro.configuration import current_loader, read_parameters
+from degaml_kedro.parameters import BASELINES, ProjectParameters
 from degaml_kedro.pipelines import (
     baselines,
     checkpoints,
@@ -32,6 +34,10 @@ def register_pipelines() -> dict[str, Pipeline]:
         make_generator = generator.create_pipeline(parameters)
         make_policy = policy.create_pipeline(parameters)
         make_baselines = baselines.create_pipeline(parameters)
+        alone = make_baselines
+        if not parameters.baseline_methods:
+            # asked for by its name it runs those that are configured, though `methods` names none
+            alone = baselines.create_pipeline(with_baselines(parameters))
         make_evaluation = evaluate.create_pipeline(parameters)
         make_report = report.create_pipeline(parameters)
     return {
@@ -40,7 +46,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "tokenize": make_tokens,
         "generator": make_generator,
         "policy": make_policy,
-        "baselines": make_baselines,
+        "baselines": alone,
         "evaluate": make_evaluation,
         # of everything that is on disk, which may be several seeds' runs: never a part of one of them
         "report": make_report,
@@ -52,3 +58,15 @@ def register_pipelines() -> dict[str, Pipeline]:
         + make_baselines
         + make_evaluation,
     }
+
+
+def with_baselines(parameters: ProjectParameters) -> ProjectParameters:
+    """The same with every method that the key ``baselines`` sets; as it is where that makes no valid configuration."""
+    entries = parameters.baselines
+    added = [name for name, entry in BASELINES.items() if getattr(entries, entry, None) is not None]
+    try:
+        return ProjectParameters.model_validate(
+            {**parameters.model_dump(), "methods": (*parameters.methods, *added)}
+        )
+    except ValidationError:
+        return parameters

@@ -258,7 +258,7 @@ def same(one: Adapter, other: Adapter) -> bool:
 
 
 def flat(adapter: Adapter) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in adapter.tensors.values()])
+    return torch.cat([adapter.tensors[key].reshape(-1) for key in sorted(adapter.tensors)])
 
 
 @pytest.mark.parametrize(
@@ -514,3 +514,30 @@ def test_adapting_needs_examples_and_the_moments() -> None:
     bare = replace(fresh(), extra={})
     with pytest.raises(BaselineError, match="lacks first_moment, second_moment, step"):
         adapt(tiny_base(), bare, SUPPORT, PLAIN, "text", settings_of(), SETTING, seed=0)
+
+
+def test_the_order_of_an_adapter_s_tensors_does_not_matter():
+    """A folder that was written and read has them in another order, and the stored moments are one vector."""
+    base = tiny_base()
+    start = random_adapter(base, LORA)
+    size = sum(tensor.numel() for tensor in start.tensors.values())
+    generator = torch.Generator().manual_seed(3)
+    extra = {
+        "first_moment": 1e-3 * torch.randn(size, generator=generator),
+        "second_moment": 1e-6 * torch.rand(size, generator=generator),
+        "step": torch.tensor(5.0),
+    }
+    turned = Adapter(start.config, dict(reversed(list(start.tensors.items()))))
+    support = [make_example(f"question {i}", ("one", "two"), i % 2) for i in range(4)]
+    parameters = MamlParameters(
+        outer_steps=1, inner_learning_rate=1e-3, outer_learning_rate=1e-3, settings=(SETTING,)
+    )
+    one, other = (
+        adapt(
+            base, Learned(SECOND_ORDER, it, extra), support, PLAIN, "text", parameters, SETTING, 1
+        )
+        for it in (start, turned)
+    )
+    for key, tensor in one.adapter.tensors.items():
+        assert torch.equal(tensor, other.adapter.tensors[key])
+        assert not torch.equal(tensor, start.tensors[key])

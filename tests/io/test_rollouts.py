@@ -25,6 +25,7 @@ from degaml_kedro.io import atomic
 from degaml_kedro.io import rollouts as module
 from degaml_kedro.io.atomic import StoredDataError
 from degaml_kedro.io.rollouts import (
+    ADDED_COLUMNS,
     NULLABLE_COLUMNS,
     ROLLOUT_COLUMNS,
     RolloutRows,
@@ -62,6 +63,9 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
         "n": 20,
         "seconds": 1 / 3,
         "tokens": 12345,
+        "forward_tokens": 12000 + number,
+        "backward_tokens": 2345 if ran else None,
+        "overhead_seconds": 0.1 if ran else None,
         "seed": 2**63 - 1 - number,
         "executed": ran,
         "error": None if ran else "not JSON",
@@ -211,6 +215,8 @@ def test_the_frame_has_the_columns_and_types_and_keeps_nan_apart_from_none(
     after = frame["log_probability_after"]
     assert after.isna().tolist() == [False, True, False, True]
     assert math.isnan(after[0])
+    assert frame["forward_tokens"].tolist() == [12000, 12001, 12002, 12003]
+    assert frame["backward_tokens"].isna().tolist() == [False, True, False, True]
     # and any other tool reads it
     plain = pd.read_parquet(path)
     assert plain["seconds"].tolist() == [1 / 3] * TOTAL
@@ -225,6 +231,7 @@ def test_no_rows_at_all_still_have_types(dataset: RolloutsDataset, path: Path) -
     assert types["valid"] == types["executed"] == "bool"
     assert types["reward"] == types["seconds"] == "float64"
     assert types["accuracy_after"] == types["log_probability_after"] == "double[pyarrow]"
+    assert types["forward_tokens"] == types["backward_tokens"] == "int64[pyarrow]"
     assert types["task"] == types["family"]
     schema = pq.read_schema(path)
     assert dict(zip(schema.names, schema.types, strict=True)) == ROLLOUT_COLUMNS
@@ -289,6 +296,71 @@ def test_numbers_of_numpy_become_python_s_and_half_surrogates_their_escape(
     assert found is not None
     expected = {"n": 5, "reward": 0.5, "valid": True, "tokens": 3, "accuracy_before": 1.0}
     assert_rows(found.rows, [row(0, **expected, error="no family '\\ud800'")])
+
+
+# --- files of older versions ----------------------------------------------------------------------
+
+
+def without_added(made: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in made.items() if name not in ADDED_COLUMNS}
+
+
+def first_version(path: Path) -> None:
+    """A finished file as it was before there were ``ADDED_COLUMNS``."""
+    fields = [
+        pa.field(name, kind, name in NULLABLE_COLUMNS)
+        for name, kind in ROLLOUT_COLUMNS.items()
+        if name not in ADDED_COLUMNS
+    ]
+    schema = pa.schema(fields, metadata={"format": "1", "fingerprint": "one"})
+    rows = [without_added(row(number)) for number in range(TOTAL)]
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, write_page_checksum=True)
+
+
+def test_a_file_of_the_first_version_is_read_and_what_it_lacks_is_none(
+    dataset: RolloutsDataset, resume: RolloutsResumeDataset, path: Path
+) -> None:
+    first_version(path)
+    before = path.read_bytes()
+    frame = dataset.load()
+    assert list(frame.columns) == list(ROLLOUT_COLUMNS)
+    assert frame[sorted(ADDED_COLUMNS)].isna().all(axis=None)
+    assert str(frame["forward_tokens"].dtype) == "int64[pyarrow]"
+    assert frame["tokens"].tolist() == [12345] * TOTAL
+    found = resume.load()
+    assert found is not None
+    assert found.complete
+    none = dict.fromkeys(ADDED_COLUMNS)
+    assert_rows(found.rows, [row(number, **none) for number in range(TOTAL)])
+    # it is finished: nothing is tried, nor written, again
+    assert run(path) == 0
+    assert path.read_bytes() == before
+
+
+def test_a_run_of_the_first_version_is_gone_on_with(
+    dataset: RolloutsDataset, resume: RolloutsResumeDataset, partial: Path, path: Path
+) -> None:
+    dataset.save(RolloutsStart("one", 0))
+    dataset.release()
+    with partial.open("a") as file:
+        file.writelines(json.dumps(without_added(row(number))) + "\n" for number in range(2))
+    none = dict.fromkeys(ADDED_COLUMNS)
+    found = resume.load()
+    assert found is not None
+    assert_rows(found.rows, [row(number, **none) for number in range(2)])
+    assert run(path) == TOTAL - 2
+    found = resume.load()
+    assert found is not None
+    assert_rows(found.rows, [row(0, **none), row(1, **none), row(2), row(3)])
+
+
+def test_a_new_row_needs_every_column(dataset: RolloutsDataset) -> None:
+    dataset.save(RolloutsStart("one", 0))
+    with pytest.raises(
+        DatasetError, match="without forward_tokens, backward_tokens, overhead_seconds"
+    ):
+        dataset.save(RolloutRows([without_added(row(0))]))
 
 
 # --- killed ---------------------------------------------------------------------------------------

@@ -243,11 +243,14 @@ def executed(made: Generator, frame: pd.DataFrame, rows: list[dict[str, Any]]) -
     state, spent = execute_strategies(
         *settings(), made, states_of(frame), support, pd.DataFrame(rows), task="one", method="x"
     )
-    # all trials, and carrying out what was chosen
-    tried = sum(row["tokens"] for row in rows)
+    # all trials, what was between them, and carrying out what was chosen
+    for name in ("forward_tokens", "backward_tokens"):
+        assert spent[name] >= sum(row[name] for row in rows)
+    tried = sum(row["forward_tokens"] + row["backward_tokens"] for row in rows)
     assert (spent["method"], spent["stage"], spent["task"]) == ("x", "adaptation", "one")
     assert spent["tokens"] >= tried
-    assert spent["seconds"] > sum(row["seconds"] for row in rows)
+    assert spent["tokens"] == spent["forward_tokens"] + spent["backward_tokens"]
+    assert spent["seconds"] > sum(row["seconds"] + row["overhead_seconds"] for row in rows)
     return state
 
 
@@ -256,7 +259,7 @@ def rows_of(chunks: Any) -> list[dict[str, Any]]:
 
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]
 
 
 def with_other(frame: pd.DataFrame, *names: str) -> pd.DataFrame:
@@ -656,7 +659,7 @@ def made_by(data: Path) -> dict[str, Any]:
     """What the policy and what follows it made, but for how long it took."""
     found: dict[str, Any] = {}
     for path in sorted((data / "05_model_input").glob("*.parquet")):
-        found[path.name] = pd.read_parquet(path).drop(columns="seconds").to_json()
+        found[path.name] = pd.read_parquet(path).filter(regex="^(?!.*seconds)").to_json()
     for path in sorted((data / "06_models").rglob("*.safetensors")):
         found[str(path.relative_to(data))] = path.read_bytes()
     return found

@@ -75,7 +75,7 @@ def adapted(toy, settings=SEARCH, support=ASKED, finished=(), seed=3, start=None
 
 
 def timeless(rows):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]
 
 
 def stored(rows):

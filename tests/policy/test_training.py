@@ -133,6 +133,7 @@ def test_progress_and_tokens(start):
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     sequence = encode_decision(tiny_base(), row()["state"], GOOD)
     assert made.tokens == 2 * 4 * len(sequence.ids)
+    assert made.forward_tokens == made.backward_tokens == 4 * len(sequence.ids)
 
 
 def test_a_state_that_leaves_no_room_in_the_context(start):

@@ -100,9 +100,6 @@ def adam_direction(gradient: Tensor, moments: Moments) -> tuple[Tensor, Moments]
     return direction, Moments(first, second, step)
 
 
-_DETACH = False
-
-
 def inner_loop(
     loss: StepLoss,
     start: Tensor,
@@ -268,7 +265,7 @@ def _checked(tasks: Sequence[TaskExamples], parameters: MamlParameters) -> list[
             raise BaselineError(
                 f"the task {task.name} has {len(task.examples)} train examples, and an episode takes {needed}: "
                 f"{parameters.support} support and {parameters.query} query examples{context}; lower "
-                f"baselines.maml_en_llm.support or .query, or raise the task's splits.train"
+                f"baselines.maml_en_llm.support, .query or .in_context_examples, or raise the task's splits.train"
             )
     return sorted(tasks, key=lambda task: task.name)
 
@@ -504,12 +501,13 @@ def _step_loss(
 
 
 def _flatten(adapter: Adapter, device: torch.device) -> Tensor:
-    parts = [tensor.reshape(-1).float() for tensor in adapter.tensors.values()]
+    # by name: safetensors sorts, and the moments that were stored must meet their own weights again
+    parts = [adapter.tensors[key].reshape(-1).float() for key in sorted(adapter.tensors)]
     return torch.cat(parts).to(device)
 
 
 def _tensors(flat: Tensor, like: Adapter) -> Mapping[str, Tensor]:
-    shapes = {key: tensor.shape for key, tensor in like.tensors.items()}
+    shapes = {key: like.tensors[key].shape for key in sorted(like.tensors)}
     parts = flat.split([shape.numel() for shape in shapes.values()])
     return {k: part.view(shape) for (k, shape), part in zip(shapes.items(), parts, strict=True)}
 

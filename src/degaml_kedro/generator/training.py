@@ -74,6 +74,8 @@ class StepRecord:
         gradient_norm: before clipping.
         learning_rate: of the step.
         seconds: wall time.
+        tokens: of the examples that sft put through the base model, over all pairs: each goes forward and back once;
+            0 where it is not trained on.
     """
 
     step: int
@@ -83,6 +85,7 @@ class StepRecord:
     gradient_norm: float
     learning_rate: float
     seconds: float
+    tokens: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,6 +225,7 @@ def train_generator(
             tokens = model(*conditions)
         tokens = tokens.float()
         mse = sft = math.nan
+        computed = 0
         gradient = torch.zeros_like(tokens)
         if training.mse:
             wanted = _targets(generator, tasks, mine, training, seed, step, device)
@@ -232,7 +236,9 @@ def train_generator(
             mse = loss.item()
         if training.sft:
             assert base is not None
-            sft, part = _answer_gradient(generator, base, tokens, tasks, mine, training, seed)
+            sft, part, computed = _answer_gradient(
+                generator, base, tokens, tasks, mine, training, seed
+            )
             gradient += training.sft * part
         tokens.backward(gradient)
         norm = nn.utils.clip_grad_norm_(list(parameters.values()), training.max_gradient_norm)
@@ -242,8 +248,10 @@ def train_generator(
         optimizer.step()
         optimizer.zero_grad()
         if accelerator.num_processes > 1:
-            means = torch.tensor([mse, sft], dtype=torch.float64, device=device)
-            mse, sft = accelerator.reduce(means, "mean").tolist()
+            sums = torch.tensor([mse, sft, computed], dtype=torch.float64, device=device)
+            sums = accelerator.reduce(sums, "sum")
+            mse, sft = (sums[:2] / accelerator.num_processes).tolist()
+            computed = int(sums[2])
         total = training.mse * (mse if training.mse else 0.0)
         total += training.sft * (sft if training.sft else 0.0)
         if not math.isfinite(total):
@@ -251,7 +259,7 @@ def train_generator(
                 f"the generator's loss became {total} at step {step}; lower training.learning_rate (now {rate:g})"
             )
         seconds = time.perf_counter() - began
-        record = StepRecord(step, total, mse, sft, norm.item(), rate, seconds)
+        record = StepRecord(step, total, mse, sft, norm.item(), rate, seconds, computed)
         yield TrainingStep(record, lambda step=step: _state(parameters, optimizer, step))  # type: ignore[misc]
     decoder.eval()
 
@@ -356,12 +364,12 @@ def _answer_gradient(
     pairs: Sequence[tuple[int, Pair]],
     training: GeneratorTraining,
     seed: int,
-) -> tuple[float, Tensor]:
-    """The base model's mean answer loss under the made adapters, and its gradient, [B, T, r, k].
+) -> tuple[float, Tensor, int]:
+    """The base model's mean answer loss under the made adapters, its gradient, [B, T, r, k], and the tokens it read.
 
     One adapter at a time: the base model's activations of all of them are never held together.
     """
-    gradients, total = [], 0.0
+    gradients, total, computed = [], 0.0, 0
     for made, (_, pair) in zip(tokens.detach(), pairs, strict=True):
         task = tasks[pair.task]
         leaf = made.to(base.device).requires_grad_()
@@ -371,11 +379,13 @@ def _answer_gradient(
         source = _source(seed, task.name, "examples", str(pair.index))
         count = min(training.sft_examples, len(task.sequences))
         chosen = torch.randperm(len(task.sequences), generator=source)[:count].tolist()
-        loss = answer_loss(base, [task.sequences[i] for i in chosen], tensors, generator.adapter)
+        batch = [task.sequences[i] for i in chosen]
+        loss = answer_loss(base, batch, tensors, generator.adapter)
         (gradient,) = torch.autograd.grad(loss, leaf)
         gradients.append(gradient.to(tokens.device) / len(pairs))
         total += loss.item() / len(pairs)
-    return total, torch.stack(gradients)
+        computed += sum(len(sequence.ids) for sequence in batch)
+    return total, torch.stack(gradients), computed
 
 
 def _state(

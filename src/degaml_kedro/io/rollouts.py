@@ -52,16 +52,22 @@ ROLLOUT_COLUMNS: Mapping[str, pa.DataType] = {
     "n": pa.int64(),
     "seconds": pa.float64(),
     "tokens": pa.int64(),
+    "forward_tokens": pa.int64(),
+    "backward_tokens": pa.int64(),
+    "overhead_seconds": pa.float64(),
     "seed": pa.int64(),
     "executed": pa.bool_(),
     "error": pa.string(),
 }
-# where None is a value: the action was not valid, was not executed, or nothing went wrong
-NULLABLE_COLUMNS = frozenset({"family", "accuracy_after", "log_probability_after", "error"})
+# what rows did not have at first: in those from then it is None
+ADDED_COLUMNS = frozenset({"forward_tokens", "backward_tokens", "overhead_seconds"})
+# where None is a value: the action was not valid, was not executed, nothing went wrong, or nobody counted
+NULLABLE_COLUMNS = ADDED_COLUMNS | {"family", "accuracy_after", "log_probability_after", "error"}
 
 _SCHEMA = pa.schema(
     [pa.field(name, kind, name in NULLABLE_COLUMNS) for name, kind in ROLLOUT_COLUMNS.items()]
 )
+_FIRST_SCHEMA = pa.schema([field for field in _SCHEMA if field.name not in ADDED_COLUMNS])
 
 logger = logging.getLogger(__name__)
 
@@ -144,8 +150,9 @@ class RolloutsDataset(LocalDataset[RolloutsChunk, pd.DataFrame]):
         """Read the rows.
 
         Returns:
-            A frame with ``ROLLOUT_COLUMNS``. Numbers that may be None are Arrow's (``double[pyarrow]``): there a
-            None is ``<NA>`` and a NaN is still a NaN.
+            A frame with ``ROLLOUT_COLUMNS``. Numbers that may be None are Arrow's (``double[pyarrow]``,
+            ``int64[pyarrow]``): there a None is ``<NA>`` and a NaN is still a NaN. ``ADDED_COLUMNS`` of a file that
+            has none of them are None.
 
         Raises:
             StoredDataError: the file is not there, damaged, or something else.
@@ -153,7 +160,7 @@ class RolloutsDataset(LocalDataset[RolloutsChunk, pd.DataFrame]):
         table = _read_parquet(self._path)[1]
         frame: pd.DataFrame = table.to_pandas()
         for name in NULLABLE_COLUMNS:
-            if ROLLOUT_COLUMNS[name] == pa.float64():
+            if ROLLOUT_COLUMNS[name] in (pa.float64(), pa.int64()):
                 frame[name] = pd.arrays.ArrowExtensionArray(table[name])
         return frame
 
@@ -329,7 +336,7 @@ def _read_partial(path: Path) -> _Partial | None:
     ends = [len(head)]
     for line in lines:
         try:
-            rows.append(_checked(json.loads(line)))
+            rows.append(_checked(_with_added(json.loads(line))))
         except (ValueError, RecursionError) as error:
             logger.warning(
                 "%s is damaged after %d rows; the others are tried again: %s",
@@ -363,6 +370,13 @@ def _sync(file: BinaryIO) -> None:
 
 class _RowError(ValueError):
     """A row that is not a rollout's."""
+
+
+def _with_added(row: Any) -> Any:
+    """A row from before there were ``ADDED_COLUMNS``, with None in them; any other one as it is."""
+    if isinstance(row, dict) and not ADDED_COLUMNS & row.keys():
+        return {**row, **dict.fromkeys(ADDED_COLUMNS)}
+    return row
 
 
 def _checked(row: Any) -> dict[str, Any]:
@@ -421,14 +435,22 @@ def _read_parquet(path: Path) -> tuple[str, pa.Table]:
             found = about.get(b"format", b"none").decode("utf-8")
             if found != str(FORMAT):
                 raise ValueError(f"its format is {found}, this version reads {FORMAT}")
-            if not file.schema_arrow.equals(_SCHEMA):
+            if not any(file.schema_arrow.equals(known) for known in (_SCHEMA, _FIRST_SCHEMA)):
                 raise ValueError("its columns are not those of rollouts")
-            return about[b"fingerprint"].decode("utf-8"), file.read()
+            return about[b"fingerprint"].decode("utf-8"), _with_nulls(file.read())
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise StoredDataError(
             f"{path} cannot be read as rollouts ({error}); it is truncated, damaged or another file: delete it, then "
             f"{way_out} it again"
         ) from error
+
+
+def _with_nulls(table: pa.Table) -> pa.Table:
+    """The table with every column, in order; those that it lacks are None throughout."""
+    for place, field in enumerate(_SCHEMA):
+        if field.name not in table.column_names:
+            table = table.add_column(place, field, pa.nulls(len(table), field.type))
+    return table
 
 
 def _fingerprint_of(path: Path) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,9 @@ RECORD = f"{REPORTING}/run.json"
 # what makes a JSON file a result, and what results say since they may be put together
 _RESULT = ("task", "method", "pool", "accuracy")
 _ORIGIN = ("profile", "seed", "model", "split")
+_NUMBERS = ("accuracy_low", "accuracy_high", "chance", "nll", "ece", "invalid", "seconds", "tokens")
+# accuracies are means of the same answers, added up in another order
+_TOLERANCE = 1e-9
 _ANSWERS = ("task", "pool", "method", "draw", "index", "right", "confidence")
 _COMPUTE = (
     "method",
@@ -43,6 +47,8 @@ _COMPUTE = (
     "tokens",
     "seconds",
 )
+# of a value that a message shows
+_LONGEST = 80
 _APART = "without_"  # in front of the name of what belongs to a group that leaves tasks out
 
 
@@ -64,7 +70,7 @@ class RunsDataset(LocalDataset[None, Runs]):
 
         Args:
             filepath: the folder.
-            methods: only these, in this order; None: those that the newest run asked for.
+            methods: only these, in this order; None: those that the runs asked for, and others that have results.
             metadata: for plugins such as Kedro-Viz.
         """
         super().__init__(filepath=filepath, metadata=metadata)
@@ -108,7 +114,7 @@ def read_runs(folder: Path, methods: Sequence[str] | None = None) -> Runs:
 
     Args:
         folder: a run's data folder, or a folder that holds one a seed.
-        methods: only these, in this order; None: those that the newest run asked for.
+        methods: only these, in this order; None: those that the runs asked for, and others that have results.
 
     Raises:
         ResultsError: as :meth:`RunsDataset.load`.
@@ -129,24 +135,28 @@ def read_runs(folder: Path, methods: Sequence[str] | None = None) -> Runs:
     runs = sorted(found.values(), key=lambda run: (run.seed, run.name))
     check_alike(runs)
     results = pd.concat([run.results for run in runs], ignore_index=True)
-    recorded = [path for path, run in found.items() if run.record]
-    newest = max(recorded, key=lambda path: ((path / RECORD).stat().st_mtime, path), default=None)
-    asked = {} if newest is None else found[newest].record
+    records = [run.record for run in runs]
     if methods is None:
-        methods = asked.get("methods") or list(dict.fromkeys(results["method"]))
-    return Runs(tuple(runs), tuple(methods), _tasks(asked, results))
+        methods = _union([*(record.get("methods") or () for record in records), results["method"]])
+    return Runs(tuple(runs), tuple(methods), _tasks(records, results))
 
 
-def _tasks(asked: Mapping[str, Any], results: pd.DataFrame) -> dict[str, tuple[str, ...]]:
-    """Tasks by pool: those asked for, and of a pool that the record does not list those that have results."""
-    listed = asked.get("tasks") or {}
+def _tasks(
+    records: Sequence[Mapping[str, Any]], results: pd.DataFrame
+) -> dict[str, tuple[str, ...]]:
+    """Tasks by pool: those asked for, then others that have results."""
     found = {}
     for pool in POOLS:
-        own = results.loc[results["pool"] == pool, "task"]
-        tasks = tuple(listed.get(pool) or dict.fromkeys(own))
+        asked = [(record.get("tasks") or {}).get(pool) or () for record in records]
+        tasks = _union([*asked, results.loc[results["pool"] == pool, "task"]])
         if tasks:
             found[pool] = tasks
     return found
+
+
+def _union(names: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """Each name once, where it comes first: a run that was gone on with may have asked for less the last time."""
+    return tuple(dict.fromkeys(name for own in names for name in own))
 
 
 # --- one run --------------------------------------------------------------------------------------
@@ -161,8 +171,8 @@ def _read_run(folder: Path, methods: Sequence[str] | None) -> Run | None:
     frame = pd.DataFrame(results)
     return Run(
         name=folder.resolve().name,
-        seed=int(record.get("seed", results[0]["seed"])),
-        profile=str(record.get("profile", results[0]["profile"])),
+        seed=record.get("seed", results[0]["seed"]),
+        profile=record.get("profile", results[0]["profile"]),
         results=frame,
         answers=pd.concat(answers, ignore_index=True),
         compute=_compute(folder, methods, frame),
@@ -178,7 +188,39 @@ def _record(path: Path) -> Mapping[str, Any]:
             f"{path} does not say which seed and profile the run has; delete it, then "
             f"`kedro run --only-missing-outputs` makes it again"
         )
+    tasks = record.get("tasks") or {}
+    wrong = {
+        "seed": not _is_whole(record["seed"]),
+        "profile": not isinstance(record["profile"], str),
+        "methods": not _are_names(record.get("methods") or []),
+        "tasks": not isinstance(tasks, dict) or not all(map(_are_names, tasks.values())),
+        **{
+            name: not isinstance(record.get(name) or {}, dict)
+            for name in ("parameters", "versions", "machine")
+        },
+    }
+    _check(path, record, wrong)
     return record
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _check(path: Path, content: Mapping[str, Any], wrong: Mapping[str, bool]) -> None:
+    """Refuse a file in which one of these entries is wrong."""
+    for name, is_wrong in wrong.items():
+        if is_wrong:
+            text = json.dumps(content.get(name))
+            _unreadable(path, f"'{name}' is {text[:_LONGEST]}, which it cannot be")
 
 
 def _results(
@@ -188,8 +230,13 @@ def _results(
     found: dict[Path, dict[str, Any]] = {}
     for path in _result_files(folder):
         result = _json(path)
-        if not isinstance(result, dict) or not set(_RESULT) <= set(result):
+        missing = [name for name in _RESULT if not isinstance(result, dict) or name not in result]
+        if isinstance(result, dict) and missing and not path.with_suffix(".parquet").is_file():
+            # of another kind
             continue
+        if missing:
+            _unreadable(path, f"it is no result: it does not say its {', '.join(missing)}")
+        _check_result(path, result)
         if methods is None or result["method"] in methods:
             found[path] = result
     _check_origins(found)
@@ -198,13 +245,46 @@ def _results(
         predictions = _predictions_of(path, result)
         frame = _answers(predictions, result)
         count = frame["index"].nunique()
+        both = (
+            f"delete its predictions and its result ({predictions.name} and {path.name}), then `kedro run "
+            f"--only-missing-outputs` makes both again"
+        )
         if count != result.get("n", count):
             raise StoredDataError(
-                f"{path} measures {result['n']} answers, but {predictions.name} beside it holds {count}; delete "
-                f"{path.name}, then `kedro run --only-missing-outputs` measures again"
+                f"{path} measures {result['n']} answers, but {predictions.name} beside it holds {count}; {both}"
+            )
+        accuracy = float(frame["right"].mean())
+        if abs(accuracy - result["accuracy"]) > _TOLERANCE:
+            raise StoredDataError(
+                f"{path} has an accuracy of {result['accuracy']:.6g}, but the answers in {predictions.name} beside it "
+                f"have {accuracy:.6g}: they are not those that were measured; {both}"
             )
         answers.append(frame)
     return list(found.values()), answers
+
+
+def _check_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Refuse a result that says something else than a result does."""
+    accuracy = result["accuracy"]
+    _check(
+        path,
+        result,
+        {
+            **{name: not isinstance(result[name], str) for name in ("task", "method")},
+            **{
+                name: not isinstance(result.get(name), str | None)
+                for name in ("profile", "model", "split")
+            },
+            "pool": result["pool"] not in POOLS,
+            "accuracy": not _is_number(accuracy) or not 0 <= accuracy <= 1,
+            "seed": result.get("seed") is not None and not _is_whole(result["seed"]),
+            "n": "n" in result and not _is_whole(result["n"]),
+            **{
+                name: result.get(name) is not None and not _is_number(result[name])
+                for name in _NUMBERS
+            },
+        },
+    )
 
 
 def _result_files(folder: Path) -> list[Path]:
@@ -295,8 +375,12 @@ def _compute(folder: Path, methods: Sequence[str] | None, results: pd.DataFrame)
         if methods is not None and row["method"] not in methods:
             continue
         task = row.get("task")
-        if row.get("tokens") is None:
-            row["tokens"] = (row.get("forward_tokens") or 0) + (row.get("backward_tokens") or 0)
+        counted = ("forward_tokens", "backward_tokens", "tokens", "seconds")
+        wrong = [name for name in counted if not _is_number(row.get(name) or 0)]
+        _check(path, row, dict.fromkeys(wrong, True))
+        parts = [row.get("forward_tokens"), row.get("backward_tokens")]
+        if row.get("tokens") is None and None not in parts:
+            row["tokens"] = sum(parts)
         pool = None if task is None else pools.get(task)
         rows.append({**row, "pool": "left_out" if path.name.startswith(_APART) else pool})
     frame = pd.DataFrame(rows, columns=list(_COMPUTE))

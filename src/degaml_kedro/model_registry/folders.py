@@ -130,6 +130,11 @@ def find_models(folder: Path, parameters: Mapping[str, Any] | None = None) -> li
 def _models_of(folder: Path, parameters: Mapping[str, Any] | None) -> list[ModelFolder]:
     record = _json(folder / _REPORTING / "run.json") or _json(folder / _REPORTING / "results.json")
     settings = parameters or record.get("parameters") or {}
+    if not isinstance(settings, Mapping):
+        raise RegistryError(
+            f"{folder / _REPORTING}: the run's record has 'parameters' that are no settings by name; delete "
+            f"run.json there, then `kedro run --only-missing-outputs` makes it again"
+        )
     results = _results(folder / _OUTPUT)
     models = folder / _MODELS
     found: list[ModelFolder] = []
@@ -208,10 +213,14 @@ def _generated_by(variant: str, parameters: Mapping[str, Any]) -> str:
 
 
 def _results(folder: Path) -> list[Mapping[str, Any]]:
+    """What was measured of the models of all tasks; a group that leaves tasks out has models of its own."""
     found: list[Mapping[str, Any]] = []
     for path in sorted(folder.glob("*.json")):
+        if path.name.startswith(_GROUP):
+            continue
         content = _json(path)
-        if {"task", "method", "pool", "accuracy", "n"} <= set(content):
+        complete = {"task", "method", "pool", "accuracy", "n"} <= set(content)
+        if complete and content["pool"] != "left_out":
             found.append(content)
     return found
 

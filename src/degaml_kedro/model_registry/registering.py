@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
+from pydantic import ValidationError
 
 from degaml_kedro import __version__
 from degaml_kedro.mlflow_server import Place, experiment_id, knock, speaking
@@ -40,6 +41,8 @@ from degaml_kedro.model_registry.serving import (
     POLICY,
 )
 from degaml_kedro.parameters import task_scoring
+
+logger = logging.getLogger(__name__)
 
 _CARD = "README.md"
 # a database's column is no wider
@@ -237,8 +240,26 @@ def _settings(model: ModelFolder) -> dict[str, Any]:
     if model.kind == POLICY:
         wanted["policy"] = policy or None
     if model.kind == ADAPTER:
-        task = (given.get("tasks") or {}).get(model.task)
         wanted["prompt"] = given.get("prompt")
-        if task is not None and given.get("scoring") is not None:
-            wanted["scoring"] = task_scoring(given["scoring"], task).model_dump(mode="json")
+        wanted["scoring"] = _scoring(model)
     return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _scoring(model: ModelFolder) -> dict[str, Any] | None:
+    """How the model's task is scored; None where the record does not say, or says it in another version's way."""
+    tasks, scoring = (model.parameters.get(name) for name in ("tasks", "scoring"))
+    if not isinstance(tasks, Mapping) or tasks.get(model.task) is None or scoring is None:
+        return None
+    try:
+        return task_scoring(scoring, tasks[model.task]).model_dump(mode="json")
+    # what is no mapping cannot be merged
+    except (ValidationError, TypeError) as error:
+        first = str(error).splitlines()[-1 if isinstance(error, TypeError) else 0]
+        logger.warning(
+            "%s: the run's record sets the scoring of '%s' in a way that this version does not read (%s), and it is "
+            "left out; serving this model will need it, so register it from a run of this version for that",
+            model.path,
+            model.task,
+            first,
+        )
+        return None

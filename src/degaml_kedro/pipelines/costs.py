@@ -511,7 +511,7 @@ def _episodes(node: Node, names: Names, parameters: ProjectParameters, sizes: _S
     count = entry.outer_steps * entry.tasks_per_step
     inner = _trained(names["method"])
     passes = inner * entry.inner_steps * entry.support + min(inner, _SAMPLED) * entry.query
-    return Work("episode", count, flop=sizes.flop(count * passes * tokens), alone=True)
+    return Work("episode", count, flop=sizes.flop(count * passes * tokens))
 
 
 def _meta(method: str, parameters: ProjectParameters) -> MetaTraining:

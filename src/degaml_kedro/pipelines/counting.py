@@ -45,8 +45,10 @@ def count_training(*parts: Any, method: str, stage: str, task: str | None = None
     """A cost put together from what was recorded.
 
     Args:
-        *parts: trajectories; tables of a generator's steps, which cost seconds and, trained on tokens, no token of the
-            base model; tables of trials, and records of a policy's training, which know the sum of both directions.
+        *parts: trajectories; tables of a generator's steps, whose tokens go through the base model forward and back
+            once, and which have none where it is trained on adapters alone; tables of trials; records of a policy's
+            training, or of work that was metered. Trials and records of older runs know the sum of both directions
+            alone, and such trials nothing of what was computed between them.
         method: whose cost.
         stage: ``meta_training`` or ``adaptation``.
         task: whose adaptation.
@@ -66,9 +68,28 @@ def count_training(*parts: Any, method: str, stage: str, task: str | None = None
             sums, apart = sums + int(part["tokens"]), False
             total = total + Compute(seconds=float(part["seconds"]))
         else:
-            frame: pd.DataFrame = part
-            if "tokens" in frame:
-                sums, apart = sums + int(frame["tokens"].sum()), False
-            total = total + Compute(seconds=float(frame["seconds"].sum()))
+            own, rest = _trials(part) if "rollout" in part else (_generator_steps(part), None)
+            total = total + own
+            if rest is not None:
+                sums, apart = sums + rest, False
     known = total.forward_tokens + total.backward_tokens
     return compute_record(method, stage, task, total, None if apart else known + sums)
+
+
+def _generator_steps(frame: pd.DataFrame) -> Compute:
+    # tables of older runs have no tokens, or none in their first steps
+    tokens = int(frame["tokens"].fillna(0).sum()) if "tokens" in frame else 0
+    return Compute(tokens, tokens, float(frame["seconds"].sum()))
+
+
+def _trials(frame: pd.DataFrame) -> tuple[Compute, int | None]:
+    """What trials cost, and the tokens besides of those that know no direction; None where all do."""
+    columns = frame.reindex(columns=["forward_tokens", "backward_tokens", "overhead_seconds"])
+    known = columns[["forward_tokens", "backward_tokens"]].notna().all(axis=1)
+    apart = columns[known]
+    own = Compute(
+        int(apart["forward_tokens"].sum()),
+        int(apart["backward_tokens"].sum()),
+        float(frame["seconds"].sum()) + float(columns["overhead_seconds"].fillna(0.0).sum()),
+    )
+    return own, None if known.all() else int(frame["tokens"][~known].sum())

@@ -51,7 +51,8 @@ class Proposal:
         text: as it was written.
         prompt: what the policy read, or would have read.
         source: who wrote it.
-        tokens: the prompt's and the text's; 0 where no model was asked.
+        tokens: the prompt's and the text's, which the policy's model reads and never goes back through; 0 where no
+            model was asked.
     """
 
     text: str

@@ -3,6 +3,14 @@
 Both yield one row a trial, as it comes. Given the rows of a run that was killed, they go on behind the last of them:
 proposals are written again, which is cheap and gives the same texts, and trials are not repeated. Where a text is
 another one after all, they say so before the first row comes (:class:`ResumeMismatchError`).
+
+A row's ``seconds`` are its trial's, and its ``tokens`` the trial's and the proposal's. What is computed between trials
+is somebody's cost too: the first scoring, the time that proposals take, those that are thrown away, a round's best
+carried out and scored. The next row takes it, in ``forward_tokens`` and ``backward_tokens``, which are of everything,
+and in ``overhead_seconds``: in the end the first row of a round. Where something may follow a round, its last row
+waits until another one begins, and takes what followed where none does; a run that is killed meanwhile repeats that
+trial. Not counted are proposals that a used-up time budget leaves untried, searches that end before their first
+trial, and what a resumed run computes again: its rows are those of a run that never stopped.
 """
 
 from __future__ import annotations
@@ -10,6 +18,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +37,7 @@ from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.seen import Labeled
 from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.workbench import OutOfTimeError, Workbench
+from degaml_kedro.strategies.workbench import Meter, OutOfTimeError, Workbench
 from degaml_kedro.tasks.example import Example, Question
 
 logger = logging.getLogger(__name__)
@@ -100,7 +109,9 @@ def roll_out(
         IndicatorError: the initialization answers with what are no numbers.
         ResumeMismatchError: a finished row is of another proposal than is written now; no row has come yet.
     """
-    known = predict(bench, start, examples)
+    between = _Between(bench.meter)
+    with between.measured():
+        known = predict(bench, start, examples)
     deadline = _deadline(settings.seconds)
     bench = replace(bench, deadline=deadline)
     rows: list[Mapping[str, Any]] = []
@@ -111,6 +122,7 @@ def roll_out(
             # they need no proposals, which would say nothing that these rows do not
             _check_finished(finished, first, turn, [None] * len(numbers))
             rows += finished[first : numbers.stop]
+            between.clear()
             continue
         chosen = [_draw_validation(len(examples), settings, seed, number) for number in numbers]
         measured = [_measure_start([known[i] for i in places], tag) for places in chosen]
@@ -120,13 +132,15 @@ def roll_out(
             policy_prompt(_questions(examples, places), before, tried, space, number_seed)
             for places, before, number_seed in zip(chosen, measured, own, strict=True)
         ]
-        proposals = proposer.propose(prompts, derive_seed(seed, "proposals", str(first)))
+        with between.measured():
+            proposals = proposer.propose(prompts, derive_seed(seed, "proposals", str(first)))
         _check_finished(finished, first, turn, [proposal.text for proposal in proposals])
         for number, places, before, number_seed, proposal in zip(
             numbers, chosen, measured, own, proposals, strict=True
         ):
             if number < len(finished):
                 rows.append(finished[number])
+                between.clear()
                 continue
             if _late(deadline):
                 return
@@ -141,7 +155,7 @@ def roll_out(
                 number_seed,
             )
             row = _row(tag, turn, number, proposal, before, trial)
-            row = {**row, "seed": number_seed}
+            row = between.added_to({**row, "seed": number_seed})
             rows.append(row)
             yield row
 
@@ -185,11 +199,34 @@ def adapt(
         IndicatorError: the initialization answers with what are no numbers.
         ResumeMismatchError: a finished row is of another proposal than is written now; no row has come yet.
     """
+    between = _Between(bench.meter)
+    yield from _search(
+        bench, space, proposer, start, support, settings, reward, seed, tag, finished, between
+    )
+    # no other row comes
+    yield from (between.added_to(row) for row in between.released())
+
+
+def _search(
+    bench: Workbench,
+    space: ActionSpace,
+    proposer: Proposer,
+    start: AdaptedState,
+    support: Sequence[Example],
+    settings: SearchParameters,
+    reward: RewardParameters,
+    seed: int,
+    tag: Tag,
+    finished: Sequence[Mapping[str, Any]],
+    between: _Between,
+) -> Iterator[Row]:
+    """The rounds of :func:`adapt`; the last row may still wait in ``between`` when they are over."""
     deadline = _deadline(settings.seconds)
     bench = replace(bench, deadline=deadline)
     validation = support[: settings.examples]
     state, history, number = start, list[Tried](), 0
-    before = _measure_start(predict(bench, state, validation), tag)
+    with between.measured():
+        before = _measure_start(predict(bench, state, validation), tag)
     for turn in range(1, settings.rounds + 1):
         prompts = [
             policy_prompt(
@@ -202,23 +239,32 @@ def adapt(
             for place in range(settings.proposals)
         ]
         known = {tried.action for tried in history}
-        proposals = _different(proposer, prompts, derive_seed(seed, "proposals", str(turn)), known)
+        own = derive_seed(seed, "proposals", str(turn))
+        with between.measured():
+            proposals, thrown_away = _different(proposer, prompts, own, known)
+        between.wrote(thrown_away)
         _check_finished(finished, number, turn, [proposal.text for proposal in proposals])
         rows: list[Mapping[str, Any]] = []
         best: Mapping[str, Any] | None = None
-        for proposal in proposals:
+        for place, proposal in enumerate(proposals, 1):
             if number < len(finished):
                 row = dict(finished[number])
+                between.clear()
             elif _late(deadline):
                 return
             else:
+                yield from between.released()
                 own = derive_seed(seed, "trial", str(number))
                 trial = try_action(
                     bench, space, state, before, validation, proposal.text, reward, own
                 )
                 row = {**_row(tag, turn, number, proposal, before, trial), "seed": own}
                 row["executed"] = trial.reward > 0 and (best is None or _worth(row) > _worth(best))
-                yield row
+                row = between.added_to(row)
+                if place < len(proposals) or turn == settings.rounds:
+                    yield row
+                else:
+                    between.waiting = row
             if row["executed"]:
                 best = row
             rows.append(row)
@@ -231,7 +277,8 @@ def adapt(
             return
         if best is not None and turn < settings.rounds:
             try:
-                refined = _carry_out(bench, space, state, support, best)
+                with between.measured():
+                    refined = _carry_out(bench, space, state, support, best)
             except OutOfTimeError:
                 # it is executed all the same, by whoever builds the state; there is no time for another round
                 return
@@ -239,6 +286,60 @@ def adapt(
                 return
             state, before = refined
             history = []
+
+
+class _Between:
+    """What is computed between trials, until a row takes it; and a row that waits for what comes behind it.
+
+    Attributes:
+        waiting: the row.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        """Nothing so far.
+
+        Args:
+            meter: counts what the base model computes.
+        """
+        self.waiting: Row | None = None
+        self._meter = meter
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget it: the row that it belongs to has it already."""
+        self._forward = self._backward = 0
+        self._seconds = 0.0
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """What happens inside is counted."""
+        before, began = replace(self._meter), time.perf_counter()
+        try:
+            yield
+        finally:
+            self._forward += self._meter.forward - before.forward
+            self._backward += self._meter.backward - before.backward
+            self._seconds += time.perf_counter() - began
+
+    def wrote(self, tokens: int) -> None:
+        """The policy wrote what no row is of."""
+        self._forward += tokens
+
+    def added_to(self, row: Row) -> Row:
+        """The row with all of it; nothing is left."""
+        row = {
+            **row,
+            "forward_tokens": row["forward_tokens"] + self._forward,
+            "backward_tokens": row["backward_tokens"] + self._backward,
+            "overhead_seconds": row["overhead_seconds"] + self._seconds,
+        }
+        self.clear()
+        return row
+
+    def released(self) -> list[Row]:
+        """The row that waits, if there is one; it waits no more."""
+        row, self.waiting = self.waiting, None
+        return [] if row is None else [row]
 
 
 def executed_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -355,8 +456,13 @@ def _worth(row: Mapping[str, Any]) -> tuple[float, float, float]:
 
 def _different(
     proposer: Proposer, prompts: Sequence[str], seed: int, known: Set[str]
-) -> list[Proposal]:
-    """One proposal a prompt, no two alike and none that is known, as far as the proposer has others to offer."""
+) -> tuple[list[Proposal], int]:
+    """One proposal a prompt, no two alike and none that is known, as far as the proposer has others to offer.
+
+    Returns:
+        The proposals, and the tokens of those that were thrown away.
+    """
+    thrown_away = 0
     found: dict[str, Proposal] = {}
     for attempt in range(1 + _SECOND_THOUGHTS):
         missing = len(prompts) - len(found)
@@ -364,9 +470,11 @@ def _different(
             break
         own = derive_seed(seed, "attempt", str(attempt))
         for proposal in proposer.propose(prompts[-missing:], own):
-            if proposal.text not in known:
-                found.setdefault(proposal.text, proposal)
-    return list(found.values())
+            if proposal.text in known or proposal.text in found:
+                thrown_away += proposal.tokens
+            else:
+                found[proposal.text] = proposal
+    return list(found.values()), thrown_away
 
 
 def _draw_validation(count: int, settings: RolloutParameters, seed: int, number: int) -> list[int]:
@@ -402,6 +510,9 @@ def _row(
         "n": before.n,
         "seconds": trial.seconds,
         "tokens": trial.tokens + proposal.tokens,
+        "forward_tokens": trial.forward_tokens + proposal.tokens,
+        "backward_tokens": trial.backward_tokens,
+        "overhead_seconds": 0.0,
         "executed": False,
         "error": trial.error,
     }

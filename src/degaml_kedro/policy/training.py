@@ -34,7 +34,8 @@ class PolicyStep:
         learned: how many of them it was trained on.
         steps: optimiser steps; 0 where nothing was rewarded and the policy is as it was.
         losses: of every step, in nats per action token.
-        tokens: computed, forward and backward.
+        forward_tokens: that its model read.
+        backward_tokens: that a gradient went back through.
         seconds: wall time.
     """
 
@@ -43,8 +44,14 @@ class PolicyStep:
     learned: int
     steps: int
     losses: tuple[float, ...]
-    tokens: int
+    forward_tokens: int
+    backward_tokens: int
     seconds: float
+
+    @property
+    def tokens(self) -> int:
+        """Both."""
+        return self.forward_tokens + self.backward_tokens
 
 
 def learn(
@@ -76,7 +83,7 @@ def learn(
     rewarded = [row for row in rows if row["valid"] and row["reward"] > 0]
     chosen = _evenly(rewarded, settings.max_actions, seed)
     if not chosen:
-        return PolicyStep(start, 0, 0, 0, (), 0, time.perf_counter() - began)
+        return PolicyStep(start, 0, 0, 0, (), 0, 0, time.perf_counter() - began)
     sequences = [encode_decision(base, str(row["state"]), str(row["action"])) for row in chosen]
     size = min(settings.batch_size, len(sequences))
     steps = math.ceil(settings.epochs * len(sequences) / size)
@@ -95,11 +102,14 @@ def learn(
     for step in train_on_batches(base, batch, training, start):
         adapter = step.adapter
         losses.append(step.loss)
-        tokens += 2 * step.tokens
+        tokens += step.tokens
         if progress is not None:
             progress(step.step, steps)
     seconds = time.perf_counter() - began
-    return PolicyStep(adapter, len(rewarded), len(chosen), steps, tuple(losses), tokens, seconds)
+    # every token of a batch goes forward and back once
+    return PolicyStep(
+        adapter, len(rewarded), len(chosen), steps, tuple(losses), tokens, tokens, seconds
+    )
 
 
 def _evenly(rows: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[Mapping[str, Any]]:

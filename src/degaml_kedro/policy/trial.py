@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class Trial:
         seconds: wall time.
         tokens: that the base model computed, forward and backward.
         error: why it earned nothing, where that is not the score.
+        backward_tokens: those of ``tokens`` that a gradient went back through.
     """
 
     family: str | None
@@ -53,6 +54,12 @@ class Trial:
     seconds: float
     tokens: int
     error: str | None = None
+    backward_tokens: int = 0
+
+    @property
+    def forward_tokens(self) -> int:
+        """Those that it read."""
+        return self.tokens - self.backward_tokens
 
 
 def try_action(
@@ -85,16 +92,17 @@ def try_action(
     except ActionError as error:
         return Trial(None, 0.0, None, 0.0, 0, f"invalid action: {first_line(error)}")
     family = space.family(action.family)
-    meter, began = bench.meter.tokens, time.perf_counter()
+    meter, began = replace(bench.meter), time.perf_counter()
     after, failure = None, None
     try:
         after = measure_indicators(_predictions(bench, family, config, state, examples, seed))
     except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
         failure = f"{type(error).__name__}: {first_line(error)}"
     seconds = time.perf_counter() - began
-    tokens = bench.meter.tokens - meter
+    tokens = bench.meter.tokens - meter.tokens
+    backward = bench.meter.backward - meter.backward
     earned = 0.0 if after is None else earn(reward, before, after, seconds, seed)
-    return Trial(action.family, earned, after, seconds, tokens, failure)
+    return Trial(action.family, earned, after, seconds, tokens, failure, backward)
 
 
 def earn(

@@ -1,8 +1,9 @@
 """Method against method: differences with their uncertainty, what they cost, and what may be claimed.
 
-Methods are compared question by question. A stratum is a task of a run; strata weigh alike. Within each the questions
-are drawn again with replacement, tasks and seeds stay: an interval says how sure these questions make us of these
-tasks and seeds, not how other tasks or other seeds would do. Where several seeds were tested on the very same
+Methods are compared question by question. A stratum is a task of a run. Tasks weigh alike, and so do a task's seeds: a
+mean is over seeds within a task first, then over tasks. Within each stratum the questions are drawn again with
+replacement, tasks and seeds stay: an interval says how sure these questions make us of these tasks and seeds, not how
+other tasks or other seeds would do. Where several seeds were tested on the very same
 questions (``split`` is equal), these are drawn once for all of them: a question that is hard is hard for every seed.
 
 Shapes: n questions of a stratum, m methods or contrasts, R resamples.
@@ -32,6 +33,8 @@ AIM = 0.02
 PAPER_BASELINES = ("no_meta_train_support", "union_train", "maml_en_llm", "abmll")
 # nothing is learned before the task comes, so that no record means no cost
 _WITHOUT_META_TRAINING = ("base", "icl", "no_meta_train", "no_meta_train_support")
+# nothing is done at a task, and so there are no settings of that to search: likewise
+_WITHOUT_ADAPTATION = ("base", "pooled", "mean_adapter")
 # counts of drawn questions held at once
 _CHUNK = 1_000_000
 STAGES = ("meta_training", "search", "adaptation")
@@ -80,11 +83,11 @@ class Contrast:
         tasks: those on which both have answers.
         strata: tasks times seeds where both have answers.
         pairs: questions that both answered, over all strata.
-        mean: mean accuracy of the first less that of the second, strata weighing alike.
+        mean: mean accuracy of the first less that of the second, over seeds within tasks, then over tasks.
         low: lower end of the 95 % interval.
         high: upper end.
         p: two-sided, see :func:`two_sided_p`.
-        family: contrasts that were made together, for which the next three are corrected.
+        family: contrasts that were made together, or were to be made, for which the next three are corrected.
         p_adjusted: by Holm's method (1979).
         low_adjusted: lower end of the simultaneous interval, at Bonferroni's level 1 - 0.05 / family. It is wider
             than Holm's method needs: it may hold 0 where ``p_adjusted`` is below 0.05, never the reverse.
@@ -118,7 +121,7 @@ class ComparisonRow:
         method: which method.
         pool: the task's.
         task: None in the row of the mean over the pool's tasks.
-        accuracy: mean over seeds, and over tasks in the mean row; there None unless all tasks are there.
+        accuracy: mean over seeds, and then over tasks in the mean row; there None unless all tasks are there.
         low: lower end of the 95 % interval: Wilson's of all seeds' answers, where questions that several seeds share
             count once. In the mean row the bootstrap's over strata.
         high: upper end.
@@ -196,7 +199,7 @@ class MethodCosts:
 
 @dataclass(frozen=True)
 class Budget:
-    """A method's adaptation compute for a task beside that of the costliest other method.
+    """A method's adaptation compute for a task beside that of the costliest other method. Tokens decide.
 
     Attributes:
         method: which method.
@@ -207,7 +210,8 @@ class Budget:
         costliest_tokens: the other method that needs the most tokens.
         costliest_seconds: the other method that takes the longest.
         tokens_within: whether it needs at most as many; None where that is not known.
-        seconds_within: whether it takes at most as long; likewise.
+        seconds_within: whether it takes at most as long; likewise. It is told beside and decides nothing: seconds are
+            the machine's as much as the method's.
         missing: methods whose adaptation was not counted.
     """
 
@@ -224,28 +228,29 @@ class Budget:
 
     @property
     def within(self) -> bool | None:
-        """Both; None where that is not known."""
-        return _all((self.tokens_within, self.seconds_within))
+        """Whether it is within in tokens; None where that is not known."""
+        return self.tokens_within
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a method reaches the aim: 2 points above the best baseline, interval above 0, no more compute.
+    """Whether a method reaches the aim: 2 points above the best baseline, interval above 0, no more tokens.
 
     Attributes:
         method: which method.
         baselines: those that it has to beat.
         pool: on which tasks.
         accuracy: the method's mean; None where it misses tasks.
-        best: the baseline with the highest mean of those that have all tasks; None if none has.
+        best: the baseline with the highest mean of those that have all tasks and seeds. Where none has, of those that
+            have all tasks, on what all of these answered; None if there is no such thing.
         best_accuracy: its mean.
-        contrast: the method less ``best``, corrected for as many comparisons as there are baselines, because the best
-            was picked among them.
+        contrast: the method less ``best``, corrected for as many comparisons as baselines were asked for, because the
+            best was picked among them, whether or not all have answers yet.
         enough: whether the difference is at least :data:`AIM`.
         above_zero: whether the simultaneous interval lies above 0.
         budget: the adaptation compute against the costliest baseline.
-        met: all three. None where something that is missing could still decide; what is missing cannot save an aim
-            that is missed already.
+        met: all three. None where something that is missing could still decide. A baseline that is missing cannot
+            make the difference to the best larger; more answers of the method itself or of ``best`` can.
         missing: what is missing: ``abmll: rhymes``.
     """
 
@@ -309,28 +314,31 @@ def rightness(runs: Runs, pool: str | None = None) -> dict[Place, NDArray[np.flo
 
 
 def resampled_means(
-    strata: Iterable[tuple[str, NDArray[np.float64]]], resamples: int = RESAMPLES
+    strata: Iterable[tuple[str, NDArray[np.float64]]],
+    tasks: Sequence[str] | None = None,
+    resamples: int = RESAMPLES,
 ) -> NDArray[np.float64]:
-    """The bootstrap: means over strata of means over questions that are drawn again, in every column alike.
+    """The bootstrap: means over questions that are drawn again, over a task's strata, and over tasks.
 
     What is drawn depends on the stratum's questions alone, not on what else is compared: one contrast has the same
     interval in every table.
 
     Args:
         strata: the name of its questions and [n, m] values. Strata of one name have the same questions, and so the same
-            draws. A column of NaN has no part in the stratum.
+            draws. A column of NaN has no part in the stratum; one that has none in any is NaN.
+        tasks: each stratum's; None: a stratum is a task.
         resamples: R.
 
     Returns:
         [R, m].
     """
+    strata = list(strata)
+    weights = _weights([~np.isnan(values).any(axis=0) for _, values in strata], tasks)
     sums: dict[tuple[str, int], NDArray[np.float64]] = {}
-    parts: NDArray[Any] = np.zeros(1)
-    for name, values in strata:
+    for (name, values), weight in zip(strata, weights, strict=True):
         n = len(values)
-        parts = parts + ~np.isnan(values).any(axis=0)
-        sums[name, n] = sums.get((name, n), 0.0) + np.nan_to_num(values) / n
-    total = np.zeros((resamples, len(parts)))
+        sums[name, n] = sums.get((name, n), 0.0) + np.nan_to_num(values) * weight / n
+    total = np.zeros((resamples, weights.shape[1]))
     for (name, n), values in sums.items():
         rng = np.random.default_rng(derive_seed(0, "comparison", name))
         step = max(1, _CHUNK // n)
@@ -340,8 +348,28 @@ def resampled_means(
             counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
             total[begin : begin + size] += counts.astype(np.float64) @ values
     # a difference of 0 must not be counted as one of 1e-18
-    rounded: NDArray[np.float64] = np.round(total / parts, 12)
-    return rounded
+    rounded: NDArray[np.float64] = np.round(total, 12)
+    return np.where(weights.any(axis=0), rounded, np.nan)
+
+
+def _weights(
+    there: Sequence[NDArray[np.bool_]], tasks: Sequence[str] | None
+) -> NDArray[np.float64]:
+    """How much a stratum counts in each column's mean: seeds of a task alike, then tasks alike.
+
+    Args:
+        there: [m] of every stratum: whether the column has a part in it.
+        tasks: each stratum's; None: a stratum is a task.
+
+    Returns:
+        [strata, m]; 1 in sum over a column that has a part in any.
+    """
+    parts = np.stack(there).astype(np.float64)
+    names = np.arange(len(parts)) if tasks is None else np.unique(tasks, return_inverse=True)[1]
+    seeds = np.zeros((names.max() + 1, parts.shape[1]))
+    np.add.at(seeds, names, parts)
+    weights: NDArray[np.float64] = parts / np.maximum(seeds[names] * (seeds > 0).sum(axis=0), 1)
+    return weights
 
 
 def two_sided_p(resampled: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -452,8 +480,9 @@ def table(runs: Runs, pool: str, against: str = "base") -> list[ComparisonRow]:
 def costs(runs: Runs, pool: str = "meta_test") -> list[MethodCosts]:
     """What every method cost, and its accuracy on the pool beside it.
 
-    A stage's rows are added up within a run (and task, in adaptation), then averaged over those runs that counted it.
-    ``base`` costs nothing, and methods that learn nothing before a task comes have no meta-training.
+    A stage's rows are added up within a run (and task, in adaptation), then averaged over those runs that counted it,
+    and over tasks. Methods that do nothing at a task cost nothing there, and those that learn nothing before it comes
+    have no meta-training.
 
     Args:
         runs: finished runs.
@@ -473,7 +502,7 @@ def costs(runs: Runs, pool: str = "meta_test") -> list[MethodCosts]:
     for method in runs.methods:
         row = means.get(method)
         own = compute[compute["method"] == method]
-        free = nothing if method == "base" else None
+        free = nothing if method in _WITHOUT_ADAPTATION else None
         start = nothing if method in _WITHOUT_META_TRAINING else None
         adaptation = own[(own["stage"] == "adaptation") & own["task"].isin(tasks)]
         if "pool" in adaptation:
@@ -484,7 +513,7 @@ def costs(runs: Runs, pool: str = "meta_test") -> list[MethodCosts]:
                 method=method,
                 meta_training=_cost(own[own["stage"] == "meta_training"], ["run"]) or start,
                 search=_cost(own[own["stage"] == "search"], ["run"]) or free,
-                adaptation=_cost(adaptation, ["run", "task"]) or free,
+                adaptation=_cost(adaptation, ["task", "run"]) or free,
                 accuracy=None if row is None else row.accuracy,
                 low=None if row is None else row.low,
                 high=None if row is None else row.high,
@@ -494,30 +523,13 @@ def costs(runs: Runs, pool: str = "meta_test") -> list[MethodCosts]:
     return found
 
 
-def adaptation_budget(
-    runs: Runs, method: str, others: Sequence[str], pool: str = "meta_test"
-) -> Budget:
-    """Whether a method adapts with at most the tokens and the time of the costliest other one.
-
-    Args:
-        runs: finished runs.
-        method: which method.
-        others: those to compare it with.
-        pool: whose tasks they adapted to.
-
-    Raises:
-        ResultsError: two methods answered different questions of a task in one run.
-    """
-    return _budget(costs(runs, pool), method, others)
-
-
 def verdict(
     runs: Runs,
     method: str = "degaml",
     baselines: Sequence[str] = PAPER_BASELINES,
     pool: str = "meta_test",
 ) -> Verdict:
-    """Whether a method beats the best baseline by :data:`AIM`, beyond chance, at no more adaptation compute.
+    """Whether a method beats the best baseline by :data:`AIM`, beyond chance, with no more tokens of adaptation.
 
     Args:
         runs: finished runs.
@@ -531,13 +543,14 @@ def verdict(
     of_pool = _pool(runs, pool)
     found = costs(runs, pool)
     accuracy = {cost.method: cost.accuracy for cost in found}
-    means = {name: value for name in baselines if (value := accuracy.get(name)) is not None}
-    best = max(means, key=means.__getitem__) if means else None
-    contrasts = _contrasts(of_pool, method, baselines)
-    contrast = next((one for one in contrasts if one.other == best), None)
     # seeds without any answers on the pool were not asked
     seeds = dict.fromkeys(run for own in of_pool.answers.values() for run, _ in own)
     places = [(run, task) for task in of_pool.tasks for run in seeds]
+    others = [name for name in dict.fromkeys(baselines) if name != method]
+    best = _best(of_pool, [name for name in others if accuracy.get(name) is not None], places)
+    # those without answers yet were asked for as well
+    contrasts = _contrasts(of_pool, method, others, len(others))
+    contrast = next((one for one in contrasts if one.other == best), None)
     missing = tuple(
         item
         for name in (method, *baselines)
@@ -548,20 +561,37 @@ def verdict(
     above_zero = None if contrast is None else contrast.low_adjusted > 0
     budget = _budget(found, method, baselines)
     met = _all((enough, above_zero, budget.within))
+    if missing:
+        own = any(item.split(": ", 1)[0] in (method, best) for item in missing)
+        # the best of more baselines is no worse; in all else, more answers may turn it
+        met = False if enough is False and not own else None
     return Verdict(
         method=method,
         baselines=tuple(baselines),
         pool=pool,
         accuracy=accuracy.get(method),
         best=best,
-        best_accuracy=None if best is None else means[best],
+        best_accuracy=None if best is None else accuracy[best],
         contrast=contrast,
         enough=enough,
         above_zero=above_zero,
         budget=budget,
-        met=None if met and missing else met,
+        met=met,
         missing=missing,
     )
+
+
+def _best(found: _Pool, names: Sequence[str], places: Sequence[tuple[str, str]]) -> str | None:
+    """The method with the highest mean of those that answered everywhere, or else where all of them did."""
+    whole = [name for name in names if all(place in found.answers[name] for place in places)]
+    ranked = whole or names
+    common = [place for place in places if all(place in found.answers[name] for name in ranked)]
+    if not ranked or not common:
+        return None
+    means = {
+        name: _mean({place: found.answers[name][place] for place in common}) for name in ranked
+    }
+    return max(means, key=means.__getitem__)
 
 
 def rows_frame(rows: Sequence[ComparisonRow | Contrast | MethodCosts]) -> pd.DataFrame:
@@ -614,7 +644,10 @@ def _pool(runs: Runs, pool: str, tasks: Sequence[str] | None = None) -> _Pool:
     return _Pool(pool, wanted, answers, questions, likelihoods)
 
 
-def _contrasts(found: _Pool, method: str, others: Sequence[str]) -> list[Contrast]:
+def _contrasts(
+    found: _Pool, method: str, others: Sequence[str], family: int | None = None
+) -> list[Contrast]:
+    """The contrasts that there are, corrected for ``family`` of them; None: for those."""
     answers = found.answers
     own = answers.get(method, {})
     against = {
@@ -632,10 +665,15 @@ def _contrasts(found: _Pool, method: str, others: Sequence[str]) -> list[Contras
         ]
         strata.append((found.questions[place], np.stack(columns, axis=1)))
     means = np.stack([values.mean(axis=0) for _, values in strata])
-    resampled = resampled_means(strata)
+    of_tasks = [task for _, task in own]
+    mean = (np.nan_to_num(means) * _weights(list(~np.isnan(means)), of_tasks)).sum(axis=0)
+    resampled = resampled_means(strata, of_tasks)
     p = two_sided_p(resampled)
-    p_adjusted = multipletests(p, alpha=ALPHA, method="holm")[1]
-    half, half_adjusted = ALPHA / 2, ALPHA / 2 / len(against)
+    family = max(family or 0, len(against))
+    # those that could not be made are the last in Holm's order
+    every = np.concatenate([p, np.ones(family - len(p))])
+    p_adjusted = multipletests(every, alpha=ALPHA, method="holm")[1]
+    half, half_adjusted = ALPHA / 2, ALPHA / 2 / family
     ends = np.quantile(resampled, [half, 1 - half, half_adjusted, 1 - half_adjusted], axis=0)
     contrasts = []
     for column, (other, theirs) in enumerate(against.items()):
@@ -648,11 +686,11 @@ def _contrasts(found: _Pool, method: str, others: Sequence[str]) -> list[Contras
                 tasks=tuple(dict.fromkeys(task for _, task in both)),
                 strata=len(both),
                 pairs=sum(len(own[place]) for place in both),
-                mean=float(np.nanmean(means[:, column])),
+                mean=float(np.round(mean[column], 12)),
                 low=float(ends[0, column]),
                 high=float(ends[1, column]),
                 p=float(p[column]),
-                family=len(against),
+                family=family,
                 p_adjusted=float(p_adjusted[column]),
                 low_adjusted=float(ends[2, column]),
                 high_adjusted=float(ends[3, column]),
@@ -730,7 +768,15 @@ def _on(answers: _Answers, task: str) -> _Answers:
 
 
 def _mean(answers: _Answers) -> float:
-    return float(np.mean([right.mean() for right in answers.values()]))
+    return _over_tasks({place: float(right.mean()) for place, right in answers.items()})
+
+
+def _over_tasks(values: Mapping[tuple[str, str], float]) -> float:
+    """Mean over seeds within a task, then over tasks, which weigh alike however many seeds they have."""
+    by_task: dict[str, list[float]] = {}
+    for (_, task), value in values.items():
+        by_task.setdefault(task, []).append(value)
+    return float(np.mean([np.mean(own) for own in by_task.values()]))
 
 
 def _wilson(
@@ -749,13 +795,14 @@ def _mean_intervals(found: _Pool) -> dict[str, tuple[float, float]]:
     """95 % intervals of the methods' means over strata."""
     if not found.answers:
         return {}
-    strata = []
+    strata, tasks = [], []
     for place in dict.fromkeys(place for own in found.answers.values() for place in own):
+        tasks.append(place[1])
         size = next(len(own[place]) for own in found.answers.values() if place in own)
         nothing = np.full(size, math.nan)
         columns = [own.get(place, nothing) for own in found.answers.values()]
         strata.append((found.questions[place], np.stack(columns, axis=1)))
-    ends = np.quantile(resampled_means(strata), [ALPHA / 2, 1 - ALPHA / 2], axis=0)
+    ends = np.quantile(resampled_means(strata, tasks), [ALPHA / 2, 1 - ALPHA / 2], axis=0)
     return {
         method: (float(ends[0, column]), float(ends[1, column]))
         for column, method in enumerate(found.answers)
@@ -776,16 +823,16 @@ def _delta(answers: _Answers, reference: _Answers) -> float | None:
     both = [place for place in answers if place in reference]
     if not both:
         return None
-    return float(np.mean([(answers[place] - reference[place]).mean() for place in both]))
+    return _over_tasks({place: float((answers[place] - reference[place]).mean()) for place in both})
 
 
 def _mean_likelihood(found: _Pool, method: str, answers: _Answers, name: str) -> float | None:
-    values = [
-        found.likelihoods.get(Place(run, task, found.name, method), {}).get(name)
+    values = {
+        (run, task): found.likelihoods.get(Place(run, task, found.name, method), {}).get(name)
         for run, task in answers
-    ]
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if len(known) == len(values) else None
+    }
+    known = {place: value for place, value in values.items() if value is not None}
+    return _over_tasks(known) if len(known) == len(values) else None
 
 
 def _number(value: Any) -> float | None:
@@ -793,7 +840,7 @@ def _number(value: Any) -> float | None:
 
 
 def _cost(rows: pd.DataFrame, keys: Sequence[str]) -> Cost | None:
-    """Added up by ``keys``, averaged within runs, then over runs; None where nothing was counted."""
+    """Added up by ``keys``, averaged over runs (and then over tasks); None where nothing was counted."""
     if rows.empty:
         return None
     names = ["forward_tokens", "backward_tokens", "seconds", "tokens"]
@@ -803,7 +850,7 @@ def _cost(rows: pd.DataFrame, keys: Sequence[str]) -> Cost | None:
         return None
     # what one row does not know, the sum does not
     sums = counted.groupby(list(keys))[names].agg(lambda column: column.sum(skipna=False))
-    means = sums.groupby("run").mean().mean(skipna=False)
+    means = sums.groupby(keys[0]).agg(lambda column: column.mean(skipna=False)).mean(skipna=False)
     apart = [None if math.isnan(means[name]) else float(means[name]) for name in names[:2]]
     return Cost(*apart, float(means["seconds"]), float(means["tokens"]))
 

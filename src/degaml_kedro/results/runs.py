@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,10 @@ from degaml_kedro.results.measures import ResultsError
 
 # a bound, chosen by the test split itself: never a result, never a winner
 BOUNDS = ("oracle_strategy",)
+# what may differ between runs of one table: what a seed is, which methods were asked for when, and where files lie
+_FREE = ("seed", "methods")
+_LONGEST = 200
+_PLACES = ("data", "path", "paths", "filepath", "local_path")
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs that may stand in one table: of one profile, one base model and different seeds, on the same questions.
+    """Runs that may stand in one table: of one profile, one base model, the same settings and different seeds.
 
     Attributes:
         runs: in the order of their seeds.
-        methods: every method that the configuration asks for, in its order; some may have no results.
+        methods: every method that a run asked for, in that order, then others with results; some may have none.
         tasks: likewise, by pool.
     """
 
@@ -79,8 +84,10 @@ def check_alike(runs: Sequence[Run]) -> None:
     """Refuse runs that must not stand in one table.
 
     Raises:
-        ResultsError: there is none; two have one seed, different profiles or base models; a run holds results of
-            another seed or profile than its own; or a task's methods answered different questions.
+        ResultsError: there is none; two have one seed, different profiles, base models or recorded parameters (but
+            the seed, which methods were asked for, and where files are); a run holds results of another seed or
+            profile than its own; a task has more questions in one than in another; or a task's methods answered
+            different questions.
     """
     if not runs:
         raise ResultsError("there is no finished run; `make compare` or `kedro run` makes them")
@@ -104,6 +111,8 @@ def check_alike(runs: Sequence[Run]) -> None:
     _one_model(runs)
     for run in runs:
         _same_questions(run)
+    _same_sizes(runs)
+    _same_parameters(runs)
 
 
 def _own(run: Run, column: str, own: object) -> None:
@@ -141,3 +150,63 @@ def _same_questions(run: Run) -> None:
                 f"splits {split} and {row['split']}); delete the predictions and the result of the older one and run "
                 f"with --only-missing-outputs"
             )
+
+
+def _same_sizes(runs: Sequence[Run]) -> None:
+    """Refuse a task that has more test questions in one run than in another."""
+    first: dict[str, tuple[int, str]] = {}
+    for run in runs:
+        for row in run.results.to_dict("records"):
+            if row.get("n") is None or pd.isna(row["n"]):
+                continue
+            where = f"{row['method']} in {run.name}"
+            n, place = first.setdefault(row["task"], (int(row["n"]), where))
+            if row["n"] != n:
+                raise ResultsError(
+                    f"{row['task']} has n = {n} questions for {place} and n = {int(row['n'])} for {where}; runs of "
+                    f"different test splits do not stand in one table: set the same sizes of splits and make one of "
+                    f"both again, or compare them apart, each in a folder of its own"
+                )
+
+
+def _same_parameters(runs: Sequence[Run]) -> None:
+    """Refuse runs that recorded different settings."""
+    recorded = [run for run in runs if run.record.get("parameters")]
+    for run in recorded[1:]:
+        first = recorded[0]
+        key = _difference(first.record["parameters"], run.record["parameters"])
+        if key is not None:
+            one, other = (_at(of.record["parameters"], key) for of in (first, run))
+            raise ResultsError(
+                f"{first.name} was made with {'.'.join(key)} = {one} and {run.name} with {other} (their "
+                f"08_reporting/run.json); runs of different settings do not stand in one table: make one of both again "
+                f"with the other's settings, or compare them apart, each in a folder of its own"
+            )
+
+
+def _difference(one: Any, other: Any, key: tuple[str, ...] = ()) -> tuple[str, ...] | None:
+    """Where two records of parameters first differ."""
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return None if one == other else key
+    for name in dict.fromkeys((*one, *other)):
+        inner = (*key, str(name))
+        both = (one.get(name), other.get(name))
+        place = name in _PLACES and not any(isinstance(value, Mapping) for value in both)
+        if place or (not key and name in _FREE):
+            continue
+        if (name in one) != (name in other):
+            return inner
+        found = _difference(*both, inner)
+        if found is not None:
+            return found
+    return None
+
+
+def _at(parameters: Any, key: Sequence[str]) -> str:
+    """A setting as a message shows it."""
+    for name in key:
+        if not isinstance(parameters, Mapping) or name not in parameters:
+            return "nothing"
+        parameters = parameters[name]
+    text = json.dumps(parameters, default=str)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

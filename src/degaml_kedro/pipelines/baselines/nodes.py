@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,11 +13,12 @@ import pandas as pd
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines import icl, methods
 from degaml_kedro.baselines.compute import Clock, Compute
-from degaml_kedro.baselines.learned import Learned, TaskExamples
+from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
 from degaml_kedro.io.trajectory import Trajectory
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
-from degaml_kedro.llm.finetune import initial_adapter
+from degaml_kedro.llm.finetune import TrainingError, initial_adapter
 from degaml_kedro.parameters import (
+    BASELINES,
     AdaptationSetting,
     BaselinesParameters,
     BaseModelParameters,
@@ -44,7 +46,8 @@ def take_union(trajectory: Trajectory) -> Learned:
         trajectory: the pooled warm-up's.
     """
     records = [{"step": record.step, "loss": record.loss} for record in trajectory.records]
-    return Learned("union_train", trajectory.last, {}, records, trajectory_compute(trajectory))
+    spent = trajectory_compute(trajectory)
+    return Learned("union_train", trajectory.last, {}, records, spent, dict(trajectory.about))
 
 
 def fit_baseline(
@@ -96,7 +99,8 @@ def fit_baseline(
             how.mode,
             BaselinesParameters.model_validate(baselines),
             start,
-            derive_seed(seed, method, "fit"),
+            # both orders of MAML see the same episodes
+            derive_seed(seed, BASELINES[method], "fit"),
             progress,
         )
     logger.info(
@@ -152,16 +156,31 @@ def search_settings(
     questions = parts.validation[: parameters.search.examples]
     rows = []
     for number, setting in enumerate(methods.settings_of(method, parameters)):
-        own = derive_seed(seed, task, method, "search")
-        clock = Clock()
-        adapted, spent = _adapted(
-            method, base, learned, parts.support, shape, how, lora, parameters, setting, own
-        )
-        began = time.perf_counter()
-        predictions = methods.answer(method, base, adapted, questions, shape, how, parameters, own)
-        seconds = time.perf_counter() - began
-        clock.read(sum(prediction.tokens for prediction in predictions))
-        found = measure(predictions_frame(predictions, seconds), f"{task}, {method}")
+        own = derive_seed(seed, task, BASELINES[method], "search")
+        clock, spent = Clock(), Compute()
+        accuracy, nll, failure = 0.0, math.inf, None
+        try:
+            adapted, spent = _adapted(
+                method, base, learned, parts.support, shape, how, lora, parameters, setting, own
+            )
+            predictions = methods.answer(
+                method, base, adapted, questions, shape, how, parameters, own
+            )
+            clock.read(sum(prediction.tokens for prediction in predictions))
+            found = measure(predictions_frame(predictions, 0.0), f"{task}, {method}")
+            accuracy, nll = found["accuracy"], found["nll"]
+            logger.info(
+                "%s, %s, %s: accuracy %.2f (n = %d)",
+                task,
+                method,
+                setting.model_dump_json(),
+                accuracy,
+                found["n"],
+            )
+        except (BaselineError, TrainingError) as error:
+            # a rate at which it diverges is a setting that is not chosen, and no reason to stop
+            failure = str(error)
+            logger.warning("%s, %s, %s: %s", task, method, setting.model_dump_json(), error)
         total = clock.compute
         rows.append(
             {
@@ -169,23 +188,22 @@ def search_settings(
                 "task": task,
                 "number": number,
                 "setting": setting.model_dump_json(),
-                "accuracy": found["accuracy"],
-                "nll": found["nll"],
-                "n": found["n"],
+                "accuracy": accuracy,
+                "nll": nll,
+                "n": len(questions),
+                "seed": seed,
+                "error": failure,
                 "forward_tokens": total.forward_tokens + spent.forward_tokens,
                 "backward_tokens": spent.backward_tokens,
                 "seconds": total.seconds,
             }
         )
-        logger.info(
-            "%s, %s, %s: accuracy %.2f (n = %d)",
-            task,
-            method,
-            setting.model_dump_json(),
-            found["accuracy"],
-            found["n"],
+    if all(row["error"] for row in rows):
+        raise BaselineError(
+            f"{method} fails on {task} with every setting that baselines.{BASELINES[method]}.settings lists; the last "
+            f"one: {rows[-1]['error']}"
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"error": "object"})
 
 
 def choose_setting(
@@ -205,11 +223,12 @@ def choose_setting(
     """
     learned: Learned | None = inputs[-1] if fitted else None
     tried = pd.concat(inputs[:-1] if fitted else inputs, ignore_index=True)
-    means = tried.groupby("number")[["accuracy", "nll"]].mean()
-    chosen = int(
-        means.sort_values(["accuracy", "nll"], ascending=[False, True], kind="stable").index[0]
-    )
     settings = methods.settings_of(method, BaselinesParameters.model_validate(baselines))
+    _check_search(method, tried, settings)
+    # equal numbers of right answers may differ in the last bit of their means
+    means = tried.groupby("number")[["accuracy", "nll"]].mean().round({"accuracy": 12})
+    best = means.sort_values(["accuracy", "nll"], ascending=[False, True], kind="stable")
+    chosen = int(best.index[0])
     spent = Compute(
         int(tried["forward_tokens"].sum()),
         int(tried["backward_tokens"].sum()),
@@ -231,6 +250,27 @@ def choose_setting(
         "rows": tried.to_dict("records"),
     }
     return record, compute_record(method, "search", None, spent)
+
+
+def _check_search(method: str, tried: pd.DataFrame, settings: Sequence[methods.Setting]) -> None:
+    """Searches are kept, and shared by runs: what was tried has to be what is configured, with one seed."""
+    asked = {number: setting.model_dump_json() for number, setting in enumerate(settings)}
+    way_out = (
+        f"delete the files *.{method}.search.parquet and search.{method}.learned of the search (05_model_input and "
+        f"06_models in the folder `search` of globals.yml), and run again"
+    )
+    for task, rows in tried.groupby("task"):
+        found = dict(zip(rows["number"].astype(int), rows["setting"], strict=True))
+        if found != asked:
+            raise BaselineError(
+                f"the search for {method} on {task} tried {', '.join(found.values())}, and "
+                f"baselines.{BASELINES[method]}.settings asks for {', '.join(asked.values())}; {way_out}"
+            )
+    seeds = sorted(set(tried["seed"])) if "seed" in tried else []
+    if len(seeds) > 1:
+        raise BaselineError(
+            f"the search for {method} was begun with seed {seeds[0]} and goes on with {seeds[1]}; {way_out}"
+        )
 
 
 def count_meta_training(learned: Learned) -> dict[str, Any]:
@@ -285,7 +325,7 @@ def adapt_baseline(
         lora,
         parameters,
         setting,
-        derive_seed(seed, task, method),
+        derive_seed(seed, task, BASELINES[method]),
     )
     assert isinstance(adapted, Learned)
     logger.info("%s, %s: adapted in %.1f s", task, method, spent.seconds)
@@ -331,7 +371,7 @@ def predict_baseline(
         prompt,
         task_scoring(scoring, task_parameters),
         BaselinesParameters.model_validate(baselines),
-        derive_seed(seed, task, method, "answers"),
+        derive_seed(seed, task, BASELINES[method], "answers"),
         task,
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
 
 from degaml_kedro.adapters.adapter import Adapter, average_adapters
-from degaml_kedro.baselines.union_train import pooled
+from degaml_kedro.baselines import union_train
 from degaml_kedro.io.trajectory import (
     StepRecord,
     Trajectory,
@@ -22,7 +23,13 @@ from degaml_kedro.io.trajectory import (
     tensor_bytes,
 )
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
-from degaml_kedro.llm.finetune import FineTuneState, fine_tune, initial_adapter, total_steps
+from degaml_kedro.llm.finetune import (
+    FineTuneState,
+    FineTuneStep,
+    fine_tune,
+    initial_adapter,
+    total_steps,
+)
 from degaml_kedro.parameters import (
     BaseModelParameters,
     LoraParameters,
@@ -75,7 +82,7 @@ def train_on_pool(
     yield from _train(
         "pooled warm-up" if group == "all" else f"pooled warm-up {group}",
         base,
-        pooled(pools),
+        union_train.pooled(pools),
         PromptParameters.model_validate(prompt),
         _mode(scoring, first_task),
         TrainingParameters.model_validate(warmup),
@@ -83,6 +90,7 @@ def train_on_pool(
         derive_seed(seed, "pool", "train"),
         resume,
         keep="last",
+        steps=partial(union_train.fit, base, pools),
     )
 
 
@@ -208,7 +216,10 @@ def _train(
     resume: TrajectoryState | None,
     keep: Literal["all", "last"] = "all",
     dtype: Literal["float32", "bfloat16"] = "float32",
+    steps: Callable[..., Iterator[FineTuneStep]] | None = None,
 ) -> Iterator[TrajectoryChunk]:
+    """A run, step by step; ``steps`` makes them where plain fine-tuning does not."""
+    make = steps or partial(fine_tune, base, examples)
     about = {
         "name": name,
         "base_model": base.name,
@@ -249,7 +260,7 @@ def _train(
     )
     state = FineTuneState(len(records), dict(resume.state)) if resume is not None else None
     with progress_bar(name, "step", len(records)) as progress:
-        for step in fine_tune(base, examples, prompt, mode, training, start, seed, state):
+        for step in make(prompt, mode, training, start, seed, state):
             record = StepRecord(step.step, step.loss, step.learning_rate, step.seconds, step.tokens)
             records.append(record)
             yield TrajectoryStep(record, step.adapter.tensors, step.state.tensors)

@@ -304,7 +304,8 @@ def execute_strategies(
         method: the method's name.
 
     Returns:
-        The refined adapter, and what adapting cost: all trials, and carrying out what was chosen.
+        The refined adapter, and what adapting cost: the search with all that it computed between its trials, and
+        carrying out what was chosen once more.
     """
     space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
     bench = task_workbench(
@@ -317,7 +318,11 @@ def execute_strategies(
     state = build_state(
         bench, space, _unrefined(bench, seed, task), frame_to_splits(support).support, rows
     )
-    own = {"tokens": bench.meter.tokens, "seconds": time.perf_counter() - began}
+    own = {
+        "forward_tokens": bench.meter.forward,
+        "backward_tokens": bench.meter.backward,
+        "seconds": time.perf_counter() - began,
+    }
     return state, count_training(rollouts, own, method=method, stage="adaptation", task=task)
 
 

@@ -142,9 +142,19 @@ def _adapters(
         return [group.name("mean.adapter")], []
     if method in parameters.generated_methods:
         return _generated(parameters, place, method)
-    if task in parameters.meta_train and parameters.trajectory_is_no_meta_train:
-        return [f"{task}.final_adapter"], []
     run = f"{task}.{method}"
+
+    def counting(trajectory: str) -> Node:
+        return node(
+            bound(count_training, method=method, stage="adaptation", task=task),
+            inputs=trajectory,
+            outputs=f"{run}.compute",
+            name="count_alone",
+            namespace=f"evaluate.{task}",
+        )
+
+    if task in parameters.meta_train and parameters.trajectory_is_no_meta_train:
+        return [f"{task}.final_adapter"], [counting(f"{task}.trajectory")]
     training = node(
         bound(train_alone, task=task),
         inputs=[
@@ -166,14 +176,7 @@ def _adapters(
         name="last_adapter_alone",
         namespace=f"evaluate.{task}",
     )
-    counting = node(
-        bound(count_training, method=method, stage="adaptation", task=task),
-        inputs=f"{run}.trajectory",
-        outputs=f"{run}.compute",
-        name="count_alone",
-        namespace=f"evaluate.{task}",
-    )
-    return [f"{run}.adapter"], [training, taking, counting]
+    return [f"{run}.adapter"], [training, taking, counting(f"{run}.trajectory")]
 
 
 def _generated(

@@ -195,6 +195,8 @@ def train_policy(
         "steps": step.steps,
         "losses": list(step.losses),
         "tokens": step.tokens,
+        "forward_tokens": step.forward_tokens,
+        "backward_tokens": step.backward_tokens,
         "seconds": step.seconds,
     }
     return (before or untrained) if not step.steps else step.adapter, record

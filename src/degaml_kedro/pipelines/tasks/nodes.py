@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -115,7 +116,8 @@ def describe_run(parameters: Mapping[str, Any]) -> dict[str, Any]:
             "device": str(device),
             "dtype": str(choose_dtype(parameters["model"].get("dtype", "auto"), device)),
         },
-        "parameters": dict(parameters),
+        # Kedro's runners hand them over in different orders
+        "parameters": json.loads(json.dumps(parameters, sort_keys=True)),
     }
 
 

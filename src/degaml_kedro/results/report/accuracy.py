@@ -21,7 +21,7 @@ from degaml_kedro.results.report.document import (
     strong,
 )
 from degaml_kedro.results.report.figures import comparison_figure
-from degaml_kedro.results.report.findings import METHOD, Findings
+from degaml_kedro.results.report.findings import METHOD, Findings, yardsticks
 from degaml_kedro.results.report.glossary import PAPER_ROWS, POOLS, SHORT
 from degaml_kedro.results.report.words import (
     counted,
@@ -93,15 +93,18 @@ def _accuracies(findings: Findings, pool: str) -> Table:
             f"Accuracy in percent, mean over {counted(len(seeds), 'seed')}; in brackets the difference to base in "
             f"points (the paper's Table 2 has relative changes there). {AVERAGE}: mean over tasks, which weigh alike."
         ),
-        "Bold: better beyond chance than every other method that has results, bounds left out."
+        "Bold: better beyond chance than every other method that has results, bounds and yardsticks left out; "
+        "corrected for the comparisons within a column, not over columns."
         if bold
         else "No method is better than every other one beyond chance, in no column: nothing is bold.",
     ]
-    if pool == "meta_test" and "no_meta_train" in findings.runs.methods:
-        notes.append(
-            "no_meta_train learns from the task's whole training split, no_meta_train_support from the support "
-            "examples that all other methods have."
-        )
+    for method in yardsticks(pool):
+        if method in findings.runs.methods:
+            notes.append(
+                f"{method} learns from the task's whole training split, {method}_support from the support examples "
+                f"that all other methods have: {method} is a yardstick, no competitor. It is never bold, and need not "
+                f"be beaten."
+            )
     notes += _gaps(findings, pool, tasks, cells)
     return Table(
         f"Accuracy by method and task, {SHORT[pool]} (in the layout of the paper's Tables 1 and 2)",
@@ -255,8 +258,8 @@ def _contrasts(findings: Findings, pool: str) -> list[Block]:
     notes = [
         (
             f"Difference: accuracy of {METHOD} less that of the other method, in points, over the tasks and seeds "
-            f"where both have answers. Paired bootstrap over questions within strata (tasks by seeds), which weigh "
-            f"alike."
+            f"where both have answers. Paired bootstrap over questions within strata (tasks by seeds); tasks weigh "
+            f"alike, and so do a task's seeds."
         ),
         f"Simultaneous interval (Bonferroni) and Holm-adjusted p: for {counted(contrasts[0].family, 'comparison')}.",
     ]

@@ -131,14 +131,12 @@ class Picture:
     Attributes:
         key: names it in links; lower-case letters and dashes.
         caption: what it shows and how it is read.
-        figure: Plotly's.
-        data: its numbers, for those who cannot see it; None where they are in a table nearby or too many.
+        figure: Plotly's; its numbers are in a table nearby, for those who cannot see it.
     """
 
     key: str
     caption: str
     figure: Any
-    data: Table | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from degaml_kedro.results.table import POOLS
 
 # the method that the others are compared with
 METHOD = "degaml"
+# it learns from the task's whole training split where others have the support examples
+YARDSTICK = "no_meta_train"
 # what a comparison calls the mean row's task
 MEAN = "mean"
 
@@ -38,7 +40,8 @@ class Findings:
         pools: those that have tasks, in the order of reading.
         rows: by pool.
         contrasts: by pool, of :data:`METHOD` against every method that is no bound.
-        winners: by pool and task (None: all its tasks), where one method is better than every other beyond chance.
+        winners: by pool and task (None: all its tasks), where one method is better than every other beyond chance;
+            neither bounds nor yardsticks (:func:`yardsticks`) win or have to be beaten.
         costs: by pool.
         verdict: on the held-out tasks; None where there are none.
         reliability: by pool and method, of those that have answers.
@@ -86,6 +89,15 @@ class Findings:
         return _bins(self.reliability)
 
 
+def yardsticks(pool: str) -> tuple[str, ...]:
+    """Methods that are no competitors on a pool: they see more of its tasks than the others do.
+
+    Args:
+        pool: ``meta_train``, ``left_out`` or ``meta_test``.
+    """
+    return (YARDSTICK,) if pool in ("left_out", "meta_test") else ()
+
+
 def find(runs: Runs) -> Findings:
     """Work out the statistics of runs.
 
@@ -101,7 +113,8 @@ def find(runs: Runs) -> Findings:
     winners = {}
     for pool in pools:
         for task in dict.fromkeys(row.task for row in rows[pool]):
-            best = winner(runs, pool, None if task is None else [task])
+            exclude = (*BOUNDS, *yardsticks(pool))
+            best = winner(runs, pool, None if task is None else [task], exclude)
             if best is not None:
                 winners[pool, task] = best
     known = runs.results().dropna(subset=["chance"]).drop_duplicates(["pool", "task"])

@@ -44,12 +44,14 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "abmll": "Amortized Bayesian meta-learning over LoRA: a posterior from the support examples, and predictions "
         "averaged over weight samples (Zhang, Snell and Griffiths, 2025).",
         "mean_adapter": "The mean of the meta-train tasks' adapters, the same for every task. Not in the paper.",
-        "generalization_only": "The adapter that the generator makes from the task's prompts, unrefined.",
+        "generalization_only": "The adapter that the generator makes from the support prompts, without their "
+        "answers, unrefined.",
         "random_policy": "The generated adapter, refined by strategies drawn uniformly, as many as the policy may "
-        "propose; the best on the validation split is executed. Not in the paper.",
+        "propose; the best on the support examples is executed. Not in the paper.",
         "oracle_strategy": "The generated adapter with the strategy that scores best on the test split itself: a "
         "bound, never a result.",
-        "degaml": "The generated adapter, refined by strategies that the trained policy proposes.",
+        "degaml": "The generated adapter, refined by strategies that the trained policy proposes; the best on the "
+        "support examples is executed.",
     }
 )
 _VARIANTS: Mapping[str, str] = MappingProxyType(

@@ -59,8 +59,7 @@ def _block(block: Block, page: str) -> list[str]:
         case Table():
             return _table(block)
         case Picture():
-            pointer = f"[Figure](<{page}#figure-{block.key}>): {_escaped(block.caption)}"
-            return [pointer, *(_table(block.data) if block.data else [])]
+            return [f"[Figure](<{page}#figure-{block.key}>): {_escaped(block.caption)}"]
         case Listing():
             return [_listing(block)]
 

@@ -189,16 +189,11 @@ def _picture(picture: Picture) -> str:
     figure = copy.deepcopy(picture.figure).update_layout(width=FIGURE_WIDTH)
     # Plotly writes "<" as an escape: nothing in it ends the element
     drawing = figure.to_json()
-    data = (
-        f"<details><summary>Numbers</summary>{_table(picture.data)}</details>"
-        if picture.data
-        else ""
-    )
     return (
         f'<figure id="figure-{key}">'
         f'<div class="wide" role="region" aria-label="Figure" tabindex="0">'
         f'<div class="plot" role="img" aria-label="{caption}" style="height:{figure.layout.height or 450}px">'
         f"<noscript>Figures are drawn by JavaScript, which is switched off here.</noscript></div></div>"
         f'<script type="application/json">{drawing}</script>'
-        f"<figcaption>{caption}</figcaption>{data}</figure>"
+        f"<figcaption>{caption}</figcaption></figure>"
     )

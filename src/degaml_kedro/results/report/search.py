@@ -50,7 +50,10 @@ def settings(findings: Findings) -> Section:
         (
             f"Accuracy in percent on validation questions{each} of meta-train tasks that the method's weights had not "
             f"seen. Chosen: the best mean over these tasks; the likelier answers decide between equal ones. Every "
-            f"method had the same number of settings to choose from."
+            f"baseline had the same number of settings to choose from."
+        ),
+        (
+            "The generator's and the policy's settings were set by hand on meta-train tasks (docs/comparison.md)."
         ),
     )
     columns = ("method", "setting", "choice", "seeds", *tasks)

@@ -47,12 +47,11 @@ abbr { text-decoration: none; }
 figure { margin: 1.6rem 0; }
 .plot { background: #ffffff; color: #1b1b1b; }
 figcaption { color: var(--faint); font-size: .9rem; max-width: 48rem; margin-top: .3rem; }
-details { margin-top: .4rem; font-size: .9rem; }
 @page { size: A4; margin: 14mm; }
 @media print {
   :root { --ink: #000000; --paper: #ffffff; --faint: #333333; --line: #999999; --shade: #ffffff; --link: #000000; }
   body { max-width: none; padding: 0; font-size: 10pt; }
-  .skip, details, .modebar-container { display: none; }
+  .skip, .modebar-container { display: none; }
   .wide { overflow: visible; }
   table { font-size: 7.5pt; }
   .notes { font-size: 8pt; }

@@ -16,7 +16,7 @@ from degaml_kedro.results.report.document import (
     strong,
 )
 from degaml_kedro.results.report.figures import in_short
-from degaml_kedro.results.report.findings import Findings
+from degaml_kedro.results.report.findings import Findings, yardsticks
 from degaml_kedro.results.report.glossary import POOLS
 from degaml_kedro.results.report.words import (
     counted,
@@ -81,7 +81,7 @@ def summary(findings: Findings) -> Section:
 def _verdict(verdict: Verdict) -> list[Block]:
     aim = (
         f"the aim is {100 * AIM:.0f} points above the best of {listed(verdict.baselines)} on held-out tasks, with an "
-        f"interval above 0, at no more adaptation compute than the costliest of them"
+        f"interval above 0, with no more adaptation tokens (forward and backward) than the costliest of them"
     )
     head = {
         True: "The aim is met",
@@ -140,7 +140,8 @@ def _difference_of(verdict: Verdict, contrast: Contrast) -> Paragraph:
     return paragraph(
         f"Difference: {points(contrast.mean)} points, {size} {100 * AIM:.0f}; simultaneous 95 % interval "
         f"{interval_of_points(contrast.low_adjusted, contrast.high_adjusted)}, {side}; Holm-adjusted p "
-        f"{_equals(p_value(contrast.p_adjusted))} (n = {contrast.pairs} pairs of answers in {contrast.strata} strata: "
+        f"{_equals(p_value(contrast.p_adjusted))}, both corrected for "
+        f"{counted(contrast.family, 'comparison')} (n = {contrast.pairs} pairs of answers in {contrast.strata} strata: "
         f"{counted(len(contrast.tasks), 'task')} by seeds)."
     )
 
@@ -152,16 +153,18 @@ def _equals(p: str) -> str:
 def _budget_of(budget: Budget) -> str:
     if budget.tokens is None or budget.seconds is None:
         return f"Adaptation compute of {budget.method} was not counted."
-    own = f"Adaptation to a task takes {budget.method} {in_short(budget.tokens)} tokens and {seconds(budget.seconds)}"
+    own = f"Adaptation to a task takes {budget.method} {in_short(budget.tokens)} tokens"
     if budget.most_tokens is None or budget.most_seconds is None:
-        return f"{own}; that of the baselines was not counted."
+        return f"{own} and {seconds(budget.seconds)}; that of the baselines was not counted."
     most = (
-        f"the costliest baseline takes {in_short(budget.most_tokens)} tokens ({budget.costliest_tokens}) and "
-        f"{seconds(budget.most_seconds)} ({budget.costliest_seconds})"
+        f"the costliest baseline takes {in_short(budget.most_tokens)} ({budget.costliest_tokens})"
     )
     says = {True: "within", False: "beyond", None: "not known to be within"}
     unknown = f" Not counted: {listed(budget.missing)}." if budget.missing else ""
-    return f"{own}; {most}: {says[budget.tokens_within]} in tokens, {says[budget.seconds_within]} in time.{unknown}"
+    return (
+        f"{own}; {most}: {says[budget.within]}. Time beside it, which does not decide: {seconds(budget.seconds)}, and "
+        f"{seconds(budget.most_seconds)} at most ({budget.costliest_seconds}).{unknown}"
+    )
 
 
 def _models(findings: Findings) -> list[str]:
@@ -174,9 +177,13 @@ def _models(findings: Findings) -> list[str]:
 def _best_of(findings: Findings, pool: str) -> Paragraph:
     best = findings.winners.get((pool, None))
     where = POOLS.get(pool, pool)
+    aside = [name for name in yardsticks(pool) if name in findings.runs.methods]
+    but = f" ({listed(aside)}, a yardstick, left out)" if aside else ""
     if best is None:
-        return paragraph(f"{where}: no method is better than every other one beyond chance.")
-    return paragraph(f"{where}: ", code(best), " is better than every other method beyond chance.")
+        return paragraph(f"{where}: no method is better than every other one beyond chance{but}.")
+    return paragraph(
+        f"{where}: ", code(best), f" is better than every other method beyond chance{but}."
+    )
 
 
 def _between(sizes: Sequence[int]) -> str:

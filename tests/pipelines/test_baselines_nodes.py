@@ -1,0 +1,300 @@
+"""The baselines as nodes: what they are given, what they choose, what they cost."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from degaml_kedro.baselines import methods
+from degaml_kedro.baselines.compute import Compute
+from degaml_kedro.baselines.learned import BaselineError, Learned
+from degaml_kedro.configuration import read_parameters
+from degaml_kedro.llm.finetune import TrainingError, initial_adapter
+from degaml_kedro.parameters import BASELINES, BaselinesParameters, LoraParameters
+from degaml_kedro.pipelines.baselines import nodes
+from degaml_kedro.pipelines.baselines.nodes import (
+    adapt_baseline,
+    choose_setting,
+    predict_baseline,
+    predict_in_context,
+    search_settings,
+)
+from degaml_kedro.pipelines.baselines.pipeline import create_pipeline
+from degaml_kedro.pipelines.checkpoints.pipeline import create_pipeline as create_checkpoints
+from degaml_kedro.pipelines.groups import folds, groups, search_group, warmup_groups
+from degaml_kedro.tasks.example import make_example
+from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame
+from tests.llm.helpers import tiny_base
+from tests.test_configuration import loader
+
+MODEL = {"source": {"kind": "random"}, "dtype": "float32", "device": "cpu"}
+PROMPT = {"format": "plain", "options": "inline"}
+SCORING = {"mode": "text"}
+LORA = {"rank": 2, "alpha": 4.0}
+TASK = {"source": {"kind": "suite", "family": "day_after"}}
+SFT = [{"steps": 1, "learning_rate": 1e-3}, {"steps": 3, "learning_rate": 1e-2}]
+EPISODES = {"outer_steps": 1, "inner_learning_rate": 1e-3, "outer_learning_rate": 1e-3}
+BASELINE_PARAMETERS = {
+    "search": {"tasks": 1, "examples": 3},
+    "icl": {"settings": [{"shots": 1}, {"shots": 2}]},
+    "no_meta_train_support": {"settings": SFT},
+    "union_train": {"settings": SFT},
+    "maml_en_llm": {**EPISODES, "settings": SFT},
+    "abmll": {**EPISODES, "samples": 1, "settings": SFT},
+}
+PARAMETERS = BaselinesParameters.model_validate(BASELINE_PARAMETERS)
+
+
+def questions(name, count):
+    return [make_example(f"{name} {i}?", ("red", "blue", "green"), i % 3) for i in range(count)]
+
+
+FRAME = splits_to_frame(
+    TaskSplits(
+        questions("train", 4), questions("support", 4), questions("check", 5), questions("test", 6)
+    )
+)
+SUPPORT = FRAME[FRAME["split"] == "support"].reset_index(drop=True)
+
+
+def searched(method="no_meta_train_support", learned=None, parameters=BASELINE_PARAMETERS):
+    settings = (MODEL, PROMPT, SCORING, LORA, parameters, TASK, 3, FRAME, learned)
+    return search_settings(*settings, task="day_after", method=method)
+
+
+def test_a_search_tries_every_setting_on_validation_examples_alone():
+    found = searched()
+    assert list(found["number"]) == [0, 1]
+    assert [json.loads(text)["steps"] for text in found["setting"]] == [1, 3]
+    assert set(found["n"]) == {3}
+    # three steps go back three times as far as one, over the same four examples
+    assert found["backward_tokens"][1] == 3 * found["backward_tokens"][0] > 0
+    assert (found["forward_tokens"] > found["backward_tokens"]).all()
+    # nothing of the test or train split is read
+    other = FRAME.copy()
+    unread = other["split"].isin(["test", "train"])
+    other.loc[unread, "prompt"] = "other " + other["prompt"]
+    same = search_settings(
+        MODEL,
+        PROMPT,
+        SCORING,
+        LORA,
+        BASELINE_PARAMETERS,
+        TASK,
+        3,
+        other,
+        task="day_after",
+        method="no_meta_train_support",
+    )
+    columns = ["accuracy", "nll", "forward_tokens"]
+    assert found[columns].equals(same[columns])
+
+
+def test_a_setting_that_diverges_is_not_chosen(monkeypatch):
+    adapt = methods.adapt
+
+    def diverging(method, base, learned, support, prompt, mode, parameters, setting, seed):
+        if setting.steps == 3:
+            raise TrainingError("the loss became nan at step 2")
+        return adapt(method, base, learned, support, prompt, mode, parameters, setting, seed)
+
+    monkeypatch.setattr(methods, "adapt", diverging)
+    found = searched()
+    assert list(found["accuracy"])[1] == 0
+    assert math.isinf(found["nll"][1])
+    assert "nan at step 2" in found["error"][1]
+    record, _ = choose_setting(
+        BASELINE_PARAMETERS, found, method="no_meta_train_support", fitted=False
+    )
+    assert record["chosen"] == 0
+
+
+def test_a_method_that_fails_with_every_setting_says_so(monkeypatch):
+    def failing(*_):
+        raise BaselineError("diverged")
+
+    monkeypatch.setattr(methods, "adapt", failing)
+    with pytest.raises(BaselineError, match=r"every setting that baselines\.union_train\.settings"):
+        searched("union_train", Learned("union_train", start()))
+
+
+def start():
+    return initial_adapter(tiny_base(), LoraParameters(rank=2, alpha=4.0))
+
+
+def trials(*accuracies, nll=(1.0, 1.0), task="a", **changes):
+    settings = [s.model_dump_json() for s in methods.settings_of("union_train", PARAMETERS)]
+    rows = [
+        {
+            "method": "union_train",
+            "task": task,
+            "number": number,
+            "setting": settings[number],
+            "accuracy": accuracy,
+            "nll": nll[number],
+            "n": 60,
+            "seed": 3,
+            "error": None,
+            "forward_tokens": 10,
+            "backward_tokens": 5,
+            "seconds": 1.0,
+            **changes,
+        }
+        for number, accuracy in enumerate(accuracies)
+    ]
+    return pd.DataFrame(rows)
+
+
+def chosen(*frames, fitted=False, learned=()):
+    return choose_setting(
+        BASELINE_PARAMETERS, *frames, *learned, method="union_train", fitted=fitted
+    )
+
+
+def test_the_best_mean_is_chosen_and_the_likelier_answers_between_equal_ones():
+    record, spent = chosen(trials(0.9, 0.1), trials(0.5, 0.7, task="b"))
+    assert (record["chosen"], record["setting"]["steps"]) == (0, 1)
+    assert (spent["stage"], spent["task"], spent["forward_tokens"]) == ("search", None, 40)
+    # 0.1 + 0.2 and 0.3 + 0 are the same number of right answers
+    record, _ = chosen(trials(0.1, 0.3, nll=(2.0, 1.0)), trials(0.2, 0.0, nll=(2.0, 1.0), task="b"))
+    assert record["chosen"] == 1
+    # what it learned for the search is a part of the search's cost
+    learned = Learned("union_train", start(), compute=Compute(100, 50, 2.0))
+    _, spent = chosen(trials(0.9, 0.1), fitted=True, learned=[learned])
+    assert (spent["forward_tokens"], spent["backward_tokens"], spent["seconds"]) == (120, 60, 4.0)
+
+
+def test_a_search_of_other_settings_is_refused():
+    stale = trials(0.9, 0.1)
+    stale.loc[0, "setting"] = '{"steps":80,"learning_rate":0.1,"batch_size":8}'
+    with pytest.raises(BaselineError, match=r"(?s)union_train on a tried .*80.*delete the files"):
+        chosen(stale)
+    with pytest.raises(BaselineError, match="delete the files"):
+        chosen(trials(0.9))
+
+
+def test_a_search_of_two_seeds_is_refused():
+    with pytest.raises(BaselineError, match="begun with seed 3 and goes on with 4"):
+        chosen(trials(0.9, 0.1), trials(0.9, 0.1, task="b", seed=4))
+
+
+@pytest.mark.parametrize("method", [name for name in BASELINES if name != "icl"])
+def test_adapting_sees_the_support_examples_and_counts_what_it_takes(method):
+    learned = None
+    if method != "no_meta_train_support":
+        learned = fitted(method)
+    record = {"setting": SFT[1]}
+    settings = (
+        MODEL,
+        PROMPT,
+        SCORING,
+        LORA,
+        BASELINE_PARAMETERS,
+        TASK,
+        3,
+        record,
+        SUPPORT,
+        learned,
+    )
+    adapted, spent = adapt_baseline(*settings, task="day_after", method=method)
+    assert (spent["method"], spent["stage"], spent["task"]) == (method, "adaptation", "day_after")
+    assert spent["tokens"] == spent["forward_tokens"] + spent["backward_tokens"] > 0
+    again, _ = adapt_baseline(*settings, task="day_after", method=method)
+    for key, tensor in adapted.adapter.tensors.items():
+        assert torch.equal(tensor, again.adapter.tensors[key])
+    frame = predict_baseline(
+        MODEL,
+        PROMPT,
+        SCORING,
+        BASELINE_PARAMETERS,
+        TASK,
+        3,
+        FRAME,
+        adapted,
+        task="day_after",
+        method=method,
+    )
+    assert len(frame) == 6
+    assert list(frame["gold"]) == [i % 3 for i in range(6)]
+
+
+def fitted(method):
+    if method == "union_train":
+        return Learned(method, start())
+    frames = [FRAME, FRAME]
+    parameters = dict(BASELINE_PARAMETERS)
+    entry = BASELINES[method]
+    parameters[entry] = {**parameters[entry], "support": 2, "query": 2, "tasks_per_step": 1}
+    return nodes.fit_baseline(
+        MODEL,
+        PROMPT,
+        SCORING,
+        LORA,
+        parameters,
+        TASK,
+        3,
+        *frames,
+        method=method,
+        tasks=("a", "b"),
+        from_pool=False,
+    )
+
+
+def test_both_orders_of_maml_see_the_same_episodes():
+    first, second = fitted("maml_en_llm_first_order"), fitted("maml_en_llm")
+    # before anything has been learned their losses are of the same examples
+    assert first.records[0]["loss_before"] == pytest.approx(second.records[0]["loss_before"], 1e-5)
+    assert first.about["seed"] == second.about["seed"]
+
+
+def test_in_context_learning_costs_nothing_until_it_answers():
+    frame, spent = predict_in_context(
+        MODEL,
+        PROMPT,
+        SCORING,
+        BASELINE_PARAMETERS,
+        TASK,
+        3,
+        FRAME,
+        {"setting": {"shots": 2}},
+        SUPPORT,
+        task="day_after",
+    )
+    assert (spent["method"], spent["tokens"]) == ("icl", 0)
+    assert len(frame) == 6
+
+
+# --- what is searched on --------------------------------------------------------------------------
+
+
+def test_the_search_is_on_the_policy_s_first_fold(project):
+    parameters = read_parameters(loader(project, None))
+    everything = groups(parameters)[0]
+    searched = search_group(parameters)
+    assert searched == folds(parameters, everything)[parameters.meta_train[0]]
+    # its warm-up is one that the policy needs anyway
+    assert len({group.label for group in warmup_groups(parameters)}) == 3
+    # nobody is tried on what it was fitted to
+    assert not set(searched.tasks) & set(searched.left_out)
+
+
+def test_without_folds_every_other_task_is_held_out(project):
+    project.edit("smoke/parameters.yml", methods=["base", "icl", "union_train"])
+    parameters = read_parameters(loader(project))
+    searched = search_group(parameters)
+    assert (searched.left_out, searched.tasks) == (("kind_member",), ("day_after",))
+    names = {node.name for node in create_pipeline(parameters).nodes}
+    assert "baselines.search.union_train.try_on_kind_member" in names
+    assert "baselines.search.icl.choose" in names
+    made = create_checkpoints(parameters).all_outputs()
+    assert f"{searched.pool}.trajectory" in made
+    # everything that the pipeline reads is made by those before it, or is in the catalog as data of a task
+    free = create_pipeline(parameters).inputs() - made
+    assert {name.split(".")[-1] for name in free if not name.startswith("param")} == {
+        "splits",
+        "support",
+    }

@@ -1,0 +1,74 @@
+"""Costs put together from what trainings and trials recorded, by any version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from degaml_kedro.pipelines.counting import count_training
+
+TRIALS: dict[str, Any] = {
+    "rollout": [0, 1, 2],
+    "tokens": [100, 200, 300],
+    "forward_tokens": [150, 120, 300],
+    "backward_tokens": [40, 80, 0],
+    "seconds": [1.0, 2.0, 3.0],
+    "overhead_seconds": [0.5, 0.0, 0.25],
+}
+ADDED = ["forward_tokens", "backward_tokens", "overhead_seconds"]
+POLICY = {"tokens": 20, "forward_tokens": 10, "backward_tokens": 10, "seconds": 4.0}
+
+
+def count(*parts: Any) -> tuple[Any, ...]:
+    record = count_training(*parts, method="degaml", stage="meta_training")
+    assert (record["method"], record["stage"], record["task"]) == ("degaml", "meta_training", None)
+    return tuple(record[name] for name in ("forward_tokens", "backward_tokens", "tokens", "seconds"))
+
+
+def trials(**changes: Any) -> pd.DataFrame:
+    return pd.DataFrame({**TRIALS, **changes})
+
+
+def test_trials_that_know_directions_are_told_apart_with_what_was_between_them() -> None:
+    assert count(trials()) == (570, 120, 690, 6.75)
+    assert count(trials(), POLICY) == (580, 130, 710, 10.75)
+
+
+@pytest.mark.parametrize("how", ["no columns", "None", "Arrow's"])
+def test_trials_of_older_runs_know_the_sum_alone(how: str) -> None:
+    frame = trials().drop(columns=ADDED)
+    if how != "no columns":
+        frame = frame.assign(**dict.fromkeys(ADDED))
+    if how == "Arrow's":
+        frame = frame.astype(dict.fromkeys(ADDED[:2], "int64[pyarrow]"))
+        frame = frame.astype({"overhead_seconds": "double[pyarrow]"})
+    assert count(frame) == (None, None, 600, 6.0)
+    assert count(frame, trials()) == (None, None, 1290, 12.75)
+
+
+@pytest.mark.parametrize("kind", ["float64", "int64[pyarrow]"])
+def test_a_run_that_a_newer_version_went_on_with(kind: str) -> None:
+    mixed = trials(forward_tokens=[None, 120, 300], backward_tokens=[None, 80, 0])
+    mixed = mixed.astype(dict.fromkeys(ADDED[:2], kind)).assign(overhead_seconds=[None, 0.0, 0.25])
+    assert count(mixed) == (None, None, 100 + 500, 6.25)
+
+
+def test_no_trials_cost_nothing() -> None:
+    assert count(trials().head(0)) == (0, 0, 0, 0.0)
+
+
+def test_records_without_directions_know_the_sum_alone() -> None:
+    old = {"tokens": 20, "seconds": 4.0}
+    assert count(old) == (None, None, 20, 4.0)
+    assert count(trials(), old) == (None, None, 710, 10.75)
+
+
+def test_a_generator_s_tokens_go_forward_and_back() -> None:
+    steps = pd.DataFrame({"step": [1, 2], "seconds": [1.0, 2.0]})
+    assert count(steps) == (0, 0, 0, 3.0)
+    assert count(steps.assign(tokens=[0, 0])) == (0, 0, 0, 3.0)
+    assert count(steps.assign(tokens=[30, 40])) == (70, 70, 140, 3.0)
+    # the first step is of a version that did not count
+    assert count(steps.assign(tokens=[None, 40]), POLICY) == (50, 50, 100, 7.0)
