@@ -28,6 +28,7 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.io.atomic import AtomicTextDataset
 from degaml_kedro.io.local import LocalDataset
 from degaml_kedro.mlflow_server import TrackingError, explain, knock, masked, place_of
+from degaml_kedro.results.comparison import costs, table
 from degaml_kedro.results.runs import Run, Runs
 from degaml_kedro.tracking import ComparisonHook
 
@@ -219,6 +220,56 @@ def test_costs_by_stage(logged, uri):
     assert "forward_tokens_adaptation" not in a
     # of one task of two: no mean
     assert "tokens_adaptation/meta_test" not in icl.data.metrics
+
+
+def test_costs_of_which_only_the_sum_is_known(logged, uri):
+    apart = {"forward_tokens": None, "backward_tokens": None, "tokens": 40}
+    rows = [{**cost("abmll", "adaptation", task, 0), **apart} for task in "ab"]
+    changed = [dataclasses.replace(one, compute=pd.DataFrame(rows)) for one in runs().runs]
+    client = MlflowClient(uri)
+    parent = logged(dataclasses.replace(runs(), runs=tuple(changed)))
+    abmll = below(client, parent)["abmll"]
+    a = below(client, abmll.info.run_id)["a abmll"].data.metrics
+    assert (a["tokens_adaptation"], a["seconds_adaptation"]) == (40, 0.5)
+    assert abmll.data.metrics["tokens_adaptation/meta_test"] == 40
+    for metrics in (a, abmll.data.metrics):
+        assert not any("forward" in name or "backward" in name for name in metrics)
+
+
+def test_a_pool_s_mean_is_the_report_s_where_tasks_have_unequal_seeds(logged, uri):
+    n, right = 20, {("a", 0): 10, ("a", 1): 20, ("b", 0): 5}
+    uneven = []
+    for place, one in enumerate(runs().runs):
+        places = {task: count for (task, run_), count in right.items() if run_ == place}
+        results = [
+            result(task, "meta_test", "icl", one.seed, count / n, n=n)
+            for task, count in places.items()
+        ]
+        answers = [
+            {"task": task, "pool": "meta_test", "method": "icl", "index": i, "right": i < count}
+            for task, count in places.items()
+            for i in range(n)
+        ]
+        spent = [cost("icl", "adaptation", task, 10 * (place + 1)) for task in places]
+        changes = {"results": results, "answers": answers, "compute": spent}
+        frames = {name: pd.DataFrame(rows) for name, rows in changes.items()}
+        uneven.append(dataclasses.replace(one, **frames))
+    what = Runs(tuple(uneven), ("icl",), {"meta_test": ("a", "b")})
+    client = MlflowClient(uri)
+    icl = below(client, logged(what))["icl"]
+    metrics = icl.data.metrics
+    (mean,) = [row for row in table(what, "meta_test") if row.task is None]
+    (spent,) = costs(what)
+    # a: (0.5 + 1) / 2, b: 0.25
+    assert metrics["accuracy/meta_test"] == pytest.approx(0.5) == mean.accuracy
+    assert metrics["tokens_adaptation/meta_test"] == pytest.approx(spent.adaptation.tokens)
+    assert metrics["seeds/meta_test"] == mean.seeds == 1
+    history = client.get_metric_history(icl.info.run_id, "by_seed/accuracy/meta_test")
+    assert [(m.step, m.value) for m in history] == [(0, 0.375)]
+    # a task that was asked for and that nobody answered: no mean, here as there
+    what = dataclasses.replace(what, tasks={"meta_test": ("a", "b", "z")})
+    assert "accuracy/meta_test" not in below(client, logged(what))["icl"].data.metrics
+    assert all(row.accuracy is None for row in table(what, "meta_test") if row.task is None)
 
 
 def test_what_is_missing_is_not_logged_and_named(logged, uri):

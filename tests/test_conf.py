@@ -28,6 +28,14 @@ def test_every_task_has_a_source_that_exists(project, env):
             assert task.source.mapping in MAPPINGS
 
 
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_a_profile_is_called_as_its_environment(project, env):
+    """The command that a run records, and the report prints, takes one for the other."""
+    others = {"local": "embedded", "left_out": "study"}
+    parameters = read_parameters(loader(project, env, **NEEDED.get(env, {})))
+    assert parameters.profile == others.get(env, env)
+
+
 @pytest.mark.parametrize("env", PAPER)
 def test_the_paper_s_numbers(project, env):
     parameters = read_parameters(loader(project, env))

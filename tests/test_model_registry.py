@@ -38,6 +38,7 @@ from degaml_kedro.model_registry import (
     load_pair,
     load_policy,
     register_models,
+    registering,
 )
 from degaml_kedro.model_registry.folders import content_digest
 from degaml_kedro.model_registry.serving import ServingError
@@ -120,8 +121,12 @@ def make_run(folder: Path, seed: int = 0) -> Path:
         measured("one", "degaml", "meta_test", 0.5),
         measured("two", "generalization_only", "meta_test", 0.25),
         measured("three", "generalization_only", "meta_test", 0.75),
+        # of a group's own generator and policy
+        measured("one", "degaml", "left_out", 0.125),
+        measured("two", "generalization_only", "left_out", 0.125),
     ):
-        file = folder / "07_model_output" / f"{row['task']}.{row['method']}.json"
+        front = "without_a." if row["pool"] == "left_out" else ""
+        file = folder / "07_model_output" / f"{front}{row['task']}.{row['method']}.json"
         file.write_text(json.dumps(row))
     (folder / "08_reporting").mkdir()
     record = {"profile": "tests", "seed": 7, "parameters": PARAMETERS}
@@ -295,6 +300,64 @@ def test_other_content_is_a_new_version(registered, uri, tmp_path):
     # the alias goes along, the old version stays
     assert MlflowClient(uri).get_model_version("degaml-generator", "2").aliases == ["tests-7-mse"]
     assert load_generator("models:/degaml-generator/1", uri)
+
+
+def test_results_of_groups_are_not_the_models_of_all_tasks(registered, uri, tmp_path):
+    folder, models = registered
+    for model in models:
+        card = (files_of(uri, model) / "README.md").read_text()
+        assert "left_out" not in card
+        name, version = model.removeprefix("models:/").split("/")
+        run = MlflowClient(uri).get_run(MlflowClient(uri).get_model_version(name, version).run_id)
+        assert not any("left_out" in metric for metric in run.data.metrics)
+    # by its name, and by its pool
+    copy = tmp_path / "data"
+    shutil.copytree(folder, copy)
+    for stem, row in (
+        ("without_a.four.degaml", measured("four", "degaml", "meta_test", 0.1)),
+        ("five.degaml", measured("five", "degaml", "left_out", 0.1)),
+    ):
+        (copy / "07_model_output" / f"{stem}.json").write_text(json.dumps(row))
+    _, policy, _ = find_models(copy)
+    assert [row["task"] for row in policy.results] == ["one"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tasks": {"one": {"source": {"kind": "suite", "family": "day_after"}, "old": 1}}},
+        {"tasks": {"one": 5}},
+        {"tasks": [1]},
+        {"scoring": {"mode": "telepathy"}},
+        {"scoring": [1]},
+    ],
+)
+def test_an_older_record_is_registered_without_what_is_not_read(
+    registered, uri, tmp_path, caplog, changes
+):
+    folder = tmp_path / "data"
+    shutil.copytree(registered[0], folder)
+    (found,) = [model for model in find_models(folder) if model.kind == "adapter"]
+    # other bytes, so that it is a new version
+    save_state(AdaptedState((draw(len(str(changes)), 1),), Vote("sum_logprobs")), found.path)
+    model = dataclasses.replace(found, parameters={**PARAMETERS, **changes})
+    settings = registering._settings(model)
+    assert "scoring" not in settings
+    assert settings["prompt"] == PARAMETERS["prompt"]
+    if changes != {"tasks": [1]}:
+        assert "the scoring of 'one' in a way that this version does not read" in caplog.text
+    (made,) = register_models([model], uri, "models", tmp_path.as_uri())
+    assert made.startswith("models:/degaml-adapter-one/")
+
+
+def test_a_record_without_settings_by_name_is_refused(registered, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(registered[0], folder)
+    (folder / "08_reporting" / "run.json").write_text(json.dumps({"parameters": [1]}))
+    with pytest.raises(
+        RegistryError, match=r"'parameters' that are no settings .* delete run\.json"
+    ):
+        find_models(folder)
 
 
 def test_a_folder_of_several_seeds(tmp_path, registered):

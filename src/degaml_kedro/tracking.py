@@ -85,8 +85,10 @@ def _tolerant(hook: Hook) -> Hook:
             self.off = True
             logger.warning(
                 "MLflow cannot be reached (%s); the run goes on and is not tracked. Check server.mlflow_tracking_uri "
-                "in conf/base/mlflow.yml, and whether another program holds the database.",
+                "in conf/base/mlflow.yml, and whether another program holds the database. To import results and models "
+                "when the run is over: %s",
                 explain(error, self.uri),
+                _import_command(self.folder),
             )
 
     return cast(Hook, tolerant)
@@ -134,6 +136,7 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         self.process = os.getpid()
         self.lock = threading.RLock()
         self.uri = ""
+        self.folder = Path("data")
         self.run_id: str | None = None
         self._labels: frozenset[str] = frozenset()
         self._children: dict[tuple[str, ...], str] = {}
@@ -144,6 +147,7 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
     def after_context_created(self, context: KedroContext) -> None:
         """Set MLflow up as ``mlflow.yml`` says."""
         self._reset()
+        self.folder = Path(str(context.config_loader["globals"].get("data", "data")))
         self._set_up(context)
 
     @_tolerant

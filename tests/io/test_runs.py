@@ -244,16 +244,28 @@ def test_without_other_tables_there_are_none(tmp_path: Path) -> None:
     assert "tokens" in run.compute
 
 
-def test_methods_and_tasks_come_from_the_newest_record(tmp_path: Path) -> None:
-    for seed in (1, 2):
-        path = make(tmp_path / f"seed_{seed}", seed) / "08_reporting" / "run.json"
-        os.utime(path, (seed, seed))
-    newest = json.loads(path.read_text())
-    write_json(path, {**newest, "methods": ["degaml", "abmll"]})
-    os.utime(path, (3, 3))
-    assert load(tmp_path).methods == ("degaml", "abmll")
-    os.utime(path, (0, 0))
-    assert load(tmp_path).methods == ("base", "icl", "degaml")
+def test_methods_and_tasks_are_those_of_all_records_in_the_order_of_seeds(tmp_path: Path) -> None:
+    paths = [make(tmp_path / f"seed_{seed}", seed) / "08_reporting" / "run.json" for seed in (1, 2)]
+    record = json.loads(paths[1].read_text())
+    tasks = {"meta_test": ["weeks", "months"]}
+    write_json(paths[1], {**record, "methods": ["degaml", "abmll"], "tasks": tasks})
+    # whichever was written last, or copied
+    for times in ((1, 2), (2, 1)):
+        for path, time in zip(paths, times, strict=True):
+            os.utime(path, (time, time))
+        found = load(tmp_path)
+        assert found.methods == ("base", "icl", "degaml", "abmll")
+        assert found.tasks == {"meta_train": ("sums",), "meta_test": ("months", "days", "weeks")}
+
+
+def test_methods_and_tasks_that_have_results_stay_whatever_the_last_run_asked_for(
+    tmp_path: Path,
+) -> None:
+    make(tmp_path, 1)
+    add(tmp_path, "weeks", "abmll", "meta_test", 1)
+    found = load(tmp_path)
+    assert found.methods == ("base", "icl", "degaml", "abmll")
+    assert found.tasks["meta_test"] == ("months", "days", "weeks")
 
 
 def test_without_a_record_what_is_found_counts(tmp_path: Path) -> None:
@@ -391,8 +403,96 @@ def test_a_result_of_other_answers_is_refused(tmp_path: Path) -> None:
     write_json(path, {**json.loads(path.read_text()), "n": 9})
     with pytest.raises(
         StoredDataError,
-        match=r"months\.base\.json measures 9 answers, but months\.base\.parquet beside it holds 4; delete",
+        match=r"months\.base\.json measures 9 answers, but months\.base\.parquet beside it holds 4; delete its "
+        r"predictions and its result",
     ):
+        read_runs(tmp_path)
+
+
+def test_a_result_with_another_accuracy_than_its_answers_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path, 1) / "07_model_output" / "months.base.json"
+    found = json.loads(path.read_text())
+    write_json(path, {**found, "accuracy": 0.5 + 1e-10})
+    read_runs(tmp_path)
+    write_json(path, {**found, "accuracy": 0.75})
+    with pytest.raises(
+        StoredDataError,
+        match=r"months\.base\.json has an accuracy of 0\.75, but the answers in months\.base\.parquet beside it "
+        r"have 0\.5: .*delete its predictions and its result \(months\.base\.parquet and months\.base\.json\)",
+    ):
+        read_runs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", "x"),
+        ("seed", True),
+        ("profile", None),
+        ("methods", "base"),
+        ("tasks", [1]),
+        ("tasks", {"meta_test": [1]}),
+        ("parameters", [1]),
+        ("versions", "1.0"),
+    ],
+)
+def test_a_record_of_a_wrong_shape_is_named(tmp_path: Path, name: str, value: Any) -> None:
+    path = make(tmp_path, 1) / "08_reporting" / "run.json"
+    write_json(path, {**json.loads(path.read_text()), name: value})
+    with pytest.raises(
+        StoredDataError,
+        match=rf"'{name}' is .*, which it cannot be\); delete it, then `kedro run --",
+    ) as caught:
+        read_runs(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("accuracy", None),
+        ("accuracy", "0.5"),
+        ("accuracy", float("nan")),
+        ("accuracy", 50),
+        ("pool", "meta_tset"),
+        ("pool", ["meta_test"]),
+        ("method", None),
+        ("seed", "1"),
+        ("n", 4.5),
+        ("nll", "low"),
+        ("model", 1),
+    ],
+)
+def test_a_result_of_a_wrong_shape_is_named(tmp_path: Path, name: str, value: Any) -> None:
+    path = make(tmp_path, 1) / "07_model_output" / "months.base.json"
+    write_json(path, {**json.loads(path.read_text()), name: value})
+    with pytest.raises(
+        StoredDataError,
+        match=rf"'{name}' is .*, which it cannot be\); delete it, then `kedro run --",
+    ) as caught:
+        read_runs(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [[], None, "months", {"task": "months", "method": "base"}])
+def test_a_file_with_answers_beside_it_that_is_no_result_is_named(
+    tmp_path: Path, value: Any
+) -> None:
+    path = write_json(make(tmp_path, 1) / "07_model_output" / "months.base.json", value)
+    with pytest.raises(
+        StoredDataError, match=r"it is no result: it does not say its .*accuracy\); delete it, then"
+    ) as caught:
+        read_runs(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_count_of_a_wrong_shape_is_named_and_one_that_is_unknown_is_no_0(tmp_path: Path) -> None:
+    cost = {"method": "degaml", "stage": "adaptation", "task": "months", "seconds": 1.0}
+    path = make(tmp_path, 1) / "07_model_output" / "months.degaml.compute.json"
+    write_json(path, {**cost, "forward_tokens": None, "backward_tokens": 5})
+    assert load(tmp_path).runs[0].compute["tokens"].isna().all()
+    write_json(path, {**cost, "tokens": "many"})
+    with pytest.raises(StoredDataError, match="'tokens' is \"many\", which it cannot be"):
         read_runs(tmp_path)
 
 

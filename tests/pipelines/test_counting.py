@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 import pytest
+from accelerate import Accelerator
 
+from degaml_kedro.generator.training import pairs_of_step, train_generator
+from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.pipelines.counting import count_training
+from tests.generator.helpers import tiny_generator, tiny_task, tiny_training
+from tests.llm.helpers import tiny_base
 
 TRIALS: dict[str, Any] = {
     "rollout": [0, 1, 2],
@@ -24,7 +30,9 @@ POLICY = {"tokens": 20, "forward_tokens": 10, "backward_tokens": 10, "seconds": 
 def count(*parts: Any) -> tuple[Any, ...]:
     record = count_training(*parts, method="degaml", stage="meta_training")
     assert (record["method"], record["stage"], record["task"]) == ("degaml", "meta_training", None)
-    return tuple(record[name] for name in ("forward_tokens", "backward_tokens", "tokens", "seconds"))
+    return tuple(
+        record[name] for name in ("forward_tokens", "backward_tokens", "tokens", "seconds")
+    )
 
 
 def trials(**changes: Any) -> pd.DataFrame:
@@ -72,3 +80,33 @@ def test_a_generator_s_tokens_go_forward_and_back() -> None:
     assert count(steps.assign(tokens=[30, 40])) == (70, 70, 140, 3.0)
     # the first step is of a version that did not count
     assert count(steps.assign(tokens=[None, 40]), POLICY) == (50, 50, 100, 7.0)
+
+
+@pytest.mark.parametrize("objectives", [{"sft": 0.0}, {"mse": 0.0, "sft": 1.0}, {"sft": 1.0}])
+def test_a_generator_s_steps_record_what_the_base_model_read(
+    objectives: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    original = BaseModel.hidden_states
+
+    def watched(self: BaseModel, pack: Any, elementary: bool = False) -> Any:
+        read.append(pack.input_ids.shape[1])
+        return original(self, pack, elementary)
+
+    monkeypatch.setattr(BaseModel, "hidden_states", watched)
+    tasks = [tiny_task("one", 1), tiny_task("two", 2, state=1)]
+    training = tiny_training(steps=3, **objectives)
+    made = tiny_generator()
+    steps = list(train_generator(made, tasks, training, 7, Accelerator(cpu=True), tiny_base()))
+    frame = pd.DataFrame([asdict(step.record) for step in steps])
+    assert (frame["tokens"] > 0).all() == bool(objectives["sft"])
+    assert len(read) == (3 * len(pairs_of_step(1, 2, training, 7)) if objectives["sft"] else 0)
+    assert frame["tokens"].sum() == sum(read)
+    assert count(frame)[:2] == (sum(read), sum(read))
+    # a run gone on with from a state of an older version
+    last = next(iter(train_generator(
+        tiny_generator(), tasks, training, 7, Accelerator(cpu=True), tiny_base(), steps[1].state()
+    )))  # fmt: skip
+    old = {k: v for k, v in asdict(steps[0].record).items() if k != "tokens"}
+    mixed = pd.DataFrame([old, asdict(last.record)])
+    assert count(mixed)[0] == last.record.tokens

@@ -24,6 +24,7 @@ from degaml_kedro.generator.generator import (
 )
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.io.rollouts import (
+    ROLLOUT_COLUMNS,
     RolloutRows,
     RolloutsDataset,
     RolloutsEnd,
@@ -240,8 +241,9 @@ def chosen(
 
 def executed(made: Generator, frame: pd.DataFrame, rows: list[dict[str, Any]]) -> Any:
     support = take_split(frame, split="support")
+    table = pd.DataFrame(rows, columns=list(ROLLOUT_COLUMNS))
     state, spent = execute_strategies(
-        *settings(), made, states_of(frame), support, pd.DataFrame(rows), task="one", method="x"
+        *settings(), made, states_of(frame), support, table, task="one", method="x"
     )
     # all trials, what was between them, and carrying out what was chosen
     for name in ("forward_tokens", "backward_tokens"):

@@ -360,6 +360,21 @@ def test_tokens_are_those_of_this_trial():
     bench.meter.forward = 1000
     found = tried(toy, bench=bench)
     assert found.tokens == sum(p.tokens for p in predict(workbench(), state(), ASKED))
+    assert (found.forward_tokens, found.backward_tokens) == (found.tokens, 0)
+
+
+def test_tokens_are_told_apart_by_direction():
+    def trains(bench, one, *rest):
+        bench.meter.forward += 50
+        bench.meter.backward += 40
+        return one
+
+    bench = workbench()
+    bench.meter.forward, bench.meter.backward = 1000, 500
+    found = tried(Toy(trains), bench=bench)
+    scored = sum(p.tokens for p in predict(workbench(), state(), ASKED))
+    assert (found.forward_tokens, found.backward_tokens) == (scored + 50, 40)
+    assert found.tokens == scored + 90
 
 
 # --- answers are never scored by who learned them -------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,6 @@ from degaml_kedro.results import comparison
 from degaml_kedro.results.comparison import (
     RESAMPLES,
     Place,
-    adaptation_budget,
     compare,
     costs,
     resampled_means,
@@ -28,7 +28,20 @@ from degaml_kedro.results.comparison import (
 from degaml_kedro.results.measures import ResultsError, wilson_interval
 from degaml_kedro.results.runs import Run, Runs
 
+FEW = 2000
 COMPUTE = ["method", "stage", "task", "forward_tokens", "backward_tokens", "seconds"]
+
+
+@pytest.fixture
+def many_resamples():
+    """For what is compared with a closed form."""
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(request, monkeypatch):
+    if "many_resamples" not in request.fixturenames:
+        few = partial(resampled_means, resamples=FEW)
+        monkeypatch.setattr(comparison, "resampled_means", few)
 
 
 def first(share, n=100):
@@ -128,7 +141,7 @@ def test_identical_methods_differ_by_nothing():
     assert winner(runs, "meta_test") is None
 
 
-def test_a_shift_has_the_binomial_interval():
+def test_a_shift_has_the_binomial_interval(many_resamples):
     # 40 of 200 differences are 1 and the others 0: a resampled mean is Binomial(200, 0.2) / 200
     runs = one({"a": first(0.6, 200), "b": first(0.4, 200)})
     (found,) = compare(runs, "meta_test", "a", ["b"])
@@ -140,7 +153,7 @@ def test_a_shift_has_the_binomial_interval():
     assert (found.strata, found.pairs, found.tasks, found.missing) == (1, 200, ("rhymes",), ())
 
 
-def test_p_has_its_closed_form():
+def test_p_has_its_closed_form(many_resamples):
     # none of the three questions that differ is drawn: (1 - 3 / 100) ** 100
     runs = one({"a": first(0.53), "b": first(0.50)})
     (found,) = compare(runs, "meta_test", "a", ["b"])
@@ -149,7 +162,7 @@ def test_p_has_its_closed_form():
     assert (turned.p, turned.mean, turned.high) == (found.p, -found.mean, -found.low)
 
 
-def test_the_interval_is_scipys():
+def test_the_interval_is_scipys(many_resamples):
     source = np.random.default_rng(3)
     a, b = (source.random((2, 150)) < [[0.7], [0.6]]).astype(float)
     (found,) = compare(one({"a": a, "b": b}), "meta_test", "a", ["b"])
@@ -165,7 +178,7 @@ def test_the_interval_is_scipys():
     assert found.high == pytest.approx(expected.high, abs=0.007)
 
 
-def test_several_strata_agree_with_scipy():
+def test_several_strata_agree_with_scipy(many_resamples):
     source = np.random.default_rng(4)
     tasks = {
         name: {"a": (source.random(n) < 0.7) * 1.0, "b": (source.random(n) < 0.5) * 1.0}
@@ -192,7 +205,7 @@ def test_strata_weigh_alike_whatever_their_size():
     assert (found.mean, found.low, found.high) == (0.5, 0.5, 0.5)
 
 
-def test_seeds_with_the_same_questions_share_the_draws():
+def test_seeds_with_the_same_questions_share_the_draws(many_resamples):
     def width(split):
         answers = {seed: {"rhymes": {"a": first(0.6), "b": first(0.4)}} for seed in (1, 2, 3, 4)}
         (found,) = compare(make(answers, split=split), "meta_test", "a", ["b"])
@@ -217,9 +230,9 @@ def test_a_contrast_does_not_depend_on_its_company():
 
 def test_many_questions_are_drawn_in_parts(monkeypatch):
     values = np.random.default_rng(6).random((50, 2))
-    whole = resampled_means([("x", values)], 1000)
+    whole = resampled_means([("x", values)], resamples=1000)
     monkeypatch.setattr(comparison, "_CHUNK", 50 * 7)
-    np.testing.assert_allclose(resampled_means([("x", values)], 1000), whole)
+    np.testing.assert_allclose(resampled_means([("x", values)], resamples=1000), whole)
     np.testing.assert_allclose(whole.mean(axis=0), values.mean(axis=0), atol=0.01)
     np.testing.assert_allclose(whole.std(axis=0), values.std(axis=0) / np.sqrt(50), rtol=0.1)
 
@@ -231,7 +244,7 @@ def test_p_is_uniform_where_nothing_differs():
         (f"s{number}", (source.random((150, 400)) < 0.5) - 1.0 * (source.random((150, 400)) < 0.5))
         for number in range(3)
     ]
-    p = two_sided_p(resampled_means(strata, 2000))
+    p = two_sided_p(resampled_means(strata, resamples=2000))
     assert 0.02 <= (p < 0.05).mean() <= 0.085
     assert 0.40 <= (p < 0.5).mean() <= 0.60
     assert stats.kstest(p, "uniform").pvalue > 0.001
@@ -242,7 +255,7 @@ def test_p_of_a_handful_of_resamples():
     assert two_sided_p(resampled).tolist() == [2 / 4, 1.0, 1.0]
 
 
-def test_holm_and_bonferroni_by_hand():
+def test_holm_and_bonferroni_by_hand(many_resamples):
     shares = {"a": 0.60, "b": 0.595, "c": 0.58, "d": 0.57}
     runs = one({name: first(share, 400) for name, share in shares.items()})
     found = compare(runs, "meta_test", "a", ["b", "c", "d"])
@@ -308,6 +321,71 @@ def test_a_pool_that_the_record_does_not_list_has_the_tasks_that_were_answered()
     runs = one({"a": first(0.6), "b": first(0.4)}, pool="left_out")
     unlisted = Runs(runs.runs, runs.methods, {"meta_test": ()})
     assert compare(unlisted, "left_out", "a", ["b"]) == compare(runs, "left_out", "a", ["b"])
+
+
+# --- means over seeds, then tasks -----------------------------------------------------------------
+
+
+def uneven():
+    """Task x with three seeds, of which y has one."""
+    both = {"a": first(0.9), "b": first(0.3)}
+    alone = {"x": {"a": first(0.5), "b": first(0.3)}}
+    return make({1: {"x": both, "y": {"a": first(0.2), "b": first(0.1)}}, 2: alone, 3: alone})
+
+
+def test_tasks_weigh_alike_however_many_seeds_they_have():
+    # x: (0.9 + 0.5 + 0.5) / 3, y: 0.2
+    mean = (1.9 / 3 + 0.2) / 2
+    rows = {(row.method, row.task): row for row in table(uneven(), "meta_test", against="b")}
+    row = rows["a", None]
+    assert row.accuracy == pytest.approx(mean)
+    assert row.low < mean < row.high
+    # x: (0.6 + 0.2 + 0.2) / 3, y: 0.1
+    difference = (1 / 3 + 0.1) / 2
+    assert row.delta == pytest.approx(difference)
+    (contrast,) = compare(uneven(), "meta_test", "a", ["b"])
+    assert contrast.mean == pytest.approx(difference)
+    assert contrast.low < difference < contrast.high
+    # as make has it: 0.1 (seed - 998)
+    assert row.ece == pytest.approx(0.1 * ((2 - 998) + (1 - 998)) / 2)
+
+
+def test_resampled_means_are_of_tasks():
+    constants = [np.full((5, 2), value) for value in (0.0, 1.0, 1.0)]
+    constants[2][:, 1] = math.nan
+    found = resampled_means(list(zip("abc", constants, strict=True)), ["x", "y", "y"], 10)
+    np.testing.assert_allclose(found, [[0.5, 0.5]] * 10)
+    found = resampled_means(list(zip("abc", constants, strict=True)), ["x", "x", "y"], 10)
+    np.testing.assert_allclose(found, [[0.75, 0.5]] * 10)
+    nothing = resampled_means([("a", np.full((5, 1), math.nan))], resamples=3)
+    assert np.isnan(nothing).all()
+
+
+def test_adaptation_is_a_mean_over_seeds_then_tasks():
+    compute = [
+        spent("a", "adaptation", "x", 10, 0, 1.0, seed=1),
+        spent("a", "adaptation", "x", 30, 0, 1.0, seed=2),
+        spent("a", "adaptation", "x", 50, 0, 1.0, seed=3),
+        spent("a", "adaptation", "y", 100, 0, 1.0, seed=1),
+    ]
+    answers = {1: {"x": {"a": [1]}, "y": {"a": [1]}}, 2: {"x": {"a": [1]}}, 3: {"x": {"a": [1]}}}
+    (found,) = costs(make(answers, compute=compute))
+    assert found.adaptation.tokens == (30 + 100) / 2
+
+
+def test_a_part_that_one_task_does_not_know_the_mean_does_not_either():
+    compute = [
+        {**spent("a", "adaptation", "x", None, None, 1.0), "tokens": 30},
+        {**spent("a", "adaptation", "y", 4, 6, 1.0), "tokens": 10},
+    ]
+    runs = make({1: {"x": {"a": [1]}, "y": {"a": [1]}}})
+    (run,) = runs.runs
+    for kind in ("float64", object):
+        columns = ["forward_tokens", "backward_tokens", "tokens"]
+        own = pd.DataFrame(compute).astype(dict.fromkeys(columns, kind))
+        (found,) = costs(Runs((replace(run, compute=own),), runs.methods, runs.tasks))
+        assert found.adaptation.tokens == 20
+        assert (found.adaptation.forward_tokens, found.adaptation.backward_tokens) == (None, None)
 
 
 # --- the winner -----------------------------------------------------------------------------------
@@ -473,8 +551,15 @@ def test_costs_are_added_up_within_a_run_and_averaged_over_runs():
     assert found["degaml"].low < 0.9 < found["degaml"].high
 
 
-def test_costs_that_were_not_counted_are_none_and_base_costs_nothing():
+def test_costs_that_were_not_counted_are_none_and_what_does_nothing_costs_nothing():
     found = {cost.method: cost for cost in costs(priced())}
+    for name in ("pooled", "mean_adapter"):
+        (own,) = costs(one({name: [1]}))
+        # they do nothing at a task, but have learned before
+        assert (own.adaptation.tokens, own.adaptation.seconds) == (0, 0)
+        assert own.search.tokens == 0
+        assert own.meta_training is None
+    assert costs(one({"generalization_only": [1]}))[0].adaptation is None
     base = found["base"]
     assert [stage.tokens for stage in (base.meta_training, base.search, base.adaptation)] == [0] * 3
     assert base.accuracy is None
@@ -498,23 +583,29 @@ def _with_objects(runs):
 
 
 def test_the_budget_is_that_of_the_costliest_other():
-    found = adaptation_budget(priced(), "degaml", ["maml_en_llm", "abmll"])
+    found = verdict(priced(), baselines=("maml_en_llm", "abmll")).budget
     assert (found.tokens, found.most_tokens, found.costliest_tokens) == (150, 200, "maml_en_llm")
     assert (found.seconds, found.most_seconds, found.costliest_seconds) == (2, 3, "abmll")
     assert found.within is True
-    slow = adaptation_budget(priced((100, 50, 4.0)), "degaml", ["maml_en_llm", "abmll"])
-    assert (slow.tokens_within, slow.seconds_within, slow.within) == (True, False, False)
+    dear = verdict(priced((150, 51, 1.0)), baselines=("maml_en_llm", "abmll")).budget
+    assert (dear.tokens_within, dear.seconds_within, dear.within) == (False, True, False)
+
+
+def test_tokens_decide_and_seconds_are_told_beside():
+    slow = verdict(priced((100, 50, 4.0)), baselines=("maml_en_llm", "abmll"))
+    assert (slow.budget.tokens_within, slow.budget.seconds_within) == (True, False)
+    assert (slow.budget.within, slow.met) == (True, True)
 
 
 def test_a_budget_against_what_was_not_counted():
     runs = priced((500, 0, 1.0))
-    found = adaptation_budget(runs, "degaml", ["maml_en_llm", "icl"])
+    found = verdict(runs, baselines=("maml_en_llm", "icl")).budget
     # icl may cost more than 500 tokens
     assert (found.tokens_within, found.seconds_within, found.within) == (None, True, None)
     assert found.missing == ("icl",)
-    unknown = adaptation_budget(runs, "icl", ["abmll"])
+    unknown = verdict(runs, "icl", ("abmll",)).budget
     assert (unknown.tokens, unknown.within, unknown.most_tokens) == (None, None, 190)
-    assert adaptation_budget(runs, "degaml", ["icl"]).most_tokens is None
+    assert verdict(runs, baselines=("icl",)).budget.most_tokens is None
 
 
 # --- the verdict ----------------------------------------------------------------------------------
@@ -549,6 +640,61 @@ def test_a_baseline_that_is_missing_leaves_the_aim_open_unless_it_is_missed_alre
     assert verdict(part, baselines=("abmll",)).missing == ("abmll: y in seed_2",)
     nothing = verdict(one({"degaml": [1, 0]}))
     assert (nothing.best, nothing.contrast, nothing.enough, nothing.met) == (None,) * 4
+
+
+def test_what_the_method_or_the_best_is_missing_leaves_the_aim_open():
+    # on x alone the aim is missed; y may still turn it
+    both = {"degaml": first(0.5), "abmll": first(0.5)}
+    found = verdict(make({1: {"x": both, "y": {"abmll": first(0.1)}}}), baselines=("abmll",))
+    assert (found.enough, found.met, found.missing) == (False, None, ("degaml: y",))
+    # the best misses a seed
+    runs = make({1: {"x": both}, 2: {"x": {"degaml": first(0.5)}}})
+    found = verdict(runs, baselines=("abmll",))
+    assert (found.best, found.enough, found.met) == ("abmll", False, None)
+    # another baseline does, and can only raise the best
+    more = {**both, "maml_en_llm": first(0.2)}
+    found = verdict(make({1: {"x": more}, 2: {"x": both}}), baselines=("abmll", "maml_en_llm"))
+    assert (found.best, found.enough, found.met) == ("abmll", False, False)
+
+
+def test_an_interval_or_a_budget_that_more_answers_may_turn_leaves_the_aim_open():
+    # 4 points, not beyond chance against this best one
+    close = {"degaml": first(0.54), "abmll": first(0.5)}
+    close["abmll"] = close["abmll"][::-1].copy()
+    found = verdict(one(close), baselines=("abmll",))
+    assert (found.enough, found.above_zero, found.met) == (True, False, False)
+    found = verdict(one(close), baselines=("abmll", "maml_en_llm"))
+    assert (found.enough, found.above_zero, found.met) == (True, False, None)
+    dear = verdict(priced((1000, 0, 1.0)), baselines=("maml_en_llm", "abmll", "union_train"))
+    assert (dear.enough, dear.above_zero, dear.met) == (True, True, None)
+
+
+def test_the_best_is_found_where_answers_can_be_compared():
+    # maml_en_llm's only seed is an easy one
+    easy = {"degaml": first(0.9), "abmll": first(0.7), "maml_en_llm": first(0.65)}
+    hard = {"degaml": first(0.5), "abmll": first(0.3)}
+    found = verdict(make({1: {"x": easy}, 2: {"x": hard}}), baselines=("abmll", "maml_en_llm"))
+    assert (found.best, found.best_accuracy) == ("abmll", 0.5)
+    # none is whole: on the seed that both have
+    low = {"degaml": first(0.5), "maml_en_llm": first(0.1)}
+    runs = make({1: {"x": easy}, 2: {"x": hard}, 3: {"x": low}})
+    found = verdict(runs, baselines=("abmll", "maml_en_llm"))
+    assert found.best == "abmll"
+    runs = make({1: {"x": {**hard}}, 2: {"x": low}})
+    assert verdict(runs, baselines=("abmll", "maml_en_llm")).best is None
+
+
+def test_baselines_without_answers_count_in_the_verdict_s_correction():
+    few, all_four = (
+        verdict(priced(shares=(0.53, 0.4, 0.5)), baselines=baselines).contrast
+        for baselines in (("maml_en_llm", "abmll"), comparison.PAPER_BASELINES)
+    )
+    assert (few.family, all_four.family) == (2, 4)
+    assert few.low == all_four.low
+    assert all_four.low_adjusted < few.low_adjusted
+    assert (few.p_adjusted, all_four.p_adjusted) == pytest.approx((2 * few.p, 4 * few.p))
+    # a table of contrasts is corrected for those in it
+    assert compare(priced(), "meta_test", "degaml", ["maml_en_llm", "abmll", "icl"])[0].family == 2
 
 
 # --- frames ---------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from degaml_kedro.results.measures import ResultsError, wilson_interval
@@ -136,6 +136,7 @@ def test_a_utility_below_0_is_no_reward():
     assert row(iteration_measures(frame), source="all")["reward_rate"] == 0.5
 
 
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -79,6 +80,57 @@ def test_methods_that_answered_different_questions_are_refused() -> None:
         match=r"in a, base and icl answered different questions of capitals \(test splits s1 and other\); delete",
     ):
         check_alike([run("a", 1, {}, {"method": "icl", "split": "other"})])
+
+
+def test_a_task_of_another_size_in_another_run_is_refused() -> None:
+    check_alike([run("a", 1, {"n": 200}), run("b", 2, {"n": 200}), run("c", 3)])
+    with pytest.raises(
+        ResultsError,
+        match=r"capitals has n = 200 questions for base in a and n = 150 for icl in b; .* make one of both again",
+    ):
+        check_alike([run("a", 1, {"n": 200}), run("b", 2, {"n": 150, "method": "icl"})])
+
+
+def made_with(name: str, seed: int, **parameters: Any) -> Run:
+    return replace(run(name, seed), record={"parameters": {"seed": seed, **parameters}})
+
+
+def test_different_parameters_are_refused_by_their_key() -> None:
+    lora = {"rank": 8, "alpha": 16.0}
+    # of a run that recorded nothing nothing is known
+    check_alike([made_with("a", 1, lora=lora), run("b", 2), made_with("c", 3, lora=lora)])
+    with pytest.raises(
+        ResultsError,
+        match=r"a was made with lora\.rank = 8 and c with 4 \(.*run\.json\); .* make one of both again",
+    ):
+        check_alike(
+            [made_with("a", 1, lora=lora), run("b", 2), made_with("c", 3, lora={**lora, "rank": 4})]
+        )
+    with pytest.raises(ResultsError, match=r"a was made with warmup = nothing and b with \{\"st"):
+        check_alike([made_with("a", 1), made_with("b", 2, warmup={"steps": 5})])
+
+
+def test_parameters_that_say_only_when_and_where_may_differ() -> None:
+    check_alike(
+        [
+            made_with(
+                name,
+                seed,
+                methods=["base", name],
+                data=f"data/{name}",
+                tasks={"sums": {"source": {"kind": "file", "path": f"/{name}/sums.jsonl"}}},
+            )
+            for seed, name in enumerate("abc")
+        ]
+    )
+    # a task may be called that
+    with pytest.raises(ResultsError, match=r"tasks\.path\.group = \"x\" and b with \"y\""):
+        check_alike(
+            [
+                made_with("a", 1, tasks={"path": {"group": "x"}}),
+                made_with("b", 2, tasks={"path": {"group": "y"}}),
+            ]
+        )
 
 
 def test_tables_of_all_runs_name_the_run() -> None:

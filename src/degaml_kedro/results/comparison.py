@@ -333,7 +333,8 @@ def resampled_means(
         [R, m].
     """
     strata = list(strata)
-    weights = _weights([~np.isnan(values).any(axis=0) for _, values in strata], tasks)
+    there = np.stack([~np.isnan(values).any(axis=0) for _, values in strata])
+    weights = _weights(there, tasks)
     sums: dict[tuple[str, int], NDArray[np.float64]] = {}
     for (name, values), weight in zip(strata, weights, strict=True):
         n = len(values)
@@ -352,19 +353,17 @@ def resampled_means(
     return np.where(weights.any(axis=0), rounded, np.nan)
 
 
-def _weights(
-    there: Sequence[NDArray[np.bool_]], tasks: Sequence[str] | None
-) -> NDArray[np.float64]:
+def _weights(there: NDArray[np.bool_], tasks: Sequence[str] | None) -> NDArray[np.float64]:
     """How much a stratum counts in each column's mean: seeds of a task alike, then tasks alike.
 
     Args:
-        there: [m] of every stratum: whether the column has a part in it.
+        there: [strata, m], whether the column has a part in the stratum.
         tasks: each stratum's; None: a stratum is a task.
 
     Returns:
         [strata, m]; 1 in sum over a column that has a part in any.
     """
-    parts = np.stack(there).astype(np.float64)
+    parts = there.astype(np.float64)
     names = np.arange(len(parts)) if tasks is None else np.unique(tasks, return_inverse=True)[1]
     seeds = np.zeros((names.max() + 1, parts.shape[1]))
     np.add.at(seeds, names, parts)
@@ -666,13 +665,13 @@ def _contrasts(
         strata.append((found.questions[place], np.stack(columns, axis=1)))
     means = np.stack([values.mean(axis=0) for _, values in strata])
     of_tasks = [task for _, task in own]
-    mean = (np.nan_to_num(means) * _weights(list(~np.isnan(means)), of_tasks)).sum(axis=0)
+    mean = (np.nan_to_num(means) * _weights(~np.isnan(means), of_tasks)).sum(axis=0)
     resampled = resampled_means(strata, of_tasks)
     p = two_sided_p(resampled)
     family = max(family or 0, len(against))
     # those that could not be made are the last in Holm's order
-    every = np.concatenate([p, np.ones(family - len(p))])
-    p_adjusted = multipletests(every, alpha=ALPHA, method="holm")[1]
+    everything = np.concatenate([p, np.ones(family - len(p))])
+    p_adjusted = multipletests(everything, method="holm")[1]
     half, half_adjusted = ALPHA / 2, ALPHA / 2 / family
     ends = np.quantile(resampled, [half, 1 - half, half_adjusted, 1 - half_adjusted], axis=0)
     contrasts = []
@@ -849,10 +848,22 @@ def _cost(rows: pd.DataFrame, keys: Sequence[str]) -> Cost | None:
     if counted[["seconds", "tokens"]].isna().any(axis=None):
         return None
     # what one row does not know, the sum does not
-    sums = counted.groupby(list(keys))[names].agg(lambda column: column.sum(skipna=False))
-    means = sums.groupby(keys[0]).agg(lambda column: column.mean(skipna=False)).mean(skipna=False)
-    apart = [None if math.isnan(means[name]) else float(means[name]) for name in names[:2]]
-    return Cost(*apart, float(means["seconds"]), float(means["tokens"]))
+    sums = counted.groupby(list(keys))[names].agg(_whole_sum)
+    means = sums.groupby(keys[0]).agg(_whole_mean).mean(skipna=False)
+    return Cost(
+        forward_tokens=_number(means["forward_tokens"]),
+        backward_tokens=_number(means["backward_tokens"]),
+        seconds=float(means["seconds"]),
+        tokens=float(means["tokens"]),
+    )
+
+
+def _whole_sum(own: pd.Series[float]) -> float:
+    return float(own.sum(skipna=False))
+
+
+def _whole_mean(own: pd.Series[float]) -> float:
+    return float(own.mean(skipna=False))
 
 
 def _tokens(rows: pd.DataFrame) -> pd.Series[float]:

@@ -180,7 +180,8 @@ def _same_parameters(runs: Sequence[Run]) -> None:
             raise ResultsError(
                 f"{first.name} was made with {'.'.join(key)} = {one} and {run.name} with {other} (their "
                 f"08_reporting/run.json); runs of different settings do not stand in one table: make one of both again "
-                f"with the other's settings, or compare them apart, each in a folder of its own"
+                f"with the other's settings, or compare them apart, each in a folder of its own (where a record alone "
+                f"is older than what was made since: delete it, and `kedro run --only-missing-outputs` makes it again)"
             )
 
 
