@@ -98,5 +98,6 @@ class ResultsHook:
             f"\n{catalog.load('results_table')}\n"
             f"The same with likelihood, calibration and cost: {folder}/results.json and results.parquet\n"
             f"Every single answer: {folder.parent}/07_model_output\n"
+            f"One page with figures and statistics: kedro run --pipelines report, with the same --env and --params\n"
             f"Loss curves, parameters and earlier runs: make mlflow. The pipelines as a picture: make viz."
         )
