@@ -31,6 +31,7 @@ from degaml_kedro.mlflow_server import TrackingError, explain, knock, masked, pl
 from degaml_kedro.results.comparison import costs, table
 from degaml_kedro.results.runs import Run, Runs
 from degaml_kedro.tracking import ComparisonHook
+from tests.conftest import ROOT
 
 SEEDS = (999, 1000)
 TASKS = {"meta_test": ("a", "b"), "meta_train": ("c",)}
@@ -470,7 +471,7 @@ def test_a_locked_database_says_so(uri, monkeypatch):
             "postgresql://h/d?user=me&password=***&x=1",
         ),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-        ("sqlite:////tmp/mlflow.db", "sqlite:////tmp/mlflow.db"),
+        (f"sqlite:///{ROOT / 'mlflow.db'}", f"sqlite:///{ROOT / 'mlflow.db'}"),
     ],
 )
 def test_passwords_are_masked(words, expected):

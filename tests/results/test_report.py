@@ -18,7 +18,7 @@ from degaml_kedro.results.report.accuracy import comparison
 from degaml_kedro.results.report.costs import compute
 from degaml_kedro.results.report.document import Picture, Span, Table, strong, walk
 from degaml_kedro.results.report.figures import accuracy_compute_figure, comparison_figure
-from degaml_kedro.results.report.findings import find, reliability_bins
+from degaml_kedro.results.report.findings import find
 from degaml_kedro.results.report.glossary import meaning
 from degaml_kedro.results.report.learning import generator
 from degaml_kedro.results.report.page import html_page
@@ -180,7 +180,7 @@ def document(full):
 
 @pytest.fixture(scope="module")
 def written(full):
-    return write(full[0])
+    return write(find(full[0]))
 
 
 def section(document, key):
@@ -271,7 +271,7 @@ def test_figures_are_in_the_page_and_pointed_to_from_markdown(written):
 
 
 def test_a_report_is_the_same_every_time(full, written):
-    assert write(full[0]) == written
+    assert write(find(full[0])) == written
 
 
 def test_the_page_is_below_six_megabytes(written):
@@ -408,7 +408,7 @@ def test_missing_methods_are_missing_and_not_0():
     )
     assert "degaml: 85.0 over the 1 of 2 tasks that are there" in notes
     assert "left out: degaml: months" in " ".join(contrasts.notes)
-    page, text = write(runs)
+    page, text = write(find(runs))
     assert '<abbr title="missing">—</abbr>' in page
     assert re.search(r"^\| abmll +\| +— \| +— \| +— \|$", text, re.MULTILINE)
     assert "missing; there is no result, which is not a result of 0." in page
@@ -542,7 +542,7 @@ def test_calibration_is_that_of_the_curves(full, document):
     runs, _ = full
     (table,) = tables(section(document, "reliability"))
     row = row_of(table, "degaml")
-    bins = reliability_bins(runs)
+    bins = find(runs).bins()
     own = bins[(bins["method"] == "degaml") & (bins["n"] > 0)]
     by_hand = float((own["n"] * (own["accuracy"] - own["confidence"]).abs()).sum() / own["n"].sum())
     assert row["ECE, all answers"] == f"{by_hand:.3f}"
@@ -696,7 +696,7 @@ def test_hostile_names_stay_text_everywhere():
             "parameters": {HOSTILE: HOSTILE},
         },
     )
-    page, text = write(runs)
+    page, text = write(find(runs))
     reader = Reader(page)
     assert not reader.loads
     assert "img" not in reader.tags

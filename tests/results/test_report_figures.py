@@ -13,7 +13,7 @@ from degaml_kedro.results.report.figures import (
     in_short,
     reliability_figure,
 )
-from degaml_kedro.results.report.findings import MEAN, find, reliability_bins
+from degaml_kedro.results.report.findings import MEAN, find
 from tests.results.test_report import METHODS, few_resamples, make_runs
 
 __all__ = ["few_resamples"]
@@ -118,7 +118,7 @@ def test_what_has_no_cost_or_no_accuracy_is_named(frame):
 
 
 def test_reliability_curves_are_the_bins(runs):
-    bins = reliability_bins(runs)
+    bins = find(runs).bins()
     figure = reliability_figure(bins)
     (curve,) = [trace for trace in figure.data if trace.name == "degaml"]
     own = bins[(bins["method"] == "degaml") & (bins["n"] > 0)]
@@ -130,7 +130,7 @@ def test_reliability_curves_are_the_bins(runs):
 
 
 def test_methods_without_a_likelihood_are_named(runs):
-    bins = reliability_bins(runs)
+    bins = find(runs).bins()
     bins.loc[bins["method"] == "base", ["n", "confidence", "accuracy"]] = [0, None, None]
     figure = reliability_figure(bins)
     assert "Not shown: base (its answers have no likelihood)." in texts(figure)[-1]
@@ -148,7 +148,7 @@ def test_figures_are_strict_and_the_same_every_time(runs, frame):
     for draw, rows in (
         (comparison_figure, frame),
         (accuracy_compute_figure, frame),
-        (reliability_figure, reliability_bins(runs)),
+        (reliability_figure, find(runs).bins()),
     ):
         text = draw(rows).to_json()
         assert text == draw(rows.copy()).to_json()

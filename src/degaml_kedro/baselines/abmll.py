@@ -34,22 +34,20 @@ from torch import Tensor, nn
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, parse_key
 from degaml_kedro.baselines.compute import Clock
 from degaml_kedro.baselines.learned import BaselineError, Learned, Progress, TaskExamples
+from degaml_kedro.baselines.support import support_batches
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import (
     AnswerSequence,
     answer_loss_under,
     answer_sequences,
-    batch_indices,
 )
 from degaml_kedro.llm.scoring import Prediction, compare_options, predictions_of
 from degaml_kedro.parameters import (
     AbmllParameters,
     AdaptationSetting,
-    Phase,
     PromptParameters,
     ScoringMode,
     ScoringParameters,
-    TrainingParameters,
 )
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example
@@ -576,19 +574,11 @@ def adapt(
     records: list[dict[str, Any]] = []
     if setting.steps:
         sequences = answer_sequences(base, support, prompt, mode)
-        training = TrainingParameters(
-            phases=(Phase(steps=setting.steps, learning_rate=setting.learning_rate),),
-            # a batch is never larger than what there is: an example twice in a batch is a higher rate in disguise
-            batch_size=min(setting.batch_size, len(support)),
-        )
-        batches = (
-            [sequences[i] for i in batch_indices(len(sequences), training, step, seed)]
-            for step in range(1, setting.steps + 1)
-        )
+        batches = support_batches(sequences, setting, seed)
         records = list(
             _task_steps(
                 base,
-                batches,
+                iter(batches),
                 family,
                 shared,
                 flat,

@@ -28,21 +28,19 @@ from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.compute import Clock
 from degaml_kedro.baselines.icl import in_context_sequences
 from degaml_kedro.baselines.learned import BaselineError, Learned, Progress, TaskExamples
+from degaml_kedro.baselines.support import support_batches
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import (
     AnswerSequence,
     answer_loss,
     answer_sequences,
-    batch_indices,
 )
 from degaml_kedro.llm.second_order import differentiable_answer_loss
 from degaml_kedro.parameters import (
     AdaptationSetting,
     MamlParameters,
-    Phase,
     PromptParameters,
     ScoringMode,
-    TrainingParameters,
 )
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example
@@ -419,16 +417,7 @@ def adapt(
             f"{learned.method} has no support examples to adapt to; raise splits.support"
         )
     sequences = answer_sequences(base, support, prompt, mode)
-    order = TrainingParameters(
-        phases=(Phase(steps=1, learning_rate=1.0),),
-        # a batch is never larger than what there is: an example twice in a batch is a higher rate in disguise
-        batch_size=min(setting.batch_size, len(sequences)),
-    )
-    own = derive_seed(seed, "maml", "adapt")
-    batches = [
-        [sequences[i] for i in batch_indices(len(sequences), order, step + 1, own)]
-        for step in range(setting.steps)
-    ]
+    batches = support_batches(sequences, setting, derive_seed(seed, "maml", "adapt"))
     flat, losses = inner_loop(
         lambda theta, step: _loss(base, answer_loss, batches[step], learned.adapter)(theta),
         _flatten(learned.adapter, base.device),

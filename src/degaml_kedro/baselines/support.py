@@ -8,7 +8,7 @@ from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.compute import Clock
 from degaml_kedro.baselines.learned import Learned
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.finetune import fine_tune
+from degaml_kedro.llm.finetune import AnswerSequence, batch_indices, fine_tune
 from degaml_kedro.parameters import (
     AdaptationSetting,
     Phase,
@@ -17,6 +17,30 @@ from degaml_kedro.parameters import (
     TrainingParameters,
 )
 from degaml_kedro.tasks.example import Example
+
+
+def _batch_size(setting: AdaptationSetting, count: int) -> int:
+    """A batch is never larger than what there is: an example twice in a batch is a higher rate in disguise."""
+    return min(setting.batch_size, count) or 1
+
+
+def support_batches(
+    sequences: Sequence[AnswerSequence], setting: AdaptationSetting, seed: int
+) -> list[list[AnswerSequence]]:
+    """A batch of the support examples for every step.
+
+    Args:
+        sequences: the support examples as the model reads them; at least one.
+        setting: steps and batch size.
+        seed: decides the order of the examples.
+    """
+    size = _batch_size(setting, len(sequences))
+    # only the batch size is read; a plain gradient step's rate may be one that AdamW's may not
+    order = TrainingParameters(phases=(Phase(steps=1, learning_rate=1.0),), batch_size=size)
+    return [
+        [sequences[i] for i in batch_indices(len(sequences), order, step, seed)]
+        for step in range(1, setting.steps + 1)
+    ]
 
 
 def train_on_support(
@@ -49,8 +73,7 @@ def train_on_support(
     if setting.steps:
         training = TrainingParameters(
             phases=(Phase(steps=setting.steps, learning_rate=setting.learning_rate),),
-            # a batch is never larger than what there is: an example twice in a batch is a higher rate in disguise
-            batch_size=min(setting.batch_size, len(support)) or 1,
+            batch_size=_batch_size(setting, len(support)),
         )
         for step in fine_tune(base, support, prompt, mode, training, start, seed):
             clock.trained(step.tokens)

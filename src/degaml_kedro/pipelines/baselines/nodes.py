@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -29,7 +29,7 @@ from degaml_kedro.parameters import (
     task_scoring,
 )
 from degaml_kedro.pipelines.counting import compute_record, trajectory_compute
-from degaml_kedro.pipelines.evaluate.nodes import predictions_frame
+from degaml_kedro.pipelines.evaluate.nodes import predictions_frame, timed_answers
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.results.measures import measure
 from degaml_kedro.seeds import derive_seed
@@ -463,17 +463,15 @@ def _answers(
     seed: int,
     task: str,
 ) -> pd.DataFrame:
-    began = time.perf_counter()
-    with progress_bar(f"{task}, {method}", "example") as progress:
-        predictions = methods.answer(
-            method,
-            base,
-            adapted,
-            examples,
-            PromptParameters.model_validate(prompt),
-            scoring,
-            parameters,
-            seed,
-            progress,
-        )
-    return predictions_frame(predictions, time.perf_counter() - began)
+    answer = partial(
+        methods.answer,
+        method,
+        base,
+        adapted,
+        examples,
+        PromptParameters.model_validate(prompt),
+        scoring,
+        parameters,
+        seed,
+    )
+    return timed_answers(f"{task}, {method}", answer)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -19,7 +20,7 @@ from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.io.rollouts import RolloutsChunk, RolloutsState
 from degaml_kedro.llm.base_model import describe, first_line, load_base_model
-from degaml_kedro.llm.scoring import Prediction, score_examples
+from degaml_kedro.llm.scoring import Prediction, Progress, score_examples
 from degaml_kedro.parameters import (
     GENERATED,
     BaseModelParameters,
@@ -89,18 +90,29 @@ def predict(
     examples = frame_to_splits(splits).test
     frames = []
     for draw, adapter in enumerate(adapters or (None,)):
-        began = time.perf_counter()
-        with progress_bar(f"{task}, {method}", "example") as progress:
-            predictions = score_examples(
-                base, examples, PromptParameters.model_validate(prompt), how, adapter, progress
-            )
-        seconds = time.perf_counter() - began
+        scoring_once = partial(
+            score_examples, base, examples, PromptParameters.model_validate(prompt), how, adapter
+        )
+        frame = timed_answers(f"{task}, {method}", scoring_once)
+        seconds = frame["seconds"].sum()
         logger.info("%s, %s: %d examples scored in %.1f s", task, method, len(examples), seconds)
-        frame = predictions_frame(predictions, seconds)
         if len(adapters) > 1:
             frame.insert(0, "draw", draw)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
+
+
+def timed_answers(title: str, answer: Callable[[Progress], Sequence[Prediction]]) -> pd.DataFrame:
+    """Answers as rows, with the time they took, under a progress bar.
+
+    Args:
+        title: of the bar.
+        answer: gives the predictions, and calls what it is given with (examples done, examples in all).
+    """
+    began = time.perf_counter()
+    with progress_bar(title, "example") as progress:
+        predictions = answer(progress)
+    return predictions_frame(predictions, time.perf_counter() - began)
 
 
 def predictions_frame(predictions: Sequence[Prediction], seconds: float) -> pd.DataFrame:
@@ -443,10 +455,7 @@ def _unrefined(bench: Workbench, seed: int, task: str) -> AdaptedState:
 def _answer(
     bench: Workbench, state: AdaptedState, examples: Sequence[Example], title: str
 ) -> pd.DataFrame:
-    began = time.perf_counter()
-    with progress_bar(title, "example") as progress:
-        predictions = answer_examples(bench, state, examples, progress)
-    return predictions_frame(predictions, time.perf_counter() - began)
+    return timed_answers(title, partial(answer_examples, bench, state, examples))
 
 
 def measure_predictions(

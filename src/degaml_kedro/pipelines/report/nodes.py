@@ -12,28 +12,37 @@ from degaml_kedro.results.report.figures import (
     comparison_figure,
     reliability_figure,
 )
-from degaml_kedro.results.report.findings import find, reliability_bins
+from degaml_kedro.results.report.findings import find
 from degaml_kedro.results.report.report import write
 from degaml_kedro.results.runs import Runs
 
 logger = logging.getLogger(__name__)
 
 
-def compare_runs(runs: Runs) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The statistics as tables.
+def report_runs(runs: Runs) -> tuple[pd.DataFrame, pd.DataFrame, Any, str, str]:
+    """The statistics as tables, and what is written of them: one node, since they are worked out once.
 
     Args:
         runs: finished runs.
 
     Returns:
         A row a pool, task and method with accuracy, interval, calibration and, in the rows of the mean over tasks,
-        costs; and a row a contrast of DeGAML against another method.
+        costs; a row a contrast of DeGAML against another method; reliability curves on held-out tasks, a panel a
+        method; the report as an HTML page that opens from disk, and as Markdown.
 
     Raises:
         ResultsError: two methods answered different questions of a task in one run.
     """
     findings = find(runs)
-    return findings.comparison(), findings.differences()
+    page, text = write(findings)
+    logger.info(
+        "The report of %d run(s): a page of %.1f MB, and %d lines of Markdown",
+        len(runs.runs),
+        len(page.encode()) / 1e6,
+        text.count("\n"),
+    )
+    curves = reliability_figure(findings.bins())
+    return findings.comparison(), findings.differences(), curves, page, text
 
 
 def draw_comparison(comparison: pd.DataFrame) -> tuple[Any, Any]:
@@ -43,31 +52,3 @@ def draw_comparison(comparison: pd.DataFrame) -> tuple[Any, Any]:
         comparison: a row a pool, task and method.
     """
     return comparison_figure(comparison), accuracy_compute_figure(comparison)
-
-
-def draw_reliability(runs: Runs) -> Any:
-    """Reliability curves on held-out tasks, a panel a method.
-
-    Args:
-        runs: finished runs.
-    """
-    return reliability_figure(reliability_bins(runs))
-
-
-def write_report(runs: Runs) -> tuple[str, str]:
-    """The report as an HTML page that opens from disk, and as Markdown.
-
-    Args:
-        runs: finished runs.
-
-    Raises:
-        ResultsError: two methods answered different questions of a task in one run.
-    """
-    page, text = write(runs)
-    logger.info(
-        "The report of %d run(s): a page of %.1f MB, and %d lines of Markdown",
-        len(runs.runs),
-        len(page.encode()) / 1e6,
-        text.count("\n"),
-    )
-    return page, text

@@ -5,12 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Pipeline, node
 
 from degaml_kedro.parameters import ProjectParameters
-from degaml_kedro.pipelines.report.nodes import (
-    compare_runs,
-    draw_comparison,
-    draw_reliability,
-    write_report,
-)
+from degaml_kedro.pipelines.report.nodes import draw_comparison, report_runs
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
@@ -22,10 +17,16 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     return Pipeline(
         [
             node(
-                compare_runs,
+                report_runs,
                 inputs="runs",
-                outputs=["comparison", "contrasts"],
-                name="compare_runs",
+                outputs=[
+                    "comparison",
+                    "contrasts",
+                    "reliability_figure",
+                    "report_page",
+                    "report_text",
+                ],
+                name="report_runs",
                 namespace="report",
             ),
             node(
@@ -33,20 +34,6 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
                 inputs="comparison",
                 outputs=["comparison_figure", "accuracy_compute_figure"],
                 name="draw_comparison",
-                namespace="report",
-            ),
-            node(
-                draw_reliability,
-                inputs="runs",
-                outputs="reliability_figure",
-                name="draw_reliability",
-                namespace="report",
-            ),
-            node(
-                write_report,
-                inputs="runs",
-                outputs=["report_page", "report_text"],
-                name="write_report",
                 namespace="report",
             ),
         ]

@@ -86,7 +86,11 @@ class Findings:
 
     def bins(self) -> pd.DataFrame:
         """All reliability curves as a table, with ``pool``, ``method``, ``ece`` and ``left_out`` in every row."""
-        return _bins(self.reliability)
+        frames = [
+            found.bins.assign(pool=pool, method=method, ece=found.ece, left_out=found.left_out)
+            for (pool, method), found in self.reliability.items()
+        ]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def yardsticks(pool: str) -> tuple[str, ...]:
@@ -136,15 +140,6 @@ def find(runs: Runs) -> Findings:
     )
 
 
-def reliability_bins(runs: Runs) -> pd.DataFrame:
-    """The reliability curves of runs as a table, as :meth:`Findings.bins` has them.
-
-    Args:
-        runs: finished runs.
-    """
-    return _bins(_curves(runs))
-
-
 def _curves(runs: Runs) -> dict[tuple[str, str], Reliability]:
     answers = runs.answers()
     curves = {
@@ -153,11 +148,3 @@ def _curves(runs: Runs) -> dict[tuple[str, str], Reliability]:
     }
     order = [(pool, method) for pool in POOLS for method in runs.methods]
     return {place: curves[place] for place in order if place in curves}
-
-
-def _bins(curves: Mapping[tuple[str, str], Reliability]) -> pd.DataFrame:
-    frames = [
-        found.bins.assign(pool=pool, method=method, ece=found.ece, left_out=found.left_out)
-        for (pool, method), found in curves.items()
-    ]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

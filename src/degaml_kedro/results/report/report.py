@@ -6,7 +6,7 @@ from degaml_kedro.results.report.accuracy import comparison
 from degaml_kedro.results.report.calibration import calibration
 from degaml_kedro.results.report.costs import compute
 from degaml_kedro.results.report.document import Document
-from degaml_kedro.results.report.findings import Findings, find
+from degaml_kedro.results.report.findings import Findings
 from degaml_kedro.results.report.glossary import glossary
 from degaml_kedro.results.report.learning import generator, policy, strategies
 from degaml_kedro.results.report.markdown import markdown_text
@@ -16,25 +16,21 @@ from degaml_kedro.results.report.reproduction import reproduction
 from degaml_kedro.results.report.search import settings
 from degaml_kedro.results.report.summary import summary
 from degaml_kedro.results.report.words import counted
-from degaml_kedro.results.runs import Runs
 
 # the page's file name, which the Markdown points to
 PAGE = "report.html"
 
 
-def write(runs: Runs) -> tuple[str, str]:
+def write(findings: Findings) -> tuple[str, str]:
     """Write the report of runs.
 
     Args:
-        runs: finished runs.
+        findings: the statistics of runs.
 
     Returns:
         An HTML page that holds all it needs, and Markdown with the same numbers.
-
-    Raises:
-        ResultsError: two methods answered different questions of a task in one run.
     """
-    document = report(find(runs))
+    document = report(findings)
     return html_page(document), markdown_text(document, PAGE)
 
 
