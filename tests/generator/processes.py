@@ -7,9 +7,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from accelerate import Accelerator
 from safetensors.torch import save_file
 
+from degaml_kedro.generator.processes import join_processes
 from degaml_kedro.generator.training import train_generator
 from tests.generator.helpers import tiny_generator, tiny_task, tiny_training
 from tests.llm.helpers import tiny_base
@@ -17,7 +17,7 @@ from tests.llm.helpers import tiny_base
 
 def main(folder: Path, options: str) -> None:
     """Train, and write what this process has in the end."""
-    accelerator = Accelerator(cpu=True)
+    accelerator = join_processes(cpu=True)
     made = tiny_generator()
     tasks = [tiny_task("one", 1), tiny_task("two", 2, state=1)]
     training = tiny_training(**json.loads(options))

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
-from accelerate import Accelerator
 
 from degaml_kedro import __version__
 from degaml_kedro.adapters.adapter import AdapterConfig
@@ -17,6 +16,7 @@ from degaml_kedro.adapters.tokens import permutation_states
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
 from degaml_kedro.generator.generator import Generator, GeneratorError, Identity
 from degaml_kedro.generator.health import HealthCheck, check_generator
+from degaml_kedro.generator.processes import join_processes
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.generator.training import TrainingTask, train_generator
 from degaml_kedro.io.generators import GeneratorProgress
@@ -80,7 +80,7 @@ def train(
     settings = parameters.variants[variant]
     training = settings.training
     # it chooses the device of this process: the base model must come after it
-    accelerator = Accelerator(cpu=_is_cpu(model))
+    accelerator = join_processes(cpu=_is_cpu(model))
     base = load_base_model(BaseModelParameters.model_validate(model))
     every = (*names, *left_out)
     tokens = [part for part in material if isinstance(part, TokenSequence)]
