@@ -159,8 +159,11 @@ def split_prompt(prompt: str) -> tuple[str, tuple[str, ...]]:
     """
     lines = prompt.split("\n")
     letters = [match[1] if (match := _OPTION_LINE.match(line)) else "" for line in lines]
+    # A letter without those before it has them nowhere further up either.
+    incomplete: set[str] = set()
     for last in range(len(lines) - 1, 0, -1):
-        if letters[last] and letters[last] != "A":
+        if letters[last] not in ("", "A", *incomplete):
+            incomplete.add(letters[last])
             starts = _chain(letters, last)
             if starts:
                 ends = [*starts[1:], len(lines)]

@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,10 @@ Record = tuple[str, dict[str, Any]]
 
 class FileError(DegamlError):
     """A file of examples that is missing, damaged or not in a known layout."""
+
+
+class CutOffError(FileError):
+    """A record that has no end."""
 
 
 def load_files(source: FileSource, task: str) -> dict[str, list[Example]]:
@@ -164,16 +169,17 @@ def _text(path: Path) -> str:
         raise FileError(
             f"{path}: the file cannot be read ({error.strerror}); check its path and permissions."
         ) from error
-    if not data.strip():
-        raise FileError(f"{path}: the file is empty; copy or download it again.")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise FileError(
             f"{path}, line {line}: byte {error.start} is not UTF-8; save the file as UTF-8 "
             f"(for example: iconv -f latin1 -t utf-8)."
         ) from error
+    if not text.strip():
+        raise FileError(f"{path}: the file is empty; copy or download it again.")
+    return text
 
 
 class _DuplicateKeyError(ValueError):
@@ -193,19 +199,39 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 
-def _decode(text: str, start: int, where: str) -> tuple[dict[str, Any], int]:
-    """The JSON object that begins at ``start``, and where it ends."""
+def skip_blanks(text: str, position: int) -> int:
+    """The position of the next character of JSON that is no blank."""
+    match = _BLANK.match(text, position)
+    return match.end() if match else position
+
+
+def decode_record(text: str, start: int, where: str) -> tuple[dict[str, Any], int]:
+    """The JSON object that begins at ``start``, and where it ends.
+
+    Args:
+        text: JSON, or several records of it.
+        start: The record's first character.
+        where: Its place, for messages.
+
+    Raises:
+        CutOffError: It has no end.
+        FileError: It is not valid JSON or no object, is nested too deeply, or a key comes twice in it.
+    """
     try:
         record, end = _DECODER.raw_decode(text, start)
     except _DuplicateKeyError as error:
         raise FileError(f"{where}: the key '{error}' comes twice; keep one of them.") from error
     except json.JSONDecodeError as error:
-        if not text[error.pos :].strip() or error.msg.startswith("Unterminated"):
-            raise FileError(f"{where}: {_CUT_OFF}") from error
+        if skip_blanks(text, error.pos) == len(text) or error.msg.startswith("Unterminated"):
+            raise CutOffError(f"{where}: {_CUT_OFF}") from error
         raise FileError(
             f"{where}: not valid JSON ({error.msg} at line {error.lineno}, column {error.colno}); "
             "correct it there."
         ) from error
+    except RecursionError as error:
+        raise FileError(f"{where}: {_TOO_DEEP}") from error
+    except ValueError as error:
+        raise FileError(f"{where}: {_TOO_LONG}") from error
     if not isinstance(record, dict):
         raise FileError(
             f"{where}: expected an object like {{…}}, found {type(record).__name__}; write one "
@@ -215,36 +241,33 @@ def _decode(text: str, start: int, where: str) -> tuple[dict[str, Any], int]:
 
 
 _CUT_OFF = "the file ends in the middle of a record; it looks cut off: copy or download it again."
+_TOO_DEEP = "it is nested too deeply; write one flat object per example."
+_TOO_LONG = "a number has too many digits; write it as a text in quotes."
 
 
 def _json_records(path: Path, text: str) -> Iterator[Record]:
     """The items of a JSON list, decoded one by one so that each error knows its item."""
-
-    def skip(position: int) -> int:
-        match = _BLANK.match(text, position)
-        return match.end() if match else position
-
-    position = skip(0)
+    position = skip_blanks(text, 0)
     if text[position] != "[":
         hint = "name the file .jsonl" if text[position] == "{" else "see the layouts in docs"
         raise FileError(f"{path}: expected a JSON list [ … ] of records; {hint}.")
-    position = skip(position + 1)
+    position = skip_blanks(text, position + 1)
     item, line, counted = 0, 1, 0
     while text[position : position + 1] != "]":
         line, counted = line + text.count("\n", counted, position), position
         where = f"{path}, item {item} (line {line})"
         if position >= len(text):
             raise FileError(f"{where}: {_CUT_OFF}")
-        record, end = _decode(text, position, where)
+        record, end = decode_record(text, position, where)
         yield where, record
-        position = skip(end)
+        position = skip_blanks(text, end)
         if text[position : position + 1] == ",":
-            position = skip(position + 1)
+            position = skip_blanks(text, position + 1)
         elif text[position : position + 1] != "]":
             missing = "a comma or the closing bracket is missing after it; add it."
             raise FileError(f"{where}: {_CUT_OFF if position >= len(text) else missing}")
         item += 1
-    if skip(position + 1) < len(text):
+    if skip_blanks(text, position + 1) < len(text):
         raise FileError(f"{path}: there is text after the closing bracket of the list; remove it.")
 
 
@@ -252,7 +275,7 @@ def _jsonl_records(path: Path, text: str) -> Iterator[Record]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            record, end = _decode(line, len(line) - len(line.lstrip()), where)
+            record, end = decode_record(line, len(line) - len(line.lstrip()), where)
             if line[end:].strip():
                 raise FileError(
                     f"{where}: there is text after the record; write one record a line."
@@ -264,7 +287,7 @@ def _csv_records(path: Path, text: str) -> Iterator[Record]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader)
-        repeated = sorted({name for name in header if header.count(name) > 1})
+        repeated = sorted(name for name, count in Counter(header).items() if count > 1)
         if repeated:
             raise FileError(
                 f"{path}, line 1: the column '{repeated[0]}' comes twice; rename one of the two."
@@ -297,7 +320,7 @@ def read_examples(path: Path, source: FileSource) -> list[Example]:
     records = read_records(path)
     layout = source.layout or _layout_of(records[0], source)
     if layout == "columns":
-        return [_from_columns(record, source, where) for where, record in records]
+        return [from_columns(record, source, where) for where, record in records]
     examples = [parse_example(record, where) for where, record in records]
     repeats = [
         where
@@ -341,7 +364,18 @@ def _value(record: Mapping[str, Any], column: str, where: str) -> Any:
     return record[column]
 
 
-def _from_columns(record: Mapping[str, Any], source: FileSource, where: str) -> Example:
+def from_columns(record: Mapping[str, Any], source: FileSource, where: str) -> Example:
+    """Read a record with its question, options and answer under keys of their own.
+
+    Args:
+        record: The record.
+        source: Says which keys these are.
+        where: The record's place, for messages.
+
+    Raises:
+        FileError: A key is missing.
+        ExampleError: The record is not a well-formed example.
+    """
     question = _value(record, source.question, where)
     if not isinstance(question, str):
         raise ExampleError(
@@ -349,7 +383,7 @@ def _from_columns(record: Mapping[str, Any], source: FileSource, where: str) -> 
             "put it in quotes."
         )
     options = _options(record, source, where)
-    repeated = sorted({option for option in options if options.count(option) > 1})
+    repeated = sorted(option for option, count in Counter(options).items() if count > 1)
     if repeated:
         raise ExampleError(
             f"{where}, key {_option_keys(source)}: the option {shorten(repeated[0])} comes twice; "
@@ -405,6 +439,10 @@ def _listed_cell(cell: Any, where: str) -> list[Any]:
             f"{error.colno}); write it "
             f'with double quotes: ["…", "…"].'
         ) from error
+    except RecursionError as error:
+        raise ExampleError(f"{where}: {_TOO_DEEP}") from error
+    except ValueError as error:
+        raise ExampleError(f"{where}: {_TOO_LONG}") from error
     if not isinstance(decoded, list):
         raise ExampleError(f'{where}: expected a JSON list of options; write ["…", "…"].')
     return decoded
@@ -439,7 +477,8 @@ def _gold(answer: Any, options: Sequence[str], where: str) -> int:
         letter = given.removeprefix("[").removesuffix("]")
         if len(letter) == 1 and letter.isascii() and letter.isupper():
             readings["letter"] = ord(letter) - ord("A")
-        if given.isascii() and given.isdigit():
+        # Python refuses to convert very many digits, and none of them could be an index.
+        if given.isascii() and given.isdigit() and len(given) < 10:
             readings["index"] = int(given)
     elif isinstance(answer, float) and str(answer) in options:
         readings["text"] = options.index(str(answer))
@@ -454,6 +493,6 @@ def _gold(answer: Any, options: Sequence[str], where: str) -> int:
         raise ExampleError(
             f"{where}: {shorten(str(answer))} can be read as {' or '.join(sorted(valid))} of "
             "different options; "
-            f"give the letter in square brackets or the full text."
+            f"give its letter in square brackets, like [A]."
         )
     return next(iter(valid.values()))
