@@ -157,9 +157,11 @@ def write_peft_files(adapter: Adapter, folder: Path) -> None:
     """
     from peft import LoraConfig  # takes seconds to import, and reading adapters does not need it
 
+    alpha = adapter.config.alpha
     LoraConfig(
         r=adapter.config.rank,
-        lora_alpha=adapter.config.alpha,  # type: ignore[arg-type]
+        # other readers of these files take it for an integer, as PEFT's own type says
+        lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]
         target_modules=sorted(adapter.config.target_modules),
         base_model_name_or_path=adapter.config.base_model,
         task_type="CAUSAL_LM",

@@ -286,7 +286,8 @@ def load_generator(folder: Path) -> Generator:
             f"{folder / CONFIG_FILE} cannot be read ({error!r}); {way_out}"
         ) from error
     try:
-        tensors = load_file(folder / WEIGHTS_FILE)
+        # they may be stored in bfloat16
+        tensors = {name: value.float() for name, value in load_file(folder / WEIGHTS_FILE).items()}
     except (SafetensorError, OSError) as error:
         raise GeneratorError(
             f"{folder / WEIGHTS_FILE} cannot be read ({error}); the file is truncated or damaged: {way_out}"

@@ -74,7 +74,7 @@ class PromptEmbeddings:
             indices: which prompts, of any shape: [N] for a condition, [B, N] for a batch of them.
 
         Returns:
-            Their states, float16 [*indices, L, C], zeros after each prompt's end, and their lengths, int32 [*indices].
+            Their states, float16 ``[*indices, L, C]``, zeros after prompts' ends, and lengths, int32 ``[*indices]``.
 
         Raises:
             PromptEmbeddingsError: an index is not of a prompt.

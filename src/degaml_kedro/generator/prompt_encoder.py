@@ -146,6 +146,18 @@ class PromptEncoder:
             prompts_digest=digest_prompts(prompts),
         )
 
+    def too_long(self, prompts: Sequence[str], tokens: int = 512) -> int:
+        """How many prompts lose their end when they are encoded.
+
+        Args:
+            prompts: texts.
+            tokens: L, as for :meth:`encode`.
+        """
+        limit = min(tokens, self.context_length)
+        with self._tokenizing:
+            ids = self.tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
+        return sum(len(found) > limit for found in ids)
+
     def _tokenize(self, texts: list[str], rows: torch.Tensor, tokens: int) -> list[list[int]]:
         limit = min(tokens, self.context_length)
         marks = self.tokenizer.num_special_tokens_to_add()

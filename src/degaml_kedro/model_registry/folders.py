@@ -243,7 +243,8 @@ def content_digest(model: ModelFolder) -> str:
     Raises:
         RegistryError: there are no files, or one of them would run code when it is read.
     """
-    digest = hashlib.sha256(f"{model.kind}\0".encode())
+    # 2: descriptions have had the prompt's and the scoring's settings since
+    digest = hashlib.sha256(f"{model.kind} 2\0".encode())
     files = sorted(path for path in model.path.rglob("*") if path.is_file())
     if not files:
         raise RegistryError(f"{model.path} holds no model; name the folder that a run wrote")

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 
 from degaml_kedro.adapters.adapter import Adapter, load_peft_folder
 from degaml_kedro.generator.generator import Generator
-from degaml_kedro.io.generators import GeneratorDataset
+from degaml_kedro.generator.generator import load_generator as read_generator
 from degaml_kedro.mlflow_server import knock, masked, speaking
 from degaml_kedro.model_registry import serving
 from degaml_kedro.model_registry.folders import (
@@ -65,7 +65,7 @@ def load_generator(uri: str, tracking_uri: str | None = None) -> Generator:
         TrackingError: MLflow's server or database cannot be used.
     """
     with _opened(uri, tracking_uri, GENERATOR) as (content, _):
-        return GeneratorDataset(filepath=content).load()
+        return read_generator(content)
 
 
 def load_policy(uri: str, tracking_uri: str | None = None) -> Adapter:
@@ -116,12 +116,9 @@ def load_pair(generator_uri: str, policy_uri: str, tracking_uri: str | None = No
         RegistryError: they serve different base models, or one does not say which.
         DegamlError: as for both of them alone.
     """
-    with (
-        _opened(generator_uri, tracking_uri, GENERATOR) as (content, _),
-        _opened(policy_uri, tracking_uri, POLICY) as (adapter, about),
-    ):
-        generator = GeneratorDataset(filepath=content).load()
-        identity = generator.identity
+    generator = load_generator(generator_uri, tracking_uri)
+    identity = generator.identity
+    with _opened(policy_uri, tracking_uri, POLICY) as (adapter, about):
         name, fingerprint = str(about["base_model"]), str(about["base_model_fingerprint"])
         if not fingerprint:
             raise RegistryError(
@@ -135,12 +132,27 @@ def load_pair(generator_uri: str, policy_uri: str, tracking_uri: str | None = No
                 f"take a generator and a policy of one base model"
             )
         policy = load_peft_folder(adapter)
-        return Pair(generator, policy, identity.base_model, identity.base_model_fingerprint)
+    return Pair(generator, policy, identity.base_model, identity.base_model_fingerprint)
+
+
+def describe_model(uri: str, tracking_uri: str | None = None) -> Mapping[str, Any]:
+    """What a registered model says of itself: its base model, its seed, and the settings that using it needs.
+
+    Args:
+        uri: as for :func:`load_generator`, of a model of any kind.
+        tracking_uri: MLflow's; None for the one that MLflow is set to.
+
+    Raises:
+        RegistryError: there is no such model, or its folder is not one of ours.
+        TrackingError: MLflow's server or database cannot be used.
+    """
+    with _opened(uri, tracking_uri, None) as (_, about):
+        return about
 
 
 @contextmanager
 def _opened(
-    uri: str, tracking_uri: str | None, kind: str
+    uri: str, tracking_uri: str | None, kind: str | None
 ) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """A model's own folder, fetched and checked, and its description."""
     # the tensors that were read may be the files themselves, which some systems then do not delete
@@ -150,7 +162,7 @@ def _opened(
         folder = _fetched(uri, tracking_uri, Path(temporary))
         data = data_folder(folder, uri)
         about = serving.read_about(data, uri)
-        if about["kind"] != kind:
+        if kind is not None and about["kind"] != kind:
             raise RegistryError(f"{uri} is a {about['kind']}, and a {kind} was asked for")
         try:
             yield data / CONTENT, about

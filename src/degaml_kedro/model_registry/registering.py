@@ -236,12 +236,14 @@ def _settings(model: ModelFolder) -> dict[str, Any]:
     """What using the model needs to know of the run's parameters."""
     given = model.parameters
     generator, policy = given.get("generator") or {}, given.get("policy") or {}
-    wanted: dict[str, Any] = {"model": given.get("model"), "encoder": generator.get("encoder")}
+    wanted: dict[str, Any] = {
+        "model": given.get("model"),
+        "encoder": generator.get("encoder"),
+        "prompt": given.get("prompt"),
+        "scoring": _scoring(model) if model.kind == ADAPTER else given.get("scoring"),
+    }
     if model.kind == POLICY:
         wanted["policy"] = policy or None
-    if model.kind == ADAPTER:
-        wanted["prompt"] = given.get("prompt")
-        wanted["scoring"] = _scoring(model)
     return {name: value for name, value in wanted.items() if value is not None}
 
 

@@ -24,7 +24,6 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.generator.generator import Generator, load_generator
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
-from degaml_kedro.llm.prompting import question_text
 from degaml_kedro.parameters import (
     BaseModelParameters,
     EncoderParameters,
@@ -36,6 +35,7 @@ from degaml_kedro.parameters import (
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.proposers import PolicyProposer
 from degaml_kedro.strategies.answering import answer_questions
+from degaml_kedro.strategies.generated import question_embedder
 from degaml_kedro.strategies.state import STATE_FILE, AdaptedState, Member, load_state
 from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Question, make_example
@@ -231,10 +231,7 @@ class ServedAdapter:
         base = _base_model(self.about)
 
         def embed(questions: Any) -> Any:
-            encoder = _setting(self.about, "encoder", EncoderParameters)
-            texts = [question_text(question, encoder.options) for question in questions]
-            read = load_prompt_encoder(encoder).encode(texts, encoder.tokens, encoder.batch_tokens)
-            return read.sentences(range(len(read)))
+            return question_embedder(_setting(self.about, "encoder", EncoderParameters))(questions)
 
         return Workbench(
             base,

@@ -1,0 +1,368 @@
+"""A trained pair by its source: what ships with the package, a folder, a run's data, MLflow, or the hub.
+
+Nothing here needs a Kedro session or project; MLflow and the hub's client are imported where they are asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from degaml_kedro.adapters.adapter import CONFIG_FILE as POLICY_CONFIG
+from degaml_kedro.adapters.adapter import load_peft_folder
+from degaml_kedro.generator.generator import Generator, load_generator
+from degaml_kedro.pairs.pair import (
+    CARD_FILE,
+    PAIR_FILE,
+    PAIR_FILES,
+    PairError,
+    PairSettings,
+    TrainedPair,
+    read_pair,
+)
+
+SHIPPED = Path(__file__).parents[1] / "shipped" / "pair"
+
+_MODELS, _REPORTING = "06_models", "08_reporting"
+_HUB = re.compile(
+    r"^(?P<marked>hf://)?(?P<id>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w][\w./-]*))?$"
+)
+_FORMS = (
+    "a folder that `python -m degaml_kedro.pairs.shipping` wrote; a run's data folder (with 06_models in it); "
+    "models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN/NAME of a generator, with `policy` naming the policy's; "
+    "OWNER/NAME or hf://OWNER/NAME[@REVISION] of the Hugging Face hub; nothing, for the pair that comes with the "
+    "package"
+)
+
+
+def load_trained_pair(
+    source: str | Path | None = None,
+    *,
+    policy: str | None = None,
+    revision: str | None = None,
+    tracking_uri: str | None = None,
+) -> TrainedPair:
+    """Read a pair.
+
+    Args:
+        source: None: the pair that comes with the package; a pair's folder; a Kedro run's data folder; MLflow's
+            ``models:/…`` or ``runs:/…`` of a generator; ``owner/name`` or ``hf://owner/name[@revision]`` of the
+            hub. A folder that is there comes before a hub id.
+        policy: MLflow's URI of the policy, for a generator in MLflow.
+        revision: the hub's: a branch, a tag or a commit. A commit alone stays what it is.
+        tracking_uri: MLflow's; None for the one that MLflow is set to.
+
+    Raises:
+        PairError: there is no such pair, or it is damaged.
+        DegamlError: MLflow cannot be used, or a model there is none of ours.
+    """
+    text = "" if source is None else str(source)
+    is_mlflow = text.startswith(("models:", "runs:"))
+    if policy is not None and not is_mlflow:
+        raise PairError(
+            f"`policy` is {policy}, but it goes with a generator in MLflow alone (models:/… or runs:/…), and the "
+            f"source is {text or 'the pair that comes with the package'}; leave it out"
+        )
+    if source is None:
+        _refuse_revision(revision, "the pair that comes with the package")
+        return _shipped()
+    if is_mlflow:
+        _refuse_revision(revision, text)
+        return _from_mlflow(text, policy, tracking_uri)
+    folder = Path(text).expanduser()
+    # an empty path would be the folder that one is in
+    if text.strip() and os.path.exists(folder):  # noqa: PTH110 - a name too long is no error there
+        _refuse_revision(revision, text)
+        return _from_folder(folder, text)
+    found = _HUB.match(text)
+    if isinstance(source, str) and found:
+        if revision and found["revision"] and revision != found["revision"]:
+            raise PairError(
+                f"{text} names the revision {found['revision']}, and `revision` is {revision}; name one of them"
+            )
+        return _from_hub(found["id"], revision or found["revision"], bool(found["marked"]))
+    raise PairError(
+        f"'{text}' is no trained pair, and no folder of that name is there; give {_FORMS}"
+    )
+
+
+def _refuse_revision(revision: str | None, what: str) -> None:
+    if revision is not None:
+        raise PairError(
+            f"`revision` is {revision}, but only pairs of the Hugging Face hub have one, and the source is {what}; "
+            f"leave it out"
+        )
+
+
+# --- on this machine ------------------------------------------------------------------------------
+
+
+def _shipped() -> TrainedPair:
+    if not (SHIPPED / PAIR_FILE).is_file():
+        raise PairError(
+            "this installation of degaml-kedro came without its trained pair; install the package again, make the "
+            "pair with `make shipped`, or name another source"
+        )
+    return read_pair(SHIPPED, "the pair that comes with the package")
+
+
+def _from_folder(folder: Path, source: str) -> TrainedPair:
+    if (folder / PAIR_FILE).exists():
+        return read_pair(folder, source)
+    if (folder / _MODELS).is_dir():
+        return read_run(folder, source)
+    if folder.is_dir():
+        runs = sorted(path.name for path in folder.iterdir() if (path / _MODELS).is_dir())
+        if runs:
+            raise PairError(
+                f"{source} holds the data of several runs ({', '.join(runs)}); name one of them: "
+                f"{os.path.join(source, runs[0])}"  # noqa: PTH118
+            )
+    raise PairError(
+        f"{source} is there, but is no trained pair: it has no {PAIR_FILE} and no {_MODELS}; give {_FORMS}"
+    )
+
+
+def read_run(folder: Path, source: str | None = None) -> TrainedPair:
+    """The generator and the policy that a Kedro run left in its data folder.
+
+    Args:
+        folder: the one that ``globals.yml`` calls ``data``.
+        source: what to call it; None for the folder's path.
+
+    Raises:
+        PairError: the run left no record, trained no policy or is not done, or its files are damaged.
+    """
+    where = source or str(folder)
+    record, parameters = read_record(folder, where)
+    generator_settings, policy_settings = parameters.get("generator"), parameters.get("policy")
+    if not isinstance(generator_settings, Mapping) or not isinstance(policy_settings, Mapping):
+        missing = "policy" if isinstance(generator_settings, Mapping) else "generator"
+        raise PairError(
+            f"{where}: this run's parameters have no '{missing}', so it trained none; name a run with the method "
+            f"degaml, such as that of `make run`"
+        )
+    variants = list(generator_settings.get("variants") or ())
+    variant = policy_settings.get("variant") or next(iter(variants), "")
+    models = folder / _MODELS
+    if not (models / "policy" / POLICY_CONFIG).is_file():
+        raise PairError(
+            f"{where}: there is no policy in {_MODELS} (this run's methods were "
+            f"{', '.join(map(str, parameters.get('methods') or ())) or 'not recorded'}); name a run with the method "
+            f"degaml, or let this one finish with `kedro run --only-missing-outputs`"
+        )
+    try:
+        generator = load_generator(models / f"{variant}.generator")
+        policy = load_peft_folder(models / "policy")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PairError(f"{where} cannot be used: {error}") from error
+    settings = pair_settings(
+        {
+            "model": parameters.get("model"),
+            "prompt": parameters.get("prompt"),
+            "scoring": parameters.get("scoring"),
+            "encoder": generator_settings.get("encoder"),
+            "policy": policy_settings,
+        },
+        where,
+    )
+    seed, profile = (record.get(name, parameters.get(name)) for name in ("seed", "profile"))
+    return TrainedPair(
+        name=f"{profile or 'run'}, seed {seed}",
+        generator=generator,
+        policy=policy,
+        settings=settings,
+        about=_about(generator, {"seed": seed, "profile": profile, "variant": variant}),
+        source=where,
+        base_model=generator.identity.base_model,
+        base_model_fingerprint=generator.identity.base_model_fingerprint,
+    )
+
+
+def read_record(
+    folder: Path, source: str | None = None
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What a run wrote of itself, and its parameters in there.
+
+    Args:
+        folder: the run's data folder.
+        source: what to call it; None for the folder's path.
+
+    Raises:
+        PairError: the record is missing or damaged.
+    """
+    where = source or str(folder)
+    for name in ("run.json", "results.json"):
+        path = folder / _REPORTING / name
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise PairError(
+                f"{where}: {_REPORTING}/{name} cannot be read ({error}); delete it, then `kedro run "
+                f"--only-missing-outputs` makes it again"
+            ) from error
+        parameters = content.get("parameters") if isinstance(content, dict) else None
+        if isinstance(parameters, dict) and parameters:
+            return content, parameters
+    raise PairError(
+        f"{where}: {_REPORTING}/run.json, which holds the run's parameters, is missing or has none; run `kedro run "
+        f"--pipelines report --only-missing-outputs` with the run's environment"
+    )
+
+
+def pair_settings(found: Mapping[str, Any], where: str) -> PairSettings:
+    """Settings, checked.
+
+    Args:
+        found: by the names of :class:`PairSettings`.
+        where: for messages.
+
+    Raises:
+        PairError: one is missing or is not one that this version reads.
+    """
+    missing = [name for name in PairSettings.model_fields if found.get(name) is None]
+    if missing:
+        raise PairError(
+            f"{where} does not say which '{missing[0]}' it was trained with; make its record again with this version "
+            f"of degaml-kedro (for a registered model: register it again, from a folder that has "
+            f"{_REPORTING}/run.json)"
+        )
+    try:
+        return PairSettings.model_validate(dict(found))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise PairError(
+            f"{where} was trained with settings that this version does not read ({place}: {first['msg']}); use "
+            f"degaml-kedro of that time, or train it again"
+        ) from error
+
+
+def _about(generator: Generator, known: Mapping[str, Any]) -> dict[str, Any]:
+    learned = generator.about
+    return {
+        "tasks": list(learned.get("tasks") or ()),
+        "version": learned.get("version"),
+        **{name: value for name, value in known.items() if value is not None},
+    }
+
+
+# --- MLflow ---------------------------------------------------------------------------------------
+
+
+def _from_mlflow(uri: str, policy: str | None, tracking_uri: str | None) -> TrainedPair:
+    # takes seconds to import, and the other sources do without it
+    from degaml_kedro.model_registry.loading import describe_model, load_pair
+
+    if policy is None:
+        raise PairError(
+            f"{uri} is a generator alone; name the policy that refines its adapters as well, as in "
+            f"policy='models:/degaml-policy@ALIAS'"
+        )
+    pair = load_pair(uri, policy, tracking_uri)
+    makes, refines = (describe_model(one, tracking_uri) for one in (uri, policy))
+    described = {**makes["settings"], **refines["settings"]}
+    # the encoder is the generator's
+    described["encoder"] = makes["settings"].get("encoder")
+    settings = pair_settings(described, f"{uri} with {policy}")
+    known = {name: makes.get(name) for name in ("seed", "profile", "variant")}
+    return TrainedPair(
+        name=f"{uri} with {policy}",
+        generator=pair.generator,
+        policy=pair.policy,
+        settings=settings,
+        about=_about(pair.generator, known),
+        source=uri,
+        base_model=pair.base_model,
+        base_model_fingerprint=pair.base_model_fingerprint,
+    )
+
+
+# --- the hub --------------------------------------------------------------------------------------
+
+
+def _from_hub(name: str, revision: str | None, marked: bool) -> TrainedPair:
+    # only this source needs it
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    title = f"hf://{name}" + (f"@{revision}" if revision else "")
+    folder_hint = "" if marked else f" (and there is no folder '{name}' here)"
+    try:
+        snapshot = Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=[*PAIR_FILES, CARD_FILE], repo_type="model"
+            )
+        )
+    except RevisionNotFoundError as error:
+        raise PairError(
+            f"{title}: the hub has '{name}', but no such revision; name a branch, a tag or a commit of it"
+        ) from error
+    except GatedRepoError as error:
+        raise PairError(
+            f"{title} is only for those whom its owner lets in; ask on its page, then log in with `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise PairError(
+            f"{title} is not on the Hugging Face hub, or is private{folder_hint}; check the name, or give {_FORMS}"
+        ) from error
+    except HFValidationError as error:
+        raise PairError(f"{title} is no name that the hub takes{folder_hint}: {error}") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise PairError(
+            f"{title} is not in the local cache, and the hub cannot be reached{folder_hint}; go online (unset "
+            f"HF_HUB_OFFLINE), or give the path of a folder with the pair"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise PairError(
+            f"{title} could not be fetched{folder_hint} ({str(error).splitlines()[0]}); try again later, or give the "
+            f"path of a folder with the pair"
+        ) from error
+    with tempfile.TemporaryDirectory(
+        prefix="degaml-pair-", ignore_cleanup_errors=True
+    ) as temporary:
+        own = Path(temporary) / "pair"
+        _copy_snapshot(snapshot, own, title)
+        return read_pair(own, _pinned(name, snapshot, title))
+
+
+def _pinned(name: str, snapshot: Path, title: str) -> str:
+    """The source with its commit, which the hub's cache names the snapshot after."""
+    is_commit = re.fullmatch(r"[0-9a-f]{40}", snapshot.name) is not None
+    return f"hf://{name}@{snapshot.name}" if is_commit else title
+
+
+def _copy_snapshot(snapshot: Path, target: Path, title: str) -> None:
+    """The pair's files, and no other; in the hub's cache they are links to files beside the snapshot."""
+    inside = [snapshot.resolve()]
+    if snapshot.parent.name == "snapshots":
+        inside.append((snapshot.parent.parent / "blobs").resolve())
+    for name in PAIR_FILES:
+        path = snapshot / name
+        real = path.resolve()
+        if not path.exists():
+            continue
+        if not real.is_file() or not any(real.is_relative_to(folder) for folder in inside):
+            raise PairError(
+                f"{title}: '{name}' is a link out of the folder that was fetched; it is not opened"
+            )
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(real, target / name)

@@ -1,0 +1,414 @@
+"""A pair by every kind of source, and a sentence for every source that is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from degaml_kedro.model_registry import RegistryError, find_models, register_models
+from degaml_kedro.pairs import PairError, load_trained_pair, loading
+from degaml_kedro.pairs.pair import CARD_FILE, PAIR_FILES
+from tests.conftest import ROOT
+from tests.pairs.helpers import (
+    tiny_pair,
+    tiny_parameters,
+    tiny_settings,
+    write_json,
+    write_run,
+    write_tiny_pair,
+)
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "data")
+
+
+def is_tiny(pair) -> bool:
+    """Whether these are the tiny pair's weights and settings."""
+    expected = tiny_pair()
+    assert pair.settings == tiny_settings()
+    assert pair.base_model_fingerprint == expected.base_model_fingerprint
+    theirs = pair.generator.decoder.state_dict()
+    policy = pair.policy.tensors
+    return all(
+        torch.equal(value, theirs[name])
+        for name, value in expected.generator.decoder.state_dict().items()
+    ) and all(torch.equal(value, policy[name]) for name, value in expected.policy.tensors.items())
+
+
+# --- on this machine ------------------------------------------------------------------------------
+
+
+def test_a_pair_s_folder_as_text_and_as_path(tmp_path, monkeypatch):
+    write_tiny_pair(tmp_path / "own" / "pair")
+    assert is_tiny(load_trained_pair(tmp_path / "own" / "pair"))
+    # it looks like a hub id, and the folder comes first
+    monkeypatch.chdir(tmp_path)
+    found = load_trained_pair("own/pair")
+    assert is_tiny(found)
+    assert found.source == "own/pair"
+
+
+def test_nothing_is_the_pair_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "SHIPPED", write_tiny_pair(tmp_path / "pair"))
+    found = load_trained_pair()
+    assert is_tiny(found)
+    assert found.source == "the pair that comes with the package"
+    monkeypatch.setattr(loading, "SHIPPED", tmp_path / "nowhere")
+    with pytest.raises(PairError, match="came without its trained pair; install the package again"):
+        load_trained_pair()
+
+
+def test_a_run_s_data_folder(run):
+    found = load_trained_pair(run)
+    assert is_tiny(found)
+    assert found.name == "tests, seed 7"
+    assert found.about == {
+        "tasks": ["day_after"],
+        "version": "0.0.0",
+        "seed": 7,
+        "profile": "tests",
+        "variant": "mse",
+    }
+
+
+def test_a_run_that_names_its_policy_s_generator(tmp_path):
+    policy = {**tiny_parameters()["policy"], "variant": "other"}
+    folder = write_run(tmp_path / "data", policy=policy)
+    with pytest.raises(PairError, match=r"other\.generator is not a generator's folder"):
+        load_trained_pair(folder)
+    (folder / "06_models" / "mse.generator").rename(folder / "06_models" / "other.generator")
+    assert load_trained_pair(folder).about["variant"] == "other"
+
+
+def test_the_parameters_of_the_results_where_there_is_no_record(tmp_path):
+    folder = write_run(tmp_path / "data")
+    reporting = folder / "08_reporting"
+    (reporting / "run.json").rename(reporting / "results.json")
+    assert is_tiny(load_trained_pair(folder))
+    (reporting / "results.json").unlink()
+    with pytest.raises(PairError, match=r"run\.json, which holds the run's parameters, is missing"):
+        load_trained_pair(folder)
+    (reporting / "run.json").write_text("{")
+    with pytest.raises(PairError, match=r"run\.json cannot be read"):
+        load_trained_pair(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"policy": None}, "have no 'policy', so it trained none"),
+        ({"generator": None}, "have no 'generator', so it trained none"),
+        ({"prompt": None}, "does not say which 'prompt'"),
+        ({"scoring": {"mode": "telepathy"}}, r"does not read \(scoring\.mode"),
+    ],
+)
+def test_a_run_whose_parameters_make_no_pair(run, tmp_path, changes, told):
+    folder = shutil.copytree(run, tmp_path / "data")
+    write_json(
+        folder / "08_reporting" / "run.json", {"parameters": {**tiny_parameters(), **changes}}
+    )
+    with pytest.raises(PairError, match=told):
+        load_trained_pair(folder)
+
+
+def test_a_run_without_a_policy(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "data")
+    shutil.rmtree(folder / "06_models" / "policy")
+    with pytest.raises(PairError, match=r"no policy in 06_models .*base, generalization_only"):
+        load_trained_pair(folder)
+
+
+def test_several_runs_are_named(tmp_path):
+    for seed in (1, 2):
+        (tmp_path / f"seed_{seed}" / "06_models").mkdir(parents=True)
+    with pytest.raises(PairError, match=r"several runs \(seed_1, seed_2\)"):
+        load_trained_pair(tmp_path)
+
+
+def test_a_folder_that_is_neither(tmp_path):
+    with pytest.raises(PairError, match=r"no pair\.json and no 06_models; give a folder"):
+        load_trained_pair(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["", " ", "a" * 5000, "a\0b", "nowhere", "/no/where", "./a/b", "a/b/c", "hf://a", "a/b c"],
+)
+def test_an_unknown_source_lists_the_forms(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PairError) as caught:
+        load_trained_pair(source)
+    for form in ("06_models", "models:/", "hf://", "the package"):
+        assert form in str(caught.value)
+
+
+def test_options_of_other_sources_are_refused(tmp_path):
+    folder = write_tiny_pair(tmp_path / "pair")
+    with pytest.raises(PairError, match="`policy` is x, but it goes with a generator in MLflow"):
+        load_trained_pair(folder, policy="x")
+    for source in (folder, None, "models:/degaml-generator/1"):
+        with pytest.raises(PairError, match="only pairs of the Hugging Face hub have one"):
+            load_trained_pair(source, revision="main")
+
+
+def test_neither_kedro_nor_mlflow_is_imported(tmp_path):
+    folder = write_tiny_pair(tmp_path / "pair")
+    code = (
+        "import sys; from degaml_kedro.pairs import load_trained_pair; load_trained_pair(sys.argv[1]); "
+        "print([m for m in ('mlflow', 'kedro', 'huggingface_hub.hf_api') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )
+    loaded = done.stdout.strip()
+    assert "mlflow" not in loaded
+    assert "kedro" not in loaded
+
+
+# --- MLflow ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory, run, artifacts):
+    uri = f"sqlite:///{tmp_path_factory.mktemp('registry') / 'mlflow.db'}"
+    assert len(register_models(run, uri, "models", artifacts.as_uri())) == 2
+    return uri
+
+
+def test_registered_models(registered):
+    found = load_trained_pair(
+        "models:/degaml-generator/1",
+        policy="models:/degaml-policy@tests-7",
+        tracking_uri=registered,
+    )
+    assert is_tiny(found)
+    assert found.name == "models:/degaml-generator/1 with models:/degaml-policy@tests-7"
+    assert found.about["tasks"] == ["day_after"]
+    assert (found.about["seed"], found.about["profile"], found.about["variant"]) == (
+        7,
+        "tests",
+        "mse",
+    )
+
+
+def test_a_registered_generator_needs_its_policy(registered):
+    with pytest.raises(PairError, match="name the policy that refines its adapters"):
+        load_trained_pair("models:/degaml-generator/1", tracking_uri=registered)
+    with pytest.raises(RegistryError, match="a policy was asked for"):
+        load_trained_pair(
+            "models:/degaml-generator/1",
+            policy="models:/degaml-generator/1",
+            tracking_uri=registered,
+        )
+    with pytest.raises(RegistryError, match="is not in"):
+        load_trained_pair(
+            "models:/nothing/1", policy="models:/degaml-policy/1", tracking_uri=registered
+        )
+
+
+def test_models_that_were_registered_without_settings(registered, artifacts, run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "data")
+    parameters = {k: v for k, v in tiny_parameters(seed=8).items() if k != "prompt"}
+    write_json(folder / "08_reporting" / "run.json", {"parameters": parameters})
+    # other bytes, so that they are new versions
+    for file in folder.glob("06_models/*/*.json"):
+        file.write_text(file.read_text() + "\n")
+    made = register_models(folder, registered, "models", artifacts.as_uri())
+    with pytest.raises(PairError, match="does not say which 'prompt'.*register it again"):
+        load_trained_pair(made[0], policy=made[1], tracking_uri=registered)
+
+
+def test_a_damaged_registered_generator(registered, artifacts, run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "data")
+    file = folder / "06_models" / "mse.generator" / "generator.json"
+    file.write_text(file.read_text() + "\n\n")
+    (made,) = register_models(
+        [one for one in find_models(folder) if one.kind == "generator"],
+        registered,
+        "models",
+        artifacts.as_uri(),
+    )
+    (own,) = (
+        one for one in artifacts.rglob("generator.json") if one.read_text().endswith("\n\n\n")
+    )
+    weights = own.with_name("generator.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(RegistryError, match=rf"{made} cannot be read .*register it again"):
+        load_trained_pair(made, policy="models:/degaml-policy/1", tracking_uri=registered)
+
+
+# --- the hub --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub that has one repository; says what it was asked for."""
+    asked = []
+    snapshot = write_tiny_pair(tmp_path / "cache" / COMMIT)
+
+    def download(repo_id, **options):
+        asked.append((repo_id, options))
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    return snapshot, asked
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "wanted"),
+    [
+        ("some-one/a.pair", None, None),
+        ("hf://some-one/a.pair", None, None),
+        ("some-one/a.pair", "v1", "v1"),
+        ("hf://some-one/a.pair@v1/x", None, "v1/x"),
+        (f"some-one/a.pair@{COMMIT}", COMMIT, COMMIT),
+    ],
+)
+def test_only_the_pair_s_files_are_fetched_and_the_commit_is_told(hub, source, revision, wanted):
+    found = load_trained_pair(source, revision=revision)
+    assert is_tiny(found)
+    assert found.source == f"hf://some-one/a.pair@{COMMIT}"
+    ((repository, options),) = hub[1]
+    assert repository == "some-one/a.pair"
+    assert options["revision"] == wanted
+    assert options["allow_patterns"] == [*PAIR_FILES, CARD_FILE]
+
+
+def test_two_revisions_are_refused(hub):
+    with pytest.raises(PairError, match="names the revision v1, and `revision` is v2"):
+        load_trained_pair("hf://a/b@v1", revision="v2")
+    assert not hub[1]
+
+
+def test_whatever_else_a_repository_brings_is_left_alone(hub, monkeypatch):
+    snapshot, _ = hub
+    for name in ("evil.pkl", "policy/adapter_model.bin", "generator/modeling.py", "setup.py"):
+        (snapshot / name).write_bytes(b"\x80\x04\x95")
+    copied, copy = [], shutil.copyfile
+
+    def seen(real, target):
+        copied.append(Path(real).relative_to(snapshot).as_posix())
+        return copy(real, target)
+
+    monkeypatch.setattr(loading.shutil, "copyfile", seen)
+    assert is_tiny(load_trained_pair("a/b"))
+    assert sorted(copied) == sorted(PAIR_FILES)
+
+
+def test_a_link_out_of_the_snapshot_is_refused(hub, tmp_path):
+    snapshot, _ = hub
+    shutil.move(snapshot / "policy" / "adapter_config.json", tmp_path / "outside.json")
+    (snapshot / "policy" / "adapter_config.json").symlink_to(tmp_path / "outside.json")
+    with pytest.raises(PairError, match="'policy/adapter_config.json' is a link out of the folder"):
+        load_trained_pair("a/b")
+
+
+def test_a_repository_that_is_no_pair(hub):
+    (hub[0] / "pair.json").unlink()
+    with pytest.raises(PairError, match=rf"hf://a/b@{COMMIT} is not a trained pair"):
+        load_trained_pair("a/b")
+
+
+def answer(status: int) -> httpx.Response:
+    return httpx.Response(status, request=httpx.Request("GET", "http://hub.invalid/a/b"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RepositoryNotFoundError("no", response=answer(404)), "is not on the Hugging Face hub"),
+        (GatedRepoError("no", response=answer(403)), "only for those whom its owner lets in"),
+        (RevisionNotFoundError("no", response=answer(404)), "but no such revision"),
+        (LocalEntryNotFoundError("no"), "the hub cannot be reached.*HF_HUB_OFFLINE"),
+        (ConnectionError("reset\nby peer"), r"could not be fetched .*\(reset\); try again later"),
+    ],
+)
+def test_what_goes_wrong_at_the_hub_is_told(monkeypatch, tmp_path, error, told):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PairError, match=re.compile(told)):
+        load_trained_pair("a/b")
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """The hub client's own cache, with one repository in it, and no way out."""
+    repository = tmp_path / "hub" / "models--some--pair"
+    written = write_tiny_pair(tmp_path / "written")
+    snapshot, blobs = repository / "snapshots" / COMMIT, repository / "blobs"
+    blobs.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    for number, name in enumerate([*PAIR_FILES, CARD_FILE]):
+        shutil.copyfile(written / name, blobs / str(number))
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(os.path.relpath(blobs / str(number), (snapshot / name).parent))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    return repository
+
+
+def test_the_real_client_offline_from_its_cache(cache):
+    for source in ("some/pair", f"hf://some/pair@{COMMIT}"):
+        found = load_trained_pair(source)
+        assert is_tiny(found)
+        assert found.source == f"hf://some/pair@{COMMIT}"
+
+
+def test_the_real_client_offline_without_it(cache):
+    with pytest.raises(PairError, match="hf://some/other is not in the local cache"):
+        load_trained_pair("some/other")
+    with pytest.raises(PairError, match=r"hf://some/pair@v9 is not in the local cache"):
+        load_trained_pair("some/pair", revision="v9")
+
+
+def test_a_cache_that_links_elsewhere(cache, tmp_path):
+    link = cache / "snapshots" / COMMIT / "pair.json"
+    shutil.copyfile(link, tmp_path / "outside.json")
+    link.unlink()
+    link.symlink_to(tmp_path / "outside.json")
+    with pytest.raises(PairError, match="'pair.json' is a link out of the folder"):
+        load_trained_pair("some/pair")
+
+
+def test_the_description_that_settings_come_from_is_json(registered):
+    found = load_trained_pair(
+        "models:/degaml-generator/1", policy="models:/degaml-policy/1", tracking_uri=registered
+    )
+    assert json.loads(found.settings.model_dump_json()) == tiny_settings().model_dump(mode="json")
