@@ -34,6 +34,7 @@ from transformers.utils import logging as transformers_logging
 
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.folders import replaced_folder
 from degaml_kedro.llm.lora import (
     ActiveLora,
     DenseWeights,
@@ -240,6 +241,40 @@ def load_base_model(parameters: BaseModelParameters) -> BaseModel:
         if key not in _LOADED:
             _LOADED[key] = _load(parameters)
         return _LOADED[key]
+
+
+def export_base_model(parameters: BaseModelParameters, folder: Path) -> Path:
+    """Write a base model as a Transformers folder, which other tools open by its path.
+
+    Args:
+        parameters: which model.
+        folder: where; it must not be there yet.
+
+    Returns:
+        The folder: safetensors weights, configuration and tokenizer.
+
+    Raises:
+        ModelError: something is there already, or the model has no files here: one on the hub has its id, and a random
+            one exists in memory alone.
+    """
+    source = parameters.source
+    if isinstance(source, HubModel):
+        raise ModelError(
+            f"{source.id} is on the hub: other tools open it by that id, and `hf download {source.id} --local-dir "
+            f"{folder}` writes it as a folder"
+        )
+    if isinstance(source, RandomModel):
+        raise ModelError("a random model exists in memory alone; there are no files to write")
+    if folder.exists():
+        raise ModelError(f"{folder} is there already; name a folder that is not")
+    found = (
+        _converted(_package_file(source))
+        if isinstance(source, PackageModel)
+        else _model_folder(source)
+    )
+    with replaced_folder(folder) as temporary:
+        shutil.copytree(found, temporary, dirs_exist_ok=True)
+    return folder
 
 
 def choose_device(asked: str) -> torch.device:

@@ -91,7 +91,13 @@ def _compare(
     if state.steering is not None:
         added = steer(state.steering.of(chosen), bench.base.head, len(adapters))
     return compare_options(
-        bench.base, questions, bench.prompt, bench.scoring, adapters, added, progress
+        bench.base,
+        questions,
+        bench.prompt,
+        bench.scoring,
+        adapters,
+        added,
+        bench.watched(progress),
     )
 
 

@@ -5,7 +5,7 @@ The generator is frozen here: adapters are made without a gradient, and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.prompting import question_text
 from degaml_kedro.parameters import EncoderParameters, PromptParameters, ScoringParameters
+from degaml_kedro.progress import Progress
 from degaml_kedro.strategies.state import AdaptedState, Member
 from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Question
@@ -54,13 +55,48 @@ def generated_workbench(
         rows = generator.draw_prompts(embeddings, seed, number, among)
         return Member(generator.generate(*embeddings.rows(rows)), embeddings.sentences(rows))
 
+    return Workbench(base, prompt, scoring, draw, question_embedder(encoder))
+
+
+def read_questions(
+    encoder: EncoderParameters, questions: Sequence[Question], progress: Progress | None = None
+) -> PromptEmbeddings:
+    """The states of questions, as generators and routers read them.
+
+    Args:
+        encoder: which encoder, and how the options stand in what it reads.
+        questions: without their answers.
+        progress: is told how many different questions are done.
+    """
+    texts = [question_text(question, encoder.options) for question in questions]
+    reader = load_prompt_encoder(encoder)
+    return reader.encode(texts, encoder.tokens, encoder.batch_tokens, progress)
+
+
+def count_truncated(encoder: EncoderParameters, questions: Sequence[Question]) -> int:
+    """How many questions are longer than what is read of them.
+
+    Args:
+        encoder: which encoder, and how much of a question it reads.
+        questions: without their answers.
+    """
+    texts = [question_text(question, encoder.options) for question in questions]
+    return load_prompt_encoder(encoder).too_long(texts, encoder.tokens)
+
+
+def question_embedder(encoder: EncoderParameters) -> Callable[[Sequence[Question]], Tensor]:
+    """What gives routers the sentence embeddings of questions, float32 [Q, C].
+
+    Args:
+        encoder: it is loaded when a question is asked.
+    """
+
     @torch.no_grad()
     def embed(questions: Sequence[Question]) -> Tensor:
-        texts = [question_text(question, encoder.options) for question in questions]
-        read = load_prompt_encoder(encoder).encode(texts, encoder.tokens, encoder.batch_tokens)
+        read = read_questions(encoder, questions)
         return read.sentences(range(len(read)))
 
-    return Workbench(base, prompt, scoring, draw, embed)
+    return embed
 
 
 def generated_state(bench: Workbench, seed: int, number: int = 0) -> AdaptedState:

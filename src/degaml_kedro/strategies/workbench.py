@@ -5,6 +5,7 @@ There is no task data in it. What a family sees of a task is handed to it separa
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import Tensor
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.parameters import PromptParameters, ScoringParameters
+from degaml_kedro.progress import Progress
 from degaml_kedro.strategies.state import Member
 from degaml_kedro.tasks.example import Question
 
@@ -24,6 +26,10 @@ class StrategyError(DegamlError):
 
 class OutOfTimeError(DegamlError):
     """The wall-clock budget of a task is used up."""
+
+
+class Interruption(BaseException):
+    """Somebody wants the work to stop. No `except Exception` around a strategy takes it for a failed one."""
 
 
 @dataclass
@@ -56,6 +62,7 @@ class Workbench:
         embed: sentence embeddings of questions, float32 [Q, C] of length 1; None where there is no encoder.
         meter: counts tokens.
         deadline: on ``time.monotonic``; None for no budget.
+        interrupted: set by another thread to stop the work; None where nobody can.
     """
 
     base: BaseModel
@@ -65,12 +72,40 @@ class Workbench:
     embed: Callable[[Sequence[Question]], Tensor] | None = None
     meter: Meter = field(default_factory=Meter)
     deadline: float | None = None
+    interrupted: threading.Event | None = None
 
     def check_time(self) -> None:
         """Families call this between steps.
 
         Raises:
             OutOfTimeError: the budget is used up.
+            Interruption: the work is to stop.
         """
+        self.check_interrupted()
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise OutOfTimeError("the wall-clock budget of this task is used up")
+
+    def check_interrupted(self) -> None:
+        """What has no budget calls this instead.
+
+        Raises:
+            Interruption: the work is to stop.
+        """
+        if self.interrupted is not None and self.interrupted.is_set():
+            raise Interruption
+
+    def watched(self, progress: Progress | None) -> Progress | None:
+        """Progress that stops the work where it is to stop.
+
+        Args:
+            progress: is told first; None for nobody.
+        """
+        if self.interrupted is None:
+            return progress
+
+        def told(done: int, total: int) -> None:
+            if progress is not None:
+                progress(done, total)
+            self.check_interrupted()
+
+        return told

@@ -1,0 +1,658 @@
+"""The Python API: load a trained generator and policy, adapt to examples, ask, save.
+
+    session = Session.load()
+    adapted = session.adapt(examples, held_out=5)
+    print(adapted.explain())
+    adapted.save("adapter")
+
+Nothing here needs Kedro. One session serves several threads: the frozen models are shared and never written to, and
+everything that an adaptation makes belongs to it alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from degaml_kedro.adaptation.folder import AnswerSettings, load_adaptation, save_adaptation
+from degaml_kedro.adaptation.report import Accuracy, Answer, Change, Progress, Report, Tried
+from degaml_kedro.adaptation.tracker import Listener, Tracker
+from degaml_kedro.adaptation.words import action_words, explain, strategy_words
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.llm.base_model import BaseModel, load_base_model
+from degaml_kedro.llm.scoring import Prediction, compare_options, score_examples
+from degaml_kedro.pairs import TrainedPair, load_trained_pair
+from degaml_kedro.parameters import SearchParameters
+from degaml_kedro.policy.actions import ActionSpace
+from degaml_kedro.policy.proposers import PolicyProposer, Proposal, Proposer, UniformProposer
+from degaml_kedro.policy.search import Row, Tag, adapt, build_state, executed_rows
+from degaml_kedro.progress import Progress as Counted
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.strategies.answering import answer_questions, predict
+from degaml_kedro.strategies.generated import (
+    count_truncated,
+    generated_state,
+    generated_workbench,
+    question_embedder,
+    read_questions,
+)
+from degaml_kedro.strategies.state import AdaptedState
+from degaml_kedro.strategies.workbench import Interruption, Meter, Workbench
+from degaml_kedro.tasks.example import Example, Question
+
+__all__ = [
+    "Accuracy",
+    "AdaptationCancelled",
+    "AdaptedModel",
+    "Answer",
+    "Budget",
+    "Change",
+    "Progress",
+    "Report",
+    "Session",
+    "SessionError",
+    "Tried",
+]
+
+# a family that reads answers is tried on two halves
+MIN_SUPPORT = 2
+
+
+class SessionError(DegamlError):
+    """Examples that nothing can be adapted to, or models that do not belong together."""
+
+
+class AdaptationCancelled(Exception):  # noqa: N818 - nothing went wrong
+    """The work was stopped, as was asked for; nothing of it is left."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much may be tried; None leaves what the policy was trained with.
+
+    Attributes:
+        rounds: the best strategy of a round is carried out, and the next round starts from there.
+        proposals: strategies a round.
+        seconds: of trying; strategies that it leaves no time for are not tried.
+    """
+
+    rounds: int | None = None
+    proposals: int | None = None
+    seconds: float | None = None
+
+    def of(self, search: SearchParameters) -> SearchParameters:
+        """The search's parameters within this budget.
+
+        Raises:
+            SessionError: a number is out of range.
+        """
+        given = {
+            name: value
+            for name in ("rounds", "proposals", "seconds")
+            if (value := getattr(self, name)) is not None
+        }
+        try:
+            return SearchParameters.model_validate({**search.model_dump(), **given})
+        except ValueError as error:
+            raise SessionError(
+                f"the budget {given} cannot be used: rounds are 1 to 100, proposals 1 to 1024, seconds above 0"
+            ) from error
+
+
+class Session:
+    """A trained generator and policy, ready to adapt their base model to tasks.
+
+    Attributes:
+        trained: the generator, the policy, and their settings.
+    """
+
+    def __init__(self, trained: TrainedPair) -> None:
+        """Load the base model that the pair belongs to.
+
+        Args:
+            trained: the pair.
+
+        Raises:
+            ModelError: the base model cannot be loaded.
+            GeneratorError: the base model is not the pair's.
+        """
+        self.trained = trained
+        self._settings = AnswerSettings(
+            model=trained.settings.model,
+            prompt=trained.settings.prompt,
+            scoring=trained.settings.scoring,
+            encoder=trained.settings.encoder,
+        )
+        self._base = load_base_model(trained.settings.model)
+        trained.generator.check_base_model(self._base.name, self._base.fingerprint)
+        # once, here: moving it while another thread generates would be seen there
+        trained.generator.decoder.to(self._base.device)
+        policy = trained.settings.policy
+        self._space = ActionSpace.of(policy.families)
+        self._pilot = load_base_model(policy.model) if policy.model else self._base
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path | None = None,
+        *,
+        policy: str | None = None,
+        revision: str | None = None,
+        tracking_uri: str | None = None,
+    ) -> Session:
+        """Load a trained pair and its base model.
+
+        Args:
+            source: a pair's folder, the data folder of a run, a generator's MLflow URI (``models:/…``, ``runs:/…``), or
+                the id of a repository on the Hugging Face hub; None for the pair that ships with the package.
+            policy: the policy's MLflow URI, where ``source`` is a generator's.
+            revision: of a hub repository: a branch, tag or commit.
+            tracking_uri: MLflow's; None for the one that MLflow is set to.
+
+        Raises:
+            DegamlError: there is no such pair, it is damaged, or its base model cannot be loaded.
+        """
+        return cls(
+            load_trained_pair(source, policy=policy, revision=revision, tracking_uri=tracking_uri)
+        )
+
+    @property
+    def base_model(self) -> str:
+        """The base model's name."""
+        return self._base.name
+
+    @property
+    def space(self) -> ActionSpace:
+        """The strategies that the policy may choose."""
+        return self._space
+
+    def adapt(
+        self,
+        examples: Sequence[Example],
+        *,
+        held_out: int | Sequence[Example] = 0,
+        budget: Budget | None = None,
+        seed: int = 0,
+        progress: Listener | None = None,
+        cancel: threading.Event | None = None,
+    ) -> AdaptedModel:
+        """Generate an adapter for a task, and refine it as the policy proposes (sections 2.1 and 2.2).
+
+        The generator reads the questions alone. Strategies are tried on the support examples; the held-out ones are
+        asked of three models (base, generated, adapted) and decide nothing.
+
+        Args:
+            examples: of one task.
+            held_out: how many of them to hold out, or examples that are held out already.
+            budget: how much may be tried.
+            seed: of all randomness: the same arguments give the same adapter.
+            progress: is told where the adaptation stands, in this thread.
+            cancel: set it in another thread to stop.
+
+        Returns:
+            The adapted model, with its report.
+
+        Raises:
+            SessionError: there are too few examples.
+            PromptError: a question is longer than the model's context.
+            AdaptationCancelled: ``cancel`` was set.
+        """
+        support, asked, warnings = _deal(examples, held_out, seed)
+        parameters = self.trained.settings.policy
+        search = (budget or Budget()).of(parameters.search)
+        report = Report(
+            support=len(support),
+            held_out=len(asked),
+            base_model=self._base.name,
+            source=self.trained.name,
+            seed=seed,
+            warnings=warnings,
+        )
+        tracker = Tracker(report, search.rounds * search.proposals, progress, cancel)
+        with _cancellable():
+            return self._adapt(support, asked, search, seed, tracker, cancel)
+
+    def _adapt(
+        self,
+        support: Sequence[Example],
+        asked: Sequence[Example],
+        search: SearchParameters,
+        seed: int,
+        tracker: Tracker,
+        cancel: threading.Event | None,
+    ) -> AdaptedModel:
+        trained, settings = self.trained, self._settings
+        tracker.stage("base", "Asking the base model")
+        before = self._ask_base(support, asked, tracker)
+        tracker.stage("generating", "Reading the questions and generating an adapter")
+        questions = [Question.of(one) for one in support]
+        embeddings = read_questions(settings.encoder, questions)
+        if cut := count_truncated(settings.encoder, questions):
+            told = (
+                f"the generator reads the first {settings.encoder.tokens} tokens of a question, and {cut} of "
+                f"{len(support)} are longer"
+            )
+            tracker.report = replace(tracker.report, warnings=(*tracker.report.warnings, told))
+        bench = generated_workbench(
+            self._base,
+            settings.prompt,
+            settings.scoring,
+            trained.generator,
+            embeddings,
+            range(len(embeddings)),
+            settings.encoder,
+        )
+        bench = replace(bench, interrupted=cancel)
+        start = generated_state(bench, derive_seed(seed, "initialization"))
+        tracker.check()
+        if asked:
+            generated = Accuracy.of(predict(bench, start, asked))
+            tracker.held_out_scored()
+            tracker.know("The generated adapter has answered", generated=generated)
+        tracker.stage("trying", "The policy is proposing strategies")
+        rows = self._try(bench, start, support, search, seed, tracker)
+        chosen = executed_rows(rows)
+        tracker.know(
+            "The strategies are chosen",
+            tried=tuple(
+                replace(one, executed=any(row["rollout"] + 1 == one.number for row in chosen))
+                for one in tracker.report.tried
+            ),
+        )
+        strategy = tuple(str(row["action"]) for row in chosen)
+        words = strategy_words(self._space, strategy)
+        tracker.stage("executing", f"{words}")
+        state = build_state(bench, self._space, start, support, rows)
+        tracker.know("The adapter is there", strategy=strategy, words=words)
+        tracker.stage("scoring", "Asking the adapted model")
+        if asked:
+            after = predict(bench, state, asked)
+            tracker.held_out_scored()
+            tracker.know(
+                "The adapted model has answered",
+                adapted=Accuracy.of(after),
+                changes=_changes(asked, before, after),
+            )
+        tracker.stage("done", "Done")
+        lean = replace(bench, draw=None, interrupted=None, meter=Meter())
+        return AdaptedModel(lean, state, settings, tracker.report)
+
+    def _ask_base(
+        self, support: Sequence[Example], asked: Sequence[Example], tracker: Tracker
+    ) -> list[Prediction]:
+        """The base model's answers to held-out examples; those to the support examples are measured on the way."""
+
+        def told(done: int, total: int) -> None:
+            tracker.tell(f"Asking the base model: {done} of {total}")
+
+        began = time.perf_counter()
+        every = [*support, *asked]
+        found = score_examples(
+            self._base, every, self._settings.prompt, self._settings.scoring, None, told
+        )
+        tracker.scored(len(every), time.perf_counter() - began)
+        before = found[len(support) :]
+        tracker.know(
+            "The base model has answered",
+            base_support=Accuracy.of(found[: len(support)]),
+            base=Accuracy.of(before) if before else None,
+        )
+        return before
+
+    def _try(
+        self,
+        bench: Workbench,
+        start: AdaptedState,
+        support: Sequence[Example],
+        search: SearchParameters,
+        seed: int,
+        tracker: Tracker,
+    ) -> list[Row]:
+        parameters = self.trained.settings.policy
+        proposer: Proposer = UniformProposer(self._space)
+        if self.trained.policy is not None:
+            proposer = PolicyProposer(
+                self._pilot, self.trained.policy, self._space, parameters.temperature
+            )
+        most = search.rounds * search.proposals
+        rows: list[Row] = []
+        for row in adapt(
+            bench,
+            self._space,
+            _Watched(proposer, tracker),
+            start,
+            support,
+            search,
+            parameters.reward.model_copy(update={"noise": 0.0}),
+            derive_seed(seed, "search"),
+            Tag("the task", "degaml"),
+        ):
+            rows.append(row)
+            tracker.trial_done()
+            one = self._tried(row)
+            known: dict[str, Any] = {"tried": (*tracker.report.tried, one)}
+            if tracker.report.generated_support is None:
+                known["generated_support"] = one.before
+            tracker.know(f"Tried strategy {one.number} of at most {most}: {one.words}", **known)
+        return rows
+
+    def _tried(self, row: Row) -> Tried:
+        n = int(row["n"])
+        after = row["accuracy_after"]
+        return Tried(
+            number=int(row["rollout"]) + 1,
+            round=int(row["round"]),
+            action=str(row["action"]),
+            family=row["family"],
+            words=action_words(self._space, str(row["action"])),
+            before=Accuracy(round(row["accuracy_before"] * n), n),
+            after=None if after is None else Accuracy(round(after * n), n),
+            reward=float(row["reward"]),
+            seconds=float(row["seconds"]),
+            error=row["error"],
+        )
+
+    def predict(
+        self, questions: Sequence[Question | Example], *, cancel: threading.Event | None = None
+    ) -> list[Answer]:
+        """What the frozen base model answers.
+
+        Args:
+            questions: with their options.
+            cancel: set it in another thread to stop.
+
+        Raises:
+            PromptError: a question is longer than the model's context.
+            AdaptationCancelled: ``cancel`` was set.
+        """
+        return _ask(self._base, self._settings, questions, cancel)
+
+    def score(
+        self,
+        examples: Sequence[Example],
+        *,
+        progress: Counted | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Accuracy:
+        """The frozen base model's accuracy.
+
+        Args:
+            examples: at least one.
+            progress: called with (examples done, examples in all).
+            cancel: set it in another thread to stop.
+
+        Raises:
+            SessionError: there are none.
+            PromptError: a question is longer than the model's context.
+            AdaptationCancelled: ``cancel`` was set.
+        """
+        _check_some(examples)
+        prompt, scoring = self._settings.prompt, self._settings.scoring
+        bench = Workbench(self._base, prompt, scoring, interrupted=cancel)
+        with _cancellable():
+            return Accuracy.of(
+                score_examples(self._base, examples, prompt, scoring, None, bench.watched(progress))
+            )
+
+
+class AdaptedModel:
+    """The base model with what an adaptation put around it.
+
+    Attributes:
+        state: adapters, how they answer together, and the vector δ.
+        report: how it came about.
+    """
+
+    def __init__(
+        self, bench: Workbench, state: AdaptedState, settings: AnswerSettings, report: Report
+    ) -> None:
+        """Put together what :meth:`Session.adapt` made.
+
+        Args:
+            bench: the base model, and how it is asked.
+            state: who answers.
+            settings: what answers depend on besides.
+            report: how it came about.
+        """
+        self.state, self.report = state, report
+        self._bench, self._settings = bench, settings
+
+    @classmethod
+    def open(cls, folder: str | Path) -> AdaptedModel:
+        """Open what :meth:`save` wrote; no generator and no policy is needed.
+
+        Args:
+            folder: where it is.
+
+        Raises:
+            SavedError: it is no saved adaptation, or damaged.
+            AdapterError: the adapter's files are damaged.
+            StateError: the files beside it are.
+            ModelError: the base model cannot be loaded.
+            SessionError: what is found under the base model's name is another one.
+        """
+        saved = load_adaptation(Path(folder))
+        settings = saved.settings
+        base = load_base_model(settings.model)
+        if base.fingerprint != saved.base_model_fingerprint:
+            raise SessionError(
+                f"{folder} was made for {saved.base_model} (fingerprint {saved.base_model_fingerprint}), and what is "
+                f"there under its name is {base.name} ({base.fingerprint}); install the base model it was made for"
+            )
+        # fits the model: refused now, and not at the first question
+        base.activate_adapters([member.adapter for member in saved.state.members])
+        embed = question_embedder(settings.encoder)
+        bench = Workbench(base, settings.prompt, settings.scoring, embed=embed)
+        return cls(bench, saved.state, settings, saved.report)
+
+    @property
+    def base_model(self) -> str:
+        """The base model's name."""
+        return self._bench.base.name
+
+    def predict(
+        self, questions: Sequence[Question | Example], *, cancel: threading.Event | None = None
+    ) -> list[Answer]:
+        """Answer questions.
+
+        Args:
+            questions: with their options.
+            cancel: set it in another thread to stop.
+
+        Raises:
+            PromptError: a question is longer than the model's context.
+            AdaptationCancelled: ``cancel`` was set.
+        """
+        plain = [one if isinstance(one, Question) else Question.of(one) for one in questions]
+        with _cancellable():
+            found = answer_questions(self._asked(cancel), self.state, plain).scores[0]
+        return [_answer(one, scores) for one, scores in zip(plain, found, strict=True)]
+
+    def predict_base(
+        self, questions: Sequence[Question | Example], *, cancel: threading.Event | None = None
+    ) -> list[Answer]:
+        """What the base model answers without the adaptation, for side by side.
+
+        Args:
+            questions: with their options.
+            cancel: set it in another thread to stop.
+
+        Raises:
+            PromptError: a question is longer than the model's context.
+            AdaptationCancelled: ``cancel`` was set.
+        """
+        return _ask(self._bench.base, self._settings, questions, cancel)
+
+    def score(
+        self,
+        examples: Sequence[Example],
+        *,
+        progress: Counted | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Accuracy:
+        """The accuracy on examples; of those that it was adapted to, it says little.
+
+        Args:
+            examples: at least one.
+            progress: called with (examples done, examples in all).
+            cancel: set it in another thread to stop.
+
+        Raises:
+            SessionError: there are none.
+            PromptError: a question is longer than the model's context.
+            AdaptationCancelled: ``cancel`` was set.
+        """
+        _check_some(examples)
+        with _cancellable():
+            return Accuracy.of(predict(self._asked(cancel), self.state, examples, progress))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a folder that PEFT, Transformers, lm-evaluation-harness and vLLM open as an adapter.
+
+        What these do not know, several adapters that answer together and the vector δ, is written beside it
+        (``degaml.json``, ``state/``), and :meth:`open` brings it back.
+
+        Args:
+            folder: where; an earlier adaptation there is replaced, anything else is refused.
+
+        Returns:
+            The folder.
+
+        Raises:
+            SavedError: something else is in the folder.
+        """
+        path, base = Path(folder), self._bench.base
+        save_adaptation(path, self.state, self._settings, base.name, base.fingerprint, self.report)
+        return path
+
+    def explain(self) -> str:
+        """Why this strategy: where the task stood, what was proposed, what it scored, and what was done."""
+        return explain(self.report)
+
+    def _asked(self, cancel: threading.Event | None) -> Workbench:
+        # a meter of its own: several threads may ask
+        return replace(self._bench, interrupted=cancel, meter=Meter())
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A proposer that stops between its batches where the adaptation is to stop."""
+
+    proposer: Proposer
+    tracker: Tracker
+
+    def propose(self, prompts: Sequence[str], seed: int) -> list[Proposal]:
+        """What the proposer proposes."""
+        self.tracker.check()
+        found = self.proposer.propose(prompts, seed)
+        self.tracker.check()
+        return found
+
+
+@contextmanager
+def _cancellable() -> Iterator[None]:
+    try:
+        yield
+    except Interruption:
+        raise AdaptationCancelled(
+            "the work was stopped, as was asked for; nothing of it is left"
+        ) from None
+
+
+def _ask(
+    base: BaseModel,
+    settings: AnswerSettings,
+    questions: Sequence[Question | Example],
+    cancel: threading.Event | None,
+) -> list[Answer]:
+    plain = [one if isinstance(one, Question) else Question.of(one) for one in questions]
+    bench = Workbench(base, settings.prompt, settings.scoring, interrupted=cancel)
+    with _cancellable():
+        found = compare_options(
+            base, plain, settings.prompt, settings.scoring, (None,), None, bench.watched(None)
+        )
+    return [_answer(one, row) for one, row in zip(plain, found.scores[0], strict=True)]
+
+
+def _answer(question: Question, scores: Sequence[float]) -> Answer:
+    best = max(range(len(scores)), key=scores.__getitem__)
+    shares = softmax(np.asarray(scores, dtype=np.float64))
+    return Answer(best, question.options[best], tuple(float(share) for share in shares))
+
+
+def _check_some(examples: Sequence[Example]) -> None:
+    if not examples:
+        raise SessionError("there are no examples to score; give at least one")
+
+
+def _deal(
+    examples: Sequence[Example], held_out: int | Sequence[Example], seed: int
+) -> tuple[list[Example], list[Example], tuple[str, ...]]:
+    """Support and held-out examples, and what the user should know of them; no question is on both sides."""
+    warnings: list[str] = []
+    if isinstance(held_out, int):
+        if held_out < 0:
+            raise SessionError(f"{held_out} examples cannot be held out; give 0 or more")
+        support, asked = _split(examples, held_out, seed)
+        if len(asked) < held_out:
+            warnings.append(
+                f"{len(asked)} examples are held out and not {held_out}: equal questions stay on one side"
+            )
+    else:
+        support = list(examples)
+        known = {one.prompt for one in support}
+        asked = [one for one in held_out if one.prompt not in known]
+        if len(asked) < len(held_out):
+            warnings.append(
+                f"{len(held_out) - len(asked)} of {len(held_out)} held-out questions are among the examples, and are "
+                f"left out"
+            )
+            if not asked:
+                raise SessionError(
+                    "every held-out question is among the examples too, so nothing would be measured; hold out others"
+                )
+    if len(support) < MIN_SUPPORT:
+        raise SessionError(
+            f"{len(support)} example(s) are left to adapt to, and {MIN_SUPPORT} are needed; give more examples, or "
+            f"hold out fewer"
+        )
+    repeated = len(support) - len({one.prompt for one in support})
+    if repeated:
+        warnings.append(f"{repeated} of {len(support)} examples repeat a question")
+    return support, asked, tuple(warnings)
+
+
+def _split(
+    examples: Sequence[Example], held_out: int, seed: int
+) -> tuple[list[Example], list[Example]]:
+    places: dict[str, list[int]] = {}
+    for place, example in enumerate(examples):
+        places.setdefault(example.prompt, []).append(place)
+    groups = list(places.values())
+    order = np.random.default_rng(derive_seed(seed, "held out")).permutation(len(groups))
+    chosen: set[int] = set()
+    for number in order:
+        if len(chosen) + len(groups[number]) <= held_out:
+            chosen.update(groups[number])
+    support = [one for place, one in enumerate(examples) if place not in chosen]
+    return support, [one for place, one in enumerate(examples) if place in chosen]
+
+
+def _changes(
+    asked: Sequence[Example], before: Sequence[Prediction], after: Sequence[Prediction]
+) -> tuple[Change, ...]:
+    found = [
+        Change(one.question, one.options, one.gold, old.predicted, new.predicted)
+        for one, old, new in zip(asked, before, after, strict=True)
+        if old.predicted != new.predicted
+    ]
+    order = ("mended", "broken", "other")
+    return tuple(sorted(found, key=lambda change: order.index(change.kind)))
