@@ -1,0 +1,818 @@
+"""The ``degaml`` command: adapt to a file of examples, ask what came of it, say what pairs and adapters are.
+
+Nothing heavy is imported before a command needs it, so that ``degaml --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from degaml_kedro import __version__
+from degaml_kedro.adaptation.contents import why_not_ours
+from degaml_kedro.errors import DegamlError
+
+if TYPE_CHECKING:
+    from degaml_kedro.adaptation.report import Accuracy, Answer, Change, Progress
+    from degaml_kedro.pairs import TrainedPair
+    from degaml_kedro.session import AdaptedModel
+    from degaml_kedro.tasks.example import Example, Question
+
+INTERRUPTED = 130
+MISTAKES_SHOWN = 20
+CHANGES_SHOWN = 10
+CARD_LINES = 60
+PACKAGES = ("torch", "transformers", "peft", "safetensors")
+_WIDTH = 100
+
+
+class _Commands(click.Group):
+    """A group that says what went wrong in a sentence, whatever it was."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command.
+
+        Raises:
+            ClickException: the command failed; the message says why.
+        """
+        try:
+            return super().invoke(ctx)
+        # click ends these itself, a closed pipe among them
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            click.echo("Stopped.", err=True)
+            ctx.exit(INTERRUPTED)
+        except DegamlError as error:
+            self._reraise(ctx, error)
+            raise click.ClickException(str(error)) from None
+        except Exception as error:  # noqa: BLE001 - people are told in a sentence, with --debug the rest
+            self._reraise(ctx, error)
+            told = " ".join(str(error).split()) or "no message"
+            raise click.ClickException(
+                f"something went wrong that was not foreseen ({type(error).__name__}: {told}); "
+                f"`degaml --debug …` shows where"
+            ) from None
+
+    @staticmethod
+    def _reraise(ctx: click.Context, error: Exception) -> None:
+        if ctx.params.get("debug"):
+            raise error
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": _WIDTH},
+    epilog="""\b
+First steps:
+  degaml tasks
+  degaml tasks --write month_after months.jsonl
+  degaml adapt months.jsonl --held-out 10 --out months
+  degaml predict months --question "What month comes after March?" --option April --option May
+  degaml info months
+""",
+)
+@click.version_option(__version__, prog_name="degaml")
+@click.option("--debug", is_flag=True, help="Show where an error happened.")
+def main(debug: bool) -> None:
+    """Adapt a small language model to a task, from a few examples of it.
+
+    A generator makes a LoRA adapter from the questions alone. A policy then proposes strategies to refine it; each is
+    tried on the examples, and the best is carried out. What comes of it is a folder that PEFT opens.
+    """
+    if not debug:
+        # of other packages, about themselves; what a user should know is in the report
+        warnings.simplefilter("ignore")
+        logging.getLogger("degaml_kedro").addHandler(logging.NullHandler())
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _pair_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Which generator and policy, as several commands ask."""
+    for option in (
+        click.option(
+            "--tracking-uri", metavar="URI", help="Where MLflow is, for models:/ and runs:/ URIs."
+        ),
+        click.option("--revision", metavar="REVISION", help="Of a pair on the Hugging Face hub."),
+        click.option(
+            "--policy", metavar="URI", help="The policy, where SOURCE is an MLflow generator."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+# --- adapt ----------------------------------------------------------------------------------------
+
+
+@main.command(
+    short_help="Adapt to a file of examples, and write an adapter.",
+    epilog="""\b
+Examples:
+  degaml adapt months.jsonl --out months
+  degaml adapt months.jsonl --held-out 10 --out months --force
+  degaml adapt notes.txt --skip-mistakes --rounds 1 --proposals 2 --out notes
+  degaml adapt - --out piped --json < months.jsonl
+
+\b
+What EXAMPLES may look like, one line or one block an example:
+  What month comes after March? => April
+  What month comes after March? | May | April* | June
+  {"question": "What month comes after March?", "options": ["May", "April"], "answer": "April"}
+  a CSV file whose header names question, options and answer
+""",
+)
+@click.argument("examples", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
+@click.option(
+    "--held-out",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Keep N examples out of adaptation, and score on them. Without any, nothing is known of new questions.",
+)
+@click.option(
+    "--pair",
+    metavar="SOURCE",
+    help="Generator and policy: a folder, a run's data folder, an MLflow URI or a hub id. "
+    "Default: the pair that ships with the package.",
+)
+@_pair_options
+@click.option(
+    "--rounds", type=click.IntRange(min=0), help="Rounds of proposals. Default: the pair's own."
+)
+@click.option("--proposals", type=click.IntRange(min=1), help="Proposals in a round.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0, min_open=True), help="Time for trying proposals."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness.")
+@click.option("--skip-mistakes", is_flag=True, help="Go on without the lines that have one.")
+@click.option("--force", is_flag=True, help="Replace an adapter that is in --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress and no report; errors are still told.")
+def adapt(
+    examples: str,
+    out: Path,
+    held_out: int,
+    pair: str | None,
+    policy: str | None,
+    revision: str | None,
+    tracking_uri: str | None,
+    rounds: int | None,
+    proposals: int | None,
+    seconds: float | None,
+    seed: int,
+    skip_mistakes: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Adapt to EXAMPLES, a file or - for standard input, and write an adapter.
+
+    The file is text, JSON, JSONL or CSV. A line with a mistake is named, and stops the command.
+    """
+    _check_out(out, force)
+    given = _read_examples(examples, skip_mistakes)
+    from degaml_kedro.session import AdaptationCancelled, Budget, Session
+
+    line = _ProgressLine(quiet)
+    line.say("loading the pair")
+    try:
+        session = Session.load(pair, policy=policy, revision=revision, tracking_uri=tracking_uri)
+        with _cancelled_by_ctrl_c() as cancel:
+            adapted = session.adapt(
+                given,
+                held_out=held_out,
+                budget=Budget(rounds=rounds, proposals=proposals, seconds=seconds),
+                seed=seed,
+                progress=line,
+                cancel=cancel,
+            )
+    except AdaptationCancelled:
+        line.clear()
+        click.echo("Stopped; nothing was written.", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    finally:
+        line.clear()
+    # somebody else may have put something there meanwhile
+    _check_out(out, force)
+    adapted.save(out)
+    if as_json:
+        _print_json({**adapted.report.as_json(), "out": str(out)})
+    elif not quiet:
+        click.echo(_adaptation_text(adapted, out, given[0]))
+
+
+def _check_out(out: Path, force: bool) -> None:
+    """Nobody's folder is lost, and it is known before the work begins whether there can be one.
+
+    Raises:
+        ClickException: there is something that is not ours, or ours without ``--force``, or no folder can be made.
+    """
+    if out.resolve() == Path.cwd():
+        raise click.ClickException("--out: it is the current folder; name one inside it.")
+    if (why := why_not_ours(out)) is not None:
+        raise click.ClickException(f"--out: {out} is left alone: {why}; name another folder.")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise click.ClickException(
+            f"--out: {out} holds an adapter; replace it with --force, or name another folder."
+        )
+    place = out.absolute().parent
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise click.ClickException(
+            f"--out: {out} cannot be made, nothing can be written in {place}; name another folder."
+        )
+
+
+@contextmanager
+def _cancelled_by_ctrl_c() -> Iterator[threading.Event]:
+    """Ctrl-C asks the work to stop, so that it ends in order; a second one breaks it off."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        # only the main thread may say what a signal does
+        yield event
+        return
+
+    def ask(*_: object) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    earlier = signal.signal(signal.SIGINT, ask)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
+class _ProgressLine:
+    """Where an adaptation stands, on standard error: one line that is written over, or a line a stage in a log."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._terminal = sys.stderr.isatty()
+        self._told: object = None
+
+    def __call__(self, progress: Progress) -> None:
+        left = progress.seconds_left
+        known = left is not None and progress.stage != "done"
+        # in front of the message, which may be cut
+        time_left = f", about {_duration(left or 0.0)} left" if known else ""
+        text = f"[{progress.share:.0%} {progress.stage}{time_left}] {progress.message}"
+        # in a log a line a message, not one a step
+        if self._terminal or (progress.stage, progress.message) != self._told:
+            self._told = (progress.stage, progress.message)
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        """Show a text in place of the last one."""
+        if self._quiet:
+            return
+        if self._terminal:
+            width = shutil.get_terminal_size().columns - 1
+            click.echo(f"\r\x1b[K{_one_line(text, width)}", nl=False, err=True)
+        else:
+            click.echo(_one_line(text, _WIDTH), err=True)
+
+    def clear(self) -> None:
+        """Leave nothing on a terminal."""
+        if self._terminal and not self._quiet:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+
+def _adaptation_text(adapted: AdaptedModel, out: Path, example: Example) -> str:
+    """What came of it, and what to do next.
+
+    Args:
+        adapted: what was made.
+        out: where it was saved.
+        example: one of those that it was made from.
+    """
+    from degaml_kedro.adaptation.folder import peft_code
+
+    report = adapted.report
+    question = shlex.quote(_one_line(example.question, len(example.question)))
+    options = " ".join(
+        f"--option {shlex.quote(_one_line(one, len(one)))}" for one in example.options
+    )
+    place = shlex.quote(str(out))
+    code = peft_code(report.base_model, str(out)).rstrip()
+    parts = [
+        adapted.explain().rstrip(),
+        _changes_text(report.changes),
+        f"Saved in {out} after {_duration(sum(report.seconds.values()))}.",
+        f"Ask it:\n  degaml predict {place} --base --question {question} {options}",
+        "Load it with PEFT:\n" + "\n".join(f"  {line}" for line in code.splitlines()),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _changes_text(changes: Sequence[Change]) -> str:
+    """Held-out questions that are answered otherwise than before."""
+    if not changes:
+        return ""
+    lines = ["Held-out questions whose answer changed:"]
+    for change in changes[:CHANGES_SHOWN]:
+        before = "nothing" if change.before is None else change.options[change.before]
+        after = "nothing" if change.after is None else change.options[change.after]
+        lines.append(
+            f"  {change.kind:<6}  {_one_line(change.question, 60)}: "
+            f"{_one_line(before, 30)} → {_one_line(after, 30)}"
+        )
+    if len(changes) > CHANGES_SHOWN:
+        lines.append(f"  … and {len(changes) - CHANGES_SHOWN} more")
+    return "\n".join(lines)
+
+
+# --- predict --------------------------------------------------------------------------------------
+
+
+@main.command(
+    short_help="Ask an adapter questions.",
+    epilog="""\b
+Examples:
+  degaml predict months --question "What month comes after March?" --option April --option May
+  degaml predict months --question "What month comes after March?" --option April --option May --base
+  degaml predict months months.jsonl --base
+  degaml predict months - --json < months.jsonl
+
+\b
+FILE is like that of `degaml adapt`: with answers, accuracy is told too. Without answers a line is:
+  What month comes after March? | May | April | June
+""",
+)
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.argument(
+    "file", required=False, type=click.Path(exists=True, dir_okay=False, allow_dash=True)
+)
+@click.option("--question", metavar="TEXT", help="One question, in place of FILE.")
+@click.option(
+    "--option", "options", multiple=True, metavar="TEXT", help="One of its options; at least two."
+)
+@click.option("--base", is_flag=True, help="Ask the frozen base model too, side by side.")
+@click.option("--skip-mistakes", is_flag=True, help="Go on without the lines that have one.")
+@click.option("--json", "as_json", is_flag=True, help="Print answers as JSON.")
+def predict(
+    adapter: Path,
+    file: str | None,
+    question: str | None,
+    options: tuple[str, ...],
+    base: bool,
+    skip_mistakes: bool,
+    as_json: bool,
+) -> None:
+    """Ask ADAPTER, a folder that `degaml adapt` wrote: one question, or those of FILE (- for standard input)."""
+    if (file is None) == (question is None):
+        raise click.UsageError("give either --question with its options, or a file of questions.")
+    if options and question is None:
+        raise click.UsageError("--option belongs to --question; a file names its own options.")
+    _check_adapter(adapter)
+    asked: Sequence[Question | Example]
+    if question is not None:
+        from degaml_kedro.tasks.pasted import read_question
+
+        asked = [read_question(question, options)]
+    else:
+        asked = _read_questions(str(file), skip_mistakes)
+    from degaml_kedro.session import AdaptedModel
+
+    model = AdaptedModel.open(adapter)
+    answers = model.predict(asked)
+    before = model.predict_base(asked) if base else None
+    if as_json:
+        _print_json(_answers_json(asked, answers, before))
+    else:
+        click.echo(_answers_text(asked, answers, before))
+
+
+def _check_adapter(folder: Path) -> None:
+    """The folder is there, before seconds are spent on imports."""
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "is not there"
+        raise click.ClickException(
+            f"ADAPTER: {folder} {what}; name a folder that `degaml adapt --out` wrote."
+        )
+
+
+def _answers_json(
+    asked: Sequence[Question | Example], answers: Sequence[Answer], before: Sequence[Answer] | None
+) -> dict[str, Any]:
+    rows = []
+    for place, (one, answer) in enumerate(zip(asked, answers, strict=True)):
+        row: dict[str, Any] = {
+            "question": _stem(one),
+            "options": list(one.options),
+            "answer": asdict(answer),
+        }
+        if before is not None:
+            row["base"] = asdict(before[place])
+        gold = _gold(one)
+        if gold is not None:
+            row["gold"] = gold
+        rows.append(row)
+    record: dict[str, Any] = {"answers": rows}
+    for name, given in (("accuracy", answers), ("base_accuracy", before)):
+        accuracy = _accuracy(asked, given)
+        if accuracy is not None:
+            record[name] = accuracy.as_json()
+    return record
+
+
+def _answers_text(
+    asked: Sequence[Question | Example], answers: Sequence[Answer], before: Sequence[Answer] | None
+) -> str:
+    """Every question with the probability of its options, the chosen one marked; then the accuracy."""
+    blocks = []
+    for place, (one, answer) in enumerate(zip(asked, answers, strict=True)):
+        sides = [answer] if before is None else [before[place], answer]
+        gold = _gold(one)
+        width = min(_WIDTH // 2, max(len(_one_line(option, _WIDTH // 2)) for option in one.options))
+        heads = "" if before is None else f"  {'':<{width}}      base  adapted\n"
+        lines = []
+        for index, option in enumerate(one.options):
+            shares = "  ".join(
+                f"{'>' if side.choice == index else ' '} {side.probabilities[index]:5.2f}"
+                for side in sides
+            )
+            right = "  right" if index == gold else ""
+            lines.append(f"  {_one_line(option, _WIDTH // 2):<{width}}  {shares}{right}")
+        blocks.append(f"{_one_line(_stem(one), _WIDTH)}\n{heads}" + "\n".join(lines))
+    told = []
+    for name, given in (("base model", before), ("adapted model", answers)):
+        accuracy = _accuracy(asked, given)
+        if accuracy is not None:
+            told.append(f"Accuracy of the {name}: {accuracy.text}")
+    return "\n\n".join([*blocks, *(["\n".join(told)] if told else [])])
+
+
+def _accuracy(
+    asked: Sequence[Question | Example], answers: Sequence[Answer] | None
+) -> Accuracy | None:
+    """Of the questions whose answer is known; None where there is no such question."""
+    from degaml_kedro.adaptation.report import Accuracy
+
+    golds = [_gold(one) for one in asked]
+    known = [gold for gold in golds if gold is not None]
+    if answers is None or not known:
+        return None
+    right = sum(answer.choice == gold for answer, gold in zip(answers, golds, strict=True))
+    return Accuracy(right, len(known))
+
+
+def _gold(one: Question | Example) -> int | None:
+    return getattr(one, "gold", None)
+
+
+def _stem(one: Question | Example) -> str:
+    """The question without its options."""
+    from degaml_kedro.tasks.example import Example, split_prompt
+
+    return one.question if isinstance(one, Example) else split_prompt(one.prompt)[0]
+
+
+# --- info -----------------------------------------------------------------------------------------
+
+
+@main.command(
+    short_help="Say what an adapter or a pair is.",
+    epilog="""\b
+Examples:
+  degaml info
+  degaml info months
+  degaml info months --json
+""",
+)
+@click.argument("source", required=False)
+@_pair_options
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def info(
+    source: str | None,
+    policy: str | None,
+    revision: str | None,
+    tracking_uri: str | None,
+    as_json: bool,
+) -> None:
+    """Say what SOURCE is: an adapter's folder, or a pair as --pair of `degaml adapt` names it.
+
+    Without SOURCE: the pair that ships with the package, and versions.
+    """
+    folder = None if source is None else Path(source).expanduser()
+    if folder is not None and (folder / "degaml.json").exists():
+        from degaml_kedro.adaptation.folder import load_adaptation
+
+        saved = load_adaptation(folder)
+        facts: dict[str, Any] = {
+            "adapter": str(folder),
+            "base model": saved.base_model,
+            "fingerprint of the base model": saved.base_model_fingerprint,
+            "adapters": len(saved.state.members),
+            "vote": saved.state.vote and asdict(saved.state.vote),
+            "steering": saved.state.steering
+            and {
+                "scope": saved.state.steering.scope,
+                "times": saved.state.steering.times,
+                "learning rate": saved.state.steering.learning_rate,
+            },
+            "opened whole by PEFT": len(saved.state.members) == 1 and saved.state.steering is None,
+            "made by": saved.report.source,
+            "seed": saved.report.seed,
+        }
+        if as_json:
+            _print_json({**_keys(facts), "report": saved.report.as_json()})
+        else:
+            from degaml_kedro.adaptation.words import explain
+
+            click.echo(f"{_facts_text(facts)}\n\n{explain(saved.report)}")
+        return
+    from degaml_kedro.pairs import loading
+
+    pair = loading.load_trained_pair(
+        source, policy=policy, revision=revision, tracking_uri=tracking_uri
+    )
+    facts = _pair_facts(pair)
+    facts["accuracy, as its card says"] = _card_accuracy(folder or loading.SHIPPED)
+    if source is None:
+        facts["versions"] = _versions()
+    if as_json:
+        _print_json(_keys(facts))
+    else:
+        click.echo(_facts_text(facts))
+
+
+def _pair_facts(pair: TrainedPair) -> dict[str, Any]:
+    """What there is to know of a pair without loading its base model."""
+    from degaml_kedro.policy.actions import ActionSpace
+
+    identity = pair.generator.identity
+    space = ActionSpace.of(pair.settings.policy.families)
+    search = pair.settings.policy.search
+    return {
+        "pair": pair.name,
+        "source": pair.source,
+        "base model": pair.base_model,
+        "fingerprint of the base model": pair.base_model_fingerprint,
+        "prompt encoder": identity.encoder,
+        "fingerprint of the encoder": identity.encoder_fingerprint,
+        "fingerprint of the generator": pair.generator.fingerprint,
+        "prompts an adapter is made from": pair.generator.decoder.condition.prompts,
+        "policy": "none: strategies are drawn uniformly"
+        if pair.policy is None
+        else f"LoRA of rank {pair.policy.config.rank}",
+        "budget": f"{search.rounds} rounds of {search.proposals} proposals",
+        "strategies": space.describe([family.name for family in space.families]).splitlines(),
+        **{str(key).replace("_", " "): value for key, value in pair.about.items()},
+    }
+
+
+def _card_accuracy(folder: Path) -> list[str] | None:
+    """The lines of the model card below its heading ``Accuracy``; None where there is no such card."""
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    _, found, rest = card.partition("\n## Accuracy\n")
+    section = rest.partition("\n## ")[0].strip()
+    # a card is anybody's text
+    lines = ["".join(c if c.isprintable() else " " for c in line) for line in section.splitlines()]
+    return lines[:CARD_LINES] if found else None
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import version
+
+    return {
+        "degaml-kedro": __version__,
+        "Python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def _keys(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts under names that programs like."""
+    return {name.replace(",", "").replace(" ", "_"): value for name, value in facts.items()}
+
+
+def _facts_text(facts: Mapping[str, Any]) -> str:
+    """One fact a line, lists and groups below their name."""
+    width = max(len(name) for name, value in facts.items() if not isinstance(value, Mapping | list))
+    return "\n".join(_fact_lines(facts, "", width))
+
+
+def _fact_lines(facts: Mapping[str, Any], indent: str, width: int) -> Iterator[str]:
+    for name, value in facts.items():
+        if value is None:
+            continue
+        if isinstance(value, Mapping):
+            yield f"{indent}{name}"
+            inner = max((len(str(key)) for key in value), default=0)
+            yield from _fact_lines({str(k): v for k, v in value.items()}, f"{indent}  ", inner)
+        elif isinstance(value, list | tuple) and any(" " in str(one) for one in value):
+            yield f"{indent}{name}"
+            yield from (f"{indent}  {one}" for one in value)
+        else:
+            listed = isinstance(value, list | tuple)
+            told = ", ".join(str(one) for one in value) if listed else _value(value)
+            yield f"{indent}{name:<{width}}  {told}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# --- tasks and the base model ---------------------------------------------------------------------
+
+
+@main.command(
+    short_help="List ready tasks, or write examples of one.",
+    epilog="""\b
+Examples:
+  degaml tasks
+  degaml tasks --write month_after months.jsonl
+  degaml tasks --write to_roman roman.jsonl --count 12 --seed 1
+""",
+)
+@click.option(
+    "--write",
+    nargs=2,
+    metavar="NAME FILE",
+    type=str,
+    help="Write examples of a task as JSONL, a start for a file of your own.",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(1, 1000),
+    default=30,
+    show_default=True,
+    help="How many to write.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of their choice.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+def tasks(write: tuple[str, str] | None, count: int, seed: int, as_json: bool) -> None:
+    """List ready tasks: those of the built-in suite. The shipped pair was trained on the ones marked `seen`."""
+    from degaml_kedro.tasks.ready import ready_task, ready_tasks
+
+    if write is None:
+        every = ready_tasks()
+        if as_json:
+            _print_json([asdict(task) for task in every])
+            return
+        width = max(len(task.name) for task in every)
+        click.echo(
+            "\n".join(
+                f"{task.name:<{width}}  {'seen' if task.seen else '    '}  {task.description}"
+                for task in every
+            )
+        )
+        return
+    name, path = write[0], Path(write[1])
+    examples, _ = ready_task(name).draw(count, 0, seed)
+    text = "".join(
+        json.dumps(
+            {
+                "question": one.question,
+                "options": list(one.options),
+                "answer": one.options[one.gold],
+            },
+            ensure_ascii=False,
+        )
+        + "\n"
+        for one in examples
+    )
+    try:
+        # "x": nobody's file is lost, not even one that comes at this moment
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise click.ClickException(f"{path} is there already; name another file.") from None
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written ({error.strerror}).") from None
+    click.echo(f"{len(examples)} examples of {name} are in {path}. Adapt to them:")
+    click.echo(
+        f"  degaml adapt {shlex.quote(str(path))} --held-out {len(examples) // 3} --out {name}"
+    )
+
+
+@main.command(
+    "base-model",
+    short_help="Write the base model as a folder that other tools open.",
+    epilog="""\b
+Example:
+  degaml base-model base
+""",
+)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--pair", metavar="SOURCE", help="Whose base model. Default: the shipped pair's.")
+@_pair_options
+def base_model(
+    folder: Path,
+    pair: str | None,
+    policy: str | None,
+    revision: str | None,
+    tracking_uri: str | None,
+) -> None:
+    """Write the base model into FOLDER, which PEFT, Transformers and other tools open by its path."""
+    from degaml_kedro.llm.base_model import export_base_model
+    from degaml_kedro.pairs import load_trained_pair
+
+    found = load_trained_pair(pair, policy=policy, revision=revision, tracking_uri=tracking_uri)
+    export_base_model(found.settings.model, folder)
+    click.echo(f"{found.base_model} is in {folder}.")
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _read_data(file: str) -> tuple[bytes, str]:
+    """A file's bytes, no more than may be read, and its name; those of standard input for ``-``."""
+    from degaml_kedro.tasks.pasted import MAX_BYTES
+
+    if file == "-":
+        if sys.stdin.isatty():
+            click.echo("Reading examples from the terminal; Ctrl-D ends them.", err=True)
+        return sys.stdin.buffer.read(MAX_BYTES + 1), ""
+    try:
+        with Path(file).open("rb") as stream:
+            return stream.read(MAX_BYTES + 1), Path(file).name
+    except OSError as error:
+        raise click.ClickException(f"{file} cannot be read ({error.strerror}).") from None
+
+
+def _read_examples(file: str, skip_mistakes: bool) -> list[Example]:
+    data, name = _read_data(file)
+    return _examples_of(data, name, skip_mistakes)
+
+
+def _read_questions(file: str, skip_mistakes: bool) -> Sequence[Question | Example]:
+    """With their answers where the file has them."""
+    from degaml_kedro.tasks.unanswered import read_unanswered
+
+    data, name = _read_data(file)
+    unanswered = read_unanswered(data, name)
+    return _examples_of(data, name, skip_mistakes) if unanswered is None else unanswered
+
+
+def _examples_of(data: bytes, name: str, skip_mistakes: bool) -> list[Example]:
+    """The examples; mistakes are named line by line.
+
+    Raises:
+        PastedError: it cannot be read at all.
+        ClickException: there are mistakes and they are not to be skipped, or there is nothing but mistakes.
+    """
+    from degaml_kedro.tasks.pasted import read_data
+
+    pasted = read_data(data, name)
+    mistakes, examples = pasted.mistakes, list(pasted.examples)
+    for row in mistakes[:MISTAKES_SHOWN]:
+        click.echo(row.mistake, err=True)
+    if len(mistakes) > MISTAKES_SHOWN:
+        click.echo(f"… and {len(mistakes) - MISTAKES_SHOWN} more", err=True)
+    what = name or "standard input"
+    if not examples:
+        raise click.ClickException(f"{what} has no example that could be read; correct it there.")
+    if mistakes and not skip_mistakes:
+        raise click.ClickException(
+            f"{what}: {_count(len(mistakes), 'mistake')} beside {_count(len(examples), 'example')}; "
+            f"correct them, or go on without them with --skip-mistakes."
+        )
+    return examples
+
+
+# --- texts ----------------------------------------------------------------------------------------
+
+
+def _print_json(record: Any) -> None:
+    click.echo(json.dumps(record, indent=1, ensure_ascii=False))
+
+
+def _one_line(text: str, width: int) -> str:
+    """A text without line breaks and what a terminal would take for a command, cut to a width."""
+    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return flat if len(flat) <= width else f"{flat[: width - 1]}…"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60} s"

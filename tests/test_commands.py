@@ -1,0 +1,518 @@
+"""The ``degaml`` command, in this process where that shows as much as in one of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from degaml_kedro import commands
+from degaml_kedro.adaptation.report import Progress, Report
+from degaml_kedro.pairs import loading, save_pair
+from degaml_kedro.session import AdaptedModel
+from degaml_kedro.tasks.pasted import read_file
+from degaml_kedro.tasks.ready import ready_task, ready_tasks
+from tests.conftest import ROOT
+from tests.llm.helpers import plain_copy, tiny_base
+from tests.pairs.helpers import tiny_pair, write_tiny_pair
+
+MONTHS = "tasks --write month_after months.jsonl"
+ADAPT = "adapt months.jsonl --held-out 10 --out months"
+QUICK = "--rounds 1 --proposals 1"
+
+
+def degaml(line: str, given: bytes | str | None = None) -> Result:
+    """A command line, without the command's own name."""
+    # Kedro, which other tests load, logs to standard output
+    logging.disable(logging.WARNING)
+    try:
+        return CliRunner().invoke(commands.main, shlex.split(line), input=given, prog_name="degaml")
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def done(line: str, given: bytes | str | None = None) -> Result:
+    """The same, for one that has to work."""
+    result = degaml(line, given)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def sentence(result: Result, code: int = 1) -> str:
+    """The one sentence that a failed command ends with."""
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: ")
+    return last
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return write_tiny_pair(tmp_path_factory.mktemp("pairs") / "pair")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, pair):
+    """A folder to work in, where the tiny pair is the one that ships with the package."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "SHIPPED", pair)
+    return tmp_path
+
+
+@pytest.fixture
+def months(place):
+    """With examples, and an adapter that was made from them."""
+    done(MONTHS)
+    done(f"{ADAPT} {QUICK} --quiet")
+    return place / "months"
+
+
+def process(line: str, **options) -> subprocess.Popen:
+    """A command line in a process of its own."""
+    code = "from degaml_kedro.commands import main; main(prog_name='degaml')"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *shlex.split(line)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+
+def examples_of(epilog: str | None) -> list[str]:
+    lines = (line.strip() for line in (epilog or "").splitlines())
+    return [line for line in lines if line.startswith("degaml ")]
+
+
+@pytest.mark.parametrize("name", ["", *commands.main.commands])
+def test_examples_of_the_help_work(name, place):
+    command = commands.main.commands[name] if name else commands.main
+    if name in ("adapt", "predict", "info"):
+        done(MONTHS)
+        Path("notes.txt").write_text("Is fire hot? => yes\nIs ice?\nIs ice hot? => no\n")
+    if name in ("predict", "info"):
+        done(f"{ADAPT} {QUICK} --quiet")
+    if name == "base-model":
+        _ship_a_pair_whose_model_is_a_folder(place)
+    examples = examples_of(command.epilog)
+    assert examples
+    for line in examples:
+        line, _, file = line.removeprefix("degaml ").partition(" < ")
+        if f" {QUICK}" not in line and line.startswith("adapt"):
+            line = f"{line} {QUICK}"
+        done(line, Path(file).read_bytes() if file else None)
+        if name == "adapt" and line.startswith("adapt months.jsonl --out"):
+            assert AdaptedModel.open("months").report.support == 30
+    shown = done(f"{name} --help").output
+    assert all(line in shown for line in examples)
+
+
+def _ship_a_pair_whose_model_is_a_folder(place):
+    model = place / "tiny-model"
+    plain_copy(tiny_base()).save_pretrained(model)
+    tiny_base().tokenizer.save_pretrained(model)
+    source = {"kind": "folder", "path": str(model)}
+    save_pair(tiny_pair(model={"source": source}), place / "shipped")
+    loading.SHIPPED = place / "shipped"
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom degaml_kedro.commands import main\n"
+        "try: main(['adapt', '--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'pydantic', 'kedro'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+
+
+# --- adapt ----------------------------------------------------------------------------------------
+
+
+def test_the_report_says_what_the_saved_adapter_is(place):
+    done(MONTHS)
+    result = done(ADAPT)
+    adapted = AdaptedModel.open("months")
+    assert adapted.explain() in result.stdout
+    assert (adapted.report.support, adapted.report.held_out) == (20, 10)
+    assert "Saved in months" in result.stdout
+    assert "PeftModel.from_pretrained" in result.stdout
+    # what it says to do next works
+    again = next(line for line in result.stdout.splitlines() if "degaml predict" in line)
+    assert ">" in done(again.strip().removeprefix("degaml ")).stdout
+
+
+def test_json_is_the_saved_report_alone(place):
+    done(MONTHS)
+    result = done(f"{ADAPT} --json --quiet")
+    record = json.loads(result.stdout)
+    assert record.pop("out") == "months"
+    # through JSON: there are no tuples in it
+    assert record == json.loads(json.dumps(AdaptedModel.open("months").report.as_json()))
+    assert result.stderr == ""
+
+
+def test_quiet_says_nothing(place):
+    done(MONTHS)
+    assert done(f"{ADAPT} {QUICK} --quiet").output == ""
+    assert Path("months/adapter_model.safetensors").is_file()
+
+
+def test_the_budget_and_the_seed_are_the_sessions(place):
+    done(MONTHS)
+    record = json.loads(done(f"{ADAPT} --rounds 1 --proposals 2 --seed 7 --json").stdout)
+    assert record["seed"] == 7
+    assert [(row["round"], row["number"]) for row in record["tried"]] == [(1, 1), (1, 2)]
+    late = json.loads(done("adapt months.jsonl --out late --seconds 1e-9 --json").stdout)
+    assert late["tried"] == []
+
+
+def test_progress_tells_stages_and_time_left_in_order(place):
+    done(MONTHS)
+    lines = done(ADAPT).stderr.splitlines()
+    stages = [
+        line[1:].split("]")[0].replace(",", "").split()[1] for line in lines if line[0] == "["
+    ]
+    assert list(dict.fromkeys(stages)) == [
+        "base",
+        "generating",
+        "trying",
+        "executing",
+        "scoring",
+        "done",
+    ]
+    assert lines[-1] == "[100% done] Done"
+    assert any("trying, about " in line and " left]" in line for line in lines)
+
+
+class Terminal(StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_one_line_is_written_over_and_removed(monkeypatch):
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("COLUMNS", "40")
+    line = commands._ProgressLine()
+    for share in (0.1, 0.5):
+        line(Progress("trying", "x" * 100, share, 1.0, 61.0, Report(2, 0)))
+    line.clear()
+    assert "\n" not in shown.getvalue()
+    *parts, last = shown.getvalue().split("\r\x1b[K")[1:]
+    assert [len(part) for part in parts] == [39, 39]
+    assert parts[1].startswith("[50% trying, about 1 min 1 s left] xx")
+    assert last == ""
+
+
+def test_mistakes_are_named_by_line_and_stop_the_command(place):
+    Path("notes.txt").write_text("Is fire hot? => yes\nIs ice?\nIs ice hot? => no\n")
+    result = degaml(f"adapt notes.txt --out notes {QUICK}")
+    assert "1 mistake beside 2 examples" in sentence(result)
+    assert "--skip-mistakes" in result.stderr
+    assert result.stderr.startswith("Line 2: ")
+    assert not Path("notes").exists()
+
+    skipped = done(f"adapt notes.txt --out notes {QUICK} --skip-mistakes")
+    assert skipped.stderr.startswith("Line 2: ")
+    assert AdaptedModel.open("notes").report.support == 2
+
+
+def test_many_mistakes_are_not_all_shown(place):
+    Path("notes.txt").write_text("Is fire hot? => yes\nIs ice hot? => no\n" + "Is it?\n" * 50)
+    result = degaml("adapt notes.txt --out notes")
+    assert "50 mistakes" in sentence(result)
+    assert result.stderr.count("Line ") == commands.MISTAKES_SHOWN
+    assert "… and 30 more" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "empty"),
+        (b"\0\1\2", "binary"),
+        (b"caf\xe9 => yes", "not UTF-8"),
+        (b"Is it? => yes\n" * 5, "the answer 'yes'"),
+        (b"x" * (2 << 20), "larger than"),
+        (b"no question here", "no example"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_sentence(content, told, place):
+    Path("notes.txt").write_bytes(content)
+    assert told in sentence(degaml("adapt notes.txt --out notes"))
+    assert told in sentence(degaml("adapt - --out notes", content))
+    assert not Path("notes").exists()
+
+
+def test_what_the_session_refuses_is_one_sentence(place):
+    Path("one.txt").write_text("Is fire hot? | yes* | no\n")
+    assert "2 are needed" in sentence(degaml("adapt one.txt --out x"))
+    Path("long.txt").write_text(f"{'very ' * 1000} hot? => yes\nIs ice hot? => no\n")
+    assert "example 0 is" in sentence(degaml("adapt long.txt --out x"))
+    assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "adapt nope.jsonl --out x",
+        "adapt months.jsonl",
+        "adapt months.jsonl --out x --rounds -1",
+        "adapt months.jsonl --out x --seconds 0",
+        "adapt months.jsonl --out x --held-out some",
+        "predict months",
+        "predict months months.jsonl --question Why?",
+        "predict months months.jsonl --option because",
+        "adept",
+    ],
+)
+def test_wrong_usage_ends_with_2(line, place):
+    Path("months.jsonl").write_text("{}")
+    sentence(degaml(line), 2)
+
+
+# --- --out ----------------------------------------------------------------------------------------
+
+
+def test_an_adapter_is_replaced_by_force_alone(months):
+    before = (months / "degaml.json").read_bytes()
+    assert "--force" in sentence(degaml(f"{ADAPT} {QUICK}"))
+    assert (months / "degaml.json").read_bytes() == before
+    done(f"{ADAPT} {QUICK} --seed 3 --force")
+    assert AdaptedModel.open(months).report.seed == 3
+    assert sorted(path.name for path in months.parent.iterdir()) == ["months", "months.jsonl"]
+
+
+def test_a_folder_of_somebody_is_never_replaced(place):
+    done(MONTHS)
+    own = Path("own")
+    own.mkdir()
+    (own / "thesis.txt").write_text("years of work")
+    assert "no saved adaptation" in sentence(degaml("adapt months.jsonl --out own --force"))
+    # not even where an adapter is in it, too
+    done(f"adapt months.jsonl --out mixed {QUICK} --quiet")
+    Path("mixed/thesis.txt").write_text("years of work")
+    assert "'thesis.txt'" in sentence(degaml("adapt months.jsonl --out mixed --force"))
+    Path("file").write_text("a file")
+    assert "no folder" in sentence(degaml("adapt months.jsonl --out file --force"))
+    Path("link").symlink_to(own)
+    assert "no folder" in sentence(degaml("adapt months.jsonl --out link --force"))
+    assert "nothing can be written" in sentence(degaml("adapt months.jsonl --out file/deep/x"))
+    assert (own / "thesis.txt").read_text() == Path("mixed/thesis.txt").read_text()
+
+
+def test_an_empty_folder_and_a_new_deep_one_are_filled(place):
+    done(MONTHS)
+    Path("empty").mkdir()
+    for folder in ("empty", "a/b/c"):
+        done(f"adapt months.jsonl --out {folder} {QUICK} --quiet")
+        assert AdaptedModel.open(folder).report.support == 30
+
+
+def test_the_current_folder_is_not_replaced(place, monkeypatch):
+    Path("here").mkdir()
+    done("tasks --write month_after months.jsonl")
+    monkeypatch.chdir("here")
+    assert "current folder" in sentence(degaml("adapt ../months.jsonl --out ."))
+    assert "current folder" in sentence(degaml("adapt ../months.jsonl --out ../here"))
+
+
+def test_ctrl_c_ends_with_130_and_leaves_nothing(place, pair):
+    done(MONTHS)
+    running = process(
+        f"adapt months.jsonl --out months --pair {shlex.quote(str(pair))} --rounds 100 --proposals 1000",
+        cwd=place,
+    )
+    # once the trials go on
+    while "trying" not in running.stderr.readline():
+        assert running.poll() is None
+    began = time.monotonic()
+    running.send_signal(signal.SIGINT)
+    output, told = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert told.strip().splitlines()[-1] == "Stopped; nothing was written."
+    assert "Traceback" not in told
+    assert output == ""
+    assert time.monotonic() - began < 30
+    assert [path.name for path in place.iterdir()] == ["months.jsonl"]
+
+
+# --- predict --------------------------------------------------------------------------------------
+
+
+def test_answers_are_those_of_the_api(months):
+    asked = read_file(Path("months.jsonl")).examples
+    record = json.loads(done("predict months months.jsonl --base --json").stdout)
+    adapted = AdaptedModel.open(months)
+    for side, answers in (
+        ("answer", adapted.predict(asked)),
+        ("base", adapted.predict_base(asked)),
+    ):
+        rows = [row[side] for row in record["answers"]]
+        assert [row["choice"] for row in rows] == [answer.choice for answer in answers]
+        assert [tuple(row["probabilities"]) for row in rows] == [a.probabilities for a in answers]
+    assert record["accuracy"] == adapted.score(asked).as_json()
+    assert [row["gold"] for row in record["answers"]] == [example.gold for example in asked]
+
+
+def test_answers_for_people_show_probabilities_side_by_side(months):
+    shown = done(
+        "predict months --question 'What comes?' --option April --option May --base"
+    ).stdout
+    [answer] = json.loads(
+        done("predict months --question 'What comes?' --option April --option May --json").stdout
+    )["answers"]
+    title, heads, *options = shown.strip().splitlines()
+    assert title == "What comes?"
+    assert heads.split() == ["base", "adapted"]
+    assert [line.split()[0] for line in options] == ["April", "May"]
+    chosen = options[answer["answer"]["choice"]]
+    assert chosen.endswith(f"> {max(answer['answer']['probabilities']):5.2f}")
+    # nothing is known of the right answer
+    assert "Accuracy" not in shown
+    assert "right" not in shown
+
+
+def test_accuracy_is_told_where_answers_are_known(months):
+    shown = done("predict months months.jsonl --base").stdout
+    adapted = AdaptedModel.open(months)
+    asked = read_file(Path("months.jsonl")).examples
+    assert f"Accuracy of the adapted model: {adapted.score(asked).text}" in shown
+    assert "Accuracy of the base model: " in shown
+    assert sum(line.endswith("  right") for line in shown.splitlines()) == len(asked)
+
+
+def test_questions_without_answers_are_asked(months):
+    Path("asked.txt").write_text("What comes? | April | May\nWhat went? | June | July | May\n")
+    record = json.loads(done("predict months asked.txt --json").stdout)
+    assert "accuracy" not in record
+    asked = [(row["question"], row["options"]) for row in record["answers"]]
+    assert asked == [("What comes?", ["April", "May"]), ("What went?", ["June", "July", "May"])]
+
+
+def test_a_question_that_is_none_is_named_by_its_line(months):
+    Path("odd.txt").write_text("What comes? | April | May\nWhat went? | June | June\n")
+    assert "Line 2" in sentence(degaml("predict months odd.txt"))
+    assert "blank" in sentence(degaml("predict months --question ' ' --option a --option b"))
+    assert "1 option" in sentence(degaml("predict months --question 'Why?' --option a"))
+
+
+def test_a_mistake_beside_answers_stops_predict(months):
+    Path("mixed.txt").write_text("What comes? | April* | May\nWhat went? | June | July\n")
+    result = degaml("predict months mixed.txt")
+    assert "1 mistake" in sentence(result)
+    assert result.stderr.startswith("Line 2")
+    done("predict months mixed.txt --skip-mistakes")
+
+
+def test_nothing_steers_the_terminal(months):
+    Path("odd.txt").write_text("What\x1b[2J comes? | Apr\x1b]0;il | May\n")
+    assert "\x1b" not in done("predict months odd.txt --base").output
+
+
+def test_predict_without_an_adapter_is_one_sentence(place):
+    options = "--question Why? --option a --option b"
+    assert "is not there" in sentence(degaml(f"predict nope {options}"))
+    Path("empty").mkdir()
+    assert "no saved adaptation" in sentence(degaml(f"predict empty {options}"))
+
+
+# --- info and tasks -------------------------------------------------------------------------------
+
+
+def test_info_of_an_adapter_is_its_report(months):
+    adapted = AdaptedModel.open(months)
+    shown = done("info months").stdout
+    assert adapted.explain() in shown
+    assert adapted.base_model in shown
+    record = json.loads(done("info months --json").stdout)
+    assert record["report"]["support"] == 20
+    assert record["base_model"] == adapted.base_model
+    assert record["opened_whole_by_PEFT"] is (adapted.state.steering is None)
+
+
+def test_info_of_a_pair_names_what_it_is(place, pair):
+    shown = done("info").stdout
+    record = json.loads(done(f"info {shlex.quote(str(pair))} --json").stdout)
+    made = tiny_pair()
+    assert record["base_model"] == made.base_model
+    assert record["fingerprint_of_the_base_model"] == made.base_model_fingerprint
+    assert record["prompt_encoder"] == made.generator.identity.encoder
+    assert record["tasks"] == ["day_after"]
+    assert any(line.startswith("ttt ") and "ttl_steps 1-2" in line for line in record["strategies"])
+    for text in ("degaml-kedro", "torch", made.base_model, "day_after", "ttl_steps 1-2"):
+        assert text in shown
+    # versions belong to the program, not to a pair
+    assert "versions" not in record
+
+
+def test_info_of_what_is_neither_is_one_sentence(months):
+    assert "no trained pair" in sentence(degaml("info nope"))
+    (months / "degaml.json").write_text("{")
+    assert "cannot be read" in sentence(degaml("info months"))
+
+
+def test_tasks_are_listed_and_written(place):
+    shown = done("tasks").stdout
+    assert [line.split()[0] for line in shown.splitlines()] == [task.name for task in ready_tasks()]
+    assert [task["name"] for task in json.loads(done("tasks --json").stdout)] == [
+        task.name for task in ready_tasks()
+    ]
+    done("tasks --write to_roman roman.jsonl --count 12 --seed 1")
+    written = read_file(Path("roman.jsonl"))
+    drawn, _ = ready_task("to_roman").draw(12, 0, 1)
+    assert [(e.prompt, e.gold) for e in written.examples] == [(e.prompt, e.gold) for e in drawn]
+
+
+def test_tasks_write_over_nothing(place):
+    Path("months.jsonl").write_text("mine")
+    assert "is there already" in sentence(degaml(MONTHS))
+    assert Path("months.jsonl").read_text() == "mine"
+    assert "cannot be written" in sentence(degaml("tasks --write month_after no/such/place.jsonl"))
+    assert "did you mean 'month_after'" in sentence(degaml("tasks --write month_aftr x.jsonl"))
+
+
+# --- whatever happens -----------------------------------------------------------------------------
+
+
+def test_an_unforeseen_error_is_a_sentence_and_debug_shows_it(place, monkeypatch):
+    def broken():
+        raise RuntimeError("out\nof luck")
+
+    monkeypatch.setattr("degaml_kedro.tasks.ready.ready_tasks", broken)
+    told = sentence(degaml("tasks"))
+    assert "RuntimeError: out of luck" in told
+    assert isinstance(degaml("--debug tasks").exception, RuntimeError)
+
+
+def test_an_interruption_anywhere_ends_with_130(place, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("degaml_kedro.tasks.ready.ready_tasks", interrupted)
+    result = degaml("tasks")
+    assert (result.exit_code, result.stderr) == (130, "Stopped.\n")
+
+
+def test_a_closed_pipe_is_silent(place):
+    running = process("tasks --json", cwd=place)
+    running.stdout.close()
+    assert running.stderr.read() == ""
+    running.wait(timeout=120)
