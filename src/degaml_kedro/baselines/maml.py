@@ -79,7 +79,7 @@ def adam_direction(gradient: Tensor, moments: Moments) -> tuple[Tensor, Moments]
     """Where Adam goes from a gradient, and what it remembers then: the outer step, and the inner one.
 
     It can be differentiated by the gradient, through both moments: a second moment held constant would make of the
-    first step from empty moments, which is the gradient's sign, something with the slope 1 / |gradient|. Where the
+    first step from empty moments, which is the gradient's sign, something with the slope ``1 / |gradient|``. Where the
     second moment is 0 its root has no derivative; there the direction is 0, and so is its derivative.
 
     Args:

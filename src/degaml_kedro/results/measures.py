@@ -47,7 +47,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 def calibration_error(
     confidence: ArrayLike, correct: ArrayLike, bins: int = CALIBRATION_BINS
 ) -> float:
-    """Expected calibration error: sum over bins of |B| / N * |accuracy(B) - confidence(B)| (Guo et al., 2017).
+    """Expected calibration error: sum over bins of ``|B| / N * |accuracy(B) - confidence(B)|`` (Guo et al., 2017).
 
     Args:
         confidence: [N], probability of the predicted option.
