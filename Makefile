@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-INSTALLED_BENCH := $(VENV)/.installed-bench
 
 # nothing is reported to anybody
 export DO_NOT_TRACK := true
@@ -14,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 STUDY_SEEDS := 999 1000 1001
 
-.PHONY: help install run compare study adaptation smoke test lint bench mlflow viz lock clean clean-data
+.PHONY: help install run demo compare study adaptation shipped smoke test lint docs bench mlflow viz lock clean clean-data
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -24,6 +23,9 @@ install: $(INSTALLED) ## make .venv from the lock (run, test and the others do i
 run: $(INSTALLED) ## the embedded profile, offline, and its results as a table
 	@# one thread per task and a task per core: at these sizes two threads in one task mostly wait for each other
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --runner degaml_kedro.runner.StageRunner
+
+demo: $(INSTALLED) ## the page in a browser: paste examples, see what was chosen and what it is worth
+	HF_HUB_OFFLINE=1 $(BIN)/python -m demo
 
 compare: $(INSTALLED) ## every method and baseline, three seeds, and the report (goes on where it was)
 	for seed in $(STUDY_SEEDS); do \
@@ -45,11 +47,20 @@ adaptation: $(INSTALLED) ## what the policy adds to the generator, three seeds, 
 		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $$env --params seed=$$seed --runner degaml_kedro.runner.StageRunner --only-missing-outputs || exit 1; \
 	done; $(BIN)/python -m degaml_kedro.results.study data/$$env; done
 
+shipped: $(INSTALLED) ## the generator and the policy that come with the package, made anew (a quarter of an hour)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env shipped --runner degaml_kedro.runner.StageRunner --only-missing-outputs
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m degaml_kedro.pairs.shipping data/shipped/seed_999
+
 smoke: $(INSTALLED) ## the same pipelines in under a minute, on a tiny random model
 	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env smoke
 
-test: lint ## format, lint, types, import contract, and all tests
+test: lint docs ## format, lint, types, import contract, documentation, and all tests
+	@# the page is tested in a real browser: Chromium is looked for, and installed where that can be done
+	$(BIN)/python tools/browser.py --install
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadgroup
+
+docs: $(INSTALLED) ## the documentation as pages, in docs/_build/html
+	HF_HUB_OFFLINE=1 $(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
 lint: $(INSTALLED) ## what `test` checks before the tests
 	$(BIN)/ruff format --check
@@ -57,7 +68,7 @@ lint: $(INSTALLED) ## what `test` checks before the tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(INSTALLED_BENCH) ## speed and memory against the usual tools
+bench: $(INSTALLED) ## speed and memory against the usual tools
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
 
 mlflow: $(INSTALLED) ## the tracked runs in a browser
@@ -70,8 +81,8 @@ lock: $(INSTALLED) ## renew the lock files from what is installed in .venv
 	$(BIN)/python tools/lock.py
 
 clean: ## remove .venv and caches; what runs made stays
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .viz
-	find src tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .viz docs/_build docs/api tests/artifacts
+	find src demo tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
 
 clean-data: ## remove everything that runs made: data and tracked runs
 	find data -mindepth 1 -not -name .gitkeep -not -path 'data/0[1-8]_*' -delete
@@ -92,6 +103,3 @@ $(INSTALLED): requirements.lock requirements-models.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(INSTALLED_BENCH): $(INSTALLED) requirements-bench.lock
-	$(BIN)/python -m pip install --quiet -r requirements-bench.lock
-	@touch $@

@@ -21,6 +21,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from benchmarks import (
+    adaptation,
     candidates,
     decoders,
     gemm_limit,
@@ -52,6 +53,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Result]] = {
     "candidates": candidates.run,
     "tts_batch": tts_batch.run,
     "latent_steps": latent_steps.run,
+    "adaptation": adaptation.run,
 }
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "lm_eval")

