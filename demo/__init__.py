@@ -1,0 +1,1 @@
+"""The page over :mod:`degaml_kedro.session`: paste examples, adapt, look, ask, take the adapter along."""
