@@ -1,0 +1,154 @@
+"""Adaptations that are cancelled, that wait, that belong to somebody else, and whose page is closed."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+
+from tests.demo.pages import TWENTY
+
+pytestmark = pytest.mark.xdist_group("browser")
+
+# each step takes a while, on the slow pair above all
+LONG = "\n".join(f"{'word ' * 40}{i}? => {('yes', 'no', 'perhaps')[i % 3]}" for i in range(24))
+
+
+def begin_slowly(page, text=LONG):
+    page.paste(text)
+    page.choose("pair", "slow")
+    page.start()
+
+
+def stands_still(app, seconds=1.0):
+    """Whether the server's processor time hardly grows."""
+    before = app.watch().cpu
+    time.sleep(seconds)
+    # being looked at costs a little
+    return app.watch().cpu - before < 0.6 * seconds
+
+
+def test_cancel_stops_the_work(page, app):
+    begin_slowly(page)
+    page.wait_text("results", "Base model")
+    page.wait_stage("Try strategies")
+    assert app.watch().running == 1
+    page.press("cancel")
+    page.wait_done()
+    app.wait_idle(5)
+    assert stands_still(app)
+    assert "Stopped, as you asked" in page.text("progress")
+    assert not page.enabled("side-ask")
+    page.picture("cancelled")
+    # and a new one works
+    page.paste(TWENTY)
+    page.choose("pair", "plain")
+    page.wait_rows("parsed-table", 20)
+    page.adapt()
+    assert "Adapted model" in page.text("results")
+    assert len(page.cells("history")) == 1
+
+
+def test_two_users_at_once(open_page, app):
+    first, second = open_page(app), open_page(app)
+    begin_slowly(first)
+    first.wait_stage("Try strategies")
+    second.paste("\n".join(f"Is {i} even? => {'no' if i % 2 else 'yes'}" for i in range(12)))
+    second.wait_rows("parsed-table", 12)
+    second.start()
+    second.wait_text("queue", "You are number 1 in the queue", timeout=10_000)
+    second.picture("queue")
+    assert first.text("queue").strip() == ""
+    first.press("cancel")
+    first.wait_done()
+    second.wait_done()
+    assert second.text("queue").strip() == ""
+    assert "12" not in first.text("history")
+    assert "Is 0 even?" in second.text("history")
+
+    first.paste(TWENTY)
+    first.choose("pair", "plain")
+    first.wait_rows("parsed-table", 20)
+    first.adapt()
+    assert "Is 0 even?" not in first.part("history").inner_text()
+    assert "month" not in second.part("history").inner_text()
+    question = ("What comes next?", "one | two | three")
+    mine, theirs = first.ask(*question), second.ask(*question)
+    assert adapted(mine) != adapted(theirs)
+    assert adapted(second.ask(*question)) == adapted(theirs)
+
+
+def test_model_of_another_page_cannot_be_had(open_page, app):
+    """Whoever knows the id of a model, but not the session, gets nothing."""
+    owner, other = open_page(app), open_page(app)
+    sessions = []
+    for page in (owner, other):
+        page.page.on(
+            "request",
+            lambda request, page=page: (
+                sessions.append((page, request.post_data or ""))
+                if "/queue/join" in request.url
+                else None
+            ),
+        )
+        page.paste(TWENTY)
+        page.wait_rows("parsed-table", 20)
+        page.adapt()
+    first, second = owner.ask("Next?", "a | b"), other.ask("Next?", "a | b")
+    assert adapted(first) == adapted(second), "the same examples were to give the same adapter"
+    asked = [(page, json.loads(body)) for page, body in sessions if '"Next?"' in body]
+    (model,) = {body["data"][0] for page, body in asked if page is owner}
+    body = next(body for page, body in asked if page is other)
+    assert model != body["data"][0]
+
+    def ask(model_id):
+        """The other page's own request, with a model's id in it."""
+        return other.page.evaluate(
+            """async body => {
+                await fetch('/gradio_api/queue/join', {
+                    method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify(body)});
+                const answer = await fetch('/gradio_api/queue/data?session_hash=' + body.session_hash);
+                const reader = answer.body.getReader();
+                let told = '';
+                while (!told.includes('process_completed')) {
+                    const {value, done} = await reader.read();
+                    if (done) break;
+                    told += new TextDecoder().decode(value);
+                }
+                await reader.cancel();
+                return told;
+            }""",
+            {**body, "data": [model_id, *body["data"][1:]]},
+        )
+
+    told = ask(model)
+    assert "dg-asked" not in told
+    assert "no such model" in told or '"success":false' in told
+    assert "dg-asked" in ask(body["data"][0]), (
+        "the request itself was no good, so that nothing was shown"
+    )
+
+
+def adapted(text):
+    """The adapted model's probabilities."""
+    return re.findall(r"\d+\.\d %", text[text.index("Adapted") :])
+
+
+def test_closed_page_stops_and_frees(open_page, app):
+    app.wait_idle(10, models=0)
+    page = open_page(app)
+    page.paste(TWENTY)
+    page.wait_rows("parsed-table", 20)
+    page.adapt()
+    assert app.watch().models == 1
+    zips = list(app.temporary.rglob("adapter-*.zip"))
+    assert len(zips) == 1
+    begin_slowly(page)
+    page.wait_stage("Try strategies")
+    assert app.watch().running == 1
+    page.page.close()
+    app.wait_idle(10, models=0)
+    assert not list(app.temporary.rglob("adapter-*.zip"))
+    assert stands_still(app)
