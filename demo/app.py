@@ -12,6 +12,8 @@ from typing import Any
 
 # before Gradio is imported: nothing is reported to anybody
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+# seconds after which a page that was closed is noticed, and what it holds is freed
+os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "5")
 
 import gradio as gr
 from gradio.utils import get_upload_folder
@@ -22,7 +24,7 @@ from degaml_kedro.session import Budget, Progress
 from demo import reading, results
 from demo.api import add_endpoints
 from demo.comparison import Comparisons
-from demo.desk import MAX_PROPOSALS, MAX_ROUNDS, Desk, options_of
+from demo.desk import MAX_PROPOSALS, MAX_ROUNDS, READY_HELD_OUT, Desk, options_of
 from demo.markup import alert, escape, note
 from demo.runs import Run
 from demo.settings import DemoSettings
@@ -38,6 +40,7 @@ _HOW = (
     "One example a line: <code>question =&gt; answer</code>, or with options of its own: "
     "<code>question | option | right one* | option</code>. JSON, JSON lines and CSV are read too, pasted or as a file."
 )
+_HELD_OUT = 5
 _EMPTY = (
     '<div class="dg-empty">Nothing has been adapted yet. Results appear here, step by step.</div>'
 )
@@ -144,6 +147,8 @@ class _Page:
         )
         # the file that the text came from: a digest of the text, and the name
         self.source = gr.Textbox("", visible=False)
+        # what the visitor set: the slider follows what a shorter text leaves room for, and comes back
+        self.wanted = gr.State(_HELD_OUT)
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=300):
                 self._lay_out_examples()
@@ -199,7 +204,7 @@ class _Page:
             self.held_out = gr.Slider(
                 0,
                 limits.max_examples - 2,
-                value=5,
+                value=_HELD_OUT,
                 step=1,
                 label="Examples to hold out",
                 elem_id="held-out",
@@ -315,11 +320,12 @@ class _Page:
         gr.on(
             [self.text.change, self.skip.change],
             self._read,
-            [self.text, self.source, self.skip, self.held_out],
+            [self.text, self.source, self.skip, self.wanted],
             read,
             trigger_mode="always_last",
             **_READ,
         )
+        self.held_out.input(lambda value: value, self.held_out, self.wanted, **_READ)
         self.file.upload(self._upload, self.file, [self.text, self.source, self.error], **_READ)
         # what is typed over a file's text is not of the file's layout any longer
         self.text.input(lambda: "", None, self.source, trigger_mode="always_last", **_READ).then(
@@ -328,7 +334,7 @@ class _Page:
         self.use.click(
             self._use,
             self.task,
-            [self.text, self.source, self.file, self.held_out, self.error],
+            [self.text, self.source, self.file, self.held_out, self.wanted, self.error],
             **_READ,
         )
         shown = [self.results, self.strategy, self.tried, self.changed]
@@ -374,7 +380,7 @@ class _Page:
         self.baselines.expand(self.comparisons.show, None, self.comparison, **_READ)
         app.unload(self._leave)
 
-    def _read(self, text: str, source: str, skip: bool, held_out: float) -> Updates:
+    def _read(self, text: str, source: str, skip: bool, wanted: float | None) -> Updates:
         off: Updates = {
             self.parsed: "",
             self.skip: gr.Checkbox(visible=False),
@@ -399,8 +405,8 @@ class _Page:
             more = "At least 2 examples are needed; add some."
         told, fits = reading.summary(pasted, more), not more
         highest = max(1, min(good, most) - 2)
-        held_out = held_out or 0
-        value = held_out if held_out <= highest else min(highest, good // 4)
+        wanted = wanted or 0
+        value = wanted if wanted <= highest else min(highest, good // 4)
         return {
             self.summary: told,
             self.skip: gr.Checkbox(visible=wrong > 0 and fits),
@@ -432,7 +438,8 @@ class _Page:
             self.text: text,
             self.source: "",
             self.file: None,
-            self.held_out: gr.Slider(maximum=self.desk.settings.max_examples, value=40),
+            self.held_out: gr.Slider(maximum=self.desk.settings.max_examples, value=READY_HELD_OUT),
+            self.wanted: READY_HELD_OUT,
             self.error: "",
         }
 

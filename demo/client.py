@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where to put the adapter's zip")
     asked = parser.parse_args(arguments)
     try:
-        client = Client(asked.url, verbose=False)
+        client = Client(asked.url, verbose=False, analytics_enabled=False)
     except (HTTPError, OSError, ValueError) as error:
         print(f"Error: nothing answers at {asked.url} ({error})", file=sys.stderr)
         return 1

@@ -28,7 +28,7 @@ MAX_PROPOSALS = 6
 _POLL_SECONDS = 0.2
 _SWEEP_SECONDS = 1.0
 _READY_SUPPORT = 20
-_READY_HELD_OUT = 40
+READY_HELD_OUT = 40
 
 
 class DemoError(DegamlError):
@@ -120,7 +120,7 @@ class Desk:
         task = self._tasks.get(name)
         if task is None:
             raise DemoError(f"There is no ready task {shorten(name)}; pick one from the list.")
-        total = min(_READY_SUPPORT + _READY_HELD_OUT, self.settings.max_examples)
+        total = min(_READY_SUPPORT + READY_HELD_OUT, self.settings.max_examples)
         support = min(_READY_SUPPORT, max(1, total // 2))
         given, held_out = task.draw(support, total - support, seed)
         text = examples_text([*given, *held_out])
