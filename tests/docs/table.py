@@ -79,6 +79,7 @@ RECIPES: dict[str, str] = {
     "make smoke": "kedro run --env smoke",
     "make compare": "kedro run --env comparison --pipelines report",
     "make test": "pytest",
+    "make docs": "sphinx-build -q -W",
     "make shipped": "python -m degaml_kedro.pairs.shipping data/shipped/seed_999",
     "make demo": "python -m demo",
     "make mlflow": "kedro mlflow ui",
@@ -97,6 +98,7 @@ INSTALLING = (
 
 # executed, or done by the functions behind it, in another test
 ELSEWHERE: dict[str, str] = {
+    "make docs": "tests/docs/test_commands.py::test_every_command_is_executed_or_marked",
     "make test": "tests/docs/test_commands.py::test_every_command_is_executed_or_marked",
     "accelerate launch --num_processes N -m kedro run --pipelines generator": (
         "tests/generator/test_training.py::test_several_processes_give_one_process_s_parameters"
@@ -127,6 +129,7 @@ RUN_PYTHON: dict[str, dict[str, str]] = {
         "data/07_model_output/month_after": "data/smoke/07_model_output/day_before"
     },
     "docs/policy.md": {"data/06_models/month_after": "data/smoke/06_models/day_before"},
+    "README.md": {"Session.load()": 'Session.load("data/smoke")'},
     "docs/python-api.md": {"Session.load()": 'Session.load("data/smoke")'},
     "docs/shipped.md": {},
     "docs/your-own-model.md": {},
