@@ -9,16 +9,19 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from safetensors import SafetensorError
 
 from degaml_kedro import commands
 from degaml_kedro.adaptation.report import Progress, Report
 from degaml_kedro.pairs import loading, save_pair
+from degaml_kedro.parameters import SearchParameters
 from degaml_kedro.session import AdaptedModel
 from degaml_kedro.tasks.pasted import read_file
 from degaml_kedro.tasks.ready import ready_task, ready_tasks
@@ -269,6 +272,16 @@ def test_what_the_session_refuses_is_one_sentence(place):
     assert not Path("x").exists()
 
 
+@pytest.mark.parametrize("name", ["rounds", "proposals"])
+def test_a_budget_out_of_range_is_refused_before_anything_is_loaded(name, place):
+    Path("months.jsonl").write_text("not even read")
+    field = {info.__class__.__name__: info for info in SearchParameters.model_fields[name].metadata}
+    least, most = field["Ge"].ge, field["Le"].le
+    for number in (least - 1, most + 1):
+        told = sentence(degaml(f"adapt months.jsonl --out x --{name} {number}"), 2)
+        assert f"{least}<=x<={most}" in told
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -313,9 +326,52 @@ def test_a_folder_of_somebody_is_never_replaced(place):
     Path("file").write_text("a file")
     assert "no folder" in sentence(degaml("adapt months.jsonl --out file --force"))
     Path("link").symlink_to(own)
-    assert "no folder" in sentence(degaml("adapt months.jsonl --out link --force"))
+    assert "it is a link" in sentence(degaml("adapt months.jsonl --out link --force"))
     assert "nothing can be written" in sentence(degaml("adapt months.jsonl --out file/deep/x"))
     assert (own / "thesis.txt").read_text() == Path("mixed/thesis.txt").read_text()
+
+
+def test_what_cannot_be_made_is_known_before_the_work_begins(place, monkeypatch):
+    Path("months.jsonl").write_text("not even read")
+    long = "x" * 300
+    for out in (long, f"new/{long}", f"new/{long}/deep", "/".join(["y" * 250] * 17)):
+        assert "is too long" in sentence(degaml(f"adapt months.jsonl --out {out}"))
+    assert "no such user" in sentence(degaml("adapt months.jsonl --out '~nobody at all/x'"))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    assert "nothing can be written" in sentence(degaml("adapt months.jsonl --out x"))
+    assert [path.name for path in place.iterdir()] == ["months.jsonl"]
+
+
+def test_a_disk_that_fills_up_is_one_sentence(place, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device")
+
+    done(MONTHS)
+    monkeypatch.setattr("degaml_kedro.adaptation.folder.write_peft_files", full)
+    told = sentence(degaml(f"{ADAPT} {QUICK} --quiet"))
+    assert "cannot be saved in months" in told
+    assert "No space left" in told
+    assert "foreseen" not in told
+    assert [path.name for path in place.iterdir()] == ["months.jsonl"]
+
+
+def test_a_folder_that_looks_like_an_option_can_be_asked(place):
+    done(MONTHS)
+    shown = done(f"adapt months.jsonl --out=-x {QUICK}").stdout
+    again = next(line for line in shown.splitlines() if "degaml predict" in line)
+    assert ">" in done(again.strip().removeprefix("degaml ")).stdout
+
+
+def test_home_is_the_users(place, monkeypatch):
+    monkeypatch.setenv("HOME", str(place))
+    done(MONTHS)
+    done(f"adapt months.jsonl --out '~/mine' {QUICK} --quiet")
+    assert AdaptedModel.open(place / "mine").report.support == 30
+    done("predict '~/mine' --question Why? --option a --option b")
 
 
 def test_an_empty_folder_and_a_new_deep_one_are_filled(place):
@@ -352,6 +408,24 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(place, pair):
     assert output == ""
     assert time.monotonic() - began < 30
     assert [path.name for path in place.iterdir()] == ["months.jsonl"]
+
+
+def test_a_second_ctrl_c_ends_at_once_and_prints_no_traceback():
+    # an exception would be lost in what Python calls as it takes an object down
+    code = (
+        "import os, signal, time\nfrom degaml_kedro.commands import _cancelled_by_ctrl_c\n"
+        "class Dying:\n    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(0.1)\n"
+        "with _cancelled_by_ctrl_c() as cancel:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    assert cancel.wait(1)\n"
+        "    dying = Dying()\n    del dying\n    print('went on')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 130
+    assert (ended.stdout, ended.stderr) == ("", "\nStopped; nothing was written.\n")
 
 
 # --- predict --------------------------------------------------------------------------------------
@@ -427,6 +501,21 @@ def test_nothing_steers_the_terminal(months):
     assert "\x1b" not in done("predict months odd.txt --base").output
 
 
+@pytest.mark.parametrize("many", [30, 31])
+def test_many_questions_on_a_terminal_show_that_it_is_at_work(many, months, monkeypatch):
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(commands, "MANY_QUESTIONS", many)
+    commands.predict.callback(Path("months"), "months.jsonl", None, (), True, False, False)
+    if many > 30:
+        assert shown.getvalue() == ""
+        return
+    parts = shown.getvalue().split("\r\x1b[K")
+    assert "asking the adapted model 30 questions" in parts
+    assert "asking the base model 30 questions" in parts
+    assert parts[-1] == ""
+
+
 def test_predict_without_an_adapter_is_one_sentence(place):
     options = "--question Why? --option a --option b"
     assert "is not there" in sentence(degaml(f"predict nope {options}"))
@@ -446,6 +535,51 @@ def test_info_of_an_adapter_is_its_report(months):
     assert record["report"]["support"] == 20
     assert record["base_model"] == adapted.base_model
     assert record["opened_whole_by_PEFT"] is (adapted.state.steering is None)
+
+
+ODD = "a\x1b]0;b\x07c\x7fd\x9be\nforged\u202eg"
+
+
+def assert_shows_nothing_odd(text):
+    assert all(line.isprintable() for line in text.split("\n")), text
+    assert "\nforged" not in text
+
+
+def test_info_of_an_adapter_shows_nothing_that_steers_a_terminal(months):
+    about = months / "degaml.json"
+    content = json.loads(about.read_text())
+    content["base_model"] = ODD
+    report = content["report"]
+    report.update(words=ODD, source="x\npair  forged", warnings=[ODD])
+    report["tried"][0].update(words=ODD, error=ODD, after=None)
+    about.write_text(json.dumps(content))
+    shown = done("info months").stdout
+    assert_shows_nothing_odd(shown)
+    assert not any(line.startswith("pair") for line in shown.splitlines())
+    record = done("info months --json").stdout
+    assert_shows_nothing_odd(record)
+    assert json.loads(record)["base_model"] == ODD
+    # nor does what is said where it cannot be read
+    about.write_text(json.dumps({**content, ODD: 1}))
+    assert_shows_nothing_odd(degaml("info months").stderr)
+
+
+def test_info_of_a_pair_shows_nothing_that_steers_a_terminal(place):
+    write_tiny_pair(place / "odd")
+    file = place / "odd" / "pair.json"
+    content = json.loads(file.read_text())
+    content["name"] = "a\x7fb\x9bc"
+    content["about"] = {
+        ODD: ODD,
+        "inner": {ODD: [ODD, 1]},
+        "fingerprint_of_the_base_model": "invented",
+        "list": [ODD, "two words"],
+    }
+    file.write_text(json.dumps(content))
+    shown = done("info odd").stdout
+    assert_shows_nothing_odd(shown)
+    assert "invented" not in shown
+    assert_shows_nothing_odd(done("info odd --json").stdout)
 
 
 def test_info_of_a_pair_names_what_it_is(place, pair):

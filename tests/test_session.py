@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -33,6 +34,7 @@ from degaml_kedro.session import (
     Session,
     SessionError,
     _deal,
+    _same_questions,
 )
 from degaml_kedro.strategies.generated import question_embedder
 from degaml_kedro.strategies.state import AdaptedState, Member, StateError, Steering, Vote
@@ -636,3 +638,80 @@ def test_the_shipped_pair_improves_a_task_that_it_never_saw():
     assert first
     # loading included; a busy machine is slow, a broken one hangs
     assert time.monotonic() - began < 600
+
+
+# --- found by trying to break it ------------------------------------------------------------------
+
+
+def test_one_question_with_one_answer_stays_on_one_side(session):
+    same = [
+        make_example("Which month follows March?", [f"month {i}", "April", f"other {i}"], gold=1)
+        for i in range(6)
+    ]
+    others = [make_example(f"What is {i}?", ["even", "odd"], gold=i % 2) for i in range(6)]
+    report = session.adapt([*same, *others], held_out=5, budget=Budget(1, 1)).report
+    assert (report.support, report.held_out) == (7, 5)
+    with pytest.raises(SessionError, match="nothing would be measured"):
+        session.adapt([*same[:3], *others], held_out=same[3:])
+
+
+def test_two_groups_that_turn_out_to_be_one():
+    # the last one has the first one's prompt, and the second one's question and answer
+    first = make_example("q", ["a", "b"], gold=0)
+    second = make_example("q", ["b", "c"], gold=0)
+    third = make_example("q", ["a", "b"], gold=1)
+    assert _same_questions([first, second, third]) == [[0, 2, 1]]
+
+
+@pytest.mark.parametrize("wrong", [0.25, None, True, "5"])
+def test_what_cannot_be_held_out_is_told(session, wrong):
+    with pytest.raises(SessionError, match="held_out is|example 0 is a str"):
+        session.adapt([make_example(f"q{i}", ["a", "b"], 0) for i in range(4)], held_out=wrong)
+
+
+def test_numbers_of_numpy_and_examples_of_generators_will_do(session):
+    examples = [make_example(f"q{i}", ["a", "b"], i % 2) for i in range(6)]
+    report = session.adapt(
+        (one for one in examples), held_out=np.int64(2), budget=Budget(1, 1)
+    ).report
+    assert (report.support, report.held_out) == (4, 2)
+
+
+def test_what_is_no_example_is_told(session):
+    with pytest.raises(SessionError, match="example 0 is a dict"):
+        session.adapt([{"question": "q"}, {"question": "p"}])
+    with pytest.raises(SessionError, match="question 0 is a str"):
+        session.predict(["q"])
+    with pytest.raises(SessionError, match="seed is '1'"):
+        session.adapt([make_example(f"q{i}", ["a", "b"], 0) for i in range(4)], seed="1")
+
+
+def test_the_budget_ends_the_writing_of_proposals(session, monkeypatch):
+    examples = [make_example(f"q{i}", ["a", "b"], i % 2) for i in range(4)]
+    report = session.adapt(examples, budget=Budget(rounds=1, proposals=1024, seconds=0.2)).report
+    assert len(report.tried) < 1024
+    assert report.seconds["trying"] < 60
+
+
+def test_a_chosen_strategy_that_fails_in_the_end_is_not_said_to_be_carried_out(
+    session, monkeypatch
+):
+    from degaml_kedro.policy import search
+    from degaml_kedro.strategies.workbench import StrategyError
+
+    examples = [make_example(f"q{i}", ["a", "b"], i % 2) for i in range(6)]
+
+    def adapted(seed):
+        return session.adapt(examples, seed=seed, budget=Budget(rounds=1, proposals=6))
+
+    seed = next(seed for seed in range(40) if adapted(seed).report.strategy)
+
+    def broken(*args):
+        raise StrategyError("diverged")
+
+    monkeypatch.setattr(search, "execute", broken)
+    model = adapted(seed)
+    assert model.report.strategy == ()
+    assert not any(one.executed for one in model.report.tried)
+    assert "failed when it was carried out" in model.report.warnings[-1]
+    assert "failed when it was carried out" in model.explain()

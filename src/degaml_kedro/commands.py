@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that ``degaml --help`` a
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +27,7 @@ import click
 from degaml_kedro import __version__
 from degaml_kedro.adaptation.contents import why_not_ours
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.texts import printable
 
 if TYPE_CHECKING:
     from degaml_kedro.adaptation.report import Accuracy, Answer, Change, Progress
@@ -36,6 +39,11 @@ INTERRUPTED = 130
 MISTAKES_SHOWN = 20
 CHANGES_SHOWN = 10
 CARD_LINES = 60
+NAME_BYTES = 255
+# the longest path that a saved adaptation holds
+LONGEST_INSIDE = Path("state/.0123456789abcdef.tmp/adapter_19/adapter_model.safetensors")
+# from so many on, predict says on a terminal that it is at work
+MANY_QUESTIONS = 50
 PACKAGES = ("torch", "transformers", "peft", "safetensors")
 _WIDTH = 100
 
@@ -59,10 +67,10 @@ class _Commands(click.Group):
             ctx.exit(INTERRUPTED)
         except DegamlError as error:
             self._reraise(ctx, error)
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(printable(str(error))) from None
         except Exception as error:  # noqa: BLE001 - people are told in a sentence, with --debug the rest
             self._reraise(ctx, error)
-            told = " ".join(str(error).split()) or "no message"
+            told = " ".join(printable(str(error)).split()) or "no message"
             raise click.ClickException(
                 f"something went wrong that was not foreseen ({type(error).__name__}: {told}); "
                 f"`degaml --debug …` shows where"
@@ -153,9 +161,9 @@ What EXAMPLES may look like, one line or one block an example:
 )
 @_pair_options
 @click.option(
-    "--rounds", type=click.IntRange(min=0), help="Rounds of proposals. Default: the pair's own."
+    "--rounds", type=click.IntRange(1, 100), help="Rounds of proposals. Default: the pair's own."
 )
-@click.option("--proposals", type=click.IntRange(min=1), help="Proposals in a round.")
+@click.option("--proposals", type=click.IntRange(1, 1024), help="Proposals in a round.")
 @click.option(
     "--seconds", type=click.FloatRange(min=0, min_open=True), help="Time for trying proposals."
 )
@@ -185,6 +193,7 @@ def adapt(
 
     The file is text, JSON, JSONL or CSV. A line with a mistake is named, and stops the command.
     """
+    out = _expanded(out)
     _check_out(out, force)
     given = _read_examples(examples, skip_mistakes)
     from degaml_kedro.session import AdaptationCancelled, Budget, Session
@@ -223,6 +232,7 @@ def _check_out(out: Path, force: bool) -> None:
     Raises:
         ClickException: there is something that is not ours, or ours without ``--force``, or no folder can be made.
     """
+    _check_name(out)
     if out.resolve() == Path.cwd():
         raise click.ClickException("--out: it is the current folder; name one inside it.")
     if (why := why_not_ours(out)) is not None:
@@ -234,15 +244,54 @@ def _check_out(out: Path, force: bool) -> None:
     place = out.absolute().parent
     while not place.exists():
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    try:
+        # what access rights say is not all: in /proc root has all of them, and can make nothing
+        tempfile.TemporaryDirectory(dir=place, prefix=".").cleanup()
+    except OSError:
         raise click.ClickException(
             f"--out: {out} cannot be made, nothing can be written in {place}; name another folder."
-        )
+        ) from None
+
+
+def _check_name(out: Path) -> None:
+    """Nothing in the path is longer than file systems allow.
+
+    Raises:
+        ClickException: a name is, or all of it.
+    """
+    # folders that are not there yet hide the names below them from the system
+    long = any(len(os.fsencode(part)) > NAME_BYTES for part in out.parts)
+    try:
+        os.lstat(out / LONGEST_INSIDE)
+    except OSError as error:
+        long = long or error.errno == errno.ENAMETOOLONG
+    if long:
+        raise click.ClickException(f"--out: {_one_line(str(out), 60)} is too long; shorten it.")
+
+
+def _expanded(path: Path) -> Path:
+    """A path with the user's home in place of ``~``.
+
+    Raises:
+        ClickException: there is no such user.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise click.ClickException(
+            f"{path}: there is no such user; write ./{path} for a folder of that name."
+        ) from None
+
+
+def _argument(path: Path | str) -> str:
+    """A path as a shell takes it, never for an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 @contextmanager
 def _cancelled_by_ctrl_c() -> Iterator[threading.Event]:
-    """Ctrl-C asks the work to stop, so that it ends in order; a second one breaks it off."""
+    """Ctrl-C asks the work to stop, so that it ends in order; a second one ends the process at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         # only the main thread may say what a signal does
@@ -250,8 +299,11 @@ def _cancelled_by_ctrl_c() -> Iterator[threading.Event]:
         return
 
     def ask(*_: object) -> None:
+        if event.is_set():
+            # not by an exception: one that comes while an object is taken down is printed and lost
+            os.write(2, b"\nStopped; nothing was written.\n")
+            os._exit(INTERRUPTED)
         event.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     earlier = signal.signal(signal.SIGINT, ask)
     try:
@@ -310,7 +362,7 @@ def _adaptation_text(adapted: AdaptedModel, out: Path, example: Example) -> str:
     options = " ".join(
         f"--option {shlex.quote(_one_line(one, len(one)))}" for one in example.options
     )
-    place = shlex.quote(str(out))
+    place = _argument(out)
     code = peft_code(report.base_model, str(out)).rstrip()
     parts = [
         adapted.explain().rstrip(),
@@ -381,6 +433,7 @@ def predict(
         raise click.UsageError("give either --question with its options, or a file of questions.")
     if options and question is None:
         raise click.UsageError("--option belongs to --question; a file names its own options.")
+    adapter = _expanded(adapter)
     _check_adapter(adapter)
     asked: Sequence[Question | Example]
     if question is not None:
@@ -391,9 +444,17 @@ def predict(
         asked = _read_questions(str(file), skip_mistakes)
     from degaml_kedro.session import AdaptedModel
 
-    model = AdaptedModel.open(adapter)
-    answers = model.predict(asked)
-    before = model.predict_base(asked) if base else None
+    line = _ProgressLine(quiet=len(asked) < MANY_QUESTIONS or not sys.stderr.isatty())
+    line.say("loading the adapter")
+    try:
+        model = AdaptedModel.open(adapter)
+        line.say(f"asking the adapted model {len(asked)} questions")
+        answers = model.predict(asked)
+        if base:
+            line.say(f"asking the base model {len(asked)} questions")
+        before = model.predict_base(asked) if base else None
+    finally:
+        line.clear()
     if as_json:
         _print_json(_answers_json(asked, answers, before))
     else:
@@ -511,7 +572,7 @@ def info(
 
     Without SOURCE: the pair that ships with the package, and versions.
     """
-    folder = None if source is None else Path(source).expanduser()
+    folder = None if source is None else _expanded(Path(source))
     if folder is not None and (folder / "degaml.json").exists():
         from degaml_kedro.adaptation.folder import load_adaptation
 
@@ -561,7 +622,7 @@ def _pair_facts(pair: TrainedPair) -> dict[str, Any]:
     identity = pair.generator.identity
     space = ActionSpace.of(pair.settings.policy.families)
     search = pair.settings.policy.search
-    return {
+    facts: dict[str, Any] = {
         "pair": pair.name,
         "source": pair.source,
         "base model": pair.base_model,
@@ -575,8 +636,10 @@ def _pair_facts(pair: TrainedPair) -> dict[str, Any]:
         else f"LoRA of rank {pair.policy.config.rank}",
         "budget": f"{search.rounds} rounds of {search.proposals} proposals",
         "strategies": space.describe([family.name for family in space.families]).splitlines(),
-        **{str(key).replace("_", " "): value for key, value in pair.about.items()},
     }
+    about = {printable(str(key)).replace("_", " "): value for key, value in pair.about.items()}
+    # what is known is not to be replaced by what somebody wrote
+    return {**facts, **{name: value for name, value in about.items() if name not in facts}}
 
 
 def _card_accuracy(folder: Path) -> list[str] | None:
@@ -587,9 +650,7 @@ def _card_accuracy(folder: Path) -> list[str] | None:
         return None
     _, found, rest = card.partition("\n## Accuracy\n")
     section = rest.partition("\n## ")[0].strip()
-    # a card is anybody's text
-    lines = ["".join(c if c.isprintable() else " " for c in line) for line in section.splitlines()]
-    return lines[:CARD_LINES] if found else None
+    return [printable(line) for line in section.splitlines()][:CARD_LINES] if found else None
 
 
 def _versions() -> dict[str, str]:
@@ -609,9 +670,9 @@ def _keys(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _facts_text(facts: Mapping[str, Any]) -> str:
-    """One fact a line, lists and groups below their name."""
+    """One fact a line, lists and groups below their name; they are anybody's text."""
     width = max(len(name) for name, value in facts.items() if not isinstance(value, Mapping | list))
-    return "\n".join(_fact_lines(facts, "", width))
+    return "\n".join(printable(line) for line in _fact_lines(facts, "", width))
 
 
 def _fact_lines(facts: Mapping[str, Any], indent: str, width: int) -> Iterator[str]:
@@ -705,9 +766,7 @@ def tasks(write: tuple[str, str] | None, count: int, seed: int, as_json: bool) -
     except OSError as error:
         raise click.ClickException(f"{path} cannot be written ({error.strerror}).") from None
     click.echo(f"{len(examples)} examples of {name} are in {path}. Adapt to them:")
-    click.echo(
-        f"  degaml adapt {shlex.quote(str(path))} --held-out {len(examples) // 3} --out {name}"
-    )
+    click.echo(f"  degaml adapt {_argument(path)} --held-out {len(examples) // 3} --out {name}")
 
 
 @main.command(
@@ -781,7 +840,7 @@ def _examples_of(data: bytes, name: str, skip_mistakes: bool) -> list[Example]:
     pasted = read_data(data, name)
     mistakes, examples = pasted.mistakes, list(pasted.examples)
     for row in mistakes[:MISTAKES_SHOWN]:
-        click.echo(row.mistake, err=True)
+        click.echo(printable(str(row.mistake)), err=True)
     if len(mistakes) > MISTAKES_SHOWN:
         click.echo(f"… and {len(mistakes) - MISTAKES_SHOWN} more", err=True)
     what = name or "standard input"
@@ -799,12 +858,14 @@ def _examples_of(data: bytes, name: str, skip_mistakes: bool) -> list[Example]:
 
 
 def _print_json(record: Any) -> None:
-    click.echo(json.dumps(record, indent=1, ensure_ascii=False))
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    # JSON's own line breaks stay, all else that a terminal might obey is escaped
+    click.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def _one_line(text: str, width: int) -> str:
     """A text without line breaks and what a terminal would take for a command, cut to a width."""
-    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    flat = " ".join(printable(text).split())
     return flat if len(flat) <= width else f"{flat[: width - 1]}…"
 
 

@@ -19,15 +19,20 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
     Yields:
         An empty folder beside it, to be filled.
+
+    Raises:
+        OSError: the folder cannot be made there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # unique, so that two writers never share a half-written folder
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    mark = uuid.uuid4().hex[:16]
+    # without the folder's own name, which may be as long as names can be
+    temporary = path.with_name(f".{mark}.tmp")
     temporary.mkdir()
     try:
         yield temporary
         if path.exists():
-            old = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
+            old = path.with_name(f".{mark}.old")
             os.rename(path, old)
             os.rename(temporary, path)
             shutil.rmtree(old)

@@ -7,15 +7,38 @@ plain mappings from Kedro and turn the part they need into one of these frozen m
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic import BaseModel as _PydanticModel
-from pydantic import ConfigDict, Field, model_validator
 
 ScoringMode = Literal["letter", "text", "generate"]
 Normalization = Literal["none", "characters", "tokens"]
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+# without dots: looking for a submodule would import, and so run, the package above it
+PackageName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
+
+
+def _plain_path(text: str) -> str:
+    path = PurePosixPath(text)
+    odd = not text.isprintable() or any(mark in text for mark in "\\:")
+    if odd or not text or path.is_absolute() or ".." in path.parts:
+        raise ValueError("a relative path is needed, with '/' alone and without '..'")
+    return text
+
+
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("half a character (a lone surrogate) stands in it") from error
+    return text
+
+
+PlainPath = Annotated[str, AfterValidator(_plain_path)]
+Text = Annotated[str, AfterValidator(_utf8)]
 
 
 class Parameters(_PydanticModel):
@@ -40,15 +63,15 @@ class FolderModel(Parameters):
 
     kind: Literal["folder"]
     path: str
-    gguf_file: str | None = None
+    gguf_file: PlainPath | None = None
 
 
 class PackageModel(Parameters):
     """A GGUF file that an installed Python package ships."""
 
     kind: Literal["package"]
-    package: str
-    gguf_file: str
+    package: PackageName
+    gguf_file: PlainPath
 
 
 class RandomModel(Parameters):
@@ -76,8 +99,8 @@ class PromptParameters(Parameters):
     format: Literal["plain", "chat"] = "chat"
     # how the options stand in the prompt: as the "A: …" lines the example has, in one line, or not at all
     options: Literal["lines", "inline", "hidden"] = "lines"
-    plain_prefix: str = "Question: "
-    plain_suffix: str = "\nAnswer:"
+    plain_prefix: Text = "Question: "
+    plain_suffix: Text = "\nAnswer:"
 
 
 class ScoringParameters(Parameters):
@@ -133,8 +156,8 @@ class PackageEncoder(Parameters):
     """A sentence-transformers folder that an installed Python package ships."""
 
     kind: Literal["package"]
-    package: str
-    folder: str
+    package: PackageName
+    folder: PlainPath
 
 
 class RandomEncoder(Parameters):

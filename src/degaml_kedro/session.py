@@ -11,9 +11,10 @@ everything that an adaptation makes belongs to it alone.
 
 from __future__ import annotations
 
+import operator
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,18 +23,24 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from degaml_kedro.adaptation.folder import AnswerSettings, load_adaptation, save_adaptation
+from degaml_kedro.adaptation.folder import (
+    AnswerSettings,
+    check_widths,
+    load_adaptation,
+    save_adaptation,
+)
 from degaml_kedro.adaptation.report import Accuracy, Answer, Change, Progress, Report, Tried
 from degaml_kedro.adaptation.tracker import Listener, Tracker
 from degaml_kedro.adaptation.words import action_words, explain, strategy_words
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
+from degaml_kedro.llm.prompting import encode_questions
 from degaml_kedro.llm.scoring import Prediction, compare_options, score_examples
 from degaml_kedro.pairs import TrainedPair, load_trained_pair
 from degaml_kedro.parameters import SearchParameters
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.proposers import PolicyProposer, Proposal, Proposer, UniformProposer
-from degaml_kedro.policy.search import Row, Tag, adapt, build_state, executed_rows
+from degaml_kedro.policy.search import CarriedOut, Row, Tag, adapt, carry_out, executed_rows
 from degaml_kedro.progress import Progress as Counted
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import answer_questions, predict
@@ -45,7 +52,7 @@ from degaml_kedro.strategies.generated import (
     read_questions,
 )
 from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.workbench import Interruption, Meter, Workbench
+from degaml_kedro.strategies.workbench import Interruption, Meter, OutOfTimeError, Workbench
 from degaml_kedro.tasks.example import Example, Question
 
 __all__ = [
@@ -100,7 +107,7 @@ class Budget:
             if (value := getattr(self, name)) is not None
         }
         try:
-            return SearchParameters.model_validate({**search.model_dump(), **given})
+            return SearchParameters.model_validate({**search.model_dump(), **given}, strict=True)
         except ValueError as error:
             raise SessionError(
                 f"the budget {given} cannot be used: rounds are 1 to 100, proposals 1 to 1024, seconds above 0"
@@ -121,7 +128,7 @@ class Session:
             trained: the pair.
 
         Raises:
-            ModelError: the base model cannot be loaded.
+            ModelError: the base model cannot be loaded, or the policy does not fit it.
             GeneratorError: the base model is not the pair's.
         """
         self.trained = trained
@@ -138,6 +145,9 @@ class Session:
         policy = trained.settings.policy
         self._space = ActionSpace.of(policy.families)
         self._pilot = load_base_model(policy.model) if policy.model else self._base
+        # a policy for other layers is refused now, and not at its first proposal
+        if trained.policy is not None:
+            self._pilot.activate_adapter(trained.policy)
 
     @classmethod
     def load(
@@ -205,6 +215,17 @@ class Session:
             PromptError: a question is longer than the model's context.
             AdaptationCancelled: ``cancel`` was set.
         """
+        examples = _checked(examples)
+        if not isinstance(held_out, Iterable):
+            held_out = _whole(held_out, "held_out", "a number of examples, or examples")
+        else:
+            held_out = _checked(held_out)
+        seed = _whole(seed, "seed", "a whole number")
+        # in the user's order, so that a message counts as the user does
+        prompt, mode = self._settings.prompt, self._settings.scoring.mode
+        for some in (examples, held_out):
+            if not isinstance(some, int):
+                encode_questions(self._base, some, prompt, mode)
         support, asked, warnings = _deal(examples, held_out, seed)
         parameters = self.trained.settings.policy
         search = (budget or Budget()).of(parameters.search)
@@ -259,19 +280,11 @@ class Session:
             tracker.know("The generated adapter has answered", generated=generated)
         tracker.stage("trying", "The policy is proposing strategies")
         rows = self._try(bench, start, support, search, seed, tracker)
-        chosen = executed_rows(rows)
-        tracker.know(
-            "The strategies are chosen",
-            tried=tuple(
-                replace(one, executed=any(row["rollout"] + 1 == one.number for row in chosen))
-                for one in tracker.report.tried
-            ),
-        )
-        strategy = tuple(str(row["action"]) for row in chosen)
-        words = strategy_words(self._space, strategy)
-        tracker.stage("executing", f"{words}")
-        state = build_state(bench, self._space, start, support, rows)
-        tracker.know("The adapter is there", strategy=strategy, words=words)
+        chosen = [str(row["action"]) for row in executed_rows(rows)]
+        tracker.stage("executing", strategy_words(self._space, chosen))
+        carried = carry_out(bench, self._space, start, support, rows)
+        tracker.know("The adapter is there", **self._carried_out(carried, tracker.report))
+        state = carried.state
         tracker.stage("scoring", "Asking the adapted model")
         if asked:
             after = predict(bench, state, asked)
@@ -284,6 +297,25 @@ class Session:
         tracker.stage("done", "Done")
         lean = replace(bench, draw=None, interrupted=None, meter=Meter())
         return AdaptedModel(lean, state, settings, tracker.report)
+
+    def _carried_out(self, carried: CarriedOut, report: Report) -> dict[str, Any]:
+        """What the report says of what was done, which may be less than what was chosen."""
+        done = {int(row["rollout"]) + 1 for row in carried.rows}
+        strategy = tuple(str(row["action"]) for row in carried.rows)
+        warnings = report.warnings
+        if carried.failed is not None:
+            failed = action_words(self._space, str(carried.failed["action"]))
+            told = (
+                f"'{failed}' was chosen, and failed when it was carried out on all {report.support} examples; the "
+                f"adapter before it stays"
+            )
+            warnings = (*warnings, told)
+        return {
+            "tried": tuple(replace(one, executed=one.number in done) for one in report.tried),
+            "strategy": strategy,
+            "words": strategy_words(self._space, strategy),
+            "warnings": warnings,
+        }
 
     def _ask_base(
         self, support: Sequence[Example], asked: Sequence[Example], tracker: Tracker
@@ -320,7 +352,11 @@ class Session:
         proposer: Proposer = UniformProposer(self._space)
         if self.trained.policy is not None:
             proposer = PolicyProposer(
-                self._pilot, self.trained.policy, self._space, parameters.temperature
+                self._pilot,
+                self.trained.policy,
+                self._space,
+                parameters.temperature,
+                check=_clock(search.seconds, tracker),
             )
         most = search.rounds * search.proposals
         rows: list[Row] = []
@@ -394,7 +430,7 @@ class Session:
             PromptError: a question is longer than the model's context.
             AdaptationCancelled: ``cancel`` was set.
         """
-        _check_some(examples)
+        examples = _some(examples)
         prompt, scoring = self._settings.prompt, self._settings.scoring
         bench = Workbench(self._base, prompt, scoring, interrupted=cancel)
         with _cancellable():
@@ -437,9 +473,10 @@ class AdaptedModel:
             AdapterError: the adapter's files are damaged.
             StateError: the files beside it are.
             ModelError: the base model cannot be loaded.
+            EncoderError: the prompt encoder, which routers need, cannot be loaded.
             SessionError: what is found under the base model's name is another one.
         """
-        saved = load_adaptation(Path(folder))
+        saved = load_adaptation(Path(folder).expanduser())
         settings = saved.settings
         base = load_base_model(settings.model)
         if base.fingerprint != saved.base_model_fingerprint:
@@ -447,8 +484,9 @@ class AdaptedModel:
                 f"{folder} was made for {saved.base_model} (fingerprint {saved.base_model_fingerprint}), and what is "
                 f"there under its name is {base.name} ({base.fingerprint}); install the base model it was made for"
             )
-        # fits the model: refused now, and not at the first question
+        # fits the models: refused now, and not at the first question
         base.activate_adapters([member.adapter for member in saved.state.members])
+        check_widths(saved, Path(folder), base)
         embed = question_embedder(settings.encoder)
         bench = Workbench(base, settings.prompt, settings.scoring, embed=embed)
         return cls(bench, saved.state, settings, saved.report)
@@ -471,7 +509,7 @@ class AdaptedModel:
             PromptError: a question is longer than the model's context.
             AdaptationCancelled: ``cancel`` was set.
         """
-        plain = [one if isinstance(one, Question) else Question.of(one) for one in questions]
+        plain = _plain(questions)
         with _cancellable():
             found = answer_questions(self._asked(cancel), self.state, plain).scores[0]
         return [_answer(one, scores) for one, scores in zip(plain, found, strict=True)]
@@ -510,7 +548,7 @@ class AdaptedModel:
             PromptError: a question is longer than the model's context.
             AdaptationCancelled: ``cancel`` was set.
         """
-        _check_some(examples)
+        examples = _some(examples)
         with _cancellable():
             return Accuracy.of(predict(self._asked(cancel), self.state, examples, progress))
 
@@ -527,9 +565,9 @@ class AdaptedModel:
             The folder.
 
         Raises:
-            SavedError: something else is in the folder.
+            SavedError: something else is in the folder, or it cannot be written.
         """
-        path, base = Path(folder), self._bench.base
+        path, base = Path(folder).expanduser(), self._bench.base
         save_adaptation(path, self.state, self._settings, base.name, base.fingerprint, self.report)
         return path
 
@@ -540,6 +578,18 @@ class AdaptedModel:
     def _asked(self, cancel: threading.Event | None) -> Workbench:
         # a meter of its own: several threads may ask
         return replace(self._bench, interrupted=cancel, meter=Meter())
+
+
+def _clock(seconds: float | None, tracker: Tracker) -> Callable[[], None]:
+    """What ends the writing of proposals: somebody who wants to stop, or the budget, which begins now."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+
+    def check() -> None:
+        tracker.check()
+        if deadline is not None and time.monotonic() > deadline:
+            raise OutOfTimeError("the time for trying strategies is used up")
+
+    return check
 
 
 @dataclass(frozen=True)
@@ -573,7 +623,7 @@ def _ask(
     questions: Sequence[Question | Example],
     cancel: threading.Event | None,
 ) -> list[Answer]:
-    plain = [one if isinstance(one, Question) else Question.of(one) for one in questions]
+    plain = _plain(questions)
     bench = Workbench(base, settings.prompt, settings.scoring, interrupted=cancel)
     with _cancellable():
         found = compare_options(
@@ -583,14 +633,63 @@ def _ask(
 
 
 def _answer(question: Question, scores: Sequence[float]) -> Answer:
+    if not np.isfinite(scores).all():
+        raise SessionError(
+            f"the scores of the options of {question.prompt[:80]!r} are not finite: the adapter's weights are too "
+            f"large for the base model; adapt again, or load another adapter"
+        )
     best = max(range(len(scores)), key=scores.__getitem__)
     shares = softmax(np.asarray(scores, dtype=np.float64))
     return Answer(best, question.options[best], tuple(float(share) for share in shares))
 
 
-def _check_some(examples: Sequence[Example]) -> None:
-    if not examples:
+def _checked(examples: Iterable[Example]) -> list[Example]:
+    """All of them, each an example.
+
+    Raises:
+        SessionError: one is something else.
+    """
+    found = list(examples)
+    for place, one in enumerate(found):
+        if not isinstance(one, Example):
+            raise SessionError(
+                f"example {place} is a {type(one).__name__}; give Example objects: tasks.pasted.read_file reads files, "
+                f"tasks.example.make_example makes single ones"
+            )
+    return found
+
+
+def _plain(questions: Iterable[Question | Example]) -> list[Question]:
+    """Questions without answers.
+
+    Raises:
+        SessionError: one is neither a question nor an example.
+    """
+    found = []
+    for place, one in enumerate(questions):
+        if not isinstance(one, Question | Example):
+            raise SessionError(
+                f"question {place} is a {type(one).__name__}; give Question or Example objects: "
+                f"tasks.pasted.read_question makes one from a text and options"
+            )
+        found.append(one if isinstance(one, Question) else Question.of(one))
+    return found
+
+
+def _whole(value: Any, name: str, wanted: str) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise SessionError(f"{name} is {value!r}; give {wanted}") from None
+
+
+def _some(examples: Iterable[Example]) -> list[Example]:
+    found = _checked(examples)
+    if not found:
         raise SessionError("there are no examples to score; give at least one")
+    return found
 
 
 def _deal(
@@ -608,8 +707,8 @@ def _deal(
             )
     else:
         support = list(examples)
-        known = {one.prompt for one in support}
-        asked = [one for one in held_out if one.prompt not in known]
+        known = {key for one in support for key in _keys(one)}
+        asked = [one for one in held_out if known.isdisjoint(_keys(one))]
         if len(asked) < len(held_out):
             warnings.append(
                 f"{len(held_out) - len(asked)} of {len(held_out)} held-out questions are among the examples, and are "
@@ -633,10 +732,7 @@ def _deal(
 def _split(
     examples: Sequence[Example], held_out: int, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    places: dict[str, list[int]] = {}
-    for place, example in enumerate(examples):
-        places.setdefault(example.prompt, []).append(place)
-    groups = list(places.values())
+    groups = _same_questions(examples)
     order = np.random.default_rng(derive_seed(seed, "held out")).permutation(len(groups))
     chosen: set[int] = set()
     for number in order:
@@ -644,6 +740,27 @@ def _split(
             chosen.update(groups[number])
     support = [one for place, one in enumerate(examples) if place not in chosen]
     return support, [one for place, one in enumerate(examples) if place in chosen]
+
+
+def _same_questions(examples: Sequence[Example]) -> list[list[int]]:
+    """Places of examples that ask the same: one prompt, or one question with one right answer among other options."""
+    groups: dict[int, list[int]] = {}
+    known: dict[tuple[str, ...], int] = {}
+    for place, example in enumerate(examples):
+        keys = _keys(example)
+        found = sorted({known[key] for key in keys if key in known})
+        own = found[0] if found else place
+        groups.setdefault(own, []).append(place)
+        # what this example shows to be one
+        for other in found[1:]:
+            groups[own] += groups.pop(other)
+            known.update({key: own for key, group in known.items() if group == other})
+        known.update(dict.fromkeys(keys, own))
+    return list(groups.values())
+
+
+def _keys(example: Example) -> tuple[tuple[str, ...], ...]:
+    return (example.prompt,), (example.question, example.options[example.gold])
 
 
 def _changes(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from safetensors.torch import save_file
 
 from degaml_kedro.adapters.adapter import (
     CONFIG_FILE,
+    MAX_JSON,
     WEIGHTS_FILE,
     Adapter,
     AdapterConfig,
@@ -155,6 +158,90 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, what: str, message: str) -
     save_peft_folder(random_adapter(tiny_base(), LoraParameters(rank=2)), tmp_path / "a")
     damage(tmp_path / "a", what)
     with pytest.raises(AdapterError, match=message):
+        load_peft_folder(tmp_path / "a")
+
+
+GONE = object()
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "no r": ({"r": GONE}, "there is no r, and a whole number"),
+    "r 0": ({"r": 0}, "r is '0', and"),
+    "negative r": ({"r": -1}, "r is '-1'"),
+    "r as text": ({"r": "2"}, "r is '2'"),
+    "r null": ({"r": None}, "r is 'None'"),
+    "r true": ({"r": True}, "r is 'True'"),
+    "huge r": ({"r": 10**30}, "r is '1000"),
+    "no alpha": ({"lora_alpha": GONE}, "there is no lora_alpha"),
+    "alpha as text": ({"lora_alpha": "nan"}, "lora_alpha is 'nan'"),
+    "NaN alpha": ({"lora_alpha": float("nan")}, "lora_alpha is 'nan'"),
+    "infinite alpha": ({"lora_alpha": float("inf")}, "lora_alpha is 'inf'"),
+    "absurd alpha": ({"lora_alpha": 1e308}, "lora_alpha is '1e.308'"),
+    "huge whole alpha": ({"lora_alpha": 10**400}, "lora_alpha is '1000"),
+    "alpha 0": ({"lora_alpha": 0}, "lora_alpha is '0'"),
+    "alpha null": ({"lora_alpha": None}, "lora_alpha is 'None'"),
+    "no targets": ({"target_modules": GONE}, "there is no target_modules"),
+    "targets null": ({"target_modules": None}, "target_modules is 'None'"),
+    "empty targets": ({"target_modules": []}, "target_modules is"),
+    "a number as targets": ({"target_modules": 5}, "target_modules is '5'"),
+    "numbers among targets": ({"target_modules": [1, "a"]}, "target_modules is"),
+    "a number as base": ({"base_model_name_or_path": 5}, "base_model_name_or_path is '5'"),
+}
+
+
+@pytest.mark.parametrize("what", CONFIGS)
+def test_a_config_of_strangers_is_checked(tmp_path: Path, what: str) -> None:
+    folder, (changes, message) = tmp_path / "a", CONFIGS[what]
+    save_peft_folder(random_adapter(tiny_base(), LoraParameters(rank=2)), folder)
+    changed = {**json.loads((folder / CONFIG_FILE).read_text()), **changes}
+    text = json.dumps({k: v for k, v in changed.items() if v is not GONE})
+    (folder / CONFIG_FILE).write_text(text)
+    with pytest.raises(AdapterError, match=message) as caught:
+        load_peft_folder(folder)
+    assert str(folder / CONFIG_FILE) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "not a JSON object"),
+        ("null", "not a JSON object"),
+        ("[" * 100_000, "is not valid JSON"),
+        (b"\xff\xfe{", "is not valid JSON"),
+        (" " * (MAX_JSON + 1), "larger than 16 MB"),
+    ],
+    ids=["a list", "null", "deep", "another coding", "huge"],
+)
+def test_a_config_that_is_none_is_named(tmp_path: Path, text: str | bytes, message: str) -> None:
+    save_peft_folder(random_adapter(tiny_base(), LoraParameters(rank=2)), tmp_path / "a")
+    data = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / "a" / CONFIG_FILE).write_bytes(data)
+    with pytest.raises(AdapterError, match=message):
+        load_peft_folder(tmp_path / "a")
+
+
+TENSORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "flat": lambda t: t.flatten(),
+    "a number": lambda t: t.sum(),
+    "three axes": lambda t: t[None],
+    "whole numbers": lambda t: t.to(torch.int64),
+    "truth values": lambda t: t > 0,
+    "no inputs": lambda t: t[:, :0],
+}
+
+
+@pytest.mark.parametrize("what", TENSORS)
+def test_tensors_that_are_no_matrices_of_numbers_are_named(tmp_path: Path, what: str) -> None:
+    adapter = random_adapter(tiny_base(), LoraParameters(rank=2))
+    save_peft_folder(adapter, tmp_path / "a")
+    changed = {k: TENSORS[what](t).clone() for k, t in adapter.tensors.items()}
+    save_file(changed, tmp_path / "a" / WEIGHTS_FILE)
+    with pytest.raises(AdapterError, match="LoRA has matrices of floating-point numbers"):
+        load_peft_folder(tmp_path / "a")
+
+
+def test_an_adapter_of_nothing_is_named(tmp_path: Path) -> None:
+    save_peft_folder(random_adapter(tiny_base(), LoraParameters(rank=2)), tmp_path / "a")
+    save_file({}, tmp_path / "a" / WEIGHTS_FILE)
+    with pytest.raises(AdapterError, match="holds no tensors"):
         load_peft_folder(tmp_path / "a")
 
 

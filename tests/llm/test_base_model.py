@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from gguf import GGUFWriter
+from pydantic import ValidationError
 
 from degaml_kedro.llm import base_model as module
 from degaml_kedro.llm.base_model import (
@@ -18,6 +20,7 @@ from degaml_kedro.llm.base_model import (
     cache_folder,
     choose_device,
     choose_dtype,
+    in_package,
     load_base_model,
 )
 from degaml_kedro.llm.scoring import score_examples
@@ -124,6 +127,80 @@ def test_missing_places_are_named(tmp_path: Path) -> None:
         load_base_model(parameters({"kind": "package", "package": "gguf", "gguf_file": "x.gguf"}))
 
 
+@pytest.fixture
+def carrier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package in the working folder that leaves a mark where it is run."""
+    folder = tmp_path / "carrier"
+    folder.mkdir()
+    mark = tmp_path / "it-was-run"
+    (folder / "__init__.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    (tmp_path / "beside.gguf").write_bytes(b"GGUF")
+    monkeypatch.syspath_prepend(tmp_path)
+    return folder
+
+
+@pytest.mark.parametrize("package", ["carrier.x", ".carrier", "", "carrier\n", "__main__.x"])
+def test_a_package_is_a_name_without_dots(package: str, carrier: Path) -> None:
+    with pytest.raises(ValidationError, match="package"):
+        parameters({"kind": "package", "package": package, "gguf_file": "x.gguf"})
+
+
+def test_looking_into_a_package_does_not_run_it(carrier: Path) -> None:
+    (carrier / "x.gguf").write_bytes(b"GGUF")
+    assert in_package("carrier", "x.gguf") == carrier / "x.gguf"
+    # not through the checks of the parameters either
+    assert in_package("carrier.x", "x.gguf") is None
+    assert not (carrier.parent / "it-was-run").exists()
+    assert "carrier" not in sys.modules
+
+
+def test_a_package_without_files_of_its_own_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert in_package("sys", "x.gguf") is None
+    for odd in (ImportError, ValueError, AttributeError):
+
+        def fail(name: str, kind: type[Exception] = odd) -> None:
+            raise kind(name)
+
+        monkeypatch.setattr(module.importlib.util, "find_spec", fail)
+        assert in_package("carrier", "x.gguf") is None
+
+
+def test_nothing_outside_a_package_is_opened(carrier: Path) -> None:
+    (carrier / "x.gguf").symlink_to(carrier.parent / "beside.gguf")
+    source = {"kind": "package", "package": "carrier", "gguf_file": "x.gguf"}
+    with pytest.raises(ModelError, match="not inside the package carrier"):
+        load_base_model(parameters(source))
+
+
+def test_a_package_of_links_into_an_installers_store_is_whole(
+    tmp_path: Path, carrier: Path
+) -> None:
+    (carrier / "x.gguf").write_bytes(b"GGUF")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for file in carrier.iterdir():
+        (linked / file.name).symlink_to(file)
+    assert in_package("linked", "x.gguf") == linked / "x.gguf"
+
+
+@pytest.mark.parametrize(
+    "path", ["../beside.gguf", "a/../../b", "/etc/passwd", "a\\b", "C:x", "x\0", "x\n", ""]
+)
+@pytest.mark.parametrize("kind", ["package", "folder"])
+def test_a_gguf_file_is_a_plain_relative_path(kind: str, path: str) -> None:
+    source = {"kind": kind, "package" if kind == "package" else "path": "carrier"}
+    assert parameters({**source, "gguf_file": "models/x.gguf"})
+    with pytest.raises(ValidationError, match="gguf_file"):
+        parameters({**source, "gguf_file": path})
+
+
+@pytest.mark.parametrize("key", ["plain_prefix", "plain_suffix"])
+def test_half_a_character_is_refused(key: str) -> None:
+    assert PromptParameters.model_validate({key: "Frage: ä 😀"})
+    with pytest.raises(ValidationError, match="surrogate"):
+        PromptParameters.model_validate({key: "\ud800"})
+
+
 def test_a_hub_that_cannot_be_reached_says_how_to_run_offline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -142,7 +219,8 @@ def test_a_hub_that_cannot_be_reached_says_how_to_run_offline(
     assert "couldn't connect" in text
     assert "hf download" in text
     assert "kind: folder" in text
-    assert asked == [("Qwen/Qwen2.5-0.5B-Instruct", {"revision": "abc"})]
+    options = {"revision": "abc", "trust_remote_code": False}
+    assert asked == [("Qwen/Qwen2.5-0.5B-Instruct", options)]
 
 
 def test_a_hub_model_is_loaded_through_the_library(
@@ -167,7 +245,7 @@ def test_a_hub_model_is_loaded_through_the_library(
     assert base.name == "someone/tiny"
     assert calls[0]["revision"] == "v1"
     assert calls[0]["use_safetensors"] is True
-    assert "trust_remote_code" not in calls[0]
+    assert calls[0]["trust_remote_code"] is False
 
 
 def test_a_converted_file_is_kept_and_a_failure_leaves_nothing(

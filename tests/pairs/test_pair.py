@@ -289,6 +289,12 @@ def test_weights_that_are_no_safetensors_are_refused(folder):
         (("grid", "token_width"), 10**12),
         (("condition", "width"), 10**9),
         (("condition", "states"), 10**12),
+        (("condition", "prompts"), 10**9),
+        (("condition", "prompts"), 0),
+        (("condition", "prompts"), -4),
+        (("condition", "prompts"), "4"),
+        (("condition", "tokens"), 10**9),
+        (("condition", "width"), 0),
     ],
 )
 def test_sizes_that_would_fill_the_memory_are_refused_before(folder, place, value):

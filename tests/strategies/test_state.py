@@ -114,11 +114,11 @@ def states(draw: st.DrawFn) -> AdaptedState:
         members.append(Member(Adapter(config, tensors), prompts))
     votes = st.builds(Vote, st.sampled_from(METHODS), st.sampled_from(["euclidean", "cosine"]))
     vote = draw(votes if count > 1 else st.none() | votes)
-    rate = st.floats(1e-9, 1e3)
+    rate = st.floats(1e-3, 1.0)
     steering = draw(
         st.none()
-        | st.builds(Steering, st.integers(0, 50), rate, st.just("sample"))
-        | st.builds(Steering, st.integers(0, 50), rate, st.just("task"), floats(count, 4))
+        | st.builds(Steering, st.integers(1, 10), rate, st.just("sample"))
+        | st.builds(Steering, st.integers(1, 10), rate, st.just("task"), floats(count, 4))
     )
     return AdaptedState(tuple(members), vote, steering)
 
@@ -330,7 +330,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a missing key": (edit(steering={"times": 3}), "steering.learning_rate: Field required"),
     "text for a number": (edit(members="2"), "members"),
     "a NaN rate": (edit(steering=STEERING | {"learning_rate": float("nan")}), "learning_rate"),
+    "a huge rate": (edit(steering=STEERING | {"learning_rate": 1e300}), "learning_rate"),
+    "a rate below 0": (edit(steering=STEERING | {"learning_rate": -1.0}), "learning_rate"),
+    "steps for hours": (edit(steering=STEERING | {"times": 20_000}), "steering.times"),
+    "no steps": (edit(steering=STEERING | {"times": 0}), "steering.times"),
     "nobody": (edit(members=0), "members"),
+    "a crowd": (edit(members=21), "members: Input should be less than or equal to 20"),
+    "a huge file": (write(" " * (16 * 2**20 + 1)), "larger than 16 MB"),
     "another vote": (edit(vote={"method": "best", "distance": "cosine"}), "vote.method"),
     "no vote": (edit(vote=None), "2 adapters need a vote"),
     "another scope": (edit(steering=STEERING | {"scope": "sample"}), "'sample' has vectors"),

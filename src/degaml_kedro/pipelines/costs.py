@@ -21,7 +21,6 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,7 +31,7 @@ from kedro.pipeline.node import Node
 
 from degaml_kedro.baselines.methods import Setting, settings_of
 from degaml_kedro.generator.decoders.hyperconv import flow_costs, total_cost
-from degaml_kedro.llm.base_model import cache_folder, choose_dtype
+from degaml_kedro.llm.base_model import cache_folder, choose_dtype, in_package
 from degaml_kedro.parameters import (
     BASELINES,
     BaseModelParameters,
@@ -648,10 +647,8 @@ def model_size(parameters: BaseModelParameters) -> ModelSize | None:
             inner, key_value = 2 * source.hidden_size, source.hidden_size // 2
             return ModelSize(source.layers, source.hidden_size, inner, key_value, 259)
         if isinstance(source, PackageModel):
-            spec = find_spec(source.package)
-            if spec is None or spec.origin is None:
-                return None
-            return _size_of_gguf(Path(spec.origin).parent / source.gguf_file)
+            file = in_package(source.package, source.gguf_file)
+            return None if file is None else _size_of_gguf(file)
         if isinstance(source, FolderModel):
             folder = Path(source.path).expanduser()
             if source.gguf_file is not None:

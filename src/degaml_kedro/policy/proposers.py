@@ -10,7 +10,7 @@ Shapes: B rows, T tokens, K new tokens of a step, V vocabulary.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
@@ -98,6 +98,7 @@ class PolicyProposer:
         space: what may be written: the offered values, so that every text is a valid action.
         temperature: of the softmax over the allowed tokens; 0 takes the likeliest.
         exploration: share of rows that are uniform draws instead.
+        check: called before every step of the model; what it raises ends the writing.
 
     Raises:
         ProposalError: the temperature is below 0, or the exploration is no share.
@@ -108,6 +109,7 @@ class PolicyProposer:
     space: ActionSpace
     temperature: float = 1.0
     exploration: float = 0.0
+    check: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -148,7 +150,8 @@ class PolicyProposer:
         ]
         with torch.inference_mode(), active_lora(self.base.activate_adapter(self.adapter)):
             for first in range(0, len(rows), _ROWS_AT_ONCE):
-                _decode(self.base, rows[first : first + _ROWS_AT_ONCE], self.temperature)
+                at_once = rows[first : first + _ROWS_AT_ONCE]
+                _decode(self.base, at_once, self.temperature, self.check)
         texts = [
             self.base.tokenizer.decode(
                 row.written, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -239,7 +242,12 @@ class _Row:
         self.take([int(allowed[choice])])
 
 
-def _decode(base: BaseModel, rows: Sequence[_Row], temperature: float) -> None:
+def _decode(
+    base: BaseModel,
+    rows: Sequence[_Row],
+    temperature: float,
+    check: Callable[[], None] | None = None,
+) -> None:
     """Write the rows' texts, all rows at once, under the adapter that is active in this thread."""
     for row in rows:
         row.take_forced()
@@ -247,6 +255,8 @@ def _decode(base: BaseModel, rows: Sequence[_Row], temperature: float) -> None:
     mask = torch.zeros(len(rows), 0, dtype=torch.long)
     cache: Any = None
     while not all(row.done for row in rows):
+        if check is not None:
+            check()
         for row in rows:
             row.computed = len(row.written)
         ids, fresh = _left_padded(tokens, base.tokenizer.pad_token_id or 0)

@@ -240,8 +240,12 @@ def _search(
         ]
         known = {tried.action for tried in history}
         own = derive_seed(seed, "proposals", str(turn))
-        with between.measured():
-            proposals, thrown_away = _different(proposer, prompts, own, known)
+        try:
+            with between.measured():
+                proposals, thrown_away = _different(proposer, prompts, own, known)
+        except OutOfTimeError:
+            # a proposer may have an eye on the clock too
+            return
         between.wrote(thrown_away)
         _check_finished(finished, number, turn, [proposal.text for proposal in proposals])
         rows: list[Mapping[str, Any]] = []
@@ -355,6 +359,21 @@ def executed_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [last[turn] for turn in sorted(last)]
 
 
+@dataclass(frozen=True, eq=False)
+class CarriedOut:
+    """What became of the strategies that were chosen.
+
+    Attributes:
+        state: where adaptation ended.
+        rows: the trials whose strategies were carried out, in order.
+        failed: the trial whose strategy was chosen and failed on all of the examples; None for none.
+    """
+
+    state: AdaptedState
+    rows: tuple[Mapping[str, Any], ...]
+    failed: Mapping[str, Any] | None = None
+
+
 def build_state(
     bench: Workbench,
     space: ActionSpace,
@@ -374,13 +393,33 @@ def build_state(
         support: the labeled examples there are.
         rows: all that :func:`adapt` yielded for one task.
     """
-    state = start
+    return carry_out(bench, space, start, support, rows).state
+
+
+def carry_out(
+    bench: Workbench,
+    space: ActionSpace,
+    start: AdaptedState,
+    support: Sequence[Example],
+    rows: Sequence[Mapping[str, Any]],
+) -> CarriedOut:
+    """The same, with what was carried out and what failed.
+
+    Args:
+        bench: the model.
+        space: the actions.
+        start: the initialization.
+        support: the labeled examples there are.
+        rows: all that :func:`adapt` yielded for one task.
+    """
+    state, done = start, list[Mapping[str, Any]]()
     for row in executed_rows(rows):
         refined = _carry_out(bench, space, state, support, row)
         if refined is None:
-            break
+            return CarriedOut(state, tuple(done), row)
         state, _ = refined
-    return state
+        done.append(row)
+    return CarriedOut(state, tuple(done))
 
 
 def _carry_out(

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from degaml_kedro.adapters.adapter import Adapter, load_peft_folder, save_peft_folder
+from degaml_kedro.adapters.adapter import MAX_JSON, Adapter, load_peft_folder, save_peft_folder
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.folders import replaced_folder
 from degaml_kedro.parameters import Parameters
@@ -125,8 +125,9 @@ class _Vote(Parameters):
 
 
 class _Steering(Parameters):
-    times: int = Field(ge=0)
-    learning_rate: float = Field(allow_inf_nan=False)
+    # the bounds of the family `ls`: anybody may have written the file, and a question would take hours
+    times: int = Field(ge=1, le=10)
+    learning_rate: float = Field(ge=1e-3, le=1.0)
     scope: Literal["sample", "task"]
 
 
@@ -134,7 +135,8 @@ class _StateFile(Parameters):
     """``state.json``: all but the tensors, whose names it lists, so that a missing one is noticed."""
 
     format: Literal[1]
-    members: int = Field(ge=1)
+    # as many as the family `tts` makes
+    members: int = Field(ge=1, le=20)
     vote: _Vote | None
     steering: _Steering | None
     tensors: tuple[str, ...]
@@ -268,6 +270,10 @@ def _read_content(folder: Path) -> _StateFile:
             f"{folder} is not an adapted state's folder: it has no {STATE_FILE}; {_way_out(folder)}"
         )
     try:
+        if path.stat().st_size > MAX_JSON:
+            raise StateError(
+                f"{path} is larger than {MAX_JSON // 2**20} MB, and is no adapted state's; {_way_out(folder)}"
+            )
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(raw, dict) and raw.get("format") != FORMAT:
             raise StateError(

@@ -1,0 +1,70 @@
+"""A save that cannot be done is a sentence, and leaves nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from degaml_kedro.adaptation.folder import AnswerSettings, SavedError, save_adaptation
+from degaml_kedro.adaptation.report import Report
+from degaml_kedro.strategies.state import AdaptedState, Member
+from tests.llm.helpers import random_adapter, tiny_base
+from tests.pairs.helpers import LORA, tiny_settings
+
+
+def save(folder, report=None):
+    made, base = tiny_settings(), tiny_base()
+    settings = AnswerSettings(
+        model=made.model, prompt=made.prompt, scoring=made.scoring, encoder=made.encoder
+    )
+    state = AdaptedState((Member(random_adapter(base, LORA)),))
+    save_adaptation(
+        Path(folder), state, settings, base.name, base.fingerprint, report or Report(2, 0)
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "a\0b", "file/x", "file/x/y", "/proc/x", "/proc/x/y", "~nobody at all/x"]
+)
+def test_a_place_that_cannot_be_is_a_sentence(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("a file")
+    with pytest.raises(SavedError, match=r"cannot be saved in .* \(.+\); name another folder"):
+        save(name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "error", [SafetensorError("No space left on device"), OSError(28, "No space left on device")]
+)
+def test_a_full_disk_is_a_sentence_and_the_old_one_stays(error, tmp_path, monkeypatch):
+    def full(*_):
+        raise error
+
+    save(tmp_path / "x")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()}
+    monkeypatch.setattr("degaml_kedro.adaptation.folder.write_peft_files", full)
+    with pytest.raises(SavedError, match="No space left"):
+        save(tmp_path / "x")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_half_a_character_is_a_sentence(tmp_path):
+    with pytest.raises(SavedError, match="surrogates not allowed"):
+        save(tmp_path / "x", Report(2, 0, words="\ud800"))
+
+
+def test_home_is_the_users(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save("~/x")
+    assert (tmp_path / "x" / "degaml.json").is_file()
+
+
+def test_something_elses_folder_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(SavedError, match="is left alone"):
+        save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

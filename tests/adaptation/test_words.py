@@ -1,0 +1,45 @@
+"""What people are told of an adaptation."""
+
+from __future__ import annotations
+
+import pytest
+
+from degaml_kedro.adaptation.report import Accuracy, Report, Tried
+from degaml_kedro.adaptation.words import explain
+
+
+def tried(reward, **changes):
+    given = {"number": 1, "round": 1, "action": "x", "family": "ls", "words": "Do it"}
+    scores = {"before": Accuracy(1, 2), "after": Accuracy(2, 2), "reward": reward, "seconds": 1.0}
+    return Tried(**{**given, **scores, **changes})
+
+
+def test_with_nothing_tried_nothing_failed_to_beat_the_adapter():
+    told = explain(Report(2, 0, words="Keep it"))
+    assert "No strategy was tried" in told
+    assert "Chosen: Keep it.\n" in told
+    assert "No strategy beat" not in told
+
+
+@pytest.mark.parametrize(("reward", "beaten"), [(0.0, True), (0.5, False)])
+def test_what_was_better_and_failed_later_was_better(reward, beaten):
+    told = explain(Report(2, 0, words="Keep it", tried=(tried(reward),)))
+    assert ("No strategy beat" in told) is beaten
+    assert "No strategy was tried" not in told
+
+
+@pytest.mark.parametrize(("scored", "cut"), [(200, True), (250, False)])
+def test_it_says_why_n_differs(scored, cut):
+    report = Report(
+        250, 0, base_support=Accuracy(1, 250), generated_support=Accuracy(2, scored), words="Keep"
+    )
+    assert ("strategies are tried on the first 200" in explain(report)) is cut
+
+
+def test_the_text_of_a_file_steers_no_terminal():
+    odd = "a\x1b[2J\x9b\x7f\nChosen: forged"
+    report = Report(2, 0, words=odd, warnings=(odd,), tried=(tried(0.0, words=odd, error=odd),))
+    told = explain(report).splitlines()
+    assert all(line.isprintable() for line in told)
+    assert [line.startswith("Chosen: ") for line in told].count(True) == 1
+    assert not any(line.startswith("Chosen: forged") for line in told)

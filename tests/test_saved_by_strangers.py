@@ -1,0 +1,183 @@
+"""A saved adaptation as anybody may have changed it: none of it is run, and damage is a sentence."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from degaml_kedro.adaptation.folder import SavedError
+from degaml_kedro.adaptation.report import Accuracy
+from degaml_kedro.adapters.adapter import AdapterError
+from degaml_kedro.pairs import PairError
+from degaml_kedro.session import AdaptedModel, Session, SessionError
+from degaml_kedro.strategies.state import StateError
+from tests.pairs.helpers import write_tiny_pair
+from tests.test_session import HELD_OUT, MODELS
+
+ABOUT, STATE, TENSORS = "degaml.json", "state/state.json", "state/state.safetensors"
+
+
+def edit(name: str, *keys: str, value: Any) -> Callable[[Path], None]:
+    """Sets one value in a JSON file."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        place = content
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+        (folder / name).write_text(json.dumps(content))
+
+    return change
+
+
+def write(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text) and None
+
+
+def reshape(make: Callable[[torch.Tensor], torch.Tensor], kind: str) -> Callable[[Path], None]:
+    """Changes the tensors beside the adapters whose name begins with ``kind``."""
+
+    def change(folder: Path) -> None:
+        found = load_file(folder / TENSORS)
+        changed = {k: make(t).clone() if k.startswith(kind) else t for k, t in found.items()}
+        (folder / TENSORS).unlink()
+        save_file(changed, folder / TENSORS)
+
+    return change
+
+
+def accuracy(right: Any, n: Any) -> Callable[[Path], None]:
+    return edit(ABOUT, "report", "base", value={"right": right, "n": n})
+
+
+def without_state(folder: Path) -> None:
+    for path in sorted((folder / "state").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (folder / "state").rmdir()
+
+
+ONE, ROUTER, TASK = "one adapter", "router", "δ of the task"
+DAMAGES: dict[str, tuple[str, Callable[[Path], None], type[Exception], str]] = {
+    "nothing was asked": (ONE, accuracy(0, 0), SavedError, "no accuracy"),
+    "more right than asked": (ONE, accuracy(5, 2), SavedError, "no accuracy"),
+    "less than none right": (ONE, accuracy(-5, 2), SavedError, "no accuracy"),
+    "half a character": (
+        ONE,
+        edit(ABOUT, "settings", "prompt", "plain_prefix", value="\ud800"),
+        SavedError,
+        "plain_prefix.*surrogate",
+    ),
+    "a huge description": (
+        ONE,
+        write(ABOUT, " " * (16 * 2**20 + 1)),
+        SavedError,
+        "larger than 16 MB",
+    ),
+    "a deep description": (ONE, write(ABOUT, '{"a":' * 100_000), SavedError, "cannot be read"),
+    "no state where one is said to be": (ROUTER, without_state, SavedError, "state is missing"),
+    "a state where none is said to be": (
+        ROUTER,
+        edit(ABOUT, "more_than_peft", value=False),
+        SavedError,
+        "state is there, and is not to be",
+    ),
+    "a config of no adapter": (ONE, write("adapter_config.json", "[1]"), AdapterError, "object"),
+    "an absurd alpha": (
+        ONE,
+        edit("adapter_config.json", "lora_alpha", value=1e308),
+        AdapterError,
+        "lora_alpha",
+    ),
+    "a member's config": (
+        ROUTER,
+        write("state/adapter_1/adapter_config.json", "[" * 100_000),
+        StateError,
+        "adapter_1",
+    ),
+    "a crowd": (ROUTER, edit(STATE, "members", value=10**9), StateError, "members"),
+    "steps for hours": (TASK, edit(STATE, "steering", "times", value=20_000), StateError, "times"),
+    "a rate below 0": (
+        TASK,
+        edit(STATE, "steering", "learning_rate", value=-1.0),
+        StateError,
+        "learning_rate",
+    ),
+    "cut tensors": (ROUTER, write(TENSORS, "cut"), StateError, "state.safetensors"),
+    "prompts of another encoder": (
+        ROUTER,
+        reshape(lambda t: t[:, :3], "prompts."),
+        SavedError,
+        "'prompts.0' is 3 wide",
+    ),
+    "a vector of another model": (
+        TASK,
+        reshape(lambda t: t[:, :7], "steering."),
+        SavedError,
+        "'steering.vectors' is 7 wide",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_damage_is_a_sentence_with_the_way_out(what: str, tmp_path: Path) -> None:
+    model, damage, kind, message = DAMAGES[what]
+    folder = MODELS[model]().save(tmp_path / "adapter")
+    damage(folder)
+    with pytest.raises(kind, match=message) as caught:
+        AdaptedModel.open(folder)
+    told = str(caught.value)
+    assert str(folder) in told
+    assert "again" in told
+    # that is how a run's own folders are made again
+    assert "kedro" not in told
+
+
+@pytest.mark.parametrize("right", [-1, 3])
+def test_an_accuracy_is_one(right: int) -> None:
+    assert Accuracy(0, 1).share == 0
+    assert Accuracy(2, 2).share == 1
+    for n in (0, 2):
+        with pytest.raises(ValueError, match="no accuracy"):
+            Accuracy(right, n)
+
+
+def test_weights_that_no_score_survives_give_no_answer(tmp_path: Path) -> None:
+    folder = MODELS[ONE]().save(tmp_path / "adapter")
+    weights = folder / "adapter_model.safetensors"
+    huge = {k: torch.full_like(t, 1e38) for k, t in load_file(weights).items()}
+    weights.unlink()
+    save_file(huge, weights)
+    with pytest.raises(SessionError, match="not finite"):
+        AdaptedModel.open(folder).predict(HELD_OUT[:1])
+
+
+@pytest.mark.parametrize("group", ["model", "encoder"])
+@pytest.mark.parametrize("package", ["adapter.x", "adapter"])
+def test_code_in_the_folder_is_not_run(
+    group: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source = {"kind": "package", "package": package}
+    source["gguf_file" if group == "model" else "folder"] = "x"
+    folder = MODELS[ROUTER]().save(tmp_path / "adapter")
+    edit(ABOUT, "settings", group, "source", value=source)(folder)
+    pair = write_tiny_pair(tmp_path / "pair")
+    source["package"] = package.replace("adapter", "pair")
+    edit("pair.json", "settings", group, "source", value=source)(pair)
+    for place in (folder, pair):
+        (place / "__init__.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w').close()\n")
+    with pytest.raises(ValueError, match=r"package|holds no"):
+        AdaptedModel.open(folder)
+    if "." in package:
+        with pytest.raises(PairError, match="package"):
+            Session.load(pair)
+    assert not (tmp_path / "was_run").exists()
+    assert not {"adapter", "pair"} & set(sys.modules)
