@@ -16,6 +16,18 @@ from degaml_kedro.errors import DegamlError
 from demo.settings import SHIPPED_LABEL, DemoSettings
 
 _RUN = Path("data")
+_LIMITS = {
+    "max-examples": "examples of one adaptation, held-out ones included",
+    "max-characters": "characters of pasted text",
+    "max-question-characters": "characters of a typed question with its options",
+    "max-seconds": "seconds of trying strategies",
+    "max-models": "adapted models kept of each visitor",
+    "max-models-total": "adapted models kept of all visitors",
+    "concurrency": "adaptations at once",
+    "queue-size": "adaptations that may wait",
+    "session-ttl": "seconds after which an idle visitor is forgotten",
+    "grace": "seconds after which a visitor whose page was closed is forgotten",
+}
 _EXPOSED = """
 This page is about to be reachable from other machines. Before that:
   1. Ask for a password: --auth-file FILE, with one user:password a line, readable by you alone.
@@ -48,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if (error.name or "").split(".")[0] != "gradio":
                 raise
             print(
-                "Error: Gradio is not installed; run `pip install 'degaml-kedro[demo]'`",
+                "Error: Gradio is not installed; run `pip install '.[demo]'` in the project's folder",
                 file=sys.stderr,
             )
             return 1
@@ -84,27 +96,11 @@ def _parser() -> argparse.ArgumentParser:
         help="a trained pair to offer: a folder, an MLflow URI or a hub id; several may be given, 'shipped' is the one "
         "that ships (default: that one, and what `make run` trained)",
     )
-    parser.add_argument("--max-examples", type=_positive, default=plain.max_examples)
-    parser.add_argument("--max-characters", type=_positive, default=plain.max_characters)
-    parser.add_argument(
-        "--max-question-characters", type=_positive, default=plain.max_question_characters
-    )
-    parser.add_argument("--max-seconds", type=_positive, default=plain.max_seconds)
-    parser.add_argument(
-        "--max-models", type=_positive, default=plain.max_models, help="kept of each visitor"
-    )
-    parser.add_argument(
-        "--concurrency", type=_positive, default=plain.concurrency, help="adaptations at once"
-    )
-    parser.add_argument(
-        "--queue-size", type=_positive, default=plain.queue_size, help="adaptations that may wait"
-    )
-    parser.add_argument(
-        "--session-ttl",
-        type=_positive,
-        default=plain.session_ttl,
-        help="seconds after which an idle visitor is forgotten",
-    )
+    for name, told in _LIMITS.items():
+        default = getattr(plain, name.replace("-", "_"))
+        parser.add_argument(
+            f"--{name}", type=_positive, default=default, help=f"{told} (%(default)s)"
+        )
     parser.add_argument(
         "--tracking-uri", help="MLflow's, for the comparison (default: mlflow.db here)"
     )
@@ -136,6 +132,8 @@ def _settings(asked: argparse.Namespace) -> DemoSettings:
         tracking_uri=asked.tracking_uri or _found_tracking(),
         session_ttl=asked.session_ttl,
         max_models=asked.max_models,
+        max_models_total=asked.max_models_total,
+        grace=asked.grace,
     )
 
 

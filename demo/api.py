@@ -107,7 +107,7 @@ class _Endpoints:
                 key,
                 _typed("text", text, str),
                 held_out=_typed("held_out", held_out, int),
-                pair=_typed("pair", pair, str) or None,
+                pair=_typed("pair", pair, str | None) or None,
                 budget=Budget(
                     _typed("rounds", rounds, int),
                     _typed("proposals", proposals, int),
@@ -132,6 +132,7 @@ class _Endpoints:
             "number": kept.number,
             "report": kept.report.as_json(),
             "explanation": kept.model.explain(),
+            "trained_on": kept.seen,
         }
 
     def cancel(self, request: gr.Request) -> dict[str, Any]:

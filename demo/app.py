@@ -6,21 +6,28 @@ import asyncio
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+
+from demo.uploads import own_folder, upload_folder
 
 # before Gradio is imported: nothing is reported to anybody
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 # seconds after which a page that was closed is noticed, and what it holds is freed
 os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "5")
 
+os.environ["GRADIO_TEMP_DIR"] = upload_folder()
+
 import gradio as gr
-from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from degaml_kedro.adaptation.folder import peft_code
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.session import Budget, Progress
+from degaml_kedro.tasks.ready import ReadyTask
 from demo import reading, results
 from demo.api import add_endpoints
 from demo.comparison import Comparisons
@@ -29,7 +36,7 @@ from demo.markup import alert, escape, note
 from demo.runs import Run
 from demo.settings import DemoSettings
 from demo.theme import CSS, Calm
-from demo.visitors import Kept
+from demo.visitors import Kept, UnknownModelError
 
 Updates = dict[Any, Any]
 
@@ -81,6 +88,7 @@ class DemoApp(gr.Blocks):
 
     def launch(self, **options: Any) -> Any:  # type: ignore[override]
         """Start the server; options are Gradio's."""
+        assert self.desk is not None
         defaults = {
             "server_name": self.settings.host,
             "server_port": self.settings.port or None,
@@ -96,6 +104,7 @@ class DemoApp(gr.Blocks):
             "max_file_size": 4 * self.settings.max_characters,
             # what Gradio remembers of sessions is only let go when there are so many newer ones
             "state_session_capacity": 500,
+            "app_kwargs": {"middleware": [Middleware(_Heartbeats, desk=self.desk)]},
         }
         return super().launch(**(defaults | options))
 
@@ -104,6 +113,26 @@ class DemoApp(gr.Blocks):
         if self.desk is not None:
             self.desk.close()
         super().close(verbose)
+        if (own := own_folder()) is not None:
+            shutil.rmtree(own, ignore_errors=True)
+
+
+class _Heartbeats:
+    """Tells the desk which pages are open: each has a connection for nothing else."""
+
+    def __init__(self, app: ASGIApp, desk: Desk) -> None:
+        self._app, self._desk = app, desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _, mark, key = scope.get("path", "").rpartition("/heartbeat/")
+        if scope["type"] != "http" or not mark:
+            await self._app(scope, receive, send)
+            return
+        self._desk.connect(key)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._desk.disconnect(key)
 
 
 def build_app(settings: DemoSettings) -> DemoApp:
@@ -116,8 +145,10 @@ def build_app(settings: DemoSettings) -> DemoApp:
         DegamlError: no pair can be loaded.
     """
     # Gradio serves files from here without copying them
-    downloads = Path(get_upload_folder()) / f"downloads-{secrets.token_urlsafe(16)}"
-    desk = Desk(settings, downloads)
+    uploads = Path(upload_folder())
+    uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
+    downloads = uploads / f"downloads-{secrets.token_urlsafe(16)}"
+    desk = Desk(settings, downloads, own_folder())
     app = DemoApp(settings)
     with app:
         app.desk = desk
@@ -160,6 +191,7 @@ class _Page:
 
     def _lay_out_examples(self) -> None:
         limits = self.desk.settings
+        known = self.desk.trained_on(self.desk.pairs.labels[0])
         with gr.Column(elem_classes="dg-card"):
             _head(1, "Examples", _HOW)
             self.text = gr.Textbox(
@@ -172,7 +204,7 @@ class _Page:
             )
             with gr.Row(equal_height=True):
                 self.task = gr.Dropdown(
-                    [(_task_label(task), task.name) for task in self.desk.tasks],
+                    [(_task_label(task, known), task.name) for task in self.desk.tasks],
                     value=self.desk.tasks[0].name if self.desk.tasks else None,
                     label="… or a ready task",
                     elem_id="ready-task",
@@ -326,7 +358,12 @@ class _Page:
             **_READ,
         )
         self.held_out.input(lambda value: value, self.held_out, self.wanted, **_READ)
-        self.file.upload(self._upload, self.file, [self.text, self.source, self.error], **_READ)
+        self.file.upload(
+            self._upload,
+            self.file,
+            [self.text, self.source, self.file, self.summary, self.error],
+            **_READ,
+        )
         # what is typed over a file's text is not of the file's layout any longer
         self.text.input(lambda: "", None, self.source, trigger_mode="always_last", **_READ).then(
             self._read, [self.text, self.source, self.skip, self.held_out], read, **_READ
@@ -339,7 +376,7 @@ class _Page:
         )
         shown = [self.results, self.strategy, self.tried, self.changed]
         mine = [self.history, self.chosen, self.download, self.code, self.ask, self.answers]
-        self.adapt.click(
+        adapting = self.adapt.click(
             self._adapt,
             [
                 self.text,
@@ -365,12 +402,19 @@ class _Page:
             js=_TO_RESULTS,
             **_READ,
         )
-        self.cancel.click(self._cancel, None, self.cancel, queue=False, **_READ)
+        adapting.then(self._ready, [self.text, self.source, self.skip], self.adapt, **_READ)
+        self.cancel.click(
+            self._cancel,
+            [self.text, self.source, self.skip],
+            [self.cancel, self.adapt, self.progress],
+            queue=False,
+            **_READ,
+        )
         gr.on(
             [self.ask.click, self.options.submit, self.question.submit],
             self._ask,
             [self.chosen, self.question, self.options],
-            [self.answers, self.error],
+            [*mine, self.error],
             concurrency_limit=max(2, self.desk.settings.concurrency),
             **_READ,
         )
@@ -378,9 +422,10 @@ class _Page:
             self._choose, self.chosen, [*shown, *mine, self.error, self.progress], **_READ
         )
         self.baselines.expand(self.comparisons.show, None, self.comparison, **_READ)
-        app.unload(self._leave)
 
-    def _read(self, text: str, source: str, skip: bool, wanted: float | None) -> Updates:
+    def _read(
+        self, text: str, source: str, skip: bool, wanted: float | None, request: gr.Request
+    ) -> Updates:
         off: Updates = {
             self.parsed: "",
             self.skip: gr.Checkbox(visible=False),
@@ -412,9 +457,15 @@ class _Page:
             self.skip: gr.Checkbox(visible=wrong > 0 and fits),
             self.parsed: reading.parsed_table(pasted),
             self.held_out: gr.Slider(maximum=highest, value=value),
-            self.adapt: gr.Button(interactive=fits and (not wrong or skip)),
+            self.adapt: gr.Button(
+                interactive=fits and (not wrong or skip) and not self.desk.runs.busy(_key(request))
+            ),
             self.error: "",
         }
+
+    def _ready(self, text: str, source: str, skip: bool, request: gr.Request) -> Any:
+        """Whether Adapt can be pressed again: the text may have been edited meanwhile."""
+        return self._read(text, source, skip, None, request)[self.adapt]
 
     def _upload(self, file: str | None) -> Updates:
         if file is None:
@@ -424,7 +475,7 @@ class _Page:
             text = self.desk.read_upload(path)
             return {self.text: text, self.source: f"{_digest(text)} {path.name}", self.error: ""}
         except DegamlError as error:
-            return {self.error: alert(str(error)), self.source: ""}
+            return {self.summary: alert(str(error)), self.source: "", self.file: None}
         finally:
             # the text is all that is needed of it
             path.unlink(missing_ok=True)
@@ -493,7 +544,6 @@ class _Page:
         if kept is not None:
             yield await asyncio.to_thread(self._all, key, kept)
         yield {
-            self.adapt: gr.Button(interactive=True),
             self.cancel: gr.Button("Cancel", interactive=False),
             self.queue: "",
             **({} if run.state == "done" else self._stopped(run)),
@@ -525,16 +575,24 @@ class _Page:
             }
         return {self.progress: "", self.error: alert(run.error)}
 
-    def _cancel(self, request: gr.Request) -> Any:
-        self.desk.runs.cancel(_key(request))
-        return gr.Button("Stopping …", interactive=False)
+    def _cancel(self, text: str, source: str, skip: bool, request: gr.Request) -> Updates:
+        key = _key(request)
+        if self.desk.runs.busy(key):
+            self.desk.runs.cancel(key)
+            return {self.cancel: gr.Button("Stopping …", interactive=False)}
+        # the page has not heard of the end
+        return {
+            self.cancel: gr.Button("Cancel", interactive=False),
+            self.adapt: self._ready(text, source, skip, request),
+            self.progress: note("It is not under way any longer; press Adapt again."),
+        }
 
     def _all(self, key: str, kept: Kept) -> Updates:
         """Everything about one of the visitor's models."""
         report = kept.report
         models = self.desk.visitors.all_of(key)
         return {
-            self.results: results.accuracies(report),
+            self.results: results.accuracies(report, kept.seen),
             self.strategy: results.strategy(report, kept.model.explain()),
             self.tried: results.proposals(report),
             self.changed: results.changes(report),
@@ -559,23 +617,43 @@ class _Page:
         try:
             kept = self.desk.visitors.find(key, model)
             return {**self._all(key, kept), self.progress: "", self.error: ""}
+        except UnknownModelError as error:
+            return {**self._without(key), self.error: alert(str(error))}
         except DegamlError as error:
             return {self.error: alert(str(error))}
 
+    def _without(self, key: str) -> Updates:
+        """What is there after all, where a model that the page shows is not."""
+        models = self.desk.visitors.all_of(key)
+        return {
+            self.history: results.history(models, None, self.desk.visitors.freed(key)),
+            self.chosen: gr.Dropdown(
+                [(_model_label(one), one.id) for one in reversed(models)],
+                value=None,
+                visible=bool(models),
+            ),
+            self.download: gr.DownloadButton(
+                "Download the adapter (zip)", value=None, interactive=False
+            ),
+            self.code: gr.Code(visible=False),
+            self.ask: gr.Button(interactive=False),
+            self.answers: "",
+        }
+
     def _ask(self, model: str | None, question: str, options: str, request: gr.Request) -> Updates:
+        key = _key(request)
         try:
             asked, base, adapted, kept = self.desk.ask(
-                _key(request), model or "", question, options_of(options)
+                key, model or "", question, options_of(options)
             )
+        except UnknownModelError as error:
+            return {**self._without(key), self.answers: alert(str(error))}
         except DegamlError as error:
             return {self.answers: alert(str(error))}
         return {
             self.answers: results.answers(asked, base, adapted, f"#{kept.number}"),
             self.error: "",
         }
-
-    def _leave(self, request: gr.Request) -> None:
-        self.desk.leave(_key(request))
 
 
 def _digest(text: str) -> str:
@@ -605,8 +683,8 @@ def _head(number: int, title: str, lead: str = "") -> None:
     )
 
 
-def _task_label(task: Any) -> str:
-    return f"{task.title} · the generator was trained on it" if task.seen else task.title
+def _task_label(task: ReadyTask, known: frozenset[str]) -> str:
+    return f"trained on · {task.title}" if task.name in known else task.title
 
 
 def _model_label(kept: Kept) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -45,12 +47,15 @@ class Desk:
         visitors: what has been made.
     """
 
-    def __init__(self, settings: DemoSettings, downloads: Path) -> None:
+    def __init__(
+        self, settings: DemoSettings, downloads: Path, uploads: Path | None = None
+    ) -> None:
         """Load the first pair.
 
         Args:
             settings: how to serve.
             downloads: where zips are put; nobody else's folder.
+            uploads: a folder of this server alone, where what clients left behind is deleted.
 
         Raises:
             DegamlError: no pair can be loaded.
@@ -58,11 +63,19 @@ class Desk:
         self.settings = settings
         self.pairs = Pairs(settings.pairs)
         self.runs = Runs(settings.concurrency, settings.queue_size, 2 * settings.max_seconds)
-        self.visitors = Visitors(downloads, settings.session_ttl, settings.max_models)
-        self._downloads = downloads
+        self.visitors = Visitors(
+            downloads,
+            settings.session_ttl,
+            settings.max_models,
+            settings.max_models_total,
+            settings.grace,
+        )
+        self._downloads, self._uploads = downloads, uploads
+        # connections of open pages, by visitor
+        self._connections: Counter[str] = Counter()
         self._tasks = {task.name: task for task in ready_tasks()}
-        # by text: what runs on unchanged ready tasks are called
-        self._titles: dict[str, str] = {}
+        # by text: which ready task it is, unchanged
+        self._ready: dict[str, ReadyTask] = {}
         self._asking = threading.BoundedSemaphore(max(2, settings.concurrency))
         self._closed = threading.Event()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
@@ -108,7 +121,7 @@ class Desk:
         if length > self.settings.max_characters:
             raise DemoError(
                 f"This is {length:,} characters long, and the page takes at most {self.settings.max_characters:,}; "
-                "paste fewer examples, or use `degaml adapt` on your own machine, which has no such limit."
+                "paste fewer examples, or use `degaml adapt` on your own machine, which reads up to 1 MiB of text."
             )
 
     def ready_text(self, name: str, seed: int = 0) -> str:
@@ -125,7 +138,7 @@ class Desk:
         given, held_out = task.draw(support, total - support, seed)
         text = examples_text([*given, *held_out])
         if seed == 0:
-            self._titles[text] = task.title
+            self._ready[text] = task
         return text
 
     # --- adapting ---------------------------------------------------------------------------------
@@ -168,7 +181,7 @@ class Desk:
         if len(examples) > self.settings.max_examples:
             raise DemoError(
                 f"These are {len(examples)} examples, and the page takes at most {self.settings.max_examples}; "
-                "remove some, or use `degaml adapt` on your own machine, which has no such limit."
+                "remove some, or use `degaml adapt` on your own machine, which reads up to 2,000."
             )
         if not 0 <= held_out < len(examples):
             raise DemoError(
@@ -189,9 +202,20 @@ class Desk:
                 cancel=cancel,
             )
 
-        return self.runs.submit(
-            visitor.key, work, self._titles.get(text) or _title(examples), label
-        )
+        task = self._ready.get(text)
+        title = task.title if task else _title(examples)
+        return self.runs.submit(visitor.key, work, title, label, task.name if task else "")
+
+    def trained_on(self, label: str) -> frozenset[str]:
+        """The ready tasks that a pair's generator was trained on, by name.
+
+        Args:
+            label: the pair's.
+
+        Raises:
+            DegamlError: there is no such pair.
+        """
+        return frozenset(map(str, self.pairs.session(label).trained.about.get("tasks") or ()))
 
     def _allowed(self, budget: Budget) -> Budget:
         seconds = budget.seconds if budget.seconds is not None else self.settings.max_seconds
@@ -224,7 +248,11 @@ class Desk:
                 yield None
                 await asyncio.sleep(_POLL_SECONDS)
             model, run.result = run.result, None
-            yield None if model is None else self.visitors.keep(visitor, model, run.title, run.pair)
+            if model is None:
+                yield None
+                return
+            seen = bool(run.task) and run.task in await asyncio.to_thread(self.trained_on, run.pair)
+            yield self.visitors.keep(visitor, model, run.title, run.pair, seen)
         finally:
             # nobody listens any longer
             if not run.over:
@@ -272,8 +300,21 @@ class Desk:
 
     # --- leaving ----------------------------------------------------------------------------------
 
+    def connect(self, key: str) -> None:
+        """A visitor's page is open, or open again after its connection was lost."""
+        self._connections[key] += 1
+        self.visitors.find_again(key)
+
+    def disconnect(self, key: str) -> None:
+        """A visitor's page was closed, or its connection lost: stop its work, and free the rest if it stays away."""
+        self._connections[key] -= 1
+        if self._connections[key] <= 0:
+            del self._connections[key]
+            self.runs.cancel(key, "Stopped: the page was closed.")
+            self.visitors.lose(key)
+
     def leave(self, key: str) -> None:
-        """A visitor closed the page: stop and free all that is theirs."""
+        """A visitor wants nothing any longer: stop and free all that is theirs."""
         self.runs.cancel(key, "Stopped: the page was closed.")
         self.visitors.forget(key)
 
@@ -287,6 +328,20 @@ class Desk:
         while not self._closed.wait(_SWEEP_SECONDS):
             self.runs.check()
             self.visitors.sweep()
+            self._clean()
+
+    def _clean(self) -> None:
+        """Delete what killed clients left."""
+        if self._uploads is None:
+            return
+        oldest = time.time() - self.settings.session_ttl
+        for path in sorted(self._uploads.rglob("*"), reverse=True):
+            if self._downloads in (path, *path.parents):
+                continue
+            with contextlib.suppress(OSError):
+                if path.lstat().st_mtime < oldest:
+                    # a folder that is not empty stays
+                    path.rmdir() if path.is_dir() else path.unlink()
 
 
 def examples_text(examples: Sequence[Example]) -> str:

@@ -61,7 +61,8 @@ def summary(pasted: Pasted, more: str = "") -> str:
     good, wrong = len(pasted.examples), len(pasted.mistakes)
     answers = len({one.options[one.gold] for one in pasted.examples})
     told = f"<b>{good}</b> example{'' if good == 1 else 's'} read as {_LAYOUTS[pasted.layout]}"
-    told += f", {answers} different answers." if good else "."
+    different = "1 answer" if answers == 1 else f"{answers} different answers"
+    told += f", {different}." if good else "."
     parts = [f'<p class="dg-line"><span>{told}</span></p>']
     if wrong:
         items = "".join(f"<li>{escape(_placed(one))}</li>" for one in pasted.mistakes[:5])

@@ -58,8 +58,16 @@ def waiting_line(ahead: int) -> str:
     )
 
 
-def accuracies(report: Report) -> str:
-    """Before and after on held-out examples, with intervals; where nothing was held out, what is known instead."""
+_SEEN = "The generator was trained on this task, so this says little about new tasks."
+
+
+def accuracies(report: Report, seen: bool = False) -> str:
+    """Before and after on held-out examples, with intervals; where nothing was held out, what is known instead.
+
+    Args:
+        report: what is known.
+        seen: whether the generator was trained on that very task.
+    """
     parts: list[str] = []
     if report.held_out:
         rows = [
@@ -80,6 +88,8 @@ def accuracies(report: Report) -> str:
                 "dg-warn",
             )
         )
+    if seen:
+        parts.append(note(_SEEN, "dg-warn"))
     parts.append(_support(report))
     parts += [note(f"{text[:1].upper()}{text[1:]}.", "dg-warn") for text in report.warnings]
     return f'<div class="dg-results">{"".join(parts)}</div>'
@@ -254,10 +264,11 @@ def history(kept: Sequence[Kept], chosen: str | None, freed: int) -> str:
     for one in reversed(kept):
         report = one.report
         mark = ' <b class="dg-chosen">selected</b>' if one.id == chosen else ""
+        seen = f'<span class="dg-under">{escape(_SEEN)}</span>' if one.seen else ""
         rows.append(
             (
                 f"{one.number}",
-                f"{user_text(one.title, 60)}{mark}",
+                f"{user_text(one.title, 60)}{mark}{seen}",
                 f"{report.support} + {report.held_out}",
                 escape(report.base.text if report.base else "–"),
                 escape(report.adapted.text if report.adapted else "nothing held out"),

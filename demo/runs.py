@@ -34,11 +34,14 @@ class Run:
         error: why it failed or was stopped, for people.
         title: what it is adapted to, for people.
         pair: the label of the generator and the policy.
+        task: the name of the ready task that it is, if any.
     """
 
-    def __init__(self, owner: str, work: Work, title: str = "", pair: str = "") -> None:
+    def __init__(
+        self, owner: str, work: Work, title: str = "", pair: str = "", task: str = ""
+    ) -> None:
         """Not yet begun."""
-        self.owner, self.title, self.pair = owner, title, pair
+        self.owner, self.title, self.pair, self.task = owner, title, pair, task
         self.state: RunState = "waiting"
         self.progress: Progress | None = None
         self.result: AdaptedModel | None = None
@@ -129,7 +132,9 @@ class Runs:
         with self._lock:
             return len(self._runs)
 
-    def submit(self, owner: str, work: Work, title: str = "", pair: str = "") -> Run:
+    def submit(
+        self, owner: str, work: Work, title: str = "", pair: str = "", task: str = ""
+    ) -> Run:
         """Put an adaptation at the end of the queue.
 
         Args:
@@ -137,11 +142,12 @@ class Runs:
             work: is called with whom to tell of progress, and with what stops it.
             title: what it is adapted to, for people.
             pair: the label of the generator and the policy.
+            task: the name of the ready task that it is, if any.
 
         Raises:
             QueueError: the visitor has one already, or the queue is full.
         """
-        run = Run(owner, work, title, pair)
+        run = Run(owner, work, title, pair, task)
         with self._lock:
             if any(other.owner == owner for other in self._runs):
                 raise QueueError(
@@ -155,6 +161,14 @@ class Runs:
             self._runs.append(run)
         self._pool.submit(self._carry_out, run)
         return run
+
+    def busy(self, owner: str) -> bool:
+        """Whether an adaptation of the visitor waits or goes on, and is not being stopped."""
+        with self._lock:
+            return any(
+                run.owner == owner and not (run.over or run.cancelled.is_set())
+                for run in self._runs
+            )
 
     def ahead(self, run: Run) -> int:
         """How many have to be done before it may begin."""

@@ -25,6 +25,8 @@ class DemoSettings:
         tracking_uri: MLflow's, where the comparison is read from; None where there is none.
         session_ttl: seconds after which a visitor who does nothing is forgotten.
         max_models: adapted models kept of one visitor; the oldest goes first.
+        max_models_total: adapted models kept of all visitors; the oldest goes first.
+        grace: seconds that a page whose connection was lost may take to come back, before it is forgotten.
     """
 
     host: str = "127.0.0.1"
@@ -39,3 +41,5 @@ class DemoSettings:
     tracking_uri: str | None = None
     session_ttl: float = 1800
     max_models: int = 5
+    max_models_total: int = 100
+    grace: float = 20

@@ -28,6 +28,7 @@ class Kept:
         title: for people.
         pair: the label of the generator and the policy.
         model: the model.
+        seen: whether its generator was trained on that very task.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Kept:
     title: str
     pair: str
     model: AdaptedModel
+    seen: bool = False
 
     @property
     def report(self) -> Report:
@@ -51,6 +53,7 @@ class Visitor:
         kept: its models, by id.
         made: how many it has made.
         seen: when it last did something.
+        left: when its page was closed, or its connection lost; None while it is there.
         closed: whether it is gone.
         folder: its downloads; made when the first is asked for.
     """
@@ -59,6 +62,7 @@ class Visitor:
     kept: dict[str, Kept] = field(default_factory=dict)
     made: int = 0
     seen: float = field(default_factory=time.monotonic)
+    left: float | None = None
     closed: bool = False
     folder: Path | None = None
 
@@ -66,17 +70,29 @@ class Visitor:
 class Visitors:
     """All that are there now."""
 
-    def __init__(self, downloads: Path, ttl: float, max_models: int) -> None:
+    def __init__(
+        self,
+        downloads: Path,
+        ttl: float,
+        max_models: int,
+        max_models_total: int = 100,
+        grace: float = 20,
+    ) -> None:
         """Nobody is there yet.
 
         Args:
             downloads: where visitors' folders are made.
             ttl: seconds after which one who does nothing is forgotten.
             max_models: so many are kept of each.
+            max_models_total: so many are kept of all together.
+            grace: seconds after which one whose page is gone is forgotten.
         """
-        self._downloads, self._ttl, self._max_models = downloads, ttl, max_models
+        self._downloads, self._ttl, self._grace = downloads, ttl, grace
+        self._max_models, self._max_models_total = max_models, max_models_total
         self._lock = threading.RLock()
         self._visitors: dict[str, Visitor] = {}
+        # whose each model is, the oldest model first
+        self._ages: dict[str, Visitor] = {}
 
     @property
     def models(self) -> int:
@@ -88,10 +104,12 @@ class Visitors:
         """The visitor with that key, who has just done something."""
         with self._lock:
             visitor = self._visitors.setdefault(key, Visitor(key))
-            visitor.seen = time.monotonic()
+            _greet(visitor)
             return visitor
 
-    def keep(self, visitor: Visitor, model: AdaptedModel, title: str, pair: str) -> Kept | None:
+    def keep(
+        self, visitor: Visitor, model: AdaptedModel, title: str, pair: str, seen: bool = False
+    ) -> Kept | None:
         """Keep a model for a visitor; None where the visitor has left meanwhile.
 
         Args:
@@ -99,16 +117,21 @@ class Visitors:
             model: the model.
             title: for people.
             pair: the label of the generator and the policy.
+            seen: whether the generator was trained on that very task.
         """
         with self._lock:
             if visitor.closed:
                 return None
             visitor.made += 1
-            kept = Kept(secrets.token_urlsafe(24), visitor.made, title, pair, model)
+            kept = Kept(secrets.token_urlsafe(24), visitor.made, title, pair, model, seen)
             visitor.kept[kept.id] = kept
+            self._ages[kept.id] = visitor
             while len(visitor.kept) > self._max_models:
                 oldest = next(iter(visitor.kept))
                 self._drop(visitor, oldest)
+            while len(self._ages) > self._max_models_total:
+                oldest, owner = next(iter(self._ages.items()))
+                self._drop(owner, oldest)
             return kept
 
     def find(self, key: str, model: str) -> Kept:
@@ -125,7 +148,7 @@ class Visitors:
                     "This session has no such model: models are freed when their page is closed, after a while without "
                     "use, and when there are newer ones. Adapt again."
                 )
-            visitor.seen = time.monotonic()
+            _greet(visitor)
             return kept
 
     def all_of(self, key: str) -> list[Kept]:
@@ -158,17 +181,32 @@ class Visitors:
             if visitor is None:
                 return
             visitor.closed = True
+            for model in visitor.kept:
+                del self._ages[model]
             visitor.kept.clear()
             if visitor.folder is not None:
                 shutil.rmtree(visitor.folder, ignore_errors=True)
 
+    def lose(self, key: str) -> None:
+        """Forget a visitor whose page is gone, unless it comes back soon."""
+        with self._lock:
+            if visitor := self._visitors.get(key):
+                visitor.left = time.monotonic()
+
+    def find_again(self, key: str) -> None:
+        """A visitor's page is there after all."""
+        with self._lock:
+            if visitor := self._visitors.get(key):
+                visitor.left = None
+
     def sweep(self) -> None:
-        """Forget those who have done nothing for long."""
+        """Forget those who have done nothing for long, and those who did not come back."""
         now = time.monotonic()
         with self._lock:
-            gone = [v.key for v in self._visitors.values() if now - v.seen > self._ttl]
-        for key in gone:
-            self.forget(key)
+            for visitor in list(self._visitors.values()):
+                lost = visitor.left is not None and now - visitor.left > self._grace
+                if lost or now - visitor.seen > self._ttl:
+                    self.forget(visitor.key)
 
     def archive(self, key: str, model: str) -> Path:
         """The model's folder as a zip, written once.
@@ -202,6 +240,10 @@ class Visitors:
         return path
 
     def _drop(self, visitor: Visitor, model: str) -> None:
-        del visitor.kept[model]
+        del visitor.kept[model], self._ages[model]
         if visitor.folder is not None:
             shutil.rmtree(visitor.folder / model, ignore_errors=True)
+
+
+def _greet(visitor: Visitor) -> None:
+    visitor.seen, visitor.left = time.monotonic(), None

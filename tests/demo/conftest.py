@@ -44,6 +44,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def app(tmp_path_factory: pytest.TempPathFactory, pairs: dict[str, Path]) -> Iterator[AppProcess]:
     """The page over the random pairs."""
     arguments = [text for label, path in pairs.items() for text in ("--pair", f"{label}={path}")]
+    # a closed page is forgotten soon, but not before a browser has tried to come back
+    arguments += ["--grace", "4"]
     with running_app(tmp_path_factory.mktemp("app"), *arguments, environment=QUICK) as running:
         yield running
 

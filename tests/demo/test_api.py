@@ -135,6 +135,20 @@ def test_plain_http(app):
         assert json.loads(data.removeprefix("data: "))[0]["examples"] == 20
 
 
+def test_plain_http_adapts(app):
+    """All values, in the order of the documentation; a pair that is null is the first."""
+    with httpx.Client(base_url=f"{app.url}/gradio_api", timeout=60) as http:
+        body = {"data": [TWENTY, 5, None, 1, 1, 60, 0], "session_hash": "plain-http"}
+        asked = http.post("/call/adapt", json=body)
+        told = http.get(f"/call/adapt/{asked.json()['event_id']}").text
+        (done,) = json.loads(told.strip().rsplit("data: ", 1)[1])
+        assert (done["state"], done["trained_on"]) == ("done", False)
+        body = {"data": [""], "session_hash": "plain-http"}
+        asked = http.post("/call/forget", json=body)
+        told = http.get(f"/call/forget/{asked.json()['event_id']}").text
+        assert '"models": 0' in told
+
+
 def test_example_client(app, tmp_path):
     examples = tmp_path / "examples.txt"
     examples.write_text(TWENTY, encoding="utf-8")

@@ -106,12 +106,7 @@ def test_file_that_cannot_be_read(same_page, tmp_path, name):
     path.write_bytes(content)
     same_page.drop_file()
     same_page.upload(path)
-    same_page.page.wait_for_function(
-        "said => ['error', 'parse-summary', 'examples-file'].some("
-        "  id => document.getElementById(id)?.innerText.includes(said)) || document.body.innerText.includes(said)",
-        arg=said,
-        timeout=8000,
-    )
+    same_page.wait_text("parse-summary", said, timeout=8000)
     assert not same_page.enabled("adapt")
     same_page.picture("error")
 

@@ -6,6 +6,7 @@ import json
 import re
 import time
 
+import httpx
 import pytest
 
 from tests.demo.pages import TWENTY
@@ -152,3 +153,45 @@ def test_closed_page_stops_and_frees(open_page, app):
     app.wait_idle(10, models=0)
     assert not list(app.temporary.rglob("adapter-*.zip"))
     assert stands_still(app)
+
+
+def test_what_was_freed_is_not_offered(open_page, app):
+    page = open_page(app)
+    sessions = []
+    page.page.on(
+        "request",
+        lambda request: (
+            sessions.append(json.loads(request.post_data)["session_hash"])
+            if "/queue/join" in request.url
+            else None
+        ),
+    )
+    page.paste(TWENTY)
+    page.wait_rows("parsed-table", 20)
+    page.adapt()
+    body = {"data": [""], "session_hash": sessions[-1]}
+    asked = httpx.post(f"{app.url}/gradio_api/call/forget", json=body).json()
+    httpx.get(f"{app.url}/gradio_api/call/forget/{asked['event_id']}", timeout=20)
+    page.part("side-question").locator("textarea").fill("Next?")
+    page.part("side-options").locator("textarea").fill("a | b")
+    page.press("side-ask")
+    page.wait_text("side-answers", "no such model", timeout=8000)
+    page.wait_button("download", False)
+    page.wait_rows("history", 0)
+
+
+def test_adapt_stays_off_while_one_is_under_way(page):
+    begin_slowly(page)
+    page.wait_stage("Try strategies")
+    page.paste(TWENTY)
+    page.wait_rows("parsed-table", 20)
+    assert not page.enabled("adapt")
+    # and at the end it follows from the text
+    page.paste("Is this one?")
+    page.wait_rows("parsed-table", 1)
+    page.press("cancel")
+    page.wait_button("cancel", False)
+    page.page.wait_for_timeout(500)
+    assert not page.enabled("adapt")
+    page.paste(TWENTY)
+    page.wait_button("adapt", True)

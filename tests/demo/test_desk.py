@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+from dataclasses import replace
 
 import pytest
 from demo.desk import DemoError, Desk, examples_text, options_of
+from demo.results import accuracies, history
 from demo.settings import DemoSettings
 from demo.visitors import UnknownModelError
 
@@ -140,6 +143,58 @@ def test_who_stops_listening_stops_the_work(desk):
         return run
 
     assert asyncio.run(stop()).cancelled.is_set()
+
+
+def test_a_page_is_gone_with_its_last_connection(desk):
+    desk.connect("twice")
+    visitor = desk.visitors.enter("twice")
+    desk.connect("twice")
+    desk.disconnect("twice")
+    assert visitor.left is None
+    desk.disconnect("twice")
+    assert visitor.left is not None
+    desk.connect("twice")
+    assert visitor.left is None
+    desk.disconnect("twice")
+    desk.leave("twice")
+
+
+def test_tasks_that_the_generator_was_trained_on_are_marked(desk, monkeypatch):
+    task, other = desk.tasks[0], desk.tasks[1]
+    trained = desk.pairs.session("tiny").trained
+    monkeypatch.setattr(
+        desk.pairs.session("tiny"), "trained", replace(trained, about={"tasks": [task.name]})
+    )
+    for name, changed, seen in (
+        (task.name, "", True),
+        (task.name, "\n\n", False),
+        (other.name, "", False),
+    ):
+        kept, _ = adapt(desk, "seen", desk.ready_text(name) + changed, budget=Budget(1, 1))
+        assert kept.seen is seen
+        page = accuracies(kept.report, kept.seen) + history([kept], None, 0)
+        assert page.count("was trained on this task") == (2 if seen else 0)
+    desk.leave("seen")
+
+
+def test_what_clients_left_is_deleted(desk, tmp_path, monkeypatch):
+    monkeypatch.setattr(desk, "_uploads", tmp_path)
+    monkeypatch.setattr(desk, "_downloads", tmp_path / "downloads")
+    old, new = tmp_path / "a" / "old.txt", tmp_path / "b" / "new.txt"
+    zipped = tmp_path / "downloads" / "x" / "adapter.zip"
+    for path in (old, new, zipped):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    for path in (old, zipped, old.parent, zipped.parent, new.parent):
+        os.utime(path, (0, 0))
+    # a folder counts from when something in it was deleted
+    desk._clean()
+    if old.parent.exists():
+        os.utime(old.parent, (0, 0))
+    desk._clean()
+    assert not old.parent.exists()
+    assert new.exists()
+    assert zipped.exists()
 
 
 def test_every_ready_task_is_read_back(desk):

@@ -45,7 +45,7 @@ def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
     for name in [name for name in sys.modules if name == "demo.app"]:
         monkeypatch.delitem(sys.modules, name)
     assert main(["--port", "0"]) == 1
-    assert "degaml-kedro[demo]" in capsys.readouterr().err
+    assert "pip install '.[demo]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,35 @@ def test_the_oldest_goes_first(visitors, tmp_path):
         visitors.find("a", first.id)
 
 
+def test_the_oldest_of_all_goes_first(tmp_path):
+    visitors = Visitors(tmp_path, ttl=100, max_models=2, max_models_total=3)
+    first, second = keep(visitors, "a"), keep(visitors, "b")
+    third, fourth = keep(visitors, "a"), keep(visitors, "c")
+    assert visitors.all_of("a") == [third]
+    assert visitors.freed("a") == 1
+    assert first not in visitors.all_of("a")
+    visitors.forget("b")
+    visitors.drop("c", fourth.id)
+    fifth = keep(visitors, "d")
+    assert [*visitors.all_of("a"), *visitors.all_of("d")] == [third, fifth]
+    assert second not in visitors.all_of("b")
+    assert visitors.models == 2
+
+
+@pytest.mark.parametrize("back", ["enter", "find", "find_again", None])
+def test_who_comes_back_soon_keeps_all(tmp_path, back):
+    visitors = Visitors(tmp_path, ttl=100, max_models=2, grace=0.1)
+    kept = keep(visitors, "a")
+    visitors.lose("a")
+    visitors.sweep()
+    assert visitors.all_of("a") == [kept]
+    if back:
+        getattr(visitors, back)("a", *([kept.id] if back == "find" else []))
+    time.sleep(0.15)
+    visitors.sweep()
+    assert visitors.all_of("a") == ([kept] if back else [])
+
+
 def test_nothing_is_left_of_who_leaves(visitors, tmp_path):
     kept, other = keep(visitors, "a"), keep(visitors, "b")
     mine, theirs = visitors.archive("a", kept.id), visitors.archive("b", other.id)
