@@ -15,6 +15,9 @@ from typing import Any
 from degaml_kedro.errors import DegamlError
 from demo.settings import SHIPPED_LABEL, DemoSettings
 
+# threads that wait for each other give way to whoever else computes; read when torch is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 _RUN = Path("data")
 _LIMITS = {
     "max-examples": "examples of one adaptation, held-out ones included",

@@ -107,6 +107,8 @@ def main(debug: bool) -> None:
         warnings.simplefilter("ignore")
         logging.getLogger("degaml_kedro").addHandler(logging.NullHandler())
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        # threads that wait for each other give way to whoever else computes; read when torch is imported
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _pair_options(command: Callable[..., None]) -> Callable[..., None]:
