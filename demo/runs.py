@@ -93,12 +93,13 @@ class Run:
         except DegamlError as error:
             self.error = str(error)
             self.state = "failed"
-        except Exception:
-            self.error = (
-                "Something went wrong here that is not your fault; the server's log has it."
-            )
-            self.state = "failed"
-            raise
+        finally:
+            # whatever else it was goes on to the log
+            if self.state == "running":
+                self.error = (
+                    "Something went wrong here that is not your fault; the server's log has it."
+                )
+                self.state = "failed"
 
     def take_news(self) -> list[Progress]:
         """What was reported since the last time, the latest of each stage: short stages are seen too."""
