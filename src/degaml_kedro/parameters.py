@@ -141,6 +141,19 @@ class TrainingParameters(Parameters):
     max_gradient_norm: float = Field(1.0, gt=0)
 
 
+class WarmupParameters(TrainingParameters):
+    """The pooled warm-up: one adapter for all meta-train tasks."""
+
+    # share of the steps whose examples stand behind labeled examples of their task, so that one adapter serves with
+    # and without examples in the prompt
+    context_share: float = Field(0.0, ge=0, le=1)
+    # in these steps: demonstrations, between half of it and all, and examples that are learned behind them
+    shots: int = Field(20, ge=1, le=40)
+    context_queries: int = Field(4, ge=1, le=64)
+    # in the others, where tasks are drawn: how many tasks share a batch
+    tasks_per_step: int = Field(4, ge=1, le=64)
+
+
 class TrajectoryParameters(Parameters):
     """Trajectories (App. C step 1.1): where they start, how they train, how a step is stored."""
 
@@ -547,12 +560,101 @@ class SplitSizes(Parameters):
     test: int = Field(ge=1)
 
 
+class LabelFile(Parameters):
+    """A file of texts with their labels (see ``tasks/labeled.py``)."""
+
+    path: str
+    text: str = "text"
+    label: str = "label"
+    # columns that say to which group of labels a row belongs, and whether it is for training or testing
+    group: str | None = None
+    split: str | None = None
+
+
+Pool = Literal["train", "development", "final_1", "final_2", "final_3"]
+Form = Literal["rules", "words", "messages"]
+
+
+class SuiteDistribution(Parameters):
+    """Tasks that only examples define, drawn from the suite without end (see ``tasks/episodes.py``)."""
+
+    kind: Literal["suite"]
+    pool: Pool = "train"
+    # what no training task has: the rule (or the split of it), its domain, the words that stand for labels, or the
+    # messages' templates
+    unseen: Literal["rules", "domains", "labels", "templates"] | None = None
+    # how often each form of task is drawn
+    forms: dict[Form, Annotated[float, Field(ge=0)]] = {"rules": 1.0, "words": 1.0, "messages": 1.0}
+    # fewest and most labels of a classification
+    labels: tuple[Annotated[int, Field(ge=2, le=26)], Annotated[int, Field(ge=2, le=26)]] = (2, 6)
+    # share of classifications whose labels are arbitrary words or codes instead of the classes' names
+    coded: float = Field(0.5, ge=0, le=1)
+    # options of a bare input
+    options: int = Field(4, ge=2, le=8)
+    splits: SplitSizes | None = None
+
+    @model_validator(mode="after")
+    def _is_of_a_pool(self) -> SuiteDistribution:
+        if (self.pool == "train") != (self.unseen is None):
+            raise ValueError(
+                "a held-out pool says what is unseen in it (rules, domains, labels or templates), and the pool "
+                "'train' has nothing unseen"
+            )
+        if self.labels[0] > self.labels[1]:
+            raise ValueError(f"labels is {list(self.labels)}; the smaller number comes first")
+        return self
+
+
+class FileDistribution(Parameters):
+    """Classifications drawn from a file of texts with labels: some of the labels of a group, and their texts."""
+
+    kind: Literal["file"]
+    file: LabelFile
+    # the groups that tasks are drawn from; empty for all
+    groups: tuple[str, ...] = ()
+    labels: tuple[Annotated[int, Field(ge=2, le=26)], Annotated[int, Field(ge=2, le=26)]] = (5, 5)
+    coded: float = Field(0.0, ge=0, le=1)
+    # whose label words stand for the labels of a coded task
+    pool: Pool = "train"
+    splits: SplitSizes | None = None
+
+
+Distribution = Annotated[SuiteDistribution | FileDistribution, Field(discriminator="kind")]
+
+
+class EpisodeSource(Parameters):
+    """One task of a distribution: what was drawn, from which its examples follow."""
+
+    kind: Literal["episode"]
+    form: Literal["rules", "words", "messages", "file"]
+    # the domain, word set, topic or group
+    subject: str
+    # a rule's name alone, or the classes in the order of their labels
+    classes: tuple[str, ...] = Field(min_length=1)
+    # what the answers are called; empty for a rule
+    labels: tuple[str, ...] = ()
+    options: int = Field(4, ge=2, le=8)
+    pool: Pool = "train"
+    unseen: Literal["rules", "domains", "labels", "templates"] | None = None
+    file: LabelFile | None = None
+    seed: int
+
+
+class DrawnTasks(Parameters):
+    """Meta-train tasks that are drawn: so many have trajectories, tokens and rollouts, others are drawn in nodes."""
+
+    distribution: Name
+    trajectory_tasks: int = Field(ge=1, le=10_000)
+
+
 class TaskParameters(Parameters):
     """One task: data, not code."""
 
     description: str = ""
     group: str = ""
-    source: Annotated[SuiteSource | FileSource | HubSource, Field(discriminator="kind")]
+    source: Annotated[
+        SuiteSource | FileSource | HubSource | EpisodeSource, Field(discriminator="kind")
+    ]
     # None: the profile's
     splits: SplitSizes | None = None
     scoring: ScoringMode | None = None
@@ -597,7 +699,7 @@ class ProjectParameters(Parameters):
     scoring: ScoringParameters
     splits: SplitSizes
     lora: LoraParameters
-    warmup: TrainingParameters
+    warmup: WarmupParameters
     trajectory: TrajectoryParameters
     no_meta_train: TrainingParameters
     # used where a method needs it
@@ -611,8 +713,14 @@ class ProjectParameters(Parameters):
     # maml_en_llm, maml_en_llm_first_order and abmll are set by the key `baselines`
     methods: tuple[str, ...] = Field(min_length=1)
     tasks: dict[Name, TaskParameters]
+    # what tasks are drawn from, by name
+    distributions: dict[Name, Distribution] = {}
+    # in a file: names of tasks, or {distribution: NAME, trajectory_tasks: n}, which the loader replaces by n drawn tasks
     meta_train: tuple[Name, ...] = Field(min_length=1)
+    # names of tasks, or {NAME: n}: n tasks of each distribution
     meta_test: tuple[Name, ...] = ()
+    # the distribution that meta_train was drawn from: warm-ups and baselines draw further tasks of it
+    meta_train_distribution: Name | None = None
 
     @property
     def generated_methods(self) -> dict[str, str]:
@@ -724,6 +832,7 @@ class ProjectParameters(Parameters):
         both = sorted(set(self.meta_train) & set(self.meta_test))
         if both:
             raise ValueError(f"task(s) in both meta_train and meta_test: {', '.join(both)}")
+        self._check_distribution()
         taken_names = (
             ("pool", "the pooled warm-up"),
             ("policy", "the policy's run"),
@@ -781,6 +890,23 @@ class ProjectParameters(Parameters):
         if len(set(self.methods)) != len(self.methods):
             raise ValueError(f"methods names a method twice: {', '.join(self.methods)}")
         return self
+
+    def _check_distribution(self) -> None:
+        name = self.meta_train_distribution
+        if name is None:
+            return
+        if name not in self.distributions:
+            raise ValueError(f"meta_train is drawn from '{name}', which is no distribution")
+        if self.generator is not None and self.generator.leave_out:
+            raise ValueError(
+                "generator.leave_out names listed meta-train tasks, and here they are drawn: a distribution's held-out "
+                "pools (unseen) are what no training task has"
+            )
+        if self.policy is not None and self.needs_policy and self.policy.folds:
+            raise ValueError(
+                f"policy.folds is {self.policy.folds}, and meta-train tasks are drawn: rollouts there start from "
+                f"adapters for other draws as they are; set policy.folds to 0"
+            )
 
     def _check_baselines(self) -> None:
         for method in self.baseline_methods:
