@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic import BaseModel as _PydanticModel
@@ -573,6 +573,12 @@ class LabelFile(Parameters):
 
 Pool = Literal["train", "development", "final_1", "final_2", "final_3"]
 Form = Literal["rules", "words", "messages"]
+# the forms in which something can be unseen; in any of them where it is not named
+_UNSEEN_IN: dict[str, tuple[Form, ...]] = {
+    "rules": ("rules",),
+    "labels": ("words", "messages"),
+    "templates": ("messages",),
+}
 
 
 class SuiteDistribution(Parameters):
@@ -602,7 +608,18 @@ class SuiteDistribution(Parameters):
             )
         if self.labels[0] > self.labels[1]:
             raise ValueError(f"labels is {list(self.labels)}; the smaller number comes first")
+        if not any(self.drawn_forms.values()):
+            raise ValueError(
+                f"forms gives no weight to any form of task that there is with unseen {self.unseen}: "
+                f"{', '.join(_UNSEEN_IN.get(self.unseen or '', get_args(Form)))}"
+            )
         return self
+
+    @property
+    def drawn_forms(self) -> dict[Form, float]:
+        """The weights of the forms in which what is to be unseen can be."""
+        among = _UNSEEN_IN.get(self.unseen or "", get_args(Form))
+        return {form: weight for form, weight in self.forms.items() if form in among}
 
 
 class FileDistribution(Parameters):
@@ -715,7 +732,7 @@ class ProjectParameters(Parameters):
     tasks: dict[Name, TaskParameters]
     # what tasks are drawn from, by name
     distributions: dict[Name, Distribution] = {}
-    # in a file: names of tasks, or {distribution: NAME, trajectory_tasks: n}, which the loader replaces by n drawn tasks
+    # in a file: names of tasks, or {distribution: NAME, trajectory_tasks: n}: the loader draws n tasks in its place
     meta_train: tuple[Name, ...] = Field(min_length=1)
     # names of tasks, or {NAME: n}: n tasks of each distribution
     meta_test: tuple[Name, ...] = ()

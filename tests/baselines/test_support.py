@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from degaml_kedro.baselines import no_meta_train, union_train
+from degaml_kedro.baselines.icl import in_context_sequences
 from degaml_kedro.baselines.learned import Learned
-from degaml_kedro.llm.finetune import fine_tune, initial_adapter
+from degaml_kedro.llm.finetune import answer_loss, answer_tree, fine_tune, initial_adapter
 from degaml_kedro.parameters import (
     AdaptationSetting,
     LoraParameters,
     Phase,
     PromptParameters,
     TrainingParameters,
+    WarmupParameters,
 )
 from degaml_kedro.tasks.example import make_example
 from tests.llm.helpers import tiny_base
@@ -99,3 +101,68 @@ def test_a_batch_is_never_larger_than_the_support(base, start):
     *_, theirs = fine_tune(base, support, PROMPT, "text", training(1, 1), start, 3)
     assert alike(mine.adapter, theirs.adapter)
     assert mine.compute.forward_tokens == theirs.tokens
+
+
+def warmup(share, steps=6):
+    return WarmupParameters(
+        phases=(Phase(steps=steps, learning_rate=1e-2),),
+        batch_size=4,
+        context_share=share,
+        shots=4,
+        context_queries=3,
+        tasks_per_step=2,
+    )
+
+
+def drawn(calls):
+    def draw(number, support, query):
+        calls.append((support, query))
+        name = f"task {number}"
+        made = [example(f"{name} q {i}", i % 2) for i in range(support + query)]
+        return made[:support], made[support:]
+
+    return draw
+
+
+def test_episodes_have_their_examples_in_the_prompt_as_often_as_the_share_says(base, start):
+    for share, plain, behind in ((0.0, 12, 0), (1.0, 0, 6)):
+        calls = []
+        steps = list(
+            union_train.fit_on_episodes(base, drawn(calls), PROMPT, "text", warmup(share), start, 5)
+        )
+        assert len(steps) == 6
+        assert sum(support == 0 for support, _ in calls) == plain
+        shown = [support for support, query in calls if support and query == 3]
+        assert len(shown) == behind
+        assert all(2 <= support <= 4 for support in shown)
+
+
+def test_training_on_episodes_goes_on_bit_by_bit(base, start):
+    draw = union_train.listed(
+        [[example(f"t{t} q {i}", i % 2) for i in range(9)] for t in (1, 2)], 3
+    )
+    *_, whole = union_train.fit_on_episodes(base, draw, PROMPT, "text", warmup(0.5), start, 5)
+    run = union_train.fit_on_episodes(base, draw, PROMPT, "text", warmup(0.5), start, 5)
+    third = [next(run) for _ in range(3)][-1]
+    *_, rest = union_train.fit_on_episodes(
+        base, draw, PROMPT, "text", warmup(0.5), start, 5, third.state
+    )
+    assert alike(whole.adapter, rest.adapter)
+
+
+def test_a_tree_of_sequences_has_the_loss_and_gradient_of_the_sequences(base, start):
+    shown = [example(f"shown {i}", i % 2) for i in range(3)]
+    asked = [example(f"asked number {i}", i % 2) for i in range(4)]
+    sequences = in_context_sequences(base, asked, [shown] * 4, PROMPT, "text")
+    tree = answer_tree(sequences)
+    assert len(tree) < sum(len(sequence) for sequence in sequences) / 2
+    noise = torch.Generator().manual_seed(1)
+    tensors = {
+        name: torch.randn(tensor.shape, generator=noise).mul_(0.1).requires_grad_()
+        for name, tensor in start.tensors.items()
+    }
+    found = []
+    for batch in (sequences, [tree]):
+        loss = answer_loss(base, batch, tensors, start.config)
+        found.append((loss, torch.autograd.grad(loss, list(tensors.values()))))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)

@@ -128,7 +128,10 @@ def test_what_is_held_out_is_in_no_training_task(pool, unseen, train):
         word for style in material.label_words(pool).values() for word in style
     }
     texts = {
-        e.question for s, found in train if s.form == "messages" for e in sum(found.values(), [])
+        example.question
+        for source, found in train
+        if source.form == "messages"
+        for example in itertools.chain(*found.values())
     }
     for source, examples in held:
         if unseen == "rules":
@@ -226,7 +229,7 @@ def write(folder, kind):
             }
             for group, labels in MESSAGES.items()
         }
-        path.write_text(json.dumps({"domains": nested}), encoding="utf-8")
+        path.write_text(json.dumps({"source": "us", "domains": nested}), encoding="utf-8")
     elif kind == "jsonl":
         path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     else:

@@ -141,6 +141,41 @@ class AnswerSequence:
     ids: tuple[int, ...]
     answer: int
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class AnswerTree:
+    """Sequences that begin alike, with what they share computed once: questions behind the same demonstrations.
+
+    Attributes:
+        prefix: the tokens that all of them begin with.
+        branches: what follows in each, ending in its answer; at least one token more than the answer.
+    """
+
+    prefix: tuple[int, ...]
+    branches: tuple[AnswerSequence, ...]
+
+    def __len__(self) -> int:
+        return len(self.prefix) + sum(len(branch.ids) for branch in self.branches)
+
+
+def answer_tree(sequences: Sequence[AnswerSequence]) -> AnswerTree:
+    """The sequences over their longest common beginning; the loss on them is the same.
+
+    Args:
+        sequences: at least one.
+    """
+    most = min(len(sequence.ids) - sequence.answer for sequence in sequences) - 1
+    shared = 0
+    while shared < most and len({sequence.ids[shared] for sequence in sequences}) == 1:
+        shared += 1
+    return AnswerTree(
+        sequences[0].ids[:shared],
+        tuple(AnswerSequence(one.ids[shared:], one.answer) for one in sequences),
+    )
+
 
 def answer_sequences(
     base: BaseModel, examples: Sequence[Example], prompt: PromptParameters, mode: ScoringMode
@@ -171,7 +206,7 @@ def answer_sequences(
 
 def answer_loss(
     base: BaseModel,
-    batch: Sequence[AnswerSequence],
+    batch: Sequence[AnswerSequence | AnswerTree],
     tensors: Mapping[str, Tensor],
     config: AdapterConfig,
     elementary: bool = False,
@@ -197,7 +232,7 @@ def answer_loss(
 
 def answer_loss_under(
     base: BaseModel,
-    batch: Sequence[AnswerSequence],
+    batch: Sequence[AnswerSequence | AnswerTree],
     active: ActiveLora,
     elementary: bool = False,
 ) -> Tensor:
@@ -212,17 +247,31 @@ def answer_loss_under(
     Returns:
         A scalar.
     """
-    pack = pack_trees([TokenTree(sequence.ids) for sequence in batch], base.device, base.dtype)
+    pack = pack_trees([_token_tree(part) for part in batch], base.device, base.dtype)
     rows: list[int] = []
     labels: list[int] = []
-    for sequence, offset in zip(batch, pack.starts, strict=True):
-        end = offset + len(sequence.ids) - 1
-        rows.extend(range(end - sequence.answer, end))
-        labels.extend(sequence.ids[-sequence.answer :])
+    for part, offset in zip(batch, pack.starts, strict=True):
+        branches = part.branches if isinstance(part, AnswerTree) else (part,)
+        end = offset + (len(part.prefix) if isinstance(part, AnswerTree) else 0)
+        for branch in branches:
+            end += len(branch.ids)
+            rows.extend(range(end - 1 - branch.answer, end - 1))
+            labels.extend(branch.ids[-branch.answer :])
     with active_lora(active):
         hidden = base.hidden_states(pack, elementary)
     logits = (hidden[rows] @ base.head.T).float()
     return nn.functional.cross_entropy(logits, torch.tensor(labels, device=base.device))
+
+
+def _token_tree(part: AnswerSequence | AnswerTree) -> TokenTree:
+    if isinstance(part, AnswerSequence):
+        return TokenTree(part.ids)
+    if not part.prefix:
+        # nothing is shared: a tree needs a prefix, and one branch alone is a sequence
+        raise TrainingError(
+            "sequences that share no first token are no tree; train them one by one"
+        )
+    return TokenTree(part.prefix, tuple(branch.ids for branch in part.branches))
 
 
 def fine_tune(
@@ -267,7 +316,7 @@ def fine_tune(
 
 def train_on_batches(
     base: BaseModel,
-    batches: Callable[[int], Sequence[AnswerSequence]],
+    batches: Callable[[int], Sequence[AnswerSequence | AnswerTree]],
     training: TrainingParameters,
     start: Adapter,
     resume: FineTuneState | None = None,
@@ -334,7 +383,7 @@ def train_on_batches(
             loss=value,
             learning_rate=rate,
             seconds=time.perf_counter() - began,
-            tokens=sum(len(sequence.ids) for sequence in batch),
+            tokens=sum(len(part) for part in batch),
             adapter=Adapter(
                 start.config,
                 {k: v.view(shape) for (k, shape), v in zip(layout, parts, strict=True)},

@@ -206,16 +206,7 @@ class _TooFew(Exception):  # noqa: N818 - another task is drawn
 def _draw(distribution: SuiteDistribution | FileDistribution, rng: random.Random) -> EpisodeSource:
     if isinstance(distribution, FileDistribution):
         return _draw_of_file(distribution, rng)
-    forms = {
-        form: weight
-        for form, weight in distribution.forms.items()
-        if form in _FORMS_OF.get(distribution.unseen or "", tuple(distribution.forms))
-    }
-    if not any(forms.values()):
-        raise EpisodeError(
-            f"a distribution with unseen {distribution.unseen} draws {', '.join(_FORMS_OF[distribution.unseen or ''])}, "
-            f"and its forms give these no weight"
-        )
+    forms = distribution.drawn_forms
     (form,) = rng.choices(list(forms), list(forms.values()))
     pool, unseen, seed = distribution.pool, distribution.unseen, rng.getrandbits(62)
     if form == "rules":
@@ -263,13 +254,6 @@ def _draw(distribution: SuiteDistribution | FileDistribution, rng: random.Random
         unseen=unseen,
         seed=seed,
     )
-
-
-_FORMS_OF: Mapping[str, tuple[str, ...]] = {
-    "rules": ("rules",),
-    "labels": ("words", "messages"),
-    "templates": ("messages",),
-}
 
 
 def _draw_of_file(distribution: FileDistribution, rng: random.Random) -> EpisodeSource:
@@ -352,9 +336,8 @@ def _texts_of(
     if source.form == "messages":
         return _message_texts(source, rng)
     if source.form == "words":
-        pools: Mapping[str, Sequence[Sequence[str]]] = dict.fromkeys(
-            SPLITS, [material.word_sets()[source.subject][name] for name in source.classes]
-        )
+        words = [material.word_sets()[source.subject][name] for name in source.classes]
+        pools: Mapping[str, Sequence[Sequence[str]]] = dict.fromkeys(SPLITS, words)
     else:
         assert source.file is not None
         group = read_labeled_texts(source.file)[source.subject]

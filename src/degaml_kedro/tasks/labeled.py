@@ -2,7 +2,7 @@
 
 A table (CSV, TSV, JSON Lines, JSON records, Parquet) has a column of texts and one of labels, and may have one of
 groups (only labels of one group are asked together) and one of splits. JSON may also be nested,
-``{group: {label: {split: [text, …]}}}``, with or without the splits and under one key or none.
+``{group: {label: {split: [text, …]}}}``, with or without the splits, under one key or none, and with notes beside it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from degaml_kedro.parameters import LabelFile
 # by group, by label, by split; a file without groups has the group "all", and one without splits the split "all"
 LabeledTexts = Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]
 ALL = "all"
+_SPLIT_NAMES = {"train", "test", "validation", "valid", "dev", "support"}
 
 
 class LabelFileError(DegamlError):
@@ -65,6 +66,8 @@ def _read(file: LabelFile, modified: int) -> LabeledTexts:
             raise LabelFileError(
                 f"{path} is no file of labeled texts; use .csv, .tsv, .json, .jsonl or .parquet"
             )
+    except LabelFileError:
+        raise
     except (ValueError, OSError) as error:
         raise LabelFileError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     return _of_table(table, file)
@@ -87,22 +90,32 @@ def _of_table(table: pd.DataFrame, file: LabelFile) -> LabeledTexts:
 
 
 def _nested(content: Mapping[str, Any], path: Path) -> LabeledTexts:
-    while len(content) == 1 and isinstance(inner := next(iter(content.values())), dict):
-        if not all(isinstance(value, dict) for value in inner.values()):
-            break
-        content = inner
+    # what describes the file stands beside the groups, or these stand under one key
+    groups = {name: inner for name, inner in content.items() if isinstance(inner, dict)}
+    if len(groups) == 1 and _holds_groups(inner := next(iter(groups.values()))):
+        groups = inner
     texts: dict[str, dict[str, dict[str, Any]]] = {}
-    for group, labels in content.items():
-        if not isinstance(labels, dict):
-            raise LabelFileError(f"{path}: '{group}' holds no labels; use {{group: {{label: …}}}}")
-        for label, splits in labels.items():
+    for group, found in groups.items():
+        for label, splits in found.items() if isinstance(found, dict) else ():
             by_split = splits if isinstance(splits, dict) else {ALL: splits}
-            for split, found in by_split.items():
-                if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            for split, own in by_split.items():
+                if not _is_texts(own):
                     raise LabelFileError(f"{path}: {group}, {label}, {split} is no list of texts")
-                kept = dict.fromkeys(text.strip() for text in found if text.strip())
+                kept = dict.fromkeys(text.strip() for text in own if text.strip())
                 texts.setdefault(str(group), {}).setdefault(str(label), {})[str(split)] = kept
+    if not texts:
+        raise LabelFileError(f"{path} holds no labels; use {{group: {{label: {{split: [text]}}}}}}")
     return _frozen(texts)
+
+
+def _holds_groups(content: Mapping[str, Any]) -> bool:
+    """Whether groups of labels stand in it, and not labels."""
+    parts = [part for part in content.values() if isinstance(part, dict)]
+    return len(parts) == len(content) > 0 and not all(set(part) <= _SPLIT_NAMES for part in parts)
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _frozen(texts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> LabeledTexts:

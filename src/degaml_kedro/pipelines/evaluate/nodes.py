@@ -24,6 +24,7 @@ from degaml_kedro.llm.scoring import Prediction, Progress, score_examples
 from degaml_kedro.parameters import (
     GENERATED,
     BaseModelParameters,
+    EpisodeSource,
     GeneratorParameters,
     PolicyParameters,
     PromptParameters,
@@ -495,10 +496,12 @@ def measure_predictions(
         measures["accuracy_high"],
         measures["n"],
     )
-    group = TaskParameters.model_validate(task_parameters).group
+    parameters = TaskParameters.model_validate(task_parameters)
     return {
         "task": task,
-        "group": group,
+        "group": parameters.group,
+        # one of many that a distribution gives: statistics draw such tasks again, too
+        "drawn": isinstance(parameters.source, EpisodeSource),
         "pool": pool,
         "method": method,
         "profile": profile,
@@ -530,6 +533,7 @@ def collect_results(
         *results: what :func:`measure_predictions` returned.
     """
     frame = pd.DataFrame([dict(result) for result in results])
+    drawn = list(dict.fromkeys(frame.loc[frame["drawn"], "group"]))
     record = {
         "profile": profile,
         "model": dict(model["source"]),
@@ -541,4 +545,4 @@ def collect_results(
         },
         "results": [dict(result) for result in results],
     }
-    return frame, record, results_table(frame, methods)
+    return frame, record, results_table(frame, methods, drawn)
