@@ -425,8 +425,15 @@ class InContextSetting(Parameters):
 MetaStart = Literal["shared_random", "pooled_warmup"]
 
 
+class RegressionSetting(Parameters):
+    """How strongly a logistic regression is regularized: one of the settings that a search tries."""
+
+    # scikit-learn's C: the regularization's inverse
+    c: float = Field(gt=0, le=1.0e6)
+
+
 class MetaTraining(Parameters):
-    """Episodes: what MAML-en-LLM and ABMLL have in common."""
+    """Meta-training by episodes: what all that learn from episodes have in common."""
 
     # where the shared weights start. pooled_warmup: where trajectories start, so that all methods share it
     start: MetaStart = "shared_random"
@@ -435,13 +442,18 @@ class MetaTraining(Parameters):
     tasks_per_step: int = Field(2, ge=1, le=1024)
     support: int = Field(8, ge=1, le=65536)
     query: int = Field(8, ge=1, le=65536)
-    inner_steps: int = Field(2, ge=1, le=1000)
-    inner_learning_rate: float = Field(gt=0, le=10.0)
     outer_learning_rate: float = Field(gt=0, le=1.0)
     max_gradient_norm: float = Field(1.0, gt=0)
 
 
-class MamlParameters(MetaTraining):
+class InnerLoopTraining(MetaTraining):
+    """Episodes whose support examples are learned from by gradient steps."""
+
+    inner_steps: int = Field(2, ge=1, le=1000)
+    inner_learning_rate: float = Field(gt=0, le=10.0)
+
+
+class MamlParameters(InnerLoopTraining):
     """MAML-en-LLM (Sinha et al., 2024)."""
 
     # the inner steps are Adam's, from the moments of the outer optimiser; false: plain gradient steps
@@ -451,7 +463,7 @@ class MamlParameters(MetaTraining):
     settings: tuple[AdaptationSetting, ...] = Field(min_length=1)
 
 
-class AbmllParameters(MetaTraining):
+class AbmllParameters(InnerLoopTraining):
     """ABMLL (Zhang, Snell and Griffiths, 2025)."""
 
     # c: the standard deviation of every weight at the start
@@ -476,6 +488,23 @@ class InContextParameters(Parameters):
     settings: tuple[InContextSetting, ...] = Field(min_length=1)
 
 
+class MetaIclParameters(MetaTraining):
+    """MetaICL (Min et al., 2022), and in-context tuning (Chen et al., 2022) by `metaict`.
+
+    ``support`` is the largest number of demonstrations: an episode has a random number of them, from 1 on.
+    """
+
+    # that a step computes at most: an episode gives up demonstrations, then queries, where it takes more
+    max_tokens: int = Field(1024, ge=64, le=1_000_000)
+    settings: tuple[InContextSetting, ...] = Field(min_length=1)
+
+
+class SentenceHeadParameters(Parameters):
+    """Logistic regression on the embeddings of the support questions, by `generator.encoder`."""
+
+    settings: tuple[RegressionSetting, ...] = Field(min_length=1)
+
+
 class SettingsSearch(Parameters):
     """How every method's settings are chosen: on meta-train tasks that its weights have not seen."""
 
@@ -496,6 +525,8 @@ class BaselinesParameters(Parameters):
     union_train: SupportTraining | None = None
     maml_en_llm: MamlParameters | None = None
     abmll: AbmllParameters | None = None
+    metaicl: MetaIclParameters | None = None
+    sentence_head: SentenceHeadParameters | None = None
 
     @model_validator(mode="after")
     def _budgets_are_equal(self) -> BaselinesParameters:
@@ -701,9 +732,21 @@ BASELINES = {
     "maml_en_llm": "maml_en_llm",
     "maml_en_llm_first_order": "maml_en_llm",
     "abmll": "abmll",
+    "metaicl": "metaicl",
+    "metaict": "metaicl",
+    "sentence_head": "sentence_head",
 }
 # those that learn from the meta-train tasks
-META_TRAINED = ("union_train", "maml_en_llm", "maml_en_llm_first_order", "abmll")
+META_TRAINED = (
+    "union_train",
+    "maml_en_llm",
+    "maml_en_llm_first_order",
+    "abmll",
+    "metaicl",
+    "metaict",
+)
+# those that read the support examples when they answer: there are no weights of a task to keep
+READ_SUPPORT = ("icl", "metaicl", "metaict", "sentence_head")
 
 
 class ProjectParameters(Parameters):
@@ -727,7 +770,7 @@ class ProjectParameters(Parameters):
     # (generalization_only_NAME); other_prompts and other_prompts_NAME are the control with another task's prompts.
     # degaml refines what the generator made by strategies that the policy chooses; random_policy draws as many
     # uniformly; oracle_strategy chooses by the test split: a bound, no result. icl, no_meta_train_support, union_train,
-    # maml_en_llm, maml_en_llm_first_order and abmll are set by the key `baselines`
+    # maml_en_llm, maml_en_llm_first_order, abmll, metaicl, metaict and sentence_head are set by the key `baselines`
     methods: tuple[str, ...] = Field(min_length=1)
     tasks: dict[Name, TaskParameters]
     # what tasks are drawn from, by name
@@ -870,8 +913,8 @@ class ProjectParameters(Parameters):
                 f"{', '.join(together)} train on them together; give them one, or use trajectory.start: shared_random "
                 f"and leave {', '.join(('pooled', *META_TRAINED))} out of the methods"
             )
-        self._check_baselines()
         self._check_policy()
+        self._check_baselines()
         for method in self.methods:
             if method in PLAIN_METHODS or method in self.adapted_methods or method in BASELINES:
                 continue
@@ -931,6 +974,11 @@ class ProjectParameters(Parameters):
             if self.baselines is None or getattr(self.baselines, entry) is None:
                 raise ValueError(
                     f"the method {method} needs the key 'baselines.{entry}', and there is none"
+                )
+            if method == "sentence_head" and self.generator is None:
+                raise ValueError(
+                    "the method sentence_head reads questions with generator.encoder, and there is none; add the key "
+                    "'generator'"
                 )
             if len(self.meta_train) < 2:
                 raise ValueError(

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from degaml_kedro.baselines import no_meta_train, union_train
-from degaml_kedro.baselines.icl import in_context_sequences
 from degaml_kedro.baselines.learned import Learned
-from degaml_kedro.llm.finetune import answer_loss, answer_tree, fine_tune, initial_adapter
+from degaml_kedro.llm.finetune import fine_tune, initial_adapter
 from degaml_kedro.parameters import (
     AdaptationSetting,
     LoraParameters,
@@ -148,21 +147,3 @@ def test_training_on_episodes_goes_on_bit_by_bit(base, start):
         base, draw, PROMPT, "text", warmup(0.5), start, 5, third.state
     )
     assert alike(whole.adapter, rest.adapter)
-
-
-def test_a_tree_of_sequences_has_the_loss_and_gradient_of_the_sequences(base, start):
-    shown = [example(f"shown {i}", i % 2) for i in range(3)]
-    asked = [example(f"asked number {i}", i % 2) for i in range(4)]
-    sequences = in_context_sequences(base, asked, [shown] * 4, PROMPT, "text")
-    tree = answer_tree(sequences)
-    assert len(tree) < sum(len(sequence) for sequence in sequences) / 2
-    noise = torch.Generator().manual_seed(1)
-    tensors = {
-        name: torch.randn(tensor.shape, generator=noise).mul_(0.1).requires_grad_()
-        for name, tensor in start.tensors.items()
-    }
-    found = []
-    for batch in (sequences, [tree]):
-        loss = answer_loss(base, batch, tensors, start.config)
-        found.append((loss, torch.autograd.grad(loss, list(tensors.values()))))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)

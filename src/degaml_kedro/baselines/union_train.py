@@ -13,11 +13,9 @@ from degaml_kedro.baselines.support import train_on_support
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import (
     AnswerSequence,
-    AnswerTree,
     FineTuneState,
     FineTuneStep,
     answer_sequences,
-    answer_tree,
     fine_tune,
     train_on_batches,
 )
@@ -125,20 +123,20 @@ def fit_on_episodes(
         PromptError: a query with its demonstrations is longer than the model's context.
     """
 
-    def batch(step: int) -> Sequence[AnswerSequence | AnswerTree]:
+    def batch(step: int) -> Sequence[AnswerSequence]:
         rng = random.Random(derive_seed(seed, "share", str(step)))
         first = step * training.tasks_per_step
         if rng.random() < training.context_share:
             shots = rng.randint((training.shots + 1) // 2, training.shots)
             support, query = draw(first, shots, training.context_queries)
-            sequences = in_context_sequences(base, query, [support] * len(query), prompt, mode)
-            return [answer_tree(sequences)]
+            return in_context_sequences(base, query, [support] * len(query), prompt, mode)
         count = min(training.tasks_per_step, training.batch_size)
         size = -(-training.batch_size // count)
         queries = [draw(first + place, 0, size)[1] for place in range(count)]
         return answer_sequences(base, pooled(queries)[: training.batch_size], prompt, mode)
 
-    yield from train_on_batches(base, batch, training, start, resume)
+    # queries behind the same demonstrations: these are computed once
+    yield from train_on_batches(base, batch, training, start, resume, share_prefixes=True)
 
 
 def adapt(

@@ -33,7 +33,13 @@ AIM = 0.02
 # the paper's four; on held-out tasks the one without meta-training has the support examples only, as the others do
 PAPER_BASELINES = ("no_meta_train_support", "union_train", "maml_en_llm", "abmll")
 # nothing is learned before the task comes, so that no record means no cost
-_WITHOUT_META_TRAINING = ("base", "icl", "no_meta_train", "no_meta_train_support")
+_WITHOUT_META_TRAINING = (
+    "base",
+    "icl",
+    "sentence_head",
+    "no_meta_train",
+    "no_meta_train_support",
+)
 # nothing is done at a task, and so there are no settings of that to search: likewise
 _WITHOUT_ADAPTATION = ("base", "pooled", "mean_adapter")
 # counts of drawn questions held at once

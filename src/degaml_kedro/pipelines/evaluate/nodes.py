@@ -121,9 +121,9 @@ def predictions_frame(predictions: Sequence[Prediction], seconds: float) -> pd.D
 
     Args:
         predictions: in the order of the questions.
-        seconds: wall time of all; each has its share by its tokens.
+        seconds: wall time of all; each has its share by its tokens, or an equal one where there are none.
     """
-    tokens = sum(prediction.tokens for prediction in predictions) or 1
+    tokens = sum(prediction.tokens for prediction in predictions)
     rows = [
         (
             index,
@@ -131,7 +131,7 @@ def predictions_frame(predictions: Sequence[Prediction], seconds: float) -> pd.D
             prediction.predicted,
             list(prediction.option_scores),
             prediction.text,
-            seconds * prediction.tokens / tokens,
+            seconds * prediction.tokens / tokens if tokens else seconds / len(predictions),
             prediction.tokens,
         )
         for index, prediction in enumerate(predictions)
