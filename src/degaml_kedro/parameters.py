@@ -779,6 +779,8 @@ class ProjectParameters(Parameters):
     meta_train: tuple[Name, ...] = Field(min_length=1)
     # names of tasks, or {NAME: n}: n tasks of each distribution
     meta_test: tuple[Name, ...] = ()
+    # tasks that settings are chosen on, in neither of the others; likewise. None: some meta-train tasks are held out
+    development: tuple[Name, ...] = ()
     # the distribution that meta_train was drawn from: warm-ups and baselines draw further tasks of it
     meta_train_distribution: Name | None = None
 
@@ -879,7 +881,7 @@ class ProjectParameters(Parameters):
 
     @model_validator(mode="after")
     def _pools_name_declared_tasks(self) -> ProjectParameters:
-        for pool in ("meta_train", "meta_test"):
+        for pool in ("meta_train", "meta_test", "development"):
             names = getattr(self, pool)
             unknown = [name for name in names if name not in self.tasks]
             if unknown:
@@ -889,9 +891,14 @@ class ProjectParameters(Parameters):
                 )
             if len(set(names)) != len(names):
                 raise ValueError(f"{pool} names a task twice: {', '.join(names)}")
-        both = sorted(set(self.meta_train) & set(self.meta_test))
-        if both:
-            raise ValueError(f"task(s) in both meta_train and meta_test: {', '.join(both)}")
+        for one, other in (
+            ("meta_train", "meta_test"),
+            ("meta_train", "development"),
+            ("development", "meta_test"),
+        ):
+            both = sorted(set(getattr(self, one)) & set(getattr(self, other)))
+            if both:
+                raise ValueError(f"task(s) in both {one} and {other}: {', '.join(both)}")
         self._check_distribution()
         taken_names = (
             ("pool", "the pooled warm-up"),
@@ -980,7 +987,7 @@ class ProjectParameters(Parameters):
                     "the method sentence_head reads questions with generator.encoder, and there is none; add the key "
                     "'generator'"
                 )
-            if len(self.meta_train) < 2:
+            if len(self.meta_train) < 2 and not self.development:
                 raise ValueError(
                     f"the settings of {method} are chosen on meta-train tasks that are held out, and there is only "
                     f"one meta-train task; name at least two"
@@ -993,7 +1000,9 @@ class ProjectParameters(Parameters):
                     f"the task {name} is scored in the mode 'generate', which says nothing of how likely an answer "
                     f"is; the baselines need 'letter' or 'text' (scoring.mode, or tasks.{name}.scoring)"
                 )
-        if any((self.tasks[name].splits or self.splits).validation < 1 for name in self.meta_train):
+        if not self.development and any(
+            (self.tasks[name].splits or self.splits).validation < 1 for name in self.meta_train
+        ):
             raise ValueError(
                 "settings are chosen on validation examples of the meta-train tasks, and a task has none; "
                 "set splits.validation"
