@@ -344,6 +344,21 @@ class SearchParameters(Parameters):
     early_stop: bool = True
     # wall-clock budget of a task
     seconds: float | None = Field(None, gt=0)
+    # what is executed after a round. strict: the best of those that scored better than the start (the paper's); paired:
+    # what a paired test on the support examples prefers to the fallback, else the fallback
+    rule: Literal["strict", "paired"] = "strict"
+    # of `paired`: into how many folds D_val is dealt for families that read answers
+    folds: int = Field(2, ge=2, le=20)
+    # of `paired`: the level of the one-sided test
+    level: float = Field(0.05, gt=0, le=0.5)
+    # of `paired`: actions as JSON, the best first; the first one that the action space allows is tried before what is
+    # proposed. None: learned from the policy's rollouts, where there are any
+    fallback: tuple[str, ...] | None = None
+
+    @property
+    def trials(self) -> int:
+        """The most trials a search makes: its proposals, and the fallback."""
+        return self.rounds * self.proposals + (self.rule == "paired" and self.fallback != ())
 
 
 class PolicyTraining(Parameters):
@@ -678,6 +693,16 @@ class ProjectParameters(Parameters):
     def needs_policy(self) -> bool:
         """Whether a policy is trained."""
         return "degaml" in self.methods
+
+    @property
+    def learns_fallback(self) -> bool:
+        """Whether a search falls back on what was best in the policy's rollouts."""
+        return (
+            self.needs_policy
+            and self.policy is not None
+            and self.policy.search.rule == "paired"
+            and self.policy.search.fallback is None
+        )
 
     @property
     def policy_variant(self) -> str:

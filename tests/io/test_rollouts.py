@@ -67,6 +67,10 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
         "backward_tokens": 2345 if ran else None,
         "overhead_seconds": 0.1 if ran else None,
         "seed": 2**63 - 1 - number,
+        "option_scores": "[[-0.5, -Infinity]]" if ran else None,
+        "poolable": ran or None,
+        "p_value": 0.03125 if ran else None,
+        "decided_by": "fallback" if ran else None,
         "executed": ran,
         "error": None if ran else "not JSON",
     }
