@@ -15,6 +15,8 @@ from degaml_kedro.strategies.seen import Candidates
 
 # tasks that a family has to be tried on; and how many an action's family counts for beside the action's own
 FEWEST_TASKS = 3
+# beside the policy, where a run keeps its models
+FALLBACK_FILE = "policy_fallback.json"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,21 @@ class Worth:
     tasks: int
     gain: float
     accuracy_gain: float
+
+
+def with_fallback(
+    policy: Mapping[str, Any], learned: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
+    """The policy's parameters, as plain data, with what was learned as the fallback of a search that names none.
+
+    Args:
+        policy: of the configuration.
+        learned: of the node ``learn_fallback``; None where there was nothing to learn from.
+    """
+    search = policy.get("search") or {}
+    if learned is None or search.get("rule") != "paired" or search.get("fallback") is not None:
+        return policy
+    return {**policy, "search": {**search, "fallback": list(learned["actions"])}}
 
 
 def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[Worth]:

@@ -40,6 +40,7 @@ from degaml_kedro.pipelines.policy.nodes import (
     task_workbench,
 )
 from degaml_kedro.policy.actions import ActionSpace
+from degaml_kedro.policy.fallback import with_fallback
 from degaml_kedro.policy.proposers import PolicyProposer, Proposer, UniformProposer
 from degaml_kedro.policy.search import Row, Tag, adapt, build_state, executed_rows
 from degaml_kedro.policy.trial import execute
@@ -205,6 +206,7 @@ def choose_strategies(
     embeddings: PromptEmbeddings,
     support: pd.DataFrame,
     adapter: Adapter | None = None,
+    fallback: Mapping[str, Any] | None = None,
     *,
     task: str,
     method: str,
@@ -224,13 +226,14 @@ def choose_strategies(
         embeddings: prompt states.
         support: the support examples.
         adapter: the policy; None for uniform draws.
+        fallback: what was best on the meta-train tasks; None where the search needs none.
         task: the task's name.
         method: ``degaml`` or ``random_policy``.
 
     Yields:
         What the rollouts' dataset takes.
     """
-    parameters = PolicyParameters.model_validate(policy)
+    parameters = PolicyParameters.model_validate(with_fallback(policy, fallback))
     space = ActionSpace.of(parameters.families)
     bench = task_workbench(
         model, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), True
@@ -278,8 +281,7 @@ def choose_strategies(
             finished,
         )
 
-    count = parameters.search.rounds * parameters.search.proposals
-    yield from recorded(f"{task}, {method}", trials, count, fingerprint, resume)
+    yield from recorded(f"{task}, {method}", trials, parameters.search.trials, fingerprint, resume)
 
 
 def execute_strategies(

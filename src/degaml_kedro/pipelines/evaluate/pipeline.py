@@ -24,6 +24,9 @@ from degaml_kedro.pipelines.places import Place, measuring, places
 from degaml_kedro.pipelines.policy.nodes import collect_rollouts, draw_strategies
 from degaml_kedro.pipelines.policy.pipeline import SETTINGS as SETTINGS_OF_POLICY
 
+# what `choose_strategies` calls the parameters that it reads
+_CHOICE = ("model", "prompt", "scoring", "generator", "policy", "task_parameters", "seed")
+
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     """Score every method on every task, measure, and join."""
@@ -94,6 +97,9 @@ def _counting(parameters: ProjectParameters) -> list[Node]:
                 f"policy_{number}.record" for number in range(1, parameters.policy.iterations + 1)
             ]
         parts["degaml"] = [*parts["random_policy"], *policy]
+        if parameters.learns_fallback:
+            # uniform draws are held against what the policy's rollouts found
+            parts["random_policy"] = parts["degaml"]
     return [
         node(
             bound(count_training, method=method, stage="meta_training"),
@@ -235,12 +241,18 @@ def _adapted(parameters: ProjectParameters, place: Place, method: str, result: s
         )
         return [oracle, measured]
     rollouts, state = place.name(method, "rollouts"), place.name(method, "state")
-    policy = [place.group.name("policy")] if method == "degaml" else []
     known = [generator, embeddings, f"{task}.support"]
+    learned = {}
+    if method == "degaml":
+        learned["adapter"] = place.group.name("policy")
+    if parameters.learns_fallback:
+        learned["fallback"] = place.group.name("policy_fallback")
+    names = (*_CHOICE, "resume", "trained", "embeddings", "support")
+    choice = dict(zip(names, [*settings, f"{rollouts}_resume", *known], strict=True))
     return [
         node(
             bound(choose_strategies, task=task, method=method),
-            inputs=[*settings, f"{rollouts}_resume", *known, *policy],
+            inputs={**choice, **learned},
             outputs=rollouts,
             name=f"choose_{method}{suffix}",
             namespace=f"evaluate.{task}",

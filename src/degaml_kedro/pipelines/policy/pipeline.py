@@ -12,6 +12,7 @@ from degaml_kedro.pipelines.policy.nodes import (
     collect_rollouts,
     draw_policy,
     last_policy,
+    learn_fallback,
     roll_out_task,
     train_policy,
 )
@@ -82,6 +83,16 @@ def _policy(group: Group, parameters: ProjectParameters, policy: PolicyParameter
             )
         )
         before = after
+    if parameters.learns_fallback:
+        nodes.append(
+            node(
+                learn_fallback,
+                inputs=["params:policy", *rollouts],
+                outputs=group.name("policy_fallback"),
+                name=f"learn_fallback{group.suffix}",
+                namespace="policy",
+            )
+        )
     return [
         *nodes,
         node(
