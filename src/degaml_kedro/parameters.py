@@ -588,7 +588,9 @@ def task_scoring(
 
 PLAIN_METHODS = ("base", "no_meta_train", "pooled", "mean_adapter")
 GENERATED = ("generalization_only", "other_prompts")
-ADAPTED = ("degaml", "random_policy", "oracle_strategy")
+ADAPTED = ("degaml", "random_policy", "tabular_policy", "best_fixed", "oracle_strategy")
+# those that learn from the policy's rollouts
+FROM_ROLLOUTS = ("tabular_policy", "best_fixed")
 # by method, the entry of `baselines` that it is set by
 BASELINES = {
     "icl": "icl",
@@ -622,8 +624,9 @@ class ProjectParameters(Parameters):
     # base, no_meta_train, pooled, mean_adapter, generalization_only, and generalization_only of another variant
     # (generalization_only_NAME); other_prompts and other_prompts_NAME are the control with another task's prompts.
     # degaml refines what the generator made by strategies that the policy chooses; random_policy draws as many
-    # uniformly; oracle_strategy chooses by the test split: a bound, no result. icl, no_meta_train_support, union_train,
-    # maml_en_llm, maml_en_llm_first_order and abmll are set by the key `baselines`
+    # uniformly; tabular_policy draws by a logistic regression on degaml's rollouts; best_fixed executes what was best
+    # in them, without a search; oracle_strategy chooses by the test split: a bound, no result. icl,
+    # no_meta_train_support, union_train, maml_en_llm, maml_en_llm_first_order and abmll are set by the key `baselines`
     methods: tuple[str, ...] = Field(min_length=1)
     tasks: dict[Name, TaskParameters]
     meta_train: tuple[Name, ...] = Field(min_length=1)
@@ -695,7 +698,7 @@ class ProjectParameters(Parameters):
         return "degaml" in self.methods
 
     @property
-    def learns_fallback(self) -> bool:
+    def falls_back(self) -> bool:
         """Whether a search falls back on what was best in the policy's rollouts."""
         return (
             self.needs_policy
@@ -703,6 +706,11 @@ class ProjectParameters(Parameters):
             and self.policy.search.rule == "paired"
             and self.policy.search.fallback is None
         )
+
+    @property
+    def learns_fallback(self) -> bool:
+        """Whether what was best in the policy's rollouts is needed: by a search, or as a method."""
+        return self.falls_back or "best_fixed" in self.methods
 
     @property
     def policy_variant(self) -> str:
@@ -836,6 +844,11 @@ class ProjectParameters(Parameters):
     def _check_policy(self) -> None:
         if not self.adapted_methods:
             return
+        learning = next((name for name in FROM_ROLLOUTS if name in self.methods), None)
+        if learning is not None and not self.needs_policy:
+            raise ValueError(
+                f"the method {learning} learns from degaml's rollouts; add degaml to the methods"
+            )
         if self.generator is None or self.policy is None:
             missing = "generator" if self.generator is None else "policy"
             raise ValueError(

@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 from kedro.framework.project import pipelines
 
+from degaml_kedro.configuration import ConfigurationError
 from degaml_kedro.io.rollouts import ROLLOUT_COLUMNS
 from degaml_kedro.pairs.loading import read_run
 from degaml_kedro.pipelines.policy.nodes import collect_rollouts, learn_fallback
 from degaml_kedro.policy.fallback import with_fallback
+from degaml_kedro.strategies.state import load_state
 from tests.conftest import Project
 from tests.pipelines.test_policy_runs import SMOKE, chosen, executed, generator, rows_of, splits
 from tests.pipelines.test_runs import run
@@ -109,7 +111,7 @@ def test_nothing_is_learned_of_nothing():
 def test_a_run_learns_its_fallback_falls_back_on_it_and_ships_it(project):
     project.edit(
         "smoke/parameters.yml",
-        methods=["base", "generalization_only", "degaml", "random_policy"],
+        methods=["base", "degaml", "random_policy", "tabular_policy", "best_fixed"],
         tasks={"month_after": {"group": "calendar", "source": {"kind": "suite", "family": "month_after"}}},
         meta_train=["kind_member", "day_after", "month_after"],
         generator={"leave_out": []},
@@ -130,3 +132,21 @@ def test_a_run_learns_its_fallback_falls_back_on_it_and_ships_it(project):
     pair = read_run(project.data)
     assert pair.settings.policy.search.fallback == tuple(learned["actions"])
     assert learned["actions"]
+    # a method of its own, and one that proposes
+    assert {"degaml", "random_policy", "tabular_policy"} == set(strategies["method"])
+    assert "tabular" in set(strategies["source"])
+    fixed = load_state(models / "day_before.best_fixed.state")
+    assert fixed.members
+    results = pd.read_parquet(tables / "results.parquet")
+    assert {"tabular_policy", "best_fixed"} < set(results["method"])
+    for method in ("tabular_policy", "best_fixed"):
+        for name in (f"day_before.{method}", f"{method}.meta_training"):
+            spent = json.loads((project.data / f"07_model_output/{name}.compute.json").read_text())
+            assert spent["forward_tokens"] + spent["backward_tokens"] == spent["tokens"] > 0
+
+
+@pytest.mark.parametrize("method", ["tabular_policy", "best_fixed"])
+def test_what_learns_from_rollouts_needs_who_makes_them(project, method):
+    project.edit("smoke/parameters.yml", methods=["base", method])
+    with pytest.raises(ConfigurationError, match=f"{method} learns from degaml's rollouts"):
+        graph(project)

@@ -58,6 +58,7 @@ from degaml_kedro.pipelines.baselines.nodes import (
 from degaml_kedro.pipelines.checkpoints.nodes import train_alone, train_on_pool, train_trajectory
 from degaml_kedro.pipelines.evaluate.nodes import (
     choose_strategies,
+    execute_fallback,
     execute_strategies,
     generate_adapters,
     predict,
@@ -597,6 +598,7 @@ _COUNTED: Mapping[Callable[..., Any], Count] = {
     predict_oracle: _oracle,
     roll_out_task: _rollouts,
     choose_strategies: _search,
+    execute_fallback: _execution,
     execute_strategies: _execution,
     train_policy: _learning,
 }

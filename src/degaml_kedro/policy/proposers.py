@@ -36,7 +36,7 @@ MAX_NEW_TOKENS = 200
 # prompts computed at once: their keys and values are kept until the last one has its action
 _ROWS_AT_ONCE = 32
 
-Source = Literal["policy", "uniform", "fallback"]
+Source = Literal["policy", "uniform", "tabular", "fallback"]
 
 
 class ProposalError(DegamlError):

@@ -41,6 +41,7 @@ from degaml_kedro.policy.search import (
     executed_rows,
     roll_out,
 )
+from degaml_kedro.policy.tabular import fit_rewards
 from degaml_kedro.policy.training import learn
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.results.generator_figure import figure_page
@@ -225,6 +226,17 @@ def learn_fallback(policy: Mapping[str, Any], *rollouts: pd.DataFrame) -> dict[s
     actions = [worth.action for worth in ranking[:1]]
     logger.info("the fallback: %s", actions[0] if actions else "the generated adapter as it is")
     return {"actions": actions, "ranking": [asdict(worth) for worth in ranking[:20]]}
+
+
+def learn_tabular(policy: Mapping[str, Any], *rollouts: pd.DataFrame) -> dict[str, Any]:
+    """The control of the policy: a logistic regression of rewards on the state's numbers and the action, as JSON.
+
+    Args:
+        policy: the policy's parameters.
+        *rollouts: of all meta-train tasks and iterations.
+    """
+    space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
+    return fit_rewards((row for frame in rollouts for row in rollout_rows(frame)), space).as_json()
 
 
 def collect_rollouts(*rollouts: pd.DataFrame) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from degaml_kedro.pipelines.policy.nodes import (
     draw_policy,
     last_policy,
     learn_fallback,
+    learn_tabular,
     roll_out_task,
     train_policy,
 )
@@ -90,6 +91,16 @@ def _policy(group: Group, parameters: ProjectParameters, policy: PolicyParameter
                 inputs=["params:policy", *rollouts],
                 outputs=group.name("policy_fallback"),
                 name=f"learn_fallback{group.suffix}",
+                namespace="policy",
+            )
+        )
+    if "tabular_policy" in parameters.methods:
+        nodes.append(
+            node(
+                learn_tabular,
+                inputs=["params:policy", *rollouts],
+                outputs=group.name("tabular_policy"),
+                name=f"learn_tabular{group.suffix}",
                 namespace="policy",
             )
         )
