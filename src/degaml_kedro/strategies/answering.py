@@ -52,7 +52,8 @@ def answer_questions(
     else:
         every = _compare(bench, state, range(len(state.members)), questions, progress)
         pooled = [
-            combine(rows, state.vote.method) for rows in zip(*every.scores, strict=True)
+            combine(rows, state.vote.method, state.vote.weights)
+            for rows in zip(*every.scores, strict=True)
         ]  # by question
         found = OptionScores([pooled], every.tokens)
     bench.meter.forward += sum(found.tokens)

@@ -121,12 +121,15 @@ def _distances(a: Tensor, b: Tensor, distance: Distance) -> Tensor:
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def combine(scores: Sequence[Sequence[float]], method: str) -> tuple[float, ...]:
+def combine(
+    scores: Sequence[Sequence[float]], method: str, weights: Sequence[float] | None = None
+) -> tuple[float, ...]:
     """One question's options scored by all members together.
 
     Args:
         scores: log-probabilities by member, [K, O], each member's up to a constant of its own.
         method: an ensemble.
+        weights: [K], of a sum 1, by which ``sum_logprobs`` pools; None for equal ones.
 
     Returns:
         Log-probabilities [O] whose largest is the ensemble's answer.
@@ -135,7 +138,8 @@ def combine(scores: Sequence[Sequence[float]], method: str) -> tuple[float, ...]
         StrategyError: the method is none of an ensemble.
     """
     log_p: Scores = log_softmax(np.asarray(scores, dtype=np.float64), axis=1)
-    pooled: Scores = log_softmax(log_p.mean(axis=0))
+    mean: Scores = log_p.mean(axis=0) if weights is None else np.asarray(weights) @ log_p
+    pooled: Scores = log_softmax(mean)
     if method == "sum_logprobs":
         found = pooled
     elif method == "max_confidence":

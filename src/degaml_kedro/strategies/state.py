@@ -65,10 +65,12 @@ class Vote:
     Attributes:
         method: a router, which picks one member a question, or an ensemble.
         distance: what routers compare embeddings with.
+        weights: of ``sum_logprobs``, by member; None for equal ones.
     """
 
     method: VoteMethod
     distance: Distance = "euclidean"
+    weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
