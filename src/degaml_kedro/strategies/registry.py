@@ -35,7 +35,7 @@ from degaml_kedro.strategies.seen import Labeled, Nothing, Prompts
 from degaml_kedro.strategies.state import AdaptedState
 
 ENTRY_POINTS = "degaml_kedro.strategies"
-_OWN = ("ttt", "mixing", "latent", "scaling", "few_shot")
+_OWN = ("ttt", "mixing", "latent", "scaling", "few_shot", "in_context")
 # how many configurations an offered value is tried in before it counts as one that none accepts
 _TRIED_TOGETHER = 1000
 
