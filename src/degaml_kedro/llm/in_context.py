@@ -192,7 +192,7 @@ class PrefixMemory:
         self._known: tuple[BaseModel, Prefix] | None = None
 
     def __reduce__(self) -> tuple[type[PrefixMemory], tuple[()]]:
-        """How it is copied, deeply too, and pickled."""
+        """How it is copied, deeply too."""
         return PrefixMemory, ()
 
     def read(self, base: BaseModel, head: tuple[int, ...]) -> tuple[Prefix, int]:
