@@ -13,6 +13,7 @@ from degaml_kedro.configuration import (
     current_loader,
     read_parameters,
 )
+from degaml_kedro.pipeline_registry import with_baselines
 from degaml_kedro.settings import CONFIG_LOADER_ARGS
 from tests.conftest import ROOT
 
@@ -311,13 +312,31 @@ def test_every_baseline_gets_as_many_settings(project):
 
 @pytest.mark.parametrize(
     ("method", "entry"),
-    [("abmll", "abmll"), ("maml_en_llm_first_order", "maml_en_llm"), ("icl", "icl")],
+    [
+        ("abmll", "abmll"),
+        ("maml_en_llm_first_order", "maml_en_llm"),
+        ("icl", "icl"),
+        ("metaict", "metaicl"),
+        ("sentence_head", "sentence_head"),
+    ],
 )
 def test_a_baseline_needs_its_entry(project, method, entry):
     for folder in ("base", "smoke"):
         project.edit(f"{folder}/parameters.yml", baselines={entry: None})
     project.edit("smoke/parameters.yml", methods=["base", method])
     assert f"the method {method} needs the key 'baselines.{entry}'" in mistake(project)
+
+
+def test_a_sentence_head_needs_an_encoder(project):
+    project.edit("smoke/parameters.yml", methods=["base", "sentence_head"])
+    for folder in ("base", "smoke"):
+        project.edit(f"{folder}/parameters.yml", generator=None, policy=None)
+    assert "sentence_head reads questions with generator.encoder" in mistake(project)
+    # asked for by its name the pipeline runs the others
+    project.edit("smoke/parameters.yml", methods=["base"])
+    added = with_baselines(read_parameters(loader(project))).methods
+    assert "metaict" in added
+    assert "sentence_head" not in added
 
 
 def test_settings_are_chosen_on_tasks_that_are_held_out(project):

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.parameters import Parameters, ProjectParameters
 from degaml_kedro.policy.actions import ActionSpace, ActionSpaceError
+from degaml_kedro.tasks.episodes import with_drawn_tasks
 
 CONFIG_ENVIRONMENTS = {"base_env": "base", "default_run_env": "local"}
 _NOT_THERE = object()
@@ -31,11 +32,12 @@ class ConfigurationError(DegamlError):
 
 
 class ProjectConfigLoader(OmegaConfigLoader):
-    """Kedro's loader with four differences.
+    """Kedro's loader with five differences.
 
     A parameter given on the command line changes that one key, also where the environment does not mention its
     group (Kedro replaces the whole group then). One that a file asks for, ``${runtime_params:folder}``, is no
-    parameter of its own. ``${given:seed, 999}`` is the same for ``globals.yml``, which Kedro does not let ask: runs
+    parameter of its own. Tasks that a pool draws from a distribution stand among ``tasks`` (``tasks/episodes.py``).
+    ``${given:seed, 999}`` is the same for ``globals.yml``, which Kedro does not let ask: runs
     of different seeds can so keep their data apart. And the last loader made is remembered: pipelines are generated
     from configuration, and Kedro asks for them without saying which environment it means.
     """
@@ -74,6 +76,7 @@ class ProjectConfigLoader(OmegaConfigLoader):
         if key == "parameters":
             for name in self._asked_for - set(ProjectParameters.model_fields):
                 config.pop(name, None)
+            config = with_drawn_tasks(config)
         return config
 
     def _get_runtime_value(self, variable: str, *default: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic import BaseModel as _PydanticModel
@@ -139,6 +139,19 @@ class TrainingParameters(Parameters):
     max_examples: int = Field(5000, ge=1)
     weight_decay: float = Field(0.0, ge=0)
     max_gradient_norm: float = Field(1.0, gt=0)
+
+
+class WarmupParameters(TrainingParameters):
+    """The pooled warm-up: one adapter for all meta-train tasks."""
+
+    # share of the steps whose examples stand behind labeled examples of their task, so that one adapter serves with
+    # and without examples in the prompt
+    context_share: float = Field(0.0, ge=0, le=1)
+    # in these steps: demonstrations, between half of it and all, and examples that are learned behind them
+    shots: int = Field(20, ge=1, le=40)
+    context_queries: int = Field(4, ge=1, le=64)
+    # in the others, where tasks are drawn: how many tasks share a batch
+    tasks_per_step: int = Field(4, ge=1, le=64)
 
 
 class TrajectoryParameters(Parameters):
@@ -412,8 +425,15 @@ class InContextSetting(Parameters):
 MetaStart = Literal["shared_random", "pooled_warmup"]
 
 
+class RegressionSetting(Parameters):
+    """How strongly a logistic regression is regularized: one of the settings that a search tries."""
+
+    # scikit-learn's C: the regularization's inverse
+    c: float = Field(gt=0, le=1.0e6)
+
+
 class MetaTraining(Parameters):
-    """Episodes: what MAML-en-LLM and ABMLL have in common."""
+    """Meta-training by episodes: what all that learn from episodes have in common."""
 
     # where the shared weights start. pooled_warmup: where trajectories start, so that all methods share it
     start: MetaStart = "shared_random"
@@ -422,13 +442,18 @@ class MetaTraining(Parameters):
     tasks_per_step: int = Field(2, ge=1, le=1024)
     support: int = Field(8, ge=1, le=65536)
     query: int = Field(8, ge=1, le=65536)
-    inner_steps: int = Field(2, ge=1, le=1000)
-    inner_learning_rate: float = Field(gt=0, le=10.0)
     outer_learning_rate: float = Field(gt=0, le=1.0)
     max_gradient_norm: float = Field(1.0, gt=0)
 
 
-class MamlParameters(MetaTraining):
+class InnerLoopTraining(MetaTraining):
+    """Episodes whose support examples are learned from by gradient steps."""
+
+    inner_steps: int = Field(2, ge=1, le=1000)
+    inner_learning_rate: float = Field(gt=0, le=10.0)
+
+
+class MamlParameters(InnerLoopTraining):
     """MAML-en-LLM (Sinha et al., 2024)."""
 
     # the inner steps are Adam's, from the moments of the outer optimiser; false: plain gradient steps
@@ -438,7 +463,7 @@ class MamlParameters(MetaTraining):
     settings: tuple[AdaptationSetting, ...] = Field(min_length=1)
 
 
-class AbmllParameters(MetaTraining):
+class AbmllParameters(InnerLoopTraining):
     """ABMLL (Zhang, Snell and Griffiths, 2025)."""
 
     # c: the standard deviation of every weight at the start
@@ -463,6 +488,23 @@ class InContextParameters(Parameters):
     settings: tuple[InContextSetting, ...] = Field(min_length=1)
 
 
+class MetaIclParameters(MetaTraining):
+    """MetaICL (Min et al., 2022), and in-context tuning (Chen et al., 2022) by `metaict`.
+
+    ``support`` is the largest number of demonstrations: an episode has a random number of them, from 1 on.
+    """
+
+    # that a step computes at most: an episode gives up demonstrations, then queries, where it takes more
+    max_tokens: int = Field(1024, ge=64, le=1_000_000)
+    settings: tuple[InContextSetting, ...] = Field(min_length=1)
+
+
+class SentenceHeadParameters(Parameters):
+    """Logistic regression on the embeddings of the support questions, by `generator.encoder`."""
+
+    settings: tuple[RegressionSetting, ...] = Field(min_length=1)
+
+
 class SettingsSearch(Parameters):
     """How every method's settings are chosen: on meta-train tasks that its weights have not seen."""
 
@@ -483,6 +525,8 @@ class BaselinesParameters(Parameters):
     union_train: SupportTraining | None = None
     maml_en_llm: MamlParameters | None = None
     abmll: AbmllParameters | None = None
+    metaicl: MetaIclParameters | None = None
+    sentence_head: SentenceHeadParameters | None = None
 
     @model_validator(mode="after")
     def _budgets_are_equal(self) -> BaselinesParameters:
@@ -547,12 +591,118 @@ class SplitSizes(Parameters):
     test: int = Field(ge=1)
 
 
+class LabelFile(Parameters):
+    """A file of texts with their labels (see ``tasks/labeled.py``)."""
+
+    path: str
+    text: str = "text"
+    label: str = "label"
+    # columns that say to which group of labels a row belongs, and whether it is for training or testing
+    group: str | None = None
+    split: str | None = None
+
+
+Pool = Literal["train", "development", "final_1", "final_2", "final_3"]
+Form = Literal["rules", "words", "messages"]
+# the forms in which something can be unseen; in any of them where it is not named
+_UNSEEN_IN: dict[str, tuple[Form, ...]] = {
+    "rules": ("rules",),
+    "labels": ("words", "messages"),
+    "templates": ("messages",),
+}
+
+
+class SuiteDistribution(Parameters):
+    """Tasks that only examples define, drawn from the suite without end (see ``tasks/episodes.py``)."""
+
+    kind: Literal["suite"]
+    pool: Pool = "train"
+    # what no training task has: the rule (or the split of it), its domain, the words that stand for labels, or the
+    # messages' templates
+    unseen: Literal["rules", "domains", "labels", "templates"] | None = None
+    # how often each form of task is drawn
+    forms: dict[Form, Annotated[float, Field(ge=0)]] = {"rules": 1.0, "words": 1.0, "messages": 1.0}
+    # fewest and most labels of a classification
+    labels: tuple[Annotated[int, Field(ge=2, le=26)], Annotated[int, Field(ge=2, le=26)]] = (2, 6)
+    # share of classifications whose labels are arbitrary words or codes instead of the classes' names
+    coded: float = Field(0.5, ge=0, le=1)
+    # options of a bare input
+    options: int = Field(4, ge=2, le=8)
+    splits: SplitSizes | None = None
+
+    @model_validator(mode="after")
+    def _is_of_a_pool(self) -> SuiteDistribution:
+        if (self.pool == "train") != (self.unseen is None):
+            raise ValueError(
+                "a held-out pool says what is unseen in it (rules, domains, labels or templates), and the pool "
+                "'train' has nothing unseen"
+            )
+        if self.labels[0] > self.labels[1]:
+            raise ValueError(f"labels is {list(self.labels)}; the smaller number comes first")
+        if not any(self.drawn_forms.values()):
+            raise ValueError(
+                f"forms gives no weight to any form of task that there is with unseen {self.unseen}: "
+                f"{', '.join(_UNSEEN_IN.get(self.unseen or '', get_args(Form)))}"
+            )
+        return self
+
+    @property
+    def drawn_forms(self) -> dict[Form, float]:
+        """The weights of the forms in which what is to be unseen can be."""
+        among = _UNSEEN_IN.get(self.unseen or "", get_args(Form))
+        return {form: weight for form, weight in self.forms.items() if form in among}
+
+
+class FileDistribution(Parameters):
+    """Classifications drawn from a file of texts with labels: some of the labels of a group, and their texts."""
+
+    kind: Literal["file"]
+    file: LabelFile
+    # the groups that tasks are drawn from; empty for all
+    groups: tuple[str, ...] = ()
+    labels: tuple[Annotated[int, Field(ge=2, le=26)], Annotated[int, Field(ge=2, le=26)]] = (5, 5)
+    coded: float = Field(0.0, ge=0, le=1)
+    # whose label words stand for the labels of a coded task
+    pool: Pool = "train"
+    splits: SplitSizes | None = None
+
+
+Distribution = Annotated[SuiteDistribution | FileDistribution, Field(discriminator="kind")]
+
+
+class EpisodeSource(Parameters):
+    """One task of a distribution: what was drawn, from which its examples follow."""
+
+    kind: Literal["episode"]
+    form: Literal["rules", "words", "messages", "file"]
+    # the domain, word set, topic or group
+    subject: str
+    # a rule's name alone, or the classes in the order of their labels
+    classes: tuple[str, ...] = Field(min_length=1)
+    # what the answers are called; empty for a rule
+    labels: tuple[str, ...] = ()
+    options: int = Field(4, ge=2, le=8)
+    pool: Pool = "train"
+    unseen: Literal["rules", "domains", "labels", "templates"] | None = None
+    file: LabelFile | None = None
+    seed: int
+
+
+class DrawnTasks(Parameters):
+    """Meta-train tasks that are drawn: so many have trajectories, tokens and rollouts, others are drawn in nodes."""
+
+    distribution: Name
+    trajectory_tasks: int = Field(ge=1, le=10_000)
+
+
 class TaskParameters(Parameters):
     """One task: data, not code."""
 
     description: str = ""
     group: str = ""
-    source: Annotated[SuiteSource | FileSource | HubSource, Field(discriminator="kind")]
+    source: Annotated[
+        SuiteSource | FileSource | HubSource | EpisodeSource, Field(discriminator="kind")
+    ]
     # None: the profile's
     splits: SplitSizes | None = None
     scoring: ScoringMode | None = None
@@ -582,9 +732,21 @@ BASELINES = {
     "maml_en_llm": "maml_en_llm",
     "maml_en_llm_first_order": "maml_en_llm",
     "abmll": "abmll",
+    "metaicl": "metaicl",
+    "metaict": "metaicl",
+    "sentence_head": "sentence_head",
 }
 # those that learn from the meta-train tasks
-META_TRAINED = ("union_train", "maml_en_llm", "maml_en_llm_first_order", "abmll")
+META_TRAINED = (
+    "union_train",
+    "maml_en_llm",
+    "maml_en_llm_first_order",
+    "abmll",
+    "metaicl",
+    "metaict",
+)
+# those that read the support examples when they answer: there are no weights of a task to keep
+READ_SUPPORT = ("icl", "metaicl", "metaict", "sentence_head")
 
 
 class ProjectParameters(Parameters):
@@ -597,7 +759,7 @@ class ProjectParameters(Parameters):
     scoring: ScoringParameters
     splits: SplitSizes
     lora: LoraParameters
-    warmup: TrainingParameters
+    warmup: WarmupParameters
     trajectory: TrajectoryParameters
     no_meta_train: TrainingParameters
     # used where a method needs it
@@ -608,11 +770,17 @@ class ProjectParameters(Parameters):
     # (generalization_only_NAME); other_prompts and other_prompts_NAME are the control with another task's prompts.
     # degaml refines what the generator made by strategies that the policy chooses; random_policy draws as many
     # uniformly; oracle_strategy chooses by the test split: a bound, no result. icl, no_meta_train_support, union_train,
-    # maml_en_llm, maml_en_llm_first_order and abmll are set by the key `baselines`
+    # maml_en_llm, maml_en_llm_first_order, abmll, metaicl, metaict and sentence_head are set by the key `baselines`
     methods: tuple[str, ...] = Field(min_length=1)
     tasks: dict[Name, TaskParameters]
+    # what tasks are drawn from, by name
+    distributions: dict[Name, Distribution] = {}
+    # in a file: names of tasks, or {distribution: NAME, trajectory_tasks: n}: the loader draws n tasks in its place
     meta_train: tuple[Name, ...] = Field(min_length=1)
+    # names of tasks, or {NAME: n}: n tasks of each distribution
     meta_test: tuple[Name, ...] = ()
+    # the distribution that meta_train was drawn from: warm-ups and baselines draw further tasks of it
+    meta_train_distribution: Name | None = None
 
     @property
     def generated_methods(self) -> dict[str, str]:
@@ -724,6 +892,7 @@ class ProjectParameters(Parameters):
         both = sorted(set(self.meta_train) & set(self.meta_test))
         if both:
             raise ValueError(f"task(s) in both meta_train and meta_test: {', '.join(both)}")
+        self._check_distribution()
         taken_names = (
             ("pool", "the pooled warm-up"),
             ("policy", "the policy's run"),
@@ -744,8 +913,8 @@ class ProjectParameters(Parameters):
                 f"{', '.join(together)} train on them together; give them one, or use trajectory.start: shared_random "
                 f"and leave {', '.join(('pooled', *META_TRAINED))} out of the methods"
             )
-        self._check_baselines()
         self._check_policy()
+        self._check_baselines()
         for method in self.methods:
             if method in PLAIN_METHODS or method in self.adapted_methods or method in BASELINES:
                 continue
@@ -782,12 +951,34 @@ class ProjectParameters(Parameters):
             raise ValueError(f"methods names a method twice: {', '.join(self.methods)}")
         return self
 
+    def _check_distribution(self) -> None:
+        name = self.meta_train_distribution
+        if name is None:
+            return
+        if name not in self.distributions:
+            raise ValueError(f"meta_train is drawn from '{name}', which is no distribution")
+        if self.generator is not None and self.generator.leave_out:
+            raise ValueError(
+                "generator.leave_out names listed meta-train tasks, and here they are drawn: a distribution's held-out "
+                "pools (unseen) are what no training task has"
+            )
+        if self.policy is not None and self.needs_policy and self.policy.folds:
+            raise ValueError(
+                f"policy.folds is {self.policy.folds}, and meta-train tasks are drawn: rollouts there start from "
+                f"adapters for other draws as they are; set policy.folds to 0"
+            )
+
     def _check_baselines(self) -> None:
         for method in self.baseline_methods:
             entry = BASELINES[method]
             if self.baselines is None or getattr(self.baselines, entry) is None:
                 raise ValueError(
                     f"the method {method} needs the key 'baselines.{entry}', and there is none"
+                )
+            if method == "sentence_head" and self.generator is None:
+                raise ValueError(
+                    "the method sentence_head reads questions with generator.encoder, and there is none; add the key "
+                    "'generator'"
                 )
             if len(self.meta_train) < 2:
                 raise ValueError(

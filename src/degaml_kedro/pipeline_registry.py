@@ -64,6 +64,9 @@ def with_baselines(parameters: ProjectParameters) -> ProjectParameters:
     """The same with every method that the key ``baselines`` sets; as it is where that makes no valid configuration."""
     entries = parameters.baselines
     added = [name for name, entry in BASELINES.items() if getattr(entries, entry, None) is not None]
+    if parameters.generator is None:
+        # there is no encoder
+        added = [name for name in added if name != "sentence_head"]
     try:
         return ProjectParameters.model_validate(
             {**parameters.model_dump(), "methods": (*parameters.methods, *added)}

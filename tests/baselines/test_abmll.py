@@ -365,6 +365,25 @@ def test_meta_training_repeats_and_follows_the_seed():
     assert [row["loss"] for row in one.records] == [row["loss"] for row in again.records]
 
 
+def test_a_source_gives_every_episode_a_task_of_its_own():
+    asked = []
+
+    def draw(number):
+        asked.append(number)
+        # tasks may have one name
+        return dataclasses.replace(TASKS[number % len(TASKS)], name="drawn")
+
+    given = parameters(outer_steps=2, tasks_per_step=2)
+    start = adapter(0, scale=0.1)
+    one, again = (
+        abmll.fit(tiny_base(), (), PLAIN, "text", given, start, 3, draw=draw) for _ in range(2)
+    )
+    assert asked == [0, 1, 2, 3] * 2
+    assert distance(one, again) == 0
+    assert one.about["tasks"] == []
+    assert distance(one, fitted(outer_steps=2, tasks_per_step=2)) > 0
+
+
 def test_meta_training_learns_means_and_scales():
     seen = []
     learned = abmll.fit(

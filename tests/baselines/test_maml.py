@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.baselines.episodes import draw_episodes
 from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
 from degaml_kedro.baselines.maml import (
     FIRST_ORDER,
@@ -19,7 +20,6 @@ from degaml_kedro.baselines.maml import (
     StepLoss,
     adam_direction,
     adapt,
-    draw_episodes,
     fit,
     inner_loop,
     meta_gradient,
@@ -335,9 +335,9 @@ def test_shared_moments_change_the_inner_steps() -> None:
     k=st.integers(0, 4),
 )
 def test_episodes(seed: int, step: int, count: int, k: int) -> None:
-    parameters = settings_of(tasks_per_step=count, in_context_examples=k)
-    episodes = draw_episodes(TASKS, parameters, step, seed)
-    assert episodes == draw_episodes(TASKS[::-1], parameters, step, seed)
+    parameters = settings_of(tasks_per_step=count)
+    episodes = draw_episodes(TASKS, parameters, step, seed, k)
+    assert episodes == draw_episodes(TASKS[::-1], parameters, step, seed, k)
     names = [episode.task for episode in episodes]
     # none comes a second time before all came once
     assert len(names) == count
@@ -465,6 +465,26 @@ def test_no_steps_return_the_shared_weights() -> None:
     adapted = adapt(tiny_base(), learned, (), PLAIN, "text", settings_of(), setting, seed=5)
     assert same(adapted.adapter, learned.adapter)
     assert adapted.compute.forward_tokens == 0
+
+
+# --- tasks without end ----------------------------------------------------------------------------
+
+
+def test_a_source_gives_every_episode_a_task_of_its_own() -> None:
+    asked: list[int] = []
+
+    def draw(number: int) -> TaskExamples:
+        asked.append(number)
+        # tasks may have one name
+        return replace(TASKS[number % 3], name="drawn")
+
+    start = initial_adapter(tiny_base(), LORA)
+    given = settings_of()
+    one, again = (fit(tiny_base(), (), PLAIN, "text", given, start, 1, draw=draw) for _ in range(2))
+    assert asked == [*range(6), *range(6)]
+    assert same(one.adapter, again.adapter)
+    assert one.about["tasks"] == []
+    assert not same(one.adapter, learn(given).adapter)
 
 
 # --- what goes wrong ------------------------------------------------------------------------------

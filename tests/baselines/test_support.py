@@ -12,6 +12,7 @@ from degaml_kedro.parameters import (
     Phase,
     PromptParameters,
     TrainingParameters,
+    WarmupParameters,
 )
 from degaml_kedro.tasks.example import make_example
 from tests.llm.helpers import tiny_base
@@ -99,3 +100,50 @@ def test_a_batch_is_never_larger_than_the_support(base, start):
     *_, theirs = fine_tune(base, support, PROMPT, "text", training(1, 1), start, 3)
     assert alike(mine.adapter, theirs.adapter)
     assert mine.compute.forward_tokens == theirs.tokens
+
+
+def warmup(share, steps=6):
+    return WarmupParameters(
+        phases=(Phase(steps=steps, learning_rate=1e-2),),
+        batch_size=4,
+        context_share=share,
+        shots=4,
+        context_queries=3,
+        tasks_per_step=2,
+    )
+
+
+def drawn(calls):
+    def draw(number, support, query):
+        calls.append((support, query))
+        name = f"task {number}"
+        made = [example(f"{name} q {i}", i % 2) for i in range(support + query)]
+        return made[:support], made[support:]
+
+    return draw
+
+
+def test_episodes_have_their_examples_in_the_prompt_as_often_as_the_share_says(base, start):
+    for share, plain, behind in ((0.0, 12, 0), (1.0, 0, 6)):
+        calls = []
+        steps = list(
+            union_train.fit_on_episodes(base, drawn(calls), PROMPT, "text", warmup(share), start, 5)
+        )
+        assert len(steps) == 6
+        assert sum(support == 0 for support, _ in calls) == plain
+        shown = [support for support, query in calls if support and query == 3]
+        assert len(shown) == behind
+        assert all(2 <= support <= 4 for support in shown)
+
+
+def test_training_on_episodes_goes_on_bit_by_bit(base, start):
+    draw = union_train.listed(
+        [[example(f"t{t} q {i}", i % 2) for i in range(9)] for t in (1, 2)], 3
+    )
+    *_, whole = union_train.fit_on_episodes(base, draw, PROMPT, "text", warmup(0.5), start, 5)
+    run = union_train.fit_on_episodes(base, draw, PROMPT, "text", warmup(0.5), start, 5)
+    third = [next(run) for _ in range(3)][-1]
+    *_, rest = union_train.fit_on_episodes(
+        base, draw, PROMPT, "text", warmup(0.5), start, 5, third.state
+    )
+    assert alike(whole.adapter, rest.adapter)

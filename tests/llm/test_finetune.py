@@ -12,7 +12,10 @@ from degaml_kedro.llm.base_model import BaseModel, ModelError, load_base_model
 from degaml_kedro.llm.finetune import (
     FineTuneStep,
     TrainingError,
+    answer_loss,
+    answer_sequences,
     batch_indices,
+    computed_tokens,
     fine_tune,
     initial_adapter,
     target_layers,
@@ -191,6 +194,26 @@ def test_targets_are_named_by_their_endings() -> None:
 def test_steps_are_counted_over_phases() -> None:
     assert total_steps(TRAINING) == 8
     assert [s.learning_rate for s in run(tiny_base())] == [3e-3] * 5 + [1e-3] * 3
+
+
+@pytest.mark.parametrize("form", ["plain", "chat"])
+def test_common_beginnings_that_are_computed_once_change_no_loss_and_no_gradient(form: str) -> None:
+    base = tiny_base()
+    prompt = PromptParameters(format=form)
+    examples = [make_example(f"The same words, then {i}?", ("x", "y"), i % 2) for i in range(5)]
+    batch = answer_sequences(base, [*examples, examples[0]], prompt, "text")
+    adapter = random_adapter(base, LoraParameters(rank=2, alpha=4.0))
+    losses, gradients = [], []
+    for share in (False, True):
+        tensors = {key: t.clone().requires_grad_() for key, t in adapter.tensors.items()}
+        loss = answer_loss(base, batch, tensors, adapter.config, share_prefixes=share)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([tensor.grad.reshape(-1) for tensor in tensors.values()]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+    assert computed_tokens(batch) == sum(len(sequence.ids) for sequence in batch)
+    assert computed_tokens(batch, share_prefixes=True) < 0.6 * computed_tokens(batch)
 
 
 def test_nothing_to_learn_from_is_an_error() -> None:

@@ -14,13 +14,19 @@ from degaml_kedro.baselines.compute import Compute
 from degaml_kedro.baselines.learned import BaselineError, Learned
 from degaml_kedro.configuration import read_parameters
 from degaml_kedro.llm.finetune import TrainingError, initial_adapter
-from degaml_kedro.parameters import BASELINES, BaselinesParameters, LoraParameters
+from degaml_kedro.parameters import (
+    BASELINES,
+    META_TRAINED,
+    READ_SUPPORT,
+    BaselinesParameters,
+    LoraParameters,
+)
 from degaml_kedro.pipelines.baselines import nodes
 from degaml_kedro.pipelines.baselines.nodes import (
+    adapt_and_predict,
     adapt_baseline,
     choose_setting,
     predict_baseline,
-    predict_in_context,
     search_settings,
 )
 from degaml_kedro.pipelines.baselines.pipeline import create_pipeline
@@ -36,6 +42,8 @@ PROMPT = {"format": "plain", "options": "inline"}
 SCORING = {"mode": "text"}
 LORA = {"rank": 2, "alpha": 4.0}
 TASK = {"source": {"kind": "suite", "family": "day_after"}}
+DESCRIBED = {**TASK, "description": "Pick a color."}
+ENCODER = {"source": {"kind": "random"}, "device": "cpu"}
 SFT = [{"steps": 1, "learning_rate": 1e-3}, {"steps": 3, "learning_rate": 1e-2}]
 EPISODES = {"outer_steps": 1, "inner_learning_rate": 1e-3, "outer_learning_rate": 1e-3}
 BASELINE_PARAMETERS = {
@@ -45,6 +53,12 @@ BASELINE_PARAMETERS = {
     "union_train": {"settings": SFT},
     "maml_en_llm": {**EPISODES, "settings": SFT},
     "abmll": {**EPISODES, "samples": 1, "settings": SFT},
+    "metaicl": {
+        "outer_steps": 1,
+        "outer_learning_rate": 1e-3,
+        "settings": [{"shots": 1}, {"shots": 2}],
+    },
+    "sentence_head": {"settings": [{"c": 1.0}, {"c": 100.0}]},
 }
 PARAMETERS = BaselinesParameters.model_validate(BASELINE_PARAMETERS)
 
@@ -62,7 +76,7 @@ SUPPORT = FRAME[FRAME["split"] == "support"].reset_index(drop=True)
 
 
 def searched(method="no_meta_train_support", learned=None, parameters=BASELINE_PARAMETERS):
-    settings = (MODEL, PROMPT, SCORING, LORA, parameters, TASK, 3, FRAME, learned)
+    settings = (MODEL, PROMPT, SCORING, LORA, parameters, TASK, 3, FRAME, None, learned)
     return search_settings(*settings, task="day_after", method=method)
 
 
@@ -97,10 +111,10 @@ def test_a_search_tries_every_setting_on_validation_examples_alone():
 def test_a_setting_that_diverges_is_not_chosen(monkeypatch):
     adapt = methods.adapt
 
-    def diverging(method, base, learned, support, prompt, mode, parameters, setting, seed):
-        if setting.steps == 3:
+    def diverging(*given):
+        if any(getattr(value, "steps", 0) == 3 for value in given):
             raise TrainingError("the loss became nan at step 2")
-        return adapt(method, base, learned, support, prompt, mode, parameters, setting, seed)
+        return adapt(*given)
 
     monkeypatch.setattr(methods, "adapt", diverging)
     found = searched()
@@ -182,7 +196,7 @@ def test_a_search_of_two_seeds_is_refused():
         chosen(trials(0.9, 0.1), trials(0.9, 0.1, task="b", seed=4))
 
 
-@pytest.mark.parametrize("method", [name for name in BASELINES if name != "icl"])
+@pytest.mark.parametrize("method", [name for name in BASELINES if name not in READ_SUPPORT])
 def test_adapting_sees_the_support_examples_and_counts_what_it_takes(method):
     learned = None
     if method != "no_meta_train_support":
@@ -235,7 +249,7 @@ def fitted(method):
         SCORING,
         LORA,
         parameters,
-        TASK,
+        {"a": DESCRIBED, "b": DESCRIBED},
         3,
         *frames,
         method=method,
@@ -251,21 +265,55 @@ def test_both_orders_of_maml_see_the_same_episodes():
     assert first.about["seed"] == second.about["seed"]
 
 
-def test_in_context_learning_costs_nothing_until_it_answers():
-    frame, spent = predict_in_context(
+def answered(method, setting, task_parameters=TASK):
+    learned = fitted(method) if method in META_TRAINED else None
+    return adapt_and_predict(
         MODEL,
         PROMPT,
         SCORING,
+        LORA,
         BASELINE_PARAMETERS,
-        TASK,
+        task_parameters,
         3,
         FRAME,
-        {"setting": {"shots": 2}},
+        {"setting": setting},
         SUPPORT,
+        ENCODER if method == "sentence_head" else None,
+        learned,
         task="day_after",
+        method=method,
     )
-    assert (spent["method"], spent["tokens"]) == ("icl", 0)
+
+
+@pytest.mark.parametrize("method", READ_SUPPORT)
+def test_reading_the_support_examples_costs_nothing_until_it_answers(method):
+    head = method == "sentence_head"
+    frame, spent = answered(method, {"c": 1.0} if head else {"shots": 2})
+    assert (spent["method"], spent["tokens"]) == (method, 0)
     assert len(frame) == 6
+    assert (frame["tokens"] == 0).all() == head
+    assert (frame["seconds"] > 0).all()
+
+
+def test_metaict_reads_the_description_where_there_is_one():
+    without, with_it = (answered("metaict", {"shots": 2}, task)[0] for task in (TASK, DESCRIBED))
+    assert with_it["tokens"].sum() > without["tokens"].sum()
+    # in meta-training, too: the episodes are those of metaicl, and longer
+    plain, instructed = fitted("metaicl"), fitted("metaict")
+    assert plain.about == instructed.about
+    assert plain.records[0]["tokens"] < instructed.records[0]["tokens"]
+
+
+@pytest.mark.parametrize("method", ["metaicl", "metaict", "sentence_head"])
+def test_all_that_read_the_support_examples_are_searched(method):
+    learned = fitted(method) if method in META_TRAINED else None
+    encoder = ENCODER if method == "sentence_head" else None
+    settings = (MODEL, PROMPT, SCORING, LORA, BASELINE_PARAMETERS, DESCRIBED, 3, FRAME, encoder)
+    found = search_settings(*settings, learned, task="day_after", method=method)
+    assert list(found["number"]) == [0, 1]
+    assert found["error"].isna().all()
+    assert set(found["backward_tokens"]) == {0}
+    assert (found["forward_tokens"] == 0).all() == (method == "sentence_head")
 
 
 # --- what is searched on --------------------------------------------------------------------------
@@ -298,3 +346,13 @@ def test_without_folds_every_other_task_is_held_out(project):
         "splits",
         "support",
     }
+
+
+def test_what_reads_the_support_examples_keeps_no_weights_of_a_task(project):
+    project.edit("smoke/parameters.yml", methods=["base", *READ_SUPPORT])
+    nodes = {node.name: node for node in create_pipeline(read_parameters(loader(project))).nodes}
+    for method in READ_SUPPORT:
+        inputs = nodes[f"baselines.day_before.predict_{method}"].inputs
+        assert (f"{method}.learned" in inputs) == (method in META_TRAINED)
+        assert ("params:generator.encoder" in inputs) == (method == "sentence_head")
+        assert f"baselines.day_before.adapt_{method}" not in nodes

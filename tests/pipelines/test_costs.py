@@ -65,12 +65,12 @@ def test_every_stage_says_what_it_does(smoke):
     assert f"{(3 * 3 + 2 + 1) * 16} questions" in found["evaluate"].units
     assert "4 trials on 1 task" in found["evaluate"].units
     assert sum(cost.nodes for cost in found.values()) == len(pipelines["__default__"].nodes)
-    # two fits of two methods with two episodes each and one with two, two settings of six methods on one task
-    assert "12 episodes" in found["baselines"].units
-    assert "12 settings tried" in found["baselines"].units
-    # but for icl every method adapts to three tasks, and all answer
+    # two fits of five methods with two episodes each, two settings of nine methods on one task
+    assert "20 episodes" in found["baselines"].units
+    assert "18 settings tried" in found["baselines"].units
+    # but for those that read the support examples every method adapts to three tasks, and all answer
     assert "15 adaptations" in found["baselines"].units
-    assert f"{6 * 3 * 16} questions" in found["baselines"].units
+    assert f"{9 * 3 * 16} questions" in found["baselines"].units
     for cost in found.values():
         assert cost.seconds is not None
         assert 0 < cost.seconds < 60

@@ -708,3 +708,17 @@ def test_rows_become_a_table():
     contrasts = rows_frame(compare(runs, "meta_test", "degaml", ["abmll"]))
     assert contrasts.loc[0, "tasks"] == "x, y"
     assert set(rows_frame(table(runs, "meta_test"))["task"].dropna()) == {"x", "y"}
+
+
+def test_tasks_that_were_drawn_are_drawn_again_within_their_run():
+    # every question of a task alike: all that varies is which tasks are drawn
+    means = np.random.default_rng(3).random(40)
+    strata = [(f"task {n}", np.full((5, 1), mean)) for n, mean in enumerate(means)]
+    assert np.ptp(resampled_means(strata)) == 0
+    one = resampled_means(strata, runs=["a"] * 40)
+    assert one.mean() == pytest.approx(means.mean(), abs=0.002)
+    assert one.std() == pytest.approx(means.std() / 40**0.5, rel=0.03)
+    # of two runs, each keeps its number of tasks
+    halves = resampled_means(strata, runs=["a"] * 20 + ["b"] * 20)
+    inside = (means[:20].var() + means[20:].var()) / 2
+    assert halves.std() == pytest.approx((inside / 40) ** 0.5, rel=0.03)

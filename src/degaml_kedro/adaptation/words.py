@@ -19,7 +19,7 @@ _VOTES = {
 _ORDERS = {
     "given": "the first ones, in the order given",
     "random": "in a random order",
-    "nearest": "those most like the question, the most alike last",
+    "nearest": "those most like it, the most alike last",
 }
 
 

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, parse_key
 from degaml_kedro.baselines.compute import Clock
+from degaml_kedro.baselines.episodes import Draw, tasks_of_step
 from degaml_kedro.baselines.learned import BaselineError, Learned, Progress, TaskExamples
 from degaml_kedro.baselines.support import support_batches
 from degaml_kedro.llm.base_model import BaseModel
@@ -435,6 +436,7 @@ def fit(
     start: Adapter,
     seed: int,
     progress: Progress | None = None,
+    draw: Draw | None = None,
 ) -> Learned:
     """Meta-train θ with Adam, on the mean over an outer step's tasks.
 
@@ -453,6 +455,7 @@ def fit(
         start: where μ_θ starts, and the shape of all four pairs.
         seed: decides the episodes, A_σ and the noise; an episode follows from it and its step alone.
         progress: called with (outer steps done, outer steps in all).
+        draw: a source of tasks without end, in place of the list.
 
     Returns:
         μ_θ, and the pairs of σ_θ in ``extra``.
@@ -460,7 +463,8 @@ def fit(
     Raises:
         BaselineError: there are no tasks, a task has too few examples, or the loss stops being finite.
     """
-    tasks = _checked(tasks, parameters)
+    if draw is None:
+        tasks = _checked(tasks, parameters)
     clock = Clock()
     family = _Family.of(start, parameters.scale)
     theta = family.start(start, seed).to(base.device).requires_grad_()
@@ -474,6 +478,10 @@ def fit(
         gradient = torch.zeros_like(theta.detach())
         shared = theta.detach()
         losses, before, divergences = [], [], []
+        if draw is not None:
+            drawn = tasks_of_step((), draw, parameters.tasks_per_step, step)
+            tasks = _checked(drawn, parameters)
+            sequences.clear()
         for place, number in enumerate(_chosen_tasks(len(tasks), parameters, step, seed)):
             task = tasks[number]
             if task.name not in sequences:
@@ -533,7 +541,8 @@ def fit(
         if progress is not None:
             progress(step, parameters.outer_steps)
     adapter, extra = family.learned(theta)
-    about = {**parameters.model_dump(mode="json"), "seed": seed, "tasks": [x.name for x in tasks]}
+    names = [task.name for task in tasks] if draw is None else []
+    about = {**parameters.model_dump(mode="json"), "seed": seed, "tasks": names}
     return Learned(METHOD, adapter, extra, records, clock.compute, about)
 
 

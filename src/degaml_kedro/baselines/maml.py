@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.compute import Clock
+from degaml_kedro.baselines.episodes import Draw, Episode, draw_episodes, tasks_of_step
 from degaml_kedro.baselines.learned import BaselineError, Learned, Progress, TaskExamples
 from degaml_kedro.baselines.support import support_batches
 from degaml_kedro.llm.base_model import BaseModel
@@ -186,94 +186,6 @@ def _gradient(loss: Callable[..., Tensor], at: Tensor, *rest: int) -> tuple[Tens
     return gradient, value.detach()
 
 
-@dataclass(frozen=True)
-class Episode:
-    """A task's part in an outer step.
-
-    Attributes:
-        task: its name.
-        support: what the inner steps learn from.
-        query: what the adapted weights are judged by; none of it is in ``support``.
-        demonstrations: what stands in front of each support example, then of each query; never a query.
-    """
-
-    task: str
-    support: tuple[Example, ...]
-    query: tuple[Example, ...]
-    demonstrations: tuple[tuple[Example, ...], ...]
-
-
-def draw_episodes(
-    tasks: Sequence[TaskExamples], parameters: MamlParameters, step: int, seed: int
-) -> list[Episode]:
-    """The episodes of an outer step: they follow from the tasks, the seed and the step alone.
-
-    Args:
-        tasks: to draw from; their order does not matter. None comes twice before all came once.
-        parameters: how many tasks, support, query and in-context examples.
-        step: counted from 1.
-        seed: of the run.
-
-    Raises:
-        BaselineError: there are no tasks, two have one name, or one has too few examples.
-    """
-    tasks = _checked(tasks, parameters)
-    order: list[int] = []
-    while len(order) < parameters.tasks_per_step:
-        order += _shuffle(len(tasks), seed, str(step), "tasks", str(len(order)))
-    episodes = []
-    for place, index in enumerate(order[: parameters.tasks_per_step]):
-        task = tasks[index]
-        names = (str(step), str(place // len(tasks)), task.name)
-        cards = _shuffle(len(task.examples), seed, *names)
-        query = cards[: parameters.query]
-        others = cards[parameters.query :]
-        support = others[: parameters.support]
-        shown = []
-        for own in (*support, *query):
-            deck = _shuffle(len(others), seed, *names, "shown", str(own))
-            free = [others[i] for i in deck if others[i] != own]
-            shown.append(free[: parameters.in_context_examples])
-        pick = task.examples.__getitem__
-        episodes.append(
-            Episode(
-                task.name,
-                tuple(map(pick, support)),
-                tuple(map(pick, query)),
-                tuple(tuple(map(pick, row)) for row in shown),
-            )
-        )
-    # sums of floats depend on their order: this one is the same however tasks are listed and drawn
-    return sorted(episodes, key=lambda episode: episode.task)
-
-
-def _checked(tasks: Sequence[TaskExamples], parameters: MamlParameters) -> list[TaskExamples]:
-    if not tasks:
-        raise BaselineError("there are no tasks to meta-train on; name some under meta_train")
-    name, count = Counter(task.name for task in tasks).most_common(1)[0]
-    if count > 1:
-        raise BaselineError(
-            f"the task {name} is listed {count} times for meta-training; once will do"
-        )
-    shown = parameters.in_context_examples
-    needed = parameters.query + max(parameters.support, shown + 1 if shown else 0)
-    for task in tasks:
-        if len(task.examples) < needed:
-            context = f" behind {shown} others in the prompt" if shown else ""
-            raise BaselineError(
-                f"the task {task.name} has {len(task.examples)} train examples, and an episode takes {needed}: "
-                f"{parameters.support} support and {parameters.query} query examples{context}; lower "
-                f"baselines.maml_en_llm.support, .query or .in_context_examples, or raise the task's splits.train"
-            )
-    return sorted(tasks, key=lambda task: task.name)
-
-
-def _shuffle(count: int, seed: int, *names: str) -> list[int]:
-    generator = torch.Generator().manual_seed(derive_seed(seed, "maml", *names))
-    order: list[int] = torch.randperm(count, generator=generator).tolist()
-    return order
-
-
 def fit(
     base: BaseModel,
     tasks: Sequence[TaskExamples],
@@ -284,6 +196,7 @@ def fit(
     seed: int,
     first_order: bool = False,
     progress: Progress | None = None,
+    draw: Draw | None = None,
 ) -> Learned:
     """Meta-training: shared weights from which a few steps on a task's support examples go far.
 
@@ -300,6 +213,7 @@ def fit(
         seed: decides the episodes.
         first_order: the labelled variant without second derivatives.
         progress: called with (outer steps done, outer steps in all).
+        draw: a source of tasks without end, in place of the list.
 
     Returns:
         The shared weights; in ``extra`` the outer optimiser's ``first_moment`` and ``second_moment`` [P] and its
@@ -318,7 +232,8 @@ def fit(
     records: list[dict[str, Any]] = []
     for step in range(1, parameters.outer_steps + 1):
         began, read = time.perf_counter(), clock.compute.forward_tokens
-        episodes = draw_episodes(tasks, parameters, step, seed)
+        pool = tasks_of_step(tasks, draw, parameters.tasks_per_step, step)
+        episodes = draw_episodes(pool, parameters, step, seed, parameters.in_context_examples)
         gradient = torch.zeros_like(flat)
         after = before = 0.0
         for episode in episodes:

@@ -6,24 +6,37 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from degaml_kedro.adapters.adapter import Adapter
-from degaml_kedro.baselines import abmll, icl, maml, no_meta_train, union_train
+from degaml_kedro.baselines import (
+    abmll,
+    maml,
+    metaicl,
+    no_meta_train,
+    sentence_head,
+    union_train,
+)
+from degaml_kedro.baselines.episodes import Draw
 from degaml_kedro.baselines.learned import BaselineError, Learned, Progress, TaskExamples
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.parameters import (
     BASELINES,
+    READ_SUPPORT,
     AbmllParameters,
     AdaptationSetting,
     BaselinesParameters,
     InContextSetting,
     MamlParameters,
+    MetaIclParameters,
     PromptParameters,
+    RegressionSetting,
     ScoringMode,
     ScoringParameters,
 )
 from degaml_kedro.tasks.example import Example
 
-Setting = AdaptationSetting | InContextSetting
+Setting = AdaptationSetting | InContextSetting | RegressionSetting
+# a method on a task: weights, or what reads the support examples when it answers
+Adapted = Learned | metaicl.Demonstrated | sentence_head.SentenceHead
 Entry = TypeVar("Entry")
 
 
@@ -44,7 +57,9 @@ def settings_of(method: str, parameters: BaselinesParameters) -> tuple[Setting, 
 
 def setting_of(method: str, values: Mapping[str, Any]) -> Setting:
     """A setting from what JSON holds of it."""
-    kind = InContextSetting if method == "icl" else AdaptationSetting
+    if method == sentence_head.METHOD:
+        return RegressionSetting.model_validate(values)
+    kind = InContextSetting if method in READ_SUPPORT else AdaptationSetting
     return kind.model_validate(values)
 
 
@@ -58,8 +73,9 @@ def fit(
     start: Adapter,
     seed: int,
     progress: Progress | None = None,
+    draw: Draw | None = None,
 ) -> Learned:
-    """Meta-training by episodes: MAML-en-LLM and ABMLL.
+    """Meta-training by episodes: MAML-en-LLM, ABMLL, MetaICL and in-context tuning.
 
     Args:
         method: which.
@@ -71,42 +87,60 @@ def fit(
         start: where the shared weights start.
         seed: decides tasks and examples of every episode.
         progress: called with (outer steps done, outer steps in all).
+        draw: a source of tasks without end, in place of the list.
 
     Raises:
         BaselineError: the method has no episodes, a task has too few examples, or the loss stops being finite.
     """
     if method == "abmll":
         own = _entry(method, parameters, AbmllParameters)
-        return abmll.fit(base, tasks, prompt, mode, own, start, seed, progress)
+        return abmll.fit(base, tasks, prompt, mode, own, start, seed, progress, draw)
+    if method in READ_SUPPORT:
+        reading = _entry(method, parameters, MetaIclParameters)
+        return metaicl.fit(base, tasks, prompt, mode, reading, start, seed, progress, method, draw)
     first_order = method == "maml_en_llm_first_order"
     given = _entry(method, parameters, MamlParameters)
-    return maml.fit(base, tasks, prompt, mode, given, start, seed, first_order, progress)
+    return maml.fit(base, tasks, prompt, mode, given, start, seed, first_order, progress, draw)
 
 
 def adapt(
     method: str,
     base: BaseModel,
-    learned: Learned,
+    learned: Learned | None,
     support: Sequence[Example],
     prompt: PromptParameters,
     mode: ScoringMode,
     parameters: BaselinesParameters,
-    setting: AdaptationSetting,
+    setting: Setting,
     seed: int,
-) -> Learned:
-    """A method's weights for a task, from its support examples.
+    embed: sentence_head.Embed | None = None,
+) -> Adapted:
+    """A method on a task, from its support examples.
 
     Args:
-        method: any but ``icl``, which has no weights.
+        method: which.
         base: the frozen model.
-        learned: what meta-training left; the shared initialization for ``no_meta_train_support``.
+        learned: what meta-training left; the shared initialization for ``no_meta_train_support``; None for ``icl`` and
+            ``sentence_head``, which learn nothing before.
         support: the labelled examples.
         prompt: how an example becomes text.
         mode: what the answer is.
         parameters: all baselines'.
-        setting: steps, learning rate and batch size.
+        setting: one of the method's.
         seed: decides orders and draws.
+        embed: sentence embeddings of questions, for ``sentence_head``.
+
+    Raises:
+        BaselineError: what the method needs is missing, or its loss stops being finite.
     """
+    if isinstance(setting, InContextSetting):
+        return metaicl.adapt(learned, support, setting, seed)
+    if isinstance(setting, RegressionSetting):
+        if embed is None:
+            raise BaselineError(f"{method} has no encoder to read questions with; give it one")
+        return sentence_head.adapt(embed, support, setting)
+    if learned is None:
+        raise BaselineError(f"{method} has no weights to start from; fit it first")
     if method == "no_meta_train_support":
         return no_meta_train.adapt(base, learned.adapter, support, prompt, mode, setting, seed)
     if method == "union_train":
@@ -121,7 +155,7 @@ def adapt(
 def answer(
     method: str,
     base: BaseModel,
-    adapted: Learned | Sequence[Example],
+    adapted: Adapted,
     examples: Sequence[Example],
     prompt: PromptParameters,
     scoring: ScoringParameters,
@@ -134,7 +168,7 @@ def answer(
     Args:
         method: which.
         base: the frozen model.
-        adapted: what :func:`adapt` returned; for ``icl`` its demonstrations.
+        adapted: what :func:`adapt` returned.
         examples: what is asked; their answers are only copied into the predictions.
         prompt: how an example becomes text.
         scoring: how answers are scored.
@@ -142,8 +176,10 @@ def answer(
         seed: decides weight samples.
         progress: called with (examples done, examples in all).
     """
-    if not isinstance(adapted, Learned):
-        return icl.predict(base, adapted, examples, prompt, scoring, progress)
+    if isinstance(adapted, metaicl.Demonstrated):
+        return metaicl.predict(base, adapted, examples, prompt, scoring, progress)
+    if isinstance(adapted, sentence_head.SentenceHead):
+        return sentence_head.predict(adapted, examples, prompt, scoring, progress)
     if method == "abmll":
         samples = _entry(method, parameters, AbmllParameters).samples
         return abmll.predict(base, adapted, examples, prompt, scoring, samples, seed, progress)

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, zip_longest
 
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.learned import Learned
 from degaml_kedro.baselines.support import train_on_support
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.finetune import FineTuneState, FineTuneStep, fine_tune
+from degaml_kedro.llm.finetune import (
+    AnswerSequence,
+    FineTuneState,
+    FineTuneStep,
+    answer_sequences,
+    fine_tune,
+    train_on_batches,
+)
+from degaml_kedro.llm.in_context import in_context_sequences
 from degaml_kedro.parameters import (
     AdaptationSetting,
     PromptParameters,
     ScoringMode,
     TrainingParameters,
+    WarmupParameters,
 )
+from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example
+
+# (which draw, support examples, query examples) -> the two, of one task
+Draw = Callable[[int, int, int], tuple[Sequence[Example], Sequence[Example]]]
 
 
 def pooled(pools: Sequence[Sequence[Example]]) -> list[Example]:
@@ -57,6 +71,72 @@ def fit(
         One step at a time; the last one's adapter is the method's.
     """
     yield from fine_tune(base, pooled(pools), prompt, mode, training, start, seed, resume)
+
+
+def listed(pools: Sequence[Sequence[Example]], seed: int) -> Draw:
+    """Episodes of listed tasks: the tasks in turn, support and query drawn from a task's examples.
+
+    Args:
+        pools: a meta-train task's examples each.
+        seed: decides the draws.
+    """
+
+    def draw(number: int, support: int, query: int) -> tuple[list[Example], list[Example]]:
+        pool = pools[number % len(pools)]
+        rng = random.Random(derive_seed(seed, "episode", str(number)))
+        drawn = rng.sample(list(pool), min(len(pool), support + query))
+        return drawn[query:], drawn[:query]
+
+    return draw
+
+
+def fit_on_episodes(
+    base: BaseModel,
+    draw: Draw,
+    prompt: PromptParameters,
+    mode: ScoringMode,
+    training: WarmupParameters,
+    start: Adapter,
+    seed: int,
+    resume: FineTuneState | None = None,
+) -> Iterator[FineTuneStep]:
+    """Meta-training on episodes, of which a share has the support examples in the prompt.
+
+    A step with examples in the prompt learns queries of one task behind its demonstrations (MetaICL, Min et al., 2022);
+    any other learns queries of several tasks as they are. Share 0 is union training on tasks that never come twice,
+    share 1 is MetaICL.
+
+    Args:
+        base: the frozen model.
+        draw: gives the episodes.
+        prompt: how an example becomes text.
+        mode: what the answer is.
+        training: phases, optimiser settings, share, shots and queries.
+        start: where the adapter starts.
+        seed: decides which steps have examples in the prompt, and how many.
+        resume: state after an earlier step of the same call.
+
+    Yields:
+        One step at a time; the last one's adapter is the method's.
+
+    Raises:
+        PromptError: a query with its demonstrations is longer than the model's context.
+    """
+
+    def batch(step: int) -> Sequence[AnswerSequence]:
+        rng = random.Random(derive_seed(seed, "share", str(step)))
+        first = step * training.tasks_per_step
+        if rng.random() < training.context_share:
+            shots = rng.randint((training.shots + 1) // 2, training.shots)
+            support, query = draw(first, shots, training.context_queries)
+            return in_context_sequences(base, query, [support] * len(query), prompt, mode)
+        count = min(training.tasks_per_step, training.batch_size)
+        size = -(-training.batch_size // count)
+        queries = [draw(first + place, 0, size)[1] for place in range(count)]
+        return answer_sequences(base, pooled(queries)[: training.batch_size], prompt, mode)
+
+    # queries behind the same demonstrations: these are computed once
+    yield from train_on_batches(base, batch, training, start, resume, share_prefixes=True)
 
 
 def adapt(

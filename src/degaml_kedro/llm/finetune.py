@@ -25,6 +25,7 @@ from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.lora import ActiveLora, active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.prompting import encode_questions
+from degaml_kedro.llm.trie import TokenTrie
 from degaml_kedro.parameters import (
     LoraParameters,
     PromptParameters,
@@ -60,7 +61,7 @@ class FineTuneStep:
         loss: mean cross-entropy of the batch before the step, in nats per answer token.
         learning_rate: of this step.
         seconds: wall time of this step.
-        tokens: prompt and answer tokens in the batch.
+        tokens: prompt and answer tokens in the batch, as many as were computed.
         adapter: the weights after the step, float32.
         state: what a resume after this step needs.
     """
@@ -169,12 +170,31 @@ def answer_sequences(
     return sequences
 
 
+def computed_tokens(batch: Sequence[AnswerSequence], share_prefixes: bool = False) -> int:
+    """How many tokens the model computes for a batch.
+
+    Args:
+        batch: sequences.
+        share_prefixes: what several begin with is computed once.
+    """
+    if not share_prefixes:
+        return sum(len(sequence.ids) for sequence in batch)
+    return len(_trie(batch)[0])
+
+
+def _trie(batch: Sequence[AnswerSequence]) -> tuple[TokenTrie, list[list[int]]]:
+    """Sequences laid one over the other, and the row of each one's tokens."""
+    trie = TokenTrie()
+    return trie, [trie.add(TokenTree(sequence.ids)) for sequence in batch]
+
+
 def answer_loss(
     base: BaseModel,
     batch: Sequence[AnswerSequence],
     tensors: Mapping[str, Tensor],
     config: AdapterConfig,
     elementary: bool = False,
+    share_prefixes: bool = False,
 ) -> Tensor:
     """Mean cross-entropy of a batch's answer tokens given their prompts, in nats, under an adapter.
 
@@ -184,6 +204,7 @@ def answer_loss(
         tensors: the adapter's tensors by PEFT's name; the gradient flows to them, whatever they were made from.
         config: the adapter's shape.
         elementary: see :mod:`~degaml_kedro.llm.second_order`.
+        share_prefixes: see :func:`answer_loss_under`.
 
     Returns:
         A scalar.
@@ -191,8 +212,8 @@ def answer_loss(
     Raises:
         ModelError: the adapter does not fit the model.
     """
-    layers = Adapter(config, tensors).layers()
-    return answer_loss_under(base, batch, base.activate(layers, config.scale), elementary)
+    active = base.activate(Adapter(config, tensors).layers(), config.scale)
+    return answer_loss_under(base, batch, active, elementary, share_prefixes)
 
 
 def answer_loss_under(
@@ -200,6 +221,7 @@ def answer_loss_under(
     batch: Sequence[AnswerSequence],
     active: ActiveLora,
     elementary: bool = False,
+    share_prefixes: bool = False,
 ) -> Tensor:
     """The same under whatever is to be active.
 
@@ -208,16 +230,26 @@ def answer_loss_under(
         batch: what to compute it on.
         active: by group, what the model computes with; the gradient flows to its leaves.
         elementary: see :mod:`~degaml_kedro.llm.second_order`.
+        share_prefixes: what several sequences begin with is computed once (``llm/trie.py``): the same loss, and much
+            cheaper where all stand behind the same demonstrations.
 
     Returns:
         A scalar.
     """
-    pack = pack_trees([TokenTree(sequence.ids) for sequence in batch], base.device, base.dtype)
+    paths: Sequence[Sequence[int]]
+    if share_prefixes:
+        trie, paths = _trie(batch)
+        pack = trie.pack(base.device, base.dtype)
+    else:
+        pack = pack_trees([TokenTree(sequence.ids) for sequence in batch], base.device, base.dtype)
+        paths = [
+            range(start, start + len(sequence.ids))
+            for sequence, start in zip(batch, pack.starts, strict=True)
+        ]
     rows: list[int] = []
     labels: list[int] = []
-    for sequence, offset in zip(batch, pack.starts, strict=True):
-        end = offset + len(sequence.ids) - 1
-        rows.extend(range(end - sequence.answer, end))
+    for sequence, path in zip(batch, paths, strict=True):
+        rows.extend(path[-sequence.answer - 1 : -1])
         labels.extend(sequence.ids[-sequence.answer :])
     with active_lora(active):
         hidden = base.hidden_states(pack, elementary)
@@ -271,6 +303,7 @@ def train_on_batches(
     training: TrainingParameters,
     start: Adapter,
     resume: FineTuneState | None = None,
+    share_prefixes: bool = False,
 ) -> Iterator[FineTuneStep]:
     """Train an adapter on given batches, yielding after every step.
 
@@ -280,6 +313,7 @@ def train_on_batches(
         training: phases and optimiser settings; the batch size is not read.
         start: where the adapter starts.
         resume: state after an earlier step of the same call.
+        share_prefixes: see :func:`answer_loss_under`.
 
     Yields:
         One :class:`FineTuneStep` a step, from the first one that ``resume`` has not done.
@@ -315,7 +349,7 @@ def train_on_batches(
         # cast as one vector: a cast per layer costs more than its product
         views = flat.to(base.dtype).split(sizes)
         tensors = {k: v.view(shape) for (k, shape), v in zip(layout, views, strict=True)}
-        loss = answer_loss(base, batch, tensors, start.config)
+        loss = answer_loss(base, batch, tensors, start.config, share_prefixes=share_prefixes)
         loss.backward()
         value = loss.item()
         if not math.isfinite(value):
@@ -334,7 +368,7 @@ def train_on_batches(
             loss=value,
             learning_rate=rate,
             seconds=time.perf_counter() - began,
-            tokens=sum(len(sequence.ids) for sequence in batch),
+            tokens=computed_tokens(batch, share_prefixes),
             adapter=Adapter(
                 start.config,
                 {k: v.view(shape) for (k, shape), v in zip(layout, parts, strict=True)},

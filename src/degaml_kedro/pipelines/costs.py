@@ -34,12 +34,14 @@ from degaml_kedro.generator.decoders.hyperconv import flow_costs, total_cost
 from degaml_kedro.llm.base_model import cache_folder, choose_dtype, in_package
 from degaml_kedro.parameters import (
     BASELINES,
+    READ_SUPPORT,
+    AdaptationSetting,
     BaseModelParameters,
     FolderModel,
     GeneratorParameters,
     GeneratorVariant,
     HyperconvolutionalDecoder,
-    InContextSetting,
+    InnerLoopTraining,
     MetaTraining,
     PackageModel,
     PolicyParameters,
@@ -49,10 +51,10 @@ from degaml_kedro.parameters import (
     TrainingParameters,
 )
 from degaml_kedro.pipelines.baselines.nodes import (
+    adapt_and_predict,
     adapt_baseline,
     fit_baseline,
     predict_baseline,
-    predict_in_context,
     search_settings,
 )
 from degaml_kedro.pipelines.checkpoints.nodes import train_alone, train_on_pool, train_trajectory
@@ -509,7 +511,10 @@ def _episodes(node: Node, names: Names, parameters: ProjectParameters, sizes: _S
     tokens = sum(sizes.tokens(task) for task in names["tasks"]) / len(names["tasks"])
     count = entry.outer_steps * entry.tasks_per_step
     inner = _trained(names["method"])
-    passes = inner * entry.inner_steps * entry.support + min(inner, _SAMPLED) * entry.query
+    # half of the demonstrations on average, read once for all queries
+    passes = inner * (entry.support / 2 + entry.query)
+    if isinstance(entry, InnerLoopTraining):
+        passes = inner * entry.inner_steps * entry.support + min(inner, _SAMPLED) * entry.query
     return Work("episode", count, flop=sizes.flop(count * passes * tokens))
 
 
@@ -536,7 +541,7 @@ def _tried(node: Node, names: Names, parameters: ProjectParameters, sizes: _Size
 
 
 def _adapting(method: str, setting: Setting, task: str, sizes: _Sizes) -> float:
-    if isinstance(setting, InContextSetting):
+    if not isinstance(setting, AdaptationSetting):
         return 0.0
     passes = _SAMPLED if method == "abmll" else _TRAINED
     return passes * setting.steps * setting.batch_size * sizes.tokens(task)
@@ -548,7 +553,10 @@ def _asking(
     times = 1
     if method == "abmll" and parameters.baselines and parameters.baselines.abmll:
         times = parameters.baselines.abmll.samples
-    if method == "icl":
+    if method == "sentence_head":
+        # the base model is not asked
+        return 0.0
+    if method in READ_SUPPORT:
         # the examples are read once for many questions, but a question once for each of its options
         times = 4
     return float(times * count * sizes.tokens(task))
@@ -563,9 +571,8 @@ def _support(node: Node, names: Names, parameters: ProjectParameters, sizes: _Si
 
 
 def _compared(node: Node, names: Names, parameters: ProjectParameters, sizes: _Sizes) -> Work:
-    task = names["task"]
+    task, method = names["task"], names["method"]
     count = sizes.splits(task).test
-    method = names.get("method", "icl")
     return Work("question", count, flop=sizes.flop(_asking(method, parameters, count, task, sizes)))
 
 
@@ -574,7 +581,7 @@ _COUNTED: Mapping[Callable[..., Any], Count] = {
     search_settings: _tried,
     adapt_baseline: _support,
     predict_baseline: _compared,
-    predict_in_context: _compared,
+    adapt_and_predict: _compared,
     read_source: _examples,
     train_on_pool: _pool,
     train_trajectory: _trajectory,

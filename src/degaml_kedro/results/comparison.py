@@ -2,9 +2,10 @@
 
 Methods are compared question by question. A stratum is a task of a run. Tasks weigh alike, and so do a task's seeds: a
 mean is over seeds within a task first, then over tasks. Within each stratum the questions are drawn again with
-replacement, tasks and seeds stay: an interval says how sure these questions make us of these tasks and seeds, not how
-other tasks or other seeds would do. Where several seeds were tested on the very same
-questions (``split`` is equal), these are drawn once for all of them: a question that is hard is hard for every seed.
+replacement. Listed tasks and seeds stay: an interval says how sure these questions make us of these tasks and seeds,
+not how other tasks or other seeds would do. Tasks that were drawn from a distribution are drawn again as well, within
+their seed: their interval speaks of the distribution. Where several seeds were tested on the very same questions
+(``split`` is equal), these are drawn once for all of them: a question that is hard is hard for every seed.
 
 Shapes: n questions of a stratum, m methods or contrasts, R resamples.
 """
@@ -32,7 +33,13 @@ AIM = 0.02
 # the paper's four; on held-out tasks the one without meta-training has the support examples only, as the others do
 PAPER_BASELINES = ("no_meta_train_support", "union_train", "maml_en_llm", "abmll")
 # nothing is learned before the task comes, so that no record means no cost
-_WITHOUT_META_TRAINING = ("base", "icl", "no_meta_train", "no_meta_train_support")
+_WITHOUT_META_TRAINING = (
+    "base",
+    "icl",
+    "sentence_head",
+    "no_meta_train",
+    "no_meta_train_support",
+)
 # nothing is done at a task, and so there are no settings of that to search: likewise
 _WITHOUT_ADAPTATION = ("base", "pooled", "mean_adapter")
 # counts of drawn questions held at once
@@ -63,6 +70,7 @@ class _Pool:
         answers: by method, of methods that have any, in the order of ``Runs.methods``.
         questions: a name for what a run was tested on in a task: the same in two runs if the questions are the same.
         likelihoods: ``ece`` and ``nll`` by place.
+        drawn: whether its tasks were drawn from distributions.
     """
 
     name: str
@@ -70,6 +78,16 @@ class _Pool:
     answers: dict[str, _Answers]
     questions: dict[tuple[str, str], str]
     likelihoods: dict[Place, dict[str, float | None]]
+    drawn: bool = False
+
+    def resampled(
+        self, places: Sequence[tuple[str, str]], values: Sequence[NDArray[np.float64]]
+    ) -> NDArray[np.float64]:
+        """Bootstrap means [R, m] of values [n, m] by place (run, task)."""
+        strata = [(self.questions[p], v) for p, v in zip(places, values, strict=True)]
+        if not self.drawn:
+            return resampled_means(strata, [task for _, task in places])
+        return resampled_means(strata, runs=[run for run, _ in places])
 
 
 @dataclass(frozen=True)
@@ -317,6 +335,7 @@ def resampled_means(
     strata: Iterable[tuple[str, NDArray[np.float64]]],
     tasks: Sequence[str] | None = None,
     resamples: int = RESAMPLES,
+    runs: Sequence[str] | None = None,
 ) -> NDArray[np.float64]:
     """The bootstrap: means over questions that are drawn again, over a task's strata, and over tasks.
 
@@ -328,29 +347,46 @@ def resampled_means(
             draws. A column of NaN has no part in the stratum; one that has none in any is NaN.
         tasks: each stratum's; None: a stratum is a task.
         resamples: R.
+        runs: each stratum's, where strata are tasks that are drawn again, too, as many of a run as it has; None: tasks
+            stay.
 
     Returns:
         [R, m].
     """
     strata = list(strata)
+    times = None if runs is None else _times_drawn(runs, resamples)
     there = np.stack([~np.isnan(values).any(axis=0) for _, values in strata])
     weights = _weights(there, tasks)
-    sums: dict[tuple[str, int], NDArray[np.float64]] = {}
-    for (name, values), weight in zip(strata, weights, strict=True):
-        n = len(values)
-        sums[name, n] = sums.get((name, n), 0.0) + np.nan_to_num(values) * weight / n
+    # by questions, and by task where tasks are drawn again: what is drawn together
+    sums: dict[tuple[str, int, int], NDArray[np.float64]] = {}
+    for place, ((name, values), weight) in enumerate(zip(strata, weights, strict=True)):
+        n, alone = len(values), -1 if times is None else place
+        sums[name, n, alone] = sums.get((name, n, alone), 0.0) + np.nan_to_num(values) * weight / n
     total = np.zeros((resamples, weights.shape[1]))
-    for (name, n), values in sums.items():
+    for (name, n, place), values in sums.items():
         rng = np.random.default_rng(derive_seed(0, "comparison", name))
         step = max(1, _CHUNK // n)
         for begin in range(0, resamples, step):
             size = min(step, resamples - begin)
             drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
             counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
-            total[begin : begin + size] += counts.astype(np.float64) @ values
+            means = counts.astype(np.float64) @ values
+            if times is not None:
+                means *= times[begin : begin + size, place, None]
+            total[begin : begin + size] += means
     # a difference of 0 must not be counted as one of 1e-18
     rounded: NDArray[np.float64] = np.round(total, 12)
     return np.where(weights.any(axis=0), rounded, np.nan)
+
+
+def _times_drawn(runs: Sequence[str], resamples: int) -> NDArray[np.float64]:
+    """How often each task is drawn in each resample, [R, strata]: with replacement within its run."""
+    times = np.zeros((resamples, len(runs)))
+    for run in dict.fromkeys(runs):
+        own = [place for place, other in enumerate(runs) if other == run]
+        rng = np.random.default_rng(derive_seed(0, "comparison", "tasks", run))
+        times[:, own] = rng.multinomial(len(own), [1 / len(own)] * len(own), size=resamples)
+    return times
 
 
 def _weights(there: NDArray[np.bool_], tasks: Sequence[str] | None) -> NDArray[np.float64]:
@@ -640,7 +676,13 @@ def _pool(runs: Runs, pool: str, tasks: Sequence[str] | None = None) -> _Pool:
             if not pd.isna(split):
                 questions[run.name, task] = f"{task}, {split}"
     answers = {method: found[method] for method in runs.methods if method in found}
-    return _Pool(pool, wanted, answers, questions, likelihoods)
+    drawn = any(
+        bool(row.get("drawn"))
+        for run in runs.runs
+        for row in run.results.to_dict("records")
+        if row["pool"] == pool and row["task"] in wanted
+    )
+    return _Pool(pool, wanted, answers, questions, likelihoods, drawn)
 
 
 def _contrasts(
@@ -662,11 +704,11 @@ def _contrasts(
             right - theirs[place] if place in theirs else np.full_like(right, math.nan)
             for theirs in against.values()
         ]
-        strata.append((found.questions[place], np.stack(columns, axis=1)))
-    means = np.stack([values.mean(axis=0) for _, values in strata])
-    of_tasks = [task for _, task in own]
+        strata.append(np.stack(columns, axis=1))
+    means = np.stack([values.mean(axis=0) for values in strata])
+    of_tasks = None if found.drawn else [task for _, task in own]
     mean = (np.nan_to_num(means) * _weights(~np.isnan(means), of_tasks)).sum(axis=0)
-    resampled = resampled_means(strata, of_tasks)
+    resampled = found.resampled(list(own), strata)
     p = two_sided_p(resampled)
     family = max(family or 0, len(against))
     # those that could not be made are the last in Holm's order
@@ -794,14 +836,14 @@ def _mean_intervals(found: _Pool) -> dict[str, tuple[float, float]]:
     """95 % intervals of the methods' means over strata."""
     if not found.answers:
         return {}
-    strata, tasks = [], []
+    strata, places = [], []
     for place in dict.fromkeys(place for own in found.answers.values() for place in own):
-        tasks.append(place[1])
+        places.append(place)
         size = next(len(own[place]) for own in found.answers.values() if place in own)
         nothing = np.full(size, math.nan)
         columns = [own.get(place, nothing) for own in found.answers.values()]
-        strata.append((found.questions[place], np.stack(columns, axis=1)))
-    ends = np.quantile(resampled_means(strata, tasks), [ALPHA / 2, 1 - ALPHA / 2], axis=0)
+        strata.append(np.stack(columns, axis=1))
+    ends = np.quantile(found.resampled(places, strata), [ALPHA / 2, 1 - ALPHA / 2], axis=0)
     return {
         method: (float(ends[0, column]), float(ends[1, column]))
         for column, method in enumerate(found.answers)

@@ -1,11 +1,18 @@
-"""Where a task's examples come from: the built-in suite, files, or the Hugging Face hub."""
+"""Where a task's examples come from: the built-in suite, a drawn episode, files, or the Hugging Face hub."""
 
 from __future__ import annotations
 
 import difflib
 
 from degaml_kedro.errors import DegamlError
-from degaml_kedro.parameters import FileSource, HubSource, SplitSizes, SuiteSource
+from degaml_kedro.parameters import (
+    EpisodeSource,
+    FileSource,
+    HubSource,
+    SplitSizes,
+    SuiteSource,
+)
+from degaml_kedro.tasks.episodes import episode_examples
 from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.files import load_files
 from degaml_kedro.tasks.hub import load_hub
@@ -22,7 +29,7 @@ class SourceError(DegamlError):
 
 
 def load_examples(
-    source: SuiteSource | FileSource | HubSource,
+    source: SuiteSource | FileSource | HubSource | EpisodeSource,
     sizes: SplitSizes,
     seed: int,
     task: str,
@@ -48,6 +55,8 @@ def load_examples(
     """
     if isinstance(source, SuiteSource):
         return _from_suite(source, sizes, seed, task)
+    if isinstance(source, EpisodeSource):
+        return episode_examples(source, sizes.model_dump())
     if isinstance(source, FileSource):
         return keep_apart(load_files(source, task), task, overlap or source.overlap)
     return keep_apart(load_hub(source, task), task, overlap or "drop_from_train")

@@ -10,10 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from degaml_kedro.adapters.adapter import Adapter
-from degaml_kedro.baselines import icl, methods
+from degaml_kedro.baselines import metaict, methods
 from degaml_kedro.baselines.compute import Clock, Compute
 from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
+from degaml_kedro.baselines.sentence_head import Embed
+from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.io.trajectory import Trajectory
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.finetune import TrainingError, initial_adapter
@@ -22,10 +23,12 @@ from degaml_kedro.parameters import (
     AdaptationSetting,
     BaselinesParameters,
     BaseModelParameters,
-    InContextSetting,
+    EncoderParameters,
     LoraParameters,
     PromptParameters,
+    ScoringMode,
     ScoringParameters,
+    TaskParameters,
     task_scoring,
 )
 from degaml_kedro.pipelines.counting import compute_record, trajectory_compute
@@ -33,6 +36,7 @@ from degaml_kedro.pipelines.evaluate.nodes import predictions_frame, timed_answe
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.results.measures import measure
 from degaml_kedro.seeds import derive_seed
+from degaml_kedro.strategies.generated import question_embedder
 from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.splits import frame_to_splits
 
@@ -56,7 +60,7 @@ def fit_baseline(
     scoring: Mapping[str, Any],
     lora: Mapping[str, Any],
     baselines: Mapping[str, Any],
-    first_task: Mapping[str, Any],
+    task_parameters: Mapping[str, Mapping[str, Any]],
     seed: int,
     *inputs: Any,
     method: str,
@@ -71,7 +75,7 @@ def fit_baseline(
         scoring: its mode says what the answers are.
         lora: the adapter's shape.
         baselines: all baselines' parameters.
-        first_task: the first task's entry in the configuration; all are scored in one mode.
+        task_parameters: every task's entry in the configuration; all that are trained on are scored in one mode.
         seed: the run's.
         *inputs: the tasks' splits, of which only ``train`` is read; after them, where the method starts from the
             pooled warm-up, its trajectory.
@@ -81,13 +85,13 @@ def fit_baseline(
     """
     splits: Sequence[pd.DataFrame] = inputs[: len(tasks)]
     base = load_base_model(BaseModelParameters.model_validate(model))
-    how = task_scoring(scoring, first_task)
+    how = task_scoring(scoring, task_parameters[tasks[0]])
     start, spent = initial_adapter(base, LoraParameters.model_validate(lora)), Compute()
     if from_pool:
         pool: Trajectory = inputs[len(tasks)]
         start, spent = pool.last, trajectory_compute(pool)
     examples = [
-        TaskExamples(name, frame_to_splits(frame).train)
+        TaskExamples(name, _as_read(method, frame_to_splits(frame).train, task_parameters[name]))
         for name, frame in zip(tasks, splits, strict=True)
     ]
     with progress_bar(f"{method} on {len(tasks)} tasks", "step") as progress:
@@ -125,6 +129,7 @@ def search_settings(
     task_parameters: Mapping[str, Any],
     seed: int,
     splits: pd.DataFrame,
+    encoder: Mapping[str, Any] | None = None,
     learned: Learned | None = None,
     *,
     task: str,
@@ -141,6 +146,7 @@ def search_settings(
         task_parameters: the task's entry in the configuration.
         seed: the run's.
         splits: the task's splits; ``support`` and ``validation`` are read.
+        encoder: what reads questions, if the method is ``sentence_head``.
         learned: what the method learned from the other tasks, if it learns.
         task: the task's name.
         method: the method's name.
@@ -153,7 +159,10 @@ def search_settings(
     how = task_scoring(scoring, task_parameters)
     shape = PromptParameters.model_validate(prompt)
     parts = frame_to_splits(splits)
-    questions = parts.validation[: parameters.search.examples]
+    support = _as_read(method, parts.support, task_parameters)
+    asked = parts.validation[: parameters.search.examples]
+    questions = _as_read(method, asked, task_parameters)
+    embed = _embedder(encoder)
     rows = []
     for number, setting in enumerate(methods.settings_of(method, parameters)):
         own = derive_seed(seed, task, BASELINES[method], "search")
@@ -161,7 +170,17 @@ def search_settings(
         accuracy, nll, failure = 0.0, math.inf, None
         try:
             adapted, spent = _adapted(
-                method, base, learned, parts.support, shape, how, lora, parameters, setting, own
+                method,
+                base,
+                learned,
+                support,
+                shape,
+                how.mode,
+                lora,
+                parameters,
+                setting,
+                own,
+                embed,
             )
             predictions = methods.answer(
                 method, base, adapted, questions, shape, how, parameters, own
@@ -321,7 +340,7 @@ def adapt_baseline(
         learned,
         frame_to_splits(support).support,
         PromptParameters.model_validate(prompt),
-        task_scoring(scoring, task_parameters),
+        task_scoring(scoring, task_parameters).mode,
         lora,
         parameters,
         setting,
@@ -376,54 +395,83 @@ def predict_baseline(
     )
 
 
-def predict_in_context(
+def adapt_and_predict(
     model: Mapping[str, Any],
     prompt: Mapping[str, Any],
     scoring: Mapping[str, Any],
+    lora: Mapping[str, Any],
     baselines: Mapping[str, Any],
     task_parameters: Mapping[str, Any],
     seed: int,
     splits: pd.DataFrame,
     chosen: Mapping[str, Any],
     support: pd.DataFrame,
+    encoder: Mapping[str, Any] | None = None,
+    learned: Learned | None = None,
     *,
     task: str,
+    method: str,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Answers to a task's test split with support examples in the prompt.
+    """Answers to a task's test split by a method that reads the support examples when it answers.
 
     Args:
         model: which base model.
         prompt: how examples become text.
         scoring: how answers are scored.
+        lora: the adapter's shape.
         baselines: all baselines' parameters.
         task_parameters: the task's entry in the configuration.
         seed: the run's.
         splits: the task's splits; only ``test`` is read.
         chosen: what the search chose.
         support: the support examples.
+        encoder: what reads questions, if the method is ``sentence_head``.
+        learned: what the method learned, if it learns.
         task: the task's name.
+        method: the method's name.
 
     Returns:
-        The answers, and what adapting cost: nothing. That every answer reads the examples is a cost of answering, and
+        The answers, and what adapting cost: no token. That every answer reads the examples is a cost of answering, and
         stands in the result's ``tokens``.
     """
+    parameters = BaselinesParameters.model_validate(baselines)
     base = load_base_model(BaseModelParameters.model_validate(model))
-    setting = InContextSetting.model_validate(chosen["setting"])
-    clock = Clock()
-    shown = icl.adapt(frame_to_splits(support).support, setting, derive_seed(seed, task, "icl"))
-    spent = clock.compute
-    frame = _answers(
-        "icl",
+    how = task_scoring(scoring, task_parameters)
+    adapted, spent = _adapted(
+        method,
         base,
-        shown,
-        frame_to_splits(splits).test,
-        prompt,
-        task_scoring(scoring, task_parameters),
-        BaselinesParameters.model_validate(baselines),
-        seed,
-        task,
+        learned,
+        _as_read(method, frame_to_splits(support).support, task_parameters),
+        PromptParameters.model_validate(prompt),
+        how.mode,
+        lora,
+        parameters,
+        methods.setting_of(method, chosen["setting"]),
+        # all that show examples show the same ones
+        derive_seed(seed, task, "icl"),
+        _embedder(encoder),
     )
-    return frame, compute_record("icl", "adaptation", task, spent)
+    questions = _as_read(method, frame_to_splits(splits).test, task_parameters)
+    frame = _answers(method, base, adapted, questions, prompt, how, parameters, seed, task)
+    return frame, compute_record(method, "adaptation", task, spent)
+
+
+def _as_read(
+    method: str, examples: Sequence[Example], task_parameters: Mapping[str, Any]
+) -> Sequence[Example]:
+    """A task's examples as a method reads them: for ``metaict`` with the task's instruction in front."""
+    if method != metaict.METHOD:
+        return examples
+    return metaict.instructed(examples, TaskParameters.model_validate(task_parameters).description)
+
+
+def _embedder(encoder: Mapping[str, Any] | None) -> Embed | None:
+    """What gives sentence embeddings of questions; it is loaded here, so that no task pays for that."""
+    if encoder is None:
+        return None
+    parameters = EncoderParameters.model_validate(encoder)
+    load_prompt_encoder(parameters)
+    return question_embedder(parameters)
 
 
 def _adapted(
@@ -432,30 +480,27 @@ def _adapted(
     learned: Learned | None,
     support: Sequence[Example],
     prompt: PromptParameters,
-    scoring: ScoringParameters,
+    mode: ScoringMode,
     lora: Mapping[str, Any],
     parameters: BaselinesParameters,
     setting: methods.Setting,
     seed: int,
-) -> tuple[Learned | Sequence[Example], Compute]:
-    if isinstance(setting, InContextSetting):
-        return icl.adapt(support, setting, seed), Compute()
-    assert isinstance(setting, AdaptationSetting)
-    if learned is None:
-        start: Adapter = initial_adapter(base, LoraParameters.model_validate(lora))
-        learned = Learned(method, start)
+    embed: Embed | None = None,
+) -> tuple[methods.Adapted, Compute]:
+    if learned is None and isinstance(setting, AdaptationSetting):
+        learned = Learned(method, initial_adapter(base, LoraParameters.model_validate(lora)))
     clock = Clock()
     adapted = methods.adapt(
-        method, base, learned, support, prompt, scoring.mode, parameters, setting, seed
+        method, base, learned, support, prompt, mode, parameters, setting, seed, embed
     )
-    own = adapted.compute
+    own = adapted.compute if isinstance(adapted, Learned) else Compute()
     return adapted, Compute(own.forward_tokens, own.backward_tokens, clock.compute.seconds)
 
 
 def _answers(
     method: str,
     base: BaseModel,
-    adapted: Learned | Sequence[Example],
+    adapted: methods.Adapted,
     examples: Sequence[Example],
     prompt: Mapping[str, Any],
     scoring: ScoringParameters,

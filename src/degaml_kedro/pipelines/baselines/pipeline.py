@@ -9,14 +9,15 @@ from __future__ import annotations
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
-from degaml_kedro.parameters import META_TRAINED, ProjectParameters
+from degaml_kedro.baselines import sentence_head
+from degaml_kedro.parameters import META_TRAINED, READ_SUPPORT, ProjectParameters
 from degaml_kedro.pipelines.baselines.nodes import (
+    adapt_and_predict,
     adapt_baseline,
     choose_setting,
     count_meta_training,
     fit_baseline,
     predict_baseline,
-    predict_in_context,
     search_settings,
     take_union,
 )
@@ -26,6 +27,7 @@ from degaml_kedro.pipelines.naming import bound
 from degaml_kedro.pipelines.places import Place, measuring, places
 
 BASELINE_SETTINGS = (*SETTINGS, "params:baselines")
+_SETTINGS_BY_NAME = {name.removeprefix("params:"): name for name in BASELINE_SETTINGS}
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
@@ -74,7 +76,7 @@ def _fit(parameters: ProjectParameters, method: str, group: Group, learned: str)
         bound(fit_baseline, method=method, tasks=group.tasks, from_pool=from_pool),
         inputs=[
             *BASELINE_SETTINGS,
-            f"params:tasks.{group.tasks[0]}",
+            "params:tasks",
             "params:seed",
             *(f"{task}.splits" for task in group.tasks),
             *([f"{group.pool}.trajectory"] if from_pool else []),
@@ -92,13 +94,7 @@ def _search(parameters: ProjectParameters, method: str, group: Group) -> list[No
     searching = [
         node(
             bound(search_settings, task=task, method=method),
-            inputs=[
-                *BASELINE_SETTINGS,
-                f"params:tasks.{task}",
-                "params:seed",
-                f"{task}.splits",
-                *learned,
-            ],
+            inputs=_on_task(task, method, f"search.{method}.learned", splits=f"{task}.splits"),
             outputs=f"{task}.{method}.search",
             name=f"try_on_{task}",
             namespace=f"baselines.search.{method}",
@@ -121,13 +117,20 @@ def _evaluation(place: Place, method: str) -> list[Node]:
     predictions, result = f"{task}.{method}.predictions", f"{task}.{method}.result"
     own = [f"params:tasks.{task}", "params:seed"]
     answering = [name for name in BASELINE_SETTINGS if name != "params:lora"]
-    if method == "icl":
+    if method in READ_SUPPORT:
         return [
             node(
-                bound(predict_in_context, task=task),
-                inputs=[*answering, *own, f"{task}.splits", "icl.settings", f"{task}.support"],
-                outputs=[predictions, f"{task}.icl.compute"],
-                name="predict_icl",
+                bound(adapt_and_predict, task=task, method=method),
+                inputs=_on_task(
+                    task,
+                    method,
+                    f"{method}.learned",
+                    splits=f"{task}.splits",
+                    chosen=f"{method}.settings",
+                    support=f"{task}.support",
+                ),
+                outputs=[predictions, f"{task}.{method}.compute"],
+                name=f"predict_{method}",
                 namespace=namespace,
             ),
             measuring(place, method, predictions, result),
@@ -150,3 +153,21 @@ def _evaluation(place: Place, method: str) -> list[Node]:
         ),
         measuring(place, method, predictions, result),
     ]
+
+
+def _on_task(task: str, method: str, learned: str, **data: str) -> dict[str, str]:
+    """By argument, what a node of a method on a task reads.
+
+    In the order of the arguments: Kedro looks their types up by place, though it fills them in by name.
+    """
+    found = {
+        **_SETTINGS_BY_NAME,
+        "task_parameters": f"params:tasks.{task}",
+        "seed": "params:seed",
+        **data,
+    }
+    if method == sentence_head.METHOD:
+        found["encoder"] = "params:generator.encoder"
+    if method in META_TRAINED:
+        found["learned"] = learned
+    return found

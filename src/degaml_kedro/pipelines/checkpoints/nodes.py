@@ -35,13 +35,16 @@ from degaml_kedro.parameters import (
     LoraParameters,
     PromptParameters,
     ScoringMode,
+    ScoringParameters,
     TrainingParameters,
     TrajectoryParameters,
+    WarmupParameters,
     task_scoring,
 )
 from degaml_kedro.pipelines.fingerprint import digest
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.seeds import derive_seed
+from degaml_kedro.tasks.episodes import distribution_of, draw_episode
 from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.splits import frame_to_splits
 
@@ -67,7 +70,7 @@ def train_on_pool(
         prompt: how examples become text.
         scoring: its mode says what the answers are.
         lora: the adapter's shape.
-        warmup: how it is trained.
+        warmup: how it is trained; with a share of examples in the prompt, the tasks' episodes are.
         first_task: the first task's entry in the configuration; all are scored in one mode.
         seed: the run's.
         resume: what an earlier run left.
@@ -78,20 +81,90 @@ def train_on_pool(
         What the trajectory's dataset takes; only the last step's tensors are kept.
     """
     base = load_base_model(BaseModelParameters.model_validate(model))
+    training: TrainingParameters = WarmupParameters.model_validate(warmup)
     pools = [frame_to_splits(frame).train for frame in splits]
+    own = derive_seed(seed, "pool", "train")
+    if isinstance(training, WarmupParameters) and training.context_share:
+        steps = partial(union_train.fit_on_episodes, base, union_train.listed(pools, own))
+    else:
+        steps = partial(union_train.fit, base, pools)
+        # settings of episodes that are not used change no fingerprint
+        plain = training.model_dump(include=set(TrainingParameters.model_fields))
+        training = TrainingParameters.model_validate(plain)
     yield from _train(
         "pooled warm-up" if group == "all" else f"pooled warm-up {group}",
         base,
         union_train.pooled(pools),
         PromptParameters.model_validate(prompt),
         _mode(scoring, first_task),
-        TrainingParameters.model_validate(warmup),
+        training,
         initial_adapter(base, LoraParameters.model_validate(lora)),
-        derive_seed(seed, "pool", "train"),
+        own,
         resume,
         keep="last",
-        steps=partial(union_train.fit, base, pools),
+        steps=steps,
     )
+
+
+def train_on_drawn_tasks(
+    model: Mapping[str, Any],
+    prompt: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    lora: Mapping[str, Any],
+    warmup: Mapping[str, Any],
+    distribution: Mapping[str, Any],
+    seed: int,
+    resume: TrajectoryState | None,
+) -> Iterator[TrajectoryChunk]:
+    """The pooled warm-up on tasks of a distribution, new ones in every step.
+
+    Args:
+        model: which base model.
+        prompt: how examples become text.
+        scoring: its mode says what the answers are.
+        lora: the adapter's shape.
+        warmup: how it is trained, and how many steps have examples in the prompt.
+        distribution: what tasks are drawn from.
+        seed: the run's.
+        resume: what an earlier run left.
+
+    Yields:
+        What the trajectory's dataset takes; only the last step's tensors are kept.
+    """
+    base = load_base_model(BaseModelParameters.model_validate(model))
+    own = derive_seed(seed, "pool", "train")
+    draw = drawn_episodes(distribution, own)
+    yield from _train(
+        "warm-up on drawn tasks",
+        base,
+        draw(0, 0, 1)[1],
+        PromptParameters.model_validate(prompt),
+        _mode(scoring, {}),
+        WarmupParameters.model_validate(warmup),
+        initial_adapter(base, LoraParameters.model_validate(lora)),
+        own,
+        resume,
+        keep="last",
+        steps=partial(union_train.fit_on_episodes, base, draw),
+        drawn_from=dict(distribution),
+    )
+
+
+def drawn_episodes(distribution: Mapping[str, Any], seed: int) -> union_train.Draw:
+    """Episodes of a distribution: a new task every time.
+
+    Args:
+        distribution: its entry in the configuration.
+        seed: decides the draws.
+    """
+    known = distribution_of(distribution)
+
+    def draw(number: int, support: int, query: int) -> tuple[list[Example], list[Example]]:
+        sizes = {"support": support, "test": query}
+        _, examples = draw_episode(known, sizes, seed, str(number))
+        return examples["support"], examples["test"]
+
+    return draw
 
 
 def train_trajectory(
@@ -217,6 +290,7 @@ def _train(
     keep: Literal["all", "last"] = "all",
     dtype: Literal["float32", "bfloat16"] = "float32",
     steps: Callable[..., Iterator[FineTuneStep]] | None = None,
+    drawn_from: Mapping[str, Any] | None = None,
 ) -> Iterator[TrajectoryChunk]:
     """A run, step by step; ``steps`` makes them where plain fine-tuning does not."""
     make = steps or partial(fine_tune, base, examples)
@@ -232,6 +306,9 @@ def _train(
         "examples": digest([_fields(example) for example in examples[: training.max_examples]]),
         "start": checksum(tensor_bytes(start.tensors)),
     }
+    if drawn_from is not None:
+        # tasks are drawn in the steps: this, the seed and the words that come with the package say which
+        about["drawn_from"] = dict(drawn_from)
     fingerprint = digest(
         {**about, "alpha": start.config.alpha, "names": list(start.tensors), "store": [keep, dtype]}
     )
@@ -269,6 +346,8 @@ def _train(
 
 
 def _mode(scoring: Mapping[str, Any], task_parameters: Mapping[str, Any]) -> ScoringMode:
+    if not task_parameters:
+        return ScoringParameters.model_validate(scoring).mode
     return task_scoring(scoring, task_parameters).mode
 
 

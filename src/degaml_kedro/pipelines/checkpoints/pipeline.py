@@ -9,6 +9,7 @@ from degaml_kedro.parameters import ProjectParameters
 from degaml_kedro.pipelines.checkpoints.nodes import (
     last_adapter,
     mean_adapter,
+    train_on_drawn_tasks,
     train_on_pool,
     train_trajectory,
 )
@@ -23,7 +24,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     nodes: list[Node] = []
     if parameters.needs_warmup:
         for group in warmup_groups(parameters):
-            nodes += _warmup(group)
+            nodes += _warmup(parameters, group)
     for group in generator_groups(parameters):
         if not group.left_out or group.own_start:
             for task in group.with_trajectory:
@@ -41,18 +42,26 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     return Pipeline(nodes)
 
 
-def _warmup(group: Group) -> list[Node]:
+def _warmup(parameters: ProjectParameters, group: Group) -> list[Node]:
     namespace = f"checkpoints.{group.name('pool')}"
+    drawn_from = parameters.meta_train_distribution
+    if drawn_from is None:
+        train = bound(train_on_pool, group=group.label)
+        material = [f"params:tasks.{task}" for task in group.tasks[:1]]
+        splits = [f"{task}.splits" for task in group.tasks]
+    else:
+        train = train_on_drawn_tasks
+        material, splits = [f"params:distributions.{drawn_from}"], []
     return [
         node(
-            bound(train_on_pool, group=group.label),
+            train,
             inputs=[
                 *SETTINGS,
                 "params:warmup",
-                *(f"params:tasks.{task}" for task in group.tasks[:1]),
+                *material,
                 "params:seed",
                 f"{group.pool}.trajectory_resume",
-                *(f"{task}.splits" for task in group.tasks),
+                *splits,
             ],
             outputs=f"{group.pool}.trajectory",
             name=f"train_on_pool{group.suffix}",

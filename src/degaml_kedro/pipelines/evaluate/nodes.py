@@ -24,6 +24,7 @@ from degaml_kedro.llm.scoring import Prediction, Progress, score_examples
 from degaml_kedro.parameters import (
     GENERATED,
     BaseModelParameters,
+    EpisodeSource,
     GeneratorParameters,
     PolicyParameters,
     PromptParameters,
@@ -120,9 +121,9 @@ def predictions_frame(predictions: Sequence[Prediction], seconds: float) -> pd.D
 
     Args:
         predictions: in the order of the questions.
-        seconds: wall time of all; each has its share by its tokens.
+        seconds: wall time of all; each has its share by its tokens, or an equal one where there are none.
     """
-    tokens = sum(prediction.tokens for prediction in predictions) or 1
+    tokens = sum(prediction.tokens for prediction in predictions)
     rows = [
         (
             index,
@@ -130,7 +131,7 @@ def predictions_frame(predictions: Sequence[Prediction], seconds: float) -> pd.D
             prediction.predicted,
             list(prediction.option_scores),
             prediction.text,
-            seconds * prediction.tokens / tokens,
+            seconds * prediction.tokens / tokens if tokens else seconds / len(predictions),
             prediction.tokens,
         )
         for index, prediction in enumerate(predictions)
@@ -495,10 +496,12 @@ def measure_predictions(
         measures["accuracy_high"],
         measures["n"],
     )
-    group = TaskParameters.model_validate(task_parameters).group
+    parameters = TaskParameters.model_validate(task_parameters)
     return {
         "task": task,
-        "group": group,
+        "group": parameters.group,
+        # one of many that a distribution gives: statistics draw such tasks again, too
+        "drawn": isinstance(parameters.source, EpisodeSource),
         "pool": pool,
         "method": method,
         "profile": profile,
@@ -530,6 +533,7 @@ def collect_results(
         *results: what :func:`measure_predictions` returned.
     """
     frame = pd.DataFrame([dict(result) for result in results])
+    drawn = list(dict.fromkeys(frame.loc[frame["drawn"], "group"]))
     record = {
         "profile": profile,
         "model": dict(model["source"]),
@@ -541,4 +545,4 @@ def collect_results(
         },
         "results": [dict(result) for result in results],
     }
-    return frame, record, results_table(frame, methods)
+    return frame, record, results_table(frame, methods, drawn)

@@ -22,6 +22,7 @@ from degaml_kedro.results.panels import (
     GREEN,
     ORANGE,
     PINK,
+    SKY,
     TOP,
     lay_out,
     small,
@@ -40,6 +41,7 @@ _KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ORANGE,
         ("square", "cross", "x", "pentagon", "square-open", "diamond-tall", "cross-open"),
     ),
+    "other baselines": (SKY, ("star-square", "hourglass", "bowtie")),
     "without training on the task": (GRAY, ("circle", "circle-open", "circle-dot", "hexagon")),
     "bound, no result": (PINK, ("diamond-open", "star-open")),
 }

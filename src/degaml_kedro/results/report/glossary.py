@@ -43,6 +43,12 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "maml_en_llm_first_order": "The same without the second-order term of the meta-gradient.",
         "abmll": "Amortized Bayesian meta-learning over LoRA: a posterior from the support examples, and predictions "
         "averaged over weight samples (Zhang, Snell and Griffiths, 2025).",
+        "metaicl": "One LoRA meta-trained to answer from examples in the prompt; a task's support examples stand in "
+        "the prompt, without a gradient (Min et al., 2022). Not in the paper.",
+        "metaict": "The same with the task's instruction in front, where it has one (in-context tuning, Chen et al., "
+        "2022). Not in the paper.",
+        "sentence_head": "Logistic regression on the frozen sentence encoder's embeddings of the support questions; "
+        "the language model is not asked. Not in the paper.",
         "mean_adapter": "The mean of the meta-train tasks' adapters, the same for every task. Not in the paper.",
         "generalization_only": "The adapter that the generator makes from the support prompts, without their "
         "answers, unrefined.",
@@ -94,6 +100,8 @@ def kind(method: str, bounds: Sequence[str]) -> str:
         return "DeGAML"
     if method.startswith(("no_meta_train", "union_train", "maml_en_llm", "abmll")):
         return "the paper's baselines"
+    if method.startswith(("metaic", "sentence_head")):
+        return "other baselines"
     if method.startswith(("generalization_only", "random_policy", "mean_adapter", "other_prompts")):
         return "parts of DeGAML and controls"
     return "without training on the task"

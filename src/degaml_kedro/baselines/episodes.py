@@ -1,0 +1,132 @@
+"""Episodes: what a step of meta-training draws from its tasks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from degaml_kedro.baselines.learned import BaselineError, TaskExamples
+from degaml_kedro.parameters import MetaTraining
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.tasks.example import Example
+
+# a source of tasks without end: the task of the episode of this number, counted from 0
+Draw = Callable[[int], TaskExamples]
+
+
+def tasks_of_step(
+    tasks: Sequence[TaskExamples], draw: Draw | None, count: int, step: int
+) -> Sequence[TaskExamples]:
+    """The tasks that a step draws its episodes from: those that are listed, or its own from a source without end.
+
+    Args:
+        tasks: a fixed list; not read where there is a source.
+        draw: the source; None for the list.
+        count: tasks of a step.
+        step: counted from 1.
+    """
+    if draw is None:
+        return tasks
+    drawn = [(number, draw(number)) for number in range((step - 1) * count, step * count)]
+    # a source may call all its tasks alike
+    return [replace(task, name=f"{task.name} {number}") for number, task in drawn]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A task's part in an outer step.
+
+    Attributes:
+        task: its name.
+        support: what the inner steps learn from.
+        query: what the adapted weights are judged by; none of it is in ``support``.
+        demonstrations: what stands in front of each support example, then of each query; never a query.
+    """
+
+    task: str
+    support: tuple[Example, ...]
+    query: tuple[Example, ...]
+    demonstrations: tuple[tuple[Example, ...], ...]
+
+
+def draw_episodes(
+    tasks: Sequence[TaskExamples],
+    parameters: MetaTraining,
+    step: int,
+    seed: int,
+    shown: int = 0,
+    entry: str = "maml_en_llm",
+) -> list[Episode]:
+    """The episodes of an outer step: they follow from the tasks, the seed and the step alone.
+
+    Args:
+        tasks: to draw from; their order does not matter. None comes twice before all came once.
+        parameters: how many tasks, support and query examples.
+        step: counted from 1.
+        seed: of the run.
+        shown: in-context examples in front of each.
+        entry: where `baselines` sets it, for what an error says.
+
+    Raises:
+        BaselineError: there are no tasks, two have one name, or one has too few examples.
+    """
+    tasks = _checked(tasks, parameters, shown, entry)
+    order: list[int] = []
+    while len(order) < parameters.tasks_per_step:
+        order += _shuffle(len(tasks), seed, str(step), "tasks", str(len(order)))
+    episodes = []
+    for place, index in enumerate(order[: parameters.tasks_per_step]):
+        task = tasks[index]
+        names = (str(step), str(place // len(tasks)), task.name)
+        cards = _shuffle(len(task.examples), seed, *names)
+        query = cards[: parameters.query]
+        others = cards[parameters.query :]
+        support = others[: parameters.support]
+        decks = []
+        for own in (*support, *query):
+            deck = _shuffle(len(others), seed, *names, "shown", str(own))
+            free = [others[i] for i in deck if others[i] != own]
+            decks.append(free[:shown])
+        pick = task.examples.__getitem__
+        episodes.append(
+            Episode(
+                task.name,
+                tuple(map(pick, support)),
+                tuple(map(pick, query)),
+                tuple(tuple(map(pick, row)) for row in decks),
+            )
+        )
+    # sums of floats depend on their order: this one is the same however tasks are listed and drawn
+    return sorted(episodes, key=lambda episode: episode.task)
+
+
+def _checked(
+    tasks: Sequence[TaskExamples], parameters: MetaTraining, shown: int, entry: str
+) -> list[TaskExamples]:
+    if not tasks:
+        raise BaselineError("there are no tasks to meta-train on; name some under meta_train")
+    name, count = Counter(task.name for task in tasks).most_common(1)[0]
+    if count > 1:
+        raise BaselineError(
+            f"the task {name} is listed {count} times for meta-training; once will do"
+        )
+    needed = parameters.query + max(parameters.support, shown + 1 if shown else 0)
+    for task in tasks:
+        if len(task.examples) < needed:
+            context = f" behind {shown} others in the prompt" if shown else ""
+            less = ", .query or .in_context_examples" if shown else " or .query"
+            raise BaselineError(
+                f"the task {task.name} has {len(task.examples)} train examples, and an episode takes {needed}: "
+                f"{parameters.support} support and {parameters.query} query examples{context}; lower "
+                f"baselines.{entry}.support{less}, or raise the task's splits.train"
+            )
+    return sorted(tasks, key=lambda task: task.name)
+
+
+def _shuffle(count: int, seed: int, *names: str) -> list[int]:
+    generator = torch.Generator().manual_seed(derive_seed(seed, "maml", *names))
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return order

@@ -1,0 +1,464 @@
+"""Tasks that only examples define, drawn from a distribution without end.
+
+A task is a rule over bare inputs (``France`` -> ``euro``), or a classification: some of the classes of a word set, of
+a topic of messages or of a file, under their names or under words of one's own. Nothing in a question says what is
+asked. What is drawn is small (:class:`~degaml_kedro.parameters.EpisodeSource`) and its examples follow from it.
+
+Wrong options of a bare input are the answers of the domain's other training rules to the same input, and the rule's own
+answers to other inputs; none of them is right. The options of a classification are its labels, in one order.
+Messages of support and training come from other templates than those of validation and test.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.parameters import (
+    DrawnTasks,
+    EpisodeSource,
+    FileDistribution,
+    SplitSizes,
+    SuiteDistribution,
+)
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.tasks.example import Example, make_example
+from degaml_kedro.tasks.labeled import ALL, read_labeled_texts
+from degaml_kedro.tasks.suite import material
+
+T = TypeVar("T")
+
+# in the order in which a task's texts are dealt; train takes what is left, the others are whole
+SPLITS = ("support", "validation", "test", "train")
+_ASKED = ("validation", "test")
+# so many draws in a row that do not have enough texts mean that the distribution has no such tasks
+_PATIENCE = 200
+# so many filled templates in a row that are there already mean that a class has no others
+_FILLS = 60
+_STYLE_WEIGHTS = (3, 1, 1)
+
+
+class EpisodeError(DegamlError):
+    """A distribution that has no task of the size asked for."""
+
+
+def draw_episode(
+    distribution: SuiteDistribution | FileDistribution,
+    sizes: Mapping[str, int],
+    seed: int,
+    *names: str,
+) -> tuple[EpisodeSource, dict[str, list[Example]]]:
+    """One task of a distribution, and its examples by split.
+
+    Args:
+        distribution: what is drawn from.
+        sizes: examples a split (:data:`SPLITS`); ``train`` may come out smaller, no other.
+        seed: the run's.
+        *names: which draw, after the seed: the same names give the same task.
+
+    Raises:
+        EpisodeError: no task of the distribution has so many examples.
+        LabelFileError: the distribution's file cannot be read.
+    """
+    rng = random.Random(derive_seed(seed, "episode", *names))
+    for _ in range(_PATIENCE):
+        source = _draw(distribution, rng)
+        try:
+            return source, episode_examples(source, sizes)
+        except _TooFew:
+            continue
+    wanted = ", ".join(f"{count} {name}" for name, count in sizes.items())
+    raise EpisodeError(
+        f"{_PATIENCE} tasks were drawn, and none has {wanted} examples; ask for fewer of them, or for more labels"
+    )
+
+
+def draw_tasks(
+    distribution: SuiteDistribution | FileDistribution,
+    splits: SplitSizes,
+    count: int,
+    seed: int,
+    name: str,
+) -> dict[str, dict[str, Any]]:
+    """Entries of the configuration's ``tasks`` for so many different tasks of a distribution.
+
+    Args:
+        distribution: what is drawn from; its own ``splits`` come first.
+        splits: the profile's split sizes.
+        count: how many.
+        seed: the run's.
+        name: the distribution's: tasks are called ``NAME_001`` and so on, and grouped by it.
+
+    Raises:
+        EpisodeError: there are not so many different ones.
+    """
+    sizes = distribution.splits or splits
+    found: dict[str, dict[str, Any]] = {}
+    known: set[tuple[Any, ...]] = set()
+    attempt = 0
+    while len(found) < count:
+        source, examples = draw_episode(
+            distribution, sizes.model_dump(), seed, name, "tasks", str(attempt)
+        )
+        attempt += 1
+        key = (source.form, source.subject, source.classes, source.labels)
+        # rules are few: a second draw of one asks other questions
+        if key in known and attempt < 20 * count:
+            continue
+        known.add(key)
+        own = {**sizes.model_dump(), "train": len(examples["train"])}
+        found[f"{name}_{len(found) + 1:03d}"] = {
+            "description": describe(source),
+            "group": name,
+            "source": source.model_dump(mode="json"),
+            "splits": own,
+        }
+    return found
+
+
+def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Raw parameters with the tasks that their pools ask for drawn from the distributions they name.
+
+    ``meta_train: {distribution: NAME, trajectory_tasks: n}`` and ``meta_test: {NAME: n, …}`` become lists of names,
+    and the tasks stand under ``tasks``. Anything else is left for validation to judge.
+
+    Args:
+        parameters: as they stand in the files.
+
+    Raises:
+        EpisodeError: a pool names a distribution that is not there, or one that has no such tasks.
+    """
+    result = dict(parameters)
+    train, test = result.get("meta_train"), result.get("meta_test")
+    wanted: dict[str, int] = {}
+    if isinstance(train, Mapping):
+        drawn = DrawnTasks.model_validate(train)
+        wanted[drawn.distribution] = drawn.trajectory_tasks
+        result["meta_train_distribution"] = drawn.distribution
+    if isinstance(test, Mapping):
+        wanted |= test
+    if not wanted:
+        return result
+    tasks = dict(result.get("tasks", {}))
+    names: dict[str, list[str]] = {}
+    for name, count in wanted.items():
+        made = draw_tasks(
+            _distribution(result, name),
+            SplitSizes.model_validate(result["splits"]),
+            int(count),
+            int(result["seed"]),
+            name,
+        )
+        tasks |= made
+        names[name] = list(made)
+    result["tasks"] = tasks
+    if isinstance(train, Mapping):
+        result["meta_train"] = names[result["meta_train_distribution"]]
+    if isinstance(test, Mapping):
+        result["meta_test"] = list(chain.from_iterable(names[name] for name in test))
+    return result
+
+
+def _distribution(parameters: Mapping[str, Any], name: str) -> SuiteDistribution | FileDistribution:
+    entries = parameters.get("distributions") or {}
+    if name not in entries:
+        known = ", ".join(entries) or "none"
+        raise EpisodeError(
+            f"there is no distribution '{name}' under 'distributions'; there are {known}"
+        )
+    try:
+        return distribution_of(entries[name])
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, ("distributions", name, *first["loc"])))
+        raise EpisodeError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def distribution_of(entry: Mapping[str, Any]) -> SuiteDistribution | FileDistribution:
+    """A distribution from its entry in the configuration."""
+    kind = FileDistribution if entry.get("kind") == "file" else SuiteDistribution
+    return kind.model_validate(entry)
+
+
+def describe(source: EpisodeSource) -> str:
+    """A drawn task in a few words: ``country: currency``, ``library: renew loan = maple, opening hours = cloud``."""
+    if source.form == "rules":
+        return f"{source.subject}: {source.classes[0]}"
+    pairs = zip(source.classes, source.labels, strict=True)
+    return f"{source.subject}: " + ", ".join(
+        label if _plain(name) == label else f"{_plain(name)} = {label}" for name, label in pairs
+    )
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+class _TooFew(Exception):  # noqa: N818 - another task is drawn
+    """A task has fewer texts than are asked for."""
+
+
+def _draw(distribution: SuiteDistribution | FileDistribution, rng: random.Random) -> EpisodeSource:
+    if isinstance(distribution, FileDistribution):
+        return _draw_of_file(distribution, rng)
+    forms = distribution.drawn_forms
+    (form,) = rng.choices(list(forms), list(forms.values()))
+    pool, unseen, seed = distribution.pool, distribution.unseen, rng.getrandbits(62)
+    if form == "rules":
+        wanted = (pool, unseen or "")
+        choices = [
+            (domain, rule)
+            for domain, found in material.rules().items()
+            for rule in found
+            if material.pool_of_rule(domain, rule) == wanted
+        ]
+        domain = rng.choice(sorted({domain for domain, _ in choices}))
+        rule = rng.choice([rule for known, rule in choices if known == domain])
+        return EpisodeSource(
+            kind="episode",
+            form="rules",
+            subject=domain,
+            classes=(rule,),
+            options=distribution.options,
+            pool=pool,
+            unseen=unseen,
+            seed=seed,
+        )
+    subjects = material.word_sets() if form == "words" else material.topics()
+    held = pool if unseen == "domains" else material.TRAIN
+    subject = rng.choice(
+        [name for name in subjects if material.pool_of_subject(form, name) == held]
+    )
+    names = (
+        {name: name for name in material.word_sets()[subject]}
+        if form == "words"
+        else material.topics()[subject].names
+    )
+    classes = _some(rng, list(names), distribution.labels)
+    coded = unseen == "labels" or rng.random() < distribution.coded
+    # only where label words are what is new, they are the pool's own
+    words = pool if unseen in ("labels", "domains") else material.TRAIN
+    labels = _codes(rng, words, len(classes)) if coded else tuple(names[name] for name in classes)
+    return EpisodeSource(
+        kind="episode",
+        form=form,
+        subject=subject,
+        classes=classes,
+        labels=labels,
+        pool=pool,
+        unseen=unseen,
+        seed=seed,
+    )
+
+
+def _draw_of_file(distribution: FileDistribution, rng: random.Random) -> EpisodeSource:
+    texts = read_labeled_texts(distribution.file)
+    if unknown := sorted(set(distribution.groups) - set(texts)):
+        raise EpisodeError(
+            f"{distribution.file.path} has no group '{unknown[0]}'; it has {', '.join(texts)}"
+        )
+    fewest = distribution.labels[0]
+    groups = [name for name in distribution.groups or texts if len(texts[name]) >= fewest]
+    if not groups:
+        raise EpisodeError(f"no group of {distribution.file.path} has {fewest} labels")
+    group = rng.choice(groups)
+    classes = _some(rng, list(texts[group]), distribution.labels)
+    coded = rng.random() < distribution.coded
+    labels = _codes(rng, distribution.pool, len(classes)) if coded else tuple(map(_plain, classes))
+    return EpisodeSource(
+        kind="episode",
+        form="file",
+        subject=group,
+        classes=classes,
+        labels=labels,
+        pool=distribution.pool,
+        file=distribution.file,
+        seed=rng.getrandbits(62),
+    )
+
+
+def _some(rng: random.Random, names: list[str], bounds: tuple[int, int]) -> tuple[str, ...]:
+    fewest, most = bounds
+    return tuple(rng.sample(names, rng.randint(min(fewest, len(names)), min(most, len(names)))))
+
+
+def _codes(rng: random.Random, pool: str, count: int) -> tuple[str, ...]:
+    words = material.label_words(pool)
+    (style,) = rng.choices(material.STYLES, _STYLE_WEIGHTS)
+    return tuple(rng.sample(words[style], count))
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")
+
+
+# --- examples -------------------------------------------------------------------------------------
+
+
+def episode_examples(source: EpisodeSource, sizes: Mapping[str, int]) -> dict[str, list[Example]]:
+    """A drawn task's examples by split; ``train`` has what the others leave, up to its size.
+
+    Args:
+        source: what was drawn.
+        sizes: examples a split.
+    """
+    rng = random.Random(source.seed)
+    if source.form == "rules":
+        return _rule_examples(source, sizes, rng)
+    texts = _texts_of(source, rng)
+    found: dict[str, list[Example]] = {}
+    for split in SPLITS:
+        rows: list[tuple[str, int]] = []
+        wanted = sizes.get(split, 0)
+        # the classes in turn, so that each has its share
+        turns = rng.sample(range(len(source.classes)), len(source.classes))
+        while len(rows) < wanted and turns:
+            place = turns.pop(0)
+            if (text := next(texts[split](place), None)) is not None:
+                rows.append((text, place))
+                turns.append(place)
+        if len(rows) < wanted and split != "train":
+            raise _TooFew
+        rng.shuffle(rows)
+        found[split] = [make_example(text, source.labels, place) for text, place in rows]
+    return found
+
+
+def _texts_of(
+    source: EpisodeSource, rng: random.Random
+) -> Mapping[str, Callable[[int], Iterator[str]]]:
+    """By split, what gives the next text of a class by its place; no text comes twice in the task."""
+    if source.form == "messages":
+        return _message_texts(source, rng)
+    if source.form == "words":
+        words = [material.word_sets()[source.subject][name] for name in source.classes]
+        pools: Mapping[str, Sequence[Sequence[str]]] = dict.fromkeys(SPLITS, words)
+    else:
+        assert source.file is not None
+        group = read_labeled_texts(source.file)[source.subject]
+        pools = {
+            split: [_split_texts(group, name, split) for name in source.classes] for split in SPLITS
+        }
+    shuffled = {id(texts): rng.sample(texts, len(texts)) for texts in chain(*pools.values())}
+    # splits that are dealt from one list go on where the other stopped
+    streams = {key: iter(texts) for key, texts in shuffled.items()}
+    seen: set[str] = set()
+
+    def of(split: str) -> Callable[[int], Iterator[str]]:
+        return lambda place: _new(streams[id(pools[split][place])], seen)
+
+    return {split: of(split) for split in SPLITS}
+
+
+def _split_texts(
+    group: Mapping[str, Mapping[str, Sequence[str]]], name: str, split: str
+) -> Sequence[str]:
+    texts = group[name]
+    if ALL in texts:
+        return texts[ALL]
+    wanted = "test" if split == "test" else "train"
+    return texts.get(wanted) or next(iter(texts.values()))
+
+
+def _message_texts(
+    source: EpisodeSource, rng: random.Random
+) -> Mapping[str, Callable[[int], Iterator[str]]]:
+    topic = material.topics()[source.subject]
+    held = material.pool_of_subject("messages", source.subject) != material.TRAIN
+    sides: list[tuple[list[str], list[str]]] = []
+    for name in source.classes:
+        every = topic.templates[name]
+        known = every if held else material.templates_of(every, material.TRAIN)
+        mixed = rng.sample(known, len(known))
+        shown, asked = mixed[: len(mixed) // 2], mixed[len(mixed) // 2 :]
+        if source.unseen == "templates":
+            shown, asked = mixed, list(material.templates_of(every, source.pool))
+        sides.append((shown, asked))
+    seen: set[str] = set()
+    streams = {
+        (place, side): _filled(sides[place][side], topic.slots, rng)
+        for place in range(len(sides))
+        for side in (0, 1)
+    }
+
+    def of(side: int) -> Callable[[int], Iterator[str]]:
+        return lambda place: _new(streams[place, side], seen)
+
+    return {split: of(int(split in _ASKED)) for split in SPLITS}
+
+
+def _filled(templates: Sequence[str], slots: material.Classes, rng: random.Random) -> Iterator[str]:
+    """Templates in turn with their slots filled, until most fills are repeats."""
+    known: set[str] = set()
+    repeats = 0 if templates else _FILLS
+    while repeats < _FILLS:
+        for template in templates:
+            text = re.sub(r"\{(\w+)\}", lambda match: rng.choice(slots[match[1]]), template)
+            text = text[0].upper() + text[1:]
+            repeats = repeats + 1 if text in known else 0
+            known.add(text)
+            yield text
+
+
+def _new(texts: Iterator[T], seen: set[T]) -> Iterator[T]:
+    for text in texts:
+        if text not in seen:
+            seen.add(text)
+            yield text
+
+
+def _rule_examples(
+    source: EpisodeSource, sizes: Mapping[str, int], rng: random.Random
+) -> dict[str, list[Example]]:
+    domain = material.rules()[source.subject]
+    name = source.classes[0]
+    rule = domain[name]
+    _, unseen = material.pool_of_rule(source.subject, name)
+    # of a domain that is held out every rule is; elsewhere no other held-out rule's answers are shown
+    others = [
+        other
+        for key, other in domain.items()
+        if key != name
+        and (unseen == "domains" or material.pool_of_rule(source.subject, key)[0] == material.TRAIN)
+    ]
+    own = list(dict.fromkeys(answers[0] for answers in rule.values()))
+    inputs = iter(rng.sample(list(rule), len(rule)))
+    found: dict[str, list[Example]] = {}
+    for split in SPLITS:
+        rows: list[Example] = []
+        wanted = sizes.get(split, 0)
+        while len(rows) < wanted and (asked := next(inputs, None)) is not None:
+            wrong = _wrong_options(asked, rule, others, own, source.options - 1, rng)
+            if wrong is not None:
+                options = rng.sample([rule[asked][0], *wrong], source.options)
+                rows.append(make_example(asked, options, options.index(rule[asked][0])))
+        if len(rows) < wanted and split != "train":
+            raise _TooFew
+        found[split] = rows
+    return found
+
+
+def _wrong_options(
+    asked: str,
+    rule: material.Rule,
+    others: Sequence[material.Rule],
+    own: Sequence[str],
+    count: int,
+    rng: random.Random,
+) -> list[str] | None:
+    """Half from other rules of the same input, the rest from the rule at other inputs; None where there are too few."""
+    right = set(rule[asked])
+    foreign = [other[asked][0] for other in others if asked in other]
+    foreign = list(dict.fromkeys(text for text in foreign if text not in right))
+    near = [text for text in own if text not in right]
+    chosen = rng.sample(foreign, min(len(foreign), (count + 1) // 2))
+    left = [text for text in near if text not in chosen]
+    chosen += rng.sample(left, min(len(left), count - len(chosen)))
+    rest = [text for text in foreign if text not in chosen]
+    chosen += rng.sample(rest, min(len(rest), count - len(chosen)))
+    return chosen if len(chosen) == count else None

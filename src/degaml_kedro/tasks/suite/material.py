@@ -1,0 +1,133 @@
+"""What tasks that only examples define are drawn from: tables of rules, word sets, message templates, label words.
+
+All of it is data (``data/*.json``). ``data/pools.json`` says which of it belongs to a held-out pool; the rest is for
+training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+# by input, the right answers; the first one is shown
+Rule = Mapping[str, tuple[str, ...]]
+# the classes that messages and words are dealt into, by name
+Classes = Mapping[str, tuple[str, ...]]
+
+TRAIN = "train"
+HELD_OUT_POOLS = ("development", "final_1", "final_2", "final_3")
+STYLES = ("words", "codes", "names")
+
+
+@dataclass(frozen=True)
+class Topic:
+    """Messages about one topic.
+
+    Attributes:
+        names: what each intent is called, by intent.
+        templates: the templates of each intent, with slots in braces.
+        slots: what may stand in a slot.
+    """
+
+    names: Mapping[str, str]
+    templates: Classes
+    slots: Classes
+
+
+@cache
+def rules() -> Mapping[str, Mapping[str, Rule]]:
+    """Every rule's table, by domain and rule."""
+    return {
+        content["domain"]: {
+            name: {
+                asked: tuple(answer) if isinstance(answer, list) else (answer,)
+                for asked, answer in rule["answers"].items()
+            }
+            for name, rule in content["rules"].items()
+        }
+        for content in _folder("rules")
+    }
+
+
+@cache
+def word_sets() -> Mapping[str, Classes]:
+    """Words by class, by set."""
+    return {
+        name: {label: tuple(words) for label, words in classes.items()}
+        for name, classes in _file("word_sets.json").items()
+    }
+
+
+@cache
+def topics() -> Mapping[str, Topic]:
+    """Messages by topic."""
+    return {
+        content["topic"]: Topic(
+            names={intent: entry["label"] for intent, entry in content["intents"].items()},
+            templates={
+                intent: tuple(entry["templates"]) for intent, entry in content["intents"].items()
+            },
+            slots={name: tuple(values) for name, values in content["slots"].items()},
+        )
+        for content in _folder("messages")
+    }
+
+
+def pool_of_rule(domain: str, rule: str) -> tuple[str, str]:
+    """The pool that a rule belongs to, and what is unseen in it: ``domains``, ``rules`` or nothing."""
+    for pool in HELD_OUT_POOLS:
+        if domain in _pools()["domains"][pool]["rules"]:
+            return pool, "domains"
+        if rule in _pools()["rules"][pool].get(domain, ()):
+            return pool, "rules"
+    return TRAIN, ""
+
+
+def pool_of_subject(form: str, subject: str) -> str:
+    """The pool that a word set (form ``words``) or a topic (form ``messages``) belongs to."""
+    for pool in HELD_OUT_POOLS:
+        if subject in _pools()["domains"][pool][form]:
+            return pool
+    return TRAIN
+
+
+def label_words(pool: str) -> Mapping[str, tuple[str, ...]]:
+    """The words that stand for labels in tasks of a pool, by style (``words``, ``codes``, ``names``).
+
+    No two pools share one.
+    """
+    held = _pools()["label_words"]
+    if pool != TRAIN:
+        return {style: tuple(held[pool][style]) for style in STYLES}
+    taken = {word for other in held.values() for words in other.values() for word in words}
+    every = _file("label_words.json")
+    return {style: tuple(word for word in every[style] if word not in taken) for style in STYLES}
+
+
+def templates_of(templates: tuple[str, ...], pool: str) -> tuple[str, ...]:
+    """An intent's templates that belong to a pool: those at certain places of every ten."""
+    places = _pools()["template_places"]
+    mine = set(places[pool]) if pool != TRAIN else set(range(10)) - set().union(*places.values())
+    return tuple(template for number, template in enumerate(templates) if number % 10 in mine)
+
+
+@cache
+def _pools() -> dict[str, Any]:
+    return _file("pools.json")
+
+
+def _file(name: str) -> dict[str, Any]:
+    text = resources.files(f"{__package__}.data").joinpath(name).read_text("utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def _folder(name: str) -> Iterator[dict[str, Any]]:
+    folder = resources.files(f"{__package__}.data").joinpath(name)
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.name.endswith(".json"):
+            yield json.loads(path.read_text("utf-8"))
