@@ -308,9 +308,11 @@ def _readme(state: AdaptedState, base_model: str, report: Report) -> str:
         lines += [told, ""]
     shown = [member.context for member in state.members if member.context is not None]
     if shown:
-        whose = f"{len(shown)} of them" if len(shown) < len(state.members) else "It"
+        whose = (
+            f"{len(shown)} of {len(state.members)} adapters are" if state.members[1:] else "It is"
+        )
         told = (
-            f"**PEFT sees a part of it.** {whose} {'is' if whose == 'It' else 'are'} asked behind up to "
+            f"**PEFT sees a part of it.** {whose} asked behind up to "
             f"{max(context.shots for context in shown)} examples with their answers, which `state/state.json` holds "
             f"as plain text: who gets this folder can read them. Without them in the prompt answers differ."
         )
