@@ -26,7 +26,8 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.llm.prompting import PromptError, encode_questions
 from degaml_kedro.llm.scoring import answer_length, score_examples
-from degaml_kedro.pairs import SHIPPED
+from degaml_kedro.pairs import SHIPPED, save_pair
+from degaml_kedro.parameters import SearchParameters
 from degaml_kedro.policy.trial import execute
 from degaml_kedro.session import (
     AdaptationCancelled,
@@ -186,6 +187,24 @@ def test_a_pair_without_a_policy_draws_strategies(session):
     report = Session(tiny_pair(policy=False)).adapt(SUPPORT).report
     assert all(tried.family is not None for tried in report.tried)
     assert report.tried
+
+
+def test_a_pair_brings_its_fallback_and_few_examples_are_given_it(tmp_path):
+    text = '{"family":"lora","lambda":0.3}'
+    search = SearchParameters(rounds=1, proposals=3, rule="paired", fallback=(text,))
+    pair = tiny_pair()
+    policy = pair.settings.policy.model_copy(update={"search": search})
+    settings = pair.settings.model_copy(update={"policy": policy})
+    save_pair(replace(pair, settings=settings), tmp_path / "pair")
+    found = Session.load(tmp_path / "pair").adapt(SUPPORT[:4])
+    first, *others = found.report.tried
+    assert (first.action, first.executed, first.decided_by) == (text, True, "fallback")
+    assert len(others) == 3
+    assert found.report.strategy == (text,)
+    assert "cannot tell whether another is better" in found.explain()
+    found.save(tmp_path / "adapter")
+    opened = AdaptedModel.open(tmp_path / "adapter").report
+    assert [one.decided_by for one in opened.tried] == ["fallback"] * 4
 
 
 def test_explain_names_every_proposal_and_the_reason(adapted):

@@ -357,6 +357,21 @@ class SearchParameters(Parameters):
     early_stop: bool = True
     # wall-clock budget of a task
     seconds: float | None = Field(None, gt=0)
+    # what is executed after a round. strict: the best of those that scored better than the start (the paper's); paired:
+    # what a paired test on the support examples prefers to the fallback, else the fallback
+    rule: Literal["strict", "paired"] = "strict"
+    # of `paired`: into how many folds D_val is dealt for families that read answers
+    folds: int = Field(2, ge=2, le=20)
+    # of `paired`: the level of the one-sided test
+    level: float = Field(0.05, gt=0, le=0.5)
+    # of `paired`: actions as JSON, the best first; the first one that the action space allows is tried before what is
+    # proposed. None: learned from the policy's rollouts, where there are any
+    fallback: tuple[str, ...] | None = None
+
+    @property
+    def trials(self) -> int:
+        """The most trials a search makes: its proposals, and the fallback."""
+        return self.rounds * self.proposals + (self.rule == "paired" and self.fallback != ())
 
 
 class PolicyTraining(Parameters):
@@ -723,7 +738,9 @@ def task_scoring(
 
 PLAIN_METHODS = ("base", "no_meta_train", "pooled", "mean_adapter")
 GENERATED = ("generalization_only", "other_prompts")
-ADAPTED = ("degaml", "random_policy", "oracle_strategy")
+ADAPTED = ("degaml", "random_policy", "tabular_policy", "best_fixed", "oracle_strategy")
+# those that learn from the policy's rollouts
+FROM_ROLLOUTS = ("tabular_policy", "best_fixed")
 # by method, the entry of `baselines` that it is set by
 BASELINES = {
     "icl": "icl",
@@ -769,8 +786,10 @@ class ProjectParameters(Parameters):
     # base, no_meta_train, pooled, mean_adapter, generalization_only, and generalization_only of another variant
     # (generalization_only_NAME); other_prompts and other_prompts_NAME are the control with another task's prompts.
     # degaml refines what the generator made by strategies that the policy chooses; random_policy draws as many
-    # uniformly; oracle_strategy chooses by the test split: a bound, no result. icl, no_meta_train_support, union_train,
-    # maml_en_llm, maml_en_llm_first_order, abmll, metaicl, metaict and sentence_head are set by the key `baselines`
+    # uniformly; tabular_policy draws by a logistic regression on degaml's rollouts; best_fixed executes what was best
+    # in them, without a search; oracle_strategy chooses by the test split: a bound, no result. icl,
+    # no_meta_train_support, union_train, maml_en_llm, maml_en_llm_first_order, abmll, metaicl, metaict and
+    # sentence_head are set by the key `baselines`
     methods: tuple[str, ...] = Field(min_length=1)
     tasks: dict[Name, TaskParameters]
     # what tasks are drawn from, by name
@@ -779,6 +798,8 @@ class ProjectParameters(Parameters):
     meta_train: tuple[Name, ...] = Field(min_length=1)
     # names of tasks, or {NAME: n}: n tasks of each distribution
     meta_test: tuple[Name, ...] = ()
+    # tasks that settings are chosen on, in neither of the others; likewise. None: some meta-train tasks are held out
+    development: tuple[Name, ...] = ()
     # the distribution that meta_train was drawn from: warm-ups and baselines draw further tasks of it
     meta_train_distribution: Name | None = None
 
@@ -848,6 +869,21 @@ class ProjectParameters(Parameters):
         return "degaml" in self.methods
 
     @property
+    def falls_back(self) -> bool:
+        """Whether a search falls back on what was best in the policy's rollouts."""
+        return (
+            self.needs_policy
+            and self.policy is not None
+            and self.policy.search.rule == "paired"
+            and self.policy.search.fallback is None
+        )
+
+    @property
+    def learns_fallback(self) -> bool:
+        """Whether what was best in the policy's rollouts is needed: by a search, or as a method."""
+        return self.falls_back or "best_fixed" in self.methods
+
+    @property
     def policy_variant(self) -> str:
         """The generator whose adapters are refined."""
         if self.generator is None or self.policy is None:
@@ -879,7 +915,7 @@ class ProjectParameters(Parameters):
 
     @model_validator(mode="after")
     def _pools_name_declared_tasks(self) -> ProjectParameters:
-        for pool in ("meta_train", "meta_test"):
+        for pool in ("meta_train", "meta_test", "development"):
             names = getattr(self, pool)
             unknown = [name for name in names if name not in self.tasks]
             if unknown:
@@ -889,9 +925,14 @@ class ProjectParameters(Parameters):
                 )
             if len(set(names)) != len(names):
                 raise ValueError(f"{pool} names a task twice: {', '.join(names)}")
-        both = sorted(set(self.meta_train) & set(self.meta_test))
-        if both:
-            raise ValueError(f"task(s) in both meta_train and meta_test: {', '.join(both)}")
+        for one, other in (
+            ("meta_train", "meta_test"),
+            ("meta_train", "development"),
+            ("development", "meta_test"),
+        ):
+            both = sorted(set(getattr(self, one)) & set(getattr(self, other)))
+            if both:
+                raise ValueError(f"task(s) in both {one} and {other}: {', '.join(both)}")
         self._check_distribution()
         taken_names = (
             ("pool", "the pooled warm-up"),
@@ -980,7 +1021,7 @@ class ProjectParameters(Parameters):
                     "the method sentence_head reads questions with generator.encoder, and there is none; add the key "
                     "'generator'"
                 )
-            if len(self.meta_train) < 2:
+            if len(self.meta_train) < 2 and not self.development:
                 raise ValueError(
                     f"the settings of {method} are chosen on meta-train tasks that are held out, and there is only "
                     f"one meta-train task; name at least two"
@@ -993,7 +1034,9 @@ class ProjectParameters(Parameters):
                     f"the task {name} is scored in the mode 'generate', which says nothing of how likely an answer "
                     f"is; the baselines need 'letter' or 'text' (scoring.mode, or tasks.{name}.scoring)"
                 )
-        if any((self.tasks[name].splits or self.splits).validation < 1 for name in self.meta_train):
+        if not self.development and any(
+            (self.tasks[name].splits or self.splits).validation < 1 for name in self.meta_train
+        ):
             raise ValueError(
                 "settings are chosen on validation examples of the meta-train tasks, and a task has none; "
                 "set splits.validation"
@@ -1002,6 +1045,11 @@ class ProjectParameters(Parameters):
     def _check_policy(self) -> None:
         if not self.adapted_methods:
             return
+        learning = next((name for name in FROM_ROLLOUTS if name in self.methods), None)
+        if learning is not None and not self.needs_policy:
+            raise ValueError(
+                f"the method {learning} learns from degaml's rollouts; add degaml to the methods"
+            )
         if self.generator is None or self.policy is None:
             missing = "generator" if self.generator is None else "policy"
             raise ValueError(

@@ -237,7 +237,7 @@ class Session:
             seed=seed,
             warnings=warnings,
         )
-        tracker = Tracker(report, search.rounds * search.proposals, progress, cancel)
+        tracker = Tracker(report, search.trials, progress, cancel)
         with _cancellable():
             return self._adapt(support, asked, search, seed, tracker, cancel)
 
@@ -358,7 +358,7 @@ class Session:
                 parameters.temperature,
                 check=_clock(search.seconds, tracker),
             )
-        most = search.rounds * search.proposals
+        most = search.trials
         rows: list[Row] = []
         for row in adapt(
             bench,
@@ -394,6 +394,7 @@ class Session:
             reward=float(row["reward"]),
             seconds=float(row["seconds"]),
             error=row["error"],
+            decided_by=row["decided_by"],
         )
 
     def predict(

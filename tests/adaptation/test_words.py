@@ -69,3 +69,31 @@ def test_the_text_of_a_file_steers_no_terminal():
     assert all(line.isprintable() for line in told)
     assert [line.startswith("Chosen: ") for line in told].count(True) == 1
     assert not any(line.startswith("Chosen: forged") for line in told)
+
+
+@pytest.mark.parametrize(
+    ("decided", "executed", "reason"),
+    [
+        ("test", True, "that a paired test on the support examples prefers"),
+        ("fallback", True, "cannot tell whether another is better"),
+        ("initialization", False, "prefers no strategy to the generated adapter"),
+    ],
+)
+def test_it_says_what_a_paired_choice_rests_on(decided, executed, reason):
+    one = tried(0.0, decided_by=decided, executed=executed)
+    report = Report(2, 0, words="Do it", tried=(one,), strategy=("x",) * executed)
+    told = explain(report)
+    assert told.count("Chosen: Do it. ") == 1
+    assert reason in told
+    assert "scored best" not in told
+    assert Report.from_json(report.as_json()) == report
+
+
+@pytest.mark.parametrize(
+    ("weights", "counting"), [("equal", "equally"), ("fitted", "as well as it answered")]
+)
+def test_an_ensemble_in_plain_words(weights, counting):
+    text = f'{{"family":"ensemble","members":3,"weights":"{weights}"}}'
+    told = action_words(ActionSpace.of({"ensemble": {}}), text)
+    assert told.startswith("Ask the 3 best strategies that were tried so far together")
+    assert told.endswith(f"counting {counting}")

@@ -26,6 +26,7 @@ from degaml_kedro.io import rollouts as module
 from degaml_kedro.io.atomic import StoredDataError
 from degaml_kedro.io.rollouts import (
     ADDED_COLUMNS,
+    ADDITIONS,
     NULLABLE_COLUMNS,
     ROLLOUT_COLUMNS,
     RolloutRows,
@@ -67,6 +68,10 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
         "backward_tokens": 2345 if ran else None,
         "overhead_seconds": 0.1 if ran else None,
         "seed": 2**63 - 1 - number,
+        "option_scores": "[[-0.5, -Infinity]]" if ran else None,
+        "poolable": ran or None,
+        "p_value": 0.03125 if ran else None,
+        "decided_by": "fallback" if ran else None,
         "executed": ran,
         "error": None if ran else "not JSON",
     }
@@ -353,6 +358,32 @@ def test_a_run_of_the_first_version_is_gone_on_with(
     found = resume.load()
     assert found is not None
     assert_rows(found.rows, [row(0, **none), row(1, **none), row(2), row(3)])
+
+
+def test_a_file_and_a_run_of_the_second_version_are_read_too(
+    dataset: RolloutsDataset, resume: RolloutsResumeDataset, partial: Path, path: Path
+) -> None:
+    none = dict.fromkeys(ADDITIONS[1])
+    old = [
+        {name: value for name, value in row(number).items() if name not in none}
+        for number in range(TOTAL)
+    ]
+    dataset.save(RolloutsStart("one", 0))
+    dataset.release()
+    with partial.open("a") as file:
+        file.writelines(json.dumps(one) + "\n" for one in old[:2])
+    found = resume.load()
+    assert found is not None
+    assert_rows(found.rows, [row(number, **none) for number in range(2)])
+    partial.unlink()
+    fields = [
+        pa.field(n, k, n in NULLABLE_COLUMNS) for n, k in ROLLOUT_COLUMNS.items() if n not in none
+    ]
+    schema = pa.schema(fields, metadata={"format": "1", "fingerprint": "one"})
+    pq.write_table(pa.Table.from_pylist(old, schema=schema), path, write_page_checksum=True)
+    found = resume.load()
+    assert found is not None
+    assert_rows(found.rows, [row(number, **none) for number in range(TOTAL)])
 
 
 def test_a_new_row_needs_every_column(dataset: RolloutsDataset) -> None:

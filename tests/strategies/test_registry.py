@@ -169,7 +169,7 @@ def test_a_family_that_does_not_say_what_it_may_see(annotation):
     if annotation is not None:
         refine.__annotations__["seen"] = annotation
     with pytest.raises(
-        RegistryError, match=r"'own' .*what it may see.*Nothing, Prompts or Labeled"
+        RegistryError, match=r"'own' .*what it may see.*Nothing, Prompts, Labeled or Candidates"
     ):
         family("own", "own", Nudge)(refine)
     assert "own" not in families()

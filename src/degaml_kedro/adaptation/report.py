@@ -87,6 +87,8 @@ class Tried:
         seconds: what trying it took.
         executed: whether it was the round's best, and was carried out for good.
         error: why it could not be carried out.
+        decided_by: with a paired test, what its round's choice rested on up to it: ``test``, ``fallback`` (what was
+            best on the meta-train tasks) or ``initialization``; None without one.
     """
 
     number: int
@@ -100,6 +102,7 @@ class Tried:
     seconds: float
     executed: bool = False
     error: str | None = None
+    decided_by: str | None = None
 
 
 @dataclass(frozen=True)

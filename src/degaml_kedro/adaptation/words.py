@@ -23,6 +23,12 @@ _ORDERS = {
 }
 
 
+_REASONS = (
+    "Of the strategies that a paired test on the support examples prefers, it makes the right answers likeliest.",
+    "The support examples cannot tell whether another is better, so it is what was best on the tasks of meta-training.",
+)
+
+
 def action_words(space: ActionSpace, text: str) -> str:
     """What an action does.
 
@@ -88,9 +94,20 @@ def explain(report: Report) -> str:
             came = f"{tried.after.share:.2f} against {tried.before.share:.2f}, {verdict}"
         mark = "; this was carried out" if tried.executed else ""
         lines.append(f"Round {tried.round}, proposal {tried.number}: {tried.words}: {came}{mark}.")
-    if report.strategy:
+    tested = [tried for tried in report.tried if tried.decided_by is not None]
+    if report.strategy and tested:
+        reasons = dict.fromkeys(
+            _REASONS[tried.decided_by == "fallback"] for tried in tested if tried.executed
+        )
+        lines.append(f"Chosen: {report.words}. {' '.join(reasons)}".rstrip())
+    elif report.strategy:
         lines.append(
             f"Chosen: {report.words}. It scored best of those that beat the adapter before."
+        )
+    elif tested and all(tried.decided_by == "initialization" for tried in tested):
+        lines.append(
+            f"Chosen: {report.words}. A paired test on the support examples prefers no strategy to the generated "
+            f"adapter."
         )
     elif report.tried and not any(tried.reward > 0 for tried in report.tried):
         lines.append(
@@ -153,6 +170,14 @@ def _context(config: Mapping[str, Any]) -> str:
     return f"Show the model up to {examples} in front of every question, {_ORDERS[config['order']]}"
 
 
+def _ensemble(config: Mapping[str, Any]) -> str:
+    weights = "equally" if config["weights"] == "equal" else "as well as it answered"
+    return (
+        f"Ask the {int(config['members'])} best strategies that were tried so far together: their "
+        f"probabilities are multiplied, each counting {weights}"
+    )
+
+
 _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "ttt": _ttt,
     "sft": _sft,
@@ -160,6 +185,7 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "ls": _ls,
     "tts": _tts,
     "context": _context,
+    "ensemble": _ensemble,
 }
 
 

@@ -56,18 +56,32 @@ ROLLOUT_COLUMNS: Mapping[str, pa.DataType] = {
     "backward_tokens": pa.int64(),
     "overhead_seconds": pa.float64(),
     "seed": pa.int64(),
+    "option_scores": pa.string(),
+    "poolable": pa.bool_(),
+    "p_value": pa.float64(),
+    "decided_by": pa.string(),
     "executed": pa.bool_(),
     "error": pa.string(),
 }
-# what rows did not have at first: in those from then it is None
-ADDED_COLUMNS = frozenset({"forward_tokens", "backward_tokens", "overhead_seconds"})
+# what rows did not have at first, version by version: in those from then it is None
+ADDITIONS = (
+    frozenset({"forward_tokens", "backward_tokens", "overhead_seconds"}),
+    frozenset({"option_scores", "poolable", "p_value", "decided_by"}),
+)
+ADDED_COLUMNS = frozenset[str]().union(*ADDITIONS)
 # where None is a value: the action was not valid, was not executed, nothing went wrong, or nobody counted
 NULLABLE_COLUMNS = ADDED_COLUMNS | {"family", "accuracy_after", "log_probability_after", "error"}
 
 _SCHEMA = pa.schema(
     [pa.field(name, kind, name in NULLABLE_COLUMNS) for name, kind in ROLLOUT_COLUMNS.items()]
 )
-_FIRST_SCHEMA = pa.schema([field for field in _SCHEMA if field.name not in ADDED_COLUMNS])
+# what a file of each version lacks, the newest first
+_LACKING = tuple(
+    frozenset[str]().union(*ADDITIONS[first:]) for first in reversed(range(len(ADDITIONS) + 1))
+)
+_SCHEMAS = tuple(
+    pa.schema([field for field in _SCHEMA if field.name not in lacking]) for lacking in _LACKING
+)
 
 logger = logging.getLogger(__name__)
 
@@ -373,9 +387,9 @@ class _RowError(ValueError):
 
 
 def _with_added(row: Any) -> Any:
-    """A row from before there were ``ADDED_COLUMNS``, with None in them; any other one as it is."""
-    if isinstance(row, dict) and not ADDED_COLUMNS & row.keys():
-        return {**row, **dict.fromkeys(ADDED_COLUMNS)}
+    """A row of an earlier version, with None in what it lacks; any other one as it is."""
+    if isinstance(row, dict) and (lacking := ADDED_COLUMNS - row.keys()) in _LACKING:
+        return {**row, **dict.fromkeys(lacking)}
     return row
 
 
@@ -435,7 +449,7 @@ def _read_parquet(path: Path) -> tuple[str, pa.Table]:
             found = about.get(b"format", b"none").decode("utf-8")
             if found != str(FORMAT):
                 raise ValueError(f"its format is {found}, this version reads {FORMAT}")
-            if not any(file.schema_arrow.equals(known) for known in (_SCHEMA, _FIRST_SCHEMA)):
+            if not any(file.schema_arrow.equals(known) for known in _SCHEMAS):
                 raise ValueError("its columns are not those of rollouts")
             return about[b"fingerprint"].decode("utf-8"), _with_nulls(file.read())
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:

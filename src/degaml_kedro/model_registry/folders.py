@@ -18,6 +18,7 @@ from degaml_kedro.model_registry.serving import (
     GENERATOR,
     POLICY,
 )
+from degaml_kedro.policy.fallback import FALLBACK_FILE, with_fallback
 
 GENERATOR_NAME = "degaml-generator"
 POLICY_NAME = "degaml-policy"
@@ -173,12 +174,15 @@ def _models_of(folder: Path, parameters: Mapping[str, Any] | None) -> list[Model
         for path in _folders(models, ".degaml.state")
         if path.name.removesuffix(".degaml.state").count(".") == 0
     ]
+    learned = _json(models / FALLBACK_FILE) or None
+    searched = {**settings, "policy": with_fallback(settings.get("policy") or {}, learned)}
     for path in (*policies, *adapted):
         task = path.name.split(".")[0] if path in adapted else ""
         found.append(
             replace(
                 about,
                 path=path,
+                parameters=settings if task else searched,
                 kind=ADAPTER if task else POLICY,
                 base_model=serving.base_model if serving else "",
                 base_model_fingerprint=serving.base_model_fingerprint if serving else "",

@@ -28,6 +28,7 @@ from degaml_kedro.pairs.pair import (
     TrainedPair,
     read_pair,
 )
+from degaml_kedro.policy.fallback import FALLBACK_FILE, with_fallback
 
 SHIPPED = Path(__file__).parents[1] / "shipped" / "pair"
 
@@ -159,9 +160,13 @@ def read_run(folder: Path, source: str | None = None) -> TrainedPair:
             f"{', '.join(map(str, parameters.get('methods') or ())) or 'not recorded'}); name a run with the method "
             f"degaml, or let this one finish with `kedro run --only-missing-outputs`"
         )
+    learned = None
     try:
         generator = load_generator(models / f"{variant}.generator")
         policy = load_peft_folder(models / "policy")
+        if (models / FALLBACK_FILE).is_file():
+            learned = json.loads((models / FALLBACK_FILE).read_text(encoding="utf-8"))
+        policy_settings = with_fallback(policy_settings, learned)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PairError(f"{where} cannot be used: {error}") from error
     settings = pair_settings(

@@ -60,6 +60,7 @@ from degaml_kedro.pipelines.baselines.nodes import (
 from degaml_kedro.pipelines.checkpoints.nodes import train_alone, train_on_pool, train_trajectory
 from degaml_kedro.pipelines.evaluate.nodes import (
     choose_strategies,
+    execute_fallback,
     execute_strategies,
     generate_adapters,
     predict,
@@ -72,7 +73,7 @@ from degaml_kedro.pipelines.tasks.nodes import read_source
 from degaml_kedro.pipelines.tokenize.nodes import encode_prompts, tokenize_trajectory
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.strategies.registry import FieldSpace
-from degaml_kedro.strategies.seen import Labeled
+from degaml_kedro.strategies.seen import Candidates, Labeled
 
 logger = logging.getLogger(__name__)
 
@@ -453,7 +454,7 @@ def _rollouts(node: Node, names: Names, parameters: ProjectParameters, sizes: _S
     task, settings = names["task"], policy.rollouts
     examples = min(settings.examples, sizes.splits(task).validation)
     measured = sizes.splits(task).validation * sizes.tokens(task)
-    return _trials(policy, settings.count, examples, measured, task, sizes)
+    return _trials(policy, settings.count, examples, 2, measured, task, sizes)
 
 
 def _search(node: Node, names: Names, parameters: ProjectParameters, sizes: _Sizes) -> Work:
@@ -461,29 +462,38 @@ def _search(node: Node, names: Names, parameters: ProjectParameters, sizes: _Siz
     task, settings = names["task"], policy.search
     examples = min(settings.examples, sizes.splits(task).support)
     measured = settings.rounds * examples * sizes.tokens(task)
-    count = settings.rounds * settings.proposals
-    return _trials(policy, count, examples, measured, task, sizes)
+    folds = settings.folds if settings.rule == "paired" else 2
+    return _trials(policy, settings.trials, examples, folds, measured, task, sizes)
 
 
 def _trials(
-    policy: PolicyParameters, count: int, examples: int, measured: float, task: str, sizes: _Sizes
+    policy: PolicyParameters,
+    count: int,
+    examples: int,
+    folds: int,
+    measured: float,
+    task: str,
+    sizes: _Sizes,
 ) -> Work:
     tokens = sizes.tokens(task)
-    flop = sizes.flop(measured + count * _trial_tokens(policy, examples, tokens))
+    flop = sizes.flop(measured + count * _trial_tokens(policy, examples, folds, tokens))
     flop += sizes.policy_flop(count * (_STATE + _ACTION))
     return Work("trial", count, task=task, flop=flop)
 
 
-def _trial_tokens(policy: PolicyParameters, examples: int, tokens: int) -> float:
+def _trial_tokens(policy: PolicyParameters, examples: int, folds: int, tokens: int) -> float:
     """Of a trial whose strategy is drawn uniformly: refining, and answering D_val."""
     space = ActionSpace.of(policy.families)
     total = 0.0
     for family in space.families:
         fields = {field.name: _mean(field) for field in space.fields[family.name]}
         steps = fields.get("ttl_steps", fields.get("steps", 0.0))
-        # one that sees answers is refined once a half of D_val
-        folds = 2 if family.sees is Labeled else 1
-        total += folds * _TRAINED * steps * fields.get("batch_size", 1.0) * tokens
+        if family.sees is Candidates:
+            # put together from what was computed before it
+            continue
+        # one that sees answers is refined once a fold of D_val
+        times = folds if family.sees is Labeled else 1
+        total += times * _TRAINED * steps * fields.get("batch_size", 1.0) * tokens
         total += fields.get("num_prompt_batches", 1.0) * examples * tokens
     return total / len(space.families)
 
@@ -494,7 +504,7 @@ def _mean(field: FieldSpace) -> float:
 
 
 def _execution(node: Node, names: Names, parameters: ProjectParameters, sizes: _Sizes) -> Work:
-    flop = sizes.flop(_trial_tokens(_policy(parameters), 0, sizes.tokens(names["task"])))
+    flop = sizes.flop(_trial_tokens(_policy(parameters), 0, 1, sizes.tokens(names["task"])))
     return Work("adaptation", 1, flop=flop)
 
 
@@ -595,6 +605,7 @@ _COUNTED: Mapping[Callable[..., Any], Count] = {
     predict_oracle: _oracle,
     roll_out_task: _rollouts,
     choose_strategies: _search,
+    execute_fallback: _execution,
     execute_strategies: _execution,
     train_policy: _learning,
 }

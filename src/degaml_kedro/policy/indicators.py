@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import entr, log_softmax
 
 from degaml_kedro.errors import DegamlError
@@ -83,11 +84,10 @@ def measure_indicators(predictions: Sequence[Prediction]) -> Indicators:
                 f"the option scores of example {index} are {prediction.option_scores}, which are no "
                 f"log-probabilities; the adapter's weights may have diverged"
             )
-        written = np.isfinite(scores).any()
-        logs = log_softmax(scores if written else np.zeros_like(scores))
+        logs = _log_probabilities(scores)
         confidence.append(math.exp(logs.max()))
         entropy.append(entr(np.exp(logs)).sum())
-        gold.append(logs[prediction.gold] if written else -math.inf)
+        gold.append(gold_log_probability(scores, prediction.gold))
         if prediction.predicted is not None:
             counts[prediction.predicted] += 1
     n = len(predictions)
@@ -101,6 +101,23 @@ def measure_indicators(predictions: Sequence[Prediction]) -> Indicators:
         log_probability=log_probability,
         histogram=tuple(count / n for count in counts),
     )
+
+
+def gold_log_probability(scores: Sequence[float] | NDArray[np.float64], gold: int) -> float:
+    """Log p(gold) of one question in nats: a log softmax over its options; -inf where all scores are.
+
+    Args:
+        scores: of the question's options, [O].
+        gold: index of the right one.
+    """
+    row = np.asarray(scores, dtype=np.float64)
+    return float(_log_probabilities(row)[gold]) if np.isfinite(row).any() else -math.inf
+
+
+def _log_probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    written = np.isfinite(scores).any()
+    logs: NDArray[np.float64] = log_softmax(scores if written else np.zeros_like(scores))
+    return logs
 
 
 def better(after: Score, before: Score, tie_break: TieBreak) -> bool:

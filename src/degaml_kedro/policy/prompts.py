@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,11 @@ from degaml_kedro.tasks.example import Question
 
 _QUESTION_WIDTH = 80
 _TRIED_SHOWN = 4
+_MEASURED = (
+    "^"
+    + ", ".join(rf"{name} (?P<{name}>\S+)" for name in ("accuracy", "confidence", "entropy", "nll"))
+    + "$"
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,21 @@ def policy_prompt(
     order = np.random.default_rng(derive_seed(seed, "order")).permutation(len(names))
     lines += ["Choose:", space.describe([names[i] for i in order]), "Strategy:"]
     return "\n".join(lines)
+
+
+def state_numbers(prompt: str) -> dict[str, float]:
+    """The numbers of a state, by name, from the text that :func:`policy_prompt` made of it.
+
+    Args:
+        prompt: the text; one that is not there (the fallback's) has none.
+    """
+    options = re.search(r"^Questions with (\d+)", prompt)
+    measured = re.search(_MEASURED, prompt, re.MULTILINE)
+    if options is None or measured is None:
+        return {}
+    # an nll may be infinite
+    found = {name: min(float(text), 99.0) for name, text in measured.groupdict().items()}
+    return {"options": float(options[1]), **found}
 
 
 def _option_counts(questions: Sequence[Question], indicators: Indicators) -> str:

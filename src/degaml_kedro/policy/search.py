@@ -15,7 +15,9 @@ trial, and what a resumed run computes again: its rows are those of a run that n
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -28,14 +30,20 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import first_line
 from degaml_kedro.llm.scoring import Prediction
 from degaml_kedro.parameters import RewardParameters, RolloutParameters, SearchParameters
-from degaml_kedro.policy.actions import ActionSpace
-from degaml_kedro.policy.indicators import IndicatorError, Indicators, measure_indicators
+from degaml_kedro.policy.actions import ActionError, ActionSpace
+from degaml_kedro.policy.indicators import (
+    IndicatorError,
+    Indicators,
+    gold_log_probability,
+    measure_indicators,
+)
+from degaml_kedro.policy.paired import deal_folds, preference_p_value
 from degaml_kedro.policy.prompts import Tried, policy_prompt
 from degaml_kedro.policy.proposers import Proposal, Proposer
-from degaml_kedro.policy.trial import Trial, execute, try_action
+from degaml_kedro.policy.trial import Attempt, Trial, execute, try_action
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
-from degaml_kedro.strategies.seen import Labeled
+from degaml_kedro.strategies.seen import Candidates
 from degaml_kedro.strategies.state import AdaptedState
 from degaml_kedro.strategies.workbench import Meter, OutOfTimeError, Workbench
 from degaml_kedro.tasks.example import Example, Question
@@ -89,6 +97,9 @@ def roll_out(
     finished: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[Row]:
     """Trials from one initialization, each on a D_val of its own, to learn from.
+
+    A family that puts together what was tried before it is given the trials before it where all are scored on one
+    D_val (``resample: false``); where each has its own, it has no candidates, fails and earns nothing.
 
     Args:
         bench: the model.
@@ -153,8 +164,11 @@ def roll_out(
                 proposal.text,
                 reward,
                 number_seed,
+                tried=() if settings.resample else _attempts(rows),
             )
-            row = _row(tag, turn, number, proposal, before, trial)
+            row = _row(
+                tag, turn, number, proposal, before, trial, with_scores=not settings.resample
+            )
             row = between.added_to({**row, "seed": number_seed})
             rows.append(row)
             yield row
@@ -174,11 +188,16 @@ def adapt(
 ) -> Iterator[Row]:
     """Trials on the support examples of a new task, round by round.
 
-    In each round the best of the proposals that earned something is executed, and the next round starts from there. If
-    none did, the state stays as it is. A family that reads answers ends the search: it was tried by cross-fitting, but
-    once it is executed on all of the support set, nothing is left to score another round on. A strategy is not tried
-    twice from one state. In the rows ``executed`` marks a trial that was the best of its round so far:
-    :func:`executed_rows` says which were executed.
+    In each round one of the proposals is executed, and the next round starts from there; if none is, the state stays as
+    it is. With ``settings.rule`` strict that is the best one of those that earned something. With ``paired`` it is the
+    likeliest one of those that a paired test on D_val prefers to the reference: the fallback, which the first round
+    tries before its proposals, unless the test prefers the initialization to it. If the test prefers none, it is the
+    fallback. Families that read answers are scored on one dealing of D_val into folds.
+
+    A family that reads answers ends the search: it was tried by cross-fitting, but once it is executed on all of the
+    support set, nothing is left to score another round on. A strategy is not tried twice from one state, and those that
+    put others together are tried after them. In the rows ``executed`` marks a trial that was the choice of its round so
+    far, and ``decided_by`` says what decided up to there: :func:`executed_rows` says which were executed.
 
     Args:
         bench: the model.
@@ -186,7 +205,7 @@ def adapt(
         proposer: who proposes.
         start: the initialization.
         support: the labeled examples there are: D_val is taken of them, and nothing else is known.
-        settings: rounds, proposals, time budget.
+        settings: rounds, proposals, time budget; the rule by which a round ends, and its fallback.
         reward: what a score earns.
         seed: of this task and method.
         tag: goes into the rows.
@@ -224,9 +243,13 @@ def _search(
     deadline = _deadline(settings.seconds)
     bench = replace(bench, deadline=deadline)
     validation = support[: settings.examples]
-    state, history, number = start, list[Tried](), 0
+    paired = settings.rule == "paired"
+    folds = deal_folds(validation, settings.folds, derive_seed(seed, "folds")) if paired else None
+    fallback = _fallback(space, settings) if paired else None
+    state, history, tried, number = start, list[Tried](), list[Mapping[str, Any]](), 0
     with between.measured():
-        before = _measure_start(predict(bench, state, validation), tag)
+        answers = predict(bench, state, validation)
+        before = _measure_start(answers, tag)
     for turn in range(1, settings.rounds + 1):
         prompts = [
             policy_prompt(
@@ -238,7 +261,7 @@ def _search(
             )
             for place in range(settings.proposals)
         ]
-        known = {tried.action for tried in history}
+        known = {one.action for one in history}
         own = derive_seed(seed, "proposals", str(turn))
         try:
             with between.measured():
@@ -247,12 +270,14 @@ def _search(
             # a proposer may have an eye on the clock too
             return
         between.wrote(thrown_away)
+        proposals = _in_order(space, proposals, fallback)
         _check_finished(finished, number, turn, [proposal.text for proposal in proposals])
+        choice = _Paired(settings.level, answers, fallback) if paired else _Strict()
         rows: list[Mapping[str, Any]] = []
-        best: Mapping[str, Any] | None = None
         for place, proposal in enumerate(proposals, 1):
             if number < len(finished):
                 row = dict(finished[number])
+                choice.judge(row)
                 between.clear()
             elif _late(deadline):
                 return
@@ -260,36 +285,168 @@ def _search(
                 yield from between.released()
                 own = derive_seed(seed, "trial", str(number))
                 trial = try_action(
-                    bench, space, state, before, validation, proposal.text, reward, own
+                    bench,
+                    space,
+                    state,
+                    before,
+                    validation,
+                    proposal.text,
+                    reward,
+                    own,
+                    folds,
+                    _attempts([*tried, *rows]),
                 )
                 row = {**_row(tag, turn, number, proposal, before, trial), "seed": own}
-                row["executed"] = trial.reward > 0 and (best is None or _worth(row) > _worth(best))
-                row = between.added_to(row)
+                row = between.added_to({**row, **choice.judge(row)})
                 if place < len(proposals) or turn == settings.rounds:
                     yield row
                 else:
                     between.waiting = row
-            if row["executed"]:
-                best = row
             rows.append(row)
             number += 1
         history += [Tried(str(row["action"]), float(row["reward"])) for row in rows]
+        tried += rows
+        # it is of the initialization: what follows starts elsewhere, or after it was tried
+        best, fallback = choice.best, None
         if best is None and settings.early_stop:
             return
-        if best is not None and space.family(str(best["family"])).sees is Labeled:
+        if best is not None and space.family(str(best["family"])).reads_answers:
             # D_val has been trained on: what a further round scored on it would say nothing of new questions
             return
         if best is not None and turn < settings.rounds:
             try:
                 with between.measured():
-                    refined = _carry_out(bench, space, state, support, best)
+                    refined = _carry_out(bench, space, state, support, best, tried)
             except OutOfTimeError:
                 # it is executed all the same, by whoever builds the state; there is no time for another round
                 return
             if refined is None:
                 return
-            state, before = refined
-            history = []
+            state, answers = refined
+            before = measure_indicators(answers)
+            history, tried = [], []
+
+
+class _Strict:
+    """The best trial of a round, of those that earned something.
+
+    Attributes:
+        best: so far; None for none.
+    """
+
+    def __init__(self) -> None:
+        self.best: Mapping[str, Any] | None = None
+
+    def judge(self, row: Mapping[str, Any]) -> Row:
+        """What the row says of the choice, now that it is there.
+
+        Args:
+            row: of the round, in order.
+        """
+        executed = row["reward"] > 0 and (self.best is None or _worth(row) > _worth(self.best))
+        if executed:
+            self.best = row
+        return {"executed": executed}
+
+
+class _Paired:
+    """What a paired test prefers in a round, else the fallback, else where the round started.
+
+    Attributes:
+        best: so far; None for where the round started.
+    """
+
+    def __init__(self, level: float, start: Sequence[Prediction], fallback: str | None) -> None:
+        """Nothing was tried so far.
+
+        Args:
+            level: of the test.
+            start: what is answered where the round starts.
+            fallback: its action's text; None for none.
+        """
+        self.best: Mapping[str, Any] | None = None
+        self._level, self._fallback = level, fallback
+        self._gold = [one.gold for one in start]
+        self._reference = self._likelihoods([one.option_scores for one in start])
+        self._decided = "initialization"
+
+    def judge(self, row: Mapping[str, Any]) -> Row:
+        """The test's p and what it decides, now that the row is there.
+
+        Args:
+            row: of the round, in order; the fallback's is the first.
+        """
+        p, executed = None, False
+        if row["error"] is None:
+            own = self._likelihoods(json.loads(row["option_scores"]))
+            if row["action"] == self._fallback:
+                p = preference_p_value(self._reference, own)
+                executed = p > self._level
+                if executed:
+                    self._reference, self._decided = own, "fallback"
+            else:
+                p = preference_p_value(own, self._reference)
+                executed = p <= self._level and (
+                    self._decided != "test" or _likelihood(row) > _likelihood(self.best)
+                )
+                if executed:
+                    self._decided = "test"
+        if executed:
+            self.best = row
+        return {"executed": executed, "p_value": p, "decided_by": self._decided}
+
+    def _likelihoods(self, scores: Sequence[Sequence[float]]) -> list[float]:
+        return [
+            gold_log_probability(row, gold) for row, gold in zip(scores, self._gold, strict=True)
+        ]
+
+
+def _likelihood(row: Mapping[str, Any] | None) -> float:
+    return -math.inf if row is None else float(row["log_probability_after"])
+
+
+def _fallback(space: ActionSpace, settings: SearchParameters) -> str | None:
+    """The first fallback that the space allows, as actions are written; None for none."""
+    for text in settings.fallback or ():
+        try:
+            return space.parse(text)[0].text
+        except ActionError as error:
+            logger.warning("the fallback %s is left out: %s", text, error)
+    return None
+
+
+def _in_order(
+    space: ActionSpace, proposals: Sequence[Proposal], fallback: str | None
+) -> list[Proposal]:
+    """A round's trials: the fallback first, and last those that put together what was tried before them."""
+    found = list(proposals)
+    if fallback is not None and all(one.text != fallback for one in found):
+        found.append(Proposal(fallback, "", "fallback", 0))
+
+    def turn(proposal: Proposal) -> int:
+        if proposal.text == fallback:
+            return 0
+        try:
+            family = space.family(space.parse(proposal.text)[0].family)
+        except ActionError:
+            return 1
+        return 2 if family.sees is Candidates else 1
+
+    return sorted(found, key=turn)
+
+
+def _attempts(rows: Sequence[Mapping[str, Any]]) -> list[Attempt]:
+    """The trials, of one state, whose adapters may become members of an ensemble."""
+    return [
+        Attempt(
+            str(row["action"]),
+            str(row["family"]),
+            int(row["seed"]),
+            tuple(tuple(scores) for scores in json.loads(row["option_scores"])),
+        )
+        for row in rows
+        if isinstance(row["option_scores"], str) and row["poolable"]
+    ]
 
 
 class _Between:
@@ -412,12 +569,13 @@ def carry_out(
         support: the labeled examples there are.
         rows: all that :func:`adapt` yielded for one task.
     """
-    state, done = start, list[Mapping[str, Any]]()
+    state, done, since = start, list[Mapping[str, Any]](), 0
     for row in executed_rows(rows):
-        refined = _carry_out(bench, space, state, support, row)
+        tried = [one for one in rows if since < one["round"]]
+        refined = _carry_out(bench, space, state, support, row, tried)
         if refined is None:
             return CarriedOut(state, tuple(done), row)
-        state, _ = refined
+        state, since = refined[0], int(row["round"])
         done.append(row)
     return CarriedOut(state, tuple(done))
 
@@ -428,15 +586,34 @@ def _carry_out(
     state: AdaptedState,
     support: Sequence[Example],
     row: Mapping[str, Any],
-) -> tuple[AdaptedState, Indicators] | None:
-    """Execute a trial's action, and measure it on the trial's D_val.
+    tried: Sequence[Mapping[str, Any]],
+) -> tuple[AdaptedState, list[Prediction]] | None:
+    """Execute a trial's action, and ask what it made the trial's D_val.
+
+    Args:
+        bench: the model.
+        space: the actions.
+        state: what the trial started from.
+        support: the labeled examples there are.
+        row: the trial.
+        tried: trials from the same state; those before this one may be its members.
 
     Returns:
         None where that fails, as it may on more examples than the trial was given.
     """
     try:
-        refined = execute(bench, space, state, support, str(row["action"]), int(row["seed"]))
-        return refined, measure_indicators(predict(bench, refined, support[: int(row["n"])]))
+        refined = execute(
+            bench,
+            space,
+            state,
+            support,
+            str(row["action"]),
+            int(row["seed"]),
+            _attempts([one for one in tried if one["rollout"] < row["rollout"]]),
+        )
+        answers = predict(bench, refined, support[: int(row["n"])])
+        measure_indicators(answers)
+        return refined, answers
     except OutOfTimeError:
         raise
     except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
@@ -527,9 +704,16 @@ def _questions(examples: Sequence[Example], places: Sequence[int]) -> list[Quest
 
 
 def _row(
-    tag: Tag, turn: int, number: int, proposal: Proposal, before: Indicators, trial: Trial
+    tag: Tag,
+    turn: int,
+    number: int,
+    proposal: Proposal,
+    before: Indicators,
+    trial: Trial,
+    with_scores: bool = True,
 ) -> Row:
     after = trial.after
+    scored = after is not None and with_scores
     return {
         "task": tag.task,
         "method": tag.method,
@@ -552,6 +736,12 @@ def _row(
         "forward_tokens": trial.forward_tokens + proposal.tokens,
         "backward_tokens": trial.backward_tokens,
         "overhead_seconds": 0.0,
+        "option_scores": json.dumps([one.option_scores for one in trial.predictions])
+        if scored
+        else None,
+        "poolable": trial.poolable if scored else None,
+        "p_value": None,
+        "decided_by": None,
         "executed": False,
         "error": trial.error,
     }

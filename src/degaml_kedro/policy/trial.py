@@ -3,9 +3,10 @@
 What a language model wrote is parsed first; what is no action of the space earns 0 and never runs. A family that
 raises or diverges earns 0, its error is recorded, and nothing of it stays: it was given a copy of the state.
 
-A family that sees answers must not be scored on the answers that it saw. It is tried by cross-fitting: D_val is halved,
-each half is answered by what was refined on the other, and all its answers together are compared with the
-initialization's, like with like.
+A family that sees answers must not be scored on the answers that it saw. It is tried by cross-fitting: D_val is dealt
+into folds (halves, where the caller deals none), each is answered by what was refined on the others, and all answers
+together are compared with the initialization's, like with like. A family that puts together what was tried before is
+given the held-out scores of the other folds, and its own are worked out from those of its members.
 """
 
 from __future__ import annotations
@@ -14,24 +15,47 @@ import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
 from degaml_kedro.llm.base_model import first_line
-from degaml_kedro.llm.scoring import Prediction
+from degaml_kedro.llm.scoring import Prediction, predictions_of
 from degaml_kedro.parameters import Parameters, RewardParameters
 from degaml_kedro.policy.actions import ActionError, ActionSpace
 from degaml_kedro.policy.indicators import Indicators, better, measure_indicators
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
+from degaml_kedro.strategies.ensemble import is_candidate
 from degaml_kedro.strategies.registry import Family
-from degaml_kedro.strategies.seen import Labeled, Nothing, Prompts
-from degaml_kedro.strategies.state import AdaptedState
+from degaml_kedro.strategies.scaling import combine
+from degaml_kedro.strategies.seen import Candidate, Candidates, Labeled, Nothing, Prompts
+from degaml_kedro.strategies.state import AdaptedState, Member
 from degaml_kedro.strategies.workbench import StrategyError, Workbench
 from degaml_kedro.tasks.example import Example
 
 FOLDS = 2
+
+Folds = Sequence[Sequence[int]]
+Seen = Nothing | Prompts | Labeled | Candidates
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An earlier trial from the same state, on the same examples, whose adapter may become a member of an ensemble.
+
+    Attributes:
+        action: its text.
+        family: its family's name.
+        seed: the trial's.
+        scores: option scores of every example, [examples][options], held out where the family reads answers.
+    """
+
+    action: str
+    family: str
+    seed: int
+    scores: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -46,6 +70,8 @@ class Trial:
         tokens: that the base model computed, forward and backward.
         error: why it earned nothing, where that is not the score.
         backward_tokens: those of ``tokens`` that a gradient went back through.
+        predictions: what ``after`` was measured of; empty where that is None.
+        poolable: what it made is one adapter, without a vote or a vector of its own.
     """
 
     family: str | None
@@ -55,6 +81,8 @@ class Trial:
     tokens: int
     error: str | None = None
     backward_tokens: int = 0
+    predictions: tuple[Prediction, ...] = ()
+    poolable: bool = False
 
     @property
     def forward_tokens(self) -> int:
@@ -71,6 +99,8 @@ def try_action(
     text: str,
     reward: RewardParameters,
     seed: int,
+    folds: Folds | None = None,
+    tried: Sequence[Attempt] = (),
 ) -> Trial:
     """Carry an action out and score it.
 
@@ -83,6 +113,8 @@ def try_action(
         text: what was proposed: untrusted.
         reward: what a score earns.
         seed: of the strategy's randomness.
+        folds: places in D_val, for families that read answers; None for two halves that the seed deals.
+        tried: earlier trials from the same state, for families that put these together.
 
     Returns:
         The trial; no error of a strategy leaves this function.
@@ -94,15 +126,29 @@ def try_action(
     family = space.family(action.family)
     meter, began = replace(bench.meter), time.perf_counter()
     after, failure = None, None
+    found, poolable = list[Prediction](), False
     try:
-        after = measure_indicators(_predictions(bench, family, config, state, examples, seed))
+        if not family.reads_answers:
+            refined = _refine(bench, family, config, state, _seen(family, examples), seed)
+            found, poolable = predict(bench, refined, examples), is_candidate(refined)
+        else:
+            folds = _checked(folds, family, len(examples), seed)
+            if family.sees is Candidates:
+                found = _pooled(bench, family, config, state, examples, seed, folds, tried)
+            else:
+                found, poolable = _cross_fitted(bench, family, config, state, examples, seed, folds)
+        after = measure_indicators(found)
     except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
         failure = f"{type(error).__name__}: {first_line(error)}"
     seconds = time.perf_counter() - began
     tokens = bench.meter.tokens - meter.tokens
     backward = bench.meter.backward - meter.backward
     earned = 0.0 if after is None else earn(reward, before, after, seconds, seed)
-    return Trial(action.family, earned, after, seconds, tokens, failure, backward)
+    if after is None:
+        return Trial(action.family, earned, None, seconds, tokens, failure, backward)
+    return Trial(
+        action.family, earned, after, seconds, tokens, None, backward, tuple(found), poolable
+    )
 
 
 def earn(
@@ -133,6 +179,7 @@ def execute(
     examples: Sequence[Example],
     text: str,
     seed: int,
+    tried: Sequence[Attempt] = (),
 ) -> AdaptedState:
     """Carry an action out for good, on all that is known of the task.
 
@@ -143,6 +190,7 @@ def execute(
         examples: the support examples; the family sees of them what it may.
         text: the action.
         seed: that of its trial.
+        tried: the trials that it was given then; each that it takes is carried out on all examples.
 
     Raises:
         ActionError: the text is no action of the space.
@@ -150,34 +198,106 @@ def execute(
     """
     action, config = space.parse(text)
     family = space.family(action.family)
-    return _refine(bench, family, config, state, examples, seed)
+    if family.sees is not Candidates:
+        return _refine(bench, family, config, state, _seen(family, examples), seed)
+    candidates = tuple(
+        Candidate(
+            one.action,
+            one.family,
+            one.scores,
+            partial(execute, bench, space, state, examples, one.action, one.seed),
+        )
+        for one in tried
+    )
+    # those that the candidates were scored on are the first
+    scored = len(tried[0].scores) if tried else 0
+    return _refine(
+        bench, family, config, state, Candidates(tuple(examples[:scored]), candidates), seed
+    )
 
 
-def _predictions(
+def _checked(folds: Folds | None, family: Family, count: int, seed: int) -> Folds:
+    """The folds; halves where there are none."""
+    if count < FOLDS:
+        raise StrategyError(
+            f"the family '{family.name}' sees answers, so it is scored on examples that it was not trained on: "
+            f"it needs at least {FOLDS} examples, and there is {count}"
+        )
+    if folds is not None:
+        return folds
+    order = np.random.default_rng(derive_seed(seed, "folds")).permutation(count)
+    return [[int(place) for place in order[fold::FOLDS]] for fold in range(FOLDS)]
+
+
+def _cross_fitted(
     bench: Workbench,
     family: Family,
     config: Parameters,
     state: AdaptedState,
     examples: Sequence[Example],
     seed: int,
-) -> list[Prediction]:
-    if family.sees is not Labeled:
-        return predict(bench, _refine(bench, family, config, state, examples, seed), examples)
-    if len(examples) < FOLDS:
-        raise StrategyError(
-            f"the family '{family.name}' sees answers, so it is scored on examples that it was not trained on: "
-            f"it needs at least {FOLDS} examples, and there is {len(examples)}"
-        )
-    order = np.random.default_rng(derive_seed(seed, "folds")).permutation(len(examples))
+    folds: Folds,
+) -> tuple[list[Prediction], bool]:
+    """Every fold answered by what was refined on the others; and whether these states are poolable."""
     found: dict[int, Prediction] = {}
-    for fold in range(FOLDS):
-        asked = [int(place) for place in order[fold::FOLDS]]
-        held_out = set(asked)
-        held_in = [example for place, example in enumerate(examples) if place not in held_out]
-        refined = _refine(bench, family, config, state, held_in, seed)
+    poolable = True
+    for asked in folds:
+        held_in = [examples[place] for place in _others(asked, len(examples))]
+        refined = _refine(bench, family, config, state, _seen(family, held_in), seed)
         answers = predict(bench, refined, [examples[place] for place in asked])
         found.update(zip(asked, answers, strict=True))
-    return [found[place] for place in range(len(examples))]
+        poolable = poolable and is_candidate(refined)
+    return [found[place] for place in range(len(examples))], poolable
+
+
+def _pooled(
+    bench: Workbench,
+    family: Family,
+    config: Parameters,
+    state: AdaptedState,
+    examples: Sequence[Example],
+    seed: int,
+    folds: Folds,
+    tried: Sequence[Attempt],
+) -> list[Prediction]:
+    """Predictions of what a family puts together, from the held-out scores of its members: the model is not asked."""
+    stand_ins = [Member(state.members[0].adapter) for _ in tried]
+    scores_of = {id(one): attempt.scores for one, attempt in zip(stand_ins, tried, strict=True)}
+    scores: dict[int, tuple[float, ...]] = {}
+    for asked in folds:
+        held_in = _others(asked, len(examples))
+        candidates = tuple(
+            Candidate(
+                one.action,
+                one.family,
+                tuple(one.scores[place] for place in held_in),
+                partial(AdaptedState, (stand_in,)),
+            )
+            for one, stand_in in zip(tried, stand_ins, strict=True)
+        )
+        seen = Candidates(tuple(examples[place] for place in held_in), candidates)
+        made = _refine(bench, family, config, state, seen, seed)
+        known = all(id(member) in scores_of for member in made.members)
+        if not known or made.vote is None or made.steering is not None:
+            raise StrategyError(
+                f"the family '{family.name}' sees candidates, so it has to put their members together under a vote"
+            )
+        for place in asked:
+            rows = [scores_of[id(member)][place] for member in made.members]
+            scores[place] = combine(rows, made.vote.method, made.vote.weights)
+    every = [scores[place] for place in range(len(examples))]
+    return predictions_of(examples, every, [0] * len(examples), bench.prompt, bench.scoring)
+
+
+def _others(places: Sequence[int], count: int) -> list[int]:
+    held_out = set(places)
+    return [place for place in range(count) if place not in held_out]
+
+
+def _seen(family: Family, examples: Sequence[Example]) -> Seen:
+    if family.sees is Nothing:
+        return Nothing()
+    return Prompts.of(examples) if family.sees is Prompts else Labeled(tuple(examples))
 
 
 def _refine(
@@ -185,17 +305,10 @@ def _refine(
     family: Family,
     config: Parameters,
     state: AdaptedState,
-    examples: Sequence[Example],
+    seen: Seen,
     seed: int,
 ) -> AdaptedState:
     bench.check_time()
-    seen: Nothing | Prompts | Labeled
-    if family.sees is Nothing:
-        seen = Nothing()
-    elif family.sees is Prompts:
-        seen = Prompts.of(examples)
-    else:
-        seen = Labeled(tuple(examples))
     # a copy: a family may be anybody's code, and write into the tensors
     refined = family.refine(bench, deepcopy(state), seen, config, seed)
     if not isinstance(refined, AdaptedState):

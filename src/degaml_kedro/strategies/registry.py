@@ -10,7 +10,8 @@ A family is one function, its verb, and a pydantic model of its configuration:
         ...
 
 What a family may see of the task is the type of its third parameter: :class:`Nothing`, :class:`Prompts` (questions
-without answers) or :class:`Labeled`. It is given an object of that type and nothing else.
+without answers), :class:`Labeled` or :class:`Candidates` (what the search has made so far). It is given an object of
+that type and nothing else.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from pydantic.fields import FieldInfo
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import first_line
 from degaml_kedro.parameters import Parameters
-from degaml_kedro.strategies.seen import Labeled, Nothing, Prompts
+from degaml_kedro.strategies.seen import Candidates, Labeled, Nothing, Prompts
 from degaml_kedro.strategies.state import AdaptedState
 
 ENTRY_POINTS = "degaml_kedro.strategies"
-_OWN = ("ttt", "mixing", "latent", "scaling", "few_shot", "in_context")
+_OWN = ("ttt", "mixing", "latent", "scaling", "few_shot", "in_context", "ensemble")
 # how many configurations an offered value is tried in before it counts as one that none accepts
 _TRIED_TOGETHER = 1000
 
 Value = int | float | bool | str
-Sees = type[Nothing] | type[Prompts] | type[Labeled]
+Sees = type[Nothing] | type[Prompts] | type[Labeled] | type[Candidates]
 Refine = Callable[..., AdaptedState]
 F = TypeVar("F", bound=Refine)
 
@@ -103,6 +104,11 @@ class Family:
     sees: Sees
     fields: tuple[FieldSpace, ...]
     refine: Refine
+
+    @property
+    def reads_answers(self) -> bool:
+        """Whether it has to be scored on examples that it was not given."""
+        return self.sees in (Labeled, Candidates)
 
 
 _FAMILIES: dict[str, Family] = {}
@@ -205,10 +211,10 @@ def _sees(name: str, refine: Refine) -> Sees:
         found = typing.get_type_hints(refine).get(parameters[2])
     except NameError:  # an annotation that is imported for type checkers only
         found = None
-    if found not in (Nothing, Prompts, Labeled):
+    if found not in (Nothing, Prompts, Labeled, Candidates):
         raise RegistryError(
             f"the family '{name}' does not say what it may see: annotate its third parameter '{parameters[2]}' with "
-            f"Nothing, Prompts or Labeled"
+            f"Nothing, Prompts, Labeled or Candidates"
         )
     return typing.cast(Sees, found)
 

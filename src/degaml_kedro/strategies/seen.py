@@ -6,9 +6,10 @@ there is nothing in it that could leak.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from degaml_kedro.strategies.state import AdaptedState
 from degaml_kedro.tasks.example import Example, Question
 
 
@@ -42,3 +43,36 @@ class Labeled:
     """
 
     examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A strategy that was tried from the same state, of one adapter and without a vote or a vector of its own.
+
+    Attributes:
+        action: its text.
+        family: its family's name.
+        scores: option scores of every example, [examples][options], by what had not seen that example's answer.
+        refined: makes its state, of one member.
+    """
+
+    action: str
+    family: str
+    scores: tuple[tuple[float, ...], ...]
+    refined: Callable[[], AdaptedState]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Examples with their answers, and what was tried on them: for a family that puts adapters together.
+
+    While such a family is tried, ``refined`` gives stand-ins that cannot be asked: what their vote answers is worked
+    out from ``scores``, so that nothing is trained or asked twice.
+
+    Attributes:
+        examples: at least one.
+        tried: in the order of their trials.
+    """
+
+    examples: tuple[Example, ...]
+    tried: tuple[Candidate, ...]

@@ -114,7 +114,6 @@ def draw_tasks(
         known.add(key)
         own = {**sizes.model_dump(), "train": len(examples["train"])}
         found[f"{name}_{len(found) + 1:03d}"] = {
-            "description": describe(source),
             "group": name,
             "source": source.model_dump(mode="json"),
             "splits": own,
@@ -125,8 +124,8 @@ def draw_tasks(
 def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Raw parameters with the tasks that their pools ask for drawn from the distributions they name.
 
-    ``meta_train: {distribution: NAME, trajectory_tasks: n}`` and ``meta_test: {NAME: n, …}`` become lists of names,
-    and the tasks stand under ``tasks``. Anything else is left for validation to judge.
+    ``meta_train: {distribution: NAME, trajectory_tasks: n}``, ``meta_test: {NAME: n, …}`` and ``development`` like it
+    become lists of names, and the tasks stand under ``tasks``. Anything else is left for validation to judge.
 
     Args:
         parameters: as they stand in the files.
@@ -135,33 +134,27 @@ def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
         EpisodeError: a pool names a distribution that is not there, or one that has no such tasks.
     """
     result = dict(parameters)
-    train, test = result.get("meta_train"), result.get("meta_test")
-    wanted: dict[str, int] = {}
-    if isinstance(train, Mapping):
-        drawn = DrawnTasks.model_validate(train)
-        wanted[drawn.distribution] = drawn.trajectory_tasks
+    pools = {name: result.get(name) for name in ("meta_train", "development", "meta_test")}
+    wanted = {name: pool for name, pool in pools.items() if isinstance(pool, Mapping)}
+    if "meta_train" in wanted:
+        drawn = DrawnTasks.model_validate(wanted["meta_train"])
+        wanted["meta_train"] = {drawn.distribution: drawn.trajectory_tasks}
         result["meta_train_distribution"] = drawn.distribution
-    if isinstance(test, Mapping):
-        wanted |= test
-    if not wanted:
-        return result
-    tasks = dict(result.get("tasks", {}))
-    names: dict[str, list[str]] = {}
-    for name, count in wanted.items():
-        made = draw_tasks(
-            _distribution(result, name),
-            SplitSizes.model_validate(result["splits"]),
-            int(count),
-            int(result["seed"]),
-            name,
-        )
-        tasks |= made
-        names[name] = list(made)
-    result["tasks"] = tasks
-    if isinstance(train, Mapping):
-        result["meta_train"] = names[result["meta_train_distribution"]]
-    if isinstance(test, Mapping):
-        result["meta_test"] = list(chain.from_iterable(names[name] for name in test))
+    result["tasks"] = tasks = dict(result.get("tasks") or {})
+    for pool, counts in wanted.items():
+        # tasks of development are never those that are scored, though one distribution may give both
+        apart = "tuning_" if pool == "development" else ""
+        result[pool] = []
+        for name, count in counts.items():
+            made = draw_tasks(
+                _distribution(result, name),
+                SplitSizes.model_validate(result["splits"]),
+                int(count),
+                int(result["seed"]),
+                f"{apart}{name}",
+            )
+            tasks |= made
+            result[pool] += made
     return result
 
 

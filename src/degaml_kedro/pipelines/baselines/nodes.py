@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from degaml_kedro.baselines import metaict, methods
+from degaml_kedro.baselines import metaict, methods, union_train
 from degaml_kedro.baselines.compute import Clock, Compute
 from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
 from degaml_kedro.baselines.sentence_head import Embed
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.io.trajectory import Trajectory
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
-from degaml_kedro.llm.finetune import TrainingError, initial_adapter
+from degaml_kedro.llm.finetune import TrainingError, initial_adapter, total_steps
 from degaml_kedro.parameters import (
     BASELINES,
     AdaptationSetting,
@@ -29,8 +29,10 @@ from degaml_kedro.parameters import (
     ScoringMode,
     ScoringParameters,
     TaskParameters,
+    WarmupParameters,
     task_scoring,
 )
+from degaml_kedro.pipelines.checkpoints.nodes import drawn_episodes
 from degaml_kedro.pipelines.counting import compute_record, trajectory_compute
 from degaml_kedro.pipelines.evaluate.nodes import predictions_frame, timed_answers
 from degaml_kedro.progress import progress_bar
@@ -52,6 +54,56 @@ def take_union(trajectory: Trajectory) -> Learned:
     records = [{"step": record.step, "loss": record.loss} for record in trajectory.records]
     spent = trajectory_compute(trajectory)
     return Learned("union_train", trajectory.last, {}, records, spent, dict(trajectory.about))
+
+
+def fit_union(
+    model: Mapping[str, Any],
+    prompt: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    lora: Mapping[str, Any],
+    warmup: Mapping[str, Any],
+    seed: int,
+    *material: Mapping[str, Any] | pd.DataFrame,
+) -> Learned:
+    """Union's meta-training where the pooled warm-up is something else: as many steps, no examples in any prompt.
+
+    Args:
+        model: which base model.
+        prompt: how examples become text.
+        scoring: its mode says what the answers are.
+        lora: the adapter's shape.
+        warmup: how the pooled warm-up is trained.
+        seed: the run's.
+        *material: the distribution that tasks are drawn from, or the splits of those that are listed.
+    """
+    base = load_base_model(BaseModelParameters.model_validate(model))
+    training = WarmupParameters.model_validate({**warmup, "context_share": 0.0})
+    own = derive_seed(seed, "union_train", "fit")
+    frames = [part for part in material if isinstance(part, pd.DataFrame)]
+    draw = (
+        union_train.listed([frame_to_splits(frame).train for frame in frames], own)
+        if frames
+        else drawn_episodes(material[0], own)
+    )
+    clock, records, adapter = Clock(), [], None
+    with progress_bar("union_train", "step") as progress:
+        for step in union_train.fit_on_episodes(
+            base,
+            draw,
+            PromptParameters.model_validate(prompt),
+            ScoringParameters.model_validate(scoring).mode,
+            training,
+            initial_adapter(base, LoraParameters.model_validate(lora)),
+            own,
+        ):
+            clock.trained(step.tokens)
+            adapter = step.adapter
+            records.append({"step": step.step, "loss": step.loss})
+            progress(step.step, total_steps(training))
+    assert adapter is not None
+    return Learned(
+        "union_train", adapter, {}, records, clock.compute, training.model_dump(mode="json")
+    )
 
 
 def fit_baseline(
@@ -77,23 +129,32 @@ def fit_baseline(
         baselines: all baselines' parameters.
         task_parameters: every task's entry in the configuration; all that are trained on are scored in one mode.
         seed: the run's.
-        *inputs: the tasks' splits, of which only ``train`` is read; after them, where the method starts from the
-            pooled warm-up, its trajectory.
+        *inputs: the tasks' splits, of which only ``train`` is read, or the distribution that they are drawn from; last,
+            where the method starts from the pooled warm-up, its trajectory.
         method: which method.
-        tasks: the tasks' names.
+        tasks: the tasks' names; with a distribution those that have trajectories, which are not read.
         from_pool: whether it starts from the pooled warm-up, whose cost is then a part of its own.
     """
-    splits: Sequence[pd.DataFrame] = inputs[: len(tasks)]
     base = load_base_model(BaseModelParameters.model_validate(model))
     how = task_scoring(scoring, task_parameters[tasks[0]])
+    # both orders of MAML see the same episodes
+    own = derive_seed(seed, BASELINES[method], "fit")
+    parameters = BaselinesParameters.model_validate(baselines)
     start, spent = initial_adapter(base, LoraParameters.model_validate(lora)), Compute()
     if from_pool:
-        pool: Trajectory = inputs[len(tasks)]
+        pool: Trajectory = inputs[-1]
         start, spent = pool.last, trajectory_compute(pool)
-    examples = [
-        TaskExamples(name, _as_read(method, frame_to_splits(frame).train, task_parameters[name]))
-        for name, frame in zip(tasks, splits, strict=True)
-    ]
+    draw, examples = None, list[TaskExamples]()
+    if isinstance(inputs[0], Mapping):
+        episode = getattr(parameters, BASELINES[method])
+        draw = _drawn_tasks(inputs[0], episode.support, episode.query, own)
+    else:
+        examples = [
+            TaskExamples(
+                name, _as_read(method, frame_to_splits(frame).train, task_parameters[name])
+            )
+            for name, frame in zip(tasks, inputs, strict=False)
+        ]
     with progress_bar(f"{method} on {len(tasks)} tasks", "step") as progress:
         learned = methods.fit(
             method,
@@ -101,15 +162,13 @@ def fit_baseline(
             examples,
             PromptParameters.model_validate(prompt),
             how.mode,
-            BaselinesParameters.model_validate(baselines),
+            parameters,
             start,
-            # both orders of MAML see the same episodes
-            derive_seed(seed, BASELINES[method], "fit"),
+            own,
             progress,
+            draw,
         )
-    logger.info(
-        "%s: meta-trained on %d tasks in %.0f s", method, len(tasks), learned.compute.seconds
-    )
+    logger.info("%s: meta-trained in %.0f s", method, learned.compute.seconds)
     return Learned(
         learned.method,
         learned.adapter,
@@ -118,6 +177,19 @@ def fit_baseline(
         learned.compute + spent,
         learned.about,
     )
+
+
+def _drawn_tasks(
+    distribution: Mapping[str, Any], support: int, query: int, seed: int
+) -> Callable[[int], TaskExamples]:
+    """Tasks of a distribution, by number, each with the examples of one episode."""
+    episodes = drawn_episodes(distribution, seed)
+
+    def draw(number: int) -> TaskExamples:
+        shown, asked = episodes(number, support, query)
+        return TaskExamples("drawn", [*shown, *asked])
+
+    return draw
 
 
 def search_settings(
@@ -145,7 +217,7 @@ def search_settings(
         baselines: all baselines' parameters.
         task_parameters: the task's entry in the configuration.
         seed: the run's.
-        splits: the task's splits; ``support`` and ``validation`` are read.
+        splits: the task's splits; ``support`` and ``validation`` are read, or ``test`` where that is empty.
         encoder: what reads questions, if the method is ``sentence_head``.
         learned: what the method learned from the other tasks, if it learns.
         task: the task's name.
@@ -160,7 +232,8 @@ def search_settings(
     shape = PromptParameters.model_validate(prompt)
     parts = frame_to_splits(splits)
     support = _as_read(method, parts.support, task_parameters)
-    asked = parts.validation[: parameters.search.examples]
+    # tasks of development have nothing but a test split to ask, and are asked nothing else
+    asked = (parts.validation or parts.test)[: parameters.search.examples]
     questions = _as_read(method, asked, task_parameters)
     embed = _embedder(encoder)
     rows = []

@@ -17,6 +17,7 @@ from degaml_kedro.pipelines.baselines.nodes import (
     choose_setting,
     count_meta_training,
     fit_baseline,
+    fit_union,
     predict_baseline,
     search_settings,
     take_union,
@@ -34,11 +35,12 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     """Fit, choose settings, adapt, answer and measure; nothing where no method is a baseline."""
     if parameters.baselines is None or not parameters.baseline_methods:
         return Pipeline([])
-    searched = search_group(parameters)
     nodes: list[Node] = []
     for method in parameters.baseline_methods:
         if method in META_TRAINED:
-            nodes.append(_fit(parameters, method, searched, f"search.{method}.learned"))
+            if not parameters.development:
+                searched = search_group(parameters)
+                nodes.append(_fit(parameters, method, searched, f"search.{method}.learned"))
             nodes.append(_fit(parameters, method, groups(parameters)[0], f"{method}.learned"))
             nodes.append(
                 node(
@@ -49,7 +51,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
                     namespace=f"baselines.fit.{method}",
                 )
             )
-        nodes += _search(parameters, method, searched)
+        nodes += _search(parameters, method)
         for place in places(parameters):
             if place.pool == "meta_test" or (
                 place.pool == "meta_train" and parameters.baselines.score_seen
@@ -63,6 +65,20 @@ def _fit(parameters: ProjectParameters, method: str, group: Group, learned: str)
     name = "fit_for_search" if for_search else "fit"
     # Kedro wants nothing from elsewhere between the nodes of a namespace
     namespace = f"baselines.{'search' if for_search else 'fit'}.{method}"
+    drawn_from = parameters.meta_train_distribution
+    material = (
+        [f"params:distributions.{drawn_from}"]
+        if drawn_from
+        else [f"{task}.splits" for task in group.tasks]
+    )
+    if method == "union_train" and parameters.warmup.context_share:
+        return node(
+            fit_union,
+            inputs=[*SETTINGS, "params:warmup", "params:seed", *material],
+            outputs=learned,
+            name=name,
+            namespace=namespace,
+        )
     if method == "union_train":
         return node(
             take_union,
@@ -78,7 +94,7 @@ def _fit(parameters: ProjectParameters, method: str, group: Group, learned: str)
             *BASELINE_SETTINGS,
             "params:tasks",
             "params:seed",
-            *(f"{task}.splits" for task in group.tasks),
+            *material,
             *([f"{group.pool}.trajectory"] if from_pool else []),
         ],
         outputs=learned,
@@ -87,14 +103,22 @@ def _fit(parameters: ProjectParameters, method: str, group: Group, learned: str)
     )
 
 
-def _search(parameters: ProjectParameters, method: str, group: Group) -> list[Node]:
+def _search(parameters: ProjectParameters, method: str) -> list[Node]:
+    """Where there are tasks of development settings are tried on these, by the weights that are scored.
+
+    Elsewhere some meta-train tasks are held out, and the method is fitted to the others for the search.
+    """
     assert parameters.baselines is not None
-    tasks = group.left_out[: parameters.baselines.search.tasks]
-    learned = [f"search.{method}.learned"] if method in META_TRAINED else []
+    apart = bool(parameters.development)
+    tasks = parameters.development
+    if not apart:
+        tasks = search_group(parameters).left_out[: parameters.baselines.search.tasks]
+    weights = f"{method}.learned" if apart else f"search.{method}.learned"
+    learned = [weights] if method in META_TRAINED and not apart else []
     searching = [
         node(
             bound(search_settings, task=task, method=method),
-            inputs=_on_task(task, method, f"search.{method}.learned", splits=f"{task}.splits"),
+            inputs=_on_task(task, method, weights, splits=f"{task}.splits"),
             outputs=f"{task}.{method}.search",
             name=f"try_on_{task}",
             namespace=f"baselines.search.{method}",

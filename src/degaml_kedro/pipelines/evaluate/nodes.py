@@ -41,8 +41,10 @@ from degaml_kedro.pipelines.policy.nodes import (
     task_workbench,
 )
 from degaml_kedro.policy.actions import ActionSpace
+from degaml_kedro.policy.fallback import with_fallback
 from degaml_kedro.policy.proposers import PolicyProposer, Proposer, UniformProposer
 from degaml_kedro.policy.search import Row, Tag, adapt, build_state, executed_rows
+from degaml_kedro.policy.tabular import RewardModel, TabularProposer
 from degaml_kedro.policy.trial import execute
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.results.measures import PREDICTION_COLUMNS, measure_draws
@@ -206,6 +208,8 @@ def choose_strategies(
     embeddings: PromptEmbeddings,
     support: pd.DataFrame,
     adapter: Adapter | None = None,
+    fallback: Mapping[str, Any] | None = None,
+    tabular: Mapping[str, Any] | None = None,
     *,
     task: str,
     method: str,
@@ -224,14 +228,16 @@ def choose_strategies(
         trained: the generator.
         embeddings: prompt states.
         support: the support examples.
-        adapter: the policy; None for uniform draws.
+        adapter: the policy; None for uniform draws, or those of ``tabular``.
+        fallback: what was best on the meta-train tasks; None where the search needs none.
+        tabular: the logistic regression of ``tabular_policy``.
         task: the task's name.
-        method: ``degaml`` or ``random_policy``.
+        method: ``degaml``, ``random_policy`` or ``tabular_policy``.
 
     Yields:
         What the rollouts' dataset takes.
     """
-    parameters = PolicyParameters.model_validate(policy)
+    parameters = PolicyParameters.model_validate(with_fallback(policy, fallback))
     space = ActionSpace.of(parameters.families)
     bench = task_workbench(
         model, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), True
@@ -240,6 +246,8 @@ def choose_strategies(
     pilot = None if adapter is None else policy_model(model, parameters)
     if pilot is not None:
         proposer = PolicyProposer(pilot, adapter, space, parameters.temperature)
+    elif tabular is not None:
+        proposer = TabularProposer(space, RewardModel.from_json(tabular))
     own = derive_seed(seed, task, method)
     chosen = parameters.model_dump(
         mode="json",
@@ -261,7 +269,7 @@ def choose_strategies(
         pilot,
         adapter,
         own,
-        [chosen, dict(prompt), dict(scoring), dict(task_parameters)],
+        [chosen, dict(prompt), dict(scoring), dict(task_parameters), tabular],
     )
 
     def trials(finished: Sequence[Row]) -> Iterator[Row]:
@@ -279,8 +287,64 @@ def choose_strategies(
             finished,
         )
 
-    count = parameters.search.rounds * parameters.search.proposals
-    yield from recorded(f"{task}, {method}", trials, count, fingerprint, resume)
+    yield from recorded(f"{task}, {method}", trials, parameters.search.trials, fingerprint, resume)
+
+
+def execute_fallback(
+    model: Mapping[str, Any],
+    prompt: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    generator: Mapping[str, Any],
+    policy: Mapping[str, Any],
+    task_parameters: Mapping[str, Any],
+    seed: int,
+    trained: Generator,
+    embeddings: PromptEmbeddings,
+    support: pd.DataFrame,
+    fallback: Mapping[str, Any],
+    *,
+    task: str,
+    method: str,
+) -> tuple[AdaptedState, dict[str, Any]]:
+    """Carry out what was best on the meta-train tasks, without a search.
+
+    Args:
+        model: which base model.
+        prompt: how examples become text.
+        scoring: how answers are scored.
+        generator: the generator's parameters.
+        policy: the policy's.
+        task_parameters: the task's entry in the configuration.
+        seed: the run's.
+        trained: the generator.
+        embeddings: prompt states.
+        support: the support examples.
+        fallback: of the node ``learn_fallback``.
+        task: the task's name.
+        method: the method's name.
+
+    Returns:
+        The refined adapter, or the generated one as it is where nothing gained anything on the meta-train tasks or
+        carrying it out fails; and what it cost.
+    """
+    rows = [
+        {
+            "task": task,
+            "action": action,
+            "seed": derive_seed(seed, task, method),
+            "round": 1,
+            "rollout": 0,
+            "n": len(support),
+            "executed": True,
+        }
+        for action in fallback["actions"]
+    ]
+    space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
+    bench = task_workbench(
+        model, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), True
+    )
+    state, spent = _carried_out(bench, space, seed, support, rows, task, method)
+    return state, count_training(spent, method=method, stage="adaptation", task=task)
 
 
 def execute_strategies(
@@ -324,19 +388,31 @@ def execute_strategies(
     bench = task_workbench(
         model, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), True
     )
-    rows = rollout_rows(rollouts)
+    state, spent = _carried_out(bench, space, seed, support, rollout_rows(rollouts), task, method)
+    return state, count_training(rollouts, spent, method=method, stage="adaptation", task=task)
+
+
+def _carried_out(
+    bench: Workbench,
+    space: ActionSpace,
+    seed: int,
+    support: pd.DataFrame,
+    rows: Sequence[Row],
+    task: str,
+    method: str,
+) -> tuple[AdaptedState, dict[str, Any]]:
+    """The state that the rows come to, and what carrying them out cost."""
     actions = [str(row["action"]) for row in executed_rows(rows)]
     logger.info("%s, %s: %s", task, method, " then ".join(actions) or "left unrefined")
     began = time.perf_counter()
     state = build_state(
         bench, space, _unrefined(bench, seed, task), frame_to_splits(support).support, rows
     )
-    own = {
+    return state, {
         "forward_tokens": bench.meter.forward,
         "backward_tokens": bench.meter.backward,
         "seconds": time.perf_counter() - began,
     }
-    return state, count_training(rollouts, own, method=method, stage="adaptation", task=task)
 
 
 def predict_adapted(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
-from degaml_kedro.parameters import BASELINES, ProjectParameters
+from degaml_kedro.parameters import BASELINES, FROM_ROLLOUTS, ProjectParameters
 from degaml_kedro.pipelines.checkpoints.nodes import last_adapter, train_alone
 from degaml_kedro.pipelines.checkpoints.pipeline import SETTINGS
 from degaml_kedro.pipelines.counting import count_training
 from degaml_kedro.pipelines.evaluate.nodes import (
     choose_strategies,
     collect_results,
+    execute_fallback,
     execute_strategies,
     generate_adapters,
     predict,
@@ -23,6 +24,9 @@ from degaml_kedro.pipelines.naming import bound
 from degaml_kedro.pipelines.places import Place, measuring, places
 from degaml_kedro.pipelines.policy.nodes import collect_rollouts, draw_strategies
 from degaml_kedro.pipelines.policy.pipeline import SETTINGS as SETTINGS_OF_POLICY
+
+# what `choose_strategies` calls the parameters that it reads
+_CHOICE = ("model", "prompt", "scoring", "generator", "policy", "task_parameters", "seed")
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
@@ -47,7 +51,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
             result = place.group.name(f"{place.task}.{method}.result")
             if method in parameters.adapted_methods:
                 every = _adapted(parameters, place, method, result)
-                if method != "oracle_strategy":
+                if method not in ("oracle_strategy", "best_fixed"):
                     tried.append(place.name(method, "rollouts"))
             else:
                 adapters, making = _adapters(parameters, place, method)
@@ -94,6 +98,10 @@ def _counting(parameters: ProjectParameters) -> list[Node]:
                 f"policy_{number}.record" for number in range(1, parameters.policy.iterations + 1)
             ]
         parts["degaml"] = [*parts["random_policy"], *policy]
+        parts |= dict.fromkeys(FROM_ROLLOUTS, parts["degaml"])
+        if parameters.falls_back:
+            # uniform draws are held against what the policy's rollouts found
+            parts["random_policy"] = parts["degaml"]
     return [
         node(
             bound(count_training, method=method, stage="meta_training"),
@@ -235,19 +243,31 @@ def _adapted(parameters: ProjectParameters, place: Place, method: str, result: s
         )
         return [oracle, measured]
     rollouts, state = place.name(method, "rollouts"), place.name(method, "state")
-    policy = [place.group.name("policy")] if method == "degaml" else []
     known = [generator, embeddings, f"{task}.support"]
+    learned = {}
+    if method == "degaml":
+        learned["adapter"] = place.group.name("policy")
+    if method == "tabular_policy":
+        learned["tabular"] = place.group.name("tabular_policy")
+    fallback = place.group.name("policy_fallback")
+    if parameters.falls_back:
+        learned["fallback"] = fallback
+    names = (*_CHOICE, "resume", "trained", "embeddings", "support")
+    choice = dict(zip(names, [*settings, f"{rollouts}_resume", *known], strict=True))
+    without_search = method == "best_fixed"
+    choosing = node(
+        bound(choose_strategies, task=task, method=method),
+        inputs={**choice, **learned},
+        outputs=rollouts,
+        name=f"choose_{method}{suffix}",
+        namespace=f"evaluate.{task}",
+    )
+    executing = execute_fallback if without_search else execute_strategies
     return [
+        *([] if without_search else [choosing]),
         node(
-            bound(choose_strategies, task=task, method=method),
-            inputs=[*settings, f"{rollouts}_resume", *known, *policy],
-            outputs=rollouts,
-            name=f"choose_{method}{suffix}",
-            namespace=f"evaluate.{task}",
-        ),
-        node(
-            bound(execute_strategies, task=task, method=method),
-            inputs=[*settings, *known, rollouts],
+            bound(executing, task=task, method=method),
+            inputs=[*settings, *known, fallback if without_search else rollouts],
             outputs=[state, place.name(method, "compute")],
             name=f"execute_{method}{suffix}",
             namespace=f"evaluate.{task}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -31,6 +32,7 @@ from degaml_kedro.parameters import (
 )
 from degaml_kedro.pipelines.fingerprint import digest
 from degaml_kedro.policy.actions import ActionSpace
+from degaml_kedro.policy.fallback import rank_actions
 from degaml_kedro.policy.proposers import PolicyProposer
 from degaml_kedro.policy.search import (
     ResumeMismatchError,
@@ -39,6 +41,7 @@ from degaml_kedro.policy.search import (
     executed_rows,
     roll_out,
 )
+from degaml_kedro.policy.tabular import fit_rewards
 from degaml_kedro.policy.training import learn
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.results.generator_figure import figure_page
@@ -207,13 +210,48 @@ def last_policy(adapter: Adapter) -> Adapter:
     return adapter
 
 
+def learn_fallback(policy: Mapping[str, Any], *rollouts: pd.DataFrame) -> dict[str, Any]:
+    """What a search executes where the support examples cannot tell: the action that was best on the meta-train tasks.
+
+    Args:
+        policy: the policy's parameters.
+        *rollouts: of all meta-train tasks and iterations.
+
+    Returns:
+        ``actions``: its text alone, or nothing where no action gained anything; ``ranking``: what it was chosen from,
+        at most twenty actions.
+    """
+    space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
+    ranking = rank_actions((row for frame in rollouts for row in rollout_rows(frame)), space)
+    actions = [worth.action for worth in ranking[:1]]
+    logger.info("the fallback: %s", actions[0] if actions else "the generated adapter as it is")
+    return {"actions": actions, "ranking": [asdict(worth) for worth in ranking[:20]]}
+
+
+def learn_tabular(policy: Mapping[str, Any], *rollouts: pd.DataFrame) -> dict[str, Any]:
+    """The control of the policy: a logistic regression of rewards on the state's numbers and the action, as JSON.
+
+    Args:
+        policy: the policy's parameters.
+        *rollouts: of all meta-train tasks and iterations.
+    """
+    space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
+    return fit_rewards((row for frame in rollouts for row in rollout_rows(frame)), space).as_json()
+
+
 def collect_rollouts(*rollouts: pd.DataFrame) -> pd.DataFrame:
-    """All rollouts as one table; ``executed`` marks those that were executed, one a round at most."""
+    """All rollouts as one table; ``executed`` and ``decided_by`` are what they were at the end of a round."""
     frames = []
     for frame in rollouts:
         rows = rollout_rows(frame)
         kept = {int(row["rollout"]) for row in executed_rows(rows)}
-        frames.append(frame.assign(executed=frame["rollout"].isin(kept)))
+        decided = {row["round"]: row.get("decided_by") for row in rows}
+        frames.append(
+            frame.assign(
+                executed=frame["rollout"].isin(kept),
+                decided_by=pd.Series([decided[row["round"]] for row in rows], frame.index, object),
+            )
+        )
     return pd.concat(frames, ignore_index=True)
 
 

@@ -12,6 +12,8 @@ from degaml_kedro.pipelines.policy.nodes import (
     collect_rollouts,
     draw_policy,
     last_policy,
+    learn_fallback,
+    learn_tabular,
     roll_out_task,
     train_policy,
 )
@@ -82,6 +84,26 @@ def _policy(group: Group, parameters: ProjectParameters, policy: PolicyParameter
             )
         )
         before = after
+    if parameters.learns_fallback:
+        nodes.append(
+            node(
+                learn_fallback,
+                inputs=["params:policy", *rollouts],
+                outputs=group.name("policy_fallback"),
+                name=f"learn_fallback{group.suffix}",
+                namespace="policy",
+            )
+        )
+    if "tabular_policy" in parameters.methods:
+        nodes.append(
+            node(
+                learn_tabular,
+                inputs=["params:policy", *rollouts],
+                outputs=group.name("tabular_policy"),
+                name=f"learn_tabular{group.suffix}",
+                namespace="policy",
+            )
+        )
     return [
         *nodes,
         node(

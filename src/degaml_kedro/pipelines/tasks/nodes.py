@@ -16,8 +16,9 @@ import torch
 
 from degaml_kedro import __version__
 from degaml_kedro.llm.base_model import choose_device, choose_dtype
-from degaml_kedro.parameters import SplitSizes, TaskParameters
+from degaml_kedro.parameters import EpisodeSource, SplitSizes, TaskParameters
 from degaml_kedro.seeds import derive_seed
+from degaml_kedro.tasks.episodes import describe
 from degaml_kedro.tasks.sources import load_examples
 from degaml_kedro.tasks.splits import (
     SPLITS,
@@ -48,6 +49,8 @@ def read_source(
     """
     parameters = TaskParameters.model_validate(task_parameters)
     sizes = parameters.splits or SplitSizes.model_validate(splits)
+    if isinstance(parameters.source, EpisodeSource):
+        logger.info("%s is %s", task, describe(parameters.source))
     pools = load_examples(parameters.source, sizes, derive_seed(seed, task, "examples"), task)
     frames = []
     for name, examples in pools.items():

@@ -54,6 +54,10 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "answers, unrefined.",
         "random_policy": "The generated adapter, refined by strategies drawn uniformly, as many as the policy may "
         "propose; the best on the support examples is executed. Not in the paper.",
+        "tabular_policy": "The same, with strategies drawn by a logistic regression on the policy's rollouts in place "
+        "of a language model. Not in the paper.",
+        "best_fixed": "The generated adapter, refined by the one strategy that was best in the policy's rollouts, "
+        "without a search. Not in the paper.",
         "oracle_strategy": "The generated adapter with the strategy that scores best on the test split itself: a "
         "bound, never a result.",
         "degaml": "The generated adapter, refined by strategies that the trained policy proposes; the best on the "
@@ -102,7 +106,12 @@ def kind(method: str, bounds: Sequence[str]) -> str:
         return "the paper's baselines"
     if method.startswith(("metaic", "sentence_head")):
         return "other baselines"
-    if method.startswith(("generalization_only", "random_policy", "mean_adapter", "other_prompts")):
+    if method in (
+        "random_policy",
+        "tabular_policy",
+        "best_fixed",
+        "mean_adapter",
+    ) or method.startswith(("generalization_only", "other_prompts")):
         return "parts of DeGAML and controls"
     return "without training on the task"
 

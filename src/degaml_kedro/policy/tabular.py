@@ -1,0 +1,133 @@
+"""The control of the policy: a logistic regression in place of a language model.
+
+    P(reward > 0 | state, action) = σ(w · x + b)
+
+x: the family, its configuration, and the state's numbers, which the policy's prompt has, once for all families and once
+for the action's own. An action is drawn in proportion to its odds among uniform draws from the space. What the language
+model is worth beside it is what it reads in questions and in what was tried.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.feature_extraction import DictVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from degaml_kedro.policy.actions import Action, ActionError, ActionSpace
+from degaml_kedro.policy.prompts import state_numbers
+from degaml_kedro.policy.proposers import Proposal
+from degaml_kedro.seeds import derive_seed
+
+# uniform draws that an action is chosen from
+_DRAWN = 64
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """Log-odds of a reward: linear in named features.
+
+    Attributes:
+        weights: by feature; one that is not named weighs nothing.
+        intercept: b.
+    """
+
+    weights: Mapping[str, float]
+    intercept: float
+
+    def log_odds(self, state: Mapping[str, float], action: Action) -> float:
+        """Of a reward above 0.
+
+        Args:
+            state: the numbers of the prompt.
+            action: what would be tried.
+        """
+        found = _features(state, action)
+        return self.intercept + sum(self.weights.get(name, 0.0) * x for name, x in found.items())
+
+    def as_json(self) -> dict[str, Any]:
+        """For a file."""
+        return {"intercept": self.intercept, "weights": dict(self.weights)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> RewardModel:
+        """What :meth:`as_json` gave."""
+        weights = {str(name): float(weight) for name, weight in record["weights"].items()}
+        return cls(weights, float(record["intercept"]))
+
+
+def fit_rewards(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> RewardModel:
+    """The regression on rollouts: L2 of strength 1 on standardized features.
+
+    Args:
+        rows: rollouts of all meta-train tasks and iterations.
+        space: the actions; what is none of them is left out.
+
+    Returns:
+        One that calls every action equally good where all rollouts earned alike.
+    """
+    features, rewarded = [], []
+    for row in rows:
+        try:
+            action, _ = space.parse(str(row["action"]))
+        except ActionError:
+            continue
+        features.append(_features(state_numbers(str(row["state"])), action))
+        rewarded.append(row["reward"] > 0)
+    if len(set(rewarded)) < 2:
+        return RewardModel({}, 0.0)
+    names = DictVectorizer(sparse=False)
+    scale, regression = StandardScaler(), LogisticRegression(max_iter=1000)
+    make_pipeline(names, scale, regression).fit(features, rewarded)
+    # of the features as they are, so that nothing but a sum is left to compute
+    weights = regression.coef_[0] / scale.scale_
+    return RewardModel(
+        dict(zip(names.get_feature_names_out().tolist(), weights.tolist(), strict=True)),
+        float(regression.intercept_[0] - weights @ scale.mean_),
+    )
+
+
+@dataclass(frozen=True)
+class TabularProposer:
+    """Draws actions in proportion to their odds of a reward.
+
+    Attributes:
+        space: what is drawn from.
+        model: of rewards.
+    """
+
+    space: ActionSpace
+    model: RewardModel
+
+    def propose(self, prompts: Sequence[str], seed: int) -> list[Proposal]:
+        """One draw a prompt."""
+        return [self._draw(prompt, seed, row) for row, prompt in enumerate(prompts)]
+
+    def _draw(self, prompt: str, seed: int, row: int) -> Proposal:
+        rng = np.random.default_rng(derive_seed(seed, "tabular", str(row)))
+        state = state_numbers(prompt)
+        actions = [self.space.draw(rng) for _ in range(_DRAWN)]
+        odds = np.array([self.model.log_odds(state, action) for action in actions])
+        chances = np.exp(odds - odds.max())
+        chosen = actions[rng.choice(len(actions), p=chances / chances.sum())]
+        return Proposal(chosen.text, prompt, "tabular", 0)
+
+
+def _features(state: Mapping[str, float], action: Action) -> dict[str, float]:
+    """Numbers by name; learning rates by their logarithm."""
+    family = action.family
+    found = {**state, family: 1.0}
+    found |= {f"{family} {name}": number for name, number in state.items()}
+    for field, value in action.config.items():
+        if isinstance(value, str):
+            found[f"{family}.{field}={value}"] = 1.0
+        else:
+            rate = field == "learning_rate"
+            found[f"{family}.{field}"] = math.log10(value) if rate else float(value)
+    return found

@@ -1,0 +1,57 @@
+"""A run whose tasks are drawn from distributions, from end to end on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+
+from degaml_kedro.parameters import EpisodeSource
+from degaml_kedro.tasks.episodes import episode_examples
+
+SIZES = {"train": 8, "support": 6, "validation": 4, "test": 6}
+
+
+def test_a_run_on_drawn_tasks(project):
+    held = {"kind": "suite", "pool": "development", "splits": SIZES}
+    project.edit(
+        "smoke/parameters.yml",
+        distributions={
+            "drawn": {"kind": "suite", "splits": SIZES},
+            "new_rules": {**held, "unseen": "rules"},
+            "new_labels": {**held, "unseen": "labels", "labels": [2, 3]},
+        },
+        meta_train={"distribution": "drawn", "trajectory_tasks": 2},
+        development={"new_labels": 1},
+        meta_test={"new_rules": 2, "new_labels": 2},
+        warmup={"context_share": 0.5, "shots": 4, "context_queries": 2},
+        generator={"leave_out": []},
+        baselines={"score_seen": False},
+        methods=["base", "pooled", "union_train", "metaicl", "maml_en_llm", "degaml"],
+    )
+    with project.session() as session:
+        session.run()
+    data = project.data
+    results = pd.read_parquet(data / "08_reporting" / "results.parquet")
+    asked = ["new_rules_001", "new_rules_002", "new_labels_001", "new_labels_002"]
+    for method in ("base", "union_train", "metaicl", "maml_en_llm", "degaml"):
+        found = results[(results["method"] == method) & (results["pool"] == "meta_test")]
+        assert list(found["task"]) == asked
+        assert found["drawn"].all()
+        assert (found["n"] == 6).all()
+    table = (data / "08_reporting" / "results.md").read_text()
+    assert "new_labels" in table
+    assert "new_labels_001" not in table
+
+    # the catalog keeps what was drawn, and the examples follow from it
+    record = json.loads((data / "08_reporting" / "run.json").read_text())
+    kept = record["parameters"]["tasks"]["new_labels_001"]["source"]
+    source = EpisodeSource.model_validate(kept)
+    examples = pd.read_parquet(data / "01_raw" / "new_labels_001.parquet")
+    again = episode_examples(source, SIZES)
+    assert list(examples.loc[examples["split"] == "test", "prompt"]) == [
+        example.prompt for example in again["test"]
+    ]
+    # settings were chosen on a task that is in no pool
+    tuned = json.loads((data / "06_models" / "metaicl.settings.json").read_text())
+    assert {row["task"] for row in tuned["rows"]} == {"tuning_new_labels_001"}

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from degaml_kedro.policy.actions import ActionSpace
+from degaml_kedro.policy.fallback import rank_actions
+from tests.policy.toys import Toy, move, space_of
+
+ONE, OTHER = Toy(move, name="one"), Toy(move, name="other")
+SPACE = space_of(ONE, OTHER)
+
+
+def row(toy, which, task, gain, accuracy=0.0, error=None):
+    failed = error is not None
+    return {
+        "task": task,
+        "family": toy.name,
+        "action": toy.text(which),
+        "log_probability_before": -2.0,
+        "log_probability_after": None if failed else -2.0 + gain,
+        "accuracy_before": 0.5,
+        "accuracy_after": None if failed else 0.5 + accuracy,
+        "error": error,
+    }
+
+
+def ranked(rows, space=SPACE):
+    return rank_actions(rows, space)
+
+
+def test_what_gained_most_over_tasks_comes_first():
+    rows = [row(ONE, which, task, 0.5 + which) for which in (0, 1) for task in "abc"]
+    rows += [row(OTHER, 0, task, 0.1) for task in "abc"]
+    found = ranked(rows)
+    assert [one.action for one in found] == [ONE.text(1), ONE.text(0), OTHER.text(0)]
+    # 3 tasks of its own with 1.5, as many of its family with 1
+    assert found[0].gain == pytest.approx((3 * 1.5 + 3 * 1.0) / 6)
+    assert found[2].gain == pytest.approx(0.1)
+    assert {one.tasks for one in found} == {3}
+
+
+def test_a_task_counts_once_however_often_it_was_tried_on():
+    rows = [row(ONE, 0, "a", 9.0) for _ in range(50)] + [row(ONE, 0, t, 0.0) for t in "bc"]
+    (found,) = ranked(rows)
+    assert found.gain == pytest.approx(3.0)
+
+
+def test_an_action_that_was_tried_once_is_judged_by_its_family():
+    # luck on one task against what held on six
+    rows = [row(ONE, 0, task, 0.6) for task in "abcdef"]
+    rows += [row(ONE, 1, "a", 1.0)]
+    rows += [row(OTHER, 2, "a", 2.0), row(OTHER, 3, "b", -1.0), row(OTHER, 4, "c", -1.0)]
+    assert ranked(rows)[0].action in (ONE.text(0), ONE.text(1))
+    assert OTHER.text(2) == ranked(rows)[-1].action
+
+
+def test_a_family_that_was_tried_on_few_tasks_is_left_out():
+    rows = [row(ONE, 0, task, 5.0) for task in "ab"] + [row(OTHER, 0, task, 0.1) for task in "abc"]
+    assert [one.family for one in ranked(rows)] == ["other"]
+
+
+def test_what_made_things_worse_and_what_failed_is_no_fallback():
+    rows = [row(ONE, 0, task, -0.5) for task in "abc"]
+    rows += [row(OTHER, 0, task, 0, error="RuntimeError: no") for task in "abc"]
+    rows += [{**row(ONE, 0, "a", 1.0), "family": None, "action": "gibberish"}]
+    assert ranked(rows) == []
+    assert ranked([]) == []
+
+
+def test_a_failure_gains_nothing_and_counts():
+    rows = [row(ONE, 0, task, 0.9) for task in "ab"]
+    rows += [row(ONE, 0, "c", 0, error="OutOfTimeError: late")]
+    assert ranked(rows)[0].gain == pytest.approx(0.6)
+    rows[2] = row(ONE, 0, "c", -math.inf)
+    assert ranked(rows)[0].gain == pytest.approx(0.6)
+
+
+def test_accuracy_and_then_the_text_decide_between_equals():
+    rows = [row(ONE, which, task, 1.0, 0.1 * (which == 2)) for which in (3, 2, 1) for task in "abc"]
+    assert [one.action for one in ranked(rows)] == [ONE.text(2), ONE.text(1), ONE.text(3)]
+    assert ranked(rows) == ranked(rows[::-1])
+
+
+def test_an_ensemble_is_no_fallback():
+    space = ActionSpace.of({"ensemble": {}})
+    text = '{"family":"ensemble","members":2,"weights":"equal"}'
+    rows = [{**row(ONE, 0, t, 1.0), "family": "ensemble", "action": text} for t in "abc"]
+    assert ranked(rows, space) == []
