@@ -27,7 +27,7 @@ from benchmarks.strategies import (
     tokens_of,
 )
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.packing import Pack, TokenTree, pack_trees
+from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.prompting import EncodedQuestion
 from degaml_kedro.llm.scoring import OptionScores, Steer, compare_options
 from degaml_kedro.strategies.answering import answer_questions
@@ -109,7 +109,9 @@ def slow_steer(base: BaseModel, again: bool) -> Steer:
         again: whether the whole model is run in each step, not only its head.
     """
 
-    def added(hidden: Tensor, pack: Pack, questions: Sequence[EncodedQuestion]) -> Tensor:
+    def added(
+        hidden: Tensor, starts: Sequence[int], questions: Sequence[EncodedQuestion]
+    ) -> Tensor:
         # scoring runs without gradients; tensors made here may have one
         with torch.inference_mode(False):
             counts = [len(question.prompt) - 1 for question in questions]
@@ -118,7 +120,7 @@ def slow_steer(base: BaseModel, again: bool) -> Steer:
             size = torch.tensor(counts, device=hidden.device)
             owner = torch.arange(len(counts), device=hidden.device).repeat_interleave(size)
             share = (1 / size.float())[owner]
-            rows = [s + i for s, n in zip(pack.starts, counts, strict=True) for i in range(n)]
+            rows = [s + i for s, n in zip(starts, counts, strict=True) for i in range(n)]
             # the prompts alone, without their last tokens: these predict nothing that is known
             trees = [TokenTree(question.prompt[:-1]) for question in questions]
             alone = pack_trees(trees, base.device, base.dtype)
@@ -144,8 +146,8 @@ def slow_steer(base: BaseModel, again: bool) -> Steer:
                 optimizer.step()
                 optimizer.zero_grad()
             vectors = delta.detach()
-        ends = [*pack.starts[1:], pack.tokens]
-        spans = [end - start for start, end in zip(pack.starts, ends, strict=True)]
+        ends = [*starts[1:], len(hidden)]
+        spans = [end - start for start, end in zip(starts, ends, strict=True)]
         spread = vectors.repeat_interleave(torch.tensor(spans, device=hidden.device), dim=0)
         return hidden.float() + spread
 

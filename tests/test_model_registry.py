@@ -45,12 +45,12 @@ from degaml_kedro.model_registry.serving import ServingError
 from degaml_kedro.parameters import EncoderParameters, RandomEncoder
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.proposers import PolicyProposer
+from degaml_kedro.strategies import state as states
 from degaml_kedro.strategies.answering import answer_questions
-from degaml_kedro.strategies.state import AdaptedState, Vote, save_state
 from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Question, make_example
 from tests.generator.helpers import CONDITION, tiny_generator
-from tests.strategies.helpers import PLAIN, TEXT, adapter, draw, tiny_base
+from tests.strategies.helpers import PLAIN, TEXT, adapter, draw, examples, tiny_base
 from tests.test_comparison_tracking import Context, copy_of, log_comparison, nobody_listens, runs
 
 PARAMETERS = {
@@ -112,10 +112,11 @@ def make_run(folder: Path, seed: int = 0) -> Path:
     save_generator(tiny_generator(seed=seed + 100), models / "without_a.mse.generator")
     save_peft_folder(adapter(seed + 1), models / "policy")
     save_peft_folder(adapter(seed + 2), models / "without_a.policy")
-    members = (draw(seed, 1), draw(seed, 2))
-    state = AdaptedState(members, Vote("sum_logprobs"))
-    save_state(state, models / "one.degaml.state")
-    save_state(state, models / "without_a.one.degaml.state")
+    context = states.Context(examples(3), 2)
+    members = (draw(seed, 1), dataclasses.replace(draw(seed, 2), context=context))
+    state = states.AdaptedState(members, states.Vote("sum_logprobs"))
+    states.save_state(state, models / "one.degaml.state")
+    states.save_state(state, models / "without_a.one.degaml.state")
     (folder / "07_model_output").mkdir()
     for row in (
         measured("one", "degaml", "meta_test", 0.5),
@@ -241,6 +242,7 @@ def test_the_same_bits_come_back(registered, uri):
     assert found.vote == stored.vote
     for one, other in zip(found.members, stored.members, strict=True):
         assert torch.equal(one.prompts, other.prompts)
+        assert one.context == other.context
         for name, value in other.adapter.tensors.items():
             assert torch.equal(one.adapter.tensors[name], value)
 
@@ -339,7 +341,9 @@ def test_an_older_record_is_registered_without_what_is_not_read(
     shutil.copytree(registered[0], folder)
     (found,) = [model for model in find_models(folder) if model.kind == "adapter"]
     # other bytes, so that it is a new version
-    save_state(AdaptedState((draw(len(str(changes)), 1),), Vote("sum_logprobs")), found.path)
+    states.save_state(
+        states.AdaptedState((draw(len(str(changes)), 1),), states.Vote("sum_logprobs")), found.path
+    )
     model = dataclasses.replace(found, parameters={**PARAMETERS, **changes})
     settings = registering._settings(model)
     assert "scoring" not in settings

@@ -65,6 +65,7 @@ def without_state(folder: Path) -> None:
 
 
 ONE, ROUTER, TASK = "one adapter", "router", "δ of the task"
+SHOWN = "context"
 DAMAGES: dict[str, tuple[str, Callable[[Path], None], type[Exception], str]] = {
     "nothing was asked": (ONE, accuracy(0, 0), SavedError, "no accuracy"),
     "more right than asked": (ONE, accuracy(5, 2), SavedError, "no accuracy"),
@@ -110,6 +111,13 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None], type[Exception], str]] = {
         StateError,
         "learning_rate",
     ),
+    "hours of shots": (
+        SHOWN,
+        edit(STATE, "contexts", value=[{"examples": [], "shots": 10**9}]),
+        StateError,
+        "contexts.0",
+    ),
+    "a context of nobody": (SHOWN, edit(STATE, "context_of", value=[7]), StateError, "context_of"),
     "cut tensors": (ROUTER, write(TENSORS, "cut"), StateError, "state.safetensors"),
     "prompts of another encoder": (
         ROUTER,

@@ -21,13 +21,14 @@ from transformers import AutoModelForCausalLM
 
 from degaml_kedro.adaptation.folder import AnswerSettings, SavedError
 from degaml_kedro.adaptation.report import STAGES, Report
-from degaml_kedro.adapters.adapter import AdapterError
+from degaml_kedro.adapters.adapter import AdapterError, load_peft_folder
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.llm.prompting import PromptError, encode_questions
 from degaml_kedro.llm.scoring import answer_length, score_examples
 from degaml_kedro.pairs import SHIPPED, save_pair
 from degaml_kedro.parameters import SearchParameters
+from degaml_kedro.policy.trial import execute
 from degaml_kedro.session import (
     AdaptationCancelled,
     AdaptedModel,
@@ -38,7 +39,14 @@ from degaml_kedro.session import (
     _same_questions,
 )
 from degaml_kedro.strategies.generated import question_embedder
-from degaml_kedro.strategies.state import AdaptedState, Member, StateError, Steering, Vote
+from degaml_kedro.strategies.state import (
+    AdaptedState,
+    Context,
+    Member,
+    StateError,
+    Steering,
+    Vote,
+)
 from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Question, make_example, make_true_false_example
 from degaml_kedro.tasks.ready import ready_task
@@ -480,6 +488,10 @@ def model_of(*members, **around):
     return AdaptedModel(bench, AdaptedState(members, **around), answering, Report(12, 6))
 
 
+def shown(seed, order="given"):
+    return replace(member(seed), context=Context(tuple(SUPPORT), 4, order, 3))
+
+
 def vectors(count):
     width = tiny_base().head.shape[1]
     return torch.randn(count, width, generator=torch.Generator().manual_seed(0))
@@ -497,6 +509,14 @@ MODELS = {
         *map(member, THREE),
         vote=Vote("avg_sim_score"),
         steering=Steering(2, 0.1, "task", vectors(3)),
+    ),
+    "context": lambda: model_of(shown(1)),
+    "nearest with δ": lambda: model_of(shown(1, "nearest"), steering=Steering(2, 0.1)),
+    "weighted with contexts": lambda: model_of(
+        member(1),
+        shown(2, "random"),
+        member(3),
+        vote=Vote("sum_logprobs", weights=(0.25, 0.5, 0.25)),
     ),
 }
 
@@ -522,6 +542,43 @@ def test_an_adaptation_is_opened_with_its_report(adapted, tmp_path):
     assert opened.report == adapted.report
     assert opened.explain() == adapted.explain()
     assert opened.score(HELD_OUT) == adapted.report.adapted
+
+
+@pytest.mark.parametrize(("name", "best"), [("context", 0), ("weighted with contexts", 1)])
+def test_a_saved_context_says_what_peft_does_not_see(name, best, tmp_path):
+    model = MODELS[name]()
+    folder = model.save(tmp_path / "adapter")
+    found = load_peft_folder(folder)
+    for key, tensor in model.state.members[best].adapter.tensors.items():
+        assert torch.equal(found.tensors[key], tensor)
+    readme = (folder / "README.md").read_text()
+    assert "asked behind up to 4 examples with their answers" in readme
+    assert "who gets this folder can read them" in readme
+    assert ("that of the largest weight" in readme) == (name != "context")
+
+
+def test_the_family_context_is_adapted_with_saved_and_opened(tmp_path):
+    families = {"context": {"shots": [5, 10]}}
+    policy = {**tiny_settings().policy.model_dump(mode="json"), "families": families}
+    made = Session(replace(tiny_pair(policy=False), settings=tiny_settings(policy=policy)))
+    model = made.adapt(SUPPORT, held_out=HELD_OUT, budget=Budget(rounds=1, proposals=6))
+    report = model.report
+    assert len(report.tried) > 2
+    assert {tried.family for tried in report.tried} == {"context"}
+    assert not any(tried.error for tried in report.tried)
+    assert "in front of every question" in model.explain()
+    # a strategy that was carried out, whether or not it won
+    state = execute(model._bench, made.space, model.state, SUPPORT, report.tried[0].action, seed=0)
+    model = AdaptedModel(model._bench, state, model._settings, report)
+    assert state.members[0].context.examples == tuple(SUPPORT)
+    opened = AdaptedModel.open(model.save(tmp_path / "adapter"))
+    assert opened.state.members[0].context == state.members[0].context
+    assert opened.predict(HELD_OUT) == model.predict(HELD_OUT) == model.predict(HELD_OUT)
+    assert opened.score(HELD_OUT) == model.score(HELD_OUT)
+    assert opened.explain() == model.explain()
+    with ThreadPoolExecutor(4) as threads:
+        every = list(threads.map(lambda _: opened.predict(HELD_OUT), range(8)))
+    assert all(answers == every[0] for answers in every)
 
 
 @pytest.mark.parametrize("name", ["one adapter", "ensemble"])

@@ -591,7 +591,17 @@ def info(
                 "times": saved.state.steering.times,
                 "learning rate": saved.state.steering.learning_rate,
             },
-            "opened whole by PEFT": len(saved.state.members) == 1 and saved.state.steering is None,
+            "contexts": {
+                f"adapter_{number}": {
+                    "shots": member.context.shots,
+                    "order": member.context.order,
+                    "examples": len(member.context.examples),
+                }
+                for number, member in enumerate(saved.state.members)
+                if member.context is not None
+            }
+            or None,
+            "opened whole by PEFT": saved.state.is_one_adapter,
             "made by": saved.report.source,
             "seed": saved.report.seed,
         }

@@ -444,7 +444,7 @@ class AdaptedModel:
     """The base model with what an adaptation put around it.
 
     Attributes:
-        state: adapters, how they answer together, and the vector δ.
+        state: adapters, examples in the prompt, how they answer together, and the vector δ.
         report: how it came about.
     """
 
@@ -474,7 +474,7 @@ class AdaptedModel:
             AdapterError: the adapter's files are damaged.
             StateError: the files beside it are.
             ModelError: the base model cannot be loaded.
-            EncoderError: the prompt encoder, which routers need, cannot be loaded.
+            EncoderError: the prompt encoder cannot be loaded, and answers need it.
             SessionError: what is found under the base model's name is another one.
         """
         saved = load_adaptation(Path(folder).expanduser())
@@ -556,8 +556,8 @@ class AdaptedModel:
     def save(self, folder: str | Path) -> Path:
         """Write a folder that PEFT, Transformers, lm-evaluation-harness and vLLM open as an adapter.
 
-        What these do not know, several adapters that answer together and the vector δ, is written beside it
-        (``degaml.json``, ``state/``), and :meth:`open` brings it back.
+        What these do not know, several adapters that answer together, examples in the prompt and the vector δ, is
+        written beside it (``degaml.json``, ``state/``), and :meth:`open` brings it back.
 
         Args:
             folder: where; an earlier adaptation there is replaced, anything else is refused.

@@ -15,6 +15,31 @@ def tried(reward, **changes):
     return Tried(**{**given, **scores, **changes})
 
 
+@pytest.mark.parametrize(
+    ("shots", "order", "words"),
+    [
+        (
+            20,
+            "given",
+            "up to 20 examples with their answers in front of every question, the first ones, in the order given",
+        ),
+        (
+            1,
+            "random",
+            "up to 1 example with its answer in front of every question, in a random order",
+        ),
+        (
+            5,
+            "nearest",
+            "up to 5 examples with their answers in front of every question, those most like it, the most alike last",
+        ),
+    ],
+)
+def test_a_context_in_plain_words(shots, order, words):
+    action = f'{{"family":"context","shots":{shots},"order":"{order}"}}'
+    assert action_words(ActionSpace.of({"context": {}}), action) == f"Show the model {words}"
+
+
 def test_with_nothing_tried_nothing_failed_to_beat_the_adapter():
     told = explain(Report(2, 0, words="Keep it"))
     assert "No strategy was tried" in told

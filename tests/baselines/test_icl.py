@@ -11,19 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degaml_kedro.baselines.icl import (
-    adapt,
-    fitting,
-    in_context_prompt,
-    in_context_sequences,
-    predict,
-)
+from degaml_kedro.baselines.icl import adapt, predict
 from degaml_kedro.baselines.learned import BaselineError
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import answer_sequences
+from degaml_kedro.llm.in_context import fitting, in_context_prompt, in_context_sequences
+from degaml_kedro.llm.packing import Pack
 from degaml_kedro.llm.prompting import PromptError, answer_texts, render_prompt
 from degaml_kedro.llm.scoring import Prediction, score_examples
-from degaml_kedro.llm.trie import TokenTrie
 from degaml_kedro.parameters import InContextSetting, PromptParameters, ScoringParameters
 from degaml_kedro.tasks.example import Example, Question, make_example, make_true_false_example
 from tests.llm.helpers import tiny_base
@@ -266,24 +261,25 @@ def test_demonstrations_are_computed_once_and_the_tokens_add_up(
 ) -> None:
     base, support, asked = tiny_base(), capitals(4, 20), capitals(30, 5)
     computed: list[int] = []
-    trie_pack = TokenTrie.pack
+    hidden_states = BaseModel.hidden_states
 
-    def watched(self: TokenTrie, *args: object) -> object:
-        computed.append(len(self))
-        return trie_pack(self, *args)  # type: ignore[arg-type]
+    def watched(self: BaseModel, pack: Pack, elementary: bool = False) -> torch.Tensor:
+        computed.append(pack.tokens)
+        return hidden_states(self, pack, elementary)
 
-    monkeypatch.setattr(TokenTrie, "pack", watched)
+    monkeypatch.setattr(BaseModel, "hidden_states", watched)
     seen: list[tuple[int, int]] = []
-    scoring = ScoringParameters(mode="text", batch_tokens=700)
+    scoring = ScoringParameters(mode="text", batch_tokens=200)
     found = predict(base, support, asked, PLAIN, scoring, lambda *at: seen.append(at))
-    assert sum(prediction.tokens for prediction in found) == sum(computed)
-    assert max(computed) <= 700
-    assert len(computed) > 1
+    together = sum(computed)
+    assert sum(prediction.tokens for prediction in found) == together
+    # the demonstrations first, once
+    assert max(computed[1:]) <= 200 < computed[0]
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1] == (30, 30)
-    assert len(seen) == len(computed)
+    assert len(seen) == len(computed) - 1 > 1
     apart = sum(p.tokens for p in alone(base, support, asked, PLAIN, scoring))
-    assert sum(computed) < apart / 5
+    assert together < apart / 4
 
 
 def test_generating_is_refused() -> None:

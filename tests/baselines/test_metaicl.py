@@ -10,6 +10,7 @@ import torch
 from degaml_kedro.baselines import icl, metaicl, metaict
 from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
 from degaml_kedro.llm.finetune import initial_adapter
+from degaml_kedro.llm.in_context import in_context_prompt
 from degaml_kedro.parameters import (
     InContextSetting,
     LoraParameters,
@@ -160,12 +161,10 @@ def test_too_few_examples_are_refused_by_name():
 
 def test_the_instruction_stands_in_front():
     examples = metaict.instructed(TASKS[0].examples[:2], "Name the letter.")
-    text = icl.in_context_prompt(
-        tiny_base(), Question.of(examples[1]), examples[:1], CHAT, "letter"
-    )
+    text = in_context_prompt(tiny_base(), Question.of(examples[1]), examples[:1], CHAT, "letter")
     assert text.startswith("<|im_start|>system\nName the letter.<|im_end|>\n<|im_start|>user\n")
     assert text.count("Name the letter.") == 1
-    text = icl.in_context_prompt(tiny_base(), Question.of(examples[1]), examples[:1], PLAIN, "text")
+    text = in_context_prompt(tiny_base(), Question.of(examples[1]), examples[:1], PLAIN, "text")
     assert text == "Name the letter.\n\nstone 0: x\n\nName the letter.\n\nstone 1:"
 
 

@@ -104,14 +104,15 @@ def test_tokens_are_counted_for_all_adapters(base):
 def test_a_change_of_hidden_states_sees_every_adapter_s_questions_in_order(base):
     adapters, asked, seen = adapters_of(base, "all-linear", count=2), examples(3), []
 
-    def steer(hidden, pack, questions):
-        seen.append((hidden.shape[0], pack.tokens, [question.prompt for question in questions]))
+    def steer(hidden, starts, questions):
+        seen.append((hidden.shape[0], starts, [question.prompt for question in questions]))
         return hidden
 
     plain = compare_options(base, asked, PLAIN, TEXT, adapters)
     assert compare_options(base, asked, PLAIN, TEXT, adapters, steer).scores == plain.scores
-    (rows, tokens, prompts) = seen[0]
-    assert rows == tokens
+    (rows, starts, prompts) = seen[0]
+    sizes = [end - start for start, end in zip(starts, (*starts[1:], rows), strict=True)]
+    assert sizes[:3] == sizes[3:]
     assert prompts[:3] == prompts[3:]
     assert len(set(prompts)) == 3
 

@@ -88,6 +88,11 @@ def config_of(annotation: Any) -> type[Parameters]:
                 "batch_size": ("integer", 1, 32),
             },
         ),
+        (
+            "context",
+            Labeled,
+            {"shots": ("integer", 1, 40), "order": ("choice", None, None)},
+        ),
     ],
 )
 def test_the_families_are_those_of_the_design(name, sees, fields):
@@ -105,8 +110,9 @@ def test_the_families_are_those_of_the_design(name, sees, fields):
     }.get(name, [])
 
 
-def test_only_the_family_that_trains_on_answers_sees_them():
-    assert [name for name, one in families().items() if one.sees is Labeled] == ["sft"]
+def test_only_the_families_that_use_answers_see_them():
+    seeing = {name for name, one in families().items() if one.sees is Labeled}
+    assert seeing == {"sft", "context"}
 
 
 def test_no_such_family():

@@ -19,17 +19,24 @@ from safetensors.torch import load_file, save_file
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, load_peft_folder, tensor_key
 from degaml_kedro.strategies import state as module
 from degaml_kedro.strategies.state import (
+    MAX_POOL,
     STATE_FILE,
     TENSORS_FILE,
     AdaptedState,
+    Context,
     Member,
+    Order,
     StateError,
     Steering,
     Vote,
     load_state,
     save_state,
 )
+from degaml_kedro.tasks.example import Example, make_example, make_true_false_example
 
+ROME = make_example("Italy's capital?", ["Rome", "Paris"], gold=0)
+SNOW = make_true_false_example("Snow is cold.", True, system="Be brief.")
+ORDERS: tuple[Order, ...] = ("given", "random", "nearest")
 METHODS = (
     "avg_sim_score",
     "avg_prompt_embed",
@@ -80,6 +87,7 @@ def assert_same(one: AdaptedState, other: AdaptedState) -> None:
         assert mine.adapter.tensors.keys() == theirs.adapter.tensors.keys()
         assert all(same(t, theirs.adapter.tensors[k]) for k, t in mine.adapter.tensors.items())
         assert same(mine.prompts, theirs.prompts)
+        assert mine.context == theirs.context
     assert one.vote == other.vote
     assert (one.steering is None) == (other.steering is None)
     if one.steering is not None and other.steering is not None:
@@ -94,11 +102,34 @@ def floats(rows: int, columns: int) -> st.SearchStrategy[torch.Tensor]:
     return many.map(lambda values: torch.tensor(values).view(rows, columns))
 
 
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
+
+
+@st.composite
+def solved(draw: st.DrawFn) -> Example:
+    question, system = draw(TEXTS), draw(st.just("") | TEXTS)
+    if draw(st.booleans()):
+        return make_true_false_example(question, draw(st.booleans()), system)
+    options = draw(st.lists(TEXTS, min_size=2, max_size=4))
+    return make_example(question, options, draw(st.integers(0, len(options) - 1)), system)
+
+
+CONTEXTS = st.builds(
+    Context,
+    st.lists(solved(), min_size=1, max_size=3).map(tuple),
+    st.integers(1, 40),
+    st.sampled_from(ORDERS),
+    st.integers(0, 2**63 - 1),
+)
+
+
 @st.composite
 def states(draw: st.DrawFn) -> AdaptedState:
     count = draw(st.integers(1, 3))
     width = draw(st.integers(1, 3))
     members = []
+    # some of the members share one
+    contexts = draw(st.lists(CONTEXTS, min_size=1, max_size=2))
     for _ in range(count):
         rank = draw(st.integers(1, 3))
         config = AdapterConfig(rank, draw(st.floats(0.5, 64)), ("q_proj",), "some/model")
@@ -111,9 +142,12 @@ def states(draw: st.DrawFn) -> AdaptedState:
             tensors = {k: t.clamp(-1e30, 1e30).to(dtype) for k, t in tensors.items()}
         rows = draw(st.integers(1, 3))
         prompts = draw(st.none() | floats(rows, width))
-        members.append(Member(Adapter(config, tensors), prompts))
+        context = draw(st.none() | st.sampled_from(contexts))
+        members.append(Member(Adapter(config, tensors), prompts, context))
     votes = st.builds(Vote, st.sampled_from(METHODS), st.sampled_from(["euclidean", "cosine"]))
-    vote = draw(votes if count > 1 else st.none() | votes)
+    shares = st.lists(st.floats(0, 1000), min_size=count, max_size=count).map(tuple)
+    weighted = st.builds(Vote, st.just("sum_logprobs"), weights=shares.filter(any))
+    vote = draw(votes | weighted if count > 1 else st.none() | votes | weighted)
     rate = st.floats(1e-3, 1.0)
     steering = draw(
         st.none()
@@ -152,11 +186,13 @@ def test_the_folder_is_open_files(tmp_path: Path) -> None:
     names = {path.name for path in place.iterdir()}
     assert names == {"adapter_0", "adapter_1", STATE_FILE, TENSORS_FILE}
     assert json.loads((place / STATE_FILE).read_text()) == {
-        "format": 1,
+        "format": 2,
         "members": 2,
-        "vote": {"method": "avg_sim_score", "distance": "euclidean"},
+        "vote": {"method": "avg_sim_score", "distance": "euclidean", "weights": None},
         "steering": {"times": 3, "learning_rate": 0.01, "scope": "task"},
         "tensors": ["prompts.0", "prompts.1", "steering.vectors"],
+        "contexts": [],
+        "context_of": [None, None],
     }
     assert set(load_file(place / TENSORS_FILE)) == {"prompts.0", "prompts.1", "steering.vectors"}
     member = load_peft_folder(place / "adapter_1")
@@ -167,6 +203,93 @@ def test_one_adapter_alone_needs_no_tensors_of_its_own(tmp_path: Path) -> None:
     save_state(AdaptedState((Member(adapter()),)), tmp_path / "s")
     assert {path.name for path in (tmp_path / "s").iterdir()} == {"adapter_0", STATE_FILE}
     assert_same(load_state(tmp_path / "s"), AdaptedState((Member(adapter()),)))
+
+
+def shown() -> AdaptedState:
+    """Three members, two of which share a context, and a weighted vote."""
+    context = Context((ROME, SNOW), 2, "random", 7)
+    members = (
+        Member(adapter(0), None, context),
+        Member(adapter(1)),
+        Member(adapter(2), None, Context((ROME, SNOW), 2, "random", 7)),
+    )
+    return AdaptedState(members, Vote("sum_logprobs", weights=(0.5, 0.0, 1.5)))
+
+
+def test_contexts_are_plain_records_each_of_them_once(tmp_path: Path) -> None:
+    save_state(shown(), tmp_path / "s")
+    record = json.loads((tmp_path / "s" / STATE_FILE).read_text())
+    assert record["context_of"] == [0, None, 0]
+    assert record["vote"]["weights"] == [0.5, 0.0, 1.5]
+    assert record["contexts"] == [
+        {
+            "examples": [
+                {
+                    "prompt": ROME.prompt,
+                    "system": "",
+                    "options": ["Rome", "Paris"],
+                    "true_false": False,
+                    "gold": 0,
+                },
+                {
+                    "prompt": "Snow is cold.",
+                    "system": "Be brief.",
+                    "options": ["True", "False"],
+                    "true_false": True,
+                    "gold": 0,
+                },
+            ],
+            "shots": 2,
+            "order": "random",
+            "seed": 7,
+        }
+    ]
+    again = load_state(tmp_path / "s")
+    assert_same(again, shown())
+    assert again.members[0].context is again.members[2].context
+
+
+def test_a_folder_of_format_1_is_read(tmp_path: Path) -> None:
+    save_state(ensemble(), tmp_path / "s")
+    path = tmp_path / "s" / STATE_FILE
+    record = json.loads(path.read_text())
+    for name in ("contexts", "context_of"):
+        del record[name]
+    del record["vote"]["weights"]
+    path.write_text(json.dumps(record | {"format": 1}))
+    assert_same(load_state(tmp_path / "s"), ensemble())
+    path.write_text(json.dumps(record | {"format": 1, "context_of": [None, None]}))
+    with pytest.raises(StateError, match="format 1 has no contexts"):
+        load_state(tmp_path / "s")
+    path.write_text(json.dumps(record | {"format": 2}))
+    with pytest.raises(StateError, match="context_of has 0 entries for 2 members"):
+        load_state(tmp_path / "s")
+
+
+def test_what_counts_most_and_what_is_needed() -> None:
+    assert shown().best == 2
+    assert ensemble().best == 0
+    assert AdaptedState((Member(adapter()),)).is_one_adapter
+    alone = {order: Member(adapter(), None, Context((ROME,), 1, order)) for order in ORDERS}
+    assert not any(AdaptedState((member,)).is_one_adapter for member in alone.values())
+    needs = [order for order, member in alone.items() if AdaptedState((member,)).needs_encoder]
+    assert needs == ["nearest"]
+    assert ensemble().needs_encoder
+    assert not shown().needs_encoder
+
+
+@pytest.mark.parametrize(
+    ("vote", "message"),
+    [
+        (Vote("majority_vote", weights=(1.0, 1.0)), "majority_vote has no weights; sum_logprobs"),
+        (Vote("sum_logprobs", weights=(1.0,)), r"2 adapters need as many weights.*\[1.0\]"),
+        (Vote("sum_logprobs", weights=(0.0, 0.0)), "one above 0"),
+        (Vote("sum_logprobs", weights=(float("nan"), 1.0)), "one above 0"),
+    ],
+)
+def test_weights_belong_to_members(vote: Vote, message: str) -> None:
+    with pytest.raises(StateError, match=message):
+        AdaptedState(shown().members[:2], vote)
 
 
 def test_the_new_state_leaves_nothing_of_the_old(tmp_path: Path) -> None:
@@ -230,6 +353,10 @@ def broken_adapter() -> Adapter:
     return Adapter(adapter().config, tensors)
 
 
+def behind(context: Context) -> AdaptedState:
+    return AdaptedState((Member(adapter(), None, context),))
+
+
 UNFIT: dict[str, tuple[Callable[[], AdaptedState], str]] = {
     "widths": (
         lambda: prompted(numbers(2, 3), numbers(2, 4)),
@@ -252,6 +379,29 @@ UNFIT: dict[str, tuple[Callable[[], AdaptedState], str]] = {
     "no such vote": (
         lambda: AdaptedState((Member(adapter()),), Vote("best")),  # type: ignore[arg-type]
         "vote.method",
+    ),
+    "no examples": (lambda: behind(Context((), 1)), "contexts.0.examples"),
+    "a crowd of examples": (
+        lambda: behind(Context((ROME,) * (MAX_POOL + 1), 1)),
+        "contexts.0.examples: Tuple should have at most 1000 items",
+    ),
+    "no shots": (lambda: behind(Context((ROME,), 0)), "contexts.0.shots"),
+    "no such order": (
+        lambda: behind(Context((ROME,), 1, "best")),  # type: ignore[arg-type]
+        "contexts.0.order",
+    ),
+    "a seed too large": (lambda: behind(Context((ROME,), 1, seed=2**63)), "contexts.0.seed"),
+    "half a character": (
+        lambda: behind(Context((make_example("\ud800?", ["a", "b"], 0),), 1)),
+        "contexts.0.examples.0.prompt",
+    ),
+    "too much text": (
+        lambda: behind(Context((make_example("?" * 2**24, ["a", "b"], 0),), 1)),
+        "larger than 16 MB; give its contexts fewer examples",
+    ),
+    "an infinite weight": (
+        lambda: AdaptedState((Member(adapter()),), Vote("sum_logprobs", weights=(float("inf"),))),
+        "vote.weights.0",
     ),
     "infinite weights": (lambda: AdaptedState((Member(broken_adapter()),)), "lora_A.*adapter_0"),
 }
@@ -320,7 +470,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         "adapter_0 cannot be read.*truncated",
     ),
     "half a member's config": (cut("adapter_0/adapter_config.json", 30), "adapter_0 cannot be"),
-    "another format": (edit(format=2), "has format 2, this version reads 1"),
+    "another format": (edit(format=3), "has format 3, this version reads 1 and 2"),
     "no format": (edit(format=None), "has format None"),
     "an extra key": (edit(extra=1), "extra: Extra inputs"),
     "an extra key within": (
@@ -340,8 +490,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "another vote": (edit(vote={"method": "best", "distance": "cosine"}), "vote.method"),
     "no vote": (edit(vote=None), "2 adapters need a vote"),
     "another scope": (edit(steering=STEERING | {"scope": "sample"}), "'sample' has vectors"),
-    "a member more": (edit(members=3), "its member adapter_2 is missing"),
-    "a member less": (edit(members=1), "names the tensor 'prompts.1', and no member has it"),
+    "a member more": (edit(members=3, context_of=[None] * 3), "its member adapter_2 is missing"),
+    "a member less": (
+        edit(members=1, context_of=[None]),
+        "names the tensor 'prompts.1', and no member has it",
+    ),
     "a strange tensor": (edit(tensors=["weights"]), "names the tensor 'weights'"),
     "a tensor gone": (tensors(prompts_1=None), "'prompts.1' is in one of them only"),
     "a tensor more": (tensors(prompts_7=numbers(1, 6)), "'prompts.7' is in one of them only"),
@@ -351,6 +504,80 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "vectors of others": (tensors(steering_vectors=numbers(3, 7)), "but there are 2 members"),
     "NaN": (tensors(steering_vectors=numbers(2, 7) / 0), "'steering.vectors' holds NaN"),
 }
+
+
+def within(*keys: str | int, value: Any) -> Callable[[Path], None]:
+    """Sets one value in the first context."""
+
+    def change(folder: Path) -> None:
+        path = folder / STATE_FILE
+        record = json.loads(path.read_text())
+        place = record["contexts"][0]
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+        path.write_text(json.dumps(record))
+
+    return change
+
+
+FORGED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "hours of shots": (within("shots", value=10**9), "contexts.0.shots"),
+    "a negative seed": (within("seed", value=-1), "contexts.0.seed"),
+    "a huge seed": (within("seed", value=2**64), "contexts.0.seed"),
+    "another order": (within("order", value="best"), "contexts.0.order"),
+    "no examples": (within("examples", value=[]), "contexts.0.examples"),
+    "a crowd of examples": (
+        lambda folder: within(
+            "examples",
+            value=json.loads((folder / STATE_FILE).read_text())["contexts"][0]["examples"] * 501,
+        )(folder),
+        "contexts.0.examples: Tuple should have at most 1000 items",
+    ),
+    "an example of another shape": (within("examples", 0, value="x"), "contexts.0.examples.0"),
+    "a text that is none": (within("examples", 0, "prompt", value=7), "examples.0.prompt"),
+    "half a character": (within("examples", 0, "system", value="\ud800"), "cannot be read"),
+    "one option": (within("examples", 0, "options", value=["a"]), "examples.0.options"),
+    "a crowd of options": (within("examples", 0, "options", value=["a"] * 27), "0.options"),
+    "gold beyond": (within("examples", 0, "gold", value=2), "gold 2 is none of 2 options"),
+    "gold before": (within("examples", 0, "gold", value=-1), "examples.0.gold"),
+    "true or false of others": (
+        within("examples", 0, "true_false", value=True),
+        "answered by true or false has these options",
+    ),
+    "more than an example": (within("examples", 0, "run", value="x"), "run: Extra inputs"),
+    "a context of nobody": (edit(context_of=[None] * 3), "context_of names .. of 1 contexts"),
+    "no such context": (edit(context_of=[0, 1, None]), r"context_of names \[0, 1\] of 1"),
+    "a place before the first": (edit(context_of=[0, -1, None]), r"names \[-1, 0\] of 1"),
+    "too few places": (edit(context_of=[0]), "context_of has 1 entries for 3 members"),
+    "a crowd of contexts": (edit(contexts=[{}] * 21), "contexts"),
+    "weights for a majority": (
+        edit(vote={"method": "majority_vote", "distance": "cosine", "weights": [1, 1, 1]}),
+        "majority_vote has no weights",
+    ),
+    "a weight too few": (
+        edit(vote={"method": "sum_logprobs", "distance": "cosine", "weights": [1, 1]}),
+        "3 adapters need as many weights",
+    ),
+    "a huge weight": (
+        edit(vote={"method": "sum_logprobs", "distance": "cosine", "weights": [1, 1, 1e300]}),
+        "vote.weights.2",
+    ),
+    "a weight that is none": (
+        edit(vote={"method": "sum_logprobs", "distance": "cosine", "weights": [1, 1, "1"]}),
+        "vote.weights.2",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_forged_contexts_and_weights_are_named_with_the_way_out(tmp_path: Path, what: str) -> None:
+    save_state(shown(), tmp_path / "s")
+    damage, message = FORGED[what]
+    damage(tmp_path / "s")
+    with pytest.raises(StateError, match=message) as caught:
+        load_state(tmp_path / "s")
+    assert f"delete the folder {tmp_path / 's'}" in str(caught.value)
 
 
 @pytest.mark.parametrize("what", DAMAGE)

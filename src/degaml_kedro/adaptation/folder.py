@@ -1,8 +1,8 @@
 """A finished adaptation as a folder: a PEFT folder that other tools open, with what they do not know beside it.
 
-adapter_config.json, adapter_model.safetensors   the adapter; of several, the first one
+adapter_config.json, adapter_model.safetensors   the adapter; of several, the one that counts most
 degaml.json                                      what it was made for, with what settings, and its report
-state/                                           several adapters, or a vector δ (only where there are any)
+state/                                           several adapters, contexts, or a vector δ (only where there are any)
 README.md                                        how to load it
 """
 
@@ -43,7 +43,6 @@ from degaml_kedro.parameters import (
     ScoringParameters,
 )
 from degaml_kedro.strategies.state import (
-    ROUTERS,
     AdaptedState,
     Member,
     StateError,
@@ -152,7 +151,7 @@ def _save(
 ) -> None:
     if (why := why_not_ours(folder)) is not None:
         raise SavedError(f"{folder} is left alone: {why}; name another folder")
-    more = len(state.members) > 1 or state.steering is not None
+    more = not state.is_one_adapter
     about = _About(
         format=1,
         version=__version__,
@@ -163,7 +162,7 @@ def _save(
         report=report.as_json(),
     )
     with replaced_folder(folder) as temporary:
-        write_peft_files(state.members[0].adapter, temporary)
+        write_peft_files(state.members[state.best].adapter, temporary)
         if more:
             save_state(state, temporary / STATE_FOLDER)
         text = json.dumps(about.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
@@ -240,15 +239,15 @@ def check_widths(saved: Saved, folder: Path, base: BaseModel) -> None:
 
     Raises:
         SavedError: it was made for others.
-        EncoderError: the encoder, which routers need, cannot be loaded.
+        EncoderError: the encoder cannot be loaded, and answers need it.
     """
     state = saved.state
     found: list[tuple[str, int, str, int]] = []
     if state.steering is not None and state.steering.vectors is not None:
         width = state.steering.vectors.shape[1]
         found.append(("steering.vectors", width, base.name, base.head.shape[1]))
-    # nobody else reads questions, and loading the encoder takes a while
-    if len(state.members) > 1 and state.vote is not None and state.vote.method in ROUTERS:
+    # loading the encoder takes a while
+    if state.needs_encoder:
         encoder = load_prompt_encoder(saved.settings.encoder)
         found += [
             (f"prompts.{number}", member.prompts.shape[1], encoder.name, encoder.width)
@@ -300,9 +299,22 @@ def _readme(state: AdaptedState, base_model: str, report: Report) -> str:
         "",
     ]
     if len(state.members) > 1:
+        weighted = state.vote is not None and state.vote.weights is not None
         told = (
             f"**PEFT sees a part of it.** {len(state.members)} adapters answer together here; the one in this folder "
-            f"is the first, `state/` holds all of them as PEFT folders, and `state/state.json` says how they vote."
+            f"is {'that of the largest weight' if weighted else 'the first'}, `state/` holds all of them as PEFT "
+            f"folders, and `state/state.json` says how they vote."
+        )
+        lines += [told, ""]
+    shown = [member.context for member in state.members if member.context is not None]
+    if shown:
+        whose = (
+            f"{len(shown)} of {len(state.members)} adapters are" if state.members[1:] else "It is"
+        )
+        told = (
+            f"**PEFT sees a part of it.** {whose} asked behind up to "
+            f"{max(context.shots for context in shown)} examples with their answers, which `state/state.json` holds "
+            f"as plain text: who gets this folder can read them. Without them in the prompt answers differ."
         )
         lines += [told, ""]
     if state.steering is not None:

@@ -16,6 +16,11 @@ _VOTES = {
     "majority_vote": "they vote",
     "sum_logprobs": "their probabilities are multiplied",
 }
+_ORDERS = {
+    "given": "the first ones, in the order given",
+    "random": "in a random order",
+    "nearest": "those most like it, the most alike last",
+}
 
 
 _REASONS = (
@@ -159,6 +164,12 @@ def _tts(config: Mapping[str, Any]) -> str:
     return f"Ask {count} adapters, generated from different prompts: {_VOTES[config['method']]}"
 
 
+def _context(config: Mapping[str, Any]) -> str:
+    count = int(config["shots"])
+    examples = "1 example with its answer" if count == 1 else f"{count} examples with their answers"
+    return f"Show the model up to {examples} in front of every question, {_ORDERS[config['order']]}"
+
+
 def _ensemble(config: Mapping[str, Any]) -> str:
     weights = "equally" if config["weights"] == "equal" else "as well as it answered"
     return (
@@ -173,6 +184,7 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "lora": _lora,
     "ls": _ls,
     "tts": _tts,
+    "context": _context,
     "ensemble": _ensemble,
 }
 

@@ -26,7 +26,6 @@ from torch import Tensor
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.compute import Clock
 from degaml_kedro.baselines.episodes import Draw, Episode, draw_episodes, tasks_of_step
-from degaml_kedro.baselines.icl import in_context_sequences
 from degaml_kedro.baselines.learned import BaselineError, Learned, Progress, TaskExamples
 from degaml_kedro.baselines.support import support_batches
 from degaml_kedro.llm.base_model import BaseModel
@@ -35,6 +34,7 @@ from degaml_kedro.llm.finetune import (
     answer_loss,
     answer_sequences,
 )
+from degaml_kedro.llm.in_context import in_context_sequences
 from degaml_kedro.llm.second_order import differentiable_answer_loss
 from degaml_kedro.parameters import (
     AdaptationSetting,

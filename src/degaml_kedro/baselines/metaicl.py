@@ -24,6 +24,7 @@ from degaml_kedro.baselines.episodes import Draw, Episode, draw_episodes, tasks_
 from degaml_kedro.baselines.learned import Learned, Progress, TaskExamples
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import AnswerSequence, computed_tokens, train_on_batches
+from degaml_kedro.llm.in_context import fitting, in_context_sequences
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.scoring import Prediction
 from degaml_kedro.parameters import (
@@ -178,10 +179,10 @@ def _sequences(
     """An episode's queries behind its demonstrations, in at most so many tokens where one of each fits in them."""
     query = episode.query
     asked = [Question.of(example) for example in query]
-    shots = icl.fitting(base, episode.support, asked, prompt, mode, shots)
+    shots = fitting(base, episode.support, asked, prompt, mode, shots)
     while True:
         shown = [episode.support[:shots]] * len(query)
-        sequences = icl.in_context_sequences(base, query, shown, prompt, mode)
+        sequences = in_context_sequences(base, query, shown, prompt, mode)
         tokens = computed_tokens(sequences, share_prefixes=True)
         if tokens <= most or (shots <= 1 and len(query) == 1):
             return sequences

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, zip_longest
 
 from degaml_kedro.adapters.adapter import Adapter
-from degaml_kedro.baselines.icl import in_context_sequences
 from degaml_kedro.baselines.learned import Learned
 from degaml_kedro.baselines.support import train_on_support
 from degaml_kedro.llm.base_model import BaseModel
@@ -19,6 +18,7 @@ from degaml_kedro.llm.finetune import (
     fine_tune,
     train_on_batches,
 )
+from degaml_kedro.llm.in_context import in_context_sequences
 from degaml_kedro.parameters import (
     AdaptationSetting,
     PromptParameters,

@@ -16,7 +16,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,7 +45,15 @@ from degaml_kedro.llm.lora import (
     group_adapter,
     make_adaptable,
 )
-from degaml_kedro.llm.packing import ATTENTION_NAME, Pack, active_pack
+from degaml_kedro.llm.packing import (
+    ATTENTION_NAME,
+    KeyValues,
+    Pack,
+    Prefix,
+    TokenTree,
+    active_pack,
+    pack_trees,
+)
 from degaml_kedro.llm.stack import DecoderStack, decoder_stack
 from degaml_kedro.parameters import (
     BaseModelParameters,
@@ -114,6 +122,18 @@ class BaseModel:
                 pack.input_ids, position_ids=pack.position_ids, use_cache=False
             )
         return output.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    def read_prefix(self, tokens: Sequence[int]) -> Prefix:
+        """What the tokens leave for those that continue them, under the adapter that is active in this thread.
+
+        Args:
+            tokens: ids, at least one.
+        """
+        layers: KeyValues = {}
+        pack = pack_trees([TokenTree(tuple(tokens))], self.device, self.dtype)
+        with torch.inference_mode():
+            self.hidden_states(replace(pack, record=layers))
+        return Prefix(tuple(tokens), layers)
 
     def activate(self, layers: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> ActiveLora:
         """Adapters by layer name, stacked for :func:`~degaml_kedro.llm.lora.active_lora`.

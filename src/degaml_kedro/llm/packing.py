@@ -5,12 +5,16 @@ which tokens belong together: it gathers each group into a [G, S] grid, applies 
 back. A group is either one causal sequence (training) or a prompt followed by its answer options, where every
 option attends to the prompt and to itself but not to its siblings (scoring): the prompt is computed once.
 
-Shapes: T tokens in the pack, G groups, S longest group, H heads, K key-value heads, D head width.
+What groups begin with may have been computed before: a :class:`Prefix` holds its keys and values, and a group that
+continues it, or a beginning of it, attends to these.
+
+Shapes: T tokens in the pack, G groups, S longest group, P tokens of the prefix, H heads, K key-value heads, D head
+width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -44,6 +48,23 @@ class TokenTree:
         return len(self.prefix) + sum(len(branch) for branch in self.branches)
 
 
+# keys and values of a layer, each [K, P, D], by the layer's number
+KeyValues = dict[int, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """A sequence that was computed before.
+
+    Attributes:
+        tokens: its ids, P of them.
+        layers: what its tokens left in every layer's attention.
+    """
+
+    tokens: tuple[int, ...]
+    layers: Mapping[int, tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
 class Pack:
     """A batch of token trees laid out in one row.
@@ -54,7 +75,9 @@ class Pack:
         starts: first token of each group in the row, length G.
         gather: [G, S] row index of each group's tokens; padding repeats the group's first token.
         scatter: [T] index into the flattened [G * S] grid.
-        bias: [G, 1, S, S] additive mask: 0 where a token may look, -inf elsewhere.
+        bias: [G, 1, S, P + S] additive mask: 0 where a token may look, -inf elsewhere; the prefix comes first.
+        prefix: what the groups continue; None for nothing, and P is 0.
+        record: is given the keys and values of the pack's first group, for a prefix; None where nobody needs them.
     """
 
     input_ids: Tensor
@@ -63,6 +86,8 @@ class Pack:
     gather: Tensor
     scatter: Tensor
     bias: Tensor
+    prefix: Prefix | None = None
+    record: KeyValues | None = None
 
     @property
     def tokens(self) -> int:
@@ -70,13 +95,21 @@ class Pack:
         return self.input_ids.shape[1]
 
 
-def pack_trees(trees: Sequence[TokenTree], device: torch.device, dtype: torch.dtype) -> Pack:
+def pack_trees(
+    trees: Sequence[TokenTree],
+    device: torch.device,
+    dtype: torch.dtype,
+    prefix: Prefix | None = None,
+    behind: Sequence[int] = (),
+) -> Pack:
     """Lay token trees out in one row.
 
     Args:
         trees: the groups, in order.
         device: where the model is.
         dtype: the model's floating type, for the attention bias.
+        prefix: what the groups continue.
+        behind: how many of the prefix's tokens stand in front of each group; needed with a prefix.
 
     Raises:
         ValueError: a tree has an empty prefix.
@@ -94,28 +127,32 @@ def pack_trees(trees: Sequence[TokenTree], device: torch.device, dtype: torch.dt
         if not tree.prefix:
             raise ValueError(f"token tree {group} has an empty prefix; a prompt needs a token")
         start, depth = len(ids), len(tree.prefix)
+        first = 0 if prefix is None else behind[group]
         starts.append(start)
         ids.extend(tree.prefix)
-        positions.extend(range(depth))
+        positions.extend(range(first, first + depth))
         offset = depth
         for branch in tree.branches:
             ids.extend(branch)
-            positions.extend(range(depth, depth + len(branch)))
+            positions.extend(range(first + depth, first + depth + len(branch)))
             # siblings come earlier in the row but are not ancestors
             allowed[group, offset : offset + len(branch), depth:offset] = False
             offset += len(branch)
         gather[group] = start
         gather[group, : lengths[group]] = torch.arange(start, start + lengths[group])
         scatter[start : start + lengths[group]] = torch.arange(lengths[group]) + group * longest
-    bias = torch.zeros(len(trees), 1, longest, longest, dtype=dtype)
-    bias.masked_fill_(~allowed.unsqueeze(1), float("-inf"))
+    if prefix is not None:
+        known = torch.arange(len(prefix.tokens)) < torch.tensor(behind)[:, None, None]
+        allowed = torch.cat([known.expand(-1, longest, -1), allowed], dim=2)
+    bias = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))
     return Pack(
         input_ids=torch.tensor([ids], device=device),
         position_ids=torch.tensor([positions], device=device),
         starts=tuple(starts),
         gather=gather.to(device),
         scatter=scatter.to(device),
-        bias=bias.to(device),
+        bias=bias.unsqueeze(1).to(device),
+        prefix=prefix,
     )
 
 
@@ -176,6 +213,12 @@ def _packed_attention(
         return rows.view(groups, longest, -1, width).transpose(1, 2)
 
     q, k, v = grid(query), grid(key), grid(value)
+    if pack.record is not None:
+        pack.record[module.layer_idx] = k[0], v[0]  # type: ignore[index]
+    if pack.prefix is not None:
+        known_k, known_v = pack.prefix.layers[module.layer_idx]  # type: ignore[index]
+        k = torch.cat([known_k.expand(groups, -1, -1, -1), k], dim=2)
+        v = torch.cat([known_v.expand(groups, -1, -1, -1), v], dim=2)
     if shared > 1:
         # query heads of one key-value head stand together: fold them into the batch
         k = k.repeat_interleave(shared, dim=1)

@@ -21,14 +21,14 @@ from torch import Tensor
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.lora import ActiveLora, active_lora
-from degaml_kedro.llm.packing import Pack, TokenTree, pack_trees
+from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.prompting import EncodedQuestion, answer_texts, encode_questions
 from degaml_kedro.parameters import PromptParameters, ScoringParameters
 from degaml_kedro.tasks.example import Example, Question
 
 Progress = Callable[[int, int], None]
-# changes final hidden states [T, C] of a pack of these questions before answers are read off
-Steer = Callable[[Tensor, Pack, Sequence[EncodedQuestion]], Tensor]
+# changes final hidden states [T, C] of questions, given each one's first row, before answers are read off
+Steer = Callable[[Tensor, Sequence[int], Sequence[EncodedQuestion]], Tensor]
 
 # full-vocabulary rows held at once: 256 rows of 150,000 float32 logits are 150 MB
 _ROWS_AT_ONCE = 256
@@ -161,13 +161,15 @@ def compare_options(
         torch.inference_mode(),
         active_lora(base.activate_adapters(adapters) if active is None else active),
     ):
-        for batch in _batches([len(tree) for tree in trees], scoring.batch_tokens // count):
+        for batch in batches_by_length(
+            [len(tree) for tree in trees], scoring.batch_tokens // count
+        ):
             # every adapter has its own copy of the batch: adapter by adapter, question by question
             asked = [encoded[i] for i in batch] * count
             pack = pack_trees([trees[i] for i in batch] * count, base.device, base.dtype)
             hidden = base.hidden_states(pack)
             if steer is not None:
-                hidden = steer(hidden, pack, asked)
+                hidden = steer(hidden, pack.starts, asked)
             sums = answer_log_probabilities(
                 hidden,
                 base.head,
@@ -177,15 +179,36 @@ def compare_options(
             )
             for place, totals in enumerate(sums):
                 adapter, i = place // len(batch), batch[place % len(batch)]
-                texts = answer_texts(questions[i], scoring.mode, prompt)
-                scores[adapter][i] = tuple(
-                    total / answer_length(text, answer, scoring.normalization)
-                    for total, text, answer in zip(totals, texts, encoded[i].answers, strict=True)
+                scores[adapter][i] = normalized_scores(
+                    totals, questions[i], encoded[i], prompt, scoring
                 )
             done += len(batch)
             if progress is not None:
                 progress(done, len(questions))
     return OptionScores(scores, [len(tree) * count for tree in trees])
+
+
+def normalized_scores(
+    totals: Sequence[float],
+    question: Example | Question,
+    encoded: EncodedQuestion,
+    prompt: PromptParameters,
+    scoring: ScoringParameters,
+) -> tuple[float, ...]:
+    """A question's summed log-probabilities by option, each divided by its answer's length.
+
+    Args:
+        totals: of the options' answers.
+        question: whose they are.
+        encoded: the same in tokens.
+        prompt: how answers become text.
+        scoring: what is divided by.
+    """
+    texts = answer_texts(question, scoring.mode, prompt)
+    return tuple(
+        total / answer_length(text, answer, scoring.normalization)
+        for total, text, answer in zip(totals, texts, encoded.answers, strict=True)
+    )
 
 
 def answer_length(text: str, answer: tuple[int, ...], normalization: str) -> float:
@@ -215,7 +238,7 @@ def question_tree(example: EncodedQuestion) -> TokenTree:
     return TokenTree(example.prompt + example.answers[0][:shared], branches)
 
 
-def _batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+def batches_by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
     """Indices in batches of similar length, longest first, so that the first batch shows the peak memory."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batch: list[int] = []
@@ -322,7 +345,7 @@ def _generate(
     predictions: list[Prediction | None] = [None] * len(examples)
     done = 0
     lengths = [len(example.prompt) + scoring.max_new_tokens for example in encoded]
-    for batch in _batches(lengths, scoring.batch_tokens):
+    for batch in batches_by_length(lengths, scoring.batch_tokens):
         width = max(len(encoded[i].prompt) for i in batch)
         ids = torch.full((len(batch), width), pad, dtype=torch.long)
         mask = torch.zeros_like(ids)

@@ -12,7 +12,7 @@ with the library's own and returns None where they differ. Whatever is not recog
     x  <- x + D(silu(G(norm(x))) * U(norm(x)))
 
 Shapes: T tokens in the pack, C width, F inner width of the MLP, H heads, K key-value heads, R = H / K, D head width,
-G groups of the pack, S longest group.
+G groups of the pack, S longest group, P tokens of the pack's prefix.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class _Run:
         self.groups, self.longest = pack.gather.shape
         self.gather = pack.gather.reshape(-1)
         self.repeat = stack.heads // stack.kv_heads
-        # the mask for R query heads folded into the rows: [G, 1, R S, S]
+        # the mask for R query heads folded into the rows: [G, 1, R S, P + S]
         self.bias = pack.bias.repeat(1, 1, self.repeat, 1)
         self.scale = stack.head_width**-0.5
 
@@ -135,6 +135,27 @@ class _Run:
             k.transpose(1, 2).reshape(flat, s, -1),
             v.transpose(1, 2).reshape(flat, s, -1),
         )
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Attention of scaled queries, [G K, R S, D], and its weights, [G K, R S, P + S]."""
+        prefix = self.pack.prefix
+        known_k, known_v = (None, None) if prefix is None else prefix.layers[layer]
+        scores = torch.bmm(q, k.transpose(1, 2))
+        if known_k is not None:
+            scores = torch.cat([self._by_prefix(q, known_k.transpose(1, 2)), scores], dim=-1)
+        scores.view(self.groups, self.stack.kv_heads, -1, scores.shape[-1]).add_(self.bias)
+        chances = torch.softmax(scores, dim=-1)
+        mixed = torch.bmm(chances[..., -self.longest :], v)
+        if known_v is not None:
+            mixed += self._by_prefix(chances[..., : -self.longest], known_v)
+        return mixed, chances
+
+    def _by_prefix(self, rows: Tensor, known: Tensor) -> Tensor:
+        """Rows [G K, R S, X] times the prefix's [K, X, Y], which all groups share: [G K, R S, Y]."""
+        heads = self.stack.kv_heads
+        rows = rows.unflatten(0, (self.groups, heads)).transpose(0, 1).flatten(1, 2)
+        found = torch.bmm(rows, known).view(heads, self.groups, -1, known.shape[2])
+        return found.transpose(0, 1).flatten(0, 1)
 
     def merge_queries(self, q: Tensor) -> Tensor:
         """[G S, H D] from [G K, R S, D]."""
@@ -229,18 +250,20 @@ class _Decode(torch.autograd.Function):
             raise RuntimeError(
                 "adapters that answer together have no backward; train them one by one"
             )
+        if keep and pack.prefix is not None:
+            raise RuntimeError("nothing can be learned behind a prefix; pack the whole sequences")
         saved: list[tuple[Any, ...]] = []
         both = stack.heads + stack.kv_heads
-        for layer in stack.layers:
+        for index, layer in enumerate(stack.layers):
             x_in = x
             h_1, inverse_1 = _norm(x, layer.first_norm, stack.eps)
             qkv, low_1 = _product(h_1, layer.qkv, next(adapters))
             run.rotate(qkv[:, : both * stack.head_width].view(len(qkv), both, -1), 1.0)
             q, k, v = run.split_heads(qkv.index_select(0, run.gather))
-            scores = torch.bmm(q.mul_(run.scale), k.transpose(1, 2))
-            scores.view(run.groups, stack.kv_heads, -1, run.longest).add_(run.bias)
-            chances = torch.softmax(scores, dim=-1)
-            mixed = run.merge_queries(torch.bmm(chances, v)).index_select(0, pack.scatter)
+            if pack.record is not None:
+                pack.record[index] = k[: stack.kv_heads], v[: stack.kv_heads]
+            mixed, chances = run.attend(q.mul_(run.scale), k, v, index)
+            mixed = run.merge_queries(mixed).index_select(0, pack.scatter)
             out, low_2 = _product(mixed, layer.out, next(adapters))
             x_mid = out.add_(x)
             h_2, inverse_2 = _norm(x_mid, layer.second_norm, stack.eps)

@@ -36,16 +36,6 @@ class TokenTrie:
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def missing(self, tree: TokenTree) -> int:
-        """How many tokens the tree would add, at most: branches count as if they shared nothing."""
-        row = -1
-        for known, token in enumerate(tree.prefix):
-            found = self._rows.get((row, token))
-            if found is None:
-                return len(tree) - known
-            row = found
-        return len(tree) - len(tree.prefix)
-
     def add(self, tree: TokenTree) -> list[int]:
         """Lay a tree over what is there.
 

@@ -19,7 +19,8 @@ _WHAT = {
     ),
     "adapter": (
         "Where DeGAML-LLM's adaptation to one task ended: a generated LoRA adapter after the strategies that were "
-        "chosen on the task's support examples. It may be several adapters with a vote, or have a steering vector."
+        "chosen on the task's support examples. It may be several adapters with a vote, or have a steering vector, or "
+        "support examples that stand in the prompt, which it holds as text."
     ),
 }
 _LIMITS = {

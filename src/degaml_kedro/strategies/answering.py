@@ -1,4 +1,4 @@
-"""What an adapted state answers: adapters, vote and vector put together.
+"""What an adapted state answers: adapters, contexts, vote and vector put together.
 
 Shapes: K members, Q questions, O options.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from degaml_kedro.llm.in_context import QuestionsInContext, compare_in_context
+from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.scoring import (
     OptionScores,
     Prediction,
@@ -14,6 +16,7 @@ from degaml_kedro.llm.scoring import (
     compare_options,
     predictions_of,
 )
+from degaml_kedro.strategies.in_context import ask_in_context
 from degaml_kedro.strategies.latent import steer
 from degaml_kedro.strategies.scaling import combine, route
 from degaml_kedro.strategies.state import ROUTERS, AdaptedState, Member
@@ -39,7 +42,8 @@ def answer_questions(
         One row of scores a question, as of one adapter.
 
     Raises:
-        StrategyError: a router is asked and there is no encoder, or no prompt batch to compare with.
+        StrategyError: a router is asked and there is no encoder, or no prompt batch to compare with; or a context of
+            nearest demonstrations, without an encoder.
         PromptError: a question is longer than the model's context.
         ModelError: an adapter does not fit the model, or members differ in shape.
     """
@@ -86,20 +90,48 @@ def _compare(
     questions: Sequence[Question],
     progress: Progress | None = None,
 ) -> OptionScores:
-    """Scores by some of the members, all in one pass."""
-    adapters = [state.members[i].adapter for i in chosen]
-    added = None
-    if state.steering is not None:
-        added = steer(state.steering.of(chosen), bench.base.head, len(adapters))
-    return compare_options(
-        bench.base,
-        questions,
-        bench.prompt,
-        bench.scoring,
-        adapters,
-        added,
-        bench.watched(progress),
-    )
+    """Scores by some of the members: in one pass by those without a context, in one for each of the others."""
+    together = [i for i in chosen if state.members[i].context is None]
+    passes = [together] if together else []
+    passes += [[i] for i in chosen if state.members[i].context is not None]
+    rows: dict[int, list[tuple[float, ...]]] = {}
+    tokens = [0] * len(questions)
+    encoded: dict[int, QuestionsInContext] = {}
+    for number, some in enumerate(passes):
+        told = bench.watched(_share(progress, number, len(passes)))
+        steering = state.steering
+        added = None if steering is None else steer(steering.of(some), bench.base.head, len(some))
+        first = state.members[some[0]]
+        if first.context is None:
+            adapters = [state.members[i].adapter for i in some]
+            found = compare_options(
+                bench.base, questions, bench.prompt, bench.scoring, adapters, added, told
+            )
+        else:
+            # members often share a context, and tokenizing takes its time
+            key = id(first.context)
+            if key not in encoded:
+                encoded[key] = ask_in_context(bench, first.context, questions)
+            with active_lora(bench.base.activate_adapter(first.adapter)):
+                found = compare_in_context(
+                    bench.base,
+                    encoded[key],
+                    bench.prompt,
+                    bench.scoring,
+                    first.memory,
+                    added,
+                    told,
+                )
+        rows.update(zip(some, found.scores, strict=True))
+        tokens = [a + b for a, b in zip(tokens, found.tokens, strict=True)]
+    return OptionScores([rows[i] for i in chosen], tokens)
+
+
+def _share(progress: Progress | None, number: int, of: int) -> Progress | None:
+    """Progress of one pass as a part of all of them."""
+    if progress is None or of == 1:
+        return progress
+    return lambda done, total: progress((number * total + done) // of, total)
 
 
 def _routed(

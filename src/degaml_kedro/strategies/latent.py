@@ -26,7 +26,7 @@ from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.llm.lora import active_lora
-from degaml_kedro.llm.packing import Pack, TokenTree, pack_trees
+from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.prompting import EncodedQuestion
 from degaml_kedro.llm.scoring import Steer
 from degaml_kedro.parameters import Parameters
@@ -110,19 +110,21 @@ def steer(steering: Steering, head: Tensor, members: int) -> Steer:
     Args:
         steering: steps, or vectors.
         head: [V, H].
-        members: K; the pack holds the questions once for each.
+        members: K; the questions come once for each.
     """
 
-    def added(hidden: Tensor, pack: Pack, questions: Sequence[EncodedQuestion]) -> Tensor:
-        ends = [*pack.starts[1:], pack.tokens]
-        sizes = torch.tensor([e - s for s, e in zip(pack.starts, ends, strict=True)])
+    def added(
+        hidden: Tensor, starts: Sequence[int], questions: Sequence[EncodedQuestion]
+    ) -> Tensor:
+        ends = [*starts[1:], len(hidden)]
+        sizes = torch.tensor([e - s for s, e in zip(starts, ends, strict=True)])
         if steering.vectors is not None:
             each = steering.vectors.to(hidden.device)
             vectors = each.repeat_interleave(len(questions) // members, dim=0)
         else:
             rows: list[int] = []
             targets: list[int] = []
-            for start, question in zip(pack.starts, questions, strict=True):
+            for start, question in zip(starts, questions, strict=True):
                 rows.extend(range(start, start + len(question.prompt) - 1))
                 targets.extend(question.prompt[1:])
             counts = [len(question.prompt) - 1 for question in questions]

@@ -8,7 +8,7 @@ Ensembles ask all members, in one batched forward pass, and combine p_k(o | q) o
 
     max_confidence    the member with the largest max_o p_k
     majority_vote     the option that most members prefer; ties by the next
-    sum_logprobs      argmax_o sum_k log p_k(o | q), kept as the mean over k, which is a likelihood of one question
+    sum_logprobs      argmax_o sum_k w_k log p_k(o | q); without weights w_k = 1 / K, a likelihood of one question
 
 Shapes: K members, N prompts in a batch, Q questions, C width of the prompt encoder, O options.
 """
@@ -129,7 +129,7 @@ def combine(
     Args:
         scores: log-probabilities by member, [K, O], each member's up to a constant of its own.
         method: an ensemble.
-        weights: [K], of a sum 1, by which ``sum_logprobs`` pools; None for equal ones.
+        weights: of the members, [K], for ``sum_logprobs``; None counts them alike.
 
     Returns:
         Log-probabilities [O] whose largest is the ensemble's answer.
@@ -138,8 +138,8 @@ def combine(
         StrategyError: the method is none of an ensemble.
     """
     log_p: Scores = log_softmax(np.asarray(scores, dtype=np.float64), axis=1)
-    mean: Scores = log_p.mean(axis=0) if weights is None else np.asarray(weights) @ log_p
-    pooled: Scores = log_softmax(mean)
+    summed = log_p.mean(axis=0) if weights is None else np.asarray(weights) @ log_p
+    pooled: Scores = log_softmax(summed)
     if method == "sum_logprobs":
         found = pooled
     elif method == "max_confidence":

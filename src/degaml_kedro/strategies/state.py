@@ -1,8 +1,8 @@
 """What strategies refine: an adapter, and what later strategies put around it.
 
 An adapted state is immutable: a strategy returns a new one, so that a failed one leaves nothing behind. As a folder it
-is a PEFT folder a member (``adapter_0``, ``adapter_1``, …), ``state.json``, and ``state.safetensors`` for the prompt
-batches that routers compare with and for a task's latent vector.
+is a PEFT folder a member (``adapter_0``, ``adapter_1``, …), ``state.json``, contexts with their examples in it, and
+``state.safetensors`` for the prompt batches that routers compare with and for a task's latent vector.
 
 Shapes: C width of the prompt encoder, N prompts in a batch, H width of the base model.
 """
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from string import ascii_uppercase
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,7 +25,9 @@ from torch import Tensor
 from degaml_kedro.adapters.adapter import MAX_JSON, Adapter, load_peft_folder, save_peft_folder
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.folders import replaced_folder
+from degaml_kedro.llm.in_context import PrefixMemory
 from degaml_kedro.parameters import Parameters
+from degaml_kedro.tasks.example import MAX_OPTIONS, TRUE_FALSE, Example
 
 Distance = Literal["euclidean", "cosine"]
 Router = Literal["avg_sim_score", "avg_prompt_embed"]
@@ -33,10 +36,15 @@ VoteMethod = Literal[
     "avg_sim_score", "avg_prompt_embed", "max_confidence", "majority_vote", "sum_logprobs"
 ]
 ROUTERS = ("avg_sim_score", "avg_prompt_embed")
+Order = Literal["given", "random", "nearest"]
+# what a context may hold
+MAX_SHOTS, MAX_POOL = 40, 1000
 
 STATE_FILE = "state.json"
 TENSORS_FILE = "state.safetensors"
-FORMAT = 1
+FORMAT = 2
+# format 1 knew neither contexts nor weights
+_READABLE = (1, FORMAT)
 _VECTORS = "steering.vectors"
 
 
@@ -44,18 +52,41 @@ class StateError(DegamlError):
     """An adapted state that cannot be built, read or used."""
 
 
+@dataclass(frozen=True)
+class Context:
+    """Solved examples that stand in the prompt, in front of the question.
+
+    Attributes:
+        examples: what demonstrations are taken from, in the given order.
+        shots: how many stand in the prompt, at most.
+        order: ``given``: the first ones, as they come; ``random``: the first ones of the seed's order; ``nearest``:
+            those nearest to the question, the nearest one last.
+        seed: of the random order.
+    """
+
+    examples: tuple[Example, ...]
+    shots: int
+    order: Order = "given"
+    seed: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One adapter, and the prompt batch it was generated from.
+    """One adapter, what stands in the prompt when it is asked, and the prompt batch it was generated from.
 
     Attributes:
         adapter: its weights.
         prompts: sentence embeddings of its prompt batch, float32 [N, C], each of length 1; None where no generator
             made it.
+        context: its demonstrations; None for none.
+        memory: what the demonstrations left in the model under this adapter. A member that is made from this one has
+            a memory of its own.
     """
 
     adapter: Adapter
     prompts: Tensor | None = None
+    context: Context | None = None
+    memory: PrefixMemory = field(default_factory=PrefixMemory, init=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -65,7 +96,7 @@ class Vote:
     Attributes:
         method: a router, which picks one member a question, or an ensemble.
         distance: what routers compare embeddings with.
-        weights: of ``sum_logprobs``, by member; None for equal ones.
+        weights: of the members' log-probabilities, for ``sum_logprobs``; None counts them alike.
     """
 
     method: VoteMethod
@@ -116,6 +147,33 @@ class AdaptedState:
             raise StateError("an adapted state needs at least one adapter")
         if len(self.members) > 1 and self.vote is None:
             raise StateError(f"{len(self.members)} adapters need a vote to answer together")
+        weights = None if self.vote is None else self.vote.weights
+        if self.vote is not None and weights is not None:
+            if self.vote.method != "sum_logprobs":
+                raise StateError(f"a vote by {self.vote.method} has no weights; sum_logprobs has")
+            if len(weights) != len(self.members) or not sum(weights) > 0:
+                raise StateError(
+                    f"{len(self.members)} adapters need as many weights, and one above 0; the vote has {list(weights)}"
+                )
+
+    @property
+    def best(self) -> int:
+        """The member that counts most: of those with the largest weight the first."""
+        weights = self.vote.weights if self.vote is not None and self.vote.weights else (0.0,)
+        return weights.index(max(weights))
+
+    @property
+    def is_one_adapter(self) -> bool:
+        """Whether an adapter is all there is: nothing else decides what is answered."""
+        alone = len(self.members) == 1 and self.steering is None
+        return alone and self.members[0].context is None
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether questions are compared with prompts or with demonstrations before they are answered."""
+        routed = len(self.members) > 1 and self.vote is not None and self.vote.method in ROUTERS
+        contexts = (member.context for member in self.members)
+        return routed or any(c is not None and c.order == "nearest" for c in contexts)
 
 
 # --- as a folder ----------------------------------------------------------------------------------
@@ -124,6 +182,7 @@ class AdaptedState:
 class _Vote(Parameters):
     method: VoteMethod
     distance: Distance
+    weights: tuple[Annotated[float, Field(ge=0, le=1000)], ...] | None = None
 
 
 class _Steering(Parameters):
@@ -133,15 +192,83 @@ class _Steering(Parameters):
     scope: Literal["sample", "task"]
 
 
-class _StateFile(Parameters):
-    """``state.json``: all but the tensors, whose names it lists, so that a missing one is noticed."""
+class _Example(Parameters):
+    prompt: str = Field(min_length=1)
+    system: str
+    options: tuple[str, ...] = Field(min_length=2, max_length=MAX_OPTIONS)
+    true_false: bool
+    gold: int = Field(ge=0)
 
-    format: Literal[1]
+    @model_validator(mode="after")
+    def _is_whole(self) -> _Example:
+        if self.gold >= len(self.options):
+            raise ValueError(f"gold {self.gold} is none of {len(self.options)} options")
+        if self.true_false and self.options != TRUE_FALSE:
+            raise ValueError("an example that is answered by true or false has these options")
+        return self
+
+    @classmethod
+    def of(cls, example: Example) -> dict[str, Any]:
+        answered = example.labels == TRUE_FALSE
+        return {
+            "prompt": example.prompt,
+            "system": example.system,
+            "options": example.options,
+            "true_false": answered,
+            "gold": example.gold,
+        }
+
+    def example(self) -> Example:
+        labels = TRUE_FALSE if self.true_false else tuple(ascii_uppercase[: len(self.options)])
+        answer = f"[{labels[self.gold]}]"
+        return Example(self.prompt, answer, self.system, self.options, labels, self.gold)
+
+
+class _Context(Parameters):
+    # bounds as of the family `context`: anybody may have written the file
+    examples: tuple[_Example, ...] = Field(min_length=1, max_length=MAX_POOL)
+    shots: int = Field(ge=1, le=MAX_SHOTS)
+    order: Order
+    seed: int = Field(ge=0, lt=2**63)
+
+    @classmethod
+    def of(cls, context: Context) -> dict[str, Any]:
+        examples = tuple(_Example.of(example) for example in context.examples)
+        return {**vars(context), "examples": examples}
+
+    def context(self) -> Context:
+        examples = tuple(one.example() for one in self.examples)
+        return Context(examples, self.shots, self.order, self.seed)
+
+
+class _StateFile(Parameters):
+    """``state.json``: all but the tensors, whose names it lists, so that a missing one is noticed.
+
+    Members may share a context: ``context_of`` has each one's place in ``contexts``, or null.
+    """
+
+    format: Literal[1, 2]
     # as many as the family `tts` makes
     members: int = Field(ge=1, le=20)
     vote: _Vote | None
     steering: _Steering | None
     tensors: tuple[str, ...]
+    contexts: tuple[_Context, ...] = Field((), max_length=20)
+    context_of: tuple[int | None, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_its_contexts(self) -> _StateFile:
+        if self.format == 1:
+            if self.contexts or self.context_of:
+                raise ValueError("a state of format 1 has no contexts")
+        elif len(self.context_of) != self.members:
+            raise ValueError(
+                f"context_of has {len(self.context_of)} entries for {self.members} members"
+            )
+        places = {place for place in self.context_of if place is not None}
+        if places != set(range(len(self.contexts))):
+            raise ValueError(f"context_of names {sorted(places)} of {len(self.contexts)} contexts")
+        return self
 
 
 def save_state(state: AdaptedState, folder: Path) -> None:
@@ -156,7 +283,11 @@ def save_state(state: AdaptedState, folder: Path) -> None:
     """
     tensors = _tensors(state)
     try:
-        content = _describe(state, tensors)
+        text = json.dumps(_describe(state, tensors).model_dump(mode="json"), indent=1) + "\n"
+        if len(text) > MAX_JSON:
+            raise StateError(
+                f"its {STATE_FILE} would be larger than {MAX_JSON // 2**20} MB; give its contexts fewer examples"
+            )
         _check(state)
     except ValidationError as error:
         raise StateError(f"the state for {folder} cannot be saved: {_told(error)}") from error
@@ -172,7 +303,6 @@ def save_state(state: AdaptedState, folder: Path) -> None:
                 for name, tensor in tensors.items()
             }
             save_file(copies, temporary / TENSORS_FILE, metadata={"format": "pt"})
-        text = json.dumps(content.model_dump(mode="json"), indent=1) + "\n"
         (temporary / STATE_FILE).write_text(text, encoding="utf-8")
 
 
@@ -191,9 +321,15 @@ def load_state(folder: Path) -> AdaptedState:
     """
     content = _read_content(folder)
     tensors = _read_tensors(folder, content)
+    contexts = [one.context() for one in content.contexts]
+    places = content.context_of or (None,) * content.members
     members = tuple(
-        Member(_read_member(folder, number), tensors.get(_prompts(number)))
-        for number in range(content.members)
+        Member(
+            _read_member(folder, number),
+            tensors.get(_prompts(number)),
+            None if place is None else contexts[place],
+        )
+        for number, place in enumerate(places)
     )
     try:
         vote = Vote(**content.vote.model_dump()) if content.vote else None
@@ -209,11 +345,16 @@ def load_state(folder: Path) -> AdaptedState:
 
 def _describe(state: AdaptedState, tensors: dict[str, Tensor]) -> _StateFile:
     vote, steering = state.vote, state.steering
+    own = [member.context for member in state.members]
+    contexts: list[Context] = []
+    for one in own:
+        if one is not None and one not in contexts:
+            contexts.append(one)
     return _StateFile.model_validate(
         {
             "format": FORMAT,
             "members": len(state.members),
-            "vote": vote and {"method": vote.method, "distance": vote.distance},
+            "vote": vote and vars(vote),
             "steering": steering
             and {
                 "times": steering.times,
@@ -221,6 +362,8 @@ def _describe(state: AdaptedState, tensors: dict[str, Tensor]) -> _StateFile:
                 "scope": steering.scope,
             },
             "tensors": tuple(tensors),
+            "contexts": tuple(_Context.of(context) for context in contexts),
+            "context_of": tuple(None if one is None else contexts.index(one) for one in own),
         },
         strict=True,
     )
@@ -277,9 +420,10 @@ def _read_content(folder: Path) -> _StateFile:
                 f"{path} is larger than {MAX_JSON // 2**20} MB, and is no adapted state's; {_way_out(folder)}"
             )
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(raw, dict) and raw.get("format") != FORMAT:
+        if isinstance(raw, dict) and raw.get("format") not in _READABLE:
             raise StateError(
-                f"{path} has format {raw.get('format')}, this version reads {FORMAT}; {_way_out(folder)}"
+                f"{path} has format {raw.get('format')}, this version reads {' and '.join(map(str, _READABLE))}; "
+                f"{_way_out(folder)}"
             )
         # from text: strict in the types of values, and a list is JSON's way to write a tuple
         return _StateFile.model_validate_json(json.dumps(raw), strict=True)

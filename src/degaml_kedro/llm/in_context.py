@@ -1,0 +1,400 @@
+"""In-context learning: solved examples in front of the question, as one text that the model continues.
+
+    p(y | x, D) = p_θ(y | x_1 y_1 ... x_k y_k x),    θ frozen, under whatever adapter is active
+
+The last demonstration stands nearest to the question. A question comes without its answer, and a demonstration that
+reads like it is left out for it: its answer would be the question's.
+
+Demonstrations that stand in front of many questions are computed once: their keys and values are a
+:class:`~degaml_kedro.llm.packing.Prefix`, which every question continues from where its own tokens differ. Texts are
+tokenized whole, so that scores are those of every whole prompt by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.finetune import AnswerSequence
+from degaml_kedro.llm.packing import Prefix, pack_trees
+from degaml_kedro.llm.prompting import (
+    EncodedQuestion,
+    answer_texts,
+    encode_texts,
+    question_text,
+    render_chat,
+    render_prompt,
+)
+from degaml_kedro.llm.scoring import (
+    OptionScores,
+    Progress,
+    Steer,
+    answer_log_probabilities,
+    batches_by_length,
+    normalized_scores,
+    question_tree,
+)
+from degaml_kedro.parameters import PromptParameters, ScoringMode, ScoringParameters
+from degaml_kedro.tasks.example import Example, Question
+
+# what a text may gain or lose in tokens where another one stands in front of it
+_SEAM = 8
+# pairs of a computed token and one of the prefix that attention holds at once, by head
+_PAIRS_AT_ONCE = 1 << 21
+
+
+def shuffled(examples: Sequence[Example], seed: int) -> tuple[Example, ...]:
+    """Examples in an order that the seed decides.
+
+    Args:
+        examples: of a task.
+        seed: of torch's generator.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(examples), generator=generator).tolist()
+    return tuple(examples[index] for index in order)
+
+
+def fitting(
+    base: BaseModel,
+    demonstrations: Sequence[Example],
+    questions: Sequence[Question],
+    prompt: PromptParameters,
+    mode: ScoringMode,
+    shots: int,
+) -> int:
+    """How many demonstrations, from the first on, fit in front of every question with any of its answers.
+
+    Args:
+        base: for its tokenizer and context length.
+        demonstrations: in order.
+        questions: all that will be asked.
+        prompt: how examples become text.
+        mode: what answers are.
+        shots: how many are wanted.
+
+    Returns:
+        0 to ``shots``; also 0 where a question alone is too long, which scoring refuses by name.
+
+    Raises:
+        PromptError: the chat format is asked for and the tokenizer has no chat template.
+    """
+    wanted = min(shots, len(demonstrations))
+    if not questions or wanted == 0:
+        return wanted
+    alone = _longest(base, questions, (), prompt, mode)
+    # the same stands in front of all, so only those that are longest alone can be longest
+    asked = [q for q, n in zip(questions, alone, strict=True) if n + _SEAM >= max(alone)]
+
+    def fits(count: int) -> bool:
+        lengths = _longest(base, asked, demonstrations[:count], prompt, mode)
+        return max(lengths) <= base.context_length
+
+    if fits(wanted):
+        return wanted
+    most, too_many = 0, wanted
+    while too_many - most > 1:
+        middle = (most + too_many) // 2
+        most, too_many = (middle, too_many) if fits(middle) else (most, middle)
+    return most
+
+
+def in_context_prompt(
+    base: BaseModel,
+    question: Question,
+    demonstrations: Sequence[Example],
+    prompt: PromptParameters,
+    mode: ScoringMode,
+) -> str:
+    """Demonstrations with their answers, then the question: text that the model's answer continues.
+
+    ``plain`` puts a blank line between them. ``chat`` makes every demonstration a turn of the user and one of the
+    assistant, with the question's system message once in front.
+
+    Args:
+        base: for its chat template.
+        question: what is asked; whoever makes the prompt does not know its answer.
+        demonstrations: in order; one that reads like the question is left out.
+        prompt: how an example becomes text.
+        mode: what an answer is: the option's text, or its label in brackets.
+
+    Raises:
+        PromptError: the chat format is asked for and the tokenizer has no chat template.
+    """
+    asked = question_text(question, prompt.options)
+    kept = [shown for shown in demonstrations if question_text(shown, prompt.options) != asked]
+    return _text(base, question, kept, prompt, mode)
+
+
+def in_context_sequences(
+    base: BaseModel,
+    examples: Sequence[Example],
+    demonstrations: Sequence[Sequence[Example]],
+    prompt: PromptParameters,
+    mode: ScoringMode,
+) -> list[AnswerSequence]:
+    """Examples to train on, each behind demonstrations of its own; the loss is on the example's answer alone.
+
+    Args:
+        base: for its tokenizer.
+        examples: what to encode.
+        demonstrations: for every example, what stands in front of it; one that reads like it is left out.
+        prompt: how an example becomes text.
+        mode: what the answer is: the option's text, or its label in brackets.
+
+    Raises:
+        PromptError: an example with its demonstrations is longer than the model's context.
+    """
+    questions = [Question.of(example) for example in examples]
+    encoded = _encoded(base, questions, demonstrations, prompt, mode)
+    end = base.tokenizer.eos_token_id
+    # as in answer_sequences: the end token closes a chat turn and is part of what the model must learn to write
+    closing = (end,) if prompt.format == "chat" and end is not None else ()
+    answers = [
+        question.answers[example.gold] + closing
+        for question, example in zip(encoded, examples, strict=True)
+    ]
+    return [
+        AnswerSequence(question.prompt + answer, len(answer))
+        for question, answer in zip(encoded, answers, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class QuestionsInContext:
+    """Questions in tokens, each behind its demonstrations.
+
+    Attributes:
+        questions: what is asked.
+        encoded: the same in tokens; a prompt begins with the demonstrations.
+        own: where each question's own tokens begin in its prompt.
+        head: tokens of the demonstrations that all questions share, but for those left out; empty where there are none.
+    """
+
+    questions: Sequence[Question]
+    encoded: list[EncodedQuestion]
+    own: list[int]
+    head: tuple[int, ...]
+
+
+class PrefixMemory:
+    """The prefix that was read last, for whoever asks under the same adapter again; one at most.
+
+    A copy of it is empty: it goes with an adapter that may be changed, and a file has no use for it.
+    """
+
+    def __init__(self) -> None:
+        """Nothing was read yet."""
+        self._known: tuple[BaseModel, Prefix] | None = None
+
+    def __reduce__(self) -> tuple[type[PrefixMemory], tuple[()]]:
+        """How it is copied, deeply too."""
+        return PrefixMemory, ()
+
+    def read(self, base: BaseModel, head: tuple[int, ...]) -> tuple[Prefix, int]:
+        """A prefix that begins with the head, but for its last few tokens, and the tokens computed for it.
+
+        Args:
+            base: the model, under the adapter that is active in this thread.
+            head: at least one token.
+        """
+        if self._known is not None:
+            owner, prefix = self._known
+            # where the head meets the question, its tokens may depend on the question
+            if owner is base and common_start(prefix.tokens, head) >= len(head) - _SEAM:
+                return prefix, 0
+        prefix = base.read_prefix(head)
+        self._known = base, prefix
+        return prefix, len(head)
+
+
+def encode_in_context(
+    base: BaseModel,
+    questions: Sequence[Question],
+    demonstrations: Sequence[Sequence[Example]],
+    prompt: PromptParameters,
+    mode: ScoringMode,
+    shared: bool,
+) -> QuestionsInContext:
+    """Questions behind their demonstrations, tokenized as the whole texts that they are.
+
+    Args:
+        base: for its tokenizer and context length.
+        questions: what is asked.
+        demonstrations: for every question, what stands in front of it; one that reads like it is left out.
+        prompt: how an example becomes text.
+        mode: what an answer is.
+        shared: all questions have the same demonstrations, or as many of them, from the first on, as fit.
+
+    Raises:
+        PromptError: a prompt with its answer is longer than the model's context.
+    """
+    encoded = _encoded(base, questions, demonstrations, prompt, mode)
+    if not questions:
+        return QuestionsInContext(questions, encoded, [], ())
+    texts = [render_prompt(question, prompt, base) for question in questions]
+    alone = _token_ids(base, texts, prompt)
+    own = [_own_start(question.prompt, ids) for question, ids in zip(encoded, alone, strict=True)]
+    head: tuple[int, ...] = ()
+    if shared:
+        # whichever that question leaves out: others do not
+        most = max(range(len(questions)), key=lambda place: len(demonstrations[place]))
+        text = _text(base, questions[most], demonstrations[most], prompt, mode)
+        (whole,) = _token_ids(base, [text], prompt)
+        head = tuple(whole[: _own_start(whole, alone[most])])
+    return QuestionsInContext(questions, encoded, own, head)
+
+
+def compare_in_context(
+    base: BaseModel,
+    asked: QuestionsInContext,
+    prompt: PromptParameters,
+    scoring: ScoringParameters,
+    memory: PrefixMemory,
+    steer: Steer | None = None,
+    progress: Progress | None = None,
+) -> OptionScores:
+    """Score the options of questions behind demonstrations, under the adapter that is active in this thread.
+
+    Args:
+        base: the frozen model.
+        asked: the questions.
+        prompt: how a question became text.
+        scoring: mode, normalisation and batch size in tokens.
+        memory: of this adapter: the demonstrations that it read are not computed again.
+        steer: changes final hidden states before answers are read off; it is given the questions' own tokens.
+        progress: called with (questions done, questions in all) after every batch.
+
+    Returns:
+        One row. A question's tokens are its own, and a share of the demonstrations where they were computed now.
+    """
+    if not asked.questions:
+        return OptionScores([[]], [])
+    prefix, fresh = memory.read(base, asked.head) if asked.head else (None, 0)
+    limit = scoring.batch_tokens
+    behind = [0] * len(asked.encoded)
+    if prefix is not None:
+        limit = min(limit, max(1, _PAIRS_AT_ONCE // len(prefix.tokens)))
+        behind = [
+            min(own, common_start(question.prompt, prefix.tokens))
+            for question, own in zip(asked.encoded, asked.own, strict=True)
+        ]
+    trees = [
+        question_tree(EncodedQuestion(question.prompt[start:], question.answers))
+        for question, start in zip(asked.encoded, behind, strict=True)
+    ]
+    scores: list[tuple[float, ...]] = [()] * len(trees)
+    done = 0
+    for batch in batches_by_length([len(tree) for tree in trees], limit):
+        first = [behind[i] for i in batch]
+        pack = pack_trees([trees[i] for i in batch], base.device, base.dtype, prefix, first)
+        tails = [
+            EncodedQuestion(asked.encoded[i].prompt[asked.own[i] :], asked.encoded[i].answers)
+            for i in batch
+        ]
+        rows = [
+            range(start + asked.own[i] - behind[i], start + len(trees[i]))
+            for i, start in zip(batch, pack.starts, strict=True)
+        ]
+        starts = list(accumulate((len(part) for part in rows[:-1]), initial=0))
+        with torch.inference_mode():
+            hidden = base.hidden_states(pack)[[row for part in rows for row in part]]
+            if steer is not None:
+                hidden = steer(hidden, starts, tails)
+            sums = answer_log_probabilities(
+                hidden, base.head, starts, tails, few_columns=scoring.normalization == "none"
+            )
+        for i, totals in zip(batch, sums, strict=True):
+            scores[i] = normalized_scores(
+                totals, asked.questions[i], asked.encoded[i], prompt, scoring
+            )
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(trees))
+    share, left = divmod(fresh, len(trees))
+    tokens = [len(tree) + share + (place < left) for place, tree in enumerate(trees)]
+    return OptionScores([scores], tokens)
+
+
+def common_start(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike.
+
+    Example:
+        >>> common_start((1, 2, 3), (1, 2, 4, 5))
+        2
+    """
+    count = 0
+    for mine, theirs in zip(one, other, strict=False):
+        if mine != theirs:
+            break
+        count += 1
+    return count
+
+
+def _text(
+    base: BaseModel,
+    question: Question,
+    demonstrations: Sequence[Example],
+    prompt: PromptParameters,
+    mode: ScoringMode,
+) -> str:
+    answers = [answer_texts(shown, mode, prompt)[shown.gold] for shown in demonstrations]
+    solved = list(zip(demonstrations, answers, strict=True))
+    if prompt.format == "plain":
+        parts = [render_prompt(shown, prompt, base) + answer for shown, answer in solved]
+        return "\n\n".join([*parts, render_prompt(question, prompt, base)])
+    turns = [{"role": "system", "content": question.system}] if question.system else []
+    for shown, answer in solved:
+        turns.append({"role": "user", "content": question_text(shown, prompt.options)})
+        turns.append({"role": "assistant", "content": answer})
+    turns.append({"role": "user", "content": question_text(question, prompt.options)})
+    return render_chat(turns, base)
+
+
+def _encoded(
+    base: BaseModel,
+    questions: Sequence[Question],
+    demonstrations: Sequence[Sequence[Example]],
+    prompt: PromptParameters,
+    mode: ScoringMode,
+) -> list[EncodedQuestion]:
+    """Tokens of questions behind their demonstrations, tokenized as the whole texts that they are."""
+    texts = [
+        in_context_prompt(base, question, shown, prompt, mode)
+        for question, shown in zip(questions, demonstrations, strict=True)
+    ]
+    return encode_texts(base, questions, texts, prompt, mode)
+
+
+def _longest(
+    base: BaseModel,
+    questions: Sequence[Question],
+    demonstrations: Sequence[Example],
+    prompt: PromptParameters,
+    mode: ScoringMode,
+) -> list[int]:
+    """Tokens of every question behind the demonstrations, with the longest of its answers."""
+    texts = []
+    for question in questions:
+        # with all of them, whichever the question leaves out: others do not
+        text = _text(base, question, demonstrations, prompt, mode)
+        texts.append([text + answer for answer in answer_texts(question, mode, prompt)])
+    whole = [text for options in texts for text in options]
+    lengths = iter(len(row) for row in _token_ids(base, whole, prompt))
+    return [max(next(lengths) for _ in options) for options in texts]
+
+
+def _own_start(whole: Sequence[int], alone: Sequence[int]) -> int:
+    """Where a question's own tokens begin in its prompt: what ends as the question does alone; at least one token."""
+    return min(len(whole) - common_start(whole[::-1], alone[::-1]), len(whole) - 1)
+
+
+def _token_ids(base: BaseModel, texts: Sequence[str], prompt: PromptParameters) -> list[list[int]]:
+    found: list[list[int]] = base.tokenizer(
+        list(texts), add_special_tokens=prompt.format == "plain"
+    ).input_ids
+    return found
