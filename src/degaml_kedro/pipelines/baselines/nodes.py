@@ -63,7 +63,7 @@ def fit_union(
     lora: Mapping[str, Any],
     warmup: Mapping[str, Any],
     seed: int,
-    *material: Mapping[str, Any] | pd.DataFrame,
+    *material: Any,
 ) -> Learned:
     """Union's meta-training where the pooled warm-up is something else: as many steps, no examples in any prompt.
 
