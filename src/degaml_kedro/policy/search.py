@@ -164,7 +164,8 @@ def roll_out(
                 proposal.text,
                 reward,
                 number_seed,
-                tried=() if settings.resample else _attempts(rows),
+                None,
+                () if settings.resample else _attempts(rows),
             )
             row = _row(
                 tag, turn, number, proposal, before, trial, with_scores=not settings.resample
