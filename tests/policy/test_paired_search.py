@@ -428,7 +428,7 @@ def test_an_ensemble_of_nothing_fails_and_says_so(rule):
     last = rows[-1]
     assert (last["family"], last["reward"], last["executed"]) == ("ensemble", 0.0, False)
     assert last["error"].startswith("StrategyError: an ensemble puts together")
-    assert "there are 0 candidates" in last["error"]
+    assert "and has 0" in last["error"]
 
 
 def test_what_is_not_one_adapter_alone_is_passed_over():
@@ -439,7 +439,7 @@ def test_what_is_not_one_adapter_alone_is_passed_over():
     toy = Toy(votes)
     rows = list(searched(toy, [toy.text(0), toy.text(1), EQUAL], space=with_ensemble(toy)))
     assert [row["poolable"] for row in rows] == [True, False, None]
-    assert "there are 1 candidates" in rows[2]["error"]
+    assert "and has 1" in rows[2]["error"]
 
 
 @pytest.mark.parametrize("resample", [True, False])
@@ -463,7 +463,7 @@ def test_rollouts_have_candidates_where_all_are_scored_on_one_d_val(resample):
     assert [row["option_scores"] is None for row in rows] == [resample] * 6
     assert all(row["p_value"] is row["decided_by"] is None for row in rows)
     if resample:
-        assert "there are 0 candidates" in ensembles[0]["error"]
+        assert "and has 0" in ensembles[0]["error"]
     rest = rolled(json.loads(json.dumps(rows[:3])), texts[3:])
     assert timeless(rest) == timeless(rows[3:])
 

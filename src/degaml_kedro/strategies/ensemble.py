@@ -59,8 +59,8 @@ def refine(
     members = _best(seen.tried, gold, config.members)
     if len(members) < 2:
         raise StrategyError(
-            f"an ensemble puts together what was tried before it from the same state, and there are {len(members)} "
-            f"candidates of one adapter each; it needs 2"
+            f"an ensemble puts together what was tried before it from the same state: it needs 2 candidates of one "
+            f"adapter each, and has {len(members)}"
         )
     weights = None
     if config.weights == "fitted":
