@@ -54,10 +54,16 @@ from degaml_kedro.pipelines.baselines.nodes import (
     adapt_and_predict,
     adapt_baseline,
     fit_baseline,
+    fit_union,
     predict_baseline,
     search_settings,
 )
-from degaml_kedro.pipelines.checkpoints.nodes import train_alone, train_on_pool, train_trajectory
+from degaml_kedro.pipelines.checkpoints.nodes import (
+    train_alone,
+    train_on_drawn_tasks,
+    train_on_pool,
+    train_trajectory,
+)
 from degaml_kedro.pipelines.evaluate.nodes import (
     choose_strategies,
     execute_fallback,
@@ -297,7 +303,7 @@ class _Sizes:
         """Of a question and what is compared or learned of its answer, guessed."""
         settings = self._parameters
         entry = settings.tasks[task]
-        suite = entry.source.kind == "suite"
+        suite = entry.source.kind in ("suite", "episode")
         tokens = (_SUITE_QUESTION if suite else _QUESTION) + _ANSWER
         if settings.prompt.options != "hidden":
             tokens += _OPTIONS
@@ -353,6 +359,18 @@ def _pool(node: Node, names: Names, parameters: ProjectParameters, sizes: _Sizes
     tasks = [name.removesuffix(".splits") for name in node.inputs if name.endswith(".splits")]
     tokens = sum(sizes.tokens(task) for task in tasks) / max(1, len(tasks))
     return _steps(parameters.warmup, tokens, sizes)
+
+
+def _drawn_pool(node: Node, names: Names, parameters: ProjectParameters, sizes: _Sizes) -> Work:
+    warmup = parameters.warmup
+    tokens = sum(map(sizes.tokens, parameters.meta_train)) / len(parameters.meta_train)
+    # three quarters of the demonstrations on average, read once for all queries
+    behind = 0.75 * warmup.shots + warmup.context_queries
+    share = 0.0 if node.func is fit_union else warmup.context_share
+    questions = share * behind + (1 - share) * warmup.batch_size
+    steps = sum(phase.steps for phase in warmup.phases)
+    flop = sizes.flop(_TRAINED * steps * questions * tokens)
+    return Work("training step", steps, " on drawn tasks", flop=flop)
 
 
 def _trajectory(node: Node, names: Names, parameters: ProjectParameters, sizes: _Sizes) -> Work:
@@ -594,6 +612,8 @@ _COUNTED: Mapping[Callable[..., Any], Count] = {
     adapt_and_predict: _compared,
     read_source: _examples,
     train_on_pool: _pool,
+    train_on_drawn_tasks: _drawn_pool,
+    fit_union: _drawn_pool,
     train_trajectory: _trajectory,
     train_alone: _alone,
     tokenize_trajectory: _checkpoints,
