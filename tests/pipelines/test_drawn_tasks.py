@@ -52,6 +52,9 @@ def test_a_run_on_drawn_tasks(project):
     assert list(examples.loc[examples["split"] == "test", "prompt"]) == [
         example.prompt for example in again["test"]
     ]
+    episodes = pd.read_parquet(data / "02_intermediate" / "pool.episodes.parquet")
+    assert set(episodes["step"]) == {1, 2, 3}
+    assert {"form", "subject", "classes", "labels", "seed"} <= set(episodes)
     # settings were chosen on a task that is in no pool
     tuned = json.loads((data / "06_models" / "metaicl.settings.json").read_text())
     assert {row["task"] for row in tuned["rows"]} == {"tuning_new_labels_001"}

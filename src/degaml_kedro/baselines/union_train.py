@@ -90,6 +90,29 @@ def listed(pools: Sequence[Sequence[Example]], seed: int) -> Draw:
     return draw
 
 
+def episodes_of_step(
+    training: WarmupParameters, seed: int, step: int
+) -> list[tuple[int, int, int]]:
+    """What a step draws: one episode with support examples in the prompt, or queries of several tasks without.
+
+    Args:
+        training: share, shots, queries, batch size.
+        seed: decides which it is, and how many are shown.
+        step: counted from 1.
+
+    Returns:
+        (which draw, support examples, query examples) of each.
+    """
+    rng = random.Random(derive_seed(seed, "share", str(step)))
+    first = step * training.tasks_per_step
+    if rng.random() < training.context_share:
+        shots = rng.randint((training.shots + 1) // 2, training.shots)
+        return [(first, shots, training.context_queries)]
+    count = min(training.tasks_per_step, training.batch_size)
+    size = -(-training.batch_size // count)
+    return [(first + place, 0, size) for place in range(count)]
+
+
 def fit_on_episodes(
     base: BaseModel,
     draw: Draw,
@@ -124,16 +147,12 @@ def fit_on_episodes(
     """
 
     def batch(step: int) -> Sequence[AnswerSequence]:
-        rng = random.Random(derive_seed(seed, "share", str(step)))
-        first = step * training.tasks_per_step
-        if rng.random() < training.context_share:
-            shots = rng.randint((training.shots + 1) // 2, training.shots)
-            support, query = draw(first, shots, training.context_queries)
+        drawn = [draw(*one) for one in episodes_of_step(training, seed, step)]
+        if drawn[0][0]:
+            (support, query), *_ = drawn
             return in_context_sequences(base, query, [support] * len(query), prompt, mode)
-        count = min(training.tasks_per_step, training.batch_size)
-        size = -(-training.batch_size // count)
-        queries = [draw(first + place, 0, size)[1] for place in range(count)]
-        return answer_sequences(base, pooled(queries)[: training.batch_size], prompt, mode)
+        queries = pooled([query for _, query in drawn])
+        return answer_sequences(base, queries[: training.batch_size], prompt, mode)
 
     # queries behind the same demonstrations: these are computed once
     yield from train_on_batches(base, batch, training, start, resume, share_prefixes=True)

@@ -150,6 +150,30 @@ def train_on_drawn_tasks(
     )
 
 
+def record_drawn_tasks(
+    warmup: Mapping[str, Any], distribution: Mapping[str, Any], seed: int
+) -> pd.DataFrame:
+    """The tasks that the warm-up on drawn tasks draws: form, subject, classes, labels and seed by step.
+
+    Args:
+        warmup: how it is trained.
+        distribution: what tasks are drawn from.
+        seed: the run's.
+    """
+    training = WarmupParameters.model_validate(warmup)
+    known, own = distribution_of(distribution), derive_seed(seed, "pool", "train")
+    rows = []
+    for step in range(1, total_steps(training) + 1):
+        for number, support, query in union_train.episodes_of_step(training, own, step):
+            sizes = {"support": support, "test": query}
+            source, _ = draw_episode(known, sizes, own, str(number))
+            drawn = source.model_dump(
+                mode="json", include={"form", "subject", "classes", "labels", "seed"}
+            )
+            rows.append({"step": step, **sizes, **drawn})
+    return pd.DataFrame(rows)
+
+
 def drawn_episodes(distribution: Mapping[str, Any], seed: int) -> union_train.Draw:
     """Episodes of a distribution: a new task every time.
 

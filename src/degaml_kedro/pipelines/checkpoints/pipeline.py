@@ -9,6 +9,7 @@ from degaml_kedro.parameters import ProjectParameters
 from degaml_kedro.pipelines.checkpoints.nodes import (
     last_adapter,
     mean_adapter,
+    record_drawn_tasks,
     train_on_drawn_tasks,
     train_on_pool,
     train_trajectory,
@@ -52,7 +53,17 @@ def _warmup(parameters: ProjectParameters, group: Group) -> list[Node]:
     else:
         train = train_on_drawn_tasks
         material, splits = [f"params:distributions.{drawn_from}"], []
+    recording = [
+        node(
+            record_drawn_tasks,
+            inputs=["params:warmup", *material, "params:seed"],
+            outputs=f"{group.pool}.episodes",
+            name=f"record_drawn_tasks{group.suffix}",
+            namespace=namespace,
+        )
+    ]
     return [
+        *(recording if drawn_from else []),
         node(
             train,
             inputs=[
