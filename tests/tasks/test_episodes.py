@@ -184,6 +184,10 @@ def test_listed_tasks_are_drawn_by_the_seed_and_stand_among_the_tasks():
         ({"meta_test": {"nowhere": 2}}, "no distribution 'nowhere'"),
         ({"distributions": {"drawn": {"kind": "suite", "pool": "final_1"}}}, "says what is unseen"),
         ({"distributions": {"drawn": {"kind": "suite", "coded": 2}}}, "distributions.drawn.coded"),
+        ({"meta_train": {"distribution": "drawn"}}, "meta_train.trajectory_tasks"),
+        ({"meta_test": {"drawn": "many"}}, "meta_test.drawn is 'many'"),
+        ({"splits": {"train": -1}}, "splits.train"),
+        ({"distributions": {"drawn": {"kind": "suite", "forms": {"rules": 0}}}}, "no weight"),
     ],
 )
 def test_a_mistake_in_a_distribution_is_named(change, says):

@@ -24,6 +24,7 @@ from degaml_kedro.parameters import (
     DrawnTasks,
     EpisodeSource,
     FileDistribution,
+    Parameters,
     SplitSizes,
     SuiteDistribution,
 )
@@ -33,6 +34,7 @@ from degaml_kedro.tasks.labeled import ALL, read_labeled_texts
 from degaml_kedro.tasks.suite import material
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Parameters)
 
 # in the order in which a task's texts are dealt; train takes what is left, the others are whole
 SPLITS = ("support", "validation", "test", "train")
@@ -131,13 +133,14 @@ def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
         parameters: as they stand in the files.
 
     Raises:
-        EpisodeError: a pool names a distribution that is not there, or one that has no such tasks.
+        EpisodeError: a pool names a distribution that is not there, or one that has no such tasks, or something that
+            tasks are drawn by is no valid setting; the message names the key.
     """
     result = dict(parameters)
     pools = {name: result.get(name) for name in ("meta_train", "development", "meta_test")}
     wanted = {name: pool for name, pool in pools.items() if isinstance(pool, Mapping)}
     if "meta_train" in wanted:
-        drawn = DrawnTasks.model_validate(wanted["meta_train"])
+        drawn = _validated(DrawnTasks, wanted["meta_train"], "meta_train")
         wanted["meta_train"] = {drawn.distribution: drawn.trajectory_tasks}
         result["meta_train_distribution"] = drawn.distribution
     result["tasks"] = tasks = dict(result.get("tasks") or {})
@@ -146,10 +149,14 @@ def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
         apart = "tuning_" if pool == "development" else ""
         result[pool] = []
         for name, count in counts.items():
+            if type(count) is not int or count < 1:
+                raise EpisodeError(
+                    f"{pool}.{name} is {count!r}; it is how many tasks are drawn, 1 or more"
+                )
             made = draw_tasks(
                 _distribution(result, name),
-                SplitSizes.model_validate(result["splits"]),
-                int(count),
+                _validated(SplitSizes, result["splits"], "splits"),
+                count,
                 int(result["seed"]),
                 f"{apart}{name}",
             )
@@ -165,12 +172,19 @@ def _distribution(parameters: Mapping[str, Any], name: str) -> SuiteDistribution
         raise EpisodeError(
             f"there is no distribution '{name}' under 'distributions'; there are {known}"
         )
+    place = f"distributions.{name}"
+    if entries[name].get("kind") == "file":
+        return _validated(FileDistribution, entries[name], place)
+    return _validated(SuiteDistribution, entries[name], place)
+
+
+def _validated(kind: type[P], value: Any, place: str) -> P:
     try:
-        return distribution_of(entries[name])
+        return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, ("distributions", name, *first["loc"])))
-        raise EpisodeError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from error
+        where = ".".join(map(str, (place, *first["loc"])))
+        raise EpisodeError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 def distribution_of(entry: Mapping[str, Any]) -> SuiteDistribution | FileDistribution:
@@ -263,6 +277,8 @@ def _draw_of_file(distribution: FileDistribution, rng: random.Random) -> Episode
     classes = _some(rng, list(texts[group]), distribution.labels)
     coded = rng.random() < distribution.coded
     labels = _codes(rng, distribution.pool, len(classes)) if coded else tuple(map(_plain, classes))
+    if len(set(labels)) < len(labels):
+        labels = classes  # labels that differ in an underscore alone
     return EpisodeSource(
         kind="episode",
         form="file",
