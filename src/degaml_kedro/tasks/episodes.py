@@ -41,6 +41,8 @@ SPLITS = ("support", "validation", "test", "train")
 _ASKED = ("validation", "test")
 # so many draws in a row that do not have enough texts mean that the distribution has no such tasks
 _PATIENCE = 200
+# so many draws of what was drawn already are passed over
+_REPEATS = 40
 # so many filled templates in a row that are there already mean that a class has no others
 _FILLS = 60
 _STYLE_WEIGHTS = (3, 1, 1)
@@ -88,7 +90,7 @@ def draw_tasks(
     seed: int,
     name: str,
 ) -> dict[str, dict[str, Any]]:
-    """Entries of the configuration's ``tasks`` for so many different tasks of a distribution.
+    """Entries of the configuration's ``tasks`` for so many tasks of a distribution, different ones first.
 
     Args:
         distribution: what is drawn from; its own ``splits`` come first.
@@ -98,20 +100,21 @@ def draw_tasks(
         name: the distribution's: tasks are called ``NAME_001`` and so on, and grouped by it.
 
     Raises:
-        EpisodeError: there are not so many different ones.
+        EpisodeError: no task of the distribution has so many examples.
     """
     sizes = distribution.splits or splits
     found: dict[str, dict[str, Any]] = {}
     known: set[tuple[Any, ...]] = set()
-    attempt = 0
+    repeats = 0
     while len(found) < count:
+        number = len(found) + repeats
         source, examples = draw_episode(
-            distribution, sizes.model_dump(), seed, name, "tasks", str(attempt)
+            distribution, sizes.model_dump(), seed, name, "tasks", str(number)
         )
-        attempt += 1
         key = (source.form, source.subject, source.classes, source.labels)
-        # rules are few: a second draw of one asks other questions
-        if key in known and attempt < 20 * count:
+        # where there are few, as of held-out rules, a second draw of one asks other questions
+        if key in known and repeats < _REPEATS:
+            repeats += 1
             continue
         known.add(key)
         own = {**sizes.model_dump(), "train": len(examples["train"])}

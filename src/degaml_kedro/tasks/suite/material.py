@@ -95,6 +95,7 @@ def pool_of_subject(form: str, subject: str) -> str:
     return TRAIN
 
 
+@cache
 def label_words(pool: str) -> Mapping[str, tuple[str, ...]]:
     """The words that stand for labels in tasks of a pool, by style (``words``, ``codes``, ``names``).
 
