@@ -11,9 +11,9 @@ export KEDRO_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-STUDY_SEEDS := 999 1000 1001
+SEEDS := 999 1000 1001
 
-.PHONY: help install run demo compare study adaptation shipped smoke test lint docs bench mlflow viz lock clean clean-data
+.PHONY: help install run demo compare shipped smoke test lint docs bench mlflow viz lock clean clean-data
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -28,26 +28,12 @@ demo: $(INSTALLED) ## the page in a browser: paste examples, see what was chosen
 	HF_HUB_OFFLINE=1 $(BIN)/python -m demo
 
 compare: $(INSTALLED) ## every method and baseline, three seeds, and the report (goes on where it was)
-	for seed in $(STUDY_SEEDS); do \
+	for seed in $(SEEDS); do \
 		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env comparison --params seed=$$seed --runner degaml_kedro.runner.StageRunner --only-missing-outputs || exit 1; \
 	done
 	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env comparison --pipelines report
 
-study: $(INSTALLED) ## what the generator alone achieves, three seeds and tasks left out (hours; goes on where it was)
-	for seed in $(STUDY_SEEDS); do \
-		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env study --params seed=$$seed --runner degaml_kedro.runner.StageRunner --only-missing-outputs || exit 1; \
-	done
-	@# the table of the study is made again with the tasks that were left out
-	rm -f data/study/seed_999/08_reporting/results.*
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env left_out --params seed=999 --runner degaml_kedro.runner.StageRunner --only-missing-outputs
-	$(BIN)/python -m degaml_kedro.results.study data/study
-
-adaptation: $(INSTALLED) ## what the policy adds to the generator, three seeds, three action spaces (hours; goes on where it was)
-	for env in adaptation adaptation_four adaptation_sft; do for seed in $(STUDY_SEEDS); do \
-		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $$env --params seed=$$seed --runner degaml_kedro.runner.StageRunner --only-missing-outputs || exit 1; \
-	done; $(BIN)/python -m degaml_kedro.results.study data/$$env; done
-
-shipped: $(INSTALLED) ## the generator and the policy that come with the package, made anew (a quarter of an hour)
+shipped: $(INSTALLED) ## the generator and the policy that come with the package, made anew (40 minutes)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env shipped --runner degaml_kedro.runner.StageRunner --only-missing-outputs
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m degaml_kedro.pairs.shipping data/shipped/seed_999
 

@@ -50,7 +50,7 @@ from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.ready import ready_task
 
 # none of them was trained on
-TASKS = ("month_after", "element_name", "continent_of_country", "kind_same", "unit_of_quantity")
+TASKS = ("tenant_desks", "tenant_topics", "word_language", "element_symbol", "number_parity")
 SUPPORT = 20
 OTHERS = 100
 WHOLE_SECONDS, FIRST_SECONDS, PAGE_SECONDS = 60.0, 5.0, 3.0

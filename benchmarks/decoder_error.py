@@ -1,7 +1,8 @@
 """The faithful and the efficient decoder trained alike on the embedded profile's trajectories, and their errors.
 
 ``python -m benchmarks.decoder_error [--data FOLDER] [--steps N]`` needs a data folder with groups of left-out tasks
-(``make study``): a decoder learns from one group's tasks, the error is measured on the tasks that the group left out.
+(a run with ``generator.leave_out``): a decoder learns from one group's tasks, the error is measured on the tasks that
+the group left out.
 It is no part of ``make bench``: the faithful decoder takes minutes for a handful of steps on a CPU.
 """
 
@@ -43,7 +44,7 @@ FLOW = (
 def main() -> None:
     """Train both and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("data/study/seed_999"))
+    parser.add_argument("--data", type=Path, default=Path("data/named_rules/seed_999"))
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--kernel", type=int, default=9)
@@ -52,7 +53,9 @@ def main() -> None:
     features = asked.data / "04_feature"
     groups = sorted(features.glob("without_*.token_scales.safetensors"))
     if not groups:
-        parser.error(f"{features} has no group of left-out tasks; `make study` makes them")
+        parser.error(
+            f"{features} has no group of left-out tasks; a run with generator.leave_out makes them"
+        )
     label = groups[0].name.removesuffix(".token_scales.safetensors")
     names = sorted(
         path.name.removeprefix(f"{label}.").removesuffix(".tokens.safetensors")

@@ -35,7 +35,14 @@ SUPPORT, HELD_OUT = 8, 4
 QUESTION, OPTIONS = "What comes next?", ("Monday", "seven", "a bird", "France")
 TASKS = 4
 # unlike each other, so that their adapters answer otherwise
-_FAMILIES = ("month_after", "kind_member", "addition", "starts_with", "element_symbol", "who_owns")
+_READY = (
+    "element_symbol",
+    "tenant_desks",
+    "number_parity",
+    "word_language",
+    "verb_negative",
+    "country_currency",
+)
 # a small one: many adaptations in little time, and no clock that decides what is tried
 BUDGET = {"rounds": 1, "proposals": 2, "seconds": 60}
 # answers of one adapter, asked alone and among others, differ by rounding at most; those of two tasks by more
@@ -51,7 +58,7 @@ class Task:
     """What a user pastes and asks.
 
     Attributes:
-        name: the family's.
+        name: the ready task's.
         text: the examples, a JSON record a line.
         prompts: of the examples.
         questions: the same without their options.
@@ -197,17 +204,17 @@ def _by_minute(memory: Sequence[Memory]) -> list[Memory]:
 
 
 def make_tasks(count: int = TASKS) -> list[Task]:
-    """Tasks of the built-in suite: so many families, a dozen examples each."""
+    """Ready tasks, a dozen examples each."""
     made = []
-    for family in map(ready_task, _FAMILIES[:count]):
-        support, held_out = family.draw(SUPPORT, HELD_OUT, seed=0)
+    for task in map(ready_task, _READY[:count]):
+        support, held_out = task.draw(SUPPORT, HELD_OUT, seed=0)
         every = [*support, *held_out]
         records = [
             {"prompt": one.prompt, "response": one.response, "system": one.system} for one in every
         ]
         made.append(
             Task(
-                family.name,
+                task.name,
                 "\n".join(json.dumps(record) for record in records),
                 frozenset(one.prompt for one in every),
                 frozenset(one.question for one in every),
@@ -412,7 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tasks",
         type=int,
-        choices=range(1, len(_FAMILIES) + 1),
+        choices=range(1, len(_READY) + 1),
         default=TASKS,
         help="different ones (%(default)s)",
     )

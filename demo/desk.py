@@ -207,7 +207,7 @@ class Desk:
         return self.runs.submit(visitor.key, work, title, label, task.name if task else "")
 
     def trained_on(self, label: str) -> frozenset[str]:
-        """The ready tasks that a pair's generator was trained on, by name.
+        """The ready tasks whose like a pair's generator was trained on, by name.
 
         Args:
             label: the pair's.
@@ -215,7 +215,11 @@ class Desk:
         Raises:
             DegamlError: there is no such pair.
         """
-        return frozenset(map(str, self.pairs.session(label).trained.about.get("tasks") or ()))
+        about = self.pairs.session(label).trained.about
+        listed = frozenset(map(str, about.get("tasks") or ()))
+        if about.get("drawn_from") != "suite":
+            return listed
+        return listed | {task.name for task in self.tasks if task.seen}
 
     def _allowed(self, budget: Budget) -> Budget:
         seconds = budget.seconds if budget.seconds is not None else self.settings.max_seconds

@@ -29,8 +29,8 @@ from tests.conftest import ROOT
 from tests.llm.helpers import plain_copy, tiny_base
 from tests.pairs.helpers import tiny_pair, write_tiny_pair
 
-MONTHS = "tasks --write month_after months.jsonl"
-ADAPT = "adapt months.jsonl --held-out 10 --out months"
+DESKS = "tasks --write tenant_desks messages.jsonl"
+ADAPT = "adapt messages.jsonl --held-out 10 --out desks"
 QUICK = "--rounds 1 --proposals 1"
 
 
@@ -75,11 +75,11 @@ def place(tmp_path, monkeypatch, pair):
 
 
 @pytest.fixture
-def months(place):
+def desks(place):
     """With examples, and an adapter that was made from them."""
-    done(MONTHS)
+    done(DESKS)
     done(f"{ADAPT} {QUICK} --quiet")
-    return place / "months"
+    return place / "desks"
 
 
 def process(line: str, **options) -> subprocess.Popen:
@@ -107,7 +107,7 @@ def examples_of(epilog: str | None) -> list[str]:
 def test_examples_of_the_help_work(name, place):
     command = commands.main.commands[name] if name else commands.main
     if name in ("adapt", "predict", "info"):
-        done(MONTHS)
+        done(DESKS)
         Path("notes.txt").write_text("Is fire hot? => yes\nIs ice?\nIs ice hot? => no\n")
     if name in ("predict", "info"):
         done(f"{ADAPT} {QUICK} --quiet")
@@ -120,8 +120,8 @@ def test_examples_of_the_help_work(name, place):
         if f" {QUICK}" not in line and line.startswith("adapt"):
             line = f"{line} {QUICK}"
         done(line, Path(file).read_bytes() if file else None)
-        if name == "adapt" and line.startswith("adapt months.jsonl --out"):
-            assert AdaptedModel.open("months").report.support == 30
+        if name == "adapt" and line.startswith("adapt messages.jsonl --out"):
+            assert AdaptedModel.open("desks").report.support == 30
     shown = done(f"{name} --help").output
     assert all(line in shown for line in examples)
 
@@ -150,12 +150,12 @@ def test_help_imports_nothing_heavy():
 
 
 def test_the_report_says_what_the_saved_adapter_is(place):
-    done(MONTHS)
+    done(DESKS)
     result = done(ADAPT)
-    adapted = AdaptedModel.open("months")
+    adapted = AdaptedModel.open("desks")
     assert adapted.explain() in result.stdout
     assert (adapted.report.support, adapted.report.held_out) == (20, 10)
-    assert "Saved in months" in result.stdout
+    assert "Saved in desks" in result.stdout
     assert "PeftModel.from_pretrained" in result.stdout
     # what it says to do next works
     again = next(line for line in result.stdout.splitlines() if "degaml predict" in line)
@@ -163,32 +163,32 @@ def test_the_report_says_what_the_saved_adapter_is(place):
 
 
 def test_json_is_the_saved_report_alone(place):
-    done(MONTHS)
+    done(DESKS)
     result = done(f"{ADAPT} --json --quiet")
     record = json.loads(result.stdout)
-    assert record.pop("out") == "months"
+    assert record.pop("out") == "desks"
     # through JSON: there are no tuples in it
-    assert record == json.loads(json.dumps(AdaptedModel.open("months").report.as_json()))
+    assert record == json.loads(json.dumps(AdaptedModel.open("desks").report.as_json()))
     assert result.stderr == ""
 
 
 def test_quiet_says_nothing(place):
-    done(MONTHS)
+    done(DESKS)
     assert done(f"{ADAPT} {QUICK} --quiet").output == ""
-    assert Path("months/adapter_model.safetensors").is_file()
+    assert Path("desks/adapter_model.safetensors").is_file()
 
 
 def test_the_budget_and_the_seed_are_the_sessions(place):
-    done(MONTHS)
+    done(DESKS)
     record = json.loads(done(f"{ADAPT} --rounds 1 --proposals 2 --seed 7 --json").stdout)
     assert record["seed"] == 7
     assert [(row["round"], row["number"]) for row in record["tried"]] == [(1, 1), (1, 2)]
-    late = json.loads(done("adapt months.jsonl --out late --seconds 1e-9 --json").stdout)
+    late = json.loads(done("adapt messages.jsonl --out late --seconds 1e-9 --json").stdout)
     assert late["tried"] == []
 
 
 def test_progress_tells_stages_and_time_left_in_order(place):
-    done(MONTHS)
+    done(DESKS)
     lines = done(ADAPT).stderr.splitlines()
     stages = [
         line[1:].split("]")[0].replace(",", "").split()[1] for line in lines if line[0] == "["
@@ -274,11 +274,11 @@ def test_what_the_session_refuses_is_one_sentence(place):
 
 @pytest.mark.parametrize("name", ["rounds", "proposals"])
 def test_a_budget_out_of_range_is_refused_before_anything_is_loaded(name, place):
-    Path("months.jsonl").write_text("not even read")
+    Path("messages.jsonl").write_text("not even read")
     field = {info.__class__.__name__: info for info in SearchParameters.model_fields[name].metadata}
     least, most = field["Ge"].ge, field["Le"].le
     for number in (least - 1, most + 1):
-        told = sentence(degaml(f"adapt months.jsonl --out x --{name} {number}"), 2)
+        told = sentence(degaml(f"adapt messages.jsonl --out x --{name} {number}"), 2)
         assert f"{least}<=x<={most}" in told
 
 
@@ -286,114 +286,114 @@ def test_a_budget_out_of_range_is_refused_before_anything_is_loaded(name, place)
     "line",
     [
         "adapt nope.jsonl --out x",
-        "adapt months.jsonl",
-        "adapt months.jsonl --out x --rounds -1",
-        "adapt months.jsonl --out x --seconds 0",
-        "adapt months.jsonl --out x --held-out some",
-        "predict months",
-        "predict months months.jsonl --question Why?",
-        "predict months months.jsonl --option because",
+        "adapt messages.jsonl",
+        "adapt messages.jsonl --out x --rounds -1",
+        "adapt messages.jsonl --out x --seconds 0",
+        "adapt messages.jsonl --out x --held-out some",
+        "predict desks",
+        "predict desks messages.jsonl --question Why?",
+        "predict desks messages.jsonl --option because",
         "adept",
     ],
 )
 def test_wrong_usage_ends_with_2(line, place):
-    Path("months.jsonl").write_text("{}")
+    Path("messages.jsonl").write_text("{}")
     sentence(degaml(line), 2)
 
 
 # --- --out ----------------------------------------------------------------------------------------
 
 
-def test_an_adapter_is_replaced_by_force_alone(months):
-    before = (months / "degaml.json").read_bytes()
+def test_an_adapter_is_replaced_by_force_alone(desks):
+    before = (desks / "degaml.json").read_bytes()
     assert "--force" in sentence(degaml(f"{ADAPT} {QUICK}"))
-    assert (months / "degaml.json").read_bytes() == before
+    assert (desks / "degaml.json").read_bytes() == before
     done(f"{ADAPT} {QUICK} --seed 3 --force")
-    assert AdaptedModel.open(months).report.seed == 3
-    assert sorted(path.name for path in months.parent.iterdir()) == ["months", "months.jsonl"]
+    assert AdaptedModel.open(desks).report.seed == 3
+    assert sorted(path.name for path in desks.parent.iterdir()) == ["desks", "messages.jsonl"]
 
 
 def test_a_folder_of_somebody_is_never_replaced(place):
-    done(MONTHS)
+    done(DESKS)
     own = Path("own")
     own.mkdir()
     (own / "thesis.txt").write_text("years of work")
-    assert "no saved adaptation" in sentence(degaml("adapt months.jsonl --out own --force"))
+    assert "no saved adaptation" in sentence(degaml("adapt messages.jsonl --out own --force"))
     # not even where an adapter is in it, too
-    done(f"adapt months.jsonl --out mixed {QUICK} --quiet")
+    done(f"adapt messages.jsonl --out mixed {QUICK} --quiet")
     Path("mixed/thesis.txt").write_text("years of work")
-    assert "'thesis.txt'" in sentence(degaml("adapt months.jsonl --out mixed --force"))
+    assert "'thesis.txt'" in sentence(degaml("adapt messages.jsonl --out mixed --force"))
     Path("file").write_text("a file")
-    assert "no folder" in sentence(degaml("adapt months.jsonl --out file --force"))
+    assert "no folder" in sentence(degaml("adapt messages.jsonl --out file --force"))
     Path("link").symlink_to(own)
-    assert "it is a link" in sentence(degaml("adapt months.jsonl --out link --force"))
-    assert "nothing can be written" in sentence(degaml("adapt months.jsonl --out file/deep/x"))
+    assert "it is a link" in sentence(degaml("adapt messages.jsonl --out link --force"))
+    assert "nothing can be written" in sentence(degaml("adapt messages.jsonl --out file/deep/x"))
     assert (own / "thesis.txt").read_text() == Path("mixed/thesis.txt").read_text()
 
 
 def test_what_cannot_be_made_is_known_before_the_work_begins(place, monkeypatch):
-    Path("months.jsonl").write_text("not even read")
+    Path("messages.jsonl").write_text("not even read")
     long = "x" * 300
     for out in (long, f"new/{long}", f"new/{long}/deep", "/".join(["y" * 250] * 17)):
-        assert "is too long" in sentence(degaml(f"adapt months.jsonl --out {out}"))
-    assert "no such user" in sentence(degaml("adapt months.jsonl --out '~nobody at all/x'"))
+        assert "is too long" in sentence(degaml(f"adapt messages.jsonl --out {out}"))
+    assert "no such user" in sentence(degaml("adapt messages.jsonl --out '~nobody at all/x'"))
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
-    assert "nothing can be written" in sentence(degaml("adapt months.jsonl --out x"))
-    assert [path.name for path in place.iterdir()] == ["months.jsonl"]
+    assert "nothing can be written" in sentence(degaml("adapt messages.jsonl --out x"))
+    assert [path.name for path in place.iterdir()] == ["messages.jsonl"]
 
 
 def test_a_disk_that_fills_up_is_one_sentence(place, monkeypatch):
     def full(*_, **__):
         raise SafetensorError("I/O error: No space left on device")
 
-    done(MONTHS)
+    done(DESKS)
     monkeypatch.setattr("degaml_kedro.adaptation.folder.write_peft_files", full)
     told = sentence(degaml(f"{ADAPT} {QUICK} --quiet"))
-    assert "cannot be saved in months" in told
+    assert "cannot be saved in desks" in told
     assert "No space left" in told
     assert "foreseen" not in told
-    assert [path.name for path in place.iterdir()] == ["months.jsonl"]
+    assert [path.name for path in place.iterdir()] == ["messages.jsonl"]
 
 
 def test_a_folder_that_looks_like_an_option_can_be_asked(place):
-    done(MONTHS)
-    shown = done(f"adapt months.jsonl --out=-x {QUICK}").stdout
+    done(DESKS)
+    shown = done(f"adapt messages.jsonl --out=-x {QUICK}").stdout
     again = next(line for line in shown.splitlines() if "degaml predict" in line)
     assert ">" in done(again.strip().removeprefix("degaml ")).stdout
 
 
 def test_home_is_the_users(place, monkeypatch):
     monkeypatch.setenv("HOME", str(place))
-    done(MONTHS)
-    done(f"adapt months.jsonl --out '~/mine' {QUICK} --quiet")
+    done(DESKS)
+    done(f"adapt messages.jsonl --out '~/mine' {QUICK} --quiet")
     assert AdaptedModel.open(place / "mine").report.support == 30
     done("predict '~/mine' --question Why? --option a --option b")
 
 
 def test_an_empty_folder_and_a_new_deep_one_are_filled(place):
-    done(MONTHS)
+    done(DESKS)
     Path("empty").mkdir()
     for folder in ("empty", "a/b/c"):
-        done(f"adapt months.jsonl --out {folder} {QUICK} --quiet")
+        done(f"adapt messages.jsonl --out {folder} {QUICK} --quiet")
         assert AdaptedModel.open(folder).report.support == 30
 
 
 def test_the_current_folder_is_not_replaced(place, monkeypatch):
     Path("here").mkdir()
-    done("tasks --write month_after months.jsonl")
+    done("tasks --write tenant_desks messages.jsonl")
     monkeypatch.chdir("here")
-    assert "current folder" in sentence(degaml("adapt ../months.jsonl --out ."))
-    assert "current folder" in sentence(degaml("adapt ../months.jsonl --out ../here"))
+    assert "current folder" in sentence(degaml("adapt ../messages.jsonl --out ."))
+    assert "current folder" in sentence(degaml("adapt ../messages.jsonl --out ../here"))
 
 
 def test_ctrl_c_ends_with_130_and_leaves_nothing(place, pair):
-    done(MONTHS)
+    done(DESKS)
     running = process(
-        f"adapt months.jsonl --out months --pair {shlex.quote(str(pair))} --rounds 100 --proposals 1000",
+        f"adapt messages.jsonl --out desks --pair {shlex.quote(str(pair))} --rounds 100 --proposals 1000",
         cwd=place,
     )
     # once the trials go on
@@ -407,7 +407,7 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(place, pair):
     assert "Traceback" not in told
     assert output == ""
     assert time.monotonic() - began < 30
-    assert [path.name for path in place.iterdir()] == ["months.jsonl"]
+    assert [path.name for path in place.iterdir()] == ["messages.jsonl"]
 
 
 def test_a_second_ctrl_c_ends_at_once_and_prints_no_traceback():
@@ -431,10 +431,10 @@ def test_a_second_ctrl_c_ends_at_once_and_prints_no_traceback():
 # --- predict --------------------------------------------------------------------------------------
 
 
-def test_answers_are_those_of_the_api(months):
-    asked = read_file(Path("months.jsonl")).examples
-    record = json.loads(done("predict months months.jsonl --base --json").stdout)
-    adapted = AdaptedModel.open(months)
+def test_answers_are_those_of_the_api(desks):
+    asked = read_file(Path("messages.jsonl")).examples
+    record = json.loads(done("predict desks messages.jsonl --base --json").stdout)
+    adapted = AdaptedModel.open(desks)
     for side, answers in (
         ("answer", adapted.predict(asked)),
         ("base", adapted.predict_base(asked)),
@@ -446,12 +446,10 @@ def test_answers_are_those_of_the_api(months):
     assert [row["gold"] for row in record["answers"]] == [example.gold for example in asked]
 
 
-def test_answers_for_people_show_probabilities_side_by_side(months):
-    shown = done(
-        "predict months --question 'What comes?' --option April --option May --base"
-    ).stdout
+def test_answers_for_people_show_probabilities_side_by_side(desks):
+    shown = done("predict desks --question 'What comes?' --option April --option May --base").stdout
     [answer] = json.loads(
-        done("predict months --question 'What comes?' --option April --option May --json").stdout
+        done("predict desks --question 'What comes?' --option April --option May --json").stdout
     )["answers"]
     title, heads, *options = shown.strip().splitlines()
     assert title == "What comes?"
@@ -464,49 +462,49 @@ def test_answers_for_people_show_probabilities_side_by_side(months):
     assert "right" not in shown
 
 
-def test_accuracy_is_told_where_answers_are_known(months):
-    shown = done("predict months months.jsonl --base").stdout
-    adapted = AdaptedModel.open(months)
-    asked = read_file(Path("months.jsonl")).examples
+def test_accuracy_is_told_where_answers_are_known(desks):
+    shown = done("predict desks messages.jsonl --base").stdout
+    adapted = AdaptedModel.open(desks)
+    asked = read_file(Path("messages.jsonl")).examples
     assert f"Accuracy of the adapted model: {adapted.score(asked).text}" in shown
     assert "Accuracy of the base model: " in shown
     assert sum(line.endswith("  right") for line in shown.splitlines()) == len(asked)
 
 
-def test_questions_without_answers_are_asked(months):
+def test_questions_without_answers_are_asked(desks):
     Path("asked.txt").write_text("What comes? | April | May\nWhat went? | June | July | May\n")
-    record = json.loads(done("predict months asked.txt --json").stdout)
+    record = json.loads(done("predict desks asked.txt --json").stdout)
     assert "accuracy" not in record
     asked = [(row["question"], row["options"]) for row in record["answers"]]
     assert asked == [("What comes?", ["April", "May"]), ("What went?", ["June", "July", "May"])]
 
 
-def test_a_question_that_is_none_is_named_by_its_line(months):
+def test_a_question_that_is_none_is_named_by_its_line(desks):
     Path("odd.txt").write_text("What comes? | April | May\nWhat went? | June | June\n")
-    assert "Line 2" in sentence(degaml("predict months odd.txt"))
-    assert "blank" in sentence(degaml("predict months --question ' ' --option a --option b"))
-    assert "1 option" in sentence(degaml("predict months --question 'Why?' --option a"))
+    assert "Line 2" in sentence(degaml("predict desks odd.txt"))
+    assert "blank" in sentence(degaml("predict desks --question ' ' --option a --option b"))
+    assert "1 option" in sentence(degaml("predict desks --question 'Why?' --option a"))
 
 
-def test_a_mistake_beside_answers_stops_predict(months):
+def test_a_mistake_beside_answers_stops_predict(desks):
     Path("mixed.txt").write_text("What comes? | April* | May\nWhat went? | June | July\n")
-    result = degaml("predict months mixed.txt")
+    result = degaml("predict desks mixed.txt")
     assert "1 mistake" in sentence(result)
     assert result.stderr.startswith("Line 2")
-    done("predict months mixed.txt --skip-mistakes")
+    done("predict desks mixed.txt --skip-mistakes")
 
 
-def test_nothing_steers_the_terminal(months):
+def test_nothing_steers_the_terminal(desks):
     Path("odd.txt").write_text("What\x1b[2J comes? | Apr\x1b]0;il | May\n")
-    assert "\x1b" not in done("predict months odd.txt --base").output
+    assert "\x1b" not in done("predict desks odd.txt --base").output
 
 
 @pytest.mark.parametrize("many", [30, 31])
-def test_many_questions_on_a_terminal_show_that_it_is_at_work(many, months, monkeypatch):
+def test_many_questions_on_a_terminal_show_that_it_is_at_work(many, desks, monkeypatch):
     shown = Terminal()
     monkeypatch.setattr(sys, "stderr", shown)
     monkeypatch.setattr(commands, "MANY_QUESTIONS", many)
-    commands.predict.callback(Path("months"), "months.jsonl", None, (), True, False, False)
+    commands.predict.callback(Path("desks"), "messages.jsonl", None, (), True, False, False)
     if many > 30:
         assert shown.getvalue() == ""
         return
@@ -526,12 +524,12 @@ def test_predict_without_an_adapter_is_one_sentence(place):
 # --- info and tasks -------------------------------------------------------------------------------
 
 
-def test_info_of_an_adapter_is_its_report(months):
-    adapted = AdaptedModel.open(months)
-    shown = done("info months").stdout
+def test_info_of_an_adapter_is_its_report(desks):
+    adapted = AdaptedModel.open(desks)
+    shown = done("info desks").stdout
     assert adapted.explain() in shown
     assert adapted.base_model in shown
-    record = json.loads(done("info months --json").stdout)
+    record = json.loads(done("info desks --json").stdout)
     assert record["report"]["support"] == 20
     assert record["base_model"] == adapted.base_model
     assert record["opened_whole_by_PEFT"] is (adapted.state.steering is None)
@@ -545,23 +543,23 @@ def assert_shows_nothing_odd(text):
     assert "\nforged" not in text
 
 
-def test_info_of_an_adapter_shows_nothing_that_steers_a_terminal(months):
-    about = months / "degaml.json"
+def test_info_of_an_adapter_shows_nothing_that_steers_a_terminal(desks):
+    about = desks / "degaml.json"
     content = json.loads(about.read_text())
     content["base_model"] = ODD
     report = content["report"]
     report.update(words=ODD, source="x\npair  forged", warnings=[ODD])
     report["tried"][0].update(words=ODD, error=ODD, after=None)
     about.write_text(json.dumps(content))
-    shown = done("info months").stdout
+    shown = done("info desks").stdout
     assert_shows_nothing_odd(shown)
     assert not any(line.startswith("pair") for line in shown.splitlines())
-    record = done("info months --json").stdout
+    record = done("info desks --json").stdout
     assert_shows_nothing_odd(record)
     assert json.loads(record)["base_model"] == ODD
     # nor does what is said where it cannot be read
     about.write_text(json.dumps({**content, ODD: 1}))
-    assert_shows_nothing_odd(degaml("info months").stderr)
+    assert_shows_nothing_odd(degaml("info desks").stderr)
 
 
 def test_info_of_a_pair_shows_nothing_that_steers_a_terminal(place):
@@ -597,10 +595,10 @@ def test_info_of_a_pair_names_what_it_is(place, pair):
     assert "versions" not in record
 
 
-def test_info_of_what_is_neither_is_one_sentence(months):
+def test_info_of_what_is_neither_is_one_sentence(desks):
     assert "no trained pair" in sentence(degaml("info nope"))
-    (months / "degaml.json").write_text("{")
-    assert "cannot be read" in sentence(degaml("info months"))
+    (desks / "degaml.json").write_text("{")
+    assert "cannot be read" in sentence(degaml("info desks"))
 
 
 def test_tasks_are_listed_and_written(place):
@@ -609,18 +607,18 @@ def test_tasks_are_listed_and_written(place):
     assert [task["name"] for task in json.loads(done("tasks --json").stdout)] == [
         task.name for task in ready_tasks()
     ]
-    done("tasks --write to_roman roman.jsonl --count 12 --seed 1")
+    done("tasks --write number_roman roman.jsonl --count 12 --seed 1")
     written = read_file(Path("roman.jsonl"))
-    drawn, _ = ready_task("to_roman").draw(12, 0, 1)
+    drawn, _ = ready_task("number_roman").draw(12, 0, 1)
     assert [(e.prompt, e.gold) for e in written.examples] == [(e.prompt, e.gold) for e in drawn]
 
 
 def test_tasks_write_over_nothing(place):
-    Path("months.jsonl").write_text("mine")
-    assert "is there already" in sentence(degaml(MONTHS))
-    assert Path("months.jsonl").read_text() == "mine"
-    assert "cannot be written" in sentence(degaml("tasks --write month_after no/such/place.jsonl"))
-    assert "did you mean 'month_after'" in sentence(degaml("tasks --write month_aftr x.jsonl"))
+    Path("messages.jsonl").write_text("mine")
+    assert "is there already" in sentence(degaml(DESKS))
+    assert Path("messages.jsonl").read_text() == "mine"
+    assert "cannot be written" in sentence(degaml("tasks --write tenant_desks no/such/place.jsonl"))
+    assert "did you mean 'tenant_desks'" in sentence(degaml("tasks --write tenant_deks x.jsonl"))
 
 
 # --- whatever happens -----------------------------------------------------------------------------

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 
 import pytest
+import torch
 from kedro.framework.hooks.manager import _NullPluginManager
 from kedro.framework.project import pipelines
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
 
+from degaml_kedro.pipelines.naming import ALONE
 from degaml_kedro.runner import StageRunner, turns
 
 
@@ -112,3 +114,31 @@ def test_the_base_models_nodes_have_the_names_that_are_looked_for(project):
     assert {"evaluate.day_before.predict_base", "evaluate.day_before.measure_base"} <= first
     assert all(name.endswith("_base") for name in first)
     assert len(set(order.values())) == len(order)
+
+
+def test_a_node_that_is_to_run_alone_has_all_threads_and_no_company():
+    running, most, threads = set(), {}, {}
+
+    def noting(name):
+        def note():
+            running.add(name)
+            time.sleep(0.05)
+            most[name], threads[name] = set(running), torch.get_num_threads()
+            running.discard(name)
+            return 1
+
+        return note
+
+    before = torch.get_num_threads()
+    nodes = [declared(name, "start", f"{name}.out", noting(name)) for name in "abcdefgh"]
+    nodes[4] = nodes[4].tag(ALONE)
+    torch.set_num_threads(1)
+    try:
+        StageRunner(max_workers=3).run(
+            Pipeline(nodes), DataCatalog({"start": MemoryDataset(1)}), _NullPluginManager()
+        )
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert most["e"] == {"e"}
+    assert threads == {**dict.fromkeys("abcdfgh", 1), "e": 3}

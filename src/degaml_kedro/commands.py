@@ -88,10 +88,10 @@ class _Commands(click.Group):
     epilog="""\b
 First steps:
   degaml tasks
-  degaml tasks --write month_after months.jsonl
-  degaml adapt months.jsonl --held-out 10 --out months
-  degaml predict months --question "What month comes after March?" --option April --option May
-  degaml info months
+  degaml tasks --write tenant_desks messages.jsonl
+  degaml adapt messages.jsonl --held-out 10 --out desks
+  degaml predict desks --question "Water is dripping from my ceiling" --option bell --option roof
+  degaml info desks
 """,
 )
 @click.version_option(__version__, prog_name="degaml")
@@ -133,10 +133,10 @@ def _pair_options(command: Callable[..., None]) -> Callable[..., None]:
     short_help="Adapt to a file of examples, and write an adapter.",
     epilog="""\b
 Examples:
-  degaml adapt months.jsonl --out months
-  degaml adapt months.jsonl --held-out 10 --out months --force
+  degaml adapt messages.jsonl --out desks
+  degaml adapt messages.jsonl --held-out 10 --out desks --force
   degaml adapt notes.txt --skip-mistakes --rounds 1 --proposals 2 --out notes
-  degaml adapt - --out piped --json < months.jsonl
+  degaml adapt - --out piped --json < messages.jsonl
 
 \b
 What EXAMPLES may look like, one line or one block an example:
@@ -400,10 +400,10 @@ def _changes_text(changes: Sequence[Change]) -> str:
     short_help="Ask an adapter questions.",
     epilog="""\b
 Examples:
-  degaml predict months --question "What month comes after March?" --option April --option May
-  degaml predict months --question "What month comes after March?" --option April --option May --base
-  degaml predict months months.jsonl --base
-  degaml predict months - --json < months.jsonl
+  degaml predict desks --question "Water is dripping from my ceiling" --option bell --option roof
+  degaml predict desks --question "Water is dripping from my ceiling" --option bell --option roof --base
+  degaml predict desks messages.jsonl --base
+  degaml predict desks - --json < messages.jsonl
 
 \b
 FILE is like that of `degaml adapt`: with answers, accuracy is told too. Without answers a line is:
@@ -556,8 +556,8 @@ def _stem(one: Question | Example) -> str:
     epilog="""\b
 Examples:
   degaml info
-  degaml info months
-  degaml info months --json
+  degaml info desks
+  degaml info desks --json
 """,
 )
 @click.argument("source", required=False)
@@ -718,8 +718,8 @@ def _value(value: Any) -> str:
     epilog="""\b
 Examples:
   degaml tasks
-  degaml tasks --write month_after months.jsonl
-  degaml tasks --write to_roman roman.jsonl --count 12 --seed 1
+  degaml tasks --write tenant_desks messages.jsonl
+  degaml tasks --write number_roman roman.jsonl --count 12 --seed 1
 """,
 )
 @click.option(
@@ -739,7 +739,7 @@ Examples:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of their choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def tasks(write: tuple[str, str] | None, count: int, seed: int, as_json: bool) -> None:
-    """List ready tasks: those of the built-in suite. The shipped pair was trained on the ones marked `seen`."""
+    """List ready tasks. The shipped pair was trained on tasks like those marked `seen`."""
     from degaml_kedro.tasks.ready import ready_task, ready_tasks
 
     if write is None:

@@ -738,9 +738,16 @@ def task_scoring(
 
 PLAIN_METHODS = ("base", "no_meta_train", "pooled", "mean_adapter")
 GENERATED = ("generalization_only", "other_prompts")
-ADAPTED = ("degaml", "random_policy", "tabular_policy", "best_fixed", "oracle_strategy")
-# those that learn from the policy's rollouts
-FROM_ROLLOUTS = ("tabular_policy", "best_fixed")
+ADAPTED = (
+    "degaml",
+    "random_policy",
+    "tabular_policy",
+    "best_fixed",
+    "no_generator",
+    "oracle_strategy",
+)
+# those that need the policy's rollouts, or the policy
+FROM_ROLLOUTS = ("tabular_policy", "best_fixed", "no_generator")
 # by method, the entry of `baselines` that it is set by
 BASELINES = {
     "icl": "icl",
@@ -753,6 +760,8 @@ BASELINES = {
     "metaict": "metaicl",
     "sentence_head": "sentence_head",
 }
+# two baselines asked together: the sum of their log-probabilities
+SUMMED = {"metaicl_union": ("metaicl", "union_train")}
 # those that learn from the meta-train tasks
 META_TRAINED = (
     "union_train",
@@ -787,9 +796,10 @@ class ProjectParameters(Parameters):
     # (generalization_only_NAME); other_prompts and other_prompts_NAME are the control with another task's prompts.
     # degaml refines what the generator made by strategies that the policy chooses; random_policy draws as many
     # uniformly; tabular_policy draws by a logistic regression on degaml's rollouts; best_fixed executes what was best
-    # in them, without a search; oracle_strategy chooses by the test split: a bound, no result. icl,
-    # no_meta_train_support, union_train, maml_en_llm, maml_en_llm_first_order, abmll, metaicl, metaict and
-    # sentence_head are set by the key `baselines`
+    # in them, without a search; no_generator refines the pooled adapter as degaml refines a generated one;
+    # oracle_strategy chooses by the test split: a bound, no result. icl, no_meta_train_support, union_train,
+    # maml_en_llm, maml_en_llm_first_order, abmll, metaicl, metaict and sentence_head are set by the key `baselines`;
+    # metaicl_union adds up the log-probabilities of metaicl and union_train
     methods: tuple[str, ...] = Field(min_length=1)
     tasks: dict[Name, TaskParameters]
     # what tasks are drawn from, by name
@@ -900,7 +910,7 @@ class ProjectParameters(Parameters):
         """Whether the pooled warm-up is trained: trajectories or a baseline start from it, or a method scores it."""
         return (
             self.trajectory.start == "pooled_warmup"
-            or "pooled" in self.methods
+            or bool({"pooled", "no_generator"} & set(self.methods))
             or bool(self.baselines_from_pool)
         )
 
@@ -959,10 +969,18 @@ class ProjectParameters(Parameters):
         for method in self.methods:
             if method in PLAIN_METHODS or method in self.adapted_methods or method in BASELINES:
                 continue
+            if method in SUMMED:
+                for part in SUMMED[method]:
+                    if part not in self.methods:
+                        raise ValueError(
+                            f"the method {method} adds {' and '.join(SUMMED[method])} up; add {part} to the methods"
+                        )
+                continue
             variants = tuple(self.generator.variants) if self.generator else ()
             known = [
                 *PLAIN_METHODS,
                 *BASELINES,
+                *SUMMED,
                 *(GENERATED if variants else ()),
                 *(ADAPTED if variants and self.policy else ()),
                 *(f"{name}_{variant}" for name in GENERATED for variant in variants),

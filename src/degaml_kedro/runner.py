@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
@@ -15,6 +17,7 @@ from kedro.runner import ThreadRunner
 from pluggy import PluginManager
 
 from degaml_kedro.pipelines.costs import STAGES, stage_of
+from degaml_kedro.pipelines.naming import ALONE
 
 Turn = tuple[int, int, str]
 
@@ -30,6 +33,8 @@ class StageRunner(ThreadRunner):
     1. the base model's results, which need no training: the first line of the table is there in a minute;
     2. the earliest stage's: later stages wait for it, and what nothing waits for fills the threads it leaves free;
     3. in a stage the one furthest from the beginning: what was begun is finished first.
+
+    A node with the tag ``alone``, which nearly everything waits for, runs by itself, and PyTorch has all threads.
 
     ``kedro run --runner degaml_kedro.runner.StageRunner``
     """
@@ -65,7 +70,7 @@ def _stage(node: Node) -> int:
 
 
 class _InTurn(ThreadPoolExecutor):
-    """Threads that take the waiting task whose turn it is, not the one that came first.
+    """Threads that take the waiting task whose turn it is, not the one that came first; some of them run alone.
 
     What is submitted is a request to run whichever task is then the best. So a future is not that of the task it was
     given for; Kedro asks a future which node it ran.
@@ -76,6 +81,9 @@ class _InTurn(ThreadPoolExecutor):
         self._turns = turns
         self._tasks: list[tuple[Turn, Callable[[], Any]]] = []
         self._taking = threading.Lock()
+        # how many tasks run, and whether one runs alone or waits to
+        self._change = threading.Condition()
+        self._running, self._alone = 0, False
 
     def __exit__(self, *error: object) -> None:
         # after a failure what has not begun is not begun; otherwise nothing is left
@@ -91,4 +99,26 @@ class _InTurn(ThreadPoolExecutor):
     def _run_next(self) -> Any:
         with self._taking:
             _, task = heapq.heappop(self._tasks)
-        return task()
+        with self._place(alone=ALONE in task.node.tags):  # type: ignore[attr-defined]
+            return task()
+
+    @contextmanager
+    def _place(self, alone: bool) -> Iterator[None]:
+        with self._change:
+            self._change.wait_for(lambda: not self._alone)
+            self._alone = alone
+            if alone:
+                self._change.wait_for(lambda: not self._running)
+            self._running += 1
+        before = torch.get_num_threads()
+        try:
+            if alone:
+                torch.set_num_threads(max(before, self._max_workers))
+            yield
+        finally:
+            if alone:
+                torch.set_num_threads(before)
+            with self._change:
+                self._running -= 1
+                self._alone = self._alone and not alone
+                self._change.notify_all()

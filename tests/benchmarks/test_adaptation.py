@@ -32,7 +32,7 @@ def test_the_stages_add_up_to_the_whole(session):
 
 
 def test_the_peer_learns_the_examples(session):
-    examples, _ = ready_task("month_after").draw(4, 0, 0)
+    examples, _ = ready_task("element_symbol").draw(4, 0, 0)
     base = QUICK.base()
     tuned, seconds = adaptation._plain_peft(base, session, examples)
     assert seconds > 0

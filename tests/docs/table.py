@@ -20,10 +20,10 @@ LITERALLY = (
     "kedro run --env pets --pipelines tasks",
     "degaml --help",
     "degaml tasks",
-    "degaml tasks --write month_after months.jsonl",
-    'degaml predict months --question "What month comes after March?" --option April --option May --base',
-    "degaml predict months months.jsonl --base",
-    "degaml info months",
+    "degaml tasks --write tenant_desks messages.jsonl",
+    'degaml predict desks --question "Water is dripping from my ceiling" --option bell --option roof --base',
+    "degaml predict desks messages.jsonl --base",
+    "degaml info desks",
     "degaml info",
     "python -m degaml_kedro.pairs.shipping data/smoke --out pair",
     'degaml predict pets --question "Which pet purrs?" --option cat --option dog --option fish --base',
@@ -50,8 +50,8 @@ INSTEAD: dict[str, tuple[str, ...]] = {
     "kedro run --env comparison --pipelines report": ("kedro run --env smoke --pipelines report",),
     "kedro run --env pets": (SMOKE,),
     "kedro run --env my_model": ("kedro run --env my_model --pipelines tasks",),
-    "degaml adapt months.jsonl --held-out 10 --out months": (
-        "degaml adapt months.jsonl --held-out 10 --out months --pair data/smoke --force",
+    "degaml adapt messages.jsonl --held-out 10 --out desks": (
+        "degaml adapt messages.jsonl --held-out 10 --out desks --pair data/smoke --force",
     ),
     "degaml adapt pets.csv --held-out 4 --out pets": (
         "degaml adapt pets.csv --held-out 4 --out pets --pair data/smoke --force",
@@ -103,6 +103,7 @@ ELSEWHERE: dict[str, str] = {
     "accelerate launch --num_processes N -m kedro run --pipelines generator": (
         "tests/generator/test_training.py::test_several_processes_give_one_process_s_parameters"
     ),
+    "kedro run --env named_rules": "tests/test_conf.py::test_every_task_has_a_source_that_exists",
     "kedro run --env files --params datasets=FOLDER": (
         "tests/test_conf.py::test_every_task_has_a_source_that_exists"
     ),
@@ -126,9 +127,9 @@ ELSEWHERE: dict[str, str] = {
 # pages whose Python is executed, block after block in one namespace, with these words replaced
 RUN_PYTHON: dict[str, dict[str, str]] = {
     "docs/first-run.md": {
-        "data/07_model_output/month_after": "data/smoke/07_model_output/day_before"
+        "data/07_model_output/development_rules_001": "data/smoke/07_model_output/day_before"
     },
-    "docs/policy.md": {"data/06_models/month_after": "data/smoke/06_models/day_before"},
+    "docs/policy.md": {"data/06_models/development_rules_001": "data/smoke/06_models/day_before"},
     "README.md": {"Session.load()": 'Session.load("data/smoke")'},
     "docs/python-api.md": {"Session.load()": 'Session.load("data/smoke")'},
     "docs/shipped.md": {},

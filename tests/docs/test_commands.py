@@ -55,7 +55,7 @@ def executed() -> list[str]:
     """Everything that is executed, each once, in an order that works."""
     order = [SMOKE, "kedro run --env smoke --pipelines report"]
     order += [
-        "degaml tasks --write month_after months.jsonl",
+        "degaml tasks --write tenant_desks messages.jsonl",
         *INSTEAD[ADAPT],
         *INSTEAD[ADAPT_PETS],
     ]
@@ -63,7 +63,7 @@ def executed() -> list[str]:
     return list(dict.fromkeys(order))
 
 
-ADAPT = "degaml adapt months.jsonl --held-out 10 --out months"
+ADAPT = "degaml adapt messages.jsonl --held-out 10 --out desks"
 ADAPT_PETS = "degaml adapt pets.csv --held-out 4 --out pets"
 
 

@@ -320,7 +320,7 @@ def test_all_that_read_the_support_examples_are_searched(method):
 
 
 def test_the_search_is_on_the_policy_s_first_fold(project):
-    parameters = read_parameters(loader(project, None))
+    parameters = read_parameters(loader(project, "named_rules"))
     everything = groups(parameters)[0]
     searched = search_group(parameters)
     assert searched == folds(parameters, everything)[parameters.meta_train[0]]

@@ -127,7 +127,7 @@ def test_the_embedded_profile_takes_what_was_measured(project, monkeypatch):
     monkeypatch.setattr(costs, "_on_cpu", lambda parameters: True)
     monkeypatch.setattr(costs, "choose_dtype", lambda asked, device: torch.bfloat16)
     methods = ["base", "no_meta_train", "pooled", "mean_adapter", "generalization_only"]
-    parameters = configured(project, None, methods=methods)
+    parameters = configured(project, "named_rules", methods=methods)
     every = pipelines["__default__"]
 
     def seconds(*names: str, threads: int = 1) -> float:
@@ -136,9 +136,9 @@ def test_the_embedded_profile_takes_what_was_measured(project, monkeypatch):
     # a training step of batch 8 took 0.75 to 0.9 s, 200 questions 4 to 6 s
     assert 0.4 < seconds("evaluate.day_after.train_alone") / 50 < 1.8
     assert 2.5 < seconds("evaluate.day_after.predict_base") < 10
-    # all of it with two threads took 13 minutes, the generator one and a half
+    # all of it with two threads took 13 minutes, the generator, of twice as many steps, one and a half
     found = {cost.stage: cost.seconds / 60 for cost in stage_costs(every, parameters, threads=2)}
-    assert 0.6 < found["generator"] < 3
+    assert 0.3 < found["generator"] < 1.5
     assert 6.5 < sum(found.values()) < 26
 
 

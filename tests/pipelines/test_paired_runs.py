@@ -53,7 +53,7 @@ def test_the_fallback_is_learned_where_a_search_needs_it(project):
         for one in pipeline.nodes
         if "policy_fallback" in one.inputs and one.func.__name__ == "choose_strategies"
     }
-    assert methods == {"degaml", "random_policy"}
+    assert methods == {"degaml", "no_generator", "random_policy"}
     # what a group leaves out teaches its fallback nothing
     (learning,) = (
         one for one in pipeline.nodes if "without_day_after.policy_fallback" in one.outputs

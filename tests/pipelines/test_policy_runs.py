@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -434,7 +435,11 @@ def tries(monkeypatch):
     return counted
 
 
-@pytest.mark.parametrize("node", [rolled, chosen], ids=["rollouts", "choice"])
+@pytest.mark.parametrize(
+    "node",
+    [rolled, partial(chosen, given=policy(search={"rounds": 1, "proposals": 3}))],
+    ids=["rollouts", "choice"],
+)
 @pytest.mark.parametrize("stop", [0, 1, 2])
 def test_a_killed_node_goes_on_and_repeats_no_trial(node, stop, generator, tries):
     frame = splits(1)

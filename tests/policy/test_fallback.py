@@ -12,8 +12,10 @@ ONE, OTHER = Toy(move, name="one"), Toy(move, name="other")
 SPACE = space_of(ONE, OTHER)
 
 
-def row(toy, which, task, gain, accuracy=0.0, error=None):
+def row(toy, which, task, gain, accuracy=None, error=None):
     failed = error is not None
+    if accuracy is None:
+        accuracy = gain / 10 if math.isfinite(gain) else 0.0
     return {
         "task": task,
         "family": toy.name,
@@ -77,8 +79,14 @@ def test_a_failure_gains_nothing_and_counts():
     assert ranked(rows)[0].gain == pytest.approx(0.6)
 
 
-def test_accuracy_and_then_the_text_decide_between_equals():
-    rows = [row(ONE, which, task, 1.0, 0.1 * (which == 2)) for which in (3, 2, 1) for task in "abc"]
+def test_one_task_that_cannot_be_learned_does_not_outweigh_the_others():
+    rows = [row(ONE, 0, task, 0.5, 0.3) for task in "ab"] + [row(ONE, 0, "c", -4.0, -0.05)]
+    rows += [row(OTHER, 0, task, 0.01, -0.02) for task in "abc"]
+    assert [one.family for one in ranked(rows)] == ["one"]
+
+
+def test_likelihood_and_then_the_text_decide_between_equals():
+    rows = [row(ONE, which, task, 1.0 + (which == 2), 0.1) for which in (3, 2, 1) for task in "abc"]
     assert [one.action for one in ranked(rows)] == [ONE.text(2), ONE.text(1), ONE.text(3)]
     assert ranked(rows) == ranked(rows[::-1])
 

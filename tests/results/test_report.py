@@ -12,7 +12,14 @@ import pandas as pd
 import pytest
 
 from degaml_kedro.pipelines.report import create_pipeline
-from degaml_kedro.results.comparison import AIM, resampled_means, winner
+from degaml_kedro.results import comparison as statistics
+from degaml_kedro.results.comparison import (
+    AIM,
+    distributions,
+    resampled_means,
+    rightness,
+    winner,
+)
 from degaml_kedro.results.paper import paper_table
 from degaml_kedro.results.report.accuracy import comparison
 from degaml_kedro.results.report.costs import compute
@@ -92,6 +99,7 @@ def make_run(
                         "chance": 0.25,
                         "nll": 1.25,
                         "ece": 0.125,
+                        "seconds": 5.0,
                     }
                 )
                 if method in TOKENS:
@@ -489,6 +497,37 @@ def test_many_generators_are_shown_of_the_first_run_only(full):
     assert "Figures of seed_999; those of seed_1000 are beside" in words(found)
 
 
+def test_drawn_tasks_have_a_row_a_distribution():
+    methods = ("base", "degaml")
+    tasks = {"meta_test": ("a_1", "a_2", "b_1")}
+    runs = make_runs(methods=methods, tasks=tasks)
+    marked = tuple(
+        replace(
+            run,
+            results=run.results.assign(drawn=True, group=run.results["task"].str.split("_").str[0]),
+        )
+        for run in runs.runs
+    )
+    runs = replace(runs, runs=marked)
+    assert distributions(runs, "meta_test") == {"a": ("a_1", "a_2"), "b": ("b_1",)}
+    found = {(row.method, row.task): row for row in statistics.table(runs, "meta_test")}
+    assert set(found) == {(m, t) for m in methods for t in ("a", "b", None)}
+    right = rightness(runs)
+    own = [
+        v.mean() for place, v in right.items() if place.method == "degaml" and place.task[0] == "a"
+    ]
+    assert found["degaml", "a"].accuracy == pytest.approx(np.mean(own))
+    assert found["degaml", "a"].tasks == 2
+    findings = find(runs)
+    assert findings.tasks("meta_test") == ["a", "b"]
+    (contrast,) = findings.of_distributions["meta_test", "b"]
+    assert (contrast.distribution, contrast.tasks) == ("b", ("b_1",))
+    document = report(findings)
+    assert "2 distributions (3 tasks a seed)" in words(section(document, "summary"))
+    names = [block.caption for block in tables(section(document, "pool-meta-test"))]
+    assert "degaml against every method, b" in names
+
+
 # --- costs and calibration ------------------------------------------------------------------------
 
 
@@ -504,6 +543,7 @@ def test_costs_are_tokens_and_time(document):
         "8.00 k",
         "16.0 k",
         "4.0 s",
+        "0.12 s",
         None,
         None,
         "3.00 M",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -13,7 +14,8 @@ from degaml_kedro.results.report.figures import (
     in_short,
     reliability_figure,
 )
-from degaml_kedro.results.report.findings import MEAN, find
+from degaml_kedro.results.report.findings import MEAN, YARDSTICK, find
+from degaml_kedro.results.runs import BOUNDS
 from tests.results.test_report import METHODS, few_resamples, make_runs
 
 __all__ = ["few_resamples"]
@@ -94,8 +96,22 @@ def test_accuracy_over_compute(frame):
     mean = frame[(frame["method"] == "degaml") & (frame["task"] == MEAN)].iloc[0]
     assert degaml.y[0] + degaml.error_y.array[0] == pytest.approx(100 * mean["high"])
     assert figure.layout.xaxis.type == "log"
-    looks = {(trace.marker.color, trace.marker.symbol) for trace in figure.data}
-    assert len(looks) == len({trace.name for trace in figure.data})
+    dots = [trace for trace in figure.data if trace.mode == "markers"]
+    looks = {(trace.marker.color, trace.marker.symbol) for trace in dots}
+    assert len(looks) == len({trace.name for trace in dots})
+
+
+def test_the_frontier_joins_what_nothing_beats_at_less_cost(frame):
+    cheap = frame["method"].isin(["base", "pooled", "sentence_head"])
+    priced = frame.assign(answer_seconds=np.where(cheap, 0.01, 0.5))
+    figure = accuracy_compute_figure(priced)
+    (line,) = [t for t in figure.data if t.name == "frontier" and t.xaxis == "x4"]
+    own = priced[priced["task"] == MEAN].set_index("method")["accuracy"]
+    best = own.drop([*BOUNDS, YARDSTICK, "sentence_head"], errors="ignore").dropna()
+    assert list(line.x) == [0.01, 0.5]
+    assert list(line.y) == pytest.approx(
+        [100 * best[best.index.isin(["base", "pooled"])].max(), 100 * best.max()]
+    )
 
 
 def test_no_compute_has_a_place_on_the_logarithmic_axis(frame):
@@ -112,8 +128,8 @@ def test_what_has_no_cost_or_no_accuracy_is_named(frame):
     notes = texts(accuracy_compute_figure(frame))[-1]
     assert "Not shown: abmll (no accuracy on all tasks)." in notes
     assert (
-        "Not shown: adaptation tokens for a task and meta-training tokens of oracle_strategy (not counted)."
-        in notes
+        "Not shown: adaptation tokens for a task and meta-training tokens and adaptation seconds for a task of "
+        "oracle_strategy (not counted)." in notes.replace("<br>", " ")
     )
 
 

@@ -88,7 +88,7 @@ def load_adapter(uri: str, tracking_uri: str | None = None) -> AdaptedState:
     """Read a registered adapter: where adaptation to a task ended.
 
     Args:
-        uri: ``models:/degaml-adapter-month_after/1``, or any other form that :func:`load_generator` takes.
+        uri: ``models:/degaml-adapter-TASK/1``, or any other form that :func:`load_generator` takes.
         tracking_uri: MLflow's; None for the one that MLflow is set to.
 
     Returns:

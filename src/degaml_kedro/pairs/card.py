@@ -9,8 +9,16 @@ from typing import Any
 
 from degaml_kedro.pairs.measuring import ADAPTED, GENERATED, Measured
 from degaml_kedro.pairs.pair import POLICY_FILES, TrainedPair
-from degaml_kedro.parameters import HubModel, PackageEncoder, PackageModel, Parameters
+from degaml_kedro.parameters import (
+    EpisodeSource,
+    HubModel,
+    PackageEncoder,
+    PackageModel,
+    Parameters,
+)
+from degaml_kedro.results.report.words import counted
 from degaml_kedro.results.table import markdown
+from degaml_kedro.tasks.episodes import describe
 
 # by the package that brings a model: its id on the hub, and its license
 _KNOWN = {
@@ -55,14 +63,13 @@ adapted = session.adapt(examples, held_out=5)
 
 ## Training
 
-Meta-trained on {task_count} tasks of the built-in suite, short multiple-choice questions in English that the package
-makes by rule:
+{warmup}
 
-{tasks}.
-
-For each task a LoRA was fine-tuned from a shared warm-up; the generator learned to write the weights along these
+For each of {task_count} tasks a LoRA was fine-tuned from there; the generator learned to write the weights along these
 trajectories ({steps} steps), and the policy learned by ReST^EM ({iterations} iterations) from strategies that were
-rewarded on validation examples.
+rewarded on validation examples. The tasks:
+
+{tasks}
 
 {took}
 
@@ -74,7 +81,7 @@ seed decides all randomness; another processor rounds otherwise, and gives other
 On tasks that neither model has seen, on test questions that decided nothing: accuracy with its 95 % Wilson interval,
 n = {n} questions a task.
 
-- *generated*: the adapter as the generator writes it from {support} unlabelled questions, mean over {draws} draws
+- *generated*: the adapter as the generator writes it from {support} unlabelled questions, mean over {draws}
 - *adapted*: refined by the strategies that were chosen on these {support} examples
 - *as trained*: measured by the run, with float32 weights
 - *shipped*: measured once with the weights in these files ({stored}), with the same prompts, questions and seeds
@@ -92,9 +99,9 @@ Chosen with the shipped weights:
 For trying the method, the demo and the tests, offline and on a laptop. Questions are short, in English, with a few
 options, of which the likeliest is chosen; nothing is said of free text. The adapters fit this base model alone.
 
-The tasks above are relatives of those that were trained on, so the numbers say little about other fields: a task unlike
+The tasks above are made as those that were trained on are, so the numbers say little about other fields: a task unlike
 them may get an adapter that is worse than none. Hold some examples out, and look at the report. One seed was trained.
-Most of what adaptation gains here is fine-tuning on the labelled examples, from where the generated adapter starts.
+Adaptation gains by the labelled examples: read in the prompt, by an adapter that learned to, or trained on.
 
 It inherits what its base model gets wrong; it is no source of facts, and not for decisions about people.
 
@@ -135,13 +142,14 @@ def shipped_card(
         name=pair.name,
         facts="\n".join(f"- {fact}" for fact in _facts(pair, stored, files)),
         task_count=len(tasks),
-        tasks=_filled(", ".join(tasks)),
+        warmup=_filled(_warmup(parameters)),
+        tasks="\n".join(f"- {_described(task, parameters)}" for task in tasks),
         steps=(about.get("training") or {}).get("steps", "?"),
         iterations=pair.settings.policy.iterations,
         took=_filled(_took(record, seconds)),
         n=" or ".join(str(n) for n in sorted({one.base.n for one in measured})),
         support=(parameters.get("splits") or {}).get("support", "a task's"),
-        draws=(parameters.get("generator") or {}).get("draws", 1),
+        draws=counted((parameters.get("generator") or {}).get("draws", 1), "draw"),
         stored=stored,
         table=markdown(_table(measured)),
         differences=_filled(_differences(measured, stored)),
@@ -167,6 +175,26 @@ def _facts(pair: TrainedPair, stored: str, files: Mapping[str, tuple[int, str]])
         _policy(pair, files),
         f"stored as {stored}, vectors (biases, scales) as float32; {total / 1e6:.1f} MB in all, safetensors and JSON",
     ]
+
+
+def _warmup(parameters: Mapping[str, Any]) -> str:
+    """What all adapters start from."""
+    warmup = parameters.get("warmup") or {}
+    steps = sum(int(phase["steps"]) for phase in warmup.get("phases") or ())
+    share = float(warmup.get("context_share") or 0)
+    if not parameters.get("meta_train_distribution"):
+        return f"One LoRA was trained on all tasks below together ({steps} steps)."
+    return (
+        f"One LoRA was trained for {steps} steps on tasks that the package makes without end, new ones in every step; "
+        f"{100 * share:.0f} % of the steps had examples of the task in the prompt."
+    )
+
+
+def _described(task: str, parameters: Mapping[str, Any]) -> str:
+    source = ((parameters.get("tasks") or {}).get(task) or {}).get("source") or {}
+    if source.get("kind") != "episode":
+        return task
+    return f"{task}: {describe(EpisodeSource.model_validate(source))}"
 
 
 def _origin(source: Parameters) -> str:

@@ -185,11 +185,26 @@ def read_run(folder: Path, source: str | None = None) -> TrainedPair:
         generator=generator,
         policy=policy,
         settings=settings,
-        about=_about(generator, {"seed": seed, "profile": profile, "variant": variant}),
+        about=_about(
+            generator,
+            {
+                "seed": seed,
+                "profile": profile,
+                "variant": variant,
+                "drawn_from": _drawn_from(parameters),
+            },
+        ),
         source=where,
         base_model=generator.identity.base_model,
         base_model_fingerprint=generator.identity.base_model_fingerprint,
     )
+
+
+def _drawn_from(parameters: Mapping[str, Any]) -> str | None:
+    """The kind of distribution that meta-train tasks were drawn from, ``suite`` or ``file``; None where listed."""
+    name = parameters.get("meta_train_distribution")
+    entry = (parameters.get("distributions") or {}).get(name) or {}
+    return str(entry["kind"]) if "kind" in entry else None
 
 
 def read_record(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kedro.pipeline import node
 from kedro.pipeline.node import Node
 
-from degaml_kedro.parameters import BASELINES, ProjectParameters
+from degaml_kedro.parameters import BASELINES, SUMMED, ProjectParameters
 from degaml_kedro.pipelines.evaluate.nodes import measure_predictions
 from degaml_kedro.pipelines.groups import Group, groups
 from degaml_kedro.pipelines.naming import bound
@@ -63,5 +63,5 @@ def measuring(place: Place, method: str, predictions: str, result: str) -> Node:
         ],
         outputs=result,
         name=f"measure_{method}{place.group.suffix}",
-        namespace=f"{'baselines' if method in BASELINES else 'evaluate'}.{place.task}",
+        namespace=f"{'baselines' if method in (*BASELINES, *SUMMED) else 'evaluate'}.{place.task}",
     )

@@ -199,9 +199,15 @@ class ActionSpace:
             lines.append(f"{name} ({summaries[name]})" + (f": {fields}" if fields else ""))
         return "\n".join(lines)
 
-    def draw(self, rng: np.random.Generator) -> Action:
-        """An action by chance: every family is as likely as another, and so is every offered value of a field."""
-        family = self.families[rng.integers(len(self.families))]
+    def draw(self, rng: np.random.Generator, turn: int | None = None) -> Action:
+        """An action by chance: every family is as likely as another, and so is every offered value of a field.
+
+        Args:
+            rng: the chance.
+            turn: which family it is, counted round and round; None: it is drawn, too.
+        """
+        turn = int(rng.integers(len(self.families))) if turn is None else turn
+        family = self.families[turn % len(self.families)]
         spaces = self.fields[family.name]
         config = {space.name: space.offered[rng.integers(len(space.offered))] for space in spaces}
         return Action(family.name, config)

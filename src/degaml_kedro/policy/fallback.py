@@ -27,9 +27,8 @@ class Worth:
         action: its text.
         family: its family's name.
         tasks: how many.
-        gain: what it is ranked by: the mean over tasks of log p(right answer), after less before, in nats, drawn
-            towards its family's.
-        accuracy_gain: the same of accuracy, 0 to 1.
+        gain: the mean over tasks of log p(right answer), after less before, in nats, drawn towards its family's.
+        accuracy_gain: the same of accuracy, -1 to 1: what it is ranked by.
     """
 
     action: str
@@ -55,7 +54,10 @@ def with_fallback(
 
 
 def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[Worth]:
-    """The actions that made right answers likelier on the meta-train tasks, the best first.
+    """The actions that answered more questions right on the meta-train tasks, the best first.
+
+    Accuracy decides, not likelihood: where a task cannot be learned from its examples, an adapter that is sure of
+    itself loses many nats, and one such task outweighs all others.
 
     An action's gain is that of its tasks' means and of its family's mean, the latter as of ``FEWEST_TASKS`` tasks: few
     actions are tried on many tasks, and one that was tried once says more of its family than of itself. A trial that
@@ -67,7 +69,7 @@ def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[
         space: the actions.
 
     Returns:
-        Those with a gain above 0; between equal ones accuracy decides, then the text.
+        Those with a gain of accuracy above 0; between equal ones likelihood decides, then the text.
     """
     gains: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
     for row in rows:
@@ -91,8 +93,8 @@ def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[
                 count + FEWEST_TASKS
             )
             found.append(Worth(action, name, count, float(gain), float(accuracy)))
-    better = [worth for worth in found if worth.gain > 0]
-    return sorted(better, key=lambda one: (-one.gain, -one.accuracy_gain, one.action))
+    better = [worth for worth in found if worth.accuracy_gain > 0]
+    return sorted(better, key=lambda one: (-one.accuracy_gain, -one.gain, one.action))
 
 
 def _mean(by_task: Mapping[str, list[tuple[float, float]]]) -> NDArray[np.float64]:

@@ -84,8 +84,10 @@ class UniformProposer:
 
 
 def _draw(space: ActionSpace, prompt: str, seed: int, row: int) -> Proposal:
+    """A draw by chance; the families take turns over the rows, from one that the seed draws."""
     rng = np.random.default_rng(derive_seed(seed, "uniform", str(row)))
-    return Proposal(space.draw(rng).text, prompt, "uniform", 0)
+    turn = derive_seed(seed, "families") + row
+    return Proposal(space.draw(rng, turn).text, prompt, "uniform", 0)
 
 
 @dataclass(frozen=True, eq=False)

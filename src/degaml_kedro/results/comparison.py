@@ -112,6 +112,7 @@ class Contrast:
         high_adjusted: upper end.
         missing: what one of both has and the other lacks: ``abmll: rhymes``, or ``abmll: rhymes in seed_999`` where
             it is not all seeds.
+        distribution: which one's tasks, where it is of one; None: of all the pool's.
     """
 
     method: str
@@ -129,16 +130,18 @@ class Contrast:
     low_adjusted: float
     high_adjusted: float
     missing: tuple[str, ...] = ()
+    distribution: str | None = None
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """A method on a task, or on a pool. What is missing is None, never 0.
+    """A method on a task, on a distribution's tasks, or on a pool. What is missing is None, never 0.
 
     Attributes:
         method: which method.
         pool: the task's.
-        task: None in the row of the mean over the pool's tasks.
+        task: the task, or the distribution that tasks were drawn from; None in the row of the mean over the pool's
+            tasks.
         accuracy: mean over seeds, and then over tasks in the mean row; there None unless all tasks are there.
         low: lower end of the 95 % interval: Wilson's of all seeds' answers, where questions that several seeds share
             count once. In the mean row the bootstrap's over strata.
@@ -199,6 +202,7 @@ class MethodCosts:
         meta_training: before any task of the pool comes; None where it was not counted.
         search: choosing its settings; likewise.
         adaptation: for one task of the pool, the mean over tasks; likewise.
+        answer_seconds: for one answer, the mean over tasks; None without answers.
         accuracy: on the pool, see :class:`ComparisonRow`'s mean row.
         low: lower end of its 95 % interval.
         high: upper end.
@@ -209,6 +213,7 @@ class MethodCosts:
     meta_training: Cost | None
     search: Cost | None
     adaptation: Cost | None
+    answer_seconds: float | None
     accuracy: float | None
     low: float | None
     high: float | None
@@ -487,14 +492,16 @@ def winner(
 def table(runs: Runs, pool: str, against: str = "base") -> list[ComparisonRow]:
     """Every method on every task of a pool, each method's tasks followed by its mean.
 
+    Of drawn tasks, which are many and of one kind, there is a row a distribution.
+
     Args:
         runs: finished runs.
         pool: ``meta_train``, ``left_out`` or ``meta_test``.
         against: the method that deltas are taken from.
 
     Returns:
-        A row a method and task, whether or not there are answers, and a row a method with ``task`` None. Nothing for
-        a pool without tasks.
+        A row a method and task (or distribution), whether or not there are answers, and a row a method with ``task``
+        None. Nothing for a pool without tasks.
 
     Raises:
         ResultsError: two methods answered different questions of a task in one run.
@@ -504,12 +511,36 @@ def table(runs: Runs, pool: str, against: str = "base") -> list[ComparisonRow]:
         return []
     intervals = _mean_intervals(found)
     reference = found.answers.get(against, {})
+    parts = {
+        name: (part := _pool(runs, pool, tasks), _mean_intervals(part))
+        for name, tasks in distributions(runs, pool).items()
+    }
     rows = []
     for method in runs.methods:
-        for task in found.tasks:
+        for name, (part, ends) in parts.items():
+            row = _mean_row(part, method, part.answers.get(against, {}), ends.get(method))
+            rows.append(replace(row, task=name))
+        for task in () if parts else found.tasks:
             rows.append(_task_row(found, method, task, reference))
         rows.append(_mean_row(found, method, reference, intervals.get(method)))
     return rows
+
+
+def distributions(runs: Runs, pool: str) -> dict[str, tuple[str, ...]]:
+    """A pool's drawn tasks by the distribution that they were drawn from; nothing where tasks are listed.
+
+    Args:
+        runs: finished runs.
+        pool: ``meta_train``, ``left_out`` or ``meta_test``.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for run in runs.runs:
+        if "drawn" not in run.results:
+            continue
+        own = run.results[run.results["pool"] == pool]
+        for row in own[own["drawn"].fillna(False).astype(bool)].to_dict("records"):
+            found.setdefault(str(row["group"]), {})[str(row["task"])] = None
+    return {name: tuple(tasks) for name, tasks in found.items()}
 
 
 def costs(runs: Runs, pool: str = "meta_test") -> list[MethodCosts]:
@@ -531,7 +562,8 @@ def costs(runs: Runs, pool: str = "meta_test") -> list[MethodCosts]:
     """
     means = {row.method: row for row in table(runs, pool) if row.task is None}
     tasks = _tasks(runs, pool)
-    compute = runs.compute()
+    compute, results = runs.compute(), runs.results()
+    results = results[results["pool"] == pool]
     nothing = Cost(0.0, 0.0, 0.0, 0.0)
     found = []
     for method in runs.methods:
@@ -549,6 +581,7 @@ def costs(runs: Runs, pool: str = "meta_test") -> list[MethodCosts]:
                 meta_training=_cost(own[own["stage"] == "meta_training"], ["run"]) or start,
                 search=_cost(own[own["stage"] == "search"], ["run"]) or free,
                 adaptation=_cost(adaptation, ["task", "run"]) or free,
+                answer_seconds=_answer_seconds(results, method),
                 accuracy=None if row is None else row.accuracy,
                 low=None if row is None else row.low,
                 high=None if row is None else row.high,
@@ -898,6 +931,14 @@ def _cost(rows: pd.DataFrame, keys: Sequence[str]) -> Cost | None:
         seconds=float(means["seconds"]),
         tokens=float(means["tokens"]),
     )
+
+
+def _answer_seconds(results: pd.DataFrame, method: str) -> float | None:
+    if not {"method", "seconds", "n"} <= set(results):
+        return None
+    own = results[results["method"] == method]
+    seconds = (own["seconds"] / own["n"]).mean()
+    return None if pd.isna(seconds) else float(seconds)
 
 
 def _whole_sum(own: pd.Series[float]) -> float:

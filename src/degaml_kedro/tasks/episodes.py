@@ -52,6 +52,10 @@ class EpisodeError(DegamlError):
     """A distribution that has no task of the size asked for."""
 
 
+class TooFewTextsError(EpisodeError):
+    """A task with fewer texts than are asked for."""
+
+
 def draw_episode(
     distribution: SuiteDistribution | FileDistribution,
     sizes: Mapping[str, int],
@@ -75,7 +79,7 @@ def draw_episode(
         source = _draw(distribution, rng)
         try:
             return source, episode_examples(source, sizes)
-        except _TooFew:
+        except TooFewTextsError:
             continue
     wanted = ", ".join(f"{count} {name}" for name, count in sizes.items())
     raise EpisodeError(
@@ -209,10 +213,6 @@ def describe(source: EpisodeSource) -> str:
 # --- drawing --------------------------------------------------------------------------------------
 
 
-class _TooFew(Exception):  # noqa: N818 - another task is drawn
-    """A task has fewer texts than are asked for."""
-
-
 def _draw(distribution: SuiteDistribution | FileDistribution, rng: random.Random) -> EpisodeSource:
     if isinstance(distribution, FileDistribution):
         return _draw_of_file(distribution, rng)
@@ -318,6 +318,9 @@ def episode_examples(source: EpisodeSource, sizes: Mapping[str, int]) -> dict[st
     Args:
         source: what was drawn.
         sizes: examples a split.
+
+    Raises:
+        TooFewTextsError: it has fewer.
     """
     rng = random.Random(source.seed)
     if source.form == "rules":
@@ -335,7 +338,7 @@ def episode_examples(source: EpisodeSource, sizes: Mapping[str, int]) -> dict[st
                 rows.append((text, place))
                 turns.append(place)
         if len(rows) < wanted and split != "train":
-            raise _TooFew
+            raise TooFewTextsError(f"{describe(source)} has fewer than {wanted} texts for {split}")
         rng.shuffle(rows)
         found[split] = [make_example(text, source.labels, place) for text, place in rows]
     return found
@@ -450,7 +453,7 @@ def _rule_examples(
                 options = rng.sample([rule[asked][0], *wrong], source.options)
                 rows.append(make_example(asked, options, options.index(rule[asked][0])))
         if len(rows) < wanted and split != "train":
-            raise _TooFew
+            raise TooFewTextsError(f"{describe(source)} has fewer than {wanted} texts for {split}")
         found[split] = rows
     return found
 

@@ -1,34 +1,23 @@
-"""Ready tasks: families of the built-in suite, to try adaptation on without examples of one's own."""
+"""Ready tasks: tasks that only examples define, to try adaptation on without examples of one's own.
+
+They stand in ``suite/data/ready.json``. Most are of the development pools, which the shipped pair was not trained on
+(``docs/suite.md``).
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import random
 from dataclasses import dataclass
 from functools import cache
 
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.parameters import EpisodeSource
+from degaml_kedro.tasks.episodes import TooFewTextsError, episode_examples
 from degaml_kedro.tasks.example import Example
-from degaml_kedro.tasks.suite import FAMILIES, CapacityError
-from degaml_kedro.tasks.suite.family import Family
+from degaml_kedro.tasks.suite import material
 
-# The embedded profile's meta-train pool (conf/base/parameters_tasks.yml).
-SEEN = (
-    "kind_member",
-    "currency_of_country",
-    "element_symbol",
-    "day_after",
-    "month_before",
-    "from_roman",
-    "addition",
-    "starts_with",
-    "unit_measures",
-    "who_owns",
-)
 MAX_EXAMPLES = 1000
-_TITLES = {"from_roman": "From Roman numerals", "to_roman": "To Roman numerals"}
-# At most so many more examples are looked through for held-out questions that are not among the support examples.
-_LOOK_FURTHER = 300
 
 
 class ReadyTaskError(DegamlError):
@@ -37,13 +26,13 @@ class ReadyTaskError(DegamlError):
 
 @dataclass(frozen=True)
 class ReadyTask:
-    """A family of the built-in suite.
+    """A task of the suite with fixed labels.
 
     Attributes:
-        name: The family's name.
+        name: What commands call it.
         title: The same for people.
         description: What is asked, in one sentence.
-        seen: Whether the shipped generator was trained on it.
+        seen: Whether tasks of its rule, or of its domain, are for training.
 
     Example:
         >>> support, held_out = ready_tasks()[0].draw(support=20, held_out=10, seed=0)
@@ -57,10 +46,7 @@ class ReadyTask:
     seen: bool
 
     def draw(self, support: int, held_out: int, seed: int) -> tuple[list[Example], list[Example]]:
-        """Examples to adapt to, and others to score on.
-
-        No prompt is in both. Nor is a question with its right answer, as far as the family has enough of them:
-        small ones ask the held-out questions with other wrong options.
+        """Examples to adapt to, and others to score on; no question comes twice.
 
         Args:
             support: How many to adapt to, at least 1.
@@ -72,48 +58,33 @@ class ReadyTask:
             example.
 
         Raises:
-            ReadyTaskError: A number is out of range.
-            CapacityError: The family cannot make so many examples.
+            ReadyTaskError: A number is out of range, or the task has fewer examples.
         """
+        asked = f"The ready task '{self.name}' was asked for {support} support and {held_out} held-out examples"
         if support < 1 or held_out < 0 or support + held_out > MAX_EXAMPLES:
             raise ReadyTaskError(
-                f"The ready task '{self.name}' was asked for {support} support and {held_out} held-out examples; "
-                f"ask for at least 1 and at least 0, and for {MAX_EXAMPLES:,} together at most."
+                f"{asked}; ask for at least 1 and at least 0, and for {MAX_EXAMPLES:,} together at most."
             )
-        family = FAMILIES[self.name]
-        stream = family.generate(support + held_out, seed)
-        known = {_key(example) for example in stream[:support]}
-        rest = _longer(family, stream, support, held_out, seed)
-        fresh = [example for example in rest if _key(example) not in known]
-        repeated = [example for example in rest if _key(example) in known]
-        return stream[:support], [*fresh, *repeated][:held_out]
-
-
-def _key(example: Example) -> tuple[str, str]:
-    return example.question, example.options[example.gold]
-
-
-def _longer(
-    family: Family, stream: list[Example], support: int, held_out: int, seed: int
-) -> list[Example]:
-    """What may be held out: a good deal more than is needed, where the family makes so much."""
-    try:
-        further = min(3 * held_out, _LOOK_FURTHER)
-        return family.generate(support + held_out + further, seed)[support:]
-    except CapacityError:
-        return stream[support:]
+        source = _sources()[self.name].model_copy(
+            update={"seed": random.Random(seed).getrandbits(62)}
+        )
+        try:
+            found = episode_examples(source, {"support": support, "test": held_out})
+        except TooFewTextsError:
+            raise ReadyTaskError(f"{asked}, and does not have so many; ask for fewer.") from None
+        return found["support"], found["test"]
 
 
 @cache
 def ready_tasks() -> tuple[ReadyTask, ...]:
-    """All ready tasks, those that the generator was not trained on first: they show what it is worth."""
-    return tuple(sorted(_tasks(), key=lambda task: task.seen))
-
-
-def _tasks() -> Iterator[ReadyTask]:
-    for family in FAMILIES.values():
-        title = _TITLES.get(family.name, family.name.replace("_", " ").capitalize())
-        yield ReadyTask(family.name, title, family.description, family.name in SEEN)
+    """All ready tasks, those that are not for training first: they show what adaptation is worth."""
+    found = [
+        ReadyTask(
+            entry["name"], entry["title"], entry["description"], source.pool == material.TRAIN
+        )
+        for entry, source in zip(material.ready(), _sources().values(), strict=True)
+    ]
+    return tuple(sorted(found, key=lambda task: task.seen))
 
 
 def ready_task(name: str) -> ReadyTask:
@@ -132,3 +103,26 @@ def ready_task(name: str) -> ReadyTask:
         else f"use one of {', '.join(sorted(by_name))}."
     )
     raise ReadyTaskError(f"There is no ready task '{name}'; {hint}")
+
+
+@cache
+def _sources() -> dict[str, EpisodeSource]:
+    found = {}
+    for entry in material.ready():
+        form, subject, classes = entry["form"], entry["subject"], tuple(entry["classes"])
+        if form == "rules":
+            pool, _ = material.pool_of_rule(subject, classes[0])
+        else:
+            pool = material.pool_of_subject(form, subject)
+        found[entry["name"]] = EpisodeSource.model_validate(
+            {
+                "kind": "episode",
+                "form": form,
+                "subject": subject,
+                "classes": classes,
+                "labels": tuple(entry.get("labels", ())),
+                "pool": pool,
+                "seed": 0,
+            }
+        )
+    return found

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy.special import log_softmax
 
 from degaml_kedro.baselines import metaict, methods, union_train
 from degaml_kedro.baselines.compute import Clock, Compute
@@ -593,3 +595,30 @@ def _answers(
         seed,
     )
     return timed_answers(f"{task}, {method}", answer)
+
+
+def sum_predictions(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Two methods asked together: the sum of their log-probabilities decides, and the costs add up.
+
+    Args:
+        first: answers to a task's test split, a row a question.
+        second: the other method's answers to the same questions.
+
+    Returns:
+        One row a question with the columns of ``PREDICTION_COLUMNS``; ``scores`` are log-probabilities of options,
+        up to a constant of the question.
+    """
+    scores = [
+        (log_softmax(one) + log_softmax(other)).tolist()
+        for one, other in zip(first["scores"], second["scores"], strict=True)
+    ]
+    predicted = pd.array([int(np.argmax(row)) for row in scores], dtype="Int64")
+    # where neither would have said it, nobody spelt it out
+    text = second["text"].where(second["predicted"] == predicted, "")
+    return first.assign(
+        scores=scores,
+        predicted=predicted,
+        text=first["text"].where(first["predicted"] == predicted, text),
+        seconds=first["seconds"] + second["seconds"],
+        tokens=first["tokens"] + second["tokens"],
+    )

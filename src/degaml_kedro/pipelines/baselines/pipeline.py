@@ -10,7 +10,7 @@ from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
 from degaml_kedro.baselines import sentence_head
-from degaml_kedro.parameters import META_TRAINED, READ_SUPPORT, ProjectParameters
+from degaml_kedro.parameters import META_TRAINED, READ_SUPPORT, SUMMED, ProjectParameters
 from degaml_kedro.pipelines.baselines.nodes import (
     adapt_and_predict,
     adapt_baseline,
@@ -20,9 +20,11 @@ from degaml_kedro.pipelines.baselines.nodes import (
     fit_union,
     predict_baseline,
     search_settings,
+    sum_predictions,
     take_union,
 )
 from degaml_kedro.pipelines.checkpoints.pipeline import SETTINGS
+from degaml_kedro.pipelines.counting import count_training
 from degaml_kedro.pipelines.groups import Group, groups, search_group
 from degaml_kedro.pipelines.naming import bound
 from degaml_kedro.pipelines.places import Place, measuring, places
@@ -36,6 +38,12 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     if parameters.baselines is None or not parameters.baseline_methods:
         return Pipeline([])
     nodes: list[Node] = []
+    seen = parameters.baselines.score_seen
+    scored = [
+        place
+        for place in places(parameters)
+        if place.pool == "meta_test" or (place.pool == "meta_train" and seen)
+    ]
     for method in parameters.baseline_methods:
         if method in META_TRAINED:
             if not parameters.development:
@@ -52,12 +60,41 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
                 )
             )
         nodes += _search(parameters, method)
-        for place in places(parameters):
-            if place.pool == "meta_test" or (
-                place.pool == "meta_train" and parameters.baselines.score_seen
-            ):
-                nodes += _evaluation(place, method)
+        for place in scored:
+            nodes += _evaluation(place, method)
+    for method in (name for name in parameters.methods if name in SUMMED):
+        nodes.append(_counting(method, "meta_training", None))
+        for place in scored:
+            nodes += _sum(place, method)
     return Pipeline(nodes)
+
+
+def _sum(place: Place, method: str) -> list[Node]:
+    """Two baselines asked together."""
+    task = place.task
+    predictions = f"{task}.{method}.predictions"
+    adding = node(
+        sum_predictions,
+        inputs=[f"{task}.{part}.predictions" for part in SUMMED[method]],
+        outputs=predictions,
+        name=f"sum_{method}",
+        namespace=f"baselines.{task}",
+    )
+    measured = measuring(place, method, predictions, f"{task}.{method}.result")
+    return [adding, _counting(method, "adaptation", task), measured]
+
+
+def _counting(method: str, stage: str, task: str | None) -> Node:
+    """What two baselines cost together."""
+    ending = f".{stage}.compute" if task is None else ".compute"
+    place = "" if task is None else f"{task}."
+    return node(
+        bound(count_training, method=method, stage=stage, task=task),
+        inputs=[f"{place}{part}{ending}" for part in SUMMED[method]],
+        outputs=f"{place}{method}{ending}",
+        name=f"count_{method}",
+        namespace=f"baselines.{task or 'fit'}",
+    )
 
 
 def _fit(parameters: ProjectParameters, method: str, group: Group, learned: str) -> Node:

@@ -15,7 +15,7 @@ from degaml_kedro.pipelines.checkpoints.nodes import (
     train_trajectory,
 )
 from degaml_kedro.pipelines.groups import Group, generator_groups, warmup_groups
-from degaml_kedro.pipelines.naming import bound
+from degaml_kedro.pipelines.naming import ALONE, bound
 
 SETTINGS = ("params:model", "params:prompt", "params:scoring", "params:lora")
 
@@ -77,6 +77,7 @@ def _warmup(parameters: ProjectParameters, group: Group) -> list[Node]:
             outputs=f"{group.pool}.trajectory",
             name=f"train_on_pool{group.suffix}",
             namespace=namespace,
+            tags=ALONE,
         ),
         node(
             last_adapter,

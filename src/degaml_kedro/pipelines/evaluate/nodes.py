@@ -19,6 +19,7 @@ from degaml_kedro.baselines.compute import Compute
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.io.rollouts import RolloutsChunk, RolloutsState
+from degaml_kedro.io.trajectory import checksum, tensor_bytes
 from degaml_kedro.llm.base_model import describe, first_line, load_base_model
 from degaml_kedro.llm.scoring import Prediction, Progress, score_examples
 from degaml_kedro.parameters import (
@@ -210,6 +211,7 @@ def choose_strategies(
     adapter: Adapter | None = None,
     fallback: Mapping[str, Any] | None = None,
     tabular: Mapping[str, Any] | None = None,
+    start: Adapter | None = None,
     *,
     task: str,
     method: str,
@@ -231,8 +233,9 @@ def choose_strategies(
         adapter: the policy; None for uniform draws, or those of ``tabular``.
         fallback: what was best on the meta-train tasks; None where the search needs none.
         tabular: the logistic regression of ``tabular_policy``.
+        start: what is refined in place of a generated adapter (``no_generator``).
         task: the task's name.
-        method: ``degaml``, ``random_policy`` or ``tabular_policy``.
+        method: the method's name.
 
     Yields:
         What the rollouts' dataset takes.
@@ -240,7 +243,16 @@ def choose_strategies(
     parameters = PolicyParameters.model_validate(with_fallback(policy, fallback))
     space = ActionSpace.of(parameters.families)
     bench = task_workbench(
-        model, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), True
+        model,
+        prompt,
+        scoring,
+        generator,
+        task_parameters,
+        trained,
+        embeddings,
+        len(support),
+        True,
+        start,
     )
     proposer: Proposer = UniformProposer(space)
     pilot = None if adapter is None else policy_model(model, parameters)
@@ -269,7 +281,10 @@ def choose_strategies(
         pilot,
         adapter,
         own,
-        [chosen, dict(prompt), dict(scoring), dict(task_parameters), tabular],
+        [
+            *(chosen, dict(prompt), dict(scoring), dict(task_parameters), tabular),
+            *([] if start is None else [checksum(tensor_bytes(start.tensors))]),
+        ],
     )
 
     def trials(finished: Sequence[Row]) -> Iterator[Row]:
@@ -359,6 +374,7 @@ def execute_strategies(
     embeddings: PromptEmbeddings,
     support: pd.DataFrame,
     rollouts: pd.DataFrame,
+    start: Adapter | None = None,
     *,
     task: str,
     method: str,
@@ -377,6 +393,7 @@ def execute_strategies(
         embeddings: prompt states.
         support: the support examples.
         rollouts: what was tried.
+        start: what is refined in place of a generated adapter.
         task: the task's name.
         method: the method's name.
 
@@ -386,7 +403,16 @@ def execute_strategies(
     """
     space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
     bench = task_workbench(
-        model, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), True
+        model,
+        prompt,
+        scoring,
+        generator,
+        task_parameters,
+        trained,
+        embeddings,
+        len(support),
+        True,
+        start,
     )
     state, spent = _carried_out(bench, space, seed, support, rollout_rows(rollouts), task, method)
     return state, count_training(rollouts, spent, method=method, stage="adaptation", task=task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
-from degaml_kedro.parameters import BASELINES, FROM_ROLLOUTS, ProjectParameters
+from degaml_kedro.parameters import BASELINES, FROM_ROLLOUTS, SUMMED, ProjectParameters
 from degaml_kedro.pipelines.checkpoints.nodes import last_adapter, train_alone
 from degaml_kedro.pipelines.checkpoints.pipeline import SETTINGS
 from degaml_kedro.pipelines.counting import count_training
@@ -37,7 +37,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     baselines = parameters.baselines
     for place in places(parameters):
         for method in parameters.methods:
-            if method in BASELINES:
+            if method in (*BASELINES, *SUMMED):
                 seen = baselines is not None and baselines.score_seen
                 if place.pool == "meta_test" or (place.pool == "meta_train" and seen):
                     # the pipeline `baselines` makes them
@@ -245,7 +245,7 @@ def _adapted(parameters: ProjectParameters, place: Place, method: str, result: s
     rollouts, state = place.name(method, "rollouts"), place.name(method, "state")
     known = [generator, embeddings, f"{task}.support"]
     learned = {}
-    if method == "degaml":
+    if method in ("degaml", "no_generator"):
         learned["adapter"] = place.group.name("policy")
     if method == "tabular_policy":
         learned["tabular"] = place.group.name("tabular_policy")
@@ -254,10 +254,11 @@ def _adapted(parameters: ProjectParameters, place: Place, method: str, result: s
         learned["fallback"] = fallback
     names = (*_CHOICE, "resume", "trained", "embeddings", "support")
     choice = dict(zip(names, [*settings, f"{rollouts}_resume", *known], strict=True))
+    start = {"start": f"{place.group.pool}.warmup_adapter"} if method == "no_generator" else {}
     without_search = method == "best_fixed"
     choosing = node(
         bound(choose_strategies, task=task, method=method),
-        inputs={**choice, **learned},
+        inputs={**choice, **learned, **start},
         outputs=rollouts,
         name=f"choose_{method}{suffix}",
         namespace=f"evaluate.{task}",
@@ -267,7 +268,7 @@ def _adapted(parameters: ProjectParameters, place: Place, method: str, result: s
         *([] if without_search else [choosing]),
         node(
             bound(executing, task=task, method=method),
-            inputs=[*settings, *known, fallback if without_search else rollouts],
+            inputs=[*settings, *known, fallback if without_search else rollouts, *start.values()],
             outputs=[state, place.name(method, "compute")],
             name=f"execute_{method}{suffix}",
             namespace=f"evaluate.{task}",

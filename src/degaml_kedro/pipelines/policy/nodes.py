@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
@@ -49,6 +49,7 @@ from degaml_kedro.results.policy_figure import policy_figure, strategy_map
 from degaml_kedro.results.policy_measures import policy_text
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.generated import generated_state, generated_workbench
+from degaml_kedro.strategies.state import Member
 from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.splits import frame_to_splits
 
@@ -292,13 +293,14 @@ def task_workbench(
     embeddings: PromptEmbeddings,
     support: int,
     from_support: bool,
+    start: Adapter | None = None,
 ) -> Workbench:
     """The workbench of a task: adapters are made from its support prompts, or from its train prompts.
 
-    The support prompts are the last ones of the embeddings.
+    The support prompts are the last ones of the embeddings. With ``start`` every adapter is that one.
     """
     first = len(embeddings) - support
-    return generated_workbench(
+    bench = generated_workbench(
         load_base_model(BaseModelParameters.model_validate(model)),
         PromptParameters.model_validate(prompt),
         task_scoring(scoring, task_parameters),
@@ -307,6 +309,9 @@ def task_workbench(
         range(first, len(embeddings)) if from_support else range(first),
         GeneratorParameters.model_validate(generator).encoder,
     )
+    if start is None:
+        return bench
+    return replace(bench, draw=lambda seed, number: Member(start))
 
 
 def policy_model(model: Mapping[str, Any], policy: PolicyParameters) -> BaseModel:

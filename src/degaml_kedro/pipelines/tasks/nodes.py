@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -91,11 +90,11 @@ def deal_splits(
     return splits_to_frame(dealt)
 
 
-def describe_run(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def describe_run(*, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """What a run was made with, for whoever reads its results later.
 
     Args:
-        parameters: all of them.
+        parameters: all that were given.
     """
     profile, seed = str(parameters["profile"]), int(parameters["seed"])
     device = choose_device(parameters["model"].get("device", "auto"))
@@ -119,8 +118,7 @@ def describe_run(parameters: Mapping[str, Any]) -> dict[str, Any]:
             "device": str(device),
             "dtype": str(choose_dtype(parameters["model"].get("dtype", "auto"), device)),
         },
-        # Kedro's runners hand them over in different orders
-        "parameters": json.loads(json.dumps(parameters, sort_keys=True)),
+        "parameters": dict(parameters),
     }
 
 

@@ -16,10 +16,12 @@ from degaml_kedro.pipelines.tasks.nodes import (
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     """Read and split every task that is in a pool."""
+    # bound, not an input: where a runner starts processes anew, kedro-mlflow's own hook refuses inputs as long as these
+    given = parameters.model_dump(mode="json", exclude_unset=True)
     nodes = [
         node(
-            describe_run,
-            inputs="parameters",
+            bound(describe_run, parameters=given),
+            inputs=None,
             outputs="run_record",
             name="describe_run",
             namespace="tasks",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from degaml_kedro.results.comparison import ComparisonRow
+from degaml_kedro.results.comparison import ComparisonRow, Contrast
 from degaml_kedro.results.paper import AVERAGE
 from degaml_kedro.results.report.document import (
     Block,
@@ -223,18 +223,33 @@ def _sized(name: str, n: int) -> str:
 
 
 def _contrasts(findings: Findings, pool: str) -> list[Block]:
+    found = [
+        _contrast_table(findings, pool, one, name)
+        for (of, name), one in findings.of_distributions.items()
+        if of == pool and one
+    ]
+    return [*_contrasts_of_all(findings, pool), *found]
+
+
+def _contrasts_of_all(findings: Findings, pool: str) -> list[Block]:
     contrasts = findings.contrasts[pool]
-    if not contrasts:
-        return [
-            paragraph(
-                code(METHOD),
-                " has no results here that another method could be compared with; ",
-                code("kedro run"),
-                " makes them where it is among the ",
-                code("methods"),
-                ".",
-            )
-        ]
+    if contrasts:
+        return [_contrast_table(findings, pool, contrasts)]
+    return [
+        paragraph(
+            code(METHOD),
+            " has no results here that another method could be compared with; ",
+            code("kedro run"),
+            " makes them where it is among the ",
+            code("methods"),
+            ".",
+        )
+    ]
+
+
+def _contrast_table(
+    findings: Findings, pool: str, contrasts: Sequence[Contrast], distribution: str = ""
+) -> Table:
     there = {contrast.other for contrast in contrasts}
     absent = [
         name
@@ -259,27 +274,25 @@ def _contrasts(findings: Findings, pool: str) -> list[Block]:
         (
             f"Difference: accuracy of {METHOD} less that of the other method, in points, over the tasks and seeds "
             f"where both have answers. Paired bootstrap over questions within strata (tasks by seeds); tasks weigh "
-            f"alike, and so do a task's seeds."
+            f"alike, and so do a task's seeds. Drawn tasks are drawn again within their seed."
         ),
         f"Simultaneous interval (Bonferroni) and Holm-adjusted p: for {counted(contrasts[0].family, 'comparison')}.",
     ]
     notes += [
         f"{one.other}, left out: {'; '.join(one.missing)}." for one in contrasts if one.missing
     ]
-    return [
-        Table.of(
-            f"{METHOD} against every method, {SHORT[pool]}",
-            (
-                "against",
-                "difference",
-                "95 % interval",
-                "simultaneous 95 % interval",
-                "p",
-                "p, Holm",
-                "strata",
-                "pairs",
-            ),
-            rows,
-            notes,
-        )
-    ]
+    return Table.of(
+        f"{METHOD} against every method, {distribution or SHORT[pool]}",
+        (
+            "against",
+            "difference",
+            "95 % interval",
+            "simultaneous 95 % interval",
+            "p",
+            "p, Holm",
+            "strata",
+            "pairs",
+        ),
+        rows,
+        notes,
+    )

@@ -29,7 +29,7 @@ from degaml_kedro.results.panels import (
     wrapped,
     write_below,
 )
-from degaml_kedro.results.report.findings import MEAN
+from degaml_kedro.results.report.findings import MEAN, YARDSTICK
 from degaml_kedro.results.report.glossary import POOLS, kind
 from degaml_kedro.results.runs import BOUNDS
 
@@ -47,10 +47,15 @@ _KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 _COLUMNS = 4
 _ROW, _GAP, _BELOW = 25, 84, 66
-_STAGES = {
-    "adaptation": "adaptation tokens for a task",
-    "meta_training": "meta-training tokens",
+# column of the comparison: what it is, and its unit
+_COSTS = {
+    "adaptation_tokens": ("adaptation tokens for a task", "tokens"),
+    "meta_training_tokens": ("meta-training tokens", "tokens"),
+    "adaptation_seconds": ("adaptation seconds for a task", "seconds"),
+    "answer_seconds": ("seconds an answer", "seconds"),
 }
+# what answers without the language model is drawn, and no frontier is drawn through it
+_NO_LANGUAGE_MODEL = ("sentence_head",)
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -142,17 +147,19 @@ def accuracy_compute_figure(
     pool: str = "meta_test",
     title: str = "Accuracy against compute",
 ) -> go.Figure:
-    """Draw mean accuracy over what it took: adaptation tokens for a task, and meta-training tokens.
+    """Draw mean accuracy over what it took: tokens and seconds to adapt, tokens before that, seconds an answer.
 
     Args:
-        comparison: as :func:`comparison_figure` takes it, with the columns ``adaptation_tokens`` and
-            ``meta_training_tokens`` (forward and backward) in the mean rows.
+        comparison: as :func:`comparison_figure` takes it, with the columns ``adaptation_tokens``,
+            ``meta_training_tokens`` (forward and backward), ``adaptation_seconds`` and ``answer_seconds`` in the mean
+            rows.
         pool: ``meta_train``, ``left_out`` or ``meta_test``.
         title: of the figure.
 
     Returns:
-        Two panels with logarithmic axes, on which 0 has a place of its own at the left. A method whose accuracy or cost
-        is missing is named under the figure.
+        Four panels with logarithmic axes, on which 0 has a place of its own at the left. A line joins the methods that
+        answer with the language model and that no other of them equals at less cost (the Pareto frontier). A method
+        whose accuracy or cost is missing is named under the figure.
     """
     own = _of_pool(comparison, pool)
     means = own[own["task"] == MEAN] if len(own) else own
@@ -161,12 +168,11 @@ def accuracy_compute_figure(
     looks = _looks(list(means["method"]) if len(means) else [])
     for row in means.to_dict("records"):
         method = str(row["method"])
-        values = {stage: row[f"{stage}_tokens"] for stage in _STAGES}
-        known = {stage: float(value) for stage, value in values.items() if not pd.isna(value)}
+        known = {column: float(row[column]) for column in _COSTS if not pd.isna(row[column])}
         if pd.isna(row["accuracy"]):
             notes.append(f"Not shown: {method} (no accuracy on all tasks).")
             continue
-        without = [name for stage, name in _STAGES.items() if stage not in known]
+        without = [name for column, (name, _) in _COSTS.items() if column not in known]
         if without:
             notes.append(f"Not shown: {' and '.join(without)} of {method} (not counted).")
         points.append(
@@ -174,23 +180,42 @@ def accuracy_compute_figure(
         )
     if not points:
         return _nothing(title, "no method has an accuracy on all tasks", notes)
+    inner, gap = 330, 110
+    inside = 2 * inner + gap
     figure = make_subplots(
-        rows=1,
-        cols=len(_STAGES),
+        rows=2,
+        cols=2,
         shared_yaxes=True,
-        subplot_titles=[f"<b>{name.capitalize()}</b>" for name in _STAGES.values()],
+        subplot_titles=[f"<b>{name.capitalize()}</b>" for name, _ in _COSTS.values()],
         horizontal_spacing=0.05,
+        vertical_spacing=gap / inside,
     )
     named: set[str] = set()
-    for column, stage in enumerate(_STAGES, start=1):
-        there = [(method, values) for method, values in points if stage in values]
-        zero, axis = _log_axis([values[stage] for _, values in there])
+    for number, (cost, (_, unit)) in enumerate(_COSTS.items()):
+        panel = {"row": number // 2 + 1, "col": number % 2 + 1}
+        there = [(method, values) for method, values in points if cost in values]
+        zero, axis = _log_axis([values[cost] for _, values in there])
+        line = _frontier([(m, v[cost], v["accuracy"]) for m, v in there])
+        figure.add_trace(
+            go.Scatter(
+                x=[spent or zero for spent, _ in line],
+                y=[100 * accuracy for _, accuracy in line],
+                mode="lines",
+                line={"color": GRAY, "width": 1.5, "dash": "dot", "shape": "hv"},
+                name="frontier",
+                legendgroup="frontier",
+                showlegend=number == 0,
+                hoverinfo="skip",
+            ),
+            **panel,
+        )
         for method, values in there:
             color, symbol = looks[method]
-            tokens = values[stage]
+            spent = values[cost]
+            amount = in_short(spent) if unit == "tokens" else f"{spent:.3g}"
             figure.add_trace(
                 go.Scatter(
-                    x=[tokens or zero],
+                    x=[spent or zero],
                     y=[100 * values["accuracy"]],
                     error_y=_error_bar([values]),
                     name=html.escape(method),
@@ -203,17 +228,20 @@ def accuracy_compute_figure(
                         "size": 12,
                         "line": {"width": 2, "color": color},
                     },
-                    hovertemplate=f"{in_short(tokens)} tokens: %{{y:.1f}} %",
+                    hovertemplate=f"{amount} {unit}: %{{y:.1f}} %",
                 ),
-                row=1,
-                col=column,
+                **panel,
             )
             named.add(method)
-        figure.update_xaxes(title_text="tokens, forward and backward", row=1, col=column, **axis)
+        text = "tokens, forward and backward" if unit == "tokens" else unit
+        figure.update_xaxes(title_text=text, **panel, **axis)
     lines = wrapped(notes)
     below = 70 + 18 * (len(lines) + 1)
-    reading = f"{POOLS.get(pool, pool)}; mean over tasks and seeds; bars: 95 % intervals"
-    lay_out(figure, [title, reading], TOP + 380 + below, below)
+    reading = (
+        f"{POOLS.get(pool, pool)}; mean over tasks and seeds; bars: 95 % intervals; dotted: no method that answers "
+        f"with the language model is better at less"
+    )
+    lay_out(figure, [title, reading], TOP + inside + below, below)
     figure.update_xaxes(showline=True, linecolor="#888888", ticks="outside")
     figure.update_yaxes(showline=True, linecolor="#888888", ticksuffix=" %")
     figure.update_yaxes(title_text="accuracy", col=1)
@@ -221,6 +249,24 @@ def accuracy_compute_figure(
     if lines:
         write_below(figure, "<br>".join(lines), 60)
     return figure
+
+
+def _frontier(points: Sequence[tuple[str, float, float]]) -> list[tuple[float, float]]:
+    """(cost, accuracy) of the methods of which none is better at the same cost or less, by cost.
+
+    Args:
+        points: (method, cost, accuracy).
+    """
+    able = [
+        (cost, accuracy)
+        for method, cost, accuracy in points
+        if method not in (*BOUNDS, *_NO_LANGUAGE_MODEL, YARDSTICK)
+    ]
+    line: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(able, key=lambda point: (point[0], -point[1])):
+        if not line or accuracy > line[-1][1]:
+            line.append((cost, accuracy))
+    return line
 
 
 def reliability_figure(
@@ -337,7 +383,7 @@ def in_short(value: float) -> str:
             scaled = value / size
             digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
             return f"{scaled:.{digits}f} {prefix}"
-    return f"{value:.0f}"
+    return f"{value:.0f}" if value >= 1 else f"{value:.3g}"
 
 
 def _of_pool(frame: pd.DataFrame, pool: str) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -14,6 +14,7 @@ from degaml_kedro.results.comparison import (
     Verdict,
     compare,
     costs,
+    distributions,
     rows_frame,
     table,
     verdict,
@@ -40,6 +41,7 @@ class Findings:
         pools: those that have tasks, in the order of reading.
         rows: by pool.
         contrasts: by pool, of :data:`METHOD` against every method that is no bound.
+        of_distributions: the same by pool and distribution, where tasks are drawn; corrected within one.
         winners: by pool and task (None: all its tasks), where one method is better than every other beyond chance;
             neither bounds nor yardsticks (:func:`yardsticks`) win or have to be beaten.
         costs: by pool.
@@ -52,6 +54,7 @@ class Findings:
     pools: tuple[str, ...]
     rows: Mapping[str, list[ComparisonRow]]
     contrasts: Mapping[str, list[Contrast]]
+    of_distributions: Mapping[tuple[str, str], list[Contrast]]
     winners: Mapping[tuple[str, str | None], str]
     costs: Mapping[str, list[MethodCosts]]
     verdict: Verdict | None
@@ -81,8 +84,9 @@ class Findings:
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     def differences(self) -> pd.DataFrame:
-        """All contrasts of all pools as a table."""
-        return rows_frame([one for pool in self.pools for one in self.contrasts[pool]])
+        """All contrasts of all pools, and of all distributions, as a table."""
+        every = [*self.contrasts.values(), *self.of_distributions.values()]
+        return rows_frame([one for found in every for one in found])
 
     def bins(self) -> pd.DataFrame:
         """All reliability curves as a table, with ``pool``, ``method``, ``ece`` and ``left_out`` in every row."""
@@ -115,18 +119,31 @@ def find(runs: Runs) -> Findings:
     pools = tuple(rows)
     others = [method for method in runs.methods if method not in BOUNDS]
     winners = {}
+    of_distributions = {}
     for pool in pools:
+        drawn = distributions(runs, pool)
+        for name, own in drawn.items():
+            of_distributions[pool, name] = [
+                replace(one, distribution=name) for one in compare(runs, pool, METHOD, others, own)
+            ]
         for task in dict.fromkeys(row.task for row in rows[pool]):
             exclude = (*BOUNDS, *yardsticks(pool))
-            best = winner(runs, pool, None if task is None else [task], exclude)
+            tasks = None if task is None else drawn.get(task, (task,))
+            best = winner(runs, pool, tasks, exclude)
             if best is not None:
                 winners[pool, task] = best
-    known = runs.results().dropna(subset=["chance"]).drop_duplicates(["pool", "task"])
+    known = runs.results().dropna(subset=["chance"])
+    if "drawn" in known:
+        # a drawn task is another one in every run
+        drawn_there = known["drawn"].fillna(False).astype(bool)
+        known = known.assign(task=known["task"].mask(drawn_there, known["group"]))
+    known = known.groupby(["pool", "task"], sort=False)[["chance"]].mean().reset_index()
     return Findings(
         runs=runs,
         pools=pools,
         rows=rows,
         contrasts={pool: compare(runs, pool, METHOD, others) for pool in pools},
+        of_distributions=of_distributions,
         winners=winners,
         costs={pool: costs(runs, pool) for pool in pools},
         verdict=verdict(runs, METHOD) if "meta_test" in pools else None,

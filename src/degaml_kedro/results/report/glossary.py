@@ -49,6 +49,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "2022). Not in the paper.",
         "sentence_head": "Logistic regression on the frozen sentence encoder's embeddings of the support questions; "
         "the language model is not asked. Not in the paper.",
+        "metaicl_union": "metaicl and union_train together: their log-probabilities are summed. Not in the paper.",
         "mean_adapter": "The mean of the meta-train tasks' adapters, the same for every task. Not in the paper.",
         "generalization_only": "The adapter that the generator makes from the support prompts, without their "
         "answers, unrefined.",
@@ -58,6 +59,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "of a language model. Not in the paper.",
         "best_fixed": "The generated adapter, refined by the one strategy that was best in the policy's rollouts, "
         "without a search. Not in the paper.",
+        "no_generator": "The pooled adapter under the same search: degaml without its generator. Not in the paper.",
         "oracle_strategy": "The generated adapter with the strategy that scores best on the test split itself: a "
         "bound, never a result.",
         "degaml": "The generated adapter, refined by strategies that the trained policy proposes; the best on the "
@@ -110,6 +112,7 @@ def kind(method: str, bounds: Sequence[str]) -> str:
         "random_policy",
         "tabular_policy",
         "best_fixed",
+        "no_generator",
         "mean_adapter",
     ) or method.startswith(("generalization_only", "other_prompts")):
         return "parts of DeGAML and controls"

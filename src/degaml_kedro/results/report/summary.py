@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from degaml_kedro.results.comparison import AIM, Budget, Contrast, Verdict
+from degaml_kedro.results.comparison import AIM, Budget, Contrast, Verdict, distributions
 from degaml_kedro.results.report.document import (
     Block,
     Bullets,
@@ -59,7 +59,12 @@ def summary(findings: Findings) -> Section:
         tasks = findings.tasks(pool)
         sizes = sorted({row.n for row in findings.rows[pool] if row.task and row.n})
         size = f", n = {_between(sizes)} each" if sizes else ""
-        items.append(paragraph(f"{POOLS.get(pool, pool)}: {counted(len(tasks), 'task')}{size}."))
+        drawn = distributions(runs, pool)
+        kind = "distribution" if drawn else "task"
+        many = f" ({counted(sum(map(len, drawn.values())), 'task')} a seed)" if drawn else ""
+        items.append(
+            paragraph(f"{POOLS.get(pool, pool)}: {counted(len(tasks), kind)}{many}{size}.")
+        )
     for pool in findings.pools:
         items.append(_best_of(findings, pool))
     if len(seeds) < _SEEDS_FOR_A_CLAIM:
@@ -72,7 +77,7 @@ def summary(findings: Findings) -> Section:
     items.append(
         paragraph(
             "Intervals say how sure these questions make us of these tasks and seeds, not how other tasks or other "
-            "seeds would do."
+            "seeds would do; of drawn tasks they speak of the distribution."
         )
     )
     return Section("summary", "Summary", (*blocks, Bullets(tuple(items))))

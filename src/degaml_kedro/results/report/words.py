@@ -35,6 +35,8 @@ def p_value(p: float) -> str:
 
 def seconds(value: float) -> str:
     """``4.1 s``, or minutes and hours where these are more to the point."""
+    if 0 < value < 1:
+        return f"{value:.2g} s"
     if value < 100:
         return f"{value:.1f} s"
     if value < 6000:

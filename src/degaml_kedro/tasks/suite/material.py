@@ -117,14 +117,19 @@ def templates_of(templates: tuple[str, ...], pool: str) -> tuple[str, ...]:
 
 
 @cache
+def ready() -> tuple[Mapping[str, Any], ...]:
+    """Tasks to try: name, title, description, form, subject, classes, and labels where it is a classification."""
+    return tuple(_file("ready.json"))
+
+
+@cache
 def _pools() -> dict[str, Any]:
-    return _file("pools.json")
-
-
-def _file(name: str) -> dict[str, Any]:
-    text = resources.files(f"{__package__}.data").joinpath(name).read_text("utf-8")
-    content: dict[str, Any] = json.loads(text)
+    content: dict[str, Any] = _file("pools.json")
     return content
+
+
+def _file(name: str) -> Any:
+    return json.loads(resources.files(f"{__package__}.data").joinpath(name).read_text("utf-8"))
 
 
 def _folder(name: str) -> Iterator[dict[str, Any]]:
