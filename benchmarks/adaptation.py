@@ -52,7 +52,7 @@ from degaml_kedro.tasks.ready import ready_task
 # none of them was trained on
 TASKS = ("tenant_desks", "tenant_topics", "word_language", "element_symbol", "number_parity")
 SUPPORT = 20
-OTHERS = 100
+OTHERS = 40
 WHOLE_SECONDS, FIRST_SECONDS, PAGE_SECONDS = 60.0, 5.0, 3.0
 
 EPOCHS, BATCH, LEARNING_RATE = 10, 4, 5e-4

@@ -695,7 +695,7 @@ def test_it_works_without_kedro():
 def test_the_shipped_pair_improves_a_task_that_it_never_saw():
     if not SHIPPED.is_dir():
         pytest.skip("the trained pair has not been made here: make shipped")
-    task = ready_task("element_symbol")
+    task = ready_task("tenant_topics")
     assert not task.seen
     support, asked = task.draw(20, 100, seed=0)
     began, first = time.monotonic(), []
