@@ -142,7 +142,7 @@ def shipped_card(
         name=pair.name,
         facts="\n".join(f"- {fact}" for fact in _facts(pair, stored, files)),
         task_count=len(tasks),
-        warmup=_filled(_warmup(parameters)),
+        warmup=_filled(_warmup(pair.about.get("drawn_from"), parameters)),
         tasks="\n".join(f"- {_described(task, parameters)}" for task in tasks),
         steps=(about.get("training") or {}).get("steps", "?"),
         iterations=pair.settings.policy.iterations,
@@ -177,15 +177,16 @@ def _facts(pair: TrainedPair, stored: str, files: Mapping[str, tuple[int, str]])
     ]
 
 
-def _warmup(parameters: Mapping[str, Any]) -> str:
+def _warmup(drawn_from: str | None, parameters: Mapping[str, Any]) -> str:
     """What all adapters start from."""
     warmup = parameters.get("warmup") or {}
     steps = sum(int(phase["steps"]) for phase in warmup.get("phases") or ())
     share = float(warmup.get("context_share") or 0)
-    if not parameters.get("meta_train_distribution"):
+    if drawn_from is None:
         return f"One LoRA was trained on all tasks below together ({steps} steps)."
+    origin = "what the package makes" if drawn_from == "suite" else "a file of texts with labels"
     return (
-        f"One LoRA was trained for {steps} steps on tasks that the package makes without end, new ones in every step; "
+        f"One LoRA was trained for {steps} steps on tasks drawn without end from {origin}, new ones in every step; "
         f"{100 * share:.0f} % of the steps had examples of the task in the prompt."
     )
 

@@ -91,9 +91,10 @@ def compute(findings: Findings, frame: pd.DataFrame) -> Section:
 def _beside(findings: Findings, pool: str) -> str:
     """Where logistic regression on sentence embeddings is better than every method that asks the language model."""
     cells = findings.cells(pool)
-    places = findings.tasks(pool)
+    if ("sentence_head", None) not in cells:
+        return ""
     won = []
-    for place in places:
+    for place in findings.tasks(pool):
         found = {m: row.accuracy for (m, task), row in cells.items() if task == place}
         own = found.pop("sentence_head", None)
         others = [
@@ -103,8 +104,6 @@ def _beside(findings: Findings, pool: str) -> str:
         ]
         if own is not None and others and own > max(others):
             won.append(place)
-    if ("sentence_head", None) not in cells:
-        return ""
     if not won:
         return "sentence_head, which does not ask the language model, is above all others nowhere. "
     return f"sentence_head, which does not ask the language model, is above all others on {listed(won)}. "
