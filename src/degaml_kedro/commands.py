@@ -595,6 +595,7 @@ def info(
                 f"adapter_{number}": {
                     "shots": member.context.shots,
                     "order": member.context.order,
+                    "encoder weight": member.context.encoder_weight,
                     "examples": len(member.context.examples),
                 }
                 for number, member in enumerate(saved.state.members)

@@ -138,14 +138,19 @@ def check_action_space(loader: AbstractConfigLoader, parameters: ProjectParamete
         parameters: what was read of them.
 
     Raises:
-        ConfigurationError: a family or field that does not exist, or bounds that cannot be; it names the key, the file
-            and the line.
+        ConfigurationError: a family or field does not exist, bounds cannot be, or nothing can be proposed; it names the
+            key, the file and the line.
         RegistryError: a family of an installed package cannot be registered.
     """
     if parameters.policy is None or not parameters.adapted_methods:
         return
     try:
-        ActionSpace.of(parameters.policy.families)
+        space = ActionSpace.of(parameters.policy.families)
+        if not space.proposed:
+            raise ActionSpaceError(
+                f"policy.families enables {', '.join(space.fields)} alone, which puts together what others made; "
+                f"enable one of these, too"
+            )
     except ActionSpaceError as error:
         place = _place(["policy", "families", *error.path], loader)
         raise ConfigurationError(f"{error} ({place})") from None

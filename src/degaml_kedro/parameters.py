@@ -333,13 +333,15 @@ class RewardParameters(Parameters):
 class RolloutParameters(Parameters):
     """Trials on a meta-train task in one iteration."""
 
-    # per task and iteration
+    # episodes, per task and iteration
     count: int = Field(ge=1, le=100_000)
+    # T of Algorithm 2: trials of an episode, each from where the one before it ended; one that reads answers ends it
+    steps: int = Field(1, ge=1, le=100)
     # proposals that are written together and see the same history
     at_once: int = Field(4, ge=1, le=1024)
     # D_val: how many validation examples a trial is scored on
     examples: int = Field(20, ge=1)
-    # whether every trial draws its own D_val
+    # whether every episode draws its own D_val
     resample: bool = True
     # wall-clock budget of a task and iteration; trials that it leaves no time for are not made
     seconds: float | None = Field(None, gt=0)
@@ -367,11 +369,6 @@ class SearchParameters(Parameters):
     # of `paired`: actions as JSON, the best first; the first one that the action space allows is tried before what is
     # proposed. None: learned from the policy's rollouts, where there are any
     fallback: tuple[str, ...] | None = None
-
-    @property
-    def trials(self) -> int:
-        """The most trials a search makes: its proposals, and the fallback."""
-        return self.rounds * self.proposals + (self.rule == "paired" and self.fallback != ())
 
 
 class PolicyTraining(Parameters):

@@ -40,7 +40,15 @@ from degaml_kedro.pairs import TrainedPair, load_trained_pair
 from degaml_kedro.parameters import SearchParameters
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.proposers import PolicyProposer, Proposal, Proposer, UniformProposer
-from degaml_kedro.policy.search import CarriedOut, Row, Tag, adapt, carry_out, executed_rows
+from degaml_kedro.policy.search import (
+    CarriedOut,
+    Row,
+    Tag,
+    adapt,
+    carry_out,
+    executed_rows,
+    most_trials,
+)
 from degaml_kedro.progress import Progress as Counted
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import answer_questions, predict
@@ -237,7 +245,7 @@ class Session:
             seed=seed,
             warnings=warnings,
         )
-        tracker = Tracker(report, search.trials, progress, cancel)
+        tracker = Tracker(report, most_trials(search, self._space), progress, cancel)
         with _cancellable():
             return self._adapt(support, asked, search, seed, tracker, cancel)
 
@@ -358,7 +366,7 @@ class Session:
                 parameters.temperature,
                 check=_clock(search.seconds, tracker),
             )
-        most = search.trials
+        most = most_trials(search, self._space)
         rows: list[Row] = []
         for row in adapt(
             bench,

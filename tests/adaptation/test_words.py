@@ -38,6 +38,14 @@ def tried(reward, **changes):
 def test_a_context_in_plain_words(shots, order, words):
     action = f'{{"family":"context","shots":{shots},"order":"{order}"}}'
     assert action_words(ActionSpace.of({"context": {}}), action) == f"Show the model {words}"
+    with_encoder = action_words(
+        ActionSpace.of({"context": {"encoder": [0, 1]}}),
+        action.replace("}", ',"encoder":0.5}'),
+    )
+    assert with_encoder == (
+        f"Show the model {words}; where they have all of a question's options as answers, multiply with the "
+        f"probabilities of a classifier of sentence embeddings (weight 0.5)"
+    )
 
 
 def test_with_nothing_tried_nothing_failed_to_beat_the_adapter():

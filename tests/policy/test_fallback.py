@@ -18,6 +18,7 @@ def row(toy, which, task, gain, accuracy=None, error=None):
         accuracy = gain / 10 if math.isfinite(gain) else 0.0
     return {
         "task": task,
+        "round": 1,
         "family": toy.name,
         "action": toy.text(which),
         "log_probability_before": -2.0,
@@ -96,3 +97,9 @@ def test_an_ensemble_is_no_fallback():
     text = '{"family":"ensemble","members":2,"weights":"equal"}'
     rows = [{**row(ONE, 0, t, 1.0), "family": "ensemble", "action": text} for t in "abc"]
     assert ranked(rows, space) == []
+
+
+def test_later_steps_of_an_episode_do_not_count():
+    rows = [row(ONE, 0, t, 1.0) for t in "abc"]
+    later = [{**row(ONE, 1, t, 5.0), "round": 2} for t in "abc"]
+    assert rank_actions([*rows, *later], ONE.space) == rank_actions(rows, ONE.space) != []

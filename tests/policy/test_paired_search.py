@@ -19,6 +19,7 @@ from degaml_kedro.policy.search import (
     adapt,
     build_state,
     executed_rows,
+    most_trials,
     roll_out,
 )
 from degaml_kedro.policy.trial import Attempt, try_action
@@ -211,7 +212,8 @@ def test_later_rounds_have_no_fallback_and_go_on_from_what_was_executed():
     assert {row["source"] for row in second} == {"policy"}
     assert second[0]["p_value"] == 1.0  # it changes nothing of where the round started
     assert second[0]["decided_by"] == "initialization"
-    assert settings.trials == 5
+    assert most_trials(settings, toy.space) == 5
+    assert most_trials(settings, with_ensemble(toy)) == 7
     made = build_state(workbench(), toy.space, state(), ASKED, rows)
     expected = state()
     for row in executed_rows(rows):
@@ -284,10 +286,10 @@ def test_a_killed_search_goes_on_with_the_same_rows_and_repeats_none(done, sees)
     toy = Toy(move_or_stay, sees)
     space = with_ensemble(toy)
     settings = PAIRED.model_copy(
-        update={"rounds": 2, "fallback": (toy.text(50),), "early_stop": False}
+        update={"rounds": 2, "proposals": 3, "fallback": (toy.text(50),), "early_stop": False}
     )
-    texts = [FITTED, *(toy.text(which) for which in (order[-1], order[1], order[0]))]
-    texts += [EQUAL, *(toy.text(which) for which in (7, 8, 9))]
+    texts = [toy.text(which) for which in (order[-1], order[1], order[0])]
+    texts += [toy.text(which) for which in (7, 8, 9)]
     every = list(searched(toy, texts, settings, space=space))
     stored = json.loads(json.dumps(every[:done]))
     seeds = [row["seed"] for row in every[done:] if row["family"] == "toy"]
@@ -306,9 +308,10 @@ def test_a_killed_search_goes_on_with_the_same_rows_and_repeats_none(done, sees)
 # --- ensembles ------------------------------------------------------------------------------------
 
 
-def with_ensemble(toy):
+def with_ensemble(toy, weights="equal"):
     known = {toy.name: toy.family, "ensemble": find_family("ensemble")}
-    return ActionSpace.of({toy.name: {}, "ensemble": {}}, known)
+    pooling = {"members": [2, 2], "weights": [weights]}
+    return ActionSpace.of({toy.name: {}, "ensemble": pooling}, known)
 
 
 def tried_ensemble(weights, rows, folds):
@@ -359,11 +362,12 @@ def test_an_ensemble_is_tried_after_what_it_puts_together_and_repeats_nothing():
     order, _p, _ = numbers()
     toy = Toy(move_or_stay)
     space = with_ensemble(toy)
-    rows = list(searched(toy, [EQUAL, *(toy.text(which) for which in order[:2])], space=space))
+    rows = list(searched(toy, [toy.text(which) for which in order[:2]], space=space))
     assert [row["family"] for row in rows] == ["toy", "toy", "ensemble"]
     assert len(toy.calls) == 2
     last = rows[-1]
-    assert (last["error"], last["tokens"], last["forward_tokens"]) == (None, 3, 3)
+    assert (last["source"], last["action"], last["state"]) == ("search", EQUAL, "")
+    assert (last["error"], last["tokens"], last["forward_tokens"]) == (None, 0, 0)
     assert not last["poolable"]
     pooled = [
         combine(pair, "sum_logprobs")
@@ -377,11 +381,9 @@ def test_an_ensemble_is_tried_after_what_it_puts_together_and_repeats_nothing():
 def test_an_executed_ensemble_trains_each_member_once_on_all_of_the_support(rule, sees):
     order, _, _ = numbers()
     toy = Toy(move_or_stay, sees)
-    space = with_ensemble(toy)
+    space = with_ensemble(toy, "fitted")
     settings = PAIRED.model_copy(update={"rule": rule})
-    rows = list(
-        searched(toy, [*(toy.text(which) for which in order[:2]), FITTED], settings, space=space)
-    )
+    rows = list(searched(toy, [toy.text(which) for which in order[:2]], settings, space=space))
     assert rows[-1]["family"] == "ensemble"
     # whatever was chosen
     rows = [{**row, "executed": row["family"] == "ensemble"} for row in rows]
@@ -410,9 +412,8 @@ def test_an_executed_ensemble_ends_the_search():
         for second in order[:6]:
             if first == second:
                 continue
-            rows = list(
-                searched(toy, [toy.text(first), toy.text(second), EQUAL], strict, space=space)
-            )
+            texts = [toy.text(first), toy.text(second)]
+            rows = list(searched(toy, texts, strict, space=space))
             chosen = executed_rows(rows)
             if chosen and chosen[0]["family"] == "ensemble":
                 assert {row["round"] for row in rows} == {1}
@@ -424,7 +425,7 @@ def test_an_executed_ensemble_ends_the_search():
 def test_an_ensemble_of_nothing_fails_and_says_so(rule):
     toy = Toy(fail)
     settings = PAIRED.model_copy(update={"rule": rule})
-    rows = list(searched(toy, [toy.text(1), EQUAL], settings, space=with_ensemble(toy)))
+    rows = list(searched(toy, [toy.text(1)], settings, space=with_ensemble(toy)))
     last = rows[-1]
     assert (last["family"], last["reward"], last["executed"]) == ("ensemble", 0.0, False)
     assert last["error"].startswith("StrategyError: an ensemble puts together")
@@ -437,47 +438,22 @@ def test_what_is_not_one_adapter_alone_is_passed_over():
         return replace(made, vote=Vote("max_confidence")) if config.which == 1 else made
 
     toy = Toy(votes)
-    rows = list(searched(toy, [toy.text(0), toy.text(1), EQUAL], space=with_ensemble(toy)))
+    rows = list(searched(toy, [toy.text(0), toy.text(1)], space=with_ensemble(toy)))
     assert [row["poolable"] for row in rows] == [True, False, None]
     assert "and has 1" in rows[2]["error"]
 
 
-@pytest.mark.parametrize("resample", [True, False])
-def test_rollouts_have_candidates_where_all_are_scored_on_one_d_val(resample):
+def test_nobody_proposes_an_ensemble():
     toy = Toy(move_or_stay)
     space = with_ensemble(toy)
-    settings = RolloutParameters(count=6, at_once=3, examples=6, resample=resample)
-    texts = [toy.text(1), toy.text(2), EQUAL, FITTED, toy.text(3), toy.text(4)]
-
-    def rolled(finished=(), texts=texts):
-        return list(
-            roll_out(
-                workbench(), space, Script(texts), state(), ASKED, settings, REWARD, 3,
-                Tag("task", "degaml", 1), finished,
-            )
-        )  # fmt: skip
-
-    rows = rolled()
-    ensembles = [row for row in rows if row["family"] == "ensemble"]
-    assert [row["error"] is None for row in ensembles] == [not resample] * 2
-    assert [row["option_scores"] is None for row in rows] == [resample] * 6
-    assert all(row["p_value"] is row["decided_by"] is None for row in rows)
-    if resample:
-        assert "and has 0" in ensembles[0]["error"]
-    rest = rolled(json.loads(json.dumps(rows[:3])), texts[3:])
-    assert timeless(rest) == timeless(rows[3:])
-
-
-def test_uniform_draws_reach_ensembles_and_the_search_goes_on():
-    toy = Toy(move_or_stay)
-    space = with_ensemble(toy)
-    settings = PAIRED.model_copy(update={"proposals": 6})
-    families = set()
-    for seed in range(4):
-        rows = list(
-            adapt(workbench(), space, UniformProposer(space), state(), ASKED, settings, REWARD, seed,
-                  Tag("task", "random_policy"))
-        )  # fmt: skip
-        assert len(rows) == 6
-        families |= {row["family"] for row in rows}
-    assert families == {"toy", "ensemble"}
+    assert "ensemble" not in space.grammar()
+    assert {space.draw(np.random.default_rng(0), turn).family for turn in range(4)} == {"toy"}
+    settings = RolloutParameters(count=6, at_once=3, examples=6, resample=False)
+    rows = list(
+        roll_out(
+            workbench(), space, UniformProposer(space), state(), ASKED, settings, REWARD, 3,
+            Tag("task", "degaml", 1),
+        )
+    )  # fmt: skip
+    assert {row["family"] for row in rows} == {"toy"}
+    assert all(row["p_value"] is row["decided_by"] is row["option_scores"] is None for row in rows)

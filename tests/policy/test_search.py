@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_there_are_as_many_rows_as_asked_for(count, at_once):
     for number, row in enumerate(rows):
         assert set(row) == set(ROLLOUT_COLUMNS)
         assert (row["task"], row["method"], row["iteration"]) == ("task", "degaml", 2)
-        assert (row["rollout"], row["round"]) == (number, 1 + number // at_once)
+        assert (row["rollout"], row["round"]) == (number, 1)
         assert (row["source"], row["family"], row["valid"]) == ("uniform", "toy", True)
         assert row["n"] == 4
         assert not row["executed"]
@@ -107,6 +108,52 @@ def test_there_are_as_many_rows_as_asked_for(count, at_once):
     assert len({row["seed"] for row in rows}) == count
     # every trial starts from the initialization
     assert {bytes_of(call.state) for call in toy.calls} == {bytes_of(state())}
+
+
+STEPS = RolloutParameters(count=3, at_once=2, steps=3, examples=4)
+
+
+def test_a_step_starts_from_what_the_one_before_it_made():
+    toy = Toy(move)
+    rows = list(rolled(toy, STEPS))
+    # two episodes step by step, then the third
+    assert [row["round"] for row in rows] == [1, 1, 2, 2, 3, 3, 1, 2, 3]
+    assert [row["rollout"] for row in rows] == list(range(9))
+    for steps in (rows[0:6:2], rows[1:6:2], rows[6:]):
+        stands = state()
+        for row in steps:
+            call = next(call for call in toy.calls if call.seed == row["seed"])
+            assert bytes_of(call.state) == bytes_of(stands)
+            stands = moved(stands, call.which)
+        for before, after in pairwise(steps):
+            assert after["accuracy_before"] == before["accuracy_after"]
+            assert after["log_probability_before"] == before["log_probability_after"]
+
+
+@pytest.mark.parametrize("ends", ["failed", "read answers"])
+def test_an_episode_ends_with_a_failure_and_with_a_family_that_reads_answers(ends):
+    def sometimes(bench, one, seen, config, seed):
+        if config.which == 1:
+            raise ValueError("no")
+        return moved(one, config.which)
+
+    toy = Toy(sometimes, *([Labeled] if ends == "read answers" else []))
+    texts = [toy.text(which) for which in (0, 1, 2, 3, 4, 5, 6)]
+    rows = list(rolled(toy, STEPS, proposer=Script(texts)))
+    steps = [(row["round"], json.loads(row["action"])["which"]) for row in rows]
+    if ends == "failed":
+        assert steps == [(1, 0), (1, 1), (2, 2), (3, 3), (1, 4), (2, 5), (3, 6)]
+    else:
+        assert steps == [(1, 0), (1, 1), (1, 2)]
+
+
+@pytest.mark.parametrize("done", range(10))
+def test_killed_episodes_go_on_with_the_same_rows(done):
+    toy = Toy(move)
+    every = list(rolled(toy, STEPS))
+    toy.calls.clear()
+    rest = list(rolled(toy, STEPS, finished=stored(every[:done])))
+    assert timeless(rest) == timeless(every[done:])
 
 
 def test_rewards_are_of_the_trial_s_own_validation_examples():
@@ -415,13 +462,12 @@ def test_rows_of_another_proposal_are_found_out_before_a_row_comes(done):
     assert len(toy.calls) == ran
 
 
-def test_rows_of_another_round_are_found_out():
+def test_rows_of_other_steps_are_found_out():
     toy = Toy(move)
     rows = stored(rolled(toy))
-    for settings, kept in (({"at_once": 2}, 2), ({"at_once": 5}, 3)):
-        with pytest.raises(ResumeMismatchError) as caught:
-            list(rolled(toy, ROLLOUTS.model_copy(update=settings), finished=rows))
-        assert caught.value.kept == kept
+    with pytest.raises(ResumeMismatchError) as caught:
+        list(rolled(toy, ROLLOUTS.model_copy(update={"steps": 2}), finished=rows))
+    assert caught.value.kept == 3
     rows = [{**row, "rollout": row["rollout"] + 1} for row in rows]
     with pytest.raises(ResumeMismatchError) as caught:
         list(rolled(toy, finished=rows))

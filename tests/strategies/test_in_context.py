@@ -5,15 +5,22 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy.special import log_softmax
 
-from degaml_kedro.baselines import icl
+from degaml_kedro.baselines import icl, sentence_head
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.in_context import in_context_prompt
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.scoring import compare_options
-from degaml_kedro.parameters import InContextSetting, PromptParameters, ScoringParameters
+from degaml_kedro.parameters import (
+    InContextSetting,
+    PromptParameters,
+    RegressionSetting,
+    ScoringParameters,
+)
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.trial import execute
 from degaml_kedro.seeds import derive_seed
@@ -143,10 +150,52 @@ def test_the_nearest_are_shown_and_the_nearest_one_last():
 
 def test_the_nearest_need_the_encoder():
     bench = workbench(embed=None)
-    with pytest.raises(StrategyError, match="found by the prompt encoder, and there is none"):
+    with pytest.raises(
+        StrategyError, match="the prompt encoder finds the nearest .* and there is none"
+    ):
         refine(bench, state(), Labeled(SUPPORT), InContext(shots=2, order="nearest"), 0)
-    with pytest.raises(StrategyError, match="found by the prompt encoder, and there is none"):
+    config = InContext(shots=2, order="given", encoder=1.0)
+    with pytest.raises(StrategyError, match="use the order given or random, and encoder 0"):
+        refine(bench, state(), Labeled(SUPPORT), config, 0)
+    with pytest.raises(
+        StrategyError, match="the prompt encoder finds the nearest .* and there is none"
+    ):
         predict(bench, with_context(state(), "nearest"), ASKED)
+
+
+LABELLED = tuple(
+    make_example("Sort" + "." * (10 * k + n), ["tea", "ink", "tin"], k) for k in range(3) for n in range(4)
+)  # fmt: skip
+
+
+def test_the_encoder_s_word_is_that_of_sentence_head_and_counts_as_much_as_its_weight_says():
+    bench = workbench(embed=by_length)
+    asked = [make_example("Sort" + "." * n, ["tin", "tea", "ink"], 0) for n in (1, 14, 30)]
+    alone_ = scores(
+        bench, AdaptedState((replace(draw(0, 0), context=Context(LABELLED, 5)),)), asked
+    )
+    head = sentence_head.adapt(by_length, LABELLED, RegressionSetting(c=10.0))
+    told = [one.option_scores for one in sentence_head.predict(head, asked, PLAIN, bench.scoring)]
+    for weight in (1.0, 2.5):
+        made = refine(
+            bench, state(), Labeled(LABELLED), InContext(shots=5, order="given", encoder=weight), 0
+        )
+        assert made.needs_encoder
+        found = scores(bench, made, asked)
+        for own, word, row in zip(alone_, told, found, strict=True):
+            expected = log_softmax(log_softmax(own) + weight * np.array(word))
+            assert log_softmax(row) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_encoder_has_no_word_where_an_option_was_never_an_answer():
+    bench = workbench(embed=by_length)
+    asked = [make_example("Sort" + "." * n, ["tin", "fog"], 0) for n in (1, 14)]
+    start = with_context(state())
+    told = AdaptedState(
+        tuple(replace(m, context=Context(LABELLED, 5, encoder_weight=1.0)) for m in start.members)
+    )
+    plain = AdaptedState(tuple(replace(m, context=Context(LABELLED, 5)) for m in start.members))
+    assert scores(bench, told, asked) == scores(bench, plain, asked)
 
 
 @pytest.mark.parametrize("order", ["given", "random", "nearest"])

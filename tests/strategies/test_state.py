@@ -120,6 +120,7 @@ CONTEXTS = st.builds(
     st.integers(1, 40),
     st.sampled_from(ORDERS),
     st.integers(0, 2**63 - 1),
+    st.floats(0, 4),
 )
 
 
@@ -186,7 +187,7 @@ def test_the_folder_is_open_files(tmp_path: Path) -> None:
     names = {path.name for path in place.iterdir()}
     assert names == {"adapter_0", "adapter_1", STATE_FILE, TENSORS_FILE}
     assert json.loads((place / STATE_FILE).read_text()) == {
-        "format": 2,
+        "format": 3,
         "members": 2,
         "vote": {"method": "avg_sim_score", "distance": "euclidean", "weights": None},
         "steering": {"times": 3, "learning_rate": 0.01, "scope": "task"},
@@ -242,6 +243,7 @@ def test_contexts_are_plain_records_each_of_them_once(tmp_path: Path) -> None:
             "shots": 2,
             "order": "random",
             "seed": 7,
+            "encoder_weight": 0.0,
         }
     ]
     again = load_state(tmp_path / "s")
@@ -390,6 +392,10 @@ UNFIT: dict[str, tuple[Callable[[], AdaptedState], str]] = {
         lambda: behind(Context((ROME,), 1, "best")),  # type: ignore[arg-type]
         "contexts.0.order",
     ),
+    "a heavy encoder": (
+        lambda: behind(Context((ROME,), 1, encoder_weight=4.5)),
+        "contexts.0.encoder_weight",
+    ),
     "a seed too large": (lambda: behind(Context((ROME,), 1, seed=2**63)), "contexts.0.seed"),
     "half a character": (
         lambda: behind(Context((make_example("\ud800?", ["a", "b"], 0),), 1)),
@@ -470,7 +476,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         "adapter_0 cannot be read.*truncated",
     ),
     "half a member's config": (cut("adapter_0/adapter_config.json", 30), "adapter_0 cannot be"),
-    "another format": (edit(format=3), "has format 3, this version reads 1 and 2"),
+    "another format": (edit(format=4), "has format 4, this version reads 1 and 2 and 3"),
     "no format": (edit(format=None), "has format None"),
     "an extra key": (edit(extra=1), "extra: Extra inputs"),
     "an extra key within": (

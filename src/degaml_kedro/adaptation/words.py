@@ -167,7 +167,13 @@ def _tts(config: Mapping[str, Any]) -> str:
 def _context(config: Mapping[str, Any]) -> str:
     count = int(config["shots"])
     examples = "1 example with its answer" if count == 1 else f"{count} examples with their answers"
-    return f"Show the model up to {examples} in front of every question, {_ORDERS[config['order']]}"
+    told = f"Show the model up to {examples} in front of every question, {_ORDERS[config['order']]}"
+    if config.get("encoder", 0) > 0:
+        told += (
+            "; where they have all of a question's options as answers, multiply with the probabilities of a classifier "
+            f"of sentence embeddings (weight {_number(config['encoder'])})"
+        )
+    return told
 
 
 def _ensemble(config: Mapping[str, Any]) -> str:

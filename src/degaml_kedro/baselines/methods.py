@@ -36,7 +36,7 @@ from degaml_kedro.tasks.example import Example
 
 Setting = AdaptationSetting | InContextSetting | RegressionSetting
 # a method on a task: weights, or what reads the support examples when it answers
-Adapted = Learned | metaicl.Demonstrated | sentence_head.SentenceHead
+Adapted = Learned | metaicl.Demonstrated | sentence_head.Classifier
 Entry = TypeVar("Entry")
 
 
@@ -178,7 +178,7 @@ def answer(
     """
     if isinstance(adapted, metaicl.Demonstrated):
         return metaicl.predict(base, adapted, examples, prompt, scoring, progress)
-    if isinstance(adapted, sentence_head.SentenceHead):
+    if isinstance(adapted, sentence_head.Classifier):
         return sentence_head.predict(adapted, examples, prompt, scoring, progress)
     if method == "abmll":
         samples = _entry(method, parameters, AbmllParameters).samples

@@ -78,8 +78,9 @@ from degaml_kedro.pipelines.policy.nodes import roll_out_task, train_policy
 from degaml_kedro.pipelines.tasks.nodes import read_source
 from degaml_kedro.pipelines.tokenize.nodes import encode_prompts, tokenize_trajectory
 from degaml_kedro.policy.actions import ActionSpace
+from degaml_kedro.policy.search import most_trials
 from degaml_kedro.strategies.registry import FieldSpace
-from degaml_kedro.strategies.seen import Candidates, Labeled
+from degaml_kedro.strategies.seen import Labeled
 
 logger = logging.getLogger(__name__)
 
@@ -472,7 +473,8 @@ def _rollouts(node: Node, names: Names, parameters: ProjectParameters, sizes: _S
     task, settings = names["task"], policy.rollouts
     examples = min(settings.examples, sizes.splits(task).validation)
     measured = sizes.splits(task).validation * sizes.tokens(task)
-    return _trials(policy, settings.count, examples, 2, measured, task, sizes)
+    most = settings.count * settings.steps
+    return _trials(policy, most, examples, 2, measured, task, sizes)
 
 
 def _search(node: Node, names: Names, parameters: ProjectParameters, sizes: _Sizes) -> Work:
@@ -481,7 +483,8 @@ def _search(node: Node, names: Names, parameters: ProjectParameters, sizes: _Siz
     examples = min(settings.examples, sizes.splits(task).support)
     measured = settings.rounds * examples * sizes.tokens(task)
     folds = settings.folds if settings.rule == "paired" else 2
-    return _trials(policy, settings.trials, examples, folds, measured, task, sizes)
+    most = most_trials(settings, ActionSpace.of(policy.families))
+    return _trials(policy, most, examples, folds, measured, task, sizes)
 
 
 def _trials(
@@ -503,17 +506,14 @@ def _trial_tokens(policy: PolicyParameters, examples: int, folds: int, tokens: i
     """Of a trial whose strategy is drawn uniformly: refining, and answering D_val."""
     space = ActionSpace.of(policy.families)
     total = 0.0
-    for family in space.families:
+    for family in space.proposed:
         fields = {field.name: _mean(field) for field in space.fields[family.name]}
         steps = fields.get("ttl_steps", fields.get("steps", 0.0))
-        if family.sees is Candidates:
-            # put together from what was computed before it
-            continue
         # one that sees answers is refined once a fold of D_val
         times = folds if family.sees is Labeled else 1
         total += times * _TRAINED * steps * fields.get("batch_size", 1.0) * tokens
         total += fields.get("num_prompt_batches", 1.0) * examples * tokens
-    return total / len(space.families)
+    return total / len(space.proposed)
 
 
 def _mean(field: FieldSpace) -> float:

@@ -20,6 +20,7 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import first_line
 from degaml_kedro.parameters import Parameters
 from degaml_kedro.strategies.registry import Family, FieldSpace, Value, families
+from degaml_kedro.strategies.seen import Candidates
 
 FAMILY_KEY = "family"
 LONGEST_TEXT = 2000  # characters; an action has about a hundred
@@ -121,6 +122,22 @@ class ActionSpace:
             )
         return cls(tuple(known[name] for name in narrowed), fields)
 
+    @property
+    def proposed(self) -> tuple[Family, ...]:
+        """The families that are proposed: those that need nothing that was tried before them."""
+        return tuple(family for family in self.families if family.sees is not Candidates)
+
+    @property
+    def pooling(self) -> tuple[Action, ...]:
+        """What a search tries after its proposals: of families that put these together, the first offered values."""
+        return tuple(
+            Action(
+                family.name, {space.name: space.offered[0] for space in self.fields[family.name]}
+            )
+            for family in self.families
+            if family.sees is Candidates
+        )
+
     def family(self, name: str) -> Family:
         """An enabled family by its name."""
         return next(family for family in self.families if family.name == name)
@@ -168,13 +185,13 @@ class ActionSpace:
         return Action(name, config), parameters
 
     def grammar(self) -> str:
-        """The texts of the offered actions, and no others, as a grammar in Lark's notation.
+        """The texts of the offered actions that are proposed, and no others, as a grammar in Lark's notation.
 
         A JSON schema would do, but llguidance writes its numbers in another way than JSON does (``0.000001`` for
         ``1e-06``, ``1`` for ``1.0``): a policy that is trained on actions' texts could then not write them.
         """
         branches = []
-        for family in self.families:
+        for family in self.proposed:
             text = "{" + _json(FAMILY_KEY) + ":" + _json(family.name)
             parts = []
             for space in self.fields[family.name]:
@@ -200,14 +217,15 @@ class ActionSpace:
         return "\n".join(lines)
 
     def draw(self, rng: np.random.Generator, turn: int | None = None) -> Action:
-        """An action by chance: every family is as likely as another, and so is every offered value of a field.
+        """An action by chance: every family that is proposed is as likely as another, and so is every offered value.
 
         Args:
             rng: the chance.
             turn: which family it is, counted round and round; None: it is drawn, too.
         """
-        turn = int(rng.integers(len(self.families))) if turn is None else turn
-        family = self.families[turn % len(self.families)]
+        families = self.proposed
+        turn = int(rng.integers(len(families))) if turn is None else turn
+        family = families[turn % len(families)]
         spaces = self.fields[family.name]
         config = {space.name: space.offered[rng.integers(len(space.offered))] for space in spaces}
         return Action(family.name, config)

@@ -65,7 +65,7 @@ def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[
     what was tried before them.
 
     Args:
-        rows: rollouts of all meta-train tasks and iterations.
+        rows: rollouts of all meta-train tasks and iterations; the first steps count, which start where a search does.
         space: the actions.
 
     Returns:
@@ -74,7 +74,7 @@ def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[
     gains: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
     for row in rows:
         name = row["family"]
-        if not isinstance(name, str) or space.family(name).sees is Candidates:
+        if not isinstance(name, str) or row["round"] > 1 or space.family(name).sees is Candidates:
             continue
         by_task = gains.setdefault(name, {}).setdefault(str(row["action"]), {})
         by_task.setdefault(str(row["task"]), []).append(_gain(row))

@@ -71,7 +71,7 @@ def policy_prompt(
     if tried:
         lines.append("Tried:")
         lines += [f"{_brief(t.action, space)}: {t.reward:.3g}" for t in tried[-_TRIED_SHOWN:]]
-    names = [family.name for family in space.families]
+    names = [family.name for family in space.proposed]
     order = np.random.default_rng(derive_seed(seed, "order")).permutation(len(names))
     lines += ["Choose:", space.describe([names[i] for i in order]), "Strategy:"]
     return "\n".join(lines)

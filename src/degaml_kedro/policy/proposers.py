@@ -36,7 +36,7 @@ MAX_NEW_TOKENS = 200
 # prompts computed at once: their keys and values are kept until the last one has its action
 _ROWS_AT_ONCE = 32
 
-Source = Literal["policy", "uniform", "tabular", "fallback"]
+Source = Literal["policy", "uniform", "tabular", "fallback", "search"]
 
 
 class ProposalError(DegamlError):
@@ -50,7 +50,8 @@ class Proposal:
     Attributes:
         text: as it was written.
         prompt: what the policy read, or would have read.
-        source: who wrote it; ``fallback`` for what was best on meta-train tasks.
+        source: who wrote it; ``fallback`` for what was best on meta-train tasks, ``search`` for what puts a round's
+            trials together.
         tokens: the prompt's and the text's, which the policy's model reads and never goes back through; 0 where no
             model was asked.
     """

@@ -21,7 +21,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,6 @@ from degaml_kedro.policy.proposers import Proposal, Proposer
 from degaml_kedro.policy.trial import Attempt, Trial, execute, try_action
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
-from degaml_kedro.strategies.seen import Candidates
 from degaml_kedro.strategies.state import AdaptedState
 from degaml_kedro.strategies.workbench import Meter, OutOfTimeError, Workbench
 from degaml_kedro.tasks.example import Example, Question
@@ -96,18 +95,20 @@ def roll_out(
     tag: Tag,
     finished: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[Row]:
-    """Trials from one initialization, each on a D_val of its own, to learn from.
+    """Episodes from one initialization, each on a D_val of its own, to learn from (Algorithm 2).
 
-    A family that puts together what was tried before it is given the trials before it where all are scored on one
-    D_val (``resample: false``); where each has its own, it has no candidates, fails and earns nothing.
+    An episode is ``settings.steps`` trials: the first one from the initialization, each other one from what the one
+    before it made, rewarded or not. It ends early with a trial that failed, and with a family that reads answers: it
+    would have learned D_val, which then scores nothing more. Trials of one step are proposed together. In the rows
+    ``round`` is the step.
 
     Args:
         bench: the model.
         space: the actions.
         proposer: who proposes.
-        start: the initialization that every trial starts from.
+        start: the initialization that every episode starts from.
         examples: what D_val is drawn from.
-        settings: how many trials, how many at once, how large D_val is, the time budget.
+        settings: how many episodes, how many at once, how long, how large D_val is, the time budget.
         reward: what a score earns.
         seed: of this task and iteration.
         tag: goes into the rows.
@@ -125,54 +126,127 @@ def roll_out(
         known = predict(bench, start, examples)
     deadline = _deadline(settings.seconds)
     bench = replace(bench, deadline=deadline)
-    rows: list[Mapping[str, Any]] = []
+    first_steps: list[Mapping[str, Any]] = []
+    number = 0
     for first in range(0, settings.count, settings.at_once):
-        numbers = range(first, min(first + settings.at_once, settings.count))
-        turn = 1 + first // settings.at_once
-        if numbers.stop <= len(finished):
-            # they need no proposals, which would say nothing that these rows do not
-            _check_finished(finished, first, turn, [None] * len(numbers))
-            rows += finished[first : numbers.stop]
-            between.clear()
-            continue
-        chosen = [_draw_validation(len(examples), settings, seed, number) for number in numbers]
-        measured = [_measure_start([known[i] for i in places], tag) for places in chosen]
-        tried = [Tried(str(row["action"]), float(row["reward"])) for row in rows]
-        own = [derive_seed(seed, "trial", str(number)) for number in numbers]
-        prompts = [
-            policy_prompt(_questions(examples, places), before, tried, space, number_seed)
-            for places, before, number_seed in zip(chosen, measured, own, strict=True)
-        ]
-        with between.measured():
-            proposals = proposer.propose(prompts, derive_seed(seed, "proposals", str(first)))
-        _check_finished(finished, first, turn, [proposal.text for proposal in proposals])
-        for number, places, before, number_seed, proposal in zip(
-            numbers, chosen, measured, own, proposals, strict=True
-        ):
-            if number < len(finished):
-                rows.append(finished[number])
+        episodes = []
+        for place in range(first, min(first + settings.at_once, settings.count)):
+            drawn = _draw_validation(len(examples), settings, seed, place)
+            before = _measure_start([known[i] for i in drawn], tag)
+            episodes.append(_Episode(tuple(examples[i] for i in drawn), start, before))
+        for step in range(1, settings.steps + 1):
+            going = [episode for episode in episodes if not episode.ended]
+            numbers = range(number, number + len(going))
+            number = numbers.stop
+            if numbers.stop <= len(finished):
+                # they need no proposals, which would say nothing that these rows do not
+                _check_finished(finished, numbers.start, step, [None] * len(going))
+                for episode, row in zip(going, finished[numbers.start : numbers.stop], strict=True):
+                    episode.note(space, row)
+                if step == 1:
+                    first_steps += finished[numbers.start : numbers.stop]
                 between.clear()
                 continue
-            if _late(deadline):
-                return
-            trial = try_action(
-                bench,
-                space,
-                start,
-                before,
-                [examples[i] for i in places],
-                proposal.text,
-                reward,
-                number_seed,
-                None,
-                () if settings.resample else _attempts(rows),
+            for episode in going:
+                episode.catch_up(bench, space)
+            # of the same state
+            tried = [Tried(str(row["action"]), float(row["reward"])) for row in first_steps]
+            own = [derive_seed(seed, "trial", str(one)) for one in numbers]
+            prompts = [
+                policy_prompt(
+                    [Question.of(example) for example in episode.examples],
+                    episode.before,
+                    tried if step == 1 else [],
+                    space,
+                    number_seed,
+                )
+                for episode, number_seed in zip(going, own, strict=True)
+            ]
+            with between.measured():
+                proposals = proposer.propose(
+                    prompts, derive_seed(seed, "proposals", str(numbers.start))
+                )
+            _check_finished(finished, numbers.start, step, [one.text for one in proposals])
+            for place, episode, number_seed, proposal in zip(
+                numbers, going, own, proposals, strict=True
+            ):
+                if place < len(finished):
+                    row = finished[place]
+                    episode.note(space, row)
+                    between.clear()
+                elif _late(deadline):
+                    return
+                else:
+                    trial = try_action(
+                        bench,
+                        space,
+                        episode.state,
+                        episode.before,
+                        episode.examples,
+                        proposal.text,
+                        reward,
+                        number_seed,
+                    )
+                    row = _row(tag, step, place, proposal, episode.before, trial, with_scores=False)
+                    row = between.added_to({**row, "seed": number_seed})
+                    episode.note(space, row, trial)
+                    yield row
+                if step == 1:
+                    first_steps.append(row)
+
+
+@dataclass(eq=False)
+class _Episode:
+    """An episode of :func:`roll_out`.
+
+    Attributes:
+        examples: its D_val.
+        state: where its next trial starts.
+        before: the indicators of ``state``.
+        ended: whether there is a next trial.
+        behind: trials of an earlier run that ``state`` does not have in it yet.
+    """
+
+    examples: tuple[Example, ...]
+    state: AdaptedState
+    before: Indicators
+    ended: bool = False
+    behind: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def note(self, space: ActionSpace, row: Mapping[str, Any], trial: Trial | None = None) -> None:
+        """A step was done.
+
+        Args:
+            space: the actions.
+            row: of the trial.
+            trial: itself; None where an earlier run made it.
+        """
+        self.ended = row["error"] is not None or space.family(str(row["family"])).reads_answers
+        if trial is None:
+            self.behind.append(row)
+        elif trial.state is not None and trial.after is not None:
+            self.state, self.before = trial.state, trial.after
+
+    def catch_up(self, bench: Workbench, space: ActionSpace) -> None:
+        """Carry out what an earlier run tried; it is not counted again."""
+        for row in self.behind:
+            self.state = execute(
+                bench, space, self.state, self.examples, str(row["action"]), int(row["seed"])
             )
-            row = _row(
-                tag, turn, number, proposal, before, trial, with_scores=not settings.resample
-            )
-            row = between.added_to({**row, "seed": number_seed})
-            rows.append(row)
-            yield row
+        if self.behind:
+            self.before = measure_indicators(predict(bench, self.state, self.examples))
+            self.behind.clear()
+
+
+def most_trials(settings: SearchParameters, space: ActionSpace) -> int:
+    """The most trials of :func:`adapt`: its proposals, what puts each round's together, and the fallback.
+
+    Args:
+        settings: rounds, proposals and rule.
+        space: the actions.
+    """
+    falls_back = settings.rule == "paired" and settings.fallback != ()
+    return settings.rounds * (settings.proposals + len(space.pooling)) + falls_back
 
 
 def adapt(
@@ -196,9 +270,11 @@ def adapt(
     fallback. Families that read answers are scored on one dealing of D_val into folds.
 
     A family that reads answers ends the search: it was tried by cross-fitting, but once it is executed on all of the
-    support set, nothing is left to score another round on. A strategy is not tried twice from one state, and those that
-    put others together are tried after them. In the rows ``executed`` marks a trial that was the choice of its round so
-    far, and ``decided_by`` says what decided up to there: :func:`executed_rows` says which were executed.
+    support set, nothing is left to score another round on. A strategy is not tried twice from one state. Families that
+    put a round's trials together are not proposed: where some are enabled, they are its last trials.
+
+    In the rows ``executed`` marks a trial that was the choice of its round so far, and ``decided_by`` says what decided
+    up to there: :func:`executed_rows` says which were executed.
 
     Args:
         bench: the model.
@@ -273,6 +349,9 @@ def _search(
         between.wrote(thrown_away)
         proposals = _in_order(space, proposals, fallback)
         _check_finished(finished, number, turn, [proposal.text for proposal in proposals])
+        following = number + len(proposals)
+        if following < len(finished) and finished[following]["round"] == turn:
+            raise ResumeMismatchError(following)
         choice = _Paired(settings.level, answers, fallback) if paired else _Strict()
         rows: list[Mapping[str, Any]] = []
         for place, proposal in enumerate(proposals, 1):
@@ -419,21 +498,12 @@ def _fallback(space: ActionSpace, settings: SearchParameters) -> str | None:
 def _in_order(
     space: ActionSpace, proposals: Sequence[Proposal], fallback: str | None
 ) -> list[Proposal]:
-    """A round's trials: the fallback first, and last those that put together what was tried before them."""
-    found = list(proposals)
-    if fallback is not None and all(one.text != fallback for one in found):
-        found.append(Proposal(fallback, "", "fallback", 0))
-
-    def turn(proposal: Proposal) -> int:
-        if proposal.text == fallback:
-            return 0
-        try:
-            family = space.family(space.parse(proposal.text)[0].family)
-        except ActionError:
-            return 1
-        return 2 if family.sees is Candidates else 1
-
-    return sorted(found, key=turn)
+    """A round's trials: the fallback, the proposals, and what puts these together."""
+    others = [one for one in proposals if one.text != fallback]
+    first = [one for one in proposals if one.text == fallback]
+    if fallback is not None and not first:
+        first = [Proposal(fallback, "", "fallback", 0)]
+    return [*first, *others, *(Proposal(one.text, "", "search", 0) for one in space.pooling)]
 
 
 def _attempts(rows: Sequence[Mapping[str, Any]]) -> list[Attempt]:
@@ -644,7 +714,7 @@ def _measure_start(predictions: Sequence[Prediction], tag: Tag) -> Indicators:
 def _check_finished(
     finished: Sequence[Mapping[str, Any]], first: int, turn: int, texts: Sequence[str | None]
 ) -> None:
-    """The finished rows of a round are those of its proposals, and there are no others of this round.
+    """The finished rows of a round are those of its proposals.
 
     Args:
         finished: all there are.
@@ -661,9 +731,6 @@ def _check_finished(
         row = finished[number]
         if (row["rollout"], row["round"]) != (number, turn) or text not in (None, row["action"]):
             raise ResumeMismatchError(number)
-    following = first + len(texts)
-    if following < len(finished) and finished[following]["round"] <= turn:
-        raise ResumeMismatchError(following)
 
 
 def _worth(row: Mapping[str, Any]) -> tuple[float, float, float]:
@@ -698,10 +765,6 @@ def _draw_validation(count: int, settings: RolloutParameters, seed: int, number:
     own = derive_seed(seed, "validation", str(number) if settings.resample else "all")
     order = np.random.default_rng(own).permutation(count)
     return [int(place) for place in order[: settings.examples]]
-
-
-def _questions(examples: Sequence[Example], places: Sequence[int]) -> list[Question]:
-    return [Question.of(examples[place]) for place in places]
 
 
 def _row(

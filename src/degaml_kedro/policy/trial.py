@@ -72,6 +72,8 @@ class Trial:
         backward_tokens: those of ``tokens`` that a gradient went back through.
         predictions: what ``after`` was measured of; empty where that is None.
         poolable: what it made is one adapter, without a vote or a vector of its own.
+        state: what it made; None where nothing ran to its end, and of a family that reads answers, which is tried by
+            cross-fitting and makes one a fold.
     """
 
     family: str | None
@@ -83,6 +85,7 @@ class Trial:
     backward_tokens: int = 0
     predictions: tuple[Prediction, ...] = ()
     poolable: bool = False
+    state: AdaptedState | None = None
 
     @property
     def forward_tokens(self) -> int:
@@ -126,7 +129,7 @@ def try_action(
     family = space.family(action.family)
     meter, began = replace(bench.meter), time.perf_counter()
     after, failure = None, None
-    found, poolable = list[Prediction](), False
+    found, poolable, refined = list[Prediction](), False, None
     try:
         if not family.reads_answers:
             refined = _refine(bench, family, config, state, _seen(family, examples), seed)
@@ -147,7 +150,16 @@ def try_action(
     if after is None:
         return Trial(action.family, earned, None, seconds, tokens, failure, backward)
     return Trial(
-        action.family, earned, after, seconds, tokens, None, backward, tuple(found), poolable
+        action.family,
+        earned,
+        after,
+        seconds,
+        tokens,
+        None,
+        backward,
+        tuple(found),
+        poolable,
+        refined,
     )
 
 

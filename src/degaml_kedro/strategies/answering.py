@@ -16,7 +16,7 @@ from degaml_kedro.llm.scoring import (
     compare_options,
     predictions_of,
 )
-from degaml_kedro.strategies.in_context import ask_in_context
+from degaml_kedro.strategies.in_context import ask_in_context, with_encoder
 from degaml_kedro.strategies.latent import steer
 from degaml_kedro.strategies.scaling import combine, route
 from degaml_kedro.strategies.state import ROUTERS, AdaptedState, Member
@@ -42,8 +42,8 @@ def answer_questions(
         One row of scores a question, as of one adapter.
 
     Raises:
-        StrategyError: a router is asked and there is no encoder, or no prompt batch to compare with; or a context of
-            nearest demonstrations, without an encoder.
+        StrategyError: a router is asked and there is no encoder, or no prompt batch to compare with; or a context that
+            needs an encoder, without one.
         PromptError: a question is longer than the model's context.
         ModelError: an adapter does not fit the model, or members differ in shape.
     """
@@ -122,6 +122,9 @@ def _compare(
                     added,
                     told,
                 )
+            if first.context.encoder_weight > 0:
+                scores = with_encoder(bench, first.context, questions, found.scores[0])
+                found = OptionScores([scores], found.tokens)
         rows.update(zip(some, found.scores, strict=True))
         tokens = [a + b for a, b in zip(tokens, found.tokens, strict=True)]
     return OptionScores([rows[i] for i in chosen], tokens)

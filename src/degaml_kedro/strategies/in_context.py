@@ -1,9 +1,13 @@
 """``context``: the support examples in the prompt, on top of whatever adapter there is (not in the paper).
 
-    p_θ(y | x_1 y_1 … x_k y_k x)
+    log p(y | x, D) = log p_θ(y | x_1 y_1 … x_k y_k x) + w log p_e(y | x, D) + constant
 
-Nothing is trained. Every member of the state gets the demonstrations, and is asked behind them from then on; what else
-strategies do to it (train, mix, steer) is done to the questions alone, without them.
+p_e is a logistic regression on the prompt encoder's embeddings of the examples D
+(:mod:`degaml_kedro.llm.sentence_head`); w is 0 unless ``encoder`` says otherwise. It has a word only on questions of a
+closed set: those whose options were all answers in D.
+
+The language model is not trained. Every member of the state gets the demonstrations, and is asked behind them from then
+on; what else strategies do to it (train, mix, steer) is done to the questions alone, without them.
 
 The last demonstration stands nearest to the question. As many stand there as fit in the model's context in front of
 that question; those that come last in the choice are dropped first.
@@ -18,6 +22,7 @@ from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
+from scipy.special import log_softmax
 from torch import Tensor
 
 from degaml_kedro.llm.in_context import (
@@ -26,20 +31,32 @@ from degaml_kedro.llm.in_context import (
     fitting,
     shuffled,
 )
+from degaml_kedro.llm.sentence_head import SentenceHead
 from degaml_kedro.parameters import Parameters
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.registry import Offered, family
 from degaml_kedro.strategies.seen import Labeled
-from degaml_kedro.strategies.state import MAX_POOL, MAX_SHOTS, AdaptedState, Context, Order
+from degaml_kedro.strategies.state import (
+    MAX_ENCODER_WEIGHT,
+    MAX_POOL,
+    MAX_SHOTS,
+    AdaptedState,
+    Context,
+    Order,
+)
 from degaml_kedro.strategies.workbench import StrategyError, Workbench
 from degaml_kedro.tasks.example import Example, Question
 
+# scikit-learn's C of the encoder's classifier, chosen on development tasks
+_REGULARIZATION = 10.0
+
 
 class InContext(Parameters):
-    """How many demonstrations, and which."""
+    """How many demonstrations, and which; and what the encoder's word counts beside the model's."""
 
     shots: Annotated[int, Field(ge=1, le=MAX_SHOTS), Offered(5, 10, 20, 40)]
     order: Order
+    encoder: Annotated[float, Field(ge=0, le=MAX_ENCODER_WEIGHT), Offered(0.0, 1.0)] = 0.0
 
 
 @family("context", "show the answered examples", InContext)
@@ -49,19 +66,19 @@ def refine(
     """Put the examples in front of every question that a member is asked.
 
     Args:
-        bench: ``nearest`` needs its encoder.
+        bench: ``nearest`` and ``encoder`` need its encoder.
         state: an earlier context of a member is replaced.
         seen: labeled examples; of more than 1000 the first.
-        config: how many are shown, and which.
+        config: how many are shown, which, and what the encoder's word counts.
         seed: decides the random order.
 
     Raises:
-        StrategyError: the nearest are asked for, and there is no encoder.
+        StrategyError: the encoder is asked for, and there is none.
     """
-    if config.order == "nearest":
-        _embedder(bench)
     own = derive_seed(seed, "context")
-    context = Context(seen.examples[:MAX_POOL], config.shots, config.order, own)
+    context = Context(seen.examples[:MAX_POOL], config.shots, config.order, own, config.encoder)
+    if context.needs_encoder:
+        _embedder(bench)
     members = tuple(replace(member, context=context) for member in state.members)
     return replace(state, members=members)
 
@@ -103,6 +120,40 @@ def ask_in_context(
     return encode_in_context(base, questions, choices, prompt, mode, shared)
 
 
+def with_encoder(
+    bench: Workbench,
+    context: Context,
+    questions: Sequence[Question],
+    scores: Sequence[Sequence[float]],
+) -> list[tuple[float, ...]]:
+    """The model's option scores with the encoder's word added, of questions whose options were all answers.
+
+    Args:
+        bench: with its encoder.
+        context: its examples are what the classifier is fitted to.
+        questions: what was asked, [Q].
+        scores: the model's, by question and option.
+
+    Raises:
+        StrategyError: there is no encoder.
+    """
+    embed = _embedder(bench)
+    answers = [example.options[example.gold] for example in context.examples]
+    shown = embed([Question.of(example) for example in context.examples])
+    head = SentenceHead.fit(shown, answers, _REGULARIZATION)
+    found = []
+    told = head.log_probabilities(embed(questions)).tolist()
+    for question, row, classes in zip(questions, scores, told, strict=True):
+        of_class = dict(zip(head.classes, classes, strict=True))
+        if all(option in of_class for option in question.options):
+            row = [
+                float(own + context.encoder_weight * of_class[option])
+                for own, option in zip(log_softmax(row), question.options, strict=True)
+            ]
+        found.append(tuple(row))
+    return found
+
+
 def _nearest(
     bench: Workbench, context: Context, questions: Sequence[Question]
 ) -> list[tuple[Example, ...]]:
@@ -119,7 +170,7 @@ def _nearest(
 def _embedder(bench: Workbench) -> Callable[[Sequence[Question]], Tensor]:
     if bench.embed is None:
         raise StrategyError(
-            "the nearest demonstrations are found by the prompt encoder, and there is none here; use the order given "
-            "or random"
+            "the prompt encoder finds the nearest demonstrations and has a word of its own, and there is none here; "
+            "use the order given or random, and encoder 0"
         )
     return bench.embed

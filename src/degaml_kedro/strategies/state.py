@@ -39,12 +39,13 @@ ROUTERS = ("avg_sim_score", "avg_prompt_embed")
 Order = Literal["given", "random", "nearest"]
 # what a context may hold
 MAX_SHOTS, MAX_POOL = 40, 1000
+MAX_ENCODER_WEIGHT = 4.0
 
 STATE_FILE = "state.json"
 TENSORS_FILE = "state.safetensors"
-FORMAT = 2
-# format 1 knew neither contexts nor weights
-_READABLE = (1, FORMAT)
+FORMAT = 3
+# format 1 knew neither contexts nor weights of a vote, format 2 no weight of the encoder
+_READABLE = (1, 2, FORMAT)
 _VECTORS = "steering.vectors"
 
 
@@ -62,12 +63,20 @@ class Context:
         order: ``given``: the first ones, as they come; ``random``: the first ones of the seed's order; ``nearest``:
             those nearest to the question, the nearest one last.
         seed: of the random order.
+        encoder_weight: what the word of a classifier of the prompt encoder's embeddings, fitted to ``examples``, counts
+            beside the model's: the factor of its log-probabilities; 0 asks the model alone.
     """
 
     examples: tuple[Example, ...]
     shots: int
     order: Order = "given"
     seed: int = 0
+    encoder_weight: float = 0.0
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether the prompt encoder reads the questions that are asked."""
+        return self.order == "nearest" or self.encoder_weight > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +182,7 @@ class AdaptedState:
         """Whether questions are compared with prompts or with demonstrations before they are answered."""
         routed = len(self.members) > 1 and self.vote is not None and self.vote.method in ROUTERS
         contexts = (member.context for member in self.members)
-        return routed or any(c is not None and c.order == "nearest" for c in contexts)
+        return routed or any(c is not None and c.needs_encoder for c in contexts)
 
 
 # --- as a folder ----------------------------------------------------------------------------------
@@ -230,6 +239,7 @@ class _Context(Parameters):
     shots: int = Field(ge=1, le=MAX_SHOTS)
     order: Order
     seed: int = Field(ge=0, lt=2**63)
+    encoder_weight: float = Field(0.0, ge=0, le=MAX_ENCODER_WEIGHT)
 
     @classmethod
     def of(cls, context: Context) -> dict[str, Any]:
@@ -238,7 +248,7 @@ class _Context(Parameters):
 
     def context(self) -> Context:
         examples = tuple(one.example() for one in self.examples)
-        return Context(examples, self.shots, self.order, self.seed)
+        return Context(examples, self.shots, self.order, self.seed, self.encoder_weight)
 
 
 class _StateFile(Parameters):
@@ -247,7 +257,7 @@ class _StateFile(Parameters):
     Members may share a context: ``context_of`` has each one's place in ``contexts``, or null.
     """
 
-    format: Literal[1, 2]
+    format: Literal[1, 2, 3]
     # as many as the family `tts` makes
     members: int = Field(ge=1, le=20)
     vote: _Vote | None

@@ -44,7 +44,14 @@ from degaml_kedro.pipelines.policy.nodes import (
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.fallback import with_fallback
 from degaml_kedro.policy.proposers import PolicyProposer, Proposer, UniformProposer
-from degaml_kedro.policy.search import Row, Tag, adapt, build_state, executed_rows
+from degaml_kedro.policy.search import (
+    Row,
+    Tag,
+    adapt,
+    build_state,
+    executed_rows,
+    most_trials,
+)
 from degaml_kedro.policy.tabular import RewardModel, TabularProposer
 from degaml_kedro.policy.trial import execute
 from degaml_kedro.progress import progress_bar
@@ -302,7 +309,8 @@ def choose_strategies(
             finished,
         )
 
-    yield from recorded(f"{task}, {method}", trials, parameters.search.trials, fingerprint, resume)
+    most = most_trials(parameters.search, space)
+    yield from recorded(f"{task}, {method}", trials, most, fingerprint, resume)
 
 
 def execute_fallback(
@@ -524,7 +532,7 @@ def predict_oracle(
     best = _answer(bench, start, examples, f"{task}, unrefined").assign(strategy="unrefined")
     for number, other in enumerate(others):
         best = _better(best, other.assign(strategy=f"what method {number + 1} chose"))
-    names = list(parameters.families)
+    names = [family.name for family in ActionSpace.of(parameters.families).proposed]
     for number in range(parameters.oracle_candidates):
         one = names[number % len(names)]
         space = ActionSpace.of({one: parameters.families[one]})

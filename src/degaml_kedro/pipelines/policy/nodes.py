@@ -136,7 +136,8 @@ def roll_out_task(
         )
 
     title = f"{task}, rollouts of iteration {iteration}"
-    yield from recorded(title, trials, parameters.rollouts.count, fingerprint, resume)
+    most = parameters.rollouts.count * parameters.rollouts.steps
+    yield from recorded(title, trials, most, fingerprint, resume)
 
 
 def train_policy(
