@@ -741,10 +741,13 @@ ADAPTED = (
     "tabular_policy",
     "best_fixed",
     "no_generator",
+    "paper_families",
     "oracle_strategy",
 )
 # those that need the policy's rollouts, or the policy
-FROM_ROLLOUTS = ("tabular_policy", "best_fixed", "no_generator")
+FROM_ROLLOUTS = ("tabular_policy", "best_fixed", "no_generator", "paper_families")
+# the strategies of the paper (its section F.1): what `paper_families` chooses from
+PAPER_FAMILIES = ("ttt", "lora", "ls", "tts")
 # by method, the entry of `baselines` that it is set by
 BASELINES = {
     "icl": "icl",
@@ -794,6 +797,7 @@ class ProjectParameters(Parameters):
     # degaml refines what the generator made by strategies that the policy chooses; random_policy draws as many
     # uniformly; tabular_policy draws by a logistic regression on degaml's rollouts; best_fixed executes what was best
     # in them, without a search; no_generator refines the pooled adapter as degaml refines a generated one;
+    # paper_families is degaml with the paper's four families alone;
     # oracle_strategy chooses by the test split: a bound, no result. icl, no_meta_train_support, union_train,
     # maml_en_llm, maml_en_llm_first_order, abmll, metaicl, metaict and sentence_head are set by the key `baselines`;
     # metaicl_union adds up the log-probabilities of metaicl and union_train
@@ -1069,6 +1073,11 @@ class ProjectParameters(Parameters):
             missing = "generator" if self.generator is None else "policy"
             raise ValueError(
                 f"the method {self.adapted_methods[0]} needs the key '{missing}', and there is none"
+            )
+        if "paper_families" in self.methods and not set(PAPER_FAMILIES) & set(self.policy.families):
+            raise ValueError(
+                f"the method paper_families chooses from {', '.join(PAPER_FAMILIES)}, and policy.families enables none "
+                f"of them"
             )
         if self.policy_variant not in self.generator.variants:
             raise ValueError(

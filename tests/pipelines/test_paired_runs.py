@@ -12,8 +12,9 @@ from kedro.framework.project import pipelines
 from degaml_kedro.configuration import ConfigurationError
 from degaml_kedro.io.rollouts import ROLLOUT_COLUMNS
 from degaml_kedro.pairs.loading import read_run
+from degaml_kedro.parameters import PAPER_FAMILIES
 from degaml_kedro.pipelines.policy.nodes import collect_rollouts, learn_fallback
-from degaml_kedro.policy.fallback import with_fallback
+from degaml_kedro.policy.fallback import narrowed, with_fallback
 from degaml_kedro.strategies.state import load_state
 from tests.conftest import Project
 from tests.pipelines.test_policy_runs import SMOKE, chosen, executed, generator, rows_of, splits
@@ -53,7 +54,7 @@ def test_the_fallback_is_learned_where_a_search_needs_it(project):
         for one in pipeline.nodes
         if "policy_fallback" in one.inputs and one.func.__name__ == "choose_strategies"
     }
-    assert methods == {"degaml", "no_generator", "random_policy"}
+    assert methods == {"degaml", "no_generator", "paper_families", "random_policy"}
     # what a group leaves out teaches its fallback nothing
     (learning,) = (
         one for one in pipeline.nodes if "without_day_after.policy_fallback" in one.outputs
@@ -77,6 +78,33 @@ def test_what_was_learned_is_the_fallback_of_a_search_that_names_none():
     for same in (own, SMOKE["policy"], {}):
         assert with_fallback(same, learned) == same
     assert with_fallback(searching(), None) == searching()
+
+
+def test_of_the_paper_s_families_the_fallback_is_the_best_of_these():
+    sft = '{"family":"sft","steps":1,"learning_rate":0.0001,"batch_size":1}'
+    ranking = [
+        {"action": text, "family": family} for text, family in ((sft, "sft"), (LORA, "lora"))
+    ]
+    learned = {"actions": [sft], "ranking": ranking}
+    policy, fallback = narrowed(searching(), learned, PAPER_FAMILIES)
+    assert list(policy["families"]) == ["ttt", "lora", "ls", "tts"]
+    assert with_fallback(policy, fallback)["search"]["fallback"] == [LORA]
+    assert narrowed(searching(), None, PAPER_FAMILIES)[1] is None
+
+
+def test_the_paper_s_families_are_needed_for_a_search_among_them(project):
+    without = dict.fromkeys(PAPER_FAMILIES) | {"sft": {}}
+    project.edit("smoke/parameters.yml", policy={"families": without})
+    with pytest.raises(ConfigurationError, match="paper_families chooses from ttt, lora, ls, tts"):
+        graph(project)
+
+
+def test_a_space_of_ensembles_alone_is_refused_by_name(project):
+    without = dict.fromkeys((*PAPER_FAMILIES, "sft")) | {"ensemble": {}}
+    methods = ["base", "degaml"]
+    project.edit("smoke/parameters.yml", methods=methods, policy={"families": without})
+    with pytest.raises(ConfigurationError, match="ensemble alone, which puts together"):
+        graph(project)
 
 
 def test_four_support_examples_cannot_tell_and_the_fallback_is_executed(generator):
@@ -131,7 +159,9 @@ def test_a_run_learns_its_fallback_falls_back_on_it_and_ships_it(project):
         assert set(rows["decided_by"]) == {"fallback" if learned["actions"] else "initialization"}
     pair = read_run(project.data)
     assert pair.settings.policy.search.fallback == tuple(learned["actions"])
-    assert learned["actions"]
+    # on a random model it is chance whether anything gained anything
+    (models / "policy_fallback.json").write_text(json.dumps({**learned, "actions": [LORA]}))
+    assert read_run(project.data).settings.policy.search.fallback == (LORA,)
     # a method of its own, and one that proposes
     assert {"degaml", "random_policy", "tabular_policy"} == set(strategies["method"])
     assert "tabular" in set(strategies["source"])
@@ -142,7 +172,10 @@ def test_a_run_learns_its_fallback_falls_back_on_it_and_ships_it(project):
     for method in ("tabular_policy", "best_fixed"):
         for name in (f"day_before.{method}", f"{method}.meta_training"):
             spent = json.loads((project.data / f"07_model_output/{name}.compute.json").read_text())
-            assert spent["forward_tokens"] + spent["backward_tokens"] == spent["tokens"] > 0
+            assert spent["forward_tokens"] + spent["backward_tokens"] == spent["tokens"]
+            # without a fallback there is nothing to carry out
+            nothing = name == "day_before.best_fixed" and not learned["actions"]
+            assert (spent["tokens"] > 0) != nothing
 
 
 @pytest.mark.parametrize("method", ["tabular_policy", "best_fixed"])

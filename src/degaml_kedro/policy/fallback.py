@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,24 @@ def with_fallback(
     if learned is None or search.get("rule") != "paired" or search.get("fallback") is not None:
         return policy
     return {**policy, "search": {**search, "fallback": list(learned["actions"])}}
+
+
+def narrowed(
+    policy: Mapping[str, Any], learned: Mapping[str, Any] | None, families: Sequence[str]
+) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+    """The policy's parameters and the learned fallback, both of some of the families alone.
+
+    Args:
+        policy: of the configuration, as plain data.
+        learned: of the node ``learn_fallback``, or None.
+        families: which.
+    """
+    kept = {name: limits for name, limits in policy["families"].items() if name in families}
+    policy = {**policy, "families": kept}
+    if learned is None:
+        return policy, None
+    ranking = [worth for worth in learned["ranking"] if worth["family"] in families]
+    return policy, {"actions": [worth["action"] for worth in ranking[:1]], "ranking": ranking}
 
 
 def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[Worth]:

@@ -396,7 +396,7 @@ def _search(
         if best is not None and turn < settings.rounds:
             try:
                 with between.measured():
-                    refined = _carry_out(bench, space, state, support, best, tried)
+                    refined = _carry_out(bench, space, state, support, best, tried, len(validation))
             except OutOfTimeError:
                 # it is executed all the same, by whoever builds the state; there is no time for another round
                 return
@@ -611,8 +611,8 @@ def build_state(
 ) -> AdaptedState:
     """Carry out what was chosen, from the initialization; the initialization itself where nothing was.
 
-    Where an action fails, or what it made answers D_val with what are no numbers, the state before it is the last one,
-    and a warning says so: :func:`adapt` ended there as well.
+    Where an action fails, or what it made answers with what are no numbers, the state before it is the last one, and a
+    warning says so: :func:`adapt` ended there as well.
 
     Args:
         bench: the model.
@@ -641,9 +641,12 @@ def carry_out(
         rows: all that :func:`adapt` yielded for one task.
     """
     state, done, since = start, list[Mapping[str, Any]](), 0
-    for row in executed_rows(rows):
+    executed = executed_rows(rows)
+    for row in executed:
         tried = [one for one in rows if since < one["round"]]
-        refined = _carry_out(bench, space, state, support, row, tried)
+        # what the last one answers decides nothing: one question says whether these are numbers
+        asked = 1 if row is executed[-1] else int(row["n"])
+        refined = _carry_out(bench, space, state, support, row, tried, asked)
         if refined is None:
             return CarriedOut(state, tuple(done), row)
         state, since = refined[0], int(row["round"])
@@ -658,6 +661,7 @@ def _carry_out(
     support: Sequence[Example],
     row: Mapping[str, Any],
     tried: Sequence[Mapping[str, Any]],
+    asked: int,
 ) -> tuple[AdaptedState, list[Prediction]] | None:
     """Execute a trial's action, and ask what it made the trial's D_val.
 
@@ -668,6 +672,7 @@ def _carry_out(
         support: the labeled examples there are.
         row: the trial.
         tried: trials from the same state; those before this one may be its members.
+        asked: how many of the support examples the refined state is asked.
 
     Returns:
         None where that fails, as it may on more examples than the trial was given.
@@ -682,7 +687,7 @@ def _carry_out(
             int(row["seed"]),
             _attempts([one for one in tried if one["rollout"] < row["rollout"]]),
         )
-        answers = predict(bench, refined, support[: int(row["n"])])
+        answers = predict(bench, refined, support[:asked])
         measure_indicators(answers)
         return refined, answers
     except OutOfTimeError:

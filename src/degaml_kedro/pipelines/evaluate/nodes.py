@@ -24,6 +24,7 @@ from degaml_kedro.llm.base_model import describe, first_line, load_base_model
 from degaml_kedro.llm.scoring import Prediction, Progress, score_examples
 from degaml_kedro.parameters import (
     GENERATED,
+    PAPER_FAMILIES,
     BaseModelParameters,
     EpisodeSource,
     GeneratorParameters,
@@ -42,7 +43,7 @@ from degaml_kedro.pipelines.policy.nodes import (
     task_workbench,
 )
 from degaml_kedro.policy.actions import ActionSpace
-from degaml_kedro.policy.fallback import with_fallback
+from degaml_kedro.policy.fallback import narrowed, with_fallback
 from degaml_kedro.policy.proposers import PolicyProposer, Proposer, UniformProposer
 from degaml_kedro.policy.search import (
     Row,
@@ -247,6 +248,8 @@ def choose_strategies(
     Yields:
         What the rollouts' dataset takes.
     """
+    if method == "paper_families":
+        policy, fallback = narrowed(policy, fallback, PAPER_FAMILIES)
     parameters = PolicyParameters.model_validate(with_fallback(policy, fallback))
     space = ActionSpace.of(parameters.families)
     bench = task_workbench(

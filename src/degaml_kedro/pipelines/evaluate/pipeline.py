@@ -245,7 +245,7 @@ def _adapted(parameters: ProjectParameters, place: Place, method: str, result: s
     rollouts, state = place.name(method, "rollouts"), place.name(method, "state")
     known = [generator, embeddings, f"{task}.support"]
     learned = {}
-    if method in ("degaml", "no_generator"):
+    if method in ("degaml", "no_generator", "paper_families"):
         learned["adapter"] = place.group.name("policy")
     if method == "tabular_policy":
         learned["tabular"] = place.group.name("tabular_policy")

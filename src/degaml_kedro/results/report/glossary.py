@@ -60,6 +60,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "best_fixed": "The generated adapter, refined by the one strategy that was best in the policy's rollouts, "
         "without a search. Not in the paper.",
         "no_generator": "The pooled adapter under the same search: degaml without its generator. Not in the paper.",
+        "paper_families": "degaml with the paper's four families of strategies alone: ttt, lora, ls and tts.",
         "oracle_strategy": "The generated adapter with the strategy that scores best on the test split itself: a "
         "bound, never a result.",
         "degaml": "The generated adapter, refined by strategies that the trained policy proposes; the best on the "
@@ -113,6 +114,7 @@ def kind(method: str, bounds: Sequence[str]) -> str:
         "tabular_policy",
         "best_fixed",
         "no_generator",
+        "paper_families",
         "mean_adapter",
     ) or method.startswith(("generalization_only", "other_prompts")):
         return "parts of DeGAML and controls"
