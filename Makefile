@@ -12,6 +12,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 SEEDS := 999 1000 1001
+# of `compare`: which environment, and where the file of real messages lies
+COMPARED := $(if $(DATASETS),messages,comparison)
+MESSAGES := $(if $(DATASETS),datasets=$(abspath $(DATASETS)))
 
 .PHONY: help install run demo compare shipped smoke test lint docs bench mlflow viz lock clean clean-data
 
@@ -27,11 +30,11 @@ run: $(INSTALLED) ## the embedded profile, offline, and its results as a table
 demo: $(INSTALLED) ## the page in a browser: paste examples, see what was chosen and what it is worth
 	HF_HUB_OFFLINE=1 $(BIN)/python -m demo
 
-compare: $(INSTALLED) ## every method and baseline, three seeds, and the report (goes on where it was)
+compare: $(INSTALLED) ## every method and baseline, three seeds, and a report; DATASETS=FOLDER: on real messages
 	for seed in $(SEEDS); do \
-		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env comparison --params seed=$$seed --runner degaml_kedro.runner.StageRunner --only-missing-outputs || exit 1; \
+		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --params seed=$$seed$(MESSAGES:%=,%) --runner degaml_kedro.runner.StageRunner --only-missing-outputs || exit 1; \
 	done
-	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env comparison --pipelines report
+	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --pipelines report $(MESSAGES:%=--params %)
 
 shipped: $(INSTALLED) ## the generator and the policy that come with the package, made anew (40 minutes)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env shipped --runner degaml_kedro.runner.StageRunner --only-missing-outputs

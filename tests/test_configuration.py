@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import re
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
+import yaml
 
 from degaml_kedro.configuration import (
     ConfigurationError,
@@ -28,8 +34,29 @@ def mistake(project, **parameters):
     return str(caught.value)
 
 
+def _messages() -> str:
+    """A folder with a file of made-up messages, of the groups that `conf/messages` and its pools name."""
+    content = yaml.safe_load((ROOT / "conf/base/parameters_distributions.yml").read_text())
+    groups = {group for one in content["distributions"].values() for group in one.get("groups", ())}
+    nested = {
+        group: {
+            f"{group} {intent}": {
+                split: [f"{group} {intent} {split} {number}" for number in range(count)]
+                for split, count in (("train", 30), ("test", 20))
+            }
+            for intent in range(8)
+        }
+        for group in sorted(groups)
+    }
+    folder = Path(tempfile.mkdtemp(prefix="messages"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "clinc150.json").write_text(json.dumps(nested))
+    return str(folder)
+
+
 # what an environment wants to be told
 NEEDED = {name: {"datasets": "x"} for name in ("files", "files_adaptation")}
+NEEDED["messages"] = {"datasets": _messages()}
 ENVIRONMENTS = sorted(
     path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "base"
 )

@@ -40,6 +40,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {
         f"kedro run --env smoke --params seed=999 {KEPT}",
         "kedro run --env smoke --pipelines report",
     ),
+    "make compare DATASETS=FOLDER": (f"kedro run --env smoke --params seed=999 {KEPT}",),
     "make shipped": (SMOKE, "python -m degaml_kedro.pairs.shipping data/smoke --out pair"),
     "kedro run --env comparison --params seed=999 --only-missing-outputs": (
         f"kedro run --env smoke --params seed=999 {KEPT}",

@@ -174,7 +174,7 @@ def test_the_encoder_s_word_is_that_of_sentence_head_and_counts_as_much_as_its_w
     alone_ = scores(
         bench, AdaptedState((replace(draw(0, 0), context=Context(LABELLED, 5)),)), asked
     )
-    head = sentence_head.adapt(by_length, LABELLED, RegressionSetting(c=10.0))
+    head = sentence_head.adapt(by_length, LABELLED, RegressionSetting(c=100.0))
     told = [one.option_scores for one in sentence_head.predict(head, asked, PLAIN, bench.scoring)]
     for weight in (1.0, 2.5):
         made = refine(

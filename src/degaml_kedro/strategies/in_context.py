@@ -48,7 +48,7 @@ from degaml_kedro.strategies.workbench import StrategyError, Workbench
 from degaml_kedro.tasks.example import Example, Question
 
 # scikit-learn's C of the encoder's classifier, chosen on development tasks
-_REGULARIZATION = 10.0
+_REGULARIZATION = 100.0
 
 
 class InContext(Parameters):
@@ -56,7 +56,7 @@ class InContext(Parameters):
 
     shots: Annotated[int, Field(ge=1, le=MAX_SHOTS), Offered(5, 10, 20, 40)]
     order: Order
-    encoder: Annotated[float, Field(ge=0, le=MAX_ENCODER_WEIGHT), Offered(0.0, 1.0)] = 0.0
+    encoder: Annotated[float, Field(ge=0, le=MAX_ENCODER_WEIGHT), Offered(0.0, 2.0)] = 0.0
 
 
 @family("context", "show the answered examples", InContext)
