@@ -14,7 +14,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SEEDS := 999 1000 1001
 # of `compare`: which environment, and where the file of real messages lies
 COMPARED := $(if $(DATASETS),messages,comparison)
-MESSAGES := $(if $(DATASETS),datasets=$(abspath $(DATASETS)))
+comma := ,
+MESSAGES := $(if $(DATASETS),$(comma)datasets=$(DATASETS))
 
 .PHONY: help install run demo compare shipped smoke test lint docs bench mlflow viz lock clean clean-data
 
@@ -32,9 +33,9 @@ demo: $(INSTALLED) ## the page in a browser: paste examples, see what was chosen
 
 compare: $(INSTALLED) ## every method and baseline, three seeds, and a report; DATASETS=FOLDER: on real messages
 	for seed in $(SEEDS); do \
-		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --params seed=$$seed$(MESSAGES:%=,%) --runner degaml_kedro.runner.StageRunner --only-missing-outputs || exit 1; \
+		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --params "seed=$$seed$(MESSAGES)" --runner degaml_kedro.runner.StageRunner --only-missing-outputs || exit 1; \
 	done
-	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --pipelines report $(MESSAGES:%=--params %)
+	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --pipelines report --params "seed=999$(MESSAGES)"
 
 shipped: $(INSTALLED) ## the generator and the policy that come with the package, made anew (40 minutes)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env shipped --runner degaml_kedro.runner.StageRunner --only-missing-outputs

@@ -182,7 +182,7 @@ def proposals(report: Report) -> str:
     kinds = ("dg-num", "dg-wide", "")
     marks = ["dg-executed" if one.executed else "" for one in report.tried]
     return (
-        '<h4 class="dg-sub">What the policy proposed</h4>'
+        '<h4 class="dg-sub">What was tried</h4>'
         + table(titles, rows, "Strategies that were tried", kinds, marks)
         + note(
             "Scores are measured on the examples that were given; strategies that learn from answers are scored on "

@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.parameters import Parameters, ProjectParameters
-from degaml_kedro.policy.actions import ActionSpace, ActionSpaceError
+from degaml_kedro.policy.actions import ActionError, ActionSpace, ActionSpaceError
 from degaml_kedro.tasks.episodes import with_drawn_tasks
 
 CONFIG_ENVIRONMENTS = {"base_env": "base", "default_run_env": "local"}
@@ -151,8 +151,11 @@ def check_action_space(loader: AbstractConfigLoader, parameters: ProjectParamete
                 f"policy.families enables {', '.join(space.fields)} alone, which puts together what others made; "
                 f"enable one of these, too"
             )
-    except ActionSpaceError as error:
-        place = _place(["policy", "families", *error.path], loader)
+        for action in space.pooling:
+            space.parse(action.text)
+    except (ActionSpaceError, ActionError) as error:
+        path = error.path if isinstance(error, ActionSpaceError) else ()
+        place = _place(["policy", "families", *path], loader)
         raise ConfigurationError(f"{error} ({place})") from None
 
 

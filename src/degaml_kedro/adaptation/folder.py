@@ -316,6 +316,11 @@ def _readme(state: AdaptedState, base_model: str, report: Report) -> str:
             f"{max(context.shots for context in shown)} examples with their answers, which `state/state.json` holds "
             f"as plain text: who gets this folder can read them. Without them in the prompt answers differ."
         )
+        if any(context.encoder_weight > 0 for context in shown):
+            told += (
+                " On questions whose options were all answers among the examples, a classifier of sentence embeddings "
+                "that is fitted to these has its word, too; PEFT cannot ask it."
+            )
         lines += [told, ""]
     if state.steering is not None:
         held = "it is made anew for every question"

@@ -93,7 +93,7 @@ def explain(report: Report) -> str:
                 verdict = "no more right answers, but surer of them"
             came = f"{tried.after.share:.2f} against {tried.before.share:.2f}, {verdict}"
         mark = "; this was carried out" if tried.executed else ""
-        lines.append(f"Round {tried.round}, proposal {tried.number}: {tried.words}: {came}{mark}.")
+        lines.append(f"Round {tried.round}, trial {tried.number}: {tried.words}: {came}{mark}.")
     tested = [tried for tried in report.tried if tried.decided_by is not None]
     if report.strategy and tested:
         reasons = dict.fromkeys(

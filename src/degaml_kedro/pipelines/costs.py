@@ -483,7 +483,9 @@ def _search(node: Node, names: Names, parameters: ProjectParameters, sizes: _Siz
     examples = min(settings.examples, sizes.splits(task).support)
     measured = settings.rounds * examples * sizes.tokens(task)
     folds = settings.folds if settings.rule == "paired" else 2
-    most = most_trials(settings, ActionSpace.of(policy.families))
+    space = ActionSpace.of(policy.families)
+    # what puts trials together computes nothing
+    most = most_trials(settings, space) - settings.rounds * len(space.pooling)
     return _trials(policy, most, examples, folds, measured, task, sizes)
 
 
@@ -529,7 +531,10 @@ def _execution(node: Node, names: Names, parameters: ProjectParameters, sizes: _
 def _learning(node: Node, names: Names, parameters: ProjectParameters, sizes: _Sizes) -> Work:
     policy = _policy(parameters)
     frames = sum(name.endswith(".rollouts") for name in node.inputs)
-    actions = min(policy.training.max_actions, _REWARDED * frames * policy.rollouts.count)
+    actions = min(
+        policy.training.max_actions,
+        _REWARDED * frames * policy.rollouts.count * policy.rollouts.steps,
+    )
     flop = sizes.policy_flop(_TRAINED * policy.training.epochs * actions * (_STATE + _ACTION))
     return Work("learning step", 1, flop=flop, alone=True)
 

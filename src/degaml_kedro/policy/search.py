@@ -95,7 +95,7 @@ def roll_out(
     tag: Tag,
     finished: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[Row]:
-    """Episodes from one initialization, each on a D_val of its own, to learn from (Algorithm 2).
+    """Episodes from one initialization, to learn from (Algorithm 2); with ``resample`` each on a D_val of its own.
 
     An episode is ``settings.steps`` trials: the first one from the initialization, each other one from what the one
     before it made, rewarded or not. It ends early with a trial that failed, and with a family that reads answers: it
@@ -228,14 +228,22 @@ class _Episode:
             self.state, self.before = trial.state, trial.after
 
     def catch_up(self, bench: Workbench, space: ActionSpace) -> None:
-        """Carry out what an earlier run tried; it is not counted again."""
+        """Carry out what an earlier run tried; it is not counted again.
+
+        Raises:
+            ResumeMismatchError: it did not fail then and does now.
+        """
+        # time was up to whoever tried it
+        bench = replace(bench, deadline=None)
         for row in self.behind:
-            self.state = execute(
-                bench, space, self.state, self.examples, str(row["action"]), int(row["seed"])
-            )
-        if self.behind:
-            self.before = measure_indicators(predict(bench, self.state, self.examples))
-            self.behind.clear()
+            try:
+                self.state = execute(
+                    bench, space, self.state, self.examples, str(row["action"]), int(row["seed"])
+                )
+                self.before = measure_indicators(predict(bench, self.state, self.examples))
+            except Exception as error:
+                raise ResumeMismatchError(int(row["rollout"])) from error
+        self.behind.clear()
 
 
 def most_trials(settings: SearchParameters, space: ActionSpace) -> int:
@@ -384,7 +392,12 @@ def _search(
                     between.waiting = row
             rows.append(row)
             number += 1
-        history += [Tried(str(row["action"]), float(row["reward"])) for row in rows]
+        # no policy reads of what it cannot choose
+        history += [
+            Tried(str(row["action"]), float(row["reward"]))
+            for row in rows
+            if row["source"] != "search"
+        ]
         tried += rows
         # it is of the initialization: what follows starts elsewhere, or after it was tried
         best, fallback = choice.best, None
@@ -489,9 +502,13 @@ def _fallback(space: ActionSpace, settings: SearchParameters) -> str | None:
     """The first fallback that the space allows, as actions are written; None for none."""
     for text in settings.fallback or ():
         try:
-            return space.parse(text)[0].text
+            action, _ = space.parse(text)
         except ActionError as error:
             logger.warning("the fallback %s is left out: %s", text, error)
+            continue
+        if space.family(action.family) in space.proposed:
+            return action.text
+        logger.warning("the fallback %s is left out: nothing is tried before it", text)
     return None
 
 
@@ -503,7 +520,8 @@ def _in_order(
     first = [one for one in proposals if one.text == fallback]
     if fallback is not None and not first:
         first = [Proposal(fallback, "", "fallback", 0)]
-    return [*first, *others, *(Proposal(one.text, "", "search", 0) for one in space.pooling)]
+    found = [*first, *others]
+    return found + [Proposal(one.text, "", "search", 0) for one in space.pooling if found]
 
 
 def _attempts(rows: Sequence[Mapping[str, Any]]) -> list[Attempt]:
@@ -644,8 +662,9 @@ def carry_out(
     executed = executed_rows(rows)
     for row in executed:
         tried = [one for one in rows if since < one["round"]]
-        # what the last one answers decides nothing: one question says whether these are numbers
-        asked = 1 if row is executed[-1] else int(row["n"])
+        # a family that reads answers ended the search, and nobody waits for this state's answers to D_val: one question
+        # says whether they are numbers
+        asked = 1 if space.family(str(row["family"])).reads_answers else int(row["n"])
         refined = _carry_out(bench, space, state, support, row, tried, asked)
         if refined is None:
             return CarriedOut(state, tuple(done), row)

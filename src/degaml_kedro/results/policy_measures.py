@@ -209,7 +209,8 @@ def reward_rate_ratio(rollouts: pd.DataFrame, a: str, b: str) -> dict[str, Any]:
         ResultsError: columns are missing.
     """
     frame = prepared(rollouts)
-    first = frame[(frame["round"] == 1) & frame["method"].isin([a, b])]
+    proposed = ~frame["source"].isin(["fallback", "search"])
+    first = frame[(frame["round"] == 1) & proposed & frame["method"].isin([a, b])]
     keys = ["run", "task"] if "run" in first else ["task"]
     earned = first.assign(earned=first["reward"] > 0).groupby(["method", *keys])["earned"]
     counts = earned.agg(["sum", "count"])

@@ -16,7 +16,12 @@ from degaml_kedro.llm.scoring import (
     compare_options,
     predictions_of,
 )
-from degaml_kedro.strategies.in_context import ask_in_context, with_encoder
+from degaml_kedro.strategies.in_context import (
+    EncoderWord,
+    ask_in_context,
+    encoder_words,
+    with_encoder,
+)
 from degaml_kedro.strategies.latent import steer
 from degaml_kedro.strategies.scaling import combine, route
 from degaml_kedro.strategies.state import ROUTERS, AdaptedState, Member
@@ -97,6 +102,7 @@ def _compare(
     rows: dict[int, list[tuple[float, ...]]] = {}
     tokens = [0] * len(questions)
     encoded: dict[int, QuestionsInContext] = {}
+    words: dict[int, list[EncoderWord]] = {}
     for number, some in enumerate(passes):
         told = bench.watched(_share(progress, number, len(passes)))
         steering = state.steering
@@ -123,7 +129,9 @@ def _compare(
                     told,
                 )
             if first.context.encoder_weight > 0:
-                scores = with_encoder(bench, first.context, questions, found.scores[0])
+                if key not in words:
+                    words[key] = encoder_words(bench, first.context, questions)
+                scores = with_encoder(found.scores[0], words[key])
                 found = OptionScores([scores], found.tokens)
         rows.update(zip(some, found.scores, strict=True))
         tokens = [a + b for a, b in zip(tokens, found.tokens, strict=True)]

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field
 from scipy.special import log_softmax
 from torch import Tensor
@@ -49,6 +50,9 @@ from degaml_kedro.tasks.example import Example, Question
 
 # scikit-learn's C of the encoder's classifier, chosen on development tasks
 _REGULARIZATION = 100.0
+
+# of a question, by option
+EncoderWord = list[float] | None
 
 
 class InContext(Parameters):
@@ -120,19 +124,15 @@ def ask_in_context(
     return encode_in_context(base, questions, choices, prompt, mode, shared)
 
 
-def with_encoder(
-    bench: Workbench,
-    context: Context,
-    questions: Sequence[Question],
-    scores: Sequence[Sequence[float]],
-) -> list[tuple[float, ...]]:
-    """The model's option scores with the encoder's word added, of questions whose options were all answers.
+def encoder_words(
+    bench: Workbench, context: Context, questions: Sequence[Question]
+) -> list[EncoderWord]:
+    """What the encoder's classifier says of questions: w log p_e by option, or None where it has no word.
 
     Args:
         bench: with its encoder.
         context: its examples are what the classifier is fitted to.
-        questions: what was asked, [Q].
-        scores: the model's, by question and option.
+        questions: what is asked, [Q].
 
     Raises:
         StrategyError: there is no encoder.
@@ -141,17 +141,28 @@ def with_encoder(
     answers = [example.options[example.gold] for example in context.examples]
     shown = embed([Question.of(example) for example in context.examples])
     head = SentenceHead.fit(shown, answers, _REGULARIZATION)
-    found = []
-    told = head.log_probabilities(embed(questions)).tolist()
-    for question, row, classes in zip(questions, scores, told, strict=True):
-        of_class = dict(zip(head.classes, classes, strict=True))
-        if all(option in of_class for option in question.options):
-            row = [
-                float(own + context.encoder_weight * of_class[option])
-                for own, option in zip(log_softmax(row), question.options, strict=True)
-            ]
-        found.append(tuple(row))
+    found: list[EncoderWord] = []
+    told = context.encoder_weight * head.log_probabilities(embed(questions))
+    for question, row in zip(questions, told.tolist(), strict=True):
+        of_class = dict(zip(head.classes, row, strict=True))
+        known = all(option in of_class for option in question.options)
+        found.append([of_class[option] for option in question.options] if known else None)
     return found
+
+
+def with_encoder(
+    scores: Sequence[tuple[float, ...]], words: Sequence[EncoderWord]
+) -> list[tuple[float, ...]]:
+    """The model's option scores with the encoder's word added, where it has one.
+
+    Args:
+        scores: the model's, by question and option.
+        words: of :func:`encoder_words`.
+    """
+    return [
+        row if word is None else tuple(float(one) for one in log_softmax(row) + np.array(word))
+        for row, word in zip(scores, words, strict=True)
+    ]
 
 
 def _nearest(

@@ -179,7 +179,7 @@ class AdaptedState:
 
     @property
     def needs_encoder(self) -> bool:
-        """Whether questions are compared with prompts or with demonstrations before they are answered."""
+        """Whether the prompt encoder reads questions: for a router, the nearest demonstrations or a classifier."""
         routed = len(self.members) > 1 and self.vote is not None and self.vote.method in ROUTERS
         contexts = (member.context for member in self.members)
         return routed or any(c is not None and c.needs_encoder for c in contexts)

@@ -220,14 +220,13 @@ def learn_fallback(policy: Mapping[str, Any], *rollouts: pd.DataFrame) -> dict[s
         *rollouts: of all meta-train tasks and iterations.
 
     Returns:
-        ``actions``: its text alone, or nothing where no action gained anything; ``ranking``: what it was chosen from,
-        at most twenty actions.
+        ``actions``: its text alone, or nothing where no action gained anything; ``ranking``: what it was chosen from.
     """
     space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
     ranking = rank_actions((row for frame in rollouts for row in rollout_rows(frame)), space)
     actions = [worth.action for worth in ranking[:1]]
     logger.info("the fallback: %s", actions[0] if actions else "the generated adapter as it is")
-    return {"actions": actions, "ranking": [asdict(worth) for worth in ranking[:20]]}
+    return {"actions": actions, "ranking": [asdict(worth) for worth in ranking]}
 
 
 def learn_tabular(policy: Mapping[str, Any], *rollouts: pd.DataFrame) -> dict[str, Any]:
