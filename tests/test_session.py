@@ -210,7 +210,7 @@ def test_a_pair_brings_its_fallback_and_few_examples_are_given_it(tmp_path):
 def test_explain_names_every_proposal_and_the_reason(adapted):
     told = adapted.explain()
     for tried in adapted.report.tried:
-        assert f"proposal {tried.number}: {tried.words}" in told
+        assert f"trial {tried.number}: {tried.words}" in told
     assert told.count("this was carried out") == len(adapted.report.strategy)
     assert adapted.report.words in told
     reason = "scored best" if adapted.report.strategy else "No strategy beat"

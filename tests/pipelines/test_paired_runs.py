@@ -145,8 +145,11 @@ def test_a_run_learns_its_fallback_falls_back_on_it_and_ships_it(project):
         generator={"leave_out": []},
         policy={
             "search": {"rule": "paired", "rounds": 1},
-            "rollouts": {"count": 6, "resample": False},
-            "families": {"ensemble": {}},
+            "rollouts": {"count": 4, "steps": 2, "resample": False},
+            "families": {
+                "ensemble": {},
+                "context": {"shots": [2, 2], "order": ["given"], "encoder": [0.0, 2.0]},
+            },
         },
     )  # fmt: skip
     run(project)
@@ -162,6 +165,10 @@ def test_a_run_learns_its_fallback_falls_back_on_it_and_ships_it(project):
     # on a random model it is chance whether anything gained anything
     (models / "policy_fallback.json").write_text(json.dumps({**learned, "actions": [LORA]}))
     assert read_run(project.data).settings.policy.search.fallback == (LORA,)
+    rollouts = pd.read_parquet(tables / "policy_rollouts.parquet")
+    assert set(rollouts["round"]) == {1, 2}
+    assert set(rollouts["source"]) <= {"policy", "uniform"}
+    assert "search" in set(strategies["source"])
     # a method of its own, and one that proposes
     assert {"degaml", "random_policy", "tabular_policy"} == set(strategies["method"])
     assert "tabular" in set(strategies["source"])

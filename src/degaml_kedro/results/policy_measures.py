@@ -71,11 +71,13 @@ _SHARE_COLUMNS = {
     "share": "float64",
 }
 _ITERATION_LEGEND = (
-    "Reward rate: share of proposals with a reward above 0, with its 95 % Wilson interval. Entropies are of valid "
+    "Reward rate: share of trials with a reward above 0, with its 95 % Wilson interval. Entropies are of valid "
     "proposals, in nats; in parentheses as a share of the most that so many families allow. A small n alone makes them "
     "small. 'test' is test time."
 )
-_FAMILY_LEGEND = "Share of the task's proposals, and how many of them were rewarded; * was executed at least once."
+_FAMILY_LEGEND = (
+    "Share of the task's trials, and how many of them were rewarded; * was executed at least once."
+)
 
 
 def iteration_measures(rollouts: pd.DataFrame) -> pd.DataFrame:

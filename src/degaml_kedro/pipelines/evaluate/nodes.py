@@ -353,10 +353,12 @@ def execute_fallback(
         The refined adapter, or the generated one as it is where nothing gained anything on the meta-train tasks or
         carrying it out fails; and what it cost.
     """
+    space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
     rows = [
         {
             "task": task,
             "action": action,
+            "family": space.parse(action)[0].family,
             "seed": derive_seed(seed, task, method),
             "round": 1,
             "rollout": 0,
@@ -365,7 +367,6 @@ def execute_fallback(
         }
         for action in fallback["actions"]
     ]
-    space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
     bench = task_workbench(
         model, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), True
     )
