@@ -13,11 +13,22 @@ from degaml_kedro.configuration import ConfigurationError
 from degaml_kedro.io.rollouts import ROLLOUT_COLUMNS
 from degaml_kedro.pairs.loading import read_run
 from degaml_kedro.parameters import PAPER_FAMILIES
+from degaml_kedro.pipelines.evaluate.nodes import execute_fallback
 from degaml_kedro.pipelines.policy.nodes import collect_rollouts, learn_fallback
+from degaml_kedro.pipelines.tasks.nodes import take_split
 from degaml_kedro.policy.fallback import narrowed, with_fallback
 from degaml_kedro.strategies.state import load_state
 from tests.conftest import Project
-from tests.pipelines.test_policy_runs import SMOKE, chosen, executed, generator, rows_of, splits
+from tests.pipelines.test_policy_runs import (
+    SMOKE,
+    chosen,
+    executed,
+    generator,
+    rows_of,
+    settings,
+    splits,
+    states_of,
+)
 from tests.pipelines.test_runs import run
 from tests.policy.toys import bytes_of
 
@@ -183,6 +194,19 @@ def test_a_run_learns_its_fallback_falls_back_on_it_and_ships_it(project):
             # without a fallback there is nothing to carry out
             nothing = name == "day_before.best_fixed" and not learned["actions"]
             assert (spent["tokens"] > 0) != nothing
+
+
+def test_the_fallback_is_carried_out_without_a_search(generator):
+    frame = splits(1)
+    support = take_split(frame, split="support")
+    state, spent = execute_fallback(
+        *settings(), generator, states_of(frame), support, {"actions": [LORA]}, task="one",
+        method="best_fixed",
+    )  # fmt: skip
+    unrefined = executed(generator, frame, [])
+    assert bytes_of(state) != bytes_of(unrefined)
+    # it is asked a question, since nothing of it was tried
+    assert spent["forward_tokens"] > 0
 
 
 @pytest.mark.parametrize("method", ["tabular_policy", "best_fixed"])
