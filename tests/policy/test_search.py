@@ -412,7 +412,7 @@ def test_no_strategy_is_tried_twice_from_one_state():
         rows = list(adapted(toy, settings, seed=seed, space=few, proposer=UniformProposer(few)))
         texts = [row["action"] for row in rows]
         assert len(set(texts)) == len(texts)
-        assert len(texts) >= 4
+        assert len(texts) >= 3
     # a proposer that has nothing else to say is not asked for ever
     script = Script([toy.text(1)])
     rows = list(adapted(toy, settings, proposer=script))

@@ -66,7 +66,7 @@ class AnswerSettings(Parameters):
         model: the base model.
         prompt: how a question becomes text.
         scoring: how answers are scored.
-        encoder: reads questions for routers.
+        encoder: reads questions, for what compares them with prompts or examples.
     """
 
     model: BaseModelParameters

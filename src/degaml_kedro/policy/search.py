@@ -770,13 +770,14 @@ def _different(
     Returns:
         The proposals, and the tokens of those that were thrown away.
     """
-    thrown_away = 0
+    thrown_away, before = 0, 0
     found: dict[str, Proposal] = {}
     for attempt in range(1 + _SECOND_THOUGHTS):
         missing = len(prompts) - len(found)
-        if missing == 0:
+        # writing is a good part of an adaptation: who had nothing new to say is not asked again
+        if missing == 0 or (attempt > 0 and len(found) == before):
             break
-        own = derive_seed(seed, "attempt", str(attempt))
+        before, own = len(found), derive_seed(seed, "attempt", str(attempt))
         for proposal in proposer.propose(prompts[-missing:], own):
             if proposal.text in known or proposal.text in found:
                 thrown_away += proposal.tokens

@@ -40,7 +40,7 @@ def generated_workbench(
         generator: makes adapters.
         embeddings: states of the task's unlabelled prompts.
         among: which of these prompts adapters are made from.
-        encoder: reads questions for routers; it is loaded when one is asked.
+        encoder: reads questions, for what compares them with prompts or examples; it is loaded when it is asked.
 
     Raises:
         GeneratorError: the generator belongs to another base model or encoder.
