@@ -37,7 +37,7 @@ compare: $(INSTALLED) ## every method and baseline, three seeds, and a report; D
 	done
 	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --pipelines report --params "seed=999$(MESSAGES)"
 
-shipped: $(INSTALLED) ## the generator and the policy that come with the package, made anew (40 minutes)
+shipped: $(INSTALLED) ## the generator and the policy that come with the package, made anew (an hour or more)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env shipped --runner degaml_kedro.runner.StageRunner --only-missing-outputs
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m degaml_kedro.pairs.shipping data/shipped/seed_999
 
