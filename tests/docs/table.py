@@ -78,7 +78,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {
 RECIPES: dict[str, str] = {
     "make run": "kedro run --runner degaml_kedro.runner.StageRunner",
     "make smoke": "kedro run --env smoke",
-    "make compare": "kedro run --env comparison --pipelines report",
+    "make compare": "kedro run --env $(COMPARED) --pipelines report",
     "make test": "pytest",
     "make docs": "sphinx-build -q -W",
     "make shipped": "python -m degaml_kedro.pairs.shipping data/shipped/seed_999",
