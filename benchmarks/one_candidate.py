@@ -85,7 +85,8 @@ def carry_out(job: Job) -> dict[str, Any]:
         for one in job.examples
     ]
     trial = attempt(bench, state, before, examples, job.action, job.seed)
-    return {"load": loaded - began, **dataclasses.asdict(trial)}
+    # what it made stays here
+    return {"load": loaded - began, **dataclasses.asdict(dataclasses.replace(trial, state=None))}
 
 
 def attempt(

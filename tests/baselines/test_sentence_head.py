@@ -60,9 +60,9 @@ def test_options_that_never_were_an_answer_get_the_floor():
     head = adapt(embed, colored(9), SETTING)
     asked = make_example("item 40?", ("red", "pink", "white"), 0)
     (found,) = predict(head, [asked], PLAIN, TEXT)
-    assert head.regression is not None
+    assert head.head.regression is not None
     inputs = embed([Question.of(asked)]).double().numpy()
-    red = head.regression.predict_proba(inputs)[0, head.classes.index("red")]
+    red = head.head.regression.predict_proba(inputs)[0, head.head.classes.index("red")]
     expected = np.array([red, 0.01, 0.01]) / (red + 0.02)
     assert np.exp(found.option_scores) == pytest.approx(expected)
     assert sum(map(math.exp, found.option_scores)) == pytest.approx(1)
