@@ -91,7 +91,11 @@ def config_of(annotation: Any) -> type[Parameters]:
         (
             "context",
             Labeled,
-            {"shots": ("integer", 1, 40), "order": ("choice", None, None)},
+            {
+                "shots": ("integer", 1, 40),
+                "order": ("choice", None, None),
+                "encoder": ("number", 0, 4),
+            },
         ),
     ],
 )
@@ -107,6 +111,7 @@ def test_the_families_are_those_of_the_design(name, sees, fields):
     assert [f.name for f in found.fields if f.optional] == {
         "ls": ["scope"],
         "tts": ["distance"],
+        "context": ["encoder"],
     }.get(name, [])
 
 
