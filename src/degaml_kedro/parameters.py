@@ -369,6 +369,8 @@ class SearchParameters(Parameters):
     # of `paired`: actions as JSON, the best first; the first one that the action space allows is tried before what is
     # proposed. None: learned from the policy's rollouts, where there are any
     fallback: tuple[str, ...] | None = None
+    # the same of open tasks, whose questions have options of their own; None: `fallback` serves all tasks
+    open_fallback: tuple[str, ...] | None = None
 
 
 class PolicyTraining(Parameters):
@@ -494,6 +496,14 @@ class SupportTraining(Parameters):
     settings: tuple[AdaptationSetting, ...] = Field(min_length=1)
 
 
+class UnionParameters(SupportTraining):
+    """Union training: one LoRA on all meta-train tasks, then fine-tuning on the support examples."""
+
+    # where the pooled warm-up has examples in the prompt, union is trained by itself, for as many steps: this many
+    # examples each; null: as in the warm-up's
+    batch_size: int | None = Field(None, ge=1, le=65536)
+
+
 class InContextParameters(Parameters):
     """In-context learning."""
 
@@ -534,7 +544,7 @@ class BaselinesParameters(Parameters):
     score_seen: bool = False
     icl: InContextParameters | None = None
     no_meta_train_support: SupportTraining | None = None
-    union_train: SupportTraining | None = None
+    union_train: UnionParameters | None = None
     maml_en_llm: MamlParameters | None = None
     abmll: AbmllParameters | None = None
     metaicl: MetaIclParameters | None = None

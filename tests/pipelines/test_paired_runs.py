@@ -91,6 +91,23 @@ def test_what_was_learned_is_the_fallback_of_a_search_that_names_none():
     assert with_fallback(searching(), None) == searching()
 
 
+@pytest.mark.parametrize(
+    ("learned", "closed", "of_open"),
+    [
+        # of an earlier version
+        ({}, ["all"], None),
+        ({"closed": None, "open": None}, ["all"], None),
+        ({"closed": ["c"], "open": None}, ["c"], ["all"]),
+        ({"closed": None, "open": ["o"]}, ["all"], ["o"]),
+        ({"closed": ["c"], "open": []}, ["c"], []),
+    ],
+)
+def test_a_kind_without_a_fallback_of_its_own_has_that_of_all_tasks(learned, closed, of_open):
+    search = with_fallback(searching(), {"actions": ["all"], **learned})["search"]
+    assert search["fallback"] == closed
+    assert search.get("open_fallback") == of_open
+
+
 def test_of_the_paper_s_families_the_fallback_is_the_best_of_these():
     sft = '{"family":"sft","steps":1,"learning_rate":0.0001,"batch_size":1}'
     ranking = [
@@ -143,7 +160,8 @@ def test_a_table_of_all_trials_says_who_decided_at_the_end():
 
 def test_nothing_is_learned_of_nothing():
     frame = pd.DataFrame(columns=list(ROLLOUT_COLUMNS))
-    assert learn_fallback(searching(), frame) == {"actions": [], "ranking": []}
+    nothing = {"actions": [], "closed": None, "open": None, "ranking": []}
+    assert learn_fallback(searching(), frame, tasks=()) == nothing
 
 
 @pytest.mark.slow

@@ -148,6 +148,20 @@ def test_four_examples_cannot_tell():
     )
 
 
+def test_a_task_with_open_answers_has_a_fallback_of_its_own():
+    toy = Toy(move_or_stay)
+    settings = PAIRED.model_copy(
+        update={"fallback": (toy.text(50),), "open_fallback": (toy.text(51),)}
+    )
+    closed = [replace(example, options=ASKED[0].options) for example in ASKED]
+    for support, which in ((closed, 50), (ASKED, 51)):
+        first = next(searched(toy, [toy.text(1)], settings, support))
+        assert (first["source"], first["action"]) == ("fallback", toy.text(which))
+    none = settings.model_copy(update={"open_fallback": ()})
+    assert next(searched(toy, [toy.text(1)], none))["source"] == "policy"
+    assert most_trials(none, toy.space) == most_trials(settings, toy.space)
+
+
 def test_a_fallback_that_is_worse_is_not_the_reference():
     order, p, after = numbers()
     worst = order[-1]

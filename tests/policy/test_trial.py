@@ -414,6 +414,27 @@ def test_no_example_is_scored_by_a_state_that_was_trained_on_it(count, seed, mon
         assert abs(len(known) - len(prompts)) <= 1
 
 
+def test_where_there_are_other_examples_a_family_learns_from_them_and_is_scored_on_all_of_d_val():
+    others, shown = examples(9)[6:], []
+    toy = Toy(
+        lambda bench, state, seen, config, seed: shown.append(seen) or move(0, state, 0, config, 0),
+        Labeled,
+    )
+    before = measure_indicators(predict(workbench(), state(), ASKED))
+    found = try_action(
+        workbench(), toy.space, state(), before, ASKED, toy.text(3), REWARD, 1, shown=others
+    )
+    assert shown == [Labeled(tuple(others))]
+    assert found.after == measure_indicators(predict(workbench(), moved(state(), 3), ASKED))
+    assert bytes_of(found.state) == bytes_of(moved(state(), 3))
+    # without answers there is nothing to learn from them
+    blind = Toy(move)
+    try_action(
+        workbench(), blind.space, state(), before, ASKED, blind.text(), REWARD, 1, shown=others
+    )
+    assert blind.calls[0].seen == Prompts.of(ASKED)
+
+
 def test_predictions_of_both_halves_come_back_in_order():
     asked = tuple(
         replace(e, gold=i % 3, response=f"[{'ABC'[i % 3]}]") for i, e in enumerate(examples(7))

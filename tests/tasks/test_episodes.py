@@ -173,6 +173,12 @@ def test_listed_tasks_are_drawn_by_the_seed_and_stand_among_the_tasks():
     assert found["meta_train_distribution"] == "drawn"
     assert set(found["tasks"]) == {"mine", *found["meta_train"], *found["meta_test"]}
     assert found["tasks"]["new_rules_001"]["group"] == "new_rules"
+    # what strategies are compared on has some of each form
+    assert [found["tasks"][name]["source"]["form"] for name in found["meta_train"]] == [
+        "rules",
+        "words",
+        "messages",
+    ]
     json.dumps(found)
     assert with_drawn_tasks(raw) == found
     assert with_drawn_tasks({**raw, "seed": 8})["tasks"] != found["tasks"]

@@ -57,6 +57,7 @@ from degaml_kedro.pipelines.baselines.nodes import (
     fit_union,
     predict_baseline,
     search_settings,
+    union_warmup,
 )
 from degaml_kedro.pipelines.checkpoints.nodes import (
     train_alone,
@@ -364,10 +365,12 @@ def _pool(node: Node, names: Names, parameters: ProjectParameters, sizes: _Sizes
 
 def _drawn_pool(node: Node, names: Names, parameters: ProjectParameters, sizes: _Sizes) -> Work:
     warmup = parameters.warmup
+    if node.func is fit_union and parameters.baselines is not None:
+        warmup = union_warmup(warmup, parameters.baselines)
     tokens = sum(map(sizes.tokens, parameters.meta_train)) / len(parameters.meta_train)
     # three quarters of the demonstrations on average, read once for all queries
     behind = 0.75 * warmup.shots + warmup.context_queries
-    share = 0.0 if node.func is fit_union else warmup.context_share
+    share = warmup.context_share
     questions = share * behind + (1 - share) * warmup.batch_size
     steps = sum(phase.steps for phase in warmup.phases)
     flop = sizes.flop(_TRAINED * steps * questions * tokens)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from degaml_kedro.strategies.seen import Candidates
 
 # tasks that a family has to be tried on; and how many an action's family counts for beside the action's own
 FEWEST_TASKS = 3
+# of tasks that a fallback is learned for by themselves, in words
+KINDS = {"closed": "tasks of a closed set of answers", "open": "tasks with open answers"}
 # beside the policy, where a run keeps its models
 FALLBACK_FILE = "policy_fallback.json"
 
@@ -50,7 +52,13 @@ def with_fallback(
     search = policy.get("search") or {}
     if learned is None or search.get("rule") != "paired" or search.get("fallback") is not None:
         return policy
-    return {**policy, "search": {**search, "fallback": list(learned["actions"])}}
+    every = learned["actions"]
+    # files of earlier versions know one fallback for all tasks
+    closed, of_open = (learned.get(kind) for kind in KINDS)
+    found: dict[str, Any] = {"fallback": list(every if closed is None else closed)}
+    if closed is not None or of_open is not None:
+        found["open_fallback"] = list(every if of_open is None else of_open)
+    return {**policy, "search": {**search, **found}}
 
 
 def narrowed(
@@ -71,14 +79,43 @@ def narrowed(
     return policy, {"actions": [worth["action"] for worth in ranking[:1]], "ranking": ranking}
 
 
+def learned_fallback(
+    rows: Sequence[Mapping[str, Any]], space: ActionSpace, open_tasks: Set[str]
+) -> dict[str, Any]:
+    """What is best on the meta-train tasks, on all of them and on those of each kind.
+
+    Which strategy is best depends on whether a task's questions share their options (a closed set of labels) or have
+    options of their own (a rule): this much is known of a new task before anything is tried.
+
+    Args:
+        rows: rollouts of all meta-train tasks and iterations.
+        space: the actions.
+        open_tasks: those whose questions have options of their own.
+
+    Returns:
+        As JSON: ``actions``, the best action's text alone, or nothing where no action gained anything; ``closed`` and
+        ``open``, the same of the tasks of a kind, None where there are fewer than ``FEWEST_TASKS``; ``ranking``: what
+        ``actions`` was chosen from.
+    """
+    ranking = rank_actions(rows, space)
+    found: dict[str, Any] = {"actions": [worth.action for worth in ranking[:1]]}
+    for kind in KINDS:
+        own = [row for row in rows if (str(row["task"]) in open_tasks) == (kind == "open")]
+        enough = len({row["task"] for row in own}) >= FEWEST_TASKS
+        found[kind] = [worth.action for worth in rank_actions(own, space)[:1]] if enough else None
+    return {**found, "ranking": [asdict(worth) for worth in ranking]}
+
+
 def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[Worth]:
     """The actions that answered more questions right on the meta-train tasks, the best first.
 
     Accuracy decides, not likelihood: where a task cannot be learned from its examples, an adapter that is sure of
     itself loses many nats, and one such task outweighs all others.
 
-    An action's gain is that of its tasks' means and of its family's mean, the latter as of ``FEWEST_TASKS`` tasks: few
-    actions are tried on many tasks, and one that was tried once says more of its family than of itself. A trial that
+    Tasks differ in what can be gained on them, and not all actions are tried on the same ones: what a task gave to the
+    families on average, less the mean over tasks of that, is taken off its trials. An action's gain is that of its
+    tasks' means and of its family's mean, the latter as of ``FEWEST_TASKS`` tasks: few actions are tried on many tasks,
+    and one that was tried once says more of its family than of itself. A trial that
     failed gained nothing. Families that were tried on fewer tasks are left out, and so are those that put together
     what was tried before them.
 
@@ -89,25 +126,23 @@ def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[
     Returns:
         Those with a gain of accuracy above 0; between equal ones likelihood decides, then the text.
     """
-    gains: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
+    gains: dict[str, dict[str, dict[str, list[NDArray[np.float64]]]]] = {}
     for row in rows:
         name = row["family"]
         if not isinstance(name, str) or row["round"] > 1 or space.family(name).sees is Candidates:
             continue
         by_task = gains.setdefault(name, {}).setdefault(str(row["action"]), {})
         by_task.setdefault(str(row["task"]), []).append(_gain(row))
+    by_family = {name: _together(actions.values()) for name, actions in gains.items()}
+    ease = _ease(by_family.values())
     found = []
-    for name, actions in gains.items():
-        pooled: dict[str, list[tuple[float, float]]] = {}
-        for by_task in actions.values():
-            for task, pairs in by_task.items():
-                pooled.setdefault(task, []).extend(pairs)
+    for name, pooled in by_family.items():
         if len(pooled) < FEWEST_TASKS:
             continue
-        of_family = _mean(pooled)
-        for action, by_task in actions.items():
+        of_family = _mean(pooled, ease)
+        for action, by_task in gains[name].items():
             count = len(by_task)
-            gain, accuracy = (count * _mean(by_task) + FEWEST_TASKS * of_family) / (
+            gain, accuracy = (count * _mean(by_task, ease) + FEWEST_TASKS * of_family) / (
                 count + FEWEST_TASKS
             )
             found.append(Worth(action, name, count, float(gain), float(accuracy)))
@@ -115,16 +150,38 @@ def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[
     return sorted(better, key=lambda one: (-one.accuracy_gain, -one.gain, one.action))
 
 
-def _mean(by_task: Mapping[str, list[tuple[float, float]]]) -> NDArray[np.float64]:
-    """The mean over tasks of their means, [2]."""
-    means = [np.mean(pairs, axis=0) for pairs in by_task.values()]
+# what trials gained, by task; [2]: log p(right answer) and accuracy
+_Gains = Mapping[str, Sequence[NDArray[np.float64]]]
+
+
+def _together(parts: Iterable[_Gains]) -> dict[str, list[NDArray[np.float64]]]:
+    pooled: dict[str, list[NDArray[np.float64]]] = {}
+    for by_task in parts:
+        for task, pairs in by_task.items():
+            pooled.setdefault(task, []).extend(pairs)
+    return pooled
+
+
+def _ease(families: Iterable[_Gains]) -> dict[str, NDArray[np.float64]]:
+    """How much more is gained on a task than on the mean task, [2]: the mean over families of their means there."""
+    by_task = _together(
+        {task: [np.mean(pairs, axis=0)] for task, pairs in pooled.items()} for pooled in families
+    )
+    means = {task: np.mean(rows, axis=0) for task, rows in by_task.items()}
+    overall = np.mean(list(means.values()), axis=0) if means else 0.0
+    return {task: mean - overall for task, mean in means.items()}
+
+
+def _mean(by_task: _Gains, ease: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The mean over tasks of their means, each less what its task gives to all, [2]."""
+    means = [np.mean(pairs, axis=0) - ease[task] for task, pairs in by_task.items()]
     found: NDArray[np.float64] = np.mean(means, axis=0)
     return found
 
 
-def _gain(row: Mapping[str, Any]) -> tuple[float, float]:
+def _gain(row: Mapping[str, Any]) -> NDArray[np.float64]:
     """Of log p(right answer) and of accuracy; 0 where the trial failed or a likelihood is no number."""
     before, after = (row[f"log_probability_{when}"] for when in ("before", "after"))
     if isinstance(row["error"], str) or not math.isfinite(before) or not math.isfinite(after):
-        return 0.0, 0.0
-    return float(after - before), float(row["accuracy_after"] - row["accuracy_before"])
+        return np.zeros(2)
+    return np.array([after - before, row["accuracy_after"] - row["accuracy_before"]])

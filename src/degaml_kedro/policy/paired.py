@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import wilcoxon
 
-from degaml_kedro.tasks.example import Example
+from degaml_kedro.tasks.example import Example, shares_options
 
 # with fewer differences no ranking of them is rarer than 1 in 20
 _FEWEST = 5
@@ -27,7 +27,7 @@ def deal_folds(examples: Sequence[Example], count: int, seed: int) -> tuple[tupl
     """
     rng = np.random.default_rng(seed)
     order = [int(place) for place in rng.permutation(len(examples))]
-    if len({frozenset(example.options) for example in examples}) == 1:
+    if shares_options(examples):
         order.sort(key=lambda place: examples[place].options[examples[place].gold])
     count = min(count, len(examples))
     return tuple(tuple(order[fold::count]) for fold in range(count))

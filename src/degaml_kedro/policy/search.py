@@ -45,7 +45,7 @@ from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.state import AdaptedState
 from degaml_kedro.strategies.workbench import Meter, OutOfTimeError, Workbench
-from degaml_kedro.tasks.example import Example, Question
+from degaml_kedro.tasks.example import Example, Question, shares_options
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +94,13 @@ def roll_out(
     seed: int,
     tag: Tag,
     finished: Sequence[Mapping[str, Any]] = (),
+    shown: Sequence[Example] = (),
 ) -> Iterator[Row]:
     """Episodes from one initialization, to learn from (Algorithm 2); with ``resample`` each on a D_val of its own.
 
     An episode is ``settings.steps`` trials: the first one from the initialization, each other one from what the one
-    before it made, rewarded or not. It ends early with a trial that failed, and with a family that reads answers: it
-    would have learned D_val, which then scores nothing more. Trials of one step are proposed together. In the rows
+    before it made, rewarded or not. It ends early with a trial that failed, and with a family that reads answers, as
+    a search does. Trials of one step are proposed together. In the rows
     ``round`` is the step.
 
     Args:
@@ -113,6 +114,8 @@ def roll_out(
         seed: of this task and iteration.
         tag: goes into the rows.
         finished: rows of an earlier run with the same arguments.
+        shown: labeled examples of the task that are none of ``examples``: families that read answers learn from all of
+            them, as they will at test time; without any they are cross-fitted on D_val, from fewer.
 
     Yields:
         A row a trial, from the first one that is not finished.
@@ -186,6 +189,7 @@ def roll_out(
                         proposal.text,
                         reward,
                         number_seed,
+                        shown=shown,
                     )
                     row = _row(tag, step, place, proposal, episode.before, trial, with_scores=False)
                     row = between.added_to({**row, "seed": number_seed})
@@ -253,7 +257,9 @@ def most_trials(settings: SearchParameters, space: ActionSpace) -> int:
         settings: rounds, proposals and rule.
         space: the actions.
     """
-    falls_back = settings.rule == "paired" and settings.fallback != ()
+    falls_back = settings.rule == "paired" and not (
+        settings.fallback == () and settings.open_fallback in (None, ())
+    )
     return settings.rounds * (settings.proposals + len(space.pooling)) + falls_back
 
 
@@ -330,7 +336,7 @@ def _search(
     validation = support[: settings.examples]
     paired = settings.rule == "paired"
     folds = deal_folds(validation, settings.folds, derive_seed(seed, "folds")) if paired else None
-    fallback = _fallback(space, settings) if paired else None
+    fallback = _fallback(space, settings, support) if paired else None
     state, history, tried, number = start, list[Tried](), list[Mapping[str, Any]](), 0
     with between.measured():
         answers = predict(bench, state, validation)
@@ -498,9 +504,14 @@ def _likelihood(row: Mapping[str, Any] | None) -> float:
     return -math.inf if row is None else float(row["log_probability_after"])
 
 
-def _fallback(space: ActionSpace, settings: SearchParameters) -> str | None:
-    """The first fallback that the space allows, as actions are written; None for none."""
-    for text in settings.fallback or ():
+def _fallback(
+    space: ActionSpace, settings: SearchParameters, support: Sequence[Example]
+) -> str | None:
+    """The first fallback of such tasks that the space allows, as actions are written; None for none."""
+    texts = settings.fallback
+    if settings.open_fallback is not None and not shares_options(support):
+        texts = settings.open_fallback
+    for text in texts or ():
         try:
             action, _ = space.parse(text)
         except ActionError as error:

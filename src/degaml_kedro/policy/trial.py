@@ -72,8 +72,8 @@ class Trial:
         backward_tokens: those of ``tokens`` that a gradient went back through.
         predictions: what ``after`` was measured of; empty where that is None.
         poolable: what it made is one adapter, without a vote or a vector of its own.
-        state: what it made; None where nothing ran to its end, and of a family that reads answers, which is tried by
-            cross-fitting and makes one a fold.
+        state: what it made; None where nothing ran to its end, and where it was tried by cross-fitting, which makes one
+            a fold.
     """
 
     family: str | None
@@ -104,6 +104,7 @@ def try_action(
     seed: int,
     folds: Folds | None = None,
     tried: Sequence[Attempt] = (),
+    shown: Sequence[Example] = (),
 ) -> Trial:
     """Carry an action out and score it.
 
@@ -118,6 +119,8 @@ def try_action(
         seed: of the strategy's randomness.
         folds: places in D_val, for families that read answers; None for two halves that the seed deals.
         tried: earlier trials from the same state, for families that put these together.
+        shown: labeled examples of the task beside D_val: what families that read answers learn from in place of D_val,
+            which is then scored as a whole; none where there are no others.
 
     Returns:
         The trial; no error of a strategy leaves this function.
@@ -131,8 +134,9 @@ def try_action(
     after, failure = None, None
     found, poolable, refined = list[Prediction](), False, None
     try:
-        if not family.reads_answers:
-            refined = _refine(bench, family, config, state, _seen(family, examples), seed)
+        if not family.reads_answers or (shown and family.sees is Labeled):
+            seen = _seen(family, shown if family.reads_answers else examples)
+            refined = _refine(bench, family, config, state, seen, seed)
             found, poolable = predict(bench, refined, examples), is_candidate(refined)
         else:
             folds = _checked(folds, family, len(examples), seed)

@@ -93,6 +93,7 @@ def draw_tasks(
     count: int,
     seed: int,
     name: str,
+    in_turn: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Entries of the configuration's ``tasks`` for so many tasks of a distribution, different ones first.
 
@@ -102,6 +103,7 @@ def draw_tasks(
         count: how many.
         seed: the run's.
         name: the distribution's: tasks are called ``NAME_001`` and so on, and grouped by it.
+        in_turn: the forms of tasks take turns, whatever their weights: a few tasks have some of each.
 
     Raises:
         EpisodeError: no task of the distribution has so many examples.
@@ -112,9 +114,11 @@ def draw_tasks(
     repeats = 0
     while len(found) < count:
         number = len(found) + repeats
-        source, examples = draw_episode(
-            distribution, sizes.model_dump(), seed, name, "tasks", str(number)
-        )
+        among = distribution
+        if in_turn and isinstance(distribution, SuiteDistribution):
+            forms = [form for form, weight in distribution.drawn_forms.items() if weight > 0]
+            among = distribution.model_copy(update={"forms": {forms[len(found) % len(forms)]: 1.0}})
+        source, examples = draw_episode(among, sizes.model_dump(), seed, name, "tasks", str(number))
         key = (source.form, source.subject, source.classes, source.labels)
         # where there are few, as of held-out rules, a second draw of one asks other questions
         if key in known and repeats < _REPEATS:
@@ -134,7 +138,8 @@ def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Raw parameters with the tasks that their pools ask for drawn from the distributions they name.
 
     ``meta_train: {distribution: NAME, trajectory_tasks: n}``, ``meta_test: {NAME: n, …}`` and ``development`` like it
-    become lists of names, and the tasks stand under ``tasks``. Anything else is left for validation to judge.
+    become lists of names, and the tasks stand under ``tasks``. Under ``meta_train`` forms of tasks take turns: its few
+    tasks are what strategies are compared on. Anything else is left for validation to judge.
 
     Args:
         parameters: as they stand in the files.
@@ -166,6 +171,7 @@ def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
                 count,
                 int(result["seed"]),
                 f"{apart}{name}",
+                in_turn=pool == "meta_train",
             )
             tasks |= made
             result[pool] += made

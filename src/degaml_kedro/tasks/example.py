@@ -83,6 +83,15 @@ class Example:
         return split_prompt(self.prompt)[0]
 
 
+def shares_options(examples: Sequence[Example]) -> bool:
+    """Whether all examples choose among the same answers, in whatever order: a closed set of them.
+
+    Args:
+        examples: of a task.
+    """
+    return len({frozenset(example.options) for example in examples}) == 1
+
+
 def _option_lines(options: Sequence[str]) -> str:
     return "\n".join(
         f"{label}: {text}" for label, text in zip(string.ascii_uppercase, options, strict=False)

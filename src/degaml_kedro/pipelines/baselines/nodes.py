@@ -58,12 +58,24 @@ def take_union(trajectory: Trajectory) -> Learned:
     return Learned("union_train", trajectory.last, {}, records, spent, dict(trajectory.about))
 
 
+def union_warmup(warmup: WarmupParameters, baselines: BaselinesParameters) -> WarmupParameters:
+    """How union is meta-trained where the pooled warm-up has examples in the prompt.
+
+    Args:
+        warmup: the pooled warm-up.
+        baselines: how many examples a step of union has.
+    """
+    own = baselines.union_train.batch_size if baselines.union_train else None
+    return warmup.model_copy(update={"context_share": 0.0, "batch_size": own or warmup.batch_size})
+
+
 def fit_union(
     model: Mapping[str, Any],
     prompt: Mapping[str, Any],
     scoring: Mapping[str, Any],
     lora: Mapping[str, Any],
     warmup: Mapping[str, Any],
+    baselines: Mapping[str, Any],
     seed: int,
     *material: Any,
 ) -> Learned:
@@ -75,11 +87,14 @@ def fit_union(
         scoring: its mode says what the answers are.
         lora: the adapter's shape.
         warmup: how the pooled warm-up is trained.
+        baselines: how many examples a step has.
         seed: the run's.
         *material: the distribution that tasks are drawn from, or the splits of those that are listed.
     """
     base = load_base_model(BaseModelParameters.model_validate(model))
-    training = WarmupParameters.model_validate({**warmup, "context_share": 0.0})
+    training = union_warmup(
+        WarmupParameters.model_validate(warmup), BaselinesParameters.model_validate(baselines)
+    )
     own = derive_seed(seed, "union_train", "fit")
     frames = [part for part in material if isinstance(part, pd.DataFrame)]
     draw = (

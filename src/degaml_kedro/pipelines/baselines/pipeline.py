@@ -111,7 +111,7 @@ def _fit(parameters: ProjectParameters, method: str, group: Group, learned: str)
     if method == "union_train" and parameters.warmup.context_share:
         return node(
             fit_union,
-            inputs=[*SETTINGS, "params:warmup", "params:seed", *material],
+            inputs=[*SETTINGS, "params:warmup", "params:baselines", "params:seed", *material],
             outputs=learned,
             name=name,
             namespace=namespace,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -32,7 +32,7 @@ from degaml_kedro.parameters import (
 )
 from degaml_kedro.pipelines.fingerprint import digest
 from degaml_kedro.policy.actions import ActionSpace
-from degaml_kedro.policy.fallback import rank_actions
+from degaml_kedro.policy.fallback import KINDS, learned_fallback
 from degaml_kedro.policy.proposers import PolicyProposer
 from degaml_kedro.policy.search import (
     ResumeMismatchError,
@@ -51,6 +51,7 @@ from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.generated import generated_state, generated_workbench
 from degaml_kedro.strategies.state import Member
 from degaml_kedro.strategies.workbench import Workbench
+from degaml_kedro.tasks.example import shares_options
 from degaml_kedro.tasks.splits import frame_to_splits
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def roll_out_task(
         resume: what an earlier run left.
         trained: the generator; it is not changed.
         embeddings: prompt states.
-        support: the task's support examples, for the number of its prompts.
+        support: the task's support examples: what families that read answers learn from.
         validation: what trials are scored on.
         adapter: the policy so far; None for the first iteration.
         task: the task's name.
@@ -113,7 +114,7 @@ def roll_out_task(
         bench.base,
         trained,
         embeddings,
-        validation,
+        pd.concat([support, validation]),
         pilot,
         adapter,
         own,
@@ -133,6 +134,7 @@ def roll_out_task(
             own,
             Tag(task, "degaml", iteration),
             finished,
+            frame_to_splits(support).support,
         )
 
     title = f"{task}, rollouts of iteration {iteration}"
@@ -212,21 +214,30 @@ def last_policy(adapter: Adapter) -> Adapter:
     return adapter
 
 
-def learn_fallback(policy: Mapping[str, Any], *rollouts: pd.DataFrame) -> dict[str, Any]:
+def learn_fallback(
+    policy: Mapping[str, Any], *material: pd.DataFrame, tasks: Sequence[str]
+) -> dict[str, Any]:
     """What a search executes where the support examples cannot tell: the action that was best on the meta-train tasks.
 
     Args:
         policy: the policy's parameters.
-        *rollouts: of all meta-train tasks and iterations.
+        *material: the support examples of each task, then rollouts of all of them and of all iterations.
+        tasks: their names.
 
     Returns:
-        ``actions``: its text alone, or nothing where no action gained anything; ``ranking``: what it was chosen from.
+        Of :func:`~degaml_kedro.policy.fallback.learned_fallback`.
     """
     space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
-    ranking = rank_actions((row for frame in rollouts for row in rollout_rows(frame)), space)
-    actions = [worth.action for worth in ranking[:1]]
-    logger.info("the fallback: %s", actions[0] if actions else "the generated adapter as it is")
-    return {"actions": actions, "ranking": [asdict(worth) for worth in ranking]}
+    shown = {
+        task: shares_options(frame_to_splits(frame).support)
+        for task, frame in zip(tasks, material, strict=False)
+    }
+    rows = [row for frame in material[len(tasks) :] for row in rollout_rows(frame)]
+    learned = learned_fallback(rows, space, {task for task, closed in shown.items() if not closed})
+    for key, kind in (("actions", "all tasks"), *KINDS.items()):
+        for action in learned[key] or ():
+            logger.info("the fallback of %s: %s", kind, action)
+    return learned
 
 
 def learn_tabular(policy: Mapping[str, Any], *rollouts: pd.DataFrame) -> dict[str, Any]:
@@ -335,7 +346,7 @@ def rollouts_fingerprint(
         base: the model that is adapted.
         trained: the generator.
         embeddings: prompt states.
-        examples: what trials are scored on.
+        examples: what trials learn from and are scored on.
         pilot: the model that proposes; None for uniform draws.
         adapter: the policy; None for the model as it came.
         seed: of these rollouts.

@@ -87,8 +87,8 @@ def _policy(group: Group, parameters: ProjectParameters, policy: PolicyParameter
     if parameters.learns_fallback:
         nodes.append(
             node(
-                learn_fallback,
-                inputs=["params:policy", *rollouts],
+                bound(learn_fallback, tasks=group.tasks),
+                inputs=["params:policy", *(f"{task}.support" for task in group.tasks), *rollouts],
                 outputs=group.name("policy_fallback"),
                 name=f"learn_fallback{group.suffix}",
                 namespace="policy",
