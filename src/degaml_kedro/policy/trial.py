@@ -4,10 +4,10 @@ What a language model wrote is parsed first; what is no action of the space earn
 raises or diverges earns 0, its error is recorded, and nothing of it stays: it was given a copy of the state.
 
 A family that sees answers must not be scored on the answers that it saw. Where the task has other labeled examples it
-learns from these (rollouts). Where it has none it is tried by cross-fitting: D_val is dealt into folds (halves, where the
-caller deals none), each is answered by what was refined on the others, and all answers together are compared with the
-initialization's, like with like. A family that puts together what was tried before is
-given the held-out scores of the other folds, and its own are worked out from those of its members.
+learns from these (rollouts). Where it has none it is tried by cross-fitting: D_val is dealt into folds (halves, where
+the caller deals none), each is answered by what was refined on the others, and all answers together are compared with
+the initialization's, like with like. A family that puts together what was tried before is given the held-out scores of
+the other folds, and its own are worked out from those of its members.
 """
 
 from __future__ import annotations
