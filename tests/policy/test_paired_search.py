@@ -435,11 +435,18 @@ def test_an_executed_ensemble_ends_the_search():
     pytest.fail("no ensemble was best")
 
 
+def test_one_trial_alone_is_put_together_with_nothing():
+    toy = Toy(move_or_stay)
+    rows = list(searched(toy, [toy.text(1)], space=with_ensemble(toy)))
+    assert [row["family"] for row in rows] == ["toy"]
+
+
 @pytest.mark.parametrize("rule", ["paired", "strict"])
 def test_an_ensemble_of_nothing_fails_and_says_so(rule):
     toy = Toy(fail)
     settings = PAIRED.model_copy(update={"rule": rule})
-    rows = list(searched(toy, [toy.text(1)], settings, space=with_ensemble(toy)))
+    texts = [toy.text(1), toy.text(2)]
+    rows = list(searched(toy, texts, settings, space=with_ensemble(toy)))
     last = rows[-1]
     assert (last["family"], last["reward"], last["executed"]) == ("ensemble", 0.0, False)
     assert last["error"].startswith("StrategyError: an ensemble puts together")

@@ -532,7 +532,8 @@ def _in_order(
     if fallback is not None and not first:
         first = [Proposal(fallback, "", "fallback", 0)]
     found = [*first, *others]
-    return found + [Proposal(one.text, "", "search", 0) for one in space.pooling if found]
+    # one trial alone is nothing to put together
+    return found + [Proposal(one.text, "", "search", 0) for one in space.pooling if found[1:]]
 
 
 def _attempts(rows: Sequence[Mapping[str, Any]]) -> list[Attempt]:
