@@ -28,6 +28,7 @@ from degaml_kedro.llm.prompting import PromptError, encode_questions
 from degaml_kedro.llm.scoring import answer_length, score_examples
 from degaml_kedro.pairs import SHIPPED, save_pair
 from degaml_kedro.parameters import SearchParameters
+from degaml_kedro.policy.proposers import PolicyProposer
 from degaml_kedro.policy.trial import execute
 from degaml_kedro.session import (
     AdaptationCancelled,
@@ -187,6 +188,22 @@ def test_a_pair_without_a_policy_draws_strategies(session):
     report = Session(tiny_pair(policy=False)).adapt(SUPPORT).report
     assert all(tried.family is not None for tried in report.tried)
     assert report.tried
+
+
+@pytest.mark.parametrize(("own", "used"), [(None, 1.0), (0.0, 0.0), (2.0, 2.0)])
+def test_a_search_may_have_a_temperature_of_its_own(own, used, monkeypatch):
+    pair, seen = tiny_pair(), []
+    search = SearchParameters(rounds=1, proposals=1, temperature=own)
+    policy = pair.settings.policy.model_copy(update={"search": search})
+    settings = pair.settings.model_copy(update={"policy": policy})
+
+    def watched(*args, **named):
+        seen.append(args[3])
+        return PolicyProposer(*args, **named)
+
+    monkeypatch.setattr("degaml_kedro.session.PolicyProposer", watched)
+    assert Session(replace(pair, settings=settings)).adapt(SUPPORT).report.tried
+    assert seen == [used]
 
 
 def test_a_pair_brings_its_fallback_and_few_examples_are_given_it(tmp_path):

@@ -267,7 +267,7 @@ def choose_strategies(
     proposer: Proposer = UniformProposer(space)
     pilot = None if adapter is None else policy_model(model, parameters)
     if pilot is not None:
-        proposer = PolicyProposer(pilot, adapter, space, parameters.temperature)
+        proposer = PolicyProposer(pilot, adapter, space, parameters.search_temperature)
     elif tabular is not None:
         proposer = TabularProposer(space, RewardModel.from_json(tabular))
     own = derive_seed(seed, task, method)
