@@ -31,7 +31,7 @@ run: $(INSTALLED) ## the embedded profile, offline, and its results as a table
 demo: $(INSTALLED) ## the page in a browser: paste examples, see what was chosen and what it is worth
 	HF_HUB_OFFLINE=1 $(BIN)/python -m demo
 
-compare: $(INSTALLED) ## every method and baseline, three seeds, and a report; DATASETS=FOLDER: on real messages
+compare: $(INSTALLED) ## degaml, its parts and the baselines, three seeds, and a report; DATASETS=FOLDER: on real messages
 	for seed in $(SEEDS); do \
 		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --params "seed=$$seed$(MESSAGES)" --runner degaml_kedro.runner.StageRunner --only-missing-outputs || exit 1; \
 	done

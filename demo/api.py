@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.session import Budget
-from demo.desk import Desk
+from demo.desk import PROPOSALS, ROUNDS, Desk
 from demo.runs import Run
 
 
@@ -93,8 +93,8 @@ class _Endpoints:
         request: gr.Request,
         held_out: int = 0,
         pair: str = "",
-        rounds: int = 2,
-        proposals: int = 3,
+        rounds: int = ROUNDS,
+        proposals: int = PROPOSALS,
         seconds: float = 60,
         seed: int = 0,
     ) -> AsyncIterator[dict[str, Any]]:

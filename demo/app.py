@@ -31,7 +31,15 @@ from degaml_kedro.tasks.ready import ReadyTask
 from demo import reading, results
 from demo.api import add_endpoints
 from demo.comparison import Comparisons
-from demo.desk import MAX_PROPOSALS, MAX_ROUNDS, READY_HELD_OUT, Desk, options_of
+from demo.desk import (
+    MAX_PROPOSALS,
+    MAX_ROUNDS,
+    PROPOSALS,
+    READY_HELD_OUT,
+    ROUNDS,
+    Desk,
+    options_of,
+)
 from demo.markup import alert, escape, note
 from demo.runs import Run
 from demo.settings import DemoSettings
@@ -252,7 +260,7 @@ class _Page:
                 self.rounds = gr.Slider(
                     1,
                     MAX_ROUNDS,
-                    value=2,
+                    value=ROUNDS,
                     step=1,
                     label="Rounds",
                     info="The best strategy of a round is carried out; the next round starts from there.",
@@ -261,7 +269,7 @@ class _Page:
                 self.proposals = gr.Slider(
                     1,
                     MAX_PROPOSALS,
-                    value=3,
+                    value=PROPOSALS,
                     step=1,
                     label="Proposals a round",
                     elem_id="budget-proposals",

@@ -190,19 +190,16 @@ def test_a_pair_without_a_policy_draws_strategies(session):
     assert report.tried
 
 
-@pytest.mark.parametrize(("own", "used"), [(None, 1.0), (0.0, 0.0), (2.0, 2.0)])
-def test_a_search_may_have_a_temperature_of_its_own(own, used, monkeypatch):
-    pair, seen = tiny_pair(), []
-    search = SearchParameters(rounds=1, proposals=1, temperature=own)
-    policy = pair.settings.policy.model_copy(update={"search": search})
-    settings = pair.settings.model_copy(update={"policy": policy})
+@pytest.mark.parametrize(("proposals", "used"), [(1, 0.0), (2, 1.0)])
+def test_a_single_proposal_is_the_likeliest_and_several_are_drawn(proposals, used, monkeypatch):
+    seen = []
 
     def watched(*args, **named):
         seen.append(args[3])
         return PolicyProposer(*args, **named)
 
     monkeypatch.setattr("degaml_kedro.session.PolicyProposer", watched)
-    assert Session(replace(pair, settings=settings)).adapt(SUPPORT).report.tried
+    Session(tiny_pair()).adapt(SUPPORT, budget=Budget(rounds=1, proposals=proposals))
     assert seen == [used]
 
 

@@ -353,8 +353,6 @@ class SearchParameters(Parameters):
     # T: the best strategy of a round is executed, and the next round starts from there
     rounds: int = Field(2, ge=1, le=100)
     proposals: int = Field(4, ge=1, le=1024)
-    # of the policy's proposals at test time; 0 writes what it holds likeliest. None: `policy.temperature`
-    temperature: float | None = Field(None, ge=0, le=100.0)
     # D_val: at most so many of the support examples are scored in a trial
     examples: int = Field(200, ge=1)
     # stop when a round has executed nothing
@@ -420,11 +418,9 @@ class PolicyParameters(Parameters):
     # strategies that `oracle_strategy` scores on the test split, beside those that other methods chose
     oracle_candidates: int = Field(10, ge=1, le=10_000)
 
-    @property
-    def search_temperature(self) -> float:
-        """The temperature of the policy's proposals at test time."""
-        own = self.search.temperature
-        return self.temperature if own is None else own
+    def search_temperature(self, search: SearchParameters) -> float:
+        """The temperature of the policy's proposals in a search: a single one is the likeliest, several are drawn."""
+        return 0.0 if search.proposals == 1 else self.temperature
 
 
 # --- baselines ------------------------------------------------------------------------------------

@@ -363,7 +363,7 @@ class Session:
                 self._pilot,
                 self.trained.policy,
                 self._space,
-                parameters.search_temperature,
+                parameters.search_temperature(search),
                 check=_clock(search.seconds, tracker),
             )
         most = most_trials(search, self._space)

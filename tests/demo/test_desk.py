@@ -8,17 +8,23 @@ import os
 from dataclasses import replace
 
 import pytest
-from demo.desk import DemoError, Desk, examples_text, options_of
+from demo.desk import PROPOSALS, ROUNDS, DemoError, Desk, examples_text, options_of
 from demo.results import accuracies, history
 from demo.settings import DemoSettings
 from demo.visitors import UnknownModelError
 
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.pairs import load_trained_pair
 from degaml_kedro.session import Budget
 from degaml_kedro.tasks.example import make_example, make_true_false_example
 from degaml_kedro.tasks.pasted import PastedError, read_pasted
 from tests.demo.pages import TWENTY
 from tests.pairs.helpers import write_tiny_pair
+
+
+def test_the_page_s_budget_is_the_shipped_pair_s():
+    search = load_trained_pair().settings.policy.search
+    assert (search.rounds, search.proposals) == (ROUNDS, PROPOSALS)
 
 
 @pytest.fixture(scope="module")

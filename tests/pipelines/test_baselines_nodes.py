@@ -20,6 +20,7 @@ from degaml_kedro.parameters import (
     READ_SUPPORT,
     BaselinesParameters,
     LoraParameters,
+    WarmupParameters,
 )
 from degaml_kedro.pipelines.baselines import nodes
 from degaml_kedro.pipelines.baselines.nodes import (
@@ -28,6 +29,7 @@ from degaml_kedro.pipelines.baselines.nodes import (
     choose_setting,
     predict_baseline,
     search_settings,
+    union_warmup,
 )
 from degaml_kedro.pipelines.baselines.pipeline import create_pipeline
 from degaml_kedro.pipelines.checkpoints.pipeline import create_pipeline as create_checkpoints
@@ -78,6 +80,19 @@ SUPPORT = FRAME[FRAME["split"] == "support"].reset_index(drop=True)
 def searched(method="no_meta_train_support", learned=None, parameters=BASELINE_PARAMETERS):
     settings = (MODEL, PROMPT, SCORING, LORA, parameters, TASK, 3, FRAME, None, learned)
     return search_settings(*settings, task="day_after", method=method)
+
+
+@pytest.mark.parametrize(("own", "used"), [(None, 4), (24, 24)])
+def test_union_trained_by_itself_has_a_batch_of_its_own_and_no_examples_in_prompts(own, used):
+    warmup = WarmupParameters.model_validate(
+        {"phases": [{"steps": 3, "learning_rate": 1e-3}], "batch_size": 4, "context_share": 0.5}
+    )
+    baselines = BaselinesParameters.model_validate(
+        {"union_train": {"settings": SFT, "batch_size": own}}
+    )
+    found = union_warmup(warmup, baselines)
+    assert (found.context_share, found.batch_size) == (0.0, used)
+    assert found.phases == warmup.phases
 
 
 def test_a_search_tries_every_setting_on_validation_examples_alone():

@@ -18,6 +18,8 @@ from degaml_kedro.pipelines.policy.nodes import collect_rollouts, learn_fallback
 from degaml_kedro.pipelines.tasks.nodes import take_split
 from degaml_kedro.policy.fallback import narrowed, with_fallback
 from degaml_kedro.strategies.state import load_state
+from degaml_kedro.tasks.example import make_example
+from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame
 from tests.conftest import Project
 from tests.pipelines.test_policy_runs import (
     SMOKE,
@@ -106,6 +108,8 @@ def test_a_kind_without_a_fallback_of_its_own_has_that_of_all_tasks(learned, clo
     search = with_fallback(searching(), {"actions": ["all"], **learned})["search"]
     assert search["fallback"] == closed
     assert search.get("open_fallback") == of_open
+    given = with_fallback(searching(open_fallback=[]), {"actions": ["all"], **learned})
+    assert given["search"]["open_fallback"] == []
 
 
 def test_of_the_paper_s_families_the_fallback_is_the_best_of_these():
@@ -162,6 +166,27 @@ def test_nothing_is_learned_of_nothing():
     frame = pd.DataFrame(columns=list(ROLLOUT_COLUMNS))
     nothing = {"actions": [], "closed": None, "open": None, "ranking": []}
     assert learn_fallback(searching(), frame, tasks=()) == nothing
+
+
+def test_a_task_s_kind_is_seen_by_its_support_examples():
+    """Two families; on the last three tasks, whose questions have options of their own, the other one is better."""
+    sft = '{"family":"sft","steps":1,"learning_rate":0.0001,"batch_size":1}'
+    tasks, supports, rows = tuple("abcxyz"), [], []
+    for task in tasks:
+        closed = [make_example(f"{task} {i}?", ["red", "blue"], i % 2) for i in range(4)]
+        of_open = [make_example(f"{task} {i}?", [f"yes {i}", "no"], i % 2) for i in range(4)]
+        shown = tuple(closed if task in "abc" else of_open)
+        supports.append(splits_to_frame(TaskSplits((), shown, (), ())))
+        for action, family, gain in (
+            (sft, "sft", 0.2),
+            (LORA, "lora", 0.1 if task in "abc" else 0.3),
+        ):
+            row = dict.fromkeys(ROLLOUT_COLUMNS)
+            row |= {"task": task, "action": action, "family": family, "valid": True, "round": 1}
+            row |= {"log_probability_before": -2.0, "log_probability_after": -1.0}
+            rows.append(row | {"accuracy_before": 0.2, "accuracy_after": 0.2 + gain})
+    found = learn_fallback(searching(), *supports, pd.DataFrame(rows), tasks=tasks)
+    assert (found["closed"], found["open"]) == ([sft], [LORA])
 
 
 @pytest.mark.slow

@@ -425,11 +425,11 @@ def tries(monkeypatch):
     counted: Any = type("Tries", (), {"count": 0, "stop": None})()
     real = search.try_action
 
-    def counting(*arguments: Any) -> Any:
+    def counting(*arguments: Any, **named: Any) -> Any:
         if counted.count == counted.stop:
             raise Killed
         counted.count += 1
-        return real(*arguments)
+        return real(*arguments, **named)
 
     monkeypatch.setattr(search, "try_action", counting)
     return counted

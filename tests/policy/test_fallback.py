@@ -18,6 +18,7 @@ def row(toy, which, task, gain, accuracy=None, error=None):
         accuracy = gain / 10 if math.isfinite(gain) else 0.0
     return {
         "task": task,
+        "valid": True,
         "round": 1,
         "family": toy.name,
         "action": toy.text(which),
@@ -95,6 +96,13 @@ def test_tasks_on_which_everything_gains_do_not_decide_between_actions():
     assert [one.family for one in ranked(rows)] == ["other", "one"]
 
 
+def test_what_loses_everywhere_is_not_better_than_nothing_for_losing_less():
+    rows = [row(ONE, 0, task, 0.0, 0.0) for task in "abc"]
+    rows += [row(ONE, 0, task, -1.0, -0.4) for task in "def"]
+    rows += [row(OTHER, 0, task, -0.1, -0.1) for task in "def"]
+    assert ranked(rows) == []
+
+
 def test_likelihood_and_then_the_text_decide_between_equals():
     rows = [row(ONE, which, task, 1.0 + (which == 2), 0.1) for which in (3, 2, 1) for task in "abc"]
     assert [one.action for one in ranked(rows)] == [ONE.text(2), ONE.text(1), ONE.text(3)]
@@ -116,8 +124,15 @@ def test_each_kind_of_task_has_what_is_best_on_it():
     found = learned_fallback(rows, SPACE, set("xyz"))
     assert (found["actions"], found["closed"]) == ([ONE.text(0)], [ONE.text(0)])
     assert found["open"] == [OTHER.text(0)]
-    # two tasks tell nothing of a kind
+    # two tasks tell nothing of a kind, nor do three if no family was tried on all of them
     assert learned_fallback(rows, SPACE, set("xy"))["open"] is None
+    few = [
+        one for one in rows if (one["task"], one["family"]) not in {("x", "one"), ("y", "other")}
+    ]
+    assert learned_fallback(few, SPACE, set("xyz"))["open"] is None
+    # that nothing helped is something else
+    useless = [{**one, "accuracy_after": 0.1} if one["task"] in "xyz" else one for one in rows]
+    assert learned_fallback(useless, SPACE, set("xyz"))["open"] == []
 
 
 def test_later_steps_of_an_episode_do_not_count():

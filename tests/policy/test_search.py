@@ -250,6 +250,18 @@ def test_no_policy_reads_the_task_s_name():
     assert not any("geheim" in row["state"] for row in rows)
 
 
+def test_families_that_read_answers_learn_from_the_examples_beside_d_val():
+    toy, others = Toy(move, Labeled), examples(11)[8:]
+    rows = list(
+        roll_out(
+            workbench(), toy.space, UniformProposer(toy.space), state(), ASKED, ROLLOUTS, REWARD, 1,
+            Tag("task", "degaml"), shown=others,
+        )
+    )  # fmt: skip
+    assert len(toy.calls) == len(rows) == ROLLOUTS.count
+    assert all(call.seen == Labeled(tuple(others)) for call in toy.calls)
+
+
 def test_invalid_texts_become_rows_and_nothing_runs():
     toy = Toy(move)
     rows = list(rolled(toy, proposer=Script(["no", toy.text(1)])))

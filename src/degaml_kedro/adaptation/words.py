@@ -179,7 +179,7 @@ def _context(config: Mapping[str, Any]) -> str:
 def _ensemble(config: Mapping[str, Any]) -> str:
     weights = "equally" if config["weights"] == "equal" else "as well as it answered"
     return (
-        f"Ask the {int(config['members'])} best strategies that were tried so far together: their "
+        f"Ask the best strategies that were tried so far together, {int(config['members'])} at most: their "
         f"probabilities are multiplied, each counting {weights}"
     )
 

@@ -175,7 +175,7 @@ def _proposer(pair: TrainedPair, space: ActionSpace) -> Proposer:
         return UniformProposer(space)
     policy = pair.settings.policy
     pilot = load_base_model(policy.model or pair.settings.model)
-    return PolicyProposer(pilot, pair.policy, space, policy.temperature)
+    return PolicyProposer(pilot, pair.policy, space, policy.search_temperature(policy.search))
 
 
 def _splits(folder: Path, task: str) -> TaskSplits:

@@ -477,7 +477,8 @@ def _rollouts(node: Node, names: Names, parameters: ProjectParameters, sizes: _S
     examples = min(settings.examples, sizes.splits(task).validation)
     measured = sizes.splits(task).validation * sizes.tokens(task)
     most = settings.count * settings.steps
-    return _trials(policy, most, examples, 2, measured, task, sizes)
+    # a family that reads answers learns from other examples than those that are scored
+    return _trials(policy, most, examples, 1, measured, task, sizes)
 
 
 def _search(node: Node, names: Names, parameters: ProjectParameters, sizes: _Sizes) -> Work:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,7 +30,8 @@ class Worth:
         action: its text.
         family: its family's name.
         tasks: how many.
-        gain: the mean over tasks of log p(right answer), after less before, in nats, drawn towards its family's.
+        gain: the mean over tasks of log p(right answer), after less before and less what the task gave to all, in
+            nats, drawn towards its family's.
         accuracy_gain: the same of accuracy, -1 to 1: what it is ranked by.
     """
 
@@ -56,7 +58,8 @@ def with_fallback(
     # files of earlier versions know one fallback for all tasks
     closed, of_open = (learned.get(kind) for kind in KINDS)
     found: dict[str, Any] = {"fallback": list(every if closed is None else closed)}
-    if closed is not None or of_open is not None:
+    given = search.get("open_fallback") is not None
+    if not given and (closed is not None or of_open is not None):
         found["open_fallback"] = list(every if of_open is None else of_open)
     return {**policy, "search": {**search, **found}}
 
@@ -94,14 +97,16 @@ def learned_fallback(
 
     Returns:
         As JSON: ``actions``, the best action's text alone, or nothing where no action gained anything; ``closed`` and
-        ``open``, the same of the tasks of a kind, None where there are fewer than ``FEWEST_TASKS``; ``ranking``: what
-        ``actions`` was chosen from.
+        ``open``, the same of the tasks of a kind, None where no family was tried on ``FEWEST_TASKS`` of them;
+        ``ranking``: what ``actions`` was chosen from.
     """
     ranking = rank_actions(rows, space)
     found: dict[str, Any] = {"actions": [worth.action for worth in ranking[:1]]}
     for kind in KINDS:
         own = [row for row in rows if (str(row["task"]) in open_tasks) == (kind == "open")]
-        enough = len({row["task"] for row in own}) >= FEWEST_TASKS
+        first = {(row["family"], row["task"]) for row in own if row["valid"] and row["round"] == 1}
+        tried = Counter(family for family, _ in first)
+        enough = max(tried.values(), default=0) >= FEWEST_TASKS
         found[kind] = [worth.action for worth in rank_actions(own, space)[:1]] if enough else None
     return {**found, "ranking": [asdict(worth) for worth in ranking]}
 
@@ -115,16 +120,17 @@ def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[
     Tasks differ in what can be gained on them, and not all actions are tried on the same ones: what a task gave to the
     families on average, less the mean over tasks of that, is taken off its trials. An action's gain is that of its
     tasks' means and of its family's mean, the latter as of ``FEWEST_TASKS`` tasks: few actions are tried on many tasks,
-    and one that was tried once says more of its family than of itself. A trial that
-    failed gained nothing. Families that were tried on fewer tasks are left out, and so are those that put together
-    what was tried before them.
+    and one that was tried once says more of its family than of itself. A trial that failed
+    gained nothing. Families that were tried on fewer tasks are left out, and so are those that put together what was
+    tried before them.
 
     Args:
         rows: rollouts of all meta-train tasks and iterations; the first steps count, which start where a search does.
         space: the actions.
 
     Returns:
-        Those with a gain of accuracy above 0; between equal ones likelihood decides, then the text.
+        Those with a gain of accuracy above 0, with and without what tasks gave to all; between equal ones likelihood
+        decides, then the text.
     """
     gains: dict[str, dict[str, dict[str, list[NDArray[np.float64]]]]] = {}
     for row in rows:
@@ -139,15 +145,13 @@ def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[
     for name, pooled in by_family.items():
         if len(pooled) < FEWEST_TASKS:
             continue
-        of_family = _mean(pooled, ease)
         for action, by_task in gains[name].items():
-            count = len(by_task)
-            gain, accuracy = (count * _mean(by_task, ease) + FEWEST_TASKS * of_family) / (
-                count + FEWEST_TASKS
-            )
-            found.append(Worth(action, name, count, float(gain), float(accuracy)))
-    better = [worth for worth in found if worth.accuracy_gain > 0]
-    return sorted(better, key=lambda one: (-one.accuracy_gain, -one.gain, one.action))
+            gain, accuracy = _drawn(by_task, pooled, ease)
+            # better than others on its tasks is not yet better than nothing
+            _, alone = _drawn(by_task, pooled, dict.fromkeys(ease, np.zeros(2)))
+            if accuracy > 0 and alone > 0:
+                found.append(Worth(action, name, len(by_task), float(gain), float(accuracy)))
+    return sorted(found, key=lambda one: (-one.accuracy_gain, -one.gain, one.action))
 
 
 # what trials gained, by task; [2]: log p(right answer) and accuracy
@@ -170,6 +174,15 @@ def _ease(families: Iterable[_Gains]) -> dict[str, NDArray[np.float64]]:
     means = {task: np.mean(rows, axis=0) for task, rows in by_task.items()}
     overall = np.mean(list(means.values()), axis=0) if means else 0.0
     return {task: mean - overall for task, mean in means.items()}
+
+
+def _drawn(
+    by_task: _Gains, of_family: _Gains, ease: Mapping[str, NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """An action's mean over tasks, drawn towards its family's as by ``FEWEST_TASKS`` tasks, [2]."""
+    count = len(by_task)
+    weighted = count * _mean(by_task, ease) + FEWEST_TASKS * _mean(of_family, ease)
+    return weighted / (count + FEWEST_TASKS)
 
 
 def _mean(by_task: _Gains, ease: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:

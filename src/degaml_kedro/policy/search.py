@@ -285,7 +285,8 @@ def adapt(
 
     A family that reads answers ends the search: it was tried by cross-fitting, but once it is executed on all of the
     support set, nothing is left to score another round on. A strategy is not tried twice from one state. Families that
-    put a round's trials together are not proposed: where some are enabled, they are its last trials.
+    put a round's trials together are not proposed: where some are enabled, they are the last trials of a round that has
+    two others.
 
     In the rows ``executed`` marks a trial that was the choice of its round so far, and ``decided_by`` says what decided
     up to there: :func:`executed_rows` says which were executed.

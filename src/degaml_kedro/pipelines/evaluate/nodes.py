@@ -267,7 +267,8 @@ def choose_strategies(
     proposer: Proposer = UniformProposer(space)
     pilot = None if adapter is None else policy_model(model, parameters)
     if pilot is not None:
-        proposer = PolicyProposer(pilot, adapter, space, parameters.search_temperature)
+        heat = parameters.search_temperature(parameters.search)
+        proposer = PolicyProposer(pilot, adapter, space, heat)
     elif tabular is not None:
         proposer = TabularProposer(space, RewardModel.from_json(tabular))
     own = derive_seed(seed, task, method)
