@@ -345,6 +345,14 @@ def test_the_search_is_on_the_policy_s_first_fold(project):
     assert not set(searched.tasks) & set(searched.left_out)
 
 
+def test_with_tasks_of_development_nothing_is_fitted_for_the_search(project):
+    parameters = read_parameters(loader(project, "comparison"))
+    assert parameters.baselines_from_pool
+    assert [group.label for group in warmup_groups(parameters)] == [
+        group.label for group in groups(parameters)
+    ]
+
+
 def test_without_folds_every_other_task_is_held_out(project):
     project.edit("smoke/parameters.yml", methods=["base", "icl", "union_train"])
     parameters = read_parameters(loader(project))

@@ -117,7 +117,8 @@ def search_group(parameters: ProjectParameters) -> Group:
 def warmup_groups(parameters: ProjectParameters) -> list[Group]:
     """Every group that a pooled warm-up is trained on: what generators start from, and what baselines do."""
     found = {group.label: group for group in generator_groups(parameters)}
-    if parameters.baselines_from_pool:
+    # tasks of development try settings of the weights that are scored: nothing is fitted for the search
+    if parameters.baselines_from_pool and not parameters.development:
         searched = search_group(parameters)
         found.setdefault(searched.label, searched)
     return list(found.values())
