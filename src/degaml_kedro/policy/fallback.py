@@ -141,6 +141,7 @@ def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[
         by_task.setdefault(str(row["task"]), []).append(_gain(row))
     by_family = {name: _together(actions.values()) for name, actions in gains.items()}
     ease = _ease(by_family.values())
+    as_is = dict.fromkeys(ease, np.zeros(2))
     found = []
     for name, pooled in by_family.items():
         if len(pooled) < FEWEST_TASKS:
@@ -148,7 +149,7 @@ def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[
         for action, by_task in gains[name].items():
             gain, accuracy = _drawn(by_task, pooled, ease)
             # better than others on its tasks is not yet better than nothing
-            _, alone = _drawn(by_task, pooled, dict.fromkeys(ease, np.zeros(2)))
+            _, alone = _drawn(by_task, pooled, as_is)
             if accuracy > 0 and alone > 0:
                 found.append(Worth(action, name, len(by_task), float(gain), float(accuracy)))
     return sorted(found, key=lambda one: (-one.accuracy_gain, -one.gain, one.action))

@@ -100,8 +100,7 @@ def roll_out(
 
     An episode is ``settings.steps`` trials: the first one from the initialization, each other one from what the one
     before it made, rewarded or not. It ends early with a trial that failed, and with a family that reads answers, as
-    a search does. Trials of one step are proposed together. In the rows
-    ``round`` is the step.
+    a search does. Trials of one step are proposed together. In the rows ``round`` is the step.
 
     Args:
         bench: the model.

@@ -112,13 +112,15 @@ def draw_tasks(
     found: dict[str, dict[str, Any]] = {}
     known: set[tuple[Any, ...]] = set()
     repeats = 0
+    among = [distribution]
+    if in_turn and isinstance(distribution, SuiteDistribution):
+        forms = [form for form, weight in distribution.drawn_forms.items() if weight > 0]
+        among = [distribution.model_copy(update={"forms": {form: 1.0}}) for form in forms]
     while len(found) < count:
         number = len(found) + repeats
-        among = distribution
-        if in_turn and isinstance(distribution, SuiteDistribution):
-            forms = [form for form, weight in distribution.drawn_forms.items() if weight > 0]
-            among = distribution.model_copy(update={"forms": {forms[len(found) % len(forms)]: 1.0}})
-        source, examples = draw_episode(among, sizes.model_dump(), seed, name, "tasks", str(number))
+        source, examples = draw_episode(
+            among[len(found) % len(among)], sizes.model_dump(), seed, name, "tasks", str(number)
+        )
         key = (source.form, source.subject, source.classes, source.labels)
         # where there are few, as of held-out rules, a second draw of one asks other questions
         if key in known and repeats < _REPEATS:
