@@ -183,7 +183,7 @@ def test_a_task_s_kind_is_seen_by_its_support_examples():
         ):
             row = dict.fromkeys(ROLLOUT_COLUMNS)
             row |= {"task": task, "action": action, "family": family, "valid": True, "round": 1}
-            row |= {"log_probability_before": -2.0, "log_probability_after": -1.0}
+            row |= {"log_probability_before": -2.0, "log_probability_after": -1.0, "seconds": 1.0}
             rows.append(row | {"accuracy_before": 0.2, "accuracy_after": 0.2 + gain})
     found = learn_fallback(searching(), *supports, pd.DataFrame(rows), tasks=tasks)
     assert (found["closed"], found["open"]) == ([sft], [LORA])

@@ -26,6 +26,7 @@ def row(toy, which, task, gain, accuracy=None, error=None):
         "log_probability_after": None if failed else -2.0 + gain,
         "accuracy_before": 0.5,
         "accuracy_after": None if failed else 0.5 + accuracy,
+        "seconds": 1.0,
         "error": error,
     }
 
@@ -133,6 +134,15 @@ def test_each_kind_of_task_has_what_is_best_on_it():
     # that nothing helped is something else
     useless = [{**one, "accuracy_after": 0.1} if one["task"] in "xyz" else one for one in rows]
     assert learned_fallback(useless, SPACE, set("xyz"))["open"] == []
+
+
+def test_what_seconds_cost_is_taken_off():
+    rows = [{**row(ONE, 0, task, 1.0, 0.3), "seconds": 10.0} for task in "abc"]
+    rows += [{**row(OTHER, 0, task, 1.0, 0.2), "seconds": 2.0} for task in "abc"]
+    assert [one.family for one in rank_actions(rows, SPACE)] == ["one", "other"]
+    (dear,) = rank_actions(rows, SPACE, 0.05)
+    assert (dear.family, dear.accuracy_gain) == ("other", pytest.approx(0.1))
+    assert learned_fallback(rows, SPACE, set(), 0.05)["actions"] == [OTHER.text(0)]
 
 
 def test_later_steps_of_an_episode_do_not_count():

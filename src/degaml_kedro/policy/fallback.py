@@ -32,7 +32,8 @@ class Worth:
         tasks: how many.
         gain: the mean over tasks of log p(right answer), after less before and less what the task gave to all, in
             nats, drawn towards its family's.
-        accuracy_gain: the same of accuracy, -1 to 1: what it is ranked by.
+        accuracy_gain: the same of accuracy, -1 to 1, less the price of the trials' seconds where the reward has one:
+            what it is ranked by.
     """
 
     action: str
@@ -83,7 +84,10 @@ def narrowed(
 
 
 def learned_fallback(
-    rows: Sequence[Mapping[str, Any]], space: ActionSpace, open_tasks: Set[str]
+    rows: Sequence[Mapping[str, Any]],
+    space: ActionSpace,
+    open_tasks: Set[str],
+    price: float = 0.0,
 ) -> dict[str, Any]:
     """What is best on the meta-train tasks, on all of them and on those of each kind.
 
@@ -94,28 +98,33 @@ def learned_fallback(
         rows: rollouts of all meta-train tasks and iterations.
         space: the actions.
         open_tasks: those whose questions have options of their own.
+        price: accuracy that a second of a trial costs, as in the reward.
 
     Returns:
         As JSON: ``actions``, the best action's text alone, or nothing where no action gained anything; ``closed`` and
         ``open``, the same of the tasks of a kind, None where no family was tried on ``FEWEST_TASKS`` of them;
         ``ranking``: what ``actions`` was chosen from.
     """
-    ranking = rank_actions(rows, space)
+    ranking = rank_actions(rows, space, price)
     found: dict[str, Any] = {"actions": [worth.action for worth in ranking[:1]]}
     for kind in KINDS:
         own = [row for row in rows if (str(row["task"]) in open_tasks) == (kind == "open")]
         first = {(row["family"], row["task"]) for row in own if row["valid"] and row["round"] == 1}
         tried = Counter(family for family, _ in first)
         enough = max(tried.values(), default=0) >= FEWEST_TASKS
-        found[kind] = [worth.action for worth in rank_actions(own, space)[:1]] if enough else None
+        found[kind] = (
+            [worth.action for worth in rank_actions(own, space, price)[:1]] if enough else None
+        )
     return {**found, "ranking": [asdict(worth) for worth in ranking]}
 
 
-def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[Worth]:
+def rank_actions(
+    rows: Iterable[Mapping[str, Any]], space: ActionSpace, price: float = 0.0
+) -> list[Worth]:
     """The actions that answered more questions right on the meta-train tasks, the best first.
 
     Accuracy decides, not likelihood: where a task cannot be learned from its examples, an adapter that is sure of
-    itself loses many nats, and one such task outweighs all others.
+    itself loses many nats, and one such task outweighs all others. Where seconds have a price, it is taken off.
 
     Tasks differ in what can be gained on them, and not all actions are tried on the same ones: what a task gave to the
     families on average, less the mean over tasks of that, is taken off its trials. An action's gain is that of its
@@ -127,6 +136,7 @@ def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[
     Args:
         rows: rollouts of all meta-train tasks and iterations; the first steps count, which start where a search does.
         space: the actions.
+        price: accuracy that a second of a trial costs.
 
     Returns:
         Those with a gain of accuracy above 0, with and without what tasks gave to all; between equal ones likelihood
@@ -138,7 +148,7 @@ def rank_actions(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> list[
         if not isinstance(name, str) or row["round"] > 1 or space.family(name).sees is Candidates:
             continue
         by_task = gains.setdefault(name, {}).setdefault(str(row["action"]), {})
-        by_task.setdefault(str(row["task"]), []).append(_gain(row))
+        by_task.setdefault(str(row["task"]), []).append(_gain(row, price))
     by_family = {name: _together(actions.values()) for name, actions in gains.items()}
     ease = _ease(by_family.values())
     as_is = dict.fromkeys(ease, np.zeros(2))
@@ -193,9 +203,10 @@ def _mean(by_task: _Gains, ease: Mapping[str, NDArray[np.float64]]) -> NDArray[n
     return found
 
 
-def _gain(row: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Of log p(right answer) and of accuracy; 0 where the trial failed or a likelihood is no number."""
+def _gain(row: Mapping[str, Any], price: float) -> NDArray[np.float64]:
+    """Of log p(right answer) and of accuracy less its price; 0 where the trial failed or a likelihood is no number."""
     before, after = (row[f"log_probability_{when}"] for when in ("before", "after"))
     if isinstance(row["error"], str) or not math.isfinite(before) or not math.isfinite(after):
         return np.zeros(2)
-    return np.array([after - before, row["accuracy_after"] - row["accuracy_before"]])
+    accuracy = row["accuracy_after"] - row["accuracy_before"]
+    return np.array([after - before, accuracy - price * row["seconds"]])

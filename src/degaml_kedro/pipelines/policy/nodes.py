@@ -227,13 +227,15 @@ def learn_fallback(
     Returns:
         Of :func:`~degaml_kedro.policy.fallback.learned_fallback`.
     """
-    space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
+    parameters = PolicyParameters.model_validate(policy)
+    space = ActionSpace.of(parameters.families)
     shown = {
         task: shares_options(frame_to_splits(frame).support)
         for task, frame in zip(tasks, material, strict=False)
     }
     rows = [row for frame in material[len(tasks) :] for row in rollout_rows(frame)]
-    learned = learned_fallback(rows, space, {task for task, closed in shown.items() if not closed})
+    open_tasks = {task for task, closed in shown.items() if not closed}
+    learned = learned_fallback(rows, space, open_tasks, parameters.reward.price_per_second)
     for key, kind in (("actions", "all tasks"), *KINDS.items()):
         for action in learned[key] or ():
             logger.info("the fallback of %s: %s", kind, action)

@@ -7,7 +7,7 @@ from kedro.pipeline.node import Node
 
 from degaml_kedro.parameters import PolicyParameters, ProjectParameters
 from degaml_kedro.pipelines.groups import Group, folds, groups
-from degaml_kedro.pipelines.naming import bound
+from degaml_kedro.pipelines.naming import ALONE, bound
 from degaml_kedro.pipelines.policy.nodes import (
     collect_rollouts,
     draw_policy,
@@ -81,6 +81,7 @@ def _policy(group: Group, parameters: ProjectParameters, policy: PolicyParameter
                 outputs=[after, group.name(f"policy_{iteration}.record")],
                 name=f"train_policy_{iteration}{group.suffix}",
                 namespace=f"policy.iteration_{iteration}",
+                tags=ALONE,
             )
         )
         before = after
