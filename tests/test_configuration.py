@@ -153,6 +153,15 @@ def test_an_unknown_task_in_a_pool(project):
     [
         ({"meta_train": ["day_after", "day_after"]}, "names a task twice"),
         ({"meta_test": ["day_after"]}, "in both meta_train and meta_test"),
+        ({"rollout_tasks": ["day_after"]}, "in both meta_train and rollout_tasks"),
+        (
+            {
+                "rollout_tasks": ["month_after"],
+                "policy": {"iterations": 1},
+                "tasks": {"month_after": {"source": {"kind": "suite", "family": "month_after"}}},
+            },
+            "iterations after the first",
+        ),
         ({"methods": ["base", "base"]}, "names a method twice"),
         ({"tasks": {"day_after": {"scoring": "letter"}}}, "different modes"),
         (

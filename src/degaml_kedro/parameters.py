@@ -6,6 +6,7 @@ plain mappings from Kedro and turn the part they need into one of these frozen m
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, get_args
@@ -719,6 +720,8 @@ class DrawnTasks(Parameters):
 
     distribution: Name
     trajectory_tasks: int = Field(ge=1, le=10_000)
+    # further ones that have rollouts alone: iterations of the policy after the first share them out
+    rollout_tasks: int = Field(0, ge=0, le=10_000)
 
 
 class TaskParameters(Parameters):
@@ -819,8 +822,11 @@ class ProjectParameters(Parameters):
     tasks: dict[Name, TaskParameters]
     # what tasks are drawn from, by name
     distributions: dict[Name, Distribution] = {}
-    # in a file: names of tasks, or {distribution: NAME, trajectory_tasks: n}: the loader draws n tasks in its place
+    # in a file: names of tasks, or {distribution: NAME, trajectory_tasks: n, rollout_tasks: m}: the loader draws n
+    # tasks in its place, and m as rollout_tasks
     meta_train: tuple[Name, ...] = Field(min_length=1)
+    # tasks that the policy's later iterations roll out in place of meta_train's
+    rollout_tasks: tuple[Name, ...] = ()
     # names of tasks, or {NAME: n}: n tasks of each distribution
     meta_test: tuple[Name, ...] = ()
     # tasks that settings are chosen on, in neither of the others; likewise. None: some meta-train tasks are held out
@@ -909,6 +915,21 @@ class ProjectParameters(Parameters):
         return self.falls_back or "best_fixed" in self.methods
 
     @property
+    def further_tasks(self) -> tuple[str, ...]:
+        """The rollout tasks, where a policy is trained."""
+        return self.rollout_tasks if self.needs_policy else ()
+
+    def tasks_of_iteration(self, iteration: int) -> tuple[str, ...]:
+        """The rollout tasks that are an iteration's own; nothing where it rolls out the meta-train tasks.
+
+        Args:
+            iteration: of ReST^EM, from 1.
+        """
+        if self.policy is None or iteration < 2:
+            return ()
+        return self.further_tasks[iteration - 2 :: self.policy.iterations - 1]
+
+    @property
     def policy_variant(self) -> str:
         """The generator whose adapters are refined."""
         if self.generator is None or self.policy is None:
@@ -940,7 +961,8 @@ class ProjectParameters(Parameters):
 
     @model_validator(mode="after")
     def _pools_name_declared_tasks(self) -> ProjectParameters:
-        for pool in ("meta_train", "meta_test", "development"):
+        pools = ("meta_train", "rollout_tasks", "development", "meta_test")
+        for pool in pools:
             names = getattr(self, pool)
             unknown = [name for name in names if name not in self.tasks]
             if unknown:
@@ -950,11 +972,7 @@ class ProjectParameters(Parameters):
                 )
             if len(set(names)) != len(names):
                 raise ValueError(f"{pool} names a task twice: {', '.join(names)}")
-        for one, other in (
-            ("meta_train", "meta_test"),
-            ("meta_train", "development"),
-            ("development", "meta_test"),
-        ):
+        for one, other in itertools.combinations(pools, 2):
             both = sorted(set(getattr(self, one)) & set(getattr(self, other)))
             if both:
                 raise ValueError(f"task(s) in both {one} and {other}: {', '.join(both)}")
@@ -1097,6 +1115,11 @@ class ProjectParameters(Parameters):
             raise ValueError(
                 f"policy.variant is '{self.policy.variant}', which is none of generator.variants: "
                 f"{', '.join(self.generator.variants)}"
+            )
+        if self.further_tasks and self.policy.iterations < 2:
+            raise ValueError(
+                "rollout_tasks are for the policy's iterations after the first, and policy.iterations is 1; leave them "
+                "out"
             )
         groups = [len(self.meta_train) - len(left) for left in ((), *self.generator.leave_out)]
         if self.needs_policy and self.policy.folds and not 2 <= self.policy.folds <= min(groups):

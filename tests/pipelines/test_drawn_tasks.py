@@ -21,11 +21,12 @@ def test_a_run_on_drawn_tasks(project):
             "new_rules": {**held, "unseen": "rules"},
             "new_labels": {**held, "unseen": "labels", "labels": [2, 3]},
         },
-        meta_train={"distribution": "drawn", "trajectory_tasks": 2},
+        meta_train={"distribution": "drawn", "trajectory_tasks": 2, "rollout_tasks": 2},
         development={"new_labels": 1},
         meta_test={"new_rules": 2, "new_labels": 2},
         warmup={"context_share": 0.5, "shots": 4, "context_queries": 2},
         generator={"leave_out": []},
+        policy={"iterations": 2},
         baselines={"score_seen": False},
         methods=["base", "pooled", "union_train", "metaicl", "maml_en_llm", "degaml"],
     )
@@ -55,6 +56,13 @@ def test_a_run_on_drawn_tasks(project):
     episodes = pd.read_parquet(data / "02_intermediate" / "pool.episodes.parquet")
     assert set(episodes["step"]) == {1, 2, 3}
     assert {"form", "subject", "classes", "labels", "seed"} <= set(episodes)
+    # the second iteration of the policy rolls out tasks that the first one did not
+    rolled_out = pd.read_parquet(data / "08_reporting" / "policy_rollouts.parquet")
+    assert {k: set(rows["task"]) for k, rows in rolled_out.groupby("iteration")} == {
+        1: {"drawn_001", "drawn_002"},
+        2: {"drawn_003", "drawn_004"},
+    }
+    assert not (data / "03_primary" / "trajectories" / "drawn_003").exists()
     # settings were chosen on a task that is in no pool
     tuned = json.loads((data / "06_models" / "metaicl.settings.json").read_text())
     assert {row["task"] for row in tuned["rows"]} == {"tuning_new_labels_001"}

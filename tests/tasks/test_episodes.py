@@ -164,14 +164,20 @@ def test_listed_tasks_are_drawn_by_the_seed_and_stand_among_the_tasks():
             "drawn": {"kind": "suite"},
             "new_rules": {"kind": "suite", "pool": "development", "unseen": "rules"},
         },
-        "meta_train": {"distribution": "drawn", "trajectory_tasks": 3},
+        "meta_train": {"distribution": "drawn", "trajectory_tasks": 3, "rollout_tasks": 2},
         "meta_test": {"new_rules": 2},
     }
     found = with_drawn_tasks(raw)
     assert found["meta_train"] == ["drawn_001", "drawn_002", "drawn_003"]
+    assert found["rollout_tasks"] == ["drawn_004", "drawn_005"]
     assert found["meta_test"] == ["new_rules_001", "new_rules_002"]
     assert found["meta_train_distribution"] == "drawn"
-    assert set(found["tasks"]) == {"mine", *found["meta_train"], *found["meta_test"]}
+    assert set(found["tasks"]) == {
+        "mine",
+        *found["meta_train"],
+        *found["rollout_tasks"],
+        *found["meta_test"],
+    }
     assert found["tasks"]["new_rules_001"]["group"] == "new_rules"
     # what strategies are compared on has some of each form
     assert [found["tasks"][name]["source"]["form"] for name in found["meta_train"]] == [

@@ -140,8 +140,9 @@ def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Raw parameters with the tasks that their pools ask for drawn from the distributions they name.
 
     ``meta_train: {distribution: NAME, trajectory_tasks: n}``, ``meta_test: {NAME: n, …}`` and ``development`` like it
-    become lists of names, and the tasks stand under ``tasks``. Under ``meta_train`` forms of tasks take turns: its few
-    tasks are what strategies are compared on. Anything else is left for validation to judge.
+    become lists of names, and the tasks stand under ``tasks``; ``rollout_tasks: m`` beside ``trajectory_tasks`` becomes
+    the list of that name. Under ``meta_train`` forms of tasks take turns: its few tasks are what strategies are
+    compared on. Anything else is left for validation to judge.
 
     Args:
         parameters: as they stand in the files.
@@ -155,7 +156,7 @@ def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
     wanted = {name: pool for name, pool in pools.items() if isinstance(pool, Mapping)}
     if "meta_train" in wanted:
         drawn = _validated(DrawnTasks, wanted["meta_train"], "meta_train")
-        wanted["meta_train"] = {drawn.distribution: drawn.trajectory_tasks}
+        wanted["meta_train"] = {drawn.distribution: drawn.trajectory_tasks + drawn.rollout_tasks}
         result["meta_train_distribution"] = drawn.distribution
     result["tasks"] = tasks = dict(result.get("tasks") or {})
     for pool, counts in wanted.items():
@@ -177,6 +178,10 @@ def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
             )
             tasks |= made
             result[pool] += made
+    if "meta_train" in wanted:
+        every = result["meta_train"]
+        result["meta_train"] = every[: drawn.trajectory_tasks]
+        result["rollout_tasks"] = every[drawn.trajectory_tasks :]
     return result
 
 

@@ -42,10 +42,13 @@ def _policy(group: Group, parameters: ProjectParameters, policy: PolicyParameter
     nodes: list[Node] = []
     start = folds(parameters, group)
     rollouts: list[str] = []
+    rolled_out = list(group.tasks)
     before: str | None = None
     for iteration in range(1, policy.iterations + 1):
-        made = [group.name(f"{task}.iteration_{iteration}.rollouts") for task in group.tasks]
-        for task, own in zip(group.tasks, made, strict=True):
+        tasks = parameters.tasks_of_iteration(iteration) or group.tasks
+        rolled_out += [task for task in tasks if task not in rolled_out]
+        made = [group.name(f"{task}.iteration_{iteration}.rollouts") for task in tasks]
+        for task, own in zip(tasks, made, strict=True):
             nodes.append(
                 node(
                     bound(roll_out_task, task=task, iteration=iteration),
@@ -54,7 +57,7 @@ def _policy(group: Group, parameters: ProjectParameters, policy: PolicyParameter
                         f"params:tasks.{task}",
                         "params:seed",
                         f"{own}_resume",
-                        start[task].name(f"{parameters.policy_variant}.generator"),
+                        start.get(task, group).name(f"{parameters.policy_variant}.generator"),
                         f"{task}.prompt_embeddings",
                         f"{task}.support",
                         f"{task}.validation",
@@ -88,8 +91,8 @@ def _policy(group: Group, parameters: ProjectParameters, policy: PolicyParameter
     if parameters.learns_fallback:
         nodes.append(
             node(
-                bound(learn_fallback, tasks=group.tasks),
-                inputs=["params:policy", *(f"{task}.support" for task in group.tasks), *rollouts],
+                bound(learn_fallback, tasks=tuple(rolled_out)),
+                inputs=["params:policy", *(f"{task}.support" for task in rolled_out), *rollouts],
                 outputs=group.name("policy_fallback"),
                 name=f"learn_fallback{group.suffix}",
                 namespace="policy",

@@ -27,7 +27,12 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
             namespace="tasks",
         )
     ]
-    for task in (*parameters.meta_train, *parameters.development, *parameters.meta_test):
+    for task in (
+        *parameters.meta_train,
+        *parameters.further_tasks,
+        *parameters.development,
+        *parameters.meta_test,
+    ):
         settings = [f"params:tasks.{task}", "params:splits", "params:seed"]
         nodes += [
             node(

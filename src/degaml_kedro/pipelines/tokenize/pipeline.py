@@ -43,7 +43,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
                 namespace="tokenize",
             )
         )
-    for task in (*parameters.meta_train, *parameters.meta_test):
+    for task in (*parameters.meta_train, *parameters.further_tasks, *parameters.meta_test):
         nodes.append(
             node(
                 bound(encode_prompts, task=task),
