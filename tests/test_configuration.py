@@ -162,6 +162,18 @@ def test_an_unknown_task_in_a_pool(project):
             },
             "iterations after the first",
         ),
+        (
+            {
+                "rollout_tasks": ["month_after"],
+                "tasks": {
+                    "month_after": {
+                        "source": {"kind": "suite", "family": "month_after"},
+                        "splits": {"train": 8, "support": 4, "validation": 0, "test": 4},
+                    }
+                },
+            },
+            "rewarded on validation examples",
+        ),
         ({"methods": ["base", "base"]}, "names a method twice"),
         ({"tasks": {"day_after": {"scoring": "letter"}}}, "different modes"),
         (

@@ -1127,14 +1127,15 @@ class ProjectParameters(Parameters):
                 f"policy.folds is {self.policy.folds}; it is 0 or between 2 and {min(groups)}, the number of "
                 f"meta-train tasks that a policy learns from"
             )
-        for name in (*self.meta_train, *self.meta_test):
+        for name in (*self.meta_train, *self.further_tasks, *self.meta_test):
             if (self.tasks[name].scoring or self.scoring.mode) == "generate":
                 raise ValueError(
                     f"the task {name} is scored in the mode 'generate', which says nothing of how likely an answer "
                     f"is; strategies need 'letter' or 'text' (scoring.mode, or tasks.{name}.scoring)"
                 )
         if self.needs_policy and any(
-            (self.tasks[name].splits or self.splits).validation < 1 for name in self.meta_train
+            (self.tasks[name].splits or self.splits).validation < 1
+            for name in (*self.meta_train, *self.further_tasks)
         ):
             raise ValueError(
                 "the policy is rewarded on validation examples of the meta-train tasks, and a task has none; "
