@@ -84,6 +84,7 @@ class _Endpoints:
             "layout": pasted.layout,
             "examples": len(pasted.examples),
             "mistakes": len(pasted.mistakes),
+            "unread": list(pasted.unread),
             "rows": rows,
         }
 
@@ -143,7 +144,7 @@ class _Endpoints:
     async def predict(
         self, model: str, question: str, options: list[str], request: gr.Request
     ) -> dict[str, Any]:
-        """Ask a model of this session, and the base model, one question."""
+        """Ask a model of this session, and the base model, one question; no options: those of its examples."""
         try:
             _, base, adapted, kept = await asyncio.to_thread(
                 self._desk.ask,

@@ -306,7 +306,7 @@ class _Page:
             )
             self.options = gr.Textbox(
                 label="Options",
-                info="One a line, or with | between them",
+                info="One a line, or with | between them; none: those of the examples",
                 placeholder="May | June | July",
                 elem_id="side-options",
                 lines=2,

@@ -16,6 +16,7 @@ from pathlib import Path
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.session import AdaptedModel, Answer, Budget, Progress
 from degaml_kedro.tasks.example import Example, Question, shorten
+from degaml_kedro.tasks.file_records import decode_text
 from degaml_kedro.tasks.pasted import Pasted, PastedError, read_data, read_pasted, read_question
 from degaml_kedro.tasks.ready import ReadyTask, ready_tasks
 from demo.pairs import Pairs
@@ -115,7 +116,7 @@ class Desk:
             self._check_length(path.stat().st_size)
         data = path.read_bytes()
         read_data(data, path.name)
-        text = data.decode("utf-8-sig", errors="strict")
+        text = decode_text(data, f"The file {path.name}")
         self._check_length(len(text))
         return text
 
@@ -275,7 +276,7 @@ class Desk:
             key: the visitor.
             model: the adapted model's id.
             text: the question.
-            options: the answers to choose from.
+            options: the answers to choose from; none for those that all examples had.
 
         Returns:
             The question, the base model's answer, the adapted model's, and which one that is.
@@ -290,7 +291,11 @@ class Desk:
                 f"The question and its options are {length:,} characters long, and the page takes at most "
                 f"{self.settings.max_question_characters:,}; shorten them."
             )
-        question = read_question(text, options)
+        if not options and not kept.model.labels:
+            raise DemoError(
+                "The examples had options of their own, so this question needs some, too; write two or more."
+            )
+        question = read_question(text, options or kept.model.labels)
         with self._asking:
             (base,) = kept.model.predict_base([question])
             (adapted,) = kept.model.predict([question])

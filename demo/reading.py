@@ -63,6 +63,8 @@ def summary(pasted: Pasted, more: str = "") -> str:
     told = f"<b>{good}</b> example{'' if good == 1 else 's'} read as {_LAYOUTS[pasted.layout]}"
     different = "1 answer" if answers == 1 else f"{answers} different answers"
     told += f", {different}." if good else "."
+    if pasted.unread:
+        told += f" Not read: {user_text(', '.join(pasted.unread), 120)}."
     parts = [f'<p class="dg-line"><span>{told}</span></p>']
     if wrong:
         items = "".join(f"<li>{escape(_placed(one))}</li>" for one in pasted.mistakes[:5])

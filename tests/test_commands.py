@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from safetensors import SafetensorError
@@ -22,7 +26,7 @@ from degaml_kedro import commands
 from degaml_kedro.adaptation.report import Progress, Report
 from degaml_kedro.pairs import loading, save_pair
 from degaml_kedro.parameters import SearchParameters
-from degaml_kedro.session import AdaptedModel
+from degaml_kedro.session import AdaptedModel, SessionError
 from degaml_kedro.tasks.pasted import read_file
 from degaml_kedro.tasks.ready import ready_task, ready_tasks
 from tests.conftest import ROOT
@@ -109,6 +113,7 @@ def test_examples_of_the_help_work(name, place):
     if name in ("adapt", "predict", "info"):
         done(DESKS)
         Path("notes.txt").write_text("Is fire hot? => yes\nIs ice?\nIs ice hot? => no\n")
+        Path("new.csv").write_text("text\nThe tap drips\nWho has my key?\n")
     if name in ("predict", "info"):
         done(f"{ADAPT} {QUICK} --quiet")
     if name == "base-model":
@@ -116,6 +121,7 @@ def test_examples_of_the_help_work(name, place):
     examples = examples_of(command.epilog)
     assert examples
     for line in examples:
+        # nothing that an earlier example wrote is in the way of the next
         line, _, file = line.removeprefix("degaml ").partition(" < ")
         if f" {QUICK}" not in line and line.startswith("adapt"):
             line = f"{line} {QUICK}"
@@ -292,7 +298,7 @@ def test_a_budget_out_of_range_is_refused_before_anything_is_loaded(name, place)
         "adapt messages.jsonl --out x --held-out some",
         "predict desks",
         "predict desks messages.jsonl --question Why?",
-        "predict desks messages.jsonl --option because",
+        "predict desks messages.jsonl --out answers.txt",
         "adept",
     ],
 )
@@ -463,12 +469,84 @@ def test_answers_for_people_show_probabilities_side_by_side(desks):
 
 
 def test_accuracy_is_told_where_answers_are_known(desks):
-    shown = done("predict desks messages.jsonl --base").stdout
+    shown = done("predict desks messages.jsonl --base --verbose").stdout
     adapted = AdaptedModel.open(desks)
     asked = read_file(Path("messages.jsonl")).examples
-    assert f"Accuracy of the adapted model: {adapted.score(asked).text}" in shown
+    score = adapted.score(asked)
+    assert f"Accuracy of the adapted model: {score.text}" in shown
     assert "Accuracy of the base model: " in shown
-    assert sum(line.endswith("  right") for line in shown.splitlines()) == len(asked)
+    # beside a question stands whether its answer is right
+    assert shown.count("  (right)\n") == score.right
+    assert shown.count("  (wrong: ") == len(asked) - score.right
+    # what was answered in place of what, by label
+    rights = Counter(one.options[one.gold] for one in asked)
+    brief = done("predict desks messages.jsonl").stdout
+    assert "(right)" not in brief
+    for label, total in rights.items():
+        assert re.search(rf"^{label} .* \d+ of {total}$", brief, re.MULTILINE)
+
+
+def test_a_text_is_enough_where_the_examples_had_one_set_of_answers(desks):
+    labels = AdaptedModel.open(desks).labels
+    assert set(labels) == {"bell", "wagon", "honey", "tiger", "roof"}
+    texts = ["The tap drips", "Who has my key?"]
+    Path("new.csv").write_text("Text,Source\n" + "".join(f"{text},mail\n" for text in texts))
+    result = done("predict desks new.csv --json")
+    rows = json.loads(result.stdout)["answers"]
+    assert [row["options"] for row in rows] == [list(labels)] * 2
+    assert "not read: 'source'" in result.stderr
+    one = json.loads(done(f"predict desks --question '{texts[0]}' --json").stdout)["answers"]
+    assert one == rows[:1]
+    assert [a.text for a in AdaptedModel.open(desks).predict(texts)] == [
+        row["answer"]["text"] for row in rows
+    ]
+    # some of the labels in a file are asked with all of them
+    Path("some.csv").write_text("text,label\nThe tap drips,roof\nWho has my key?,roof\n")
+    rows = json.loads(done("predict desks some.csv --json").stdout)["answers"]
+    assert [(row["options"], row["gold"]) for row in rows] == [
+        (list(labels), labels.index("roof"))
+    ] * 2
+    # another set is asked with, and told
+    other = done("predict desks new.csv --option yes --option no --json")
+    assert json.loads(other.stdout)["answers"][0]["options"] == ["yes", "no"]
+    assert "the adapter was trained with: " in other.stderr
+
+
+def test_without_one_set_of_answers_options_are_asked_for(place):
+    lines = ["What comes? | May* | June", "What went? | July | August*", "And now? | a* | b"]
+    Path("own.txt").write_text("\n".join(lines))
+    done(f"adapt own.txt --out own {QUICK} --quiet")
+    assert AdaptedModel.open(place / "own").labels == ()
+    assert "--option" in degaml("predict own --question Why?").stderr
+    with pytest.raises(SessionError, match="has no options"):
+        AdaptedModel.open(place / "own").predict("Why?")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_predictions_are_written(suffix, desks):
+    Path("some.csv").write_text("text,label\nThe tap drips,roof\nWho has my key?,\n")
+    done(f"predict desks some.csv --out answers.{suffix}")
+    readers = {
+        "csv": pd.read_csv,
+        "jsonl": partial(pd.read_json, lines=True),
+        "parquet": pd.read_parquet,
+    }
+    frame = readers[suffix](f"answers.{suffix}")
+    assert list(frame["question"]) == ["The tap drips", "Who has my key?"]
+    answers = AdaptedModel.open(desks).predict(list(frame["question"]))
+    assert list(frame["label"]) == [answer.text for answer in answers]
+    assert list(frame["probability"]) == pytest.approx([max(a.probabilities) for a in answers])
+    assert list(frame["answer"].fillna("")) == ["roof", ""]
+    shares = frame["probabilities"][0]
+    shares = json.loads(shares) if isinstance(shares, str) else shares
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_columns_of_other_names(place):
+    Path("own.csv").write_text("mail;queue\nIs fire hot?;yes\nIs ice hot?;no\nIs lava hot?;yes\n")
+    assert "names no question" in sentence(degaml(f"adapt own.csv --out own {QUICK}"))
+    done(f"adapt own.csv --question-column mail --answer-column queue --out own {QUICK} --quiet")
+    assert AdaptedModel.open(place / "own").labels == ("yes", "no")
 
 
 def test_questions_without_answers_are_asked(desks):
@@ -481,13 +559,13 @@ def test_questions_without_answers_are_asked(desks):
 
 def test_a_question_that_is_none_is_named_by_its_line(desks):
     Path("odd.txt").write_text("What comes? | April | May\nWhat went? | June | June\n")
-    assert "Line 2" in sentence(degaml("predict desks odd.txt"))
+    assert degaml("predict desks odd.txt").stderr.startswith("Line 2")
     assert "blank" in sentence(degaml("predict desks --question ' ' --option a --option b"))
     assert "1 option" in sentence(degaml("predict desks --question 'Why?' --option a"))
 
 
 def test_a_mistake_beside_answers_stops_predict(desks):
-    Path("mixed.txt").write_text("What comes? | April* | May\nWhat went? | June | July\n")
+    Path("mixed.txt").write_text("What comes? | April* | May\nWhat went? | June* | July*\n")
     result = degaml("predict desks mixed.txt")
     assert "1 mistake" in sentence(result)
     assert result.stderr.startswith("Line 2")
@@ -504,7 +582,7 @@ def test_many_questions_on_a_terminal_show_that_it_is_at_work(many, desks, monke
     shown = Terminal()
     monkeypatch.setattr(sys, "stderr", shown)
     monkeypatch.setattr(commands, "MANY_QUESTIONS", many)
-    commands.predict.callback(Path("desks"), "messages.jsonl", None, (), True, False, False)
+    commands.main(["predict", "desks", "messages.jsonl", "--base"], standalone_mode=False)
     if many > 30:
         assert shown.getvalue() == ""
         return

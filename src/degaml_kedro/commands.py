@@ -5,7 +5,9 @@ Nothing heavy is imported before a command needs it, so that ``degaml --help`` a
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import json
 import logging
 import os
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from degaml_kedro import __version__
-from degaml_kedro.adaptation.contents import why_not_ours
+from degaml_kedro.adaptation.contents import trained_labels, why_not_ours
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.texts import printable
 
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from degaml_kedro.pairs import TrainedPair
     from degaml_kedro.session import AdaptedModel
     from degaml_kedro.tasks.example import Example, Question
+    from degaml_kedro.tasks.pasted import Pasted
+    from degaml_kedro.tasks.records import Reading
 
 INTERRUPTED = 130
 MISTAKES_SHOWN = 20
@@ -90,7 +95,7 @@ First steps:
   degaml tasks
   degaml tasks --write tenant_desks messages.jsonl
   degaml adapt messages.jsonl --held-out 10 --out desks
-  degaml predict desks --question "Water is dripping from my ceiling" --option bell --option roof
+  degaml predict desks --question "Water is dripping from my ceiling"
   degaml info desks
 """,
 )
@@ -109,6 +114,40 @@ def main(debug: bool) -> None:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         # threads that wait for each other give way to whoever else computes; read when torch is imported
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _reading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How a file is read, as several commands ask."""
+    for option in (
+        click.option(
+            "--skip-mistakes", is_flag=True, help="Go on without the lines that have one."
+        ),
+        click.option(
+            "--answer-column", metavar="NAME", help="The answers, where no column has a usual name."
+        ),
+        click.option(
+            "--option-columns",
+            metavar="NAMES",
+            help="The options: one column of lists, or several, with commas between.",
+        ),
+        click.option("--question-column", metavar="NAME", help="The questions."),
+    ):
+        command = option(command)
+    return command
+
+
+def _reading(
+    question: str | None,
+    options: str | None,
+    answer: str | None,
+    labels: Sequence[str] = (),
+    answered: bool = True,
+) -> Reading:
+    from degaml_kedro.tasks.records import Reading
+
+    names = tuple(name.strip() for name in (options or "").split(",") if name.strip())
+    one_or_more = names[0] if len(names) == 1 else names or None
+    return Reading(question, one_or_more, answer, tuple(labels), answered)
 
 
 def _pair_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -143,7 +182,7 @@ What EXAMPLES may look like, one line or one block an example:
   What month comes after March? => April
   What month comes after March? | May | April* | June
   {"question": "What month comes after March?", "options": ["May", "April"], "answer": "April"}
-  a CSV file whose header names question, options and answer
+  a CSV, TSV, JSON or Parquet file with text and label, or question, options and answer
 """,
 )
 @click.argument("examples", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
@@ -170,7 +209,7 @@ What EXAMPLES may look like, one line or one block an example:
     "--seconds", type=click.FloatRange(min=0, min_open=True), help="Time for trying proposals."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness.")
-@click.option("--skip-mistakes", is_flag=True, help="Go on without the lines that have one.")
+@_reading_options
 @click.option("--force", is_flag=True, help="Replace an adapter that is in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress and no report; errors are still told.")
@@ -186,6 +225,9 @@ def adapt(
     proposals: int | None,
     seconds: float | None,
     seed: int,
+    question_column: str | None,
+    option_columns: str | None,
+    answer_column: str | None,
     skip_mistakes: bool,
     force: bool,
     as_json: bool,
@@ -193,11 +235,12 @@ def adapt(
 ) -> None:
     """Adapt to EXAMPLES, a file or - for standard input, and write an adapter.
 
-    The file is text, JSON, JSONL or CSV. A line with a mistake is named, and stops the command.
+    The file is text, CSV, TSV, JSON, JSONL or Parquet. A line with a mistake is named, and stops the command.
     """
     out = _expanded(out)
     _check_out(out, force)
-    given = _read_examples(examples, skip_mistakes)
+    reading = _reading(question_column, option_columns, answer_column)
+    given = _read(examples, reading, skip_mistakes).examples
     from degaml_kedro.session import AdaptationCancelled, Budget, Session
 
     line = _ProgressLine(quiet)
@@ -225,7 +268,7 @@ def adapt(
     if as_json:
         _print_json({**adapted.report.as_json(), "out": str(out)})
     elif not quiet:
-        click.echo(_adaptation_text(adapted, out, given[0]))
+        click.echo(_adaptation_text(adapted, out))
 
 
 def _check_out(out: Path, force: bool) -> None:
@@ -349,28 +392,29 @@ class _ProgressLine:
             click.echo("\r\x1b[K", nl=False, err=True)
 
 
-def _adaptation_text(adapted: AdaptedModel, out: Path, example: Example) -> str:
+def _adaptation_text(adapted: AdaptedModel, out: Path) -> str:
     """What came of it, and what to do next.
 
     Args:
         adapted: what was made.
         out: where it was saved.
-        example: one of those that it was made from.
     """
     from degaml_kedro.adaptation.folder import peft_code
 
     report = adapted.report
-    question = shlex.quote(_one_line(example.question, len(example.question)))
-    options = " ".join(
-        f"--option {shlex.quote(_one_line(one, len(one)))}" for one in example.options
-    )
     place = _argument(out)
     code = peft_code(report.base_model, str(out)).rstrip()
+    # questions of one's own: of those that it was adapted to, an answer says nothing
+    ask = f"degaml predict {place} --base --question 'a new question'"
+    ask += "" if adapted.labels else " --option 'one answer' --option 'another'"
+    asked = f"Ask it:\n  {ask}"
+    if adapted.labels:
+        asked += f"\n  degaml predict {place} new.csv --out predictions.csv   # a column `text` is enough"
     parts = [
         adapted.explain().rstrip(),
         _changes_text(report.changes),
         f"Saved in {out} after {_duration(sum(report.seconds.values()))}.",
-        f"Ask it:\n  degaml predict {place} --base --question {question} {options}",
+        asked,
         "Load it with PEFT:\n" + "\n".join(f"  {line}" for line in code.splitlines()),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -400,13 +444,14 @@ def _changes_text(changes: Sequence[Change]) -> str:
     short_help="Ask an adapter questions.",
     epilog="""\b
 Examples:
-  degaml predict desks --question "Water is dripping from my ceiling" --option bell --option roof
-  degaml predict desks --question "Water is dripping from my ceiling" --option bell --option roof --base
-  degaml predict desks messages.jsonl --base
+  degaml predict desks --question "Water is dripping from my ceiling" --base
+  degaml predict desks new.csv --out predictions.csv
+  degaml predict desks messages.jsonl --base --verbose
   degaml predict desks - --json < messages.jsonl
 
 \b
-FILE is like that of `degaml adapt`: with answers, accuracy is told too. Without answers a line is:
+FILE is like that of `degaml adapt`; answers may be missing, and options, where the examples had one set of answers:
+  a CSV file with a column `text`
   What month comes after March? | May | April | June
 """,
 )
@@ -416,10 +461,20 @@ FILE is like that of `degaml adapt`: with answers, accuracy is told too. Without
 )
 @click.option("--question", metavar="TEXT", help="One question, in place of FILE.")
 @click.option(
-    "--option", "options", multiple=True, metavar="TEXT", help="One of its options; at least two."
+    "--option",
+    "options",
+    multiple=True,
+    metavar="TEXT",
+    help="An answer to choose from, at least two; default: those that the adapter was trained with.",
 )
 @click.option("--base", is_flag=True, help="Ask the frozen base model too, side by side.")
-@click.option("--skip-mistakes", is_flag=True, help="Go on without the lines that have one.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write answers and probabilities: .csv, .jsonl or .parquet.",
+)
+@click.option("--verbose", is_flag=True, help="List every question of FILE with its options.")
+@_reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print answers as JSON.")
 def predict(
     adapter: Path,
@@ -427,23 +482,39 @@ def predict(
     question: str | None,
     options: tuple[str, ...],
     base: bool,
+    out: Path | None,
+    verbose: bool,
+    question_column: str | None,
+    option_columns: str | None,
+    answer_column: str | None,
     skip_mistakes: bool,
     as_json: bool,
 ) -> None:
     """Ask ADAPTER, a folder that `degaml adapt` wrote: one question, or those of FILE (- for standard input)."""
     if (file is None) == (question is None):
-        raise click.UsageError("give either --question with its options, or a file of questions.")
-    if options and question is None:
-        raise click.UsageError("--option belongs to --question; a file names its own options.")
+        raise click.UsageError("give either --question, or a file of questions.")
+    if out is not None and out.suffix.lower() not in _WRITERS:
+        raise click.UsageError(f"--out: {out} is none of {', '.join(_WRITERS)}.")
     adapter = _expanded(adapter)
     _check_adapter(adapter)
+    trained = trained_labels(adapter)
     asked: Sequence[Question | Example]
     if question is not None:
         from degaml_kedro.tasks.pasted import read_question
 
-        asked = [read_question(question, options)]
+        if not options and not trained:
+            raise click.UsageError(
+                "this adapter's examples had options of their own: give the question's with --option, at least two."
+            )
+        asked = [read_question(question, options or trained)]
     else:
-        asked = _read_questions(str(file), skip_mistakes)
+        reading = _reading(
+            question_column, option_columns, answer_column, options or trained, answered=False
+        )
+        asked = _read(str(file), reading, skip_mistakes).questions
+    if options and trained and set(options) != set(trained):
+        told = ", ".join(_one_line(label, 30) for label in trained)
+        click.echo(f"Asked with your own options; the adapter was trained with: {told}", err=True)
     from degaml_kedro.session import AdaptedModel
 
     line = _ProgressLine(quiet=len(asked) < MANY_QUESTIONS or not sys.stderr.isatty())
@@ -457,10 +528,113 @@ def predict(
         before = model.predict_base(asked) if base else None
     finally:
         line.clear()
+    if out is not None:
+        _write_predictions(out, asked, answers)
     if as_json:
         _print_json(_answers_json(asked, answers, before))
+        return
+    if verbose or question is not None:
+        click.echo(_answers_text(asked, answers, before) + "\n")
+    if file is not None:
+        click.echo(_summary_text(asked, answers, before))
+    if out is not None:
+        click.echo(f"{_count(len(asked), 'answer')} with probabilities in {out}.")
+
+
+_WRITERS = (".csv", ".jsonl", ".parquet")
+
+
+def _write_predictions(
+    out: Path, asked: Sequence[Question | Example], answers: Sequence[Answer]
+) -> None:
+    """A row a question: the answer, its probability, and those of all options.
+
+    Raises:
+        ClickException: it cannot be written.
+    """
+    import pandas as pd
+
+    from degaml_kedro.io.atomic import replace_file
+
+    rows = []
+    for one, answer in zip(asked, answers, strict=True):
+        row: dict[str, Any] = {"question": _stem(one), "label": answer.text}
+        gold = _gold(one)
+        if gold is not None:
+            row |= {"answer": one.options[gold], "right": gold == answer.choice}
+        row["probability"] = answer.probabilities[answer.choice]
+        shares = dict(zip(one.options, answer.probabilities, strict=True))
+        rows.append({**row, "probabilities": json.dumps(shares, ensure_ascii=False)})
+    frame = pd.DataFrame(rows)
+    suffix = out.suffix.lower()
+    if suffix == ".csv":
+        content = frame.to_csv(index=False).encode()
+    elif suffix == ".parquet":
+        content = frame.to_parquet(index=False)
     else:
-        click.echo(_answers_text(asked, answers, before))
+        lines = [{**row, "probabilities": json.loads(row["probabilities"])} for row in rows]
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines).encode()
+    try:
+        replace_file(out, lambda file: file.write(content))
+    except OSError as error:
+        raise click.ClickException(f"{out} cannot be written ({error.strerror}).") from None
+
+
+def _summary_text(
+    asked: Sequence[Question | Example], answers: Sequence[Answer], before: Sequence[Answer] | None
+) -> str:
+    """How often each answer was given, and where answers are known, accuracy and what was taken for what."""
+    given = Counter(answer.text for answer in answers)
+    known = [
+        (one.options[gold], answer.text)
+        for one, answer in zip(asked, answers, strict=True)
+        if (gold := _gold(one)) is not None
+    ]
+    names = list(dict.fromkeys(option for one in asked for option in one.options))
+    parts = []
+    if 0 < len(known) < len(asked):
+        parts.append(f"{len(known)} of {len(asked)} questions have an answer to compare with.")
+    for name, said in (("base model", before), ("adapted model", answers)):
+        if (accuracy := _accuracy(asked, said)) is not None:
+            parts.append(f"Accuracy of the {name}: {accuracy.text}")
+    # one set of answers: otherwise nothing would be counted but questions
+    if len(names) <= _MOST_COUNTED and all(len(one.options) == len(names) for one in asked):
+        parts.append("\n" + _table(_counts(names, given, known)))
+    else:
+        parts.append(f"{_count(len(asked), 'question')}; --verbose lists them.")
+    return "\n".join(parts)
+
+
+_MOST_COUNTED = 26
+
+
+def _counts(
+    names: Sequence[str], given: Mapping[str, int], known: Sequence[tuple[str, str]]
+) -> list[list[str]]:
+    """A row a label: how often it was answered, and, where right answers are known, what was answered in its place."""
+    short = [_one_line(name, 16) for name in names]
+    if not known:
+        return [["", "answered"], *([s, str(given[n])] for s, n in zip(short, names, strict=True))]
+    pairs = Counter(known)
+    head = ["right answer \\ answered", *short, "right"]
+    rows = [head]
+    for label, name in zip(short, names, strict=True):
+        total = sum(pairs[name, other] for other in names)
+        cells = [str(pairs[name, other] or "·") for other in names]
+        rows.append([label, *cells, f"{pairs[name, name]} of {total}"])
+    rows.append(["answered in all", *(str(given[name]) for name in names), ""])
+    return rows
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
 
 
 def _check_adapter(folder: Path) -> None:
@@ -499,7 +673,7 @@ def _answers_json(
 def _answers_text(
     asked: Sequence[Question | Example], answers: Sequence[Answer], before: Sequence[Answer] | None
 ) -> str:
-    """Every question with the probability of its options, the chosen one marked; then the accuracy."""
+    """Every question, whether its answer is right, and the probability of its options, the chosen one marked."""
     blocks = []
     for place, (one, answer) in enumerate(zip(asked, answers, strict=True)):
         sides = [answer] if before is None else [before[place], answer]
@@ -512,15 +686,13 @@ def _answers_text(
                 f"{'>' if side.choice == index else ' '} {side.probabilities[index]:5.2f}"
                 for side in sides
             )
-            right = "  right" if index == gold else ""
-            lines.append(f"  {_one_line(option, _WIDTH // 2):<{width}}  {shares}{right}")
-        blocks.append(f"{_one_line(_stem(one), _WIDTH)}\n{heads}" + "\n".join(lines))
-    told = []
-    for name, given in (("base model", before), ("adapted model", answers)):
-        accuracy = _accuracy(asked, given)
-        if accuracy is not None:
-            told.append(f"Accuracy of the {name}: {accuracy.text}")
-    return "\n\n".join([*blocks, *(["\n".join(told)] if told else [])])
+            lines.append(f"  {_one_line(option, _WIDTH // 2):<{width}}  {shares}")
+        verdict = ""
+        if gold is not None:
+            right = answer.choice == gold
+            verdict = "  (right)" if right else f"  (wrong: {_one_line(one.options[gold], 40)})"
+        blocks.append(f"{_one_line(_stem(one), _WIDTH)}{verdict}\n{heads}" + "\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def _accuracy(
@@ -758,21 +930,10 @@ def tasks(write: tuple[str, str] | None, count: int, seed: int, as_json: bool) -
         return
     name, path = write[0], Path(write[1])
     examples, _ = ready_task(name).draw(count, 0, seed)
-    text = "".join(
-        json.dumps(
-            {
-                "question": one.question,
-                "options": list(one.options),
-                "answer": one.options[one.gold],
-            },
-            ensure_ascii=False,
-        )
-        + "\n"
-        for one in examples
-    )
+    text = _as_csv(examples) if path.suffix.lower() == ".csv" else _as_jsonl(examples)
     try:
         # "x": nobody's file is lost, not even one that comes at this moment
-        with path.open("x", encoding="utf-8") as file:
+        with path.open("x", encoding="utf-8", newline="") as file:
             file.write(text)
     except FileExistsError:
         raise click.ClickException(f"{path} is there already; name another file.") from None
@@ -780,6 +941,28 @@ def tasks(write: tuple[str, str] | None, count: int, seed: int, as_json: bool) -
         raise click.ClickException(f"{path} cannot be written ({error.strerror}).") from None
     click.echo(f"{len(examples)} examples of {name} are in {path}. Adapt to them:")
     click.echo(f"  degaml adapt {_argument(path)} --held-out {len(examples) // 3} --out {name}")
+
+
+def _as_jsonl(examples: Sequence[Example]) -> str:
+    records = (
+        {"question": one.question, "options": list(one.options), "answer": one.options[one.gold]}
+        for one in examples
+    )
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def _as_csv(examples: Sequence[Example]) -> str:
+    """Texts with labels where all examples have one set of answers, else questions with their options."""
+    from degaml_kedro.tasks.example import shares_options
+
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    closed = shares_options(examples)
+    writer.writerow(["text", "label"] if closed else ["question", "options", "answer"])
+    for one in examples:
+        options = [] if closed else [json.dumps(one.options, ensure_ascii=False)]
+        writer.writerow([one.question, *options, one.options[one.gold]])
+    return file.getvalue()
 
 
 @main.command(
@@ -812,59 +995,38 @@ def base_model(
 # --- files ----------------------------------------------------------------------------------------
 
 
-def _read_data(file: str) -> tuple[bytes, str]:
-    """A file's bytes, no more than may be read, and its name; those of standard input for ``-``."""
-    from degaml_kedro.tasks.pasted import MAX_BYTES
+def _read(file: str, reading: Reading, skip_mistakes: bool) -> Pasted:
+    """What a file, or standard input for ``-``, holds; mistakes are named line by line.
+
+    Raises:
+        RecordError: it cannot be read at all.
+        ClickException: there are mistakes and they are not to be skipped, or there is nothing but mistakes.
+    """
+    from degaml_kedro.tasks.pasted import MAX_BYTES, read_data, read_file
 
     if file == "-":
         if sys.stdin.isatty():
             click.echo("Reading examples from the terminal; Ctrl-D ends them.", err=True)
-        return sys.stdin.buffer.read(MAX_BYTES + 1), ""
-    try:
-        with Path(file).open("rb") as stream:
-            return stream.read(MAX_BYTES + 1), Path(file).name
-    except OSError as error:
-        raise click.ClickException(f"{file} cannot be read ({error.strerror}).") from None
-
-
-def _read_examples(file: str, skip_mistakes: bool) -> list[Example]:
-    data, name = _read_data(file)
-    return _examples_of(data, name, skip_mistakes)
-
-
-def _read_questions(file: str, skip_mistakes: bool) -> Sequence[Question | Example]:
-    """With their answers where the file has them."""
-    from degaml_kedro.tasks.unanswered import read_unanswered
-
-    data, name = _read_data(file)
-    unanswered = read_unanswered(data, name)
-    return _examples_of(data, name, skip_mistakes) if unanswered is None else unanswered
-
-
-def _examples_of(data: bytes, name: str, skip_mistakes: bool) -> list[Example]:
-    """The examples; mistakes are named line by line.
-
-    Raises:
-        PastedError: it cannot be read at all.
-        ClickException: there are mistakes and they are not to be skipped, or there is nothing but mistakes.
-    """
-    from degaml_kedro.tasks.pasted import read_data
-
-    pasted = read_data(data, name)
-    mistakes, examples = pasted.mistakes, list(pasted.examples)
+        pasted = read_data(sys.stdin.buffer.read(MAX_BYTES + 1), "", reading)
+    else:
+        pasted = read_file(Path(file), reading)
+    mistakes, good = pasted.mistakes, len(pasted.questions)
     for row in mistakes[:MISTAKES_SHOWN]:
         click.echo(printable(str(row.mistake)), err=True)
     if len(mistakes) > MISTAKES_SHOWN:
         click.echo(f"… and {len(mistakes) - MISTAKES_SHOWN} more", err=True)
-    what = name or "standard input"
-    if not examples:
+    what = "standard input" if file == "-" else Path(file).name
+    if not good:
         raise click.ClickException(f"{what} has no example that could be read; correct it there.")
     if mistakes and not skip_mistakes:
         raise click.ClickException(
-            f"{what}: {_count(len(mistakes), 'mistake')} beside {_count(len(examples), 'example')}; "
+            f"{what}: {_count(len(mistakes), 'mistake')} beside {_count(good, 'example')}; "
             f"correct them, or go on without them with --skip-mistakes."
         )
-    return examples
+    if pasted.unread:
+        names = ", ".join(f"'{_one_line(name, 30)}'" for name in pasted.unread)
+        click.echo(f"{what}: not read: {names}", err=True)
+    return pasted
 
 
 # --- texts ----------------------------------------------------------------------------------------

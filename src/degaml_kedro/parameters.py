@@ -581,15 +581,14 @@ class SuiteSource(Parameters):
 
 
 class FileSource(Parameters):
-    """A JSON, JSONL or CSV file, or a folder holding one file per split."""
+    """A JSON, JSONL, CSV, TSV or Parquet file, or a folder holding one file per split."""
 
     kind: Literal["file"]
     path: str
-    # None: found from the columns. "messages" is {"prompt","response","system"}.
-    layout: Literal["messages", "columns"] | None = None
-    question: str = "question"
-    options: str | tuple[str, ...] = "options"
-    answer: str = "answer"
+    # keys of the question, of the options (one, or one an option) and of the answer; None for the usual names
+    question: str | None = None
+    options: str | tuple[str, ...] | None = None
+    answer: str | None = None
     # one file per split in a folder or through "{split}" in the path; None for a single file
     split_files: dict[str, str] | None = None
     # a prompt that two splits share: refused, or kept where it is tested on

@@ -61,7 +61,8 @@ from degaml_kedro.strategies.generated import (
 )
 from degaml_kedro.strategies.state import AdaptedState
 from degaml_kedro.strategies.workbench import Interruption, Meter, OutOfTimeError, Workbench
-from degaml_kedro.tasks.example import Example, Question
+from degaml_kedro.tasks.example import Example, Question, shares_options
+from degaml_kedro.tasks.pasted import read_question
 
 __all__ = [
     "Accuracy",
@@ -304,7 +305,8 @@ class Session:
             )
         tracker.stage("done", "Done")
         lean = replace(bench, draw=None, interrupted=None, meter=Meter())
-        return AdaptedModel(lean, state, settings, tracker.report)
+        labels = support[0].options if shares_options(support) else ()
+        return AdaptedModel(lean, state, settings, tracker.report, labels)
 
     def _carried_out(self, carried: CarriedOut, report: Report) -> dict[str, Any]:
         """What the report says of what was done, which may be less than what was chosen."""
@@ -454,10 +456,17 @@ class AdaptedModel:
     Attributes:
         state: adapters, examples in the prompt, how they answer together, and the vector δ.
         report: how it came about.
+        labels: the answers that all examples shared, in order: a question without options is asked with them. Empty
+            where examples had options of their own.
     """
 
     def __init__(
-        self, bench: Workbench, state: AdaptedState, settings: AnswerSettings, report: Report
+        self,
+        bench: Workbench,
+        state: AdaptedState,
+        settings: AnswerSettings,
+        report: Report,
+        labels: tuple[str, ...] = (),
     ) -> None:
         """Put together what :meth:`Session.adapt` made.
 
@@ -466,8 +475,9 @@ class AdaptedModel:
             state: who answers.
             settings: what answers depend on besides.
             report: how it came about.
+            labels: the answers that all examples shared.
         """
-        self.state, self.report = state, report
+        self.state, self.report, self.labels = state, report, labels
         self._bench, self._settings = bench, settings
 
     @classmethod
@@ -498,7 +508,7 @@ class AdaptedModel:
         check_widths(saved, Path(folder), base)
         embed = question_embedder(settings.encoder)
         bench = Workbench(base, settings.prompt, settings.scoring, embed=embed)
-        return cls(bench, saved.state, settings, saved.report)
+        return cls(bench, saved.state, settings, saved.report, saved.labels)
 
     @property
     def base_model(self) -> str:
@@ -506,37 +516,45 @@ class AdaptedModel:
         return self._bench.base.name
 
     def predict(
-        self, questions: Sequence[Question | Example], *, cancel: threading.Event | None = None
+        self,
+        questions: str | Sequence[str | Question | Example],
+        *,
+        cancel: threading.Event | None = None,
     ) -> list[Answer]:
         """Answer questions.
 
         Args:
-            questions: with their options.
+            questions: with their options; a text alone is asked with ``labels``.
             cancel: set it in another thread to stop.
 
         Raises:
+            SessionError: a question is a text, and there are no ``labels``.
             PromptError: a question is longer than the model's context.
             AdaptationCancelled: ``cancel`` was set.
         """
-        plain = _plain(questions)
+        plain = self._plain(questions)
         with _cancellable():
             found = answer_questions(self._asked(cancel), self.state, plain).scores[0]
         return [_answer(one, scores) for one, scores in zip(plain, found, strict=True)]
 
     def predict_base(
-        self, questions: Sequence[Question | Example], *, cancel: threading.Event | None = None
+        self,
+        questions: str | Sequence[str | Question | Example],
+        *,
+        cancel: threading.Event | None = None,
     ) -> list[Answer]:
         """What the base model answers without the adaptation, for side by side.
 
         Args:
-            questions: with their options.
+            questions: with their options; a text alone is asked with ``labels``.
             cancel: set it in another thread to stop.
 
         Raises:
+            SessionError: a question is a text, and there are no ``labels``.
             PromptError: a question is longer than the model's context.
             AdaptationCancelled: ``cancel`` was set.
         """
-        return _ask(self._bench.base, self._settings, questions, cancel)
+        return _ask(self._bench.base, self._settings, self._plain(questions), cancel)
 
     def score(
         self,
@@ -577,12 +595,33 @@ class AdaptedModel:
             SavedError: something else is in the folder, or it cannot be written.
         """
         path, base = Path(folder).expanduser(), self._bench.base
-        save_adaptation(path, self.state, self._settings, base.name, base.fingerprint, self.report)
+        save_adaptation(
+            path,
+            self.state,
+            self._settings,
+            base.name,
+            base.fingerprint,
+            self.report,
+            self.labels,
+        )
         return path
 
     def explain(self) -> str:
         """Why this strategy: where the task stood, what was proposed, what it scored, and what was done."""
         return explain(self.report)
+
+    def _plain(self, questions: str | Sequence[str | Question | Example]) -> list[Question]:
+        """Questions without answers, texts with the adaptation's own set of answers."""
+        given = [questions] if isinstance(questions, str) else questions
+        return _plain(self._with_labels(one) if isinstance(one, str) else one for one in given)
+
+    def _with_labels(self, text: str) -> Question:
+        if not self.labels:
+            raise SessionError(
+                f"{text[:80]!r} has no options, and the examples that this was adapted to had options of their own: "
+                f"tasks.pasted.read_question makes a question of a text and options"
+            )
+        return read_question(text, self.labels)
 
     def _asked(self, cancel: threading.Event | None) -> Workbench:
         # a meter of its own: several threads may ask

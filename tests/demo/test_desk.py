@@ -65,11 +65,20 @@ def test_from_examples_to_answers(desk):
     assert sum(adapted.probabilities) == pytest.approx(1)
     with pytest.raises(UnknownModelError):
         desk.ask("b", kept.id, "Which?", ["May", "June"])
+    # the examples shared one set of answers
+    assert desk.ask("a", kept.id, "Which?", [])[0].options == kept.model.labels
+    assert len(kept.model.labels) == 12
     archive = desk.archive("a", kept.id)
     assert archive.is_file()
     desk.leave("a")
     assert not archive.exists()
     assert desk.visitors.models == 0
+
+
+def test_without_one_set_of_answers_a_question_needs_options(desk):
+    kept, _ = adapt(desk, "own", "What comes? | May* | June\nWhat went? | July | August*")
+    with pytest.raises(DemoError, match="needs some, too"):
+        desk.ask("own", kept.id, "Which?", [])
 
 
 def test_the_first_pair_that_can_be_loaded_is_the_first_on_offer(desk, caplog):

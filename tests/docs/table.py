@@ -21,7 +21,7 @@ LITERALLY = (
     "degaml --help",
     "degaml tasks",
     "degaml tasks --write tenant_desks messages.jsonl",
-    'degaml predict desks --question "Water is dripping from my ceiling" --option bell --option roof --base',
+    'degaml predict desks --question "Water is dripping from my ceiling" --base',
     "degaml predict desks messages.jsonl --base",
     "degaml info desks",
     "degaml info",
@@ -53,6 +53,13 @@ INSTEAD: dict[str, tuple[str, ...]] = {
     "kedro run --env my_model": ("kedro run --env my_model --pipelines tasks",),
     "degaml adapt messages.jsonl --held-out 10 --out desks": (
         "degaml adapt messages.jsonl --held-out 10 --out desks --pair data/smoke --force",
+    ),
+    "degaml adapt support.csv --out desks": (
+        "degaml tasks --write tenant_desks support.csv",
+        "degaml adapt support.csv --out desks --pair data/smoke --force",
+    ),
+    "degaml predict desks new.csv --out predictions.csv": (
+        "degaml predict desks messages.jsonl --out predictions.csv",
     ),
     "degaml adapt pets.csv --held-out 4 --out pets": (
         "degaml adapt pets.csv --held-out 4 --out pets --pair data/smoke --force",

@@ -283,7 +283,7 @@ def test_a_file_of_labels_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(LabelFileError, match="no column 'intent'"):
         read(write(tmp_path, "csv"), label="intent")
     (tmp_path / "texts.docx").write_text("x")
-    with pytest.raises(LabelFileError, match="use .csv"):
+    with pytest.raises(LabelFileError, match="convert it to .json"):
         read(tmp_path / "texts.docx")
     (tmp_path / "broken.json").write_text("[{")
     with pytest.raises(LabelFileError, match="cannot be read"):

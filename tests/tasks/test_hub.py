@@ -324,7 +324,7 @@ def test_rows_that_do_not_fit(tmp_path, mapping, row, message):
 
 def test_damaged_parquet_is_named(tmp_path):
     (tmp_path / "validation.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(HubError, match=r"validation\.parquet' is not a whole Parquet file"):
+    with pytest.raises(HubError, match=r"validation\.parquet is not a whole Parquet file"):
         load_hub(source("arc", tmp_path), "t")
 
 

@@ -43,30 +43,32 @@ def test_every_layout_gives_the_same_questions(name):
         ("a.jsonl", '{"question": "What?", "options": ["a", "b"], "answer": "a"}'),
         ("a.json", '[{"prompt": "What?\\nA: a\\nB: b", "response": "[A]"}]'),
         ("a.csv", "question,options,answer\nWhat?,a|b,a\n"),
-        # and what is neither
-        ("", ""),
-        ("", "What comes?"),
-        ("a.json", '[{"question": "What?"'),
-        ("a.json", "[" * 100_000),
-        ("a.json", "[1, 2]"),
-        ("a.csv", 'question,options\n"What?,a|b\n'),
-        ("a.csv", "question,options\nWhat?,a|b,c\n"),
     ],
 )
-def test_what_has_answers_or_cannot_be_read_is_for_the_other_reader(name, text):
+def test_what_has_answers_is_not_unanswered(name, text):
     assert read_unanswered(text.encode(), name) is None
 
 
-@pytest.mark.parametrize("data", [b"\xff\xfe", b"a | b\0 | c", b"a | b | c\n" * MAX_BYTES])
-def test_what_is_no_short_text_is_for_the_other_reader(data):
-    assert read_unanswered(data) is None
-
-
-def test_a_question_that_is_none_is_named_by_its_line():
-    with pytest.raises(PastedError, match=r"Line 3: .*comes twice"):
-        read_unanswered(b"What comes? | April | May\n\nWhat went? | June | June\n")
-    with pytest.raises(PastedError, match="2,001 questions"):
-        read_unanswered(b"Is it? | yes | no\n" * 2001)
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("", b"", "is empty"),
+        ("", b"What comes?", "Line 1: there are no options"),
+        ("a.json", b'[{"question": "What?"', "cut off"),
+        ("a.json", b"[" * 100_000, "nested too deeply"),
+        ("a.json", b"[1, 2]", "expected an object"),
+        ("a.csv", b'question,options\n"What?,a|b\n', "a quote is opened"),
+        ("a.csv", b"question,options\nWhat?,a|b,c\n", "3 field.s. where the header has 2"),
+        ("", b"\xff\xfe", "is empty"),
+        ("", b"a | b\0 | c", "binary"),
+        ("", b"a | b | c\n" * MAX_BYTES, "larger than"),
+        ("", b"What comes? | April | May\n\nWhat went? | June | June\n", "Line 3: .*comes twice"),
+        ("", b"Is it? | yes | no\n" * 2001, "more than 2,000"),
+    ],
+)
+def test_what_cannot_be_read_is_named(name, data, message):
+    with pytest.raises(PastedError, match=message):
+        read_unanswered(data, name)
 
 
 @given(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 ABOUT_FILE = "degaml.json"
@@ -36,3 +37,18 @@ def why_not_ours(folder: Path) -> str | None:
         return f"it is no saved adaptation (it has no {ABOUT_FILE})"
     foreign = sorted(names.difference(CONTENTS))
     return f"it holds '{foreign[0]}', which is no part of a saved adaptation" if foreign else None
+
+
+def trained_labels(folder: Path) -> tuple[str, ...]:
+    """The answers that a saved adaptation's examples shared, without loading it; none where they shared none.
+
+    Args:
+        folder: where it is; what is wrong with it is for whoever loads it to say.
+    """
+    try:
+        content = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+        labels = content.get("labels", ())
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return ()
+    known = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    return tuple(labels) if known else ()

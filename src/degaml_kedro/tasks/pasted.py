@@ -1,7 +1,6 @@
-"""Examples as people paste them: plain text, JSON, JSONL or CSV, with the mistakes marked by line.
+"""Questions as people have them, in a file or pasted: every record by itself, with the mistakes marked by line.
 
-Files of a task are read strictly (``tasks/files.py``): the first oddity is an error. Here every record is read by
-itself, and one that is wrong becomes a row with its mistake beside the right ones. Plain text has three forms::
+Plain text has these forms (GIFT and Aiken, in which quizzes are kept, are read too)::
 
     # the options are all the answers that occur
     What month comes after March? => April
@@ -13,30 +12,54 @@ itself, and one that is wrong becomes a row with its mistake beside the right on
     A: May
     B: April
     Answer: B
+
+What keys and columns are called in JSON, JSON Lines, CSV, TSV and Parquet is in :mod:`~degaml_kedro.tasks.records`.
+Answers may be missing, where questions are to be asked.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Literal
 
-from degaml_kedro.tasks.example import MAX_OPTIONS, Example, Question, shorten
-from degaml_kedro.tasks.pasting.csv_text import csv_header, csv_records
-from degaml_kedro.tasks.pasting.json_text import json_records, jsonl_records
-from degaml_kedro.tasks.pasting.keyed import ANSWERS, QUESTIONS, plain_key
-from degaml_kedro.tasks.pasting.plain import text_records
-from degaml_kedro.tasks.pasting.record import (
-    MAX_FIELD,
-    PastedError,
-    Record,
-    Unlisted,
-    made,
-    printable,
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.tasks.example import (
+    MAX_OPTIONS,
+    TRUE_FALSE,
+    Example,
+    Question,
+    make_true_false_example,
+    shorten,
 )
+from degaml_kedro.tasks.file_records import (
+    LAYOUTS,
+    Raw,
+    decode_text,
+    layout_of,
+    parquet_records,
+    raw_records,
+    with_line_feeds,
+)
+from degaml_kedro.tasks.records import (
+    EXAMPLES,
+    MAX_FIELD,
+    Found,
+    Reading,
+    Record,
+    RecordError,
+    check_field,
+    check_repeats,
+    found_at,
+    made,
+    made_question,
+    named_option,
+    plain_text,
+    printable,
+    read_record,
+)
+from degaml_kedro.tasks.text import text_records
 
 __all__ = [
     "MAX_BYTES",
@@ -46,58 +69,56 @@ __all__ = [
     "Pasted",
     "PastedError",
     "PastedRow",
+    "Reading",
     "read_data",
     "read_file",
     "read_pasted",
     "read_question",
+    "read_rows",
 ]
 
 MAX_BYTES = 1 << 20
 MAX_ROWS = 2000
 MAX_SHOWN = 200
 _MAX_MESSAGE = 500
+_MAX_UNREAD = 20
 
-Layout = Literal["text", "json", "jsonl", "csv"]
-
-_LAYOUTS: dict[str, Layout] = {
-    ".txt": "text",
-    ".md": "text",
-    ".json": "json",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "csv",
-}
+# the name that other programs know
+PastedError = RecordError
 
 
 @dataclass(frozen=True)
 class PastedRow:
-    """One record of a pasted text.
+    """One record.
 
     Attributes:
-        line: The line it begins at, from 1.
-        shown: What stands there, on one line and cut to 200 characters.
-        example: What it was read as; None for a mistake.
-        mistake: What is wrong, and the way out; None for an example.
+        line: the line it begins at, from 1.
+        shown: what stands there, on one line and cut to 200 characters.
+        example: what it was read as; None for a mistake, and for a question without its answer.
+        mistake: what is wrong, and the way out; else None.
+        question: the question, answered or not; None for a mistake.
     """
 
     line: int
     shown: str
     example: Example | None
     mistake: str | None
+    question: Question | None = None
 
 
 @dataclass(frozen=True)
 class Pasted:
-    """A pasted text, read.
+    """A text, read.
 
     Attributes:
-        layout: What it was read as.
-        rows: Its records in order.
+        layout: ``text``, ``json``, ``jsonl``, ``csv`` or ``parquet``.
+        rows: its records in order.
+        unread: keys that have no meaning here, each once.
     """
 
-    layout: Layout
+    layout: str
     rows: tuple[PastedRow, ...]
+    unread: tuple[str, ...] = ()
 
     @property
     def examples(self) -> tuple[Example, ...]:
@@ -105,72 +126,90 @@ class Pasted:
         return tuple(row.example for row in self.rows if row.example is not None)
 
     @property
+    def questions(self) -> tuple[Question | Example, ...]:
+        """All that can be asked, in order; with its answer where there is one."""
+        return tuple(row.example or row.question for row in self.rows if row.question is not None)
+
+    @property
     def mistakes(self) -> tuple[PastedRow, ...]:
-        """The rows that are no examples."""
+        """The rows that are neither."""
         return tuple(row for row in self.rows if row.mistake is not None)
 
 
-def read_file(path: Path) -> Pasted:
-    """Read a file of examples; its suffix decides the layout.
+def read_file(
+    path: Path,
+    reading: Reading = EXAMPLES,
+) -> Pasted:
+    """Read a file of examples or questions; its suffix decides the layout.
+
+    Args:
+        path: of the file.
+        reading: what keys are called, and whether answers may be missing.
 
     Raises:
-        PastedError: The file cannot be read, or see ``read_data``.
+        RecordError: the file cannot be read, or see ``read_pasted``.
     """
     try:
+        if path.suffix.lower() == ".parquet" and path.is_file():
+            records = parquet_records(path, MAX_ROWS + 1)
+            return read_rows(records, "parquet", f"The file {path}", reading)
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise PastedError(
+        raise RecordError(
             f"The file '{path}' cannot be read ({reason}); check its path and permissions."
         ) from error
-    return read_data(data, path.name)
+    return read_data(data, path.name, reading)
 
 
-def read_data(data: bytes, name: str) -> Pasted:
+def read_data(
+    data: bytes,
+    name: str,
+    reading: Reading = EXAMPLES,
+) -> Pasted:
     """Read what a file holds.
 
     Args:
-        data: Its bytes.
-        name: Its name, whose suffix decides the layout.
+        data: its bytes.
+        name: its name, whose suffix decides the layout.
+        reading: what keys are called, and whether answers may be missing.
 
     Raises:
-        PastedError: It is too large, binary or not UTF-8, or see ``read_pasted``.
+        RecordError: it is too large, binary or in another encoding, or see ``read_pasted``.
     """
     called = _called(name)
     if len(data) > MAX_BYTES:
-        raise PastedError(_too_large(called))
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise PastedError(f"{called} is UTF-16; save it as UTF-8.")
-    if b"\0" in data:
-        raise PastedError(_binary(called, data.count(b"\n", 0, data.index(b"\0")) + 1))
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise PastedError(
-            f"{called}, line {line}: byte 0x{data[error.start]:02X} is not UTF-8; save the file as UTF-8, or as "
-            "CSV, JSON, JSONL or plain text if it is none of these."
-        ) from error
-    return read_pasted(text, name)
+        raise RecordError(_too_large(called))
+    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if not wide and b"\0" in data:
+        raise RecordError(_binary(called, data.count(b"\n", 0, data.index(b"\0")) + 1))
+    text = decode_text(data, called)
+    return read_pasted(text, name, reading)
 
 
-def read_pasted(text: str, name: str = "") -> Pasted:
-    r"""Read examples from a text.
+def read_pasted(
+    text: str,
+    name: str = "",
+    reading: Reading = EXAMPLES,
+) -> Pasted:
+    r"""Read examples, or questions, from a text.
 
-    Records without options of their own are given all the answers of such records as options, in the order in which
-    they first occur. Everything is kept as it is written, apart from line ends and blanks around a field.
+    Records without options of their own are given ``reading.labels``, or all the answers of such records as options, in
+    the order in which they first occur. Everything is kept as it is written, apart from line ends and blanks around a
+    field.
 
     Args:
-        text: The text: plain, JSON, JSONL or CSV with a header.
-        name: The name of the file that it comes from, whose suffix decides the layout; without a known one the
-            layout is found from the text.
+        text: plain, JSON, JSON Lines, CSV or TSV.
+        name: of the file that it comes from, whose suffix decides the layout; without a known one the layout is found
+            from the text.
+        reading: what keys are called, and whether answers may be missing.
 
     Returns:
         The records in order, examples and mistakes.
 
     Raises:
-        PastedError: The text is empty, too large or binary, has too many records, or its layout cannot be read at
+        RecordError: the text is empty, too large or binary, has too many records, or its layout cannot be read at
             all; or no record has options of its own, and their answers are fewer than 2 or more than 26.
 
     Example:
@@ -181,49 +220,89 @@ def read_pasted(text: str, name: str = "") -> Pasted:
         [3]
     """
     called = _called(name)
-    # The length is looked at first: a text of gigabytes is not encoded to be measured.
+    # the length is looked at first: a text of gigabytes is not encoded to be measured
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        raise PastedError(_too_large(called))
+        raise RecordError(_too_large(called))
     if "\0" in text:
-        raise PastedError(_binary(called, text.count("\n", 0, text.index("\0")) + 1))
-    text = _with_line_feeds(text.removeprefix("\ufeff"))
+        raise RecordError(_binary(called, text.count("\n", 0, text.index("\0")) + 1))
+    text = with_line_feeds(text.removeprefix("\ufeff"))
     if not text.strip():
-        raise PastedError(f"{called} is empty; write at least two examples. {_FORMS}")
-
-    suffix = PurePath(name).suffix.lower()
-    layout = _LAYOUTS.get(suffix) or _layout_of(text)
-    readers: dict[Layout, Callable[[str, str], Iterator[Record]]] = {
-        "text": text_records,
-        "json": json_records,
-        "jsonl": jsonl_records,
-        "csv": csv_records,
-    }
-    records = list(itertools.islice(readers[layout](text, called), MAX_ROWS + 1))
-    if len(records) > MAX_ROWS:
-        raise PastedError(
-            f"{called} has more than {MAX_ROWS:,} examples; keep at most {MAX_ROWS:,} of them."
+        raise RecordError(f"{called} is empty; write at least two examples. {_FORMS}")
+    layout = LAYOUTS.get(PurePath(name).suffix.lower()) or layout_of(text)
+    if layout == "parquet":
+        raise RecordError(
+            f"{called} is no text; Parquet is read by `degaml`, from a file of your own."
         )
-    if not records:
-        raise PastedError(f"{called} has no examples; write at least two. {_FORMS}")
-    return Pasted(layout, tuple(_rows(records)))
+    records: Iterator[Record | Raw] = (
+        text_records(text, called)
+        if layout == "text"
+        else raw_records(text, layout, called, reading)
+    )
+    return read_rows(records, layout, called, reading)
+
+
+def read_rows(
+    records: Iterator[Record | Raw],
+    layout: str,
+    called: str,
+    reading: Reading = EXAMPLES,
+    most: int | None = MAX_ROWS,
+    repeats: bool = False,
+) -> Pasted:
+    """Records with what only the whole file can tell: options, what numbers are counted from, contradictions.
+
+    Args:
+        records: as they were found.
+        layout: what they were found in.
+        called: how messages call the file.
+        reading: what keys are called, and whether answers may be missing.
+        most: records at most; None for no bound.
+        repeats: a prompt may list an option twice, as some of published benchmarks do.
+
+    Raises:
+        RecordError: there are none or too many, or their answers cannot be their options.
+    """
+    found = [_read(record, reading) for record in itertools.islice(records, most and most + 1)]
+    if most is not None and len(found) > most:
+        raise RecordError(
+            f"{called} has more than {most:,} examples; keep at most {most:,} of them."
+        )
+    if not found:
+        raise RecordError(f"{called} has no examples; write at least two. {_FORMS}")
+    unread = dict.fromkeys(key for record in found for key in record.unread)
+    rows = _Rows(found, layout, reading, repeats)
+    return Pasted(layout, tuple(rows.read()), tuple(itertools.islice(unread, _MAX_UNREAD)))
+
+
+def _read(record: Record | Raw, reading: Reading) -> Record:
+    if isinstance(record, Record):
+        return record
+    line, raw, given = record
+    if isinstance(given, str):
+        return Record(line, raw, given)
+    return found_at(line, raw, lambda: read_record(given, f"Line {line}", reading))
 
 
 def read_question(text: str, options: Sequence[str]) -> Question:
     """A question of one's own, with its options.
 
     Args:
-        text: The question.
-        options: The option texts; blank ones are left out.
+        text: the question.
+        options: the option texts; blank ones are left out.
 
     Raises:
-        PastedError: The question is blank or too long, an option comes twice, or there are fewer than 2 or more
+        RecordError: the question is blank or too long, an option comes twice, or there are fewer than 2 or more
             than 26.
     """
-    question = _with_line_feeds(text).strip()
-    texts = [option for given in options if (option := _with_line_feeds(given).strip())]
+    question = with_line_feeds(text).strip()
+    texts = [option for given in options if (option := with_line_feeds(given).strip())]
     if not question:
-        raise PastedError("The question is blank; write one.")
-    return Question.of(made(question, texts, 0, "", "The question"))
+        raise RecordError("The question is blank; write one.")
+    if tuple(texts) == TRUE_FALSE:
+        check_field(question, "The question: the question")
+        return Question.of(make_true_false_example(question, True))
+    check_repeats(texts, "The question")
+    return made_question(question, texts, "", "The question")
 
 
 _FORMS = "Forms: 'question => answer', or 'question | wrong option | right option*'."
@@ -247,12 +326,8 @@ def _binary(called: str, line: int) -> str:
     )
 
 
-def _with_line_feeds(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
 def _on_one_line(text: str, width: int) -> str:
-    # Blanks may shrink to nothing, so a little more than the width is looked at; all of it would be slow.
+    # blanks may shrink to nothing, so a little more than the width is looked at; all of it would be slow
     flat = printable(" ".join(text[: 10 * width].split()))
     return flat if len(flat) <= width else f"{flat[: width - 1]}…"
 
@@ -260,30 +335,103 @@ def _on_one_line(text: str, width: int) -> str:
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def _rows(records: Sequence[Record]) -> Iterator[PastedRow]:
+class _Rows:
     """Rows for people: records without options are given them, and contradictions are found."""
-    answers = list(
-        dict.fromkeys(r.content.answer for r in records if isinstance(r.content, Unlisted))
-    )
-    unfit = _unfit(answers)
-    if unfit and all(isinstance(record.content, Unlisted) for record in records):
-        raise PastedError(unfit)
-    first: dict[str, tuple[int, Example]] = {}
-    for record in records:
-        content, where = record.content, f"Line {record.line}"
-        if isinstance(content, Unlisted):
-            alone = f"{where} has no options of its own. {unfit}"
-            content = alone if unfit else _listing(content, answers, where)
-        if isinstance(content, Example):
-            line, other = first.setdefault(content.prompt, (record.line, content))
-            if other.gold != content.gold:
-                right = shorten(other.options[other.gold])
-                content = f"{where}: the same question has the answer {right} in line {line}; keep the right one."
-        shown = _on_one_line(record.raw, MAX_SHOWN)
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        layout: str,
+        reading: Reading,
+        repeats: bool,
+    ) -> None:
+        self._records, self._layout = records, layout
+        self._answered, self._repeats = reading.answered, repeats
+        contents = [r.content for r in records if isinstance(r.content, Found)]
+        self._bases = _counted_from(contents)
+        # answers that read the same are one, written as they first are
+        answers: dict[str, str] = {}
+        open_answers = (str(c.answer) for c in contents if not c.options and c.answer is not None)
+        for text in reading.labels or open_answers:
+            answers.setdefault(plain_text(text), text.strip())
+        self._answers = answers
+        self._unfit = _unfit(list(answers.values()))
+        alone = all(c.options is None and c.answer is not None for c in contents)
+        if self._unfit and alone and len(contents) == len(records):
+            raise RecordError(self._unfit)
+
+    def read(self) -> Iterator[PastedRow]:
+        first: dict[str, tuple[int, Example]] = {}
+        for record in self._records:
+            where, shown = f"Line {record.line}", _on_one_line(record.raw, MAX_SHOWN)
+            try:
+                one = self._finished(record, where)
+                if isinstance(one, Example):
+                    line, other = first.setdefault(one.prompt, (record.line, one))
+                    if other.gold != one.gold:
+                        right = shorten(other.options[other.gold])
+                        raise RecordError(
+                            f"{where}: the same question has the answer {right} in line {line}; keep the right one."
+                        )
+            except DegamlError as error:
+                yield PastedRow(record.line, shown, None, _on_one_line(str(error), _MAX_MESSAGE))
+            else:
+                example = one if isinstance(one, Example) else None
+                question = Question.of(one) if isinstance(one, Example) else one
+                yield PastedRow(record.line, shown, example, None, question)
+
+    def _finished(self, record: Record, where: str) -> Example | Question:
+        content = record.content
         if isinstance(content, str):
-            yield PastedRow(record.line, shown, None, _on_one_line(content, _MAX_MESSAGE))
+            raise RecordError(content)
+        if isinstance(content, Found):
+            content = self._with_options(content, where)
+        elif not self._repeats:
+            check_repeats(content.options, where)
+        if isinstance(content, Question) and self._answered:
+            raise RecordError(
+                f"{where}: no option has a star; put a star after the right option, and after no other."
+                if self._layout == "text"
+                else f"{where}: the answer is blank or missing; give it a text."
+            )
+        return content
+
+    def _with_options(self, found: Found, where: str) -> Example | Question:
+        options = found.options
+        if options is None:
+            if found.answer is None and (self._answered or not self._answers):
+                raise RecordError(_no_answer(self._layout, self._answered, where))
+            if self._unfit:
+                raise RecordError(f"{where} has no options of its own. {self._unfit}")
+            options = tuple(self._answers.values())
+            if found.answer is not None and plain_text(str(found.answer)) not in self._answers:
+                raise RecordError(
+                    f"{where}: the answer {shorten(str(found.answer))} is none of {', '.join(map(shorten, options))}."
+                )
         else:
-            yield PastedRow(record.line, shown, content, None)
+            check_repeats(options, where)
+        if found.options is None and set(options) == set(TRUE_FALSE):
+            one = make_true_false_example(found.question, str(found.answer) == "True", found.system)
+            return Question.of(one) if found.answer is None else one
+        if found.answer is None:
+            return made_question(found.question, options, found.system, where)
+        if found.options is not None:
+            made_question(found.question, options, found.system, where)
+            gold = named_option(found, self._bases[_kind_of(found)], where)
+        else:
+            gold = list(self._answers).index(plain_text(str(found.answer)))
+        return made(found.question, options, gold, found.system, where)
+
+
+def _no_answer(layout: str, answered: bool, where: str) -> str:
+    if not answered:
+        return f"{where}: there are no options; give them, as in 'question | option | option'."
+    if layout == "text":
+        return (
+            f"{where}: there is no answer; write 'question => answer', or options as 'question | wrong option | right "
+            "option*'."
+        )
+    return f"{where}: the answer is blank or missing; give it a text."
 
 
 def _unfit(answers: Sequence[str]) -> str | None:
@@ -299,25 +447,34 @@ def _unfit(answers: Sequence[str]) -> str | None:
     return None
 
 
-def _listing(given: Unlisted, answers: Sequence[str], where: str) -> Example | str:
-    gold = answers.index(given.answer)
-    try:
-        return made(given.question, answers, gold, given.system, where)
-    except PastedError as error:
-        return str(error)
+_Kind = tuple[int | None, bool]
 
 
-# --- layouts --------------------------------------------------------------------------------------
-
-_LOOKS_LIKE_LIST = re.compile(r"\s*\[\s*(?:[\[{\]]|\Z)")
-_LOOKS_LIKE_OBJECT = re.compile(r"\s*\{\s*(?:[\"}]|\Z)")
+def _kind_of(found: Found) -> _Kind:
+    return found.counted_from, found.lettered
 
 
-def _layout_of(text: str) -> Layout:
-    if _LOOKS_LIKE_LIST.match(text):
-        return "json"
-    if _LOOKS_LIKE_OBJECT.match(text):
-        return "jsonl"
-    header, _ = csv_header(text.split("\n"))
-    names = {plain_key(name) for name in header}
-    return "csv" if names.intersection(QUESTIONS) and names.intersection(ANSWERS) else "text"
+def _counted_from(contents: Iterable[Found]) -> dict[_Kind, int | None]:
+    """What numbers are counted from, for each way that options have names; None where the file does not tell.
+
+    Columns that are numbered say it, and lists are counted from 0; where the file's answers contradict that, nothing
+    is certain. Of columns with letters the answers alone can say it: a 0 or a number as large as there are options.
+    """
+    numbers: dict[_Kind, list[tuple[int, int]]] = {}
+    for content in contents:
+        if content.options is not None:
+            known = numbers.setdefault(_kind_of(content), [])
+            if content.number is not None:
+                known.append((content.number, len(content.options)))
+    bases: dict[_Kind, int | None] = {}
+    for kind, known in numbers.items():
+        zero = any(number == 0 for number, _ in known)
+        top = any(number == count for number, count in known)
+        first, lettered = kind
+        if lettered and zero != top:
+            bases[kind] = 0 if zero else 1
+        elif lettered or (first == 1 and zero) or (first != 1 and top and not zero):
+            bases[kind] = None
+        else:
+            bases[kind] = first or 0
+    return bases

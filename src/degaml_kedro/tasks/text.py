@@ -1,13 +1,33 @@
-"""Plain text: a line or a block of lines per example (``tasks/pasted.py`` shows the forms)."""
+"""Plain text: a line or a block of lines a question (:mod:`~degaml_kedro.tasks.pasted` shows the forms), and quizzes.
+
+Aiken (a question, ``A. option`` lines, ``ANSWER: B``) is one of the forms of a block; GIFT, in which quizzes of Moodle
+are kept, has its answers in braces: ``Which is hot? {=fire ~ice}``. An answer may be missing: then it is a question.
+"""
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from degaml_kedro.tasks.example import MAX_OPTIONS, Example, shorten
-from degaml_kedro.tasks.pasting.record import PastedError, Record, Unlisted, found, made, unlisted
+from degaml_kedro.tasks.example import (
+    MAX_OPTIONS,
+    Example,
+    Question,
+    make_true_false_example,
+    shorten,
+)
+from degaml_kedro.tasks.records import (
+    Content,
+    Found,
+    Record,
+    RecordError,
+    found_at,
+    made,
+    made_question,
+    plain_text,
+)
 
 # A line with its number.
 _Line = tuple[int, str]
@@ -18,12 +38,100 @@ _OPTION_LINE = re.compile(r"\s*[(\[]?([A-Za-z])(?:[:)\]]|\.(?=\s|$))(.*)")
 _LETTER = re.compile(r"[(\[]?([A-Za-z])[.:)\]]?")
 
 
+# what an open brace of GIFT is followed by
+_GIFT = re.compile(r"(?<!\\)\{\s*(?:[=~]|(?:T|F|TRUE|FALSE)\s*(?:#[^}]*)?\})", re.IGNORECASE)
+_GIFT_UNIT = re.compile(
+    r"(?:\s*::.*?::)?(?P<asked>.*?)(?<!\\)\{(?P<body>.*)(?<!\\)\}(?P<rest>.*)", re.DOTALL
+)
+_GIFT_WEIGHT = re.compile(r"%(-?\d+(?:\.\d+)?)%")
+
+
 def text_records(text: str, called: str) -> Iterator[Record]:
-    """The examples of a plain text; lines that begin with # are comments."""
-    numbered = enumerate(text.split("\n"), start=1)
+    """The questions of a plain text; lines that begin with # are comments, in GIFT those that begin with //."""
+    numbered = list(enumerate(text.split("\n"), start=1))
+    if _GIFT.search(text):
+        lines = [one for one in numbered if not one[1].lstrip().startswith(("//", "$CATEGORY"))]
+        for block in _blocks(lines):
+            raw = "\n".join(text for _, text in block)
+            yield _found(block[0][0], raw, lambda raw=raw, line=block[0][0]: _from_gift(raw, line))
+        return
     for unit in _units(line for line in numbered if not line[1].lstrip().startswith("#")):
-        line, raw = unit[0][0], "\n".join(text for _, text in unit)
-        yield found(line, raw, lambda unit=unit: _from_unit(unit))  # type: ignore[misc]
+        raw = "\n".join(text for _, text in unit)
+        yield _found(unit[0][0], raw, lambda unit=unit: _from_unit(unit))
+
+
+def _found(line: int, raw: str, read: Callable[..., Content]) -> Record:
+    return found_at(line, raw, lambda: (read(), ()))
+
+
+# --- GIFT -----------------------------------------------------------------------------------------
+
+
+def _blocks(lines: Iterable[_Line]) -> Iterator[list[_Line]]:
+    """Lines between blank ones."""
+    for filled, block in itertools.groupby(lines, key=lambda line: bool(line[1].strip())):
+        if filled:
+            yield list(block)
+
+
+def _from_gift(raw: str, line: int) -> Content:
+    where = f"Line {line}"
+    match = _GIFT_UNIT.fullmatch(raw)
+    if match is None:
+        raise RecordError(
+            f"{where}: there are no answers in braces; write 'question {{=right ~wrong}}'."
+        )
+    asked, rest = (_unescaped(match[name]).strip() for name in ("asked", "rest"))
+    question = re.sub(r"^\[(?:html|plain|markdown|moodle)\]", "", asked).strip()
+    question += f" _____ {rest}" if rest else ""
+    body = match["body"].strip()
+    verdict = body.partition("#")[0].strip().upper()
+    if verdict in ("T", "TRUE", "F", "FALSE"):
+        return make_true_false_example(question, verdict.startswith("T"))
+    parts = re.split(r"(?<!\\)(?=[=~])", body)
+    rights: list[int] = []
+    options: list[str] = []
+    for part in parts[1:]:
+        text = re.split(r"(?<!\\)#", part[1:])[0].strip()
+        weight = _GIFT_WEIGHT.match(text)
+        text = _unescaped(text[weight.end() :] if weight else text).strip()
+        if part[0] == "=" or (weight and float(weight[1]) == 100):
+            rights.append(len(options))
+        options.append(text)
+    matching = any("->" in option for option in options)
+    if (
+        parts[0].strip()
+        or matching
+        or not rights
+        or (len(rights) > 1 and len(rights) < len(options))
+    ):
+        raise RecordError(
+            f"{where}: only questions with one right answer, true or false, and short answers are read, not those to "
+            "be matched, with numbers, several right answers or none; write '{=right ~wrong ~wrong}'."
+        )
+    if len(rights) == len(options):
+        return _asked(question, options[0], where)
+    return made(question, options, rights[0], "", where)
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([~=#{}:\\])", r"\1", text).replace("\\n", "\n")
+
+
+# --- lines and blocks -----------------------------------------------------------------------------
+
+
+def _asked(question: str, answer: str | None, where: str) -> Found:
+    """A question without options of its own.
+
+    Raises:
+        RecordError: it is blank, or its answer is.
+    """
+    if not question.strip():
+        raise RecordError(f"{where}: the question is blank; give it a text.")
+    if answer is not None and not answer.strip():
+        raise RecordError(f"{where}: the answer is blank; give it a text.")
+    return Found(question, answer=None if answer is None else answer.strip())
 
 
 def _units(lines: Iterable[_Line]) -> Iterator[list[_Line]]:
@@ -100,7 +208,7 @@ def _option_lines(texts: Sequence[str]) -> int:
     return 0
 
 
-def _from_unit(unit: Sequence[_Line]) -> Example | Unlisted:
+def _from_unit(unit: Sequence[_Line]) -> Content:
     where = f"Line {unit[0][0]}"
     texts = [text.rstrip() for _, text in unit]
     answer = _answer(texts[-1])
@@ -112,16 +220,16 @@ def _from_unit(unit: Sequence[_Line]) -> Example | Unlisted:
     asked = texts[:first] if first else texts
     question = "\n".join(asked).strip()
     if not question or (not first and len(asked) > 1 and _letter(asked[0]) == "A"):
-        raise PastedError(f"{where}: there is no question above this; write it on the line before.")
+        raise RecordError(f"{where}: there is no question above this; write it on the line before.")
     if any(_ARROW in text for text in texts) or any(map(_is_starred_line, asked)):
-        raise PastedError(
+        raise RecordError(
             f"{where}: '{_ARROW}' or a starred option stands inside a block of lines; put a blank line between two "
             "examples, or write this one as JSON or CSV."
         )
     if not first and any(_letter(text) == "A" for text in asked[1:]):
-        raise PastedError(f"{where}: there is an option A but no option B below it; add it.")
+        raise RecordError(f"{where}: there is an option A but no option B below it; add it.")
     if not first:
-        return unlisted(question, answer or "", where)
+        return _asked(question, answer, where)
     return _chosen(question, _options(texts[first:], where), answer, where)
 
 
@@ -135,7 +243,7 @@ def _options(texts: Sequence[str], where: str) -> list[str]:
             continue
         expected = string.ascii_uppercase[len(options)] if len(options) < MAX_OPTIONS else ""
         if letter != expected:
-            raise PastedError(
+            raise RecordError(
                 f"{where}: option {letter} comes where {expected or 'no more options'} should; letter the options "
                 "A, B, C, … without gaps."
             )
@@ -143,32 +251,30 @@ def _options(texts: Sequence[str], where: str) -> list[str]:
     return [option.strip() for option in options]
 
 
-def _from_line(text: str, where: str) -> Example | Unlisted:
+def _from_line(text: str, where: str) -> Content:
     left, arrow, right = text.rpartition(_ARROW)
     question, *options = (part.strip() for part in (left if arrow else text).split("|"))
     answer = right.strip() if arrow else None
     if not options:
-        if answer is None:
-            raise PastedError(
-                f"{where}: there is no answer; write 'question {_ARROW} answer', or options as "
-                "'question | wrong option | right option*'."
-            )
-        return unlisted(question, answer, where)
+        return _asked(question, answer, where)
     return _chosen(question, options, answer, where)
 
 
-def _chosen(question: str, options: list[str], answer: str | None, where: str) -> Example:
-    """The example of options of which one has a star, or is named by the answer."""
+def _chosen(
+    question: str, options: list[str], answer: str | None, where: str
+) -> Example | Question:
+    """The example of options of which one has a star, or is named by the answer; a question where none is."""
     starred = [i for i, option in enumerate(options) if option.endswith("*")]
     bare = [option[:-1].rstrip() if option.endswith("*") else option for option in options]
     if answer is None:
         # What is wrong with the options is said before a star is missed.
         made(question, bare, 0, "", where)
-        if len(starred) != 1:
-            stars = "no option has" if not starred else f"{len(starred)} options have"
-            raise PastedError(
-                f"{where}: {stars} a star; put a star after the right option, and after no other."
+        if len(starred) > 1:
+            raise RecordError(
+                f"{where}: {len(starred)} options have a star; put a star after the right option, and after no other."
             )
+        if not starred:
+            return made_question(question, bare, "", where)
         return made(question, bare, starred[0], "", where)
     made(question, options, 0, "", where)
     # A star belongs to the option's text, unless it says the same as the answer.
@@ -183,14 +289,15 @@ def _named(answer: str, options: Sequence[str], where: str) -> int:
     Numbers are texts here, never indices: people write ``1 + 1 = | 1 | 2 | 3 => 2``.
     """
     if not answer:
-        raise PastedError(f"{where}: the answer is blank; give the right option or its letter.")
+        raise RecordError(f"{where}: the answer is blank; give the right option or its letter.")
     letter = _LETTER.fullmatch(answer)
     by_letter = ord(letter[1].upper()) - ord("A") if letter else len(options)
-    if answer in options:
-        by_text = options.index(answer)
+    plain = [plain_text(option) for option in options]
+    if plain_text(answer) in plain:
+        by_text = plain.index(plain_text(answer))
         # A small letter is a letter only where it is no option.
         if by_letter < len(options) and by_letter != by_text and answer.isupper():
-            raise PastedError(
+            raise RecordError(
                 f"{where}: the answer {shorten(answer)} is the text of one option and the letter of another; put a "
                 "star after the right option, or choose other texts."
             )
@@ -202,7 +309,7 @@ def _named(answer: str, options: Sequence[str], where: str) -> int:
         index = ord(both[1].upper()) - ord("A")
         if index < len(options) and both[2].strip() == options[index]:
             return index
-    raise PastedError(
+    raise RecordError(
         f"{where}: the answer {shorten(answer)} is not among the {len(options)} options; give the option's text, or "
         f"its letter A to {string.ascii_uppercase[len(options) - 1]}."
     )

@@ -1,0 +1,461 @@
+"""The records of CSV, TSV, JSON, JSON Lines and Parquet as they stand there: reading goes on after one that is broken.
+
+Rows are cut by :mod:`csv` and :mod:`json` themselves and not by pandas, which knows neither the line of a row nor how
+to go on behind a broken one; Parquet is read by pyarrow.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.tasks.example import shorten
+from degaml_kedro.tasks.records import (
+    ANSWERS,
+    CONTEXTS,
+    MAX_RECORD,
+    OPTIONS,
+    QUESTIONS,
+    TOO_DEEP,
+    TOO_LONG,
+    Reading,
+    RecordError,
+    kind_of,
+    option_columns,
+    plain_key,
+    printable,
+)
+
+LAYOUTS = {
+    ".txt": "text",
+    ".md": "text",
+    ".gift": "text",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
+
+# of files that hold records
+SUFFIXES = tuple(suffix for suffix, layout in LAYOUTS.items() if layout != "text")
+
+
+def decode_text(data: bytes, called: str) -> str:
+    """A file's bytes as text with line feeds: UTF-8 or UTF-16, with or without a byte order mark.
+
+    Raises:
+        RecordError: it is neither.
+    """
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise RecordError(
+            f"{called}, line {line}: byte 0x{data[error.start]:02X} is not UTF-8; save the file as UTF-8 (Excel: 'CSV "
+            "UTF-8'; or iconv -f cp1252 -t utf-8), or as CSV, JSON, JSONL or plain text if it is none of these."
+        ) from error
+    return with_line_feeds(text)
+
+
+def with_line_feeds(text: str) -> str:
+    """The text with the line ends of Unix."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def layout_of(text: str) -> str:
+    """What a text without a known suffix looks like: ``json``, ``jsonl``, ``csv`` or ``text``."""
+    if re.match(r"\s*\[\s*(?:[\[{\]]|\Z)", text):
+        return "json"
+    if re.match(r"\s*\{\s*(?:[\"}]|\Z)", text):
+        return "jsonl"
+    header, delimiter, _ = table_header(text.split("\n"))
+    names = {plain_key(name) for name in header}
+    answered = (
+        names.intersection(ANSWERS) or names.intersection(OPTIONS) or option_columns([*names])
+    )
+    is_table = delimiter != "|" and names.intersection(QUESTIONS) and answered
+    return "csv" if is_table else "text"
+
+
+def raw_records(
+    text: str, layout: str, called: str, reading: Reading | None = None
+) -> Iterator[Raw]:
+    """The records of a text as they stand there, with their lines.
+
+    Args:
+        text: with line feeds.
+        layout: ``json``, ``jsonl`` or ``csv``.
+        called: how messages call it.
+        reading: what a table's header has to name; None for nothing.
+
+    Raises:
+        RecordError: nothing of it can be read.
+    """
+    if layout == "csv":
+        return table_records(text, called, reading)
+    return {"json": json_records, "jsonl": jsonl_records}[layout](text, called)
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+# where a record begins, how it looks, and its keys or its mistake
+Raw = tuple[int, str, "dict[str, Any] | str"]
+
+
+class _DuplicateKeyError(ValueError):
+    pass
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in record:
+            raise _DuplicateKeyError(key)
+        record[key] = value
+    return record
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
+_BLANK = re.compile(r"[ \t\r\n]*")
+_BRACE = re.compile(r"(?=\{)")
+# the brace that opens the item after one in braces
+_NEXT_ITEM = re.compile(r"(?<=\})\s*+,?\s*+(?=\{)")
+
+
+def _skip_blanks(text: str, position: int) -> int:
+    match = _BLANK.match(text, position)
+    return match.end() if match else position
+
+
+def _decoded(text: str, line: int) -> tuple[dict[str, Any], int]:
+    """The object that a text begins with, and where it ends.
+
+    Raises:
+        RecordError: it does not begin with a JSON object, or a key comes twice in it.
+    """
+    where = f"Line {line}"
+    try:
+        record, end = _DECODER.raw_decode(text[:MAX_RECORD])
+    except _DuplicateKeyError as error:
+        raise RecordError(f"{where}: the key '{error}' comes twice; keep one of them.") from error
+    except json.JSONDecodeError as error:
+        cut_off = _skip_blanks(text, error.pos) >= len(text) or error.msg.startswith("Unterminated")
+        # the window may end in the middle of a word
+        if len(text) >= MAX_RECORD and (cut_off or error.pos > MAX_RECORD - 10):
+            reason = (
+                f"the record does not end within {MAX_RECORD:,} characters; shorten it, or close its quotes and "
+                "brackets."
+            )
+        elif cut_off:
+            reason = "the record has no end; it looks cut off: copy it again."
+        else:
+            where = f"Line {line + text.count(chr(10), 0, error.pos)}"
+            there = shorten(text[error.pos : error.pos + 30].partition("\n")[0])
+            reason = (
+                f"this is not valid JSON ({error.msg}, but there is {there}); correct it there."
+            )
+        raise RecordError(f"{where}: {reason}") from error
+    except RecursionError as error:
+        raise RecordError(f"{where}: {TOO_DEEP}") from error
+    except ValueError as error:
+        raise RecordError(f"{where}: {TOO_LONG}") from error
+    if not isinstance(record, dict):
+        raise RecordError(
+            f"{where}: expected an object like {{…}}, found {kind_of(record)}; write one object per example."
+        )
+    return record, end
+
+
+def json_records(text: str, called: str) -> Iterator[Raw]:
+    """The items of a JSON list; after one that is no JSON, reading goes on where the next one seems to begin.
+
+    Raises:
+        RecordError: it is no list.
+    """
+    position = _skip_blanks(text, 0)
+    if text[position] != "[":
+        also = ", or name the file .jsonl" if text[position] == "{" else ""
+        raise RecordError(
+            f"{called} should be a JSON list of records, [{{…}}, {{…}}], but begins with "
+            f"{shorten(printable(text[position]))}; put its records in square brackets{also}."
+        )
+    position = _skip_blanks(text, position + 1)
+    line, counted = 1, 0
+    while position < len(text) and text[position] != "]":
+        line, counted = line + text.count("\n", counted, position), position
+        try:
+            record, end = _decoded(text[position : position + MAX_RECORD], line)
+        except DegamlError as error:
+            next_item = _NEXT_ITEM if text[position] == "{" else _BRACE
+            follows = next_item.search(text, position + 1)
+            end = follows.end() if follows else len(text)
+            yield line, text[position:end], str(error)
+            if not follows:
+                return
+            position = end
+            continue
+        yield line, text[position : position + end], record
+        position = _skip_blanks(text, position + end)
+        if text[position : position + 1] == ",":
+            position = _skip_blanks(text, position + 1)
+    line += text.count("\n", counted, position)
+    if position >= len(text):
+        mistake = "the list has no closing bracket; it looks cut off: copy it again, or add ']'."
+        yield line, "", f"Line {line}: {mistake}"
+        return
+    rest = _skip_blanks(text, position + 1)
+    if rest < len(text):
+        line += text.count("\n", position, rest)
+        mistake = "there is text after the closing bracket of the list; remove it."
+        yield line, text[rest:], f"Line {line}: {mistake}"
+
+
+def jsonl_records(text: str, called: str) -> Iterator[Raw]:
+    """The objects of the lines.
+
+    Raises:
+        RecordError: it is one object over several lines.
+    """
+    if _is_one_object(text):
+        raise RecordError(
+            f"{called} is one JSON object over several lines; put the records in a list, [{{…}}, {{…}}], or write each "
+            "on a line of its own."
+        )
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record, end = _decoded(line.strip(), number)
+        except DegamlError as error:
+            yield number, line, str(error)
+            continue
+        if line.strip()[end:].strip(" \t,"):
+            yield (
+                number,
+                line,
+                f"Line {number}: there is text after the record; write one record a line.",
+            )
+        else:
+            yield number, line, record
+
+
+def _is_one_object(text: str) -> bool:
+    """Whether the text begins with an object that does not end on its line."""
+    try:
+        _, end = _decoded(text[_skip_blanks(text, 0) :][:MAX_RECORD], 1)
+    except DegamlError:
+        return text.strip().partition("\n")[0].strip() == "{"
+    return "\n" in text[:end].strip()
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+_DELIMITERS = ",;\t|"
+_SEPARATOR_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)
+_HEADERLESS = ("question", *string.ascii_lowercase[:24])
+
+
+def _cells_of(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True), [])
+    except csv.Error:
+        return []
+
+
+def table_header(lines: Sequence[str]) -> tuple[list[str], str, int]:
+    """A table's column names, their delimiter, and how many of its lines stand above the first row.
+
+    The delimiter is the one that yields most known names. A line ``sep=;`` above the header, as Excel writes it, names
+    the delimiter. Where no column has a known name and the last cell is a letter of one of those before it, there is no
+    header, as in MMLU's files: question, options, letter.
+    """
+    above = next((place for place, line in enumerate(lines) if line.strip()), 0)
+    delimiters = _DELIMITERS
+    if lines and (match := _SEPARATOR_LINE.fullmatch(lines[above])):
+        delimiters = match[1]
+        above = next((p for p in range(above + 1, len(lines)) if lines[p].strip()), len(lines))
+    first = lines[above] if above < len(lines) else ""
+    splits = []
+    for delimiter in delimiters:
+        names = _cells_of(first, delimiter)
+        plain = [plain_key(name) for name in names]
+        known = sum(name in _KNOWN for name in plain) + len(option_columns(plain))
+        splits.append((known, len(names), names, delimiter))
+    known, _, names, delimiter = max(splits, key=lambda split: split[:2])
+    last = names[-1].strip() if names else ""
+    if not known and len(names) >= 4 and last in string.ascii_uppercase[: len(names) - 2] and last:
+        return [*_HEADERLESS[: len(names) - 1], "answer"], delimiter, above
+    while names and not names[-1].strip():
+        names.pop()
+    return names, delimiter, above + 1
+
+
+_KNOWN = {*QUESTIONS, *ANSWERS, *OPTIONS, *CONTEXTS, "system"}
+
+
+def table_records(text: str, called: str, reading: Reading | None = None) -> Iterator[Raw]:
+    """The rows of a CSV or TSV text; after one with unbalanced quotes, reading goes on at the next line.
+
+    Raises:
+        RecordError: a column comes twice, or the header lacks what ``reading`` wants.
+    """
+    lines = text.split("\n")
+    names, delimiter, number = table_header(lines)
+    plain = [plain_key(name) for name in names]
+    repeated = [name for name, count in Counter(plain).items() if name and count > 1]
+    if repeated:
+        raise RecordError(
+            f"{called}, line {number}: the column {shorten(printable(repeated[0]))} comes twice; rename one of the "
+            "two."
+        )
+    if reading is not None:
+        _check_header(names, f"{called}, line {number}", reading)
+    optional = {*option_columns(plain), *(name for name in plain if name not in _KNOWN)}
+    while number < len(lines):
+        if not lines[number].strip():
+            number += 1
+            continue
+        try:
+            cells, end = _table_row(lines, number, delimiter, len(names))
+        except RecordError as error:
+            yield number + 1, lines[number], str(error)
+            number += 1
+            continue
+        if any(cell.strip() for cell in cells):
+            raw = "\n".join(lines[number:end])
+            while len(cells) > len(names) and not cells[-1].strip():
+                cells.pop()
+            # rows that lack cells at their end, where these may be blank
+            if len(cells) < len(names) and all(name in optional for name in plain[len(cells) :]):
+                cells += [""] * (len(names) - len(cells))
+            if len(cells) != len(names):
+                yield (
+                    number + 1,
+                    raw,
+                    (
+                        f"Line {number + 1}: {len(cells)} field(s) where the header has {len(names)}; put fields "
+                        "that have the delimiter in them in quotes."
+                    ),
+                )
+            else:
+                yield (
+                    number + 1,
+                    raw,
+                    {n: c for n, c in zip(names, cells, strict=True) if n.strip()},
+                )
+        number = end
+
+
+def _check_header(names: Sequence[str], where: str, reading: Reading) -> None:
+    plain = {plain_key(name) for name in names}
+    wanted = [("question", reading.question, {*QUESTIONS, "instruction", "messages"})]
+    if reading.answered:
+        wanted.append(("answer", reading.answer, {*ANSWERS, "messages"}))
+    for what, named, known in wanted:
+        if named is None and not known & plain:
+            shown = shorten(printable(", ".join(names)))
+            raise RecordError(
+                f"{where}: the header {shown} names no {what}; begin with a line of column names, such as: "
+                "question,options,answer."
+            )
+
+
+def _table_row(
+    lines: Sequence[str], start: int, delimiter: str, width: int
+) -> tuple[list[str], int]:
+    """The cells of the row that begins at a line, and the line after it."""
+    where = f"Line {start + 1}"
+
+    def fed() -> Iterator[str]:
+        size = 0
+        for i in range(start, len(lines)):
+            size += len(lines[i]) + 1
+            if size > MAX_RECORD:
+                return
+            yield lines[i] + "\n"
+
+    if len(lines[start]) >= MAX_RECORD:
+        raise RecordError(
+            f"{where}: the row has {len(lines[start]):,} characters; shorten it to at most {MAX_RECORD:,}."
+        )
+    tabs = delimiter == "\t"
+    # between tabs a quote is a character, unless it opens and closes whole cells
+    if tabs and not _cells_of(lines[start], delimiter) and lines[start].count("\t") + 1 == width:
+        return lines[start].split("\t"), start + 1
+    reader = csv.reader(fed(), delimiter=delimiter, skipinitialspace=not tabs, strict=True)
+    try:
+        return next(reader, []), start + reader.line_num
+    except csv.Error as error:
+        if "unexpected end" in str(error):
+            reason = "a quote is opened and not closed"
+        else:
+            reason = f"the quotes are not valid CSV ({error})"
+        raise RecordError(
+            f'{where}: {reason}; put the whole field in quotes, and double the quotes inside it: "say ""hi""".'
+        ) from error
+
+
+def file_records(path: Path, reading: Reading | None = None) -> Iterator[Raw]:
+    """The records of a file as they stand there.
+
+    Args:
+        path: the file, of any size; its suffix decides the layout.
+        reading: what a table's header has to name; None for nothing.
+
+    Raises:
+        RecordError: it cannot be read, is empty, or its suffix is of no kind of records.
+    """
+    layout = LAYOUTS.get(path.suffix.lower(), "text")
+    if layout == "text":
+        raise RecordError(
+            f"{path}: files of the type '{path.suffix}' are not known; convert it to {', '.join(SUFFIXES)}."
+        )
+    if layout == "parquet":
+        yield from parquet_records(path)
+        return
+    try:
+        text = decode_text(path.read_bytes(), str(path))
+    except OSError as error:
+        raise RecordError(
+            f"{path}: the file cannot be read ({error.strerror}); check its path and permissions."
+        ) from error
+    if not text.strip():
+        raise RecordError(f"{path}: the file is empty; copy or download it again.")
+    yield from raw_records(text, layout, str(path), reading)
+
+
+def parquet_records(path: Path, most: int | None = None) -> Iterator[Raw]:
+    """The rows of a Parquet file.
+
+    Args:
+        path: the file, one's own: it is not read from a stranger's bytes, which may be packed a thousand times smaller.
+        most: rows to read at most; None for all.
+
+    Raises:
+        RecordError: it is no whole Parquet file.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            batches = file.iter_batches(batch_size=min(most or 1000, 1000))
+            rows = itertools.islice((row for batch in batches for row in batch.to_pylist()), most)
+            for number, row in enumerate(rows, start=1):
+                yield number, json.dumps(row, ensure_ascii=False, default=str), row
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecordError(
+            f"{path} is not a whole Parquet file ({reason}); copy or download it again."
+        ) from error

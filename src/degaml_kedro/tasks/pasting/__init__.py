@@ -1,1 +1,0 @@
-"""How pasted text is read: the records of each layout, each by itself."""

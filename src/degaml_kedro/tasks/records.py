@@ -1,0 +1,669 @@
+"""What the keys of a record mean, and what an answer names: one model of a record for every kind of file.
+
+A :class:`Found` is what one record says: a question, its options and its answer, each of which may be missing. What
+only the whole file can tell (what numbers are counted from, which answers a file without options has) is decided in
+:mod:`~degaml_kedro.tasks.pasted`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+import math
+import random
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.tasks.example import (
+    MAX_OPTIONS,
+    Example,
+    ExampleError,
+    Question,
+    make_example,
+    parse_example,
+    shorten,
+    split_prompt,
+)
+
+# characters of a question, an option or a system message
+MAX_FIELD = 20_000
+# characters of a whole JSON record or CSV row: what is not closed shall not swallow all that follows
+MAX_RECORD = 3 * MAX_FIELD
+
+# names of keys and columns, best first, as `plain_key` makes them
+QUESTIONS = (
+    *("question", "input", "text", "prompt", "sentence", "utterance", "message", "query", "goal", "ctx"),
+    *("hypothesis", "problem", "stem", "review", "tweet", "content"),
+)  # fmt: skip
+ANSWERS = (
+    *("answer", "output", "label", "response", "intent", "answerkey", "answer_key", "correct_answer", "correct_option"),
+    *("correct", "target", "class", "category", "completion", "gold", "sentiment", "topic"),
+)  # fmt: skip
+OPTIONS = ("options", "choices", "endings", "candidates")
+# what stands in front of the question
+CONTEXTS = ("passage", "context", "article", "paragraph", "premise", "instruction")
+# what numbers rows: nobody misses it
+_ROW_NUMBERS = {"id", "idx", "index", "uid", "guid", "unnamed:_0"}
+_OPTION_COLUMN = re.compile(
+    r"(?P<word>option|choice|opt|op|answer|ans|ending|solution|sol)_?(?:(?P<letter>[a-z])|(?P<number>\d{1,2}))|"
+    r"(?P<bare>[a-z])"
+)
+_DISTRACTOR = re.compile(r"(?:distractor|wrong(?:_answer)?|incorrect(?:_answer)?)_?\d{1,2}")
+# keys among which a misspelled one is looked for
+_MAX_KEYS = 50
+
+
+class RecordError(DegamlError):
+    """A text or file that holds no examples, or one record of it that is wrong."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How records are read.
+
+    Attributes:
+        question: key of the question; None for the usual names.
+        options: key of a list of options, or one key an option; None for the usual names.
+        answer: key of the answer; None for the usual names.
+        labels: options of questions that have none of their own; without them these are all answers that occur.
+        answered: a question without an answer is a mistake.
+    """
+
+    question: str | None = None
+    options: str | tuple[str, ...] | None = None
+    answer: str | None = None
+    labels: tuple[str, ...] = ()
+    answered: bool = True
+
+    @property
+    def names_keys(self) -> bool:
+        """Whether a key is named."""
+        return (self.question, self.options, self.answer) != (None, None, None)
+
+
+EXAMPLES = Reading()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a record says.
+
+    Attributes:
+        question: with its context in front.
+        options: their texts; None where the record has none of its own.
+        answer: as it stands there; None where there is none.
+        system: the system message.
+        labels: what the options are called in the record; none where they have no names of their own.
+        counted_from: what the options' columns are numbered from; None where they are not.
+        lettered: the options' columns have letters.
+    """
+
+    question: str
+    options: tuple[str, ...] | None = None
+    answer: str | int | float | bool | None = None
+    system: str = ""
+    labels: tuple[str, ...] = ()
+    counted_from: int | None = None
+    lettered: bool = False
+
+    @property
+    def number(self) -> int | None:
+        """The answer as a number, where it is one and no text or label of an option."""
+        if self.options is None or isinstance(self.answer, bool) or self.answer is None:
+            return None
+        text = plain_text(str(self.answer)).strip("[]()")
+        if isinstance(self.answer, float) and self.answer.is_integer():
+            text = str(int(self.answer))
+        # Python refuses to convert very many digits, and none of them could be a number of an option
+        if not re.fullmatch(r"\d{1,9}", text) or text in self.labels:
+            return None
+        return int(text)
+
+
+# an example or a question as a whole, what a record says, or its mistake
+Content = Example | Question | Found | str
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record as it is found.
+
+    Attributes:
+        line: where it begins, from 1; of Parquet the row.
+        raw: how it looks.
+        content: what it is.
+        unread: keys that have no meaning here.
+    """
+
+    line: int
+    raw: str
+    content: Content
+    unread: tuple[str, ...] = ()
+
+
+def plain_key(key: str) -> str:
+    """A key or a column's name as it is compared: spreadsheets write ``Correct Answer``."""
+    return re.sub(r"[\s_-]+", "_", key.strip().casefold())
+
+
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
+
+
+def plain_text(text: str) -> str:
+    """A text as it is compared with others: composed characters, no invisible ones, single blanks."""
+    return " ".join(unicodedata.normalize("NFC", text).translate(_INVISIBLE).split())
+
+
+# --- what keys mean -------------------------------------------------------------------------------
+
+
+def read_record(
+    given: Mapping[str, Any], where: str, reading: Reading = EXAMPLES
+) -> tuple[Content, list[str]]:
+    """What a record with keys says, and which of its keys say nothing.
+
+    Args:
+        given: the record, of any layout that the documentation lists.
+        where: its place, for messages.
+        reading: names keys.
+
+    Raises:
+        DegamlError: it is no question.
+    """
+    record: dict[str, Any] = {}
+    for key, value in given.items():
+        if plain_key(key) in record:
+            raise RecordError(f"{where}: the key {shorten(key)} comes twice; keep one of them.")
+        record[plain_key(key)] = value
+    if not reading.names_keys:
+        if isinstance(turns := record.get("messages", record.get("conversations")), list):
+            used = {"messages", "conversations", *_ROW_NUMBERS}
+            return _of_chat(turns, where), [key for key in record if key not in used]
+        if isinstance(nested := record.get("question"), Mapping) and "stem" in nested:
+            # ARC as AI2 publishes it
+            record |= {plain_key(str(key)): value for key, value in nested.items()}
+            record["question"] = record.pop("stem")
+        if _is_prompt(record):
+            return _of_prompt(record, where), []
+    question = _question_key(record, reading, where)
+    options = _options(record, reading, where)
+    answer = _answer_key(record, reading, options.keys)
+    if answer is None and reading.answered:
+        raise _no_key(record, ANSWERS, "answer", where)
+    system = record.get("system")
+    parts = [record[key] for key in CONTEXTS if key != question and _is_filled(record.get(key))]
+    for key, text in ((question, record[question]), *(("context", part) for part in parts)):
+        if not isinstance(text, str):
+            raise RecordError(
+                f"{where}, key '{key}': expected a text, found {kind_of(text)}; put it in quotes."
+            )
+    text = "\n".join(part.strip() for part in (*parts, record[question]))
+    if question == "input" and not record["input"].strip() and parts:
+        text = "\n".join(part.strip() for part in parts)
+    elif not record[question].strip():
+        raise RecordError(f"{where}: the question is blank; give it a text.")
+    value = None if answer is None else record[answer]
+    if value is not None:
+        _check_number(value, f"{where}, key '{answer}'")
+        if isinstance(value, list | dict):
+            raise RecordError(
+                f"{where}, key '{answer}': expected a text, found {kind_of(value)}; give one answer."
+            )
+    if not _is_filled(value):
+        value = None
+    system = system if isinstance(system, str) else ""
+    found = Found(text, None, value, system)
+    if options.wrong:
+        found = _with_distractors(found, options.texts or (), where)
+    elif options.texts is not None:
+        named = (options.labels, options.counted_from, options.lettered)
+        found = Found(text, options.texts, value, system, *named)
+    known = {
+        question,
+        answer,
+        "system",
+        *_ROW_NUMBERS,
+        *options.keys,
+        *(key for key in CONTEXTS if key in record),
+    }
+    return found, [key for key in record if key and key not in known]
+
+
+def _is_prompt(record: Mapping[str, Any]) -> bool:
+    """Whether the options stand as lines in the prompt, or the response is one in brackets."""
+    prompt, response = record.get("prompt"), record.get("response")
+    if not isinstance(prompt, str) or any(key in record for key in OPTIONS):
+        return False
+    if "response" in record and not isinstance(response, str):
+        return True
+    bracketed = isinstance(response, str) and re.fullmatch(r"\s*\[.*\]\s*", response) is not None
+    return bracketed or bool(split_prompt(prompt[:MAX_FIELD])[1] and not set(record) - _PROMPT_KEYS)
+
+
+_PROMPT_KEYS = {"prompt", "response", "system", *_ROW_NUMBERS}
+
+
+def _of_prompt(record: Mapping[str, Any], where: str) -> Content:
+    for key in ("prompt", "response"):
+        if isinstance(record.get(key), str):
+            check_field(record[key], f"{where}: the {key}")
+    if record.get("response") in (None, ""):
+        text, options = split_prompt(record["prompt"])
+        system = record.get("system")
+        return made_question(text, options, system if isinstance(system, str) else "", where)
+    known = {key: value for key, value in record.items() if key not in _ROW_NUMBERS}
+    return parse_example(known, where)
+
+
+def _of_chat(turns: Sequence[Any], where: str) -> Found:
+    """``[{"role": "user", "content": …}, {"role": "assistant", …}]``, as chat models are trained on."""
+    said: dict[str, list[str]] = {"system": [], "user": [], "assistant": []}
+    names = {"human": "user", "gpt": "assistant"}
+    for turn in turns:
+        role = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
+        text = turn.get("content", turn.get("value")) if isinstance(turn, Mapping) else None
+        role = names.get(str(role), str(role))
+        if role not in said or not isinstance(text, str):
+            raise RecordError(
+                f'{where}: a turn is not {{"role": "user" or "assistant", "content": "a text"}}; write it so.'
+            )
+        said[role].append(text.strip())
+    if len(said["user"]) != 1 or len(said["assistant"]) > 1:
+        raise RecordError(
+            f"{where}: the chat has {len(said['user'])} user and {len(said['assistant'])} assistant turns; give one of "
+            "each a record."
+        )
+    if not said["user"][0]:
+        raise RecordError(f"{where}: the question is blank; give it a text.")
+    answer = said["assistant"][0] if said["assistant"] and said["assistant"][0] else None
+    return Found(said["user"][0], answer=answer, system="\n".join(said["system"]))
+
+
+def _question_key(record: Mapping[str, Any], reading: Reading, where: str) -> str:
+    if reading.question is not None:
+        return _named_key(record, reading.question, where)
+    for name in (*QUESTIONS, "instruction"):
+        if name in record:
+            return name
+    raise _no_key(record, QUESTIONS, "question", where)
+
+
+def _answer_key(record: Mapping[str, Any], reading: Reading, options: Sequence[str]) -> str | None:
+    """The key of the answer; None where there is none."""
+    if reading.answer is not None:
+        return plain_key(reading.answer) if plain_key(reading.answer) in record else None
+    return next((name for name in ANSWERS if name in record and name not in options), None)
+
+
+def _named_key(record: Mapping[str, Any], column: str, where: str) -> str:
+    name = plain_key(column)
+    if name not in record:
+        near = difflib.get_close_matches(name, list(itertools.islice(record, _MAX_KEYS)), n=1)
+        keys = ", ".join(f"'{key}'" for key in itertools.islice(record, _MAX_KEYS))
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {keys}."
+        raise RecordError(f"{where}: there is no column '{column}'; {hint}")
+    return name
+
+
+def _no_key(record: Mapping[str, Any], names: Sequence[str], what: str, where: str) -> RecordError:
+    near = [
+        key
+        for key in itertools.islice(record, _MAX_KEYS)
+        if difflib.get_close_matches(key[:40], names, n=1, cutoff=0.7)
+    ]
+    hint = f"rename {shorten(near[0])} to '{what}'." if near else f"name it '{what}'."
+    keys = shorten(", ".join(record)) if record else "none"
+    return RecordError(f"{where}: there is no {what} (the keys are {keys}); {hint}")
+
+
+@dataclass(frozen=True)
+class _Options:
+    """A record's options.
+
+    Attributes:
+        keys: that they were read from.
+        texts: None where there are none.
+        labels: see :class:`Found`.
+        counted_from: see :class:`Found`.
+        lettered: see :class:`Found`.
+        wrong: the right one is not among them: it is the answer.
+    """
+
+    keys: Sequence[str] = ()
+    texts: tuple[str, ...] | None = None
+    labels: tuple[str, ...] = ()
+    counted_from: int | None = None
+    lettered: bool = False
+    wrong: bool = False
+
+
+def _options(record: Mapping[str, Any], reading: Reading, where: str) -> _Options:
+    if reading.options is not None and not isinstance(reading.options, str):
+        keys = [_named_key(record, column, where) for column in reading.options]
+        return _of_columns(record, keys, where)
+    listed = reading.options and _named_key(record, reading.options, where)
+    listed = listed or next((name for name in OPTIONS if name in record), None)
+    if listed is not None:
+        if not _is_filled(record[listed]):
+            return _Options([listed])
+        cells, labels = _listed_cell(record[listed], f"{where}, key '{listed}'")
+        return _Options([listed], _texts(cells, [listed], where), labels)
+    wrong = [key for key in record if _DISTRACTOR.fullmatch(key) and _is_filled(record[key])]
+    if wrong:
+        return _Options(wrong, _texts([record[key] for key in wrong], wrong, where), wrong=True)
+    if keys := option_columns(record):
+        return _of_columns(record, keys, where)
+    for key in itertools.islice(record, _MAX_KEYS):
+        if difflib.get_close_matches(key[:40], OPTIONS[:2], n=1, cutoff=0.75):
+            raise RecordError(
+                f"{where}: the key {shorten(key)} is not known; did you mean '{OPTIONS[0]}'?"
+            )
+    return _Options()
+
+
+def _of_columns(record: Mapping[str, Any], keys: Sequence[str], where: str) -> _Options:
+    cells = [record[key] for key in keys]
+    # questions with fewer options leave the last columns blank
+    while cells and not _is_filled(cells[-1]):
+        cells.pop()
+    if not cells:
+        return _Options(keys)
+    marks = [match for key in keys if (match := _OPTION_COLUMN.fullmatch(key))]
+    numbers = [int(match["number"]) for match in marks if match["number"]]
+    first = numbers[0] if len(numbers) == len(keys) else None
+    if first is not None and marks[0]["word"] == "sol":
+        first = 0  # PIQA's two solutions are numbered from 1, and its labels from 0
+    lettered = len(marks) == len(keys) and not numbers
+    texts = _texts(cells, keys[: len(cells)], where)
+    return _Options(keys, texts, counted_from=first, lettered=lettered)
+
+
+def _texts(cells: Sequence[Any], keys: Sequence[str], where: str) -> tuple[str, ...]:
+    return tuple(_option_text(cell, f"{where}, key {_listed(keys)}") for cell in cells)
+
+
+def _with_distractors(found: Found, wrong: Sequence[str], where: str) -> Found:
+    """Wrong answers beside the right one: in an order that depends on the question alone."""
+    if found.answer is None:
+        raise RecordError(
+            f"{where}: there are wrong answers and no right one; without answers give 'options'."
+        )
+    right = str(found.answer).strip()
+    options = [right, *wrong]
+    source = hashlib.sha256(found.question.encode("utf-8", "replace")).digest()
+    random.Random(source).shuffle(options)
+    return replace(found, options=tuple(options), answer=right)
+
+
+def option_columns(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """The columns A, B, C, … or option 1, option 2, …, where at least the first two of one kind are there."""
+    kinds: dict[tuple[str, bool], dict[int, str]] = {}
+    for key in names:
+        if match := _OPTION_COLUMN.fullmatch(key):
+            letter = match["letter"] or match["bare"]
+            place = ord(letter) - ord("a") + 1 if letter else int(match["number"])
+            kinds.setdefault((match["word"] or "", bool(letter)), {})[place] = key
+    for numbered in kinds.values():
+        counted = itertools.takewhile(
+            numbered.__contains__, itertools.count(0 if 0 in numbered else 1)
+        )
+        keys = [numbered[number] for number in counted]
+        if len(keys) > 1:
+            return keys
+    return []
+
+
+def _listed_cell(cell: Any, where: str) -> tuple[list[Any], tuple[str, ...]]:
+    """Options from a list, an object by labels, JSON in a text or a text with bars; and their labels."""
+    if isinstance(cell, str):
+        if not cell.strip().startswith(("[", "{")):
+            return [part.strip() for part in cell.split("|")], ()
+        try:
+            cell = json.loads(cell)
+        except RecursionError as error:
+            raise RecordError(f"{where}: {TOO_DEEP}") from error
+        except json.JSONDecodeError as error:
+            raise RecordError(
+                f"{where}: begins with a bracket but is not a JSON list ({error.msg} at column {error.colno}); "
+                'write it with double quotes: ["…", "…"].'
+            ) from error
+        except ValueError as error:
+            raise RecordError(f"{where}: {TOO_LONG}") from error
+    if isinstance(cell, Mapping):
+        if set(cell) >= {"text", "label"} and isinstance(cell["text"], list):
+            return list(cell["text"]), tuple(str(label).strip() for label in cell["label"])
+        labels = [str(key).strip() for key in cell]
+        letters = list(string.ascii_uppercase[: len(labels)])
+        numbers = (
+            [str(number) for number in range(len(labels))],
+            [str(n + 1) for n in range(len(labels))],
+        )
+        if [label.upper() for label in labels] != letters and labels not in numbers:
+            raise RecordError(f'{where}: write the options as a list, ["…", "…"].')
+        return list(cell.values()), tuple(labels)
+    if not isinstance(cell, list):
+        raise RecordError(
+            f'{where}: expected a list of options, found {kind_of(cell)}; write ["…", "…"] or …|…'
+        )
+    if cell and all(isinstance(one, Mapping) and {"text", "label"} <= set(one) for one in cell):
+        return [one["text"] for one in cell], tuple(str(one["label"]).strip() for one in cell)
+    return cell, ()
+
+
+def _option_text(cell: Any, where: str) -> str:
+    _check_number(cell, where)
+    if isinstance(cell, str):
+        return cell.strip()
+    if isinstance(cell, int | float) and not isinstance(cell, bool):
+        return str(cell)
+    raise RecordError(f"{where}: an option is {kind_of(cell)}, not a text; put it in quotes.")
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(f"'{key}'" for key in keys)
+
+
+def _is_filled(cell: object) -> bool:
+    return cell is not None and not (isinstance(cell, str) and not cell.strip())
+
+
+def kind_of(value: object) -> str:
+    """What a value of JSON is called in messages."""
+    names = {
+        dict: "an object",
+        list: "a list",
+        bool: "true or false",
+        type(None): "null",
+        str: "a text",
+    }
+    return names.get(type(value), "a number")
+
+
+def _check_number(value: object, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecordError(
+            f"{where}: a number is not finite, or too large; write it as a text in quotes."
+        )
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def named_option(found: Found, counted_from: int | None, where: str) -> int:
+    """The place of the right option.
+
+    An answer is an option's text, its label, its letter in any case, with or without brackets, or a number. Where two
+    of these name different options, it is refused rather than guessed.
+
+    Args:
+        found: a record with options and an answer.
+        counted_from: what numbers are counted from; None where the file does not say.
+        where: its place, for messages.
+
+    Raises:
+        RecordError: it names none of the options, or several.
+    """
+    options = found.options or ()
+    given = plain_text(str(found.answer))
+    readings: dict[str, int] = {}
+    texts = [plain_text(option) for option in options]
+    if given in texts:
+        readings["text"] = texts.index(given)
+    elif isinstance(found.answer, float) and found.answer.is_integer():
+        given = str(int(found.answer))
+    if isinstance(found.answer, bool) and given not in texts:
+        raise RecordError(_not_among(found, where))
+    bare = given.strip("[]().:")
+    labels = [label.casefold() for label in found.labels]
+    if bare.casefold() in labels:
+        readings["label"] = labels.index(bare.casefold())
+    elif (
+        len(bare) == 1
+        and bare.isascii()
+        and bare.isalpha()
+        and not (bare == given and bare in texts and bare.islower())
+    ):
+        place = ord(bare.upper()) - ord("A")
+        if place < len(options):
+            readings["letter"] = place
+    if (number := found.number) is not None:
+        if counted_from is None and "text" not in readings:
+            raise RecordError(
+                f"{where}: the answer {number} may be counted from 0 or from 1, and the file does not tell; write the "
+                "option's text or its letter."
+            )
+        if counted_from is not None and 0 <= number - counted_from < len(options):
+            readings["number"] = number - counted_from
+    if not readings:
+        raise RecordError(_not_among(found, where, counted_from))
+    if len(set(readings.values())) > 1:
+        kinds = " or ".join(sorted(readings))
+        raise RecordError(
+            f"{where}: {shorten(str(found.answer))} can be read as {kinds} of different options; give its letter in "
+            "square brackets, like [A]."
+        )
+    return next(iter(readings.values()))
+
+
+def _not_among(found: Found, where: str, counted_from: int | None = None) -> str:
+    count = len(found.options or ())
+    last = string.ascii_uppercase[count - 1] if 0 < count <= MAX_OPTIONS else "…"
+    number = "" if counted_from is None else f", or its number counted from {counted_from}"
+    return (
+        f"{where}: the answer {shorten(str(found.answer))} is not among the {count} options; give the option's text, "
+        f"or its letter A to {last}{number}."
+    )
+
+
+# --- sound fields ---------------------------------------------------------------------------------
+
+_UNTOKENIZABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def check_field(text: str, what: str) -> None:
+    """Refuse a field that is too long, or that cannot be encoded.
+
+    Raises:
+        RecordError: it is one of these.
+    """
+    if len(text) > MAX_FIELD:
+        raise RecordError(
+            f"{what} has {len(text):,} characters; shorten it to at most {MAX_FIELD:,}."
+        )
+    if odd := _UNTOKENIZABLE.search(text):
+        raise RecordError(
+            f"{what} has the code U+{ord(odd[0]):04X}, which is no character; remove it."
+        )
+
+
+def check_content(content: Content, where: str) -> Content:
+    """The same, where its fields are short enough and can be encoded.
+
+    Raises:
+        RecordError: one is not.
+    """
+    if isinstance(content, str):
+        return content
+    question = (
+        split_prompt(content.prompt)[0] if isinstance(content, Question) else content.question
+    )
+    check_field(question, f"{where}: the question")
+    check_field(content.system, f"{where}: the system message")
+    for option in content.options or ():
+        check_field(option, f"{where}: the option")
+    if isinstance(content, Found) and content.answer is not None and content.options is None:
+        check_field(str(content.answer), f"{where}: the answer")
+    return content
+
+
+def has_repeats(options: Sequence[str]) -> bool:
+    """Whether two options read the same."""
+    return len({plain_text(option) for option in options}) < len(options)
+
+
+def check_repeats(options: Sequence[str], where: str) -> None:
+    """Refuse options of which two read the same.
+
+    Raises:
+        RecordError: one comes twice.
+    """
+    repeated = [text for text, count in Counter(map(plain_text, options)).items() if count > 1]
+    if repeated:
+        raise RecordError(
+            f"{where}: the option {shorten(repeated[0])} comes twice; keep one of them."
+        )
+
+
+def made(question: str, options: Sequence[str], gold: int, system: str, where: str) -> Example:
+    """An example of sound fields.
+
+    Raises:
+        RecordError: one of them is not.
+    """
+    try:
+        example = make_example(question, options, gold, system)
+    except ExampleError as error:
+        raise RecordError(f"{where}: {error}") from error
+    check_content(example, where)
+    return example
+
+
+def made_question(question: str, options: Sequence[str], system: str, where: str) -> Question:
+    """A question of sound fields, without its answer.
+
+    Raises:
+        RecordError: one of them is not.
+    """
+    return Question.of(made(question, options, 0, system, where))
+
+
+def found_at(line: int, raw: str, read: Callable[[], tuple[Content, Sequence[str]]]) -> Record:
+    """A record as ``read`` reads it, with its mistake where it is wrong."""
+    try:
+        content, unread = read()
+        return Record(line, raw, check_content(content, f"Line {line}"), tuple(unread))
+    except DegamlError as error:
+        return Record(line, raw, str(error))
+    except RecursionError:
+        return Record(line, raw, f"Line {line}: the record is nested too deeply; {_FLAT}")
+
+
+_FLAT = "write one flat object per example."
+TOO_DEEP = f"it is nested too deeply; {_FLAT}"
+TOO_LONG = "a number has too many digits; write it as a text in quotes."
+
+# Control characters steer a terminal, and half a surrogate pair cannot be encoded.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text with a mark for each character that cannot be shown."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)

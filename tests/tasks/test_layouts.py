@@ -1,0 +1,210 @@
+"""Every layout that is read: a file each, and the right examples beside it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from degaml_kedro.tasks.file_records import file_records
+from degaml_kedro.tasks.pasted import Reading, RecordError, read_data, read_file, read_pasted
+from degaml_kedro.tasks.records import ANSWERS, plain_key
+
+FILES = sorted(
+    path for path in (Path(__file__).parent / "layouts").iterdir() if ".expected" not in path.name
+)
+TABLES = [path for path in FILES if path.suffix not in (".txt", ".gift")]
+
+
+def described(one):
+    system = {"system": one.system} if one.system else {}
+    return {
+        "question": one.question,
+        "options": list(one.options),
+        "answer": one.options[one.gold],
+        **system,
+    }
+
+
+def expected(path):
+    return json.loads(path.with_name(f"{path.name}.expected.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_layout_is_read(path):
+    found = read_file(path)
+    assert [described(one) for one in found.examples] == expected(path)
+    assert not found.mistakes
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.name)
+def test_what_is_read_with_answers_is_read_without(path, tmp_path):
+    wanted = expected(path)
+    # the right answer of SciQ is one of its options; of messages without options the labels are known otherwise
+    if "distractor" in path.read_text(encoding="utf-8"):
+        pytest.skip("its answer is an option")
+    records = [record for _, _, record in file_records(path)]
+    for record in records:
+        for key in [key for key in record if plain_key(key) in ANSWERS]:
+            del record[key]
+        if "messages" in record:
+            record["messages"] = [
+                turn for turn in record["messages"] if turn["role"] != "assistant"
+            ]
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    reading = Reading(answered=False, labels=tuple(wanted[0]["options"]))
+    found = read_file(bare, reading)
+    assert not found.mistakes
+    assert not found.examples
+    assert [list(one.options) for one in found.questions] == [one["options"] for one in wanted]
+    prompts = [one.prompt for one in found.questions]
+    assert all(p.startswith(one["question"]) for p, one in zip(prompts, wanted, strict=True))
+
+
+ROWS = [
+    {"question": "Which is a fruit?", "options": ["oak", "pear"], "answer": "pear"},
+    {"question": "Which is hot?", "options": ["fire", "ice"], "answer": "fire"},
+]
+
+
+def test_parquet_is_read(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pd.DataFrame(ROWS).to_parquet(path)
+    assert [described(one) for one in read_file(path).examples] == ROWS
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(RecordError, match="not a whole Parquet file .*download it again"):
+        read_file(path)
+    with pytest.raises(RecordError, match="from a file of your own"):
+        read_pasted("PAR1", "rows.parquet")
+
+
+def test_utf_16_is_read_and_other_encodings_are_named():
+    text = "Wo ist das Café? => hier\nWo ist die Tür? => dort\n"
+    assert read_data(text.encode("utf-16"), "x.txt").examples == read_pasted(text).examples
+    with pytest.raises(RecordError, match="line 1: byte 0xE9 is not UTF-8; .*iconv -f cp1252"):
+        read_data(text.encode("cp1252"), "x.txt")
+
+
+def rights(text, name="x.csv"):
+    found = read_pasted(text, name)
+    return [
+        None if row.example is None else row.example.options[row.example.gold] for row in found.rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("header", "answers", "wanted"),
+    [
+        # columns that are numbered say what is counted from
+        ("option1,option2,option3", "123", "abc"),
+        ("option0,option1,option2", "012", "abc"),
+        # but not where the answers contradict them
+        ("option1,option2,option3", "012", [None] * 3),
+        ("option0,option1,option2", "123", [None] * 3),
+        # of letters the answers say it, a 0 or the last number
+        ("A,B,C", "012", "abc"),
+        ("A,B,C", "131", "aca"),
+        ("A,B,C", "12", [None] * 2),
+        ("A,B,C", "03", [None] * 2),
+        # what is no number needs none of this
+        ("A,B,C", "b2", ["b", None]),
+        ("option1,option2,option3", "4c1", [None, "c", "a"]),
+    ],
+)
+def test_numbers_name_the_option_that_was_meant_or_none(header, answers, wanted):
+    rows = "".join(f"q{place},a,b,c,{answer}\n" for place, answer in enumerate(answers))
+    assert rights(f"question,{header},answer\n{rows}") == list(wanted)
+
+
+@pytest.mark.parametrize(
+    ("answers", "wanted"), [("01", "ab"), ("12", [None] * 2), ("02", ["a", None])]
+)
+def test_lists_are_counted_from_0_unless_an_answer_says_otherwise(answers, wanted):
+    rows = "".join(f"q{place};a|b;{answer}\n" for place, answer in enumerate(answers))
+    assert rights(f"question;options;answer\n{rows}") == list(wanted)
+
+
+@pytest.mark.parametrize(
+    "answer", ["b", "B", "(b)", "[B]", "B.", "cafe\u0301", "caf\u00e9\u200b", "\u00a0café"]
+)
+def test_letters_in_any_case_and_texts_however_they_are_encoded(answer):
+    assert rights(f"question,A,B,answer\nWhere?,bar,caf\u00e9,{answer}\n") == ["caf\u00e9"]
+
+
+def test_keys_that_are_not_read_are_told_once():
+    rows = [{**row, "id": 7, "source": "x", "hint": "y"} for row in ROWS]
+    assert read_pasted(json.dumps(rows)).unread == ("source", "hint")
+
+
+def test_columns_may_be_named():
+    text = "frage,links,rechts,lösung\nWhich is hot?,fire,ice,links\nWhich is cold?,fire,ice,ice\n"
+    reading = Reading("frage", ("links", "rechts"), "lösung")
+    found = read_pasted(text, "x.csv", reading)
+    assert [row.example and row.example.gold for row in found.rows] == [None, 1]
+    with pytest.raises(RecordError, match="names no question"):
+        read_pasted(text, "x.csv")
+    (row, _) = read_pasted(text, "x.csv", Reading("farge", ("links", "rechts"), "lösung")).rows
+    assert "there is no column 'farge'; did you mean 'frage'?" in row.mistake
+
+
+def test_labels_that_are_known_are_the_options():
+    asked = Reading(labels=("billing", "delivery", "other"), answered=False)
+    text = "text,label\nWhere is it?,delivery\nWho are you?,\nWhy?,shipping\n"
+    found = read_pasted(text, "x.csv", asked)
+    assert {one.options for one in found.questions} == {asked.labels}
+    assert [row.example and row.example.gold for row in found.rows] == [1, None, None]
+    assert "'shipping' is none of 'billing', 'delivery', 'other'" in found.rows[2].mistake
+    assert [one.options for one in read_pasted("Who are you?", "", asked).questions] == [
+        asked.labels
+    ]
+    assert (
+        "there are no options" in read_pasted("Who?", "", Reading(answered=False)).rows[0].mistake
+    )
+
+
+def test_between_tabs_a_quote_is_a_character_unless_it_holds_whole_cells(tmp_path):
+    rows = [
+        ('He said "no", twice', "a"),
+        ('"Quoted" start', "b"),
+        ("two\nlines", "a"),
+        ('5" and 6"', "b"),
+    ]
+    plain = "text\tlabel\n" + "".join(
+        f"{text}\t{label}\n" for text, label in rows if "\n" not in text
+    )
+    assert [one.question for one in read_pasted(plain, "x.tsv").examples] == [
+        text for text, _ in rows if "\n" not in text
+    ]
+    path = tmp_path / "x.tsv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter="\t").writerows([("text", "label"), *rows])
+    assert [one.question for one in read_file(path).examples] == [text for text, _ in rows]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("q{=a =b ~c}\n\nr{=a ~b}", "", "only questions with one right answer"),
+        ("q{#3:1}\n\nr{=a ~b}", "", "only questions with one right answer"),
+        ("q{=a -> b =c -> d}\n\nr{=a ~b}", "", "only questions with one right answer"),
+        ("q\n\nr{=a ~b}", "", "no answers in braces"),
+        (
+            '[{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}]',
+            "",
+            "has 2 user",
+        ),
+        ('[{"messages": [{"role": "tool", "content": "a"}]}]', "", "a turn is not"),
+        ('[{"question": "q", "distractor1": "a", "answer": ""}]', "", "no right one"),
+        (
+            '[{"question": "q", "options": {"text": ["a", null], "label": ["A", "B"]}, "answer": "A"}]',
+            "",
+            "is null",
+        ),
+    ],
+)
+def test_what_is_of_a_layout_and_no_example_is_a_mistake(text, name, message):
+    assert message in read_pasted(text, name).rows[0].mistake
