@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 
 from degaml_kedro.adapters.adapter import (
@@ -312,3 +312,36 @@ def test_adapters_of_models_of_different_widths_have_no_mean() -> None:
 def test_nothing_has_no_mean() -> None:
     with pytest.raises(AdapterError, match="no adapters.*at least one task"):
         average_adapters([])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("alpha_pattern", {"q_proj": 64}),
+        ("rank_pattern", {"q_proj": 4}),
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "olora"),
+        ("alora_invocation_tokens", [50, 51]),
+        ("use_dora", True),
+        ("use_rslora", True),
+        ("modules_to_save", ["lm_head"]),
+        ("bias", "all"),
+    ],
+)
+def test_settings_that_change_the_sum_are_refused_by_name(key, value, tmp_path):
+    save_peft_folder(random_adapter(tiny_base(), LoraParameters(rank=2)), tmp_path / "a")
+    file = tmp_path / "a" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(AdapterError, match=f"{key} is .*not plain LoRA"):
+        load_peft_folder(tmp_path / "a")
+
+
+def test_a_pattern_of_target_modules_becomes_the_layers_that_it_matched(tmp_path):
+    pattern = r"model\.layers\.\d+\.self_attn\.(q|v)_proj"
+    config = LoraConfig(r=2, target_modules=pattern, task_type="CAUSAL_LM")
+    first = get_peft_model(plain_copy(tiny_base()), config)
+    first.save_pretrained(tmp_path / "a")
+    save_peft_folder(load_peft_folder(tmp_path / "a"), tmp_path / "b")
+    second = PeftModel.from_pretrained(plain_copy(tiny_base()), tmp_path / "b")
+    adapted = [[n for n, _ in m.named_parameters() if ".lora_A." in n] for m in (first, second)]
+    assert adapted[0] == adapted[1] != []

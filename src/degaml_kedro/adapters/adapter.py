@@ -25,6 +25,32 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 # of a JSON file that describes something: far above any of ours, and far below what would fill the memory
 MAX_JSON = 16 * 2**20
 _MAX_RANK, _MAX_ALPHA = 65536, 1e6
+# settings of PEFT that change what an adapter computes, and their values that do not; PiSSA, OLoRA and the like change
+# the base model's weights when they are loaded
+_NOTHING: tuple[Any, ...] = (None, False, [], {}, "none")
+_HARMLESS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(
+        (
+            *(
+                "use_dora",
+                "use_rslora",
+                "use_qalora",
+                "rank_pattern",
+                "alpha_pattern",
+                "modules_to_save",
+            ),
+            *(
+                "alora_invocation_tokens",
+                "layer_replication",
+                "trainable_token_indices",
+                "target_parameters",
+            ),
+            *("bias", "lora_bias", "exclude_modules", "use_bdlora", "arrow_config"),
+        ),
+        _NOTHING,
+    ),
+    "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva"),
+}
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -205,22 +231,23 @@ def load_peft_folder(path: Path) -> Adapter:
         raise AdapterError(
             f"{path / CONFIG_FILE}: peft_type is {raw.get('peft_type')!r}; only LORA adapters can be read"
         )
-    if raw.get("use_dora") or raw.get("use_rslora") or raw.get("rank_pattern"):
-        raise AdapterError(
-            f"{path / CONFIG_FILE}: DoRA, rsLoRA and rank patterns are not plain LoRA; "
-            f"train the adapter without them"
-        )
+    for key, harmless in _HARMLESS.items():
+        if raw.get(key) not in harmless:
+            raise AdapterError(
+                f"{path / CONFIG_FILE}: {key} is {str(raw[key])[:60]!r}, which is not plain LoRA: its sum would be "
+                f"another than PEFT's; train the adapter without it"
+            )
     try:
         tensors = load_file(path / WEIGHTS_FILE)
     except (SafetensorError, OSError) as error:
         raise AdapterError(
             f"{path / WEIGHTS_FILE} cannot be read ({error}); the file is truncated or damaged: make it again"
         ) from error
-    config = _checked_config(raw, path / CONFIG_FILE)
     if not tensors:
         raise AdapterError(f"{path / WEIGHTS_FILE} holds no tensors; make the adapter again")
+    layers = list(dict.fromkeys(parse_key(name)[0] for name in tensors))
+    config = _checked_config(raw, path / CONFIG_FILE, layers)
     for name, tensor in tensors.items():
-        parse_key(name)
         if tensor.dim() != 2 or tensor.dtype not in _FLOATS or tensor.numel() == 0:
             raise AdapterError(
                 f"{path / WEIGHTS_FILE}: '{name}' is {str(tensor.dtype).removeprefix('torch.')} "
@@ -257,8 +284,8 @@ def _read_config(file: Path) -> dict[str, Any]:
     return raw
 
 
-def _checked_config(raw: Mapping[str, Any], file: Path) -> AdapterConfig:
-    """The configuration, of what anybody may have written."""
+def _checked_config(raw: Mapping[str, Any], file: Path, layers: Sequence[str]) -> AdapterConfig:
+    """The configuration, of what anybody may have written, for an adapter of these layers."""
 
     def refuse(key: str, needed: str) -> AdapterError:
         found = f"{key} is {str(raw[key])[:40]!r}" if key in raw else f"there is no {key}"
@@ -272,7 +299,8 @@ def _checked_config(raw: Mapping[str, Any], file: Path) -> AdapterConfig:
     if type(alpha) not in (int, float) or not 0 < alpha <= _MAX_ALPHA:
         raise refuse("lora_alpha", f"a number above 0 and up to {_MAX_ALPHA:g}")
     targets = raw.get("target_modules")
-    names = [targets] if isinstance(targets, str) else targets
+    # a text is a regular expression: what it matched is in the tensors' names
+    names = list(layers) if isinstance(targets, str) else targets
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise refuse("target_modules", "a list of names")
     base_model = raw.get("base_model_name_or_path") or ""

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import datetime
 import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -37,6 +40,7 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.folders import replaced_folder
 from degaml_kedro.llm.lora import (
     ActiveLora,
+    AdaptableLinear,
     DenseWeights,
     GroupAdapter,
     LinearGroup,
@@ -63,6 +67,10 @@ from degaml_kedro.parameters import (
     RandomModel,
 )
 
+# what chat templates that write today's date write here: prompts, and with them adapters, are the same on every day
+TEMPLATE_DATE = datetime.date(2024, 7, 26)
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+
 
 class ModelError(DegamlError):
     """A base model that cannot be found, loaded or used."""
@@ -78,9 +86,10 @@ class BaseModel:
         model: the Transformers model, frozen, in evaluation mode.
         tokenizer: its tokenizer.
         groups: the adaptable linear layers.
-        context_length: longest input in tokens.
+        context_length: longest input in tokens that the model takes.
         folder: where its files are; None for a hub model or a random one.
         stack: the decoder as one function, where the model's parts were recognised.
+        window: tokens that a token of some layer can look back at; None for all. Here every token sees all before it.
     """
 
     name: str
@@ -91,6 +100,12 @@ class BaseModel:
     context_length: int
     folder: Path | None = None
     stack: DecoderStack | None = None
+    window: int | None = None
+
+    @property
+    def longest_input(self) -> int:
+        """Tokens of the longest input that is computed right: of the context, and no more than a window holds."""
+        return min(self.context_length, self.window or self.context_length)
 
     @property
     def device(self) -> torch.device:
@@ -236,7 +251,7 @@ class BaseModel:
         return {
             name: (module.out_features, module.in_features)
             for name, module in self.model.named_modules()
-            if isinstance(module, nn.Linear) and module is not head
+            if isinstance(module, AdaptableLinear) and module is not head
         }
 
 
@@ -358,17 +373,95 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
         model, tokenizer = _from_pretrained(source, folder, dtype)
         fingerprint = _fingerprint(source, folder)
     model = model.to(device).eval().requires_grad_(False)
-    groups = make_adaptable(model)
-    return BaseModel(
+    groups = make_adaptable(model, skip=_other_towers(model))
+    text = model.config.get_text_config()
+    base = BaseModel(
         name=name,
         fingerprint=fingerprint,
         model=model,
         tokenizer=tokenizer,
         groups=groups,
-        context_length=int(getattr(model.config, "max_position_embeddings", 2048)),
+        context_length=int(getattr(text, "max_position_embeddings", None) or 2048),
         folder=folder,
         stack=decoder_stack(model),
+        window=_window(text),
     )
+    check_scores(base)
+    return base
+
+
+def _window(text: Any) -> int | None:
+    """The window that the text model's attention is cut to in some layer, by its configuration; None for none."""
+    window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None)
+    slides = "sliding_attention" in kinds if kinds else getattr(text, "use_sliding_window", True)
+    return int(window) if window and slides else None
+
+
+def _other_towers(model: Any) -> frozenset[str]:
+    """Names of the modules that read pictures or sounds: they are never adapted."""
+    config = model.config
+    if config.get_text_config() is config:
+        return frozenset()
+    decoder = model.get_decoder()
+    inside = {id(module) for module in decoder.modules()}
+    return frozenset(
+        name for name, module in model.named_modules() if name and id(module) not in inside
+    )
+
+
+@contextlib.contextmanager
+def _eager(model: Any) -> Iterator[None]:
+    """The library's own attention, with every cap and window that it knows; nobody else has the model yet."""
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(ATTENTION_NAME)
+
+
+def check_scores(base: BaseModel) -> None:
+    """Refuse a model whose scores, computed as here, are not those of the library's own logits.
+
+    Prompts and answers lie side by side in one row here, and the head is taken for a matrix alone. That is right for
+    most models; whether it is for this one is seen on a few tokens, by themselves and beside others.
+
+    Args:
+        base: the model.
+
+    Raises:
+        ModelError: a score is another than the library's.
+    """
+    size = base.head.shape[0]
+    ids = [3 + (7 * place) % max(1, size - 4) for place in range(12)]
+    prompts = (tuple(ids[:5]), tuple(ids[2:9]))
+    answers = ((tuple(ids[9:11]), tuple(ids[5:8])), (tuple(ids[:3]), (ids[11], ids[4])))
+    trees = [TokenTree(p, a) for p, a in zip(prompts, answers, strict=True)]
+    pack = pack_trees(trees, base.device, base.dtype)
+    worst, model = 0.0, base.model
+    with torch.inference_mode():
+        logits = (base.hidden_states(pack) @ base.head.T).float().log_softmax(-1).cpu()
+    with torch.inference_mode(), _eager(model):
+        for start, prompt, options in zip(pack.starts, prompts, answers, strict=True):
+            branch = start + len(prompt)
+            for answer in options:
+                rows = [start + len(prompt) - 1, *range(branch, branch + len(answer) - 1)]
+                mine = sum(
+                    logits[row, token].item() for row, token in zip(rows, answer, strict=True)
+                )
+                whole = torch.tensor([prompt + answer], device=base.device)
+                own = model(whole, use_cache=False).logits[0].float().log_softmax(-1).cpu()
+                first = len(prompt) - 1
+                theirs = sum(own[first + i, token].item() for i, token in enumerate(answer))
+                worst = max(worst, abs(mine - theirs) / max(1.0, abs(theirs)))
+                branch += len(answer)
+    tolerance = 1e-4 if base.dtype == torch.float32 else 0.02
+    if not worst < tolerance:
+        raise ModelError(
+            f"{base.name} ({type(model).__name__}) cannot be used yet: its scores would be off the library's by "
+            f"{worst:.1%}. Its head has a bias, a scale or a cap, its attention a cap, or its layers are not only "
+            f"attention; use a model like Llama, Qwen or SmolLM"
+        )
 
 
 def _from_pretrained(
@@ -389,6 +482,8 @@ def _from_pretrained(
                 trust_remote_code=False,
                 **options,
             )
+    except SafetensorError as error:
+        raise ModelError(_torn_weights(folder, error)) from error
     except (OSError, ValueError) as error:
         if isinstance(source, HubModel):
             raise ModelError(
@@ -400,7 +495,29 @@ def _from_pretrained(
         raise ModelError(f"the model in {place} cannot be loaded: {first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = _DATE_CALL.sub(
+            lambda match: repr(TEMPLATE_DATE.strftime(match[2])), tokenizer.chat_template
+        )
     return model, tokenizer
+
+
+def _torn_weights(folder: Path | None, error: Exception) -> str:
+    """Which weights are not whole, and what to do."""
+    for file in sorted((folder or Path()).glob("*.safetensors")):
+        with file.open("rb") as stream:
+            start = stream.read(100)
+        if start.startswith(b"version https://git-lfs"):
+            return (
+                f"{file} is a Git LFS pointer and no weights: install Git LFS and run `git lfs pull`, or download the "
+                "file again"
+            )
+        try:
+            with safe_open(file, framework="pt") as opened:
+                opened.keys()
+        except SafetensorError as own:
+            return f"{file} is not whole ({first_line(own)}): download it again"
+    return f"the weights in {folder} cannot be read ({first_line(error)}): download them again"
 
 
 def first_line(error: Exception) -> str:
@@ -510,6 +627,16 @@ def _converted(gguf: Path) -> Path:
             tokenizer.save_pretrained(temporary)
         with contextlib.suppress(OSError):  # another process was first: use its folder
             os.rename(temporary, target)
+    except Exception as error:
+        told = first_line(error)
+        if "architecture" in told:
+            raise ModelError(
+                f"{gguf} cannot be converted ({told}): use the model's safetensors folder instead"
+            ) from error
+        raise ModelError(
+            f"{gguf} cannot be converted ({type(error).__name__}: {told}); if it is not whole, download it again, else "
+            "use the model's safetensors folder"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
@@ -566,7 +693,11 @@ def _fingerprint(source: HubModel | FolderModel | PackageModel, folder: Path | N
         return folder.name.rpartition("-")[2]
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*")):
-        if file.suffix in {".safetensors", ".json", ".model"}:
+        # all that changes a weight or a token's id
+        if file.suffix in {".safetensors", ".json", ".model", ".jinja"} or file.name in (
+            "merges.txt",
+            "vocab.txt",
+        ):
             digest.update(file.name.encode())
             digest.update(str(file.stat().st_size).encode())
             with file.open("rb") as stream:

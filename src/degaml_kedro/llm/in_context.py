@@ -24,10 +24,12 @@ from degaml_kedro.llm.packing import Prefix, pack_trees
 from degaml_kedro.llm.prompting import (
     EncodedQuestion,
     answer_texts,
+    common_start,
     encode_texts,
     question_text,
     render_chat,
     render_prompt,
+    token_ids,
 )
 from degaml_kedro.llm.scoring import (
     OptionScores,
@@ -92,7 +94,7 @@ def fitting(
 
     def fits(count: int) -> bool:
         lengths = _longest(base, asked, demonstrations[:count], prompt, mode)
-        return max(lengths) <= base.context_length
+        return max(lengths) <= base.longest_input
 
     if fits(wanted):
         return wanted
@@ -237,14 +239,14 @@ def encode_in_context(
     if not questions:
         return QuestionsInContext(questions, encoded, [], ())
     texts = [render_prompt(question, prompt, base) for question in questions]
-    alone = _token_ids(base, texts, prompt)
+    alone = token_ids(base, texts, prompt)
     own = [_own_start(question.prompt, ids) for question, ids in zip(encoded, alone, strict=True)]
     head: tuple[int, ...] = ()
     if shared:
         # whichever that question leaves out: others do not
         most = max(range(len(questions)), key=lambda place: len(demonstrations[place]))
         text = _text(base, questions[most], demonstrations[most], prompt, mode)
-        (whole,) = _token_ids(base, [text], prompt)
+        (whole,) = token_ids(base, [text], prompt)
         head = tuple(whole[: _own_start(whole, alone[most])])
     return QuestionsInContext(questions, encoded, own, head)
 
@@ -320,21 +322,6 @@ def compare_in_context(
     return OptionScores([scores], tokens)
 
 
-def common_start(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike.
-
-    Example:
-        >>> common_start((1, 2, 3), (1, 2, 4, 5))
-        2
-    """
-    count = 0
-    for mine, theirs in zip(one, other, strict=False):
-        if mine != theirs:
-            break
-        count += 1
-    return count
-
-
 def _text(
     base: BaseModel,
     question: Question,
@@ -384,17 +371,10 @@ def _longest(
         text = _text(base, question, demonstrations, prompt, mode)
         texts.append([text + answer for answer in answer_texts(question, mode, prompt)])
     whole = [text for options in texts for text in options]
-    lengths = iter(len(row) for row in _token_ids(base, whole, prompt))
+    lengths = iter(len(row) for row in token_ids(base, whole, prompt))
     return [max(next(lengths) for _ in options) for options in texts]
 
 
 def _own_start(whole: Sequence[int], alone: Sequence[int]) -> int:
     """Where a question's own tokens begin in its prompt: what ends as the question does alone; at least one token."""
     return min(len(whole) - common_start(whole[::-1], alone[::-1]), len(whole) - 1)
-
-
-def _token_ids(base: BaseModel, texts: Sequence[str], prompt: PromptParameters) -> list[list[int]]:
-    found: list[list[int]] = base.tokenizer(
-        list(texts), add_special_tokens=prompt.format == "plain"
-    ).input_ids
-    return found

@@ -286,7 +286,7 @@ class AdaptableLinear(nn.Linear):
         return output + (x @ a.to(x.dtype).T) @ (b * adapter.scale).to(x.dtype).T
 
 
-def make_adaptable(model: nn.Module) -> list[LinearGroup]:
+def make_adaptable(model: nn.Module, skip: frozenset[str] = frozenset()) -> list[LinearGroup]:
     """Turn every ``nn.Linear`` of ``model`` into an :class:`AdaptableLinear`, in place.
 
     Siblings that read the same input get stacked storage; their own weights become views of it, so nothing is
@@ -294,6 +294,7 @@ def make_adaptable(model: nn.Module) -> list[LinearGroup]:
 
     Args:
         model: a frozen model.
+        skip: names of modules whose layers stay as they are.
 
     Returns:
         The groups, in module order.
@@ -324,8 +325,12 @@ def make_adaptable(model: nn.Module) -> list[LinearGroup]:
             layer.group, layer.member = group, member  # type: ignore[assignment]
 
     for parent_name, parent in model.named_modules():
-        children = {n: c for n, c in parent.named_children() if type(c) is nn.Linear}
         prefix = f"{parent_name}." if parent_name else ""
+        children = {
+            n: c
+            for n, c in parent.named_children()
+            if type(c) is nn.Linear and prefix + n not in skip
+        }
         for siblings in _SIBLINGS:
             found = [children.get(name) for name in siblings]
             layers = [layer for layer in found if layer is not None]

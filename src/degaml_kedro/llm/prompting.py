@@ -140,21 +140,60 @@ def encode_texts(
     if not examples:
         return []
     answers = [answer_texts(example, mode, prompt) for example in examples]
-    special = prompt.format == "plain"
-    tokenizer = base.tokenizer
-    prompt_ids = tokenizer(list(prompts), add_special_tokens=special).input_ids
+    prompt_ids = token_ids(base, prompts, prompt)
     whole = [
         text + answer for text, options in zip(prompts, answers, strict=True) for answer in options
     ]
-    whole_ids = iter(tokenizer(whole, add_special_tokens=special).input_ids)
+    whole_ids = iter(token_ids(base, whole, prompt))
     encoded = []
     for index, (ids, options) in enumerate(zip(prompt_ids, answers, strict=True)):
-        tails = tuple(tuple(next(whole_ids)[len(ids) :]) for _ in options)
+        every = [next(whole_ids) for _ in options]
+        # a token may span the end of the prompt and the answer, and an answer is never without a token
+        ids = ids[: min(common_start(ids, one[:-1]) for one in every)]
+        tails = tuple(tuple(one[len(ids) :]) for one in every)
         longest = len(ids) + max(len(tail) for tail in tails)
-        if longest > base.context_length:
+        if longest > base.longest_input:
+            limit = "window" if base.longest_input < base.context_length else "context"
             raise PromptError(
-                f"example {index} is {longest} tokens long with its answer, the context of {base.name} is "
-                f"{base.context_length}; shorten it or leave it out (it starts: {examples[index].prompt[:60]!r})"
+                f"example {index} is {longest} tokens long with its answer, the {limit} of {base.name} is "
+                f"{base.longest_input}; shorten it or leave it out (it starts: {examples[index].prompt[:60]!r})"
             )
         encoded.append(EncodedQuestion(tuple(ids), tails))
     return encoded
+
+
+def token_ids(base: BaseModel, texts: Sequence[str], prompt: PromptParameters) -> list[list[int]]:
+    """Token ids of texts that something may follow: with what the tokenizer puts in front, without what it appends.
+
+    Args:
+        base: for its tokenizer.
+        texts: as the model reads them.
+        prompt: chat templates have written the special tokens themselves.
+    """
+    special = prompt.format == "plain"
+    found: list[list[int]] = base.tokenizer(list(texts), add_special_tokens=special).input_ids
+    if not special:
+        return found
+    bare, framed = (base.tokenizer("a", add_special_tokens=s).input_ids for s in (False, True))
+    # the tokens of the text stand between what is put in front and what is appended
+    front = next(
+        (n for n in range(len(framed)) if framed[n : n + len(bare)] == bare),
+        len(framed) - len(bare),
+    )
+    appended = len(framed) - len(bare) - front
+    return [ids[: len(ids) - appended] for ids in found] if appended > 0 else found
+
+
+def common_start(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike.
+
+    Example:
+        >>> common_start((1, 2, 3), (1, 2, 4, 5))
+        2
+    """
+    count = 0
+    for mine, theirs in zip(one, other, strict=False):
+        if mine != theirs:
+            break
+        count += 1
+    return count

@@ -332,10 +332,10 @@ def _matcher(base: BaseModel, space: ActionSpace) -> LLMatcher:
 def _prompt_ids(base: BaseModel, prompt: str, answer: int) -> tuple[int, ...]:
     """A prompt's tokens, checked to leave room for an answer of that many."""
     ids = tuple(base.tokenizer(prompt, add_special_tokens=True).input_ids)
-    if len(ids) + answer > base.context_length:
+    if len(ids) + answer > base.longest_input:
         raise PromptError(
             f"the policy's prompt is {len(ids)} tokens long and its action up to {answer}, the context of "
-            f"{base.name} is {base.context_length}; show fewer examples, or enable fewer families"
+            f"{base.name} is {base.longest_input}; show fewer examples, or enable fewer families"
         )
     return ids
 
