@@ -178,6 +178,7 @@ def test_held_out_examples_decide_nothing(session, adapted):
 def test_the_budget_bounds_what_is_tried(session):
     assert len(session.adapt(SUPPORT, budget=Budget(rounds=1, proposals=2)).report.tried) == 2
     late = session.adapt(SUPPORT, budget=Budget(seconds=1e-9))
+    assert any("seconds for them were used up" in told for told in late.report.warnings)
     assert late.report.tried == ()
     assert "No strategy was tried" in late.explain()
     with pytest.raises(SessionError, match="rounds are 1 to 100"):

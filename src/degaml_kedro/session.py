@@ -370,6 +370,7 @@ class Session:
             )
         most = most_trials(search, self._space)
         rows: list[Row] = []
+        began = time.monotonic()
         for row in adapt(
             bench,
             self._space,
@@ -388,7 +389,26 @@ class Session:
             if tracker.report.generated_support is None:
                 known["generated_support"] = one.before
             tracker.know(f"Tried strategy {one.number} of at most {most}: {one.words}", **known)
+        if told := self._unspent(rows, search, time.monotonic() - began):
+            tracker.report = replace(tracker.report, warnings=(*tracker.report.warnings, told))
         return rows
+
+    def _unspent(self, rows: Sequence[Row], search: SearchParameters, seconds: float) -> str | None:
+        """Why fewer proposals were tried than the budget allows; None where all were."""
+        allowed = search.rounds * search.proposals
+        tried = sum(row["source"] not in ("fallback", "search") for row in rows)
+        if tried >= allowed:
+            return None
+        executed = executed_rows(rows)
+        if search.seconds is not None and seconds >= search.seconds:
+            reason = f"the {search.seconds:g} seconds for them were used up"
+        elif executed and self._space.family(str(executed[-1]["family"])).reads_answers:
+            reason = "what was chosen learns from all examples, so nothing is left to score another round on"
+        elif len({row["round"] for row in rows}) < search.rounds:
+            reason = "a round brought nothing better, and there the search ends"
+        else:
+            reason = "the policy proposed the same again"
+        return f"{tried} of {allowed} proposals were tried: {reason}"
 
     def _tried(self, row: Row) -> Tried:
         n = int(row["n"])
