@@ -75,7 +75,7 @@ def predict(
             "%d of %d demonstrations fit in the %d tokens of %s in front of the longest question",
             count,
             wanted,
-            base.longest_input,
+            base.context_length,
             base.name,
         )
     shown = [demonstrations[:count]] * len(questions)

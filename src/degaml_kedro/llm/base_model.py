@@ -11,14 +11,17 @@ import datetime
 import hashlib
 import importlib.util
 import json
+import logging
+import math
 import os
 import re
 import shutil
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +41,7 @@ from transformers.utils import logging as transformers_logging
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.folders import replaced_folder
+from degaml_kedro.llm.general import hidden_by_rows, readout
 from degaml_kedro.llm.lora import (
     ActiveLora,
     AdaptableLinear,
@@ -67,6 +71,8 @@ from degaml_kedro.parameters import (
     RandomModel,
 )
 
+logger = logging.getLogger(__name__)
+
 # what chat templates that write today's date write here: prompts, and with them adapters, are the same on every day
 TEMPLATE_DATE = datetime.date(2024, 7, 26)
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
@@ -89,7 +95,10 @@ class BaseModel:
         context_length: longest input in tokens that the model takes.
         folder: where its files are; None for a hub model or a random one.
         stack: the decoder as one function, where the model's parts were recognised.
-        window: tokens that a token of some layer can look back at; None for all. Here every token sees all before it.
+        window: tokens that a token of some layer can look back at; None for all. Packs of longer sequences go the
+            general way.
+        readout: the model without its decoder, where the general way is the only one that is right: for all packs, and
+            for logits (:mod:`~degaml_kedro.llm.general`); None where packing and the head as a matrix are.
     """
 
     name: str
@@ -101,11 +110,7 @@ class BaseModel:
     folder: Path | None = None
     stack: DecoderStack | None = None
     window: int | None = None
-
-    @property
-    def longest_input(self) -> int:
-        """Tokens of the longest input that is computed right: of the context, and no more than a window holds."""
-        return min(self.context_length, self.window or self.context_length)
+    readout: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -122,6 +127,13 @@ class BaseModel:
         """The LM head's weight, [vocabulary, hidden]."""
         return self.model.get_output_embeddings().weight  # type: ignore[no-any-return]
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of final hidden states [R, hidden], float32 [R, vocabulary]."""
+        hidden = hidden.to(self.dtype)
+        if self.readout is None:
+            return (hidden @ self.head.T).float()
+        return self.readout(inputs_embeds=hidden[None]).logits[0].float()  # type: ignore[no-any-return]
+
     def hidden_states(self, pack: Pack, elementary: bool = False) -> Tensor:
         """Final hidden states of a pack, [T, hidden], under the adapter that is active in this thread.
 
@@ -130,6 +142,8 @@ class BaseModel:
             elementary: from elementary operations of the library's modules, which can be differentiated any number
                 of times; the stack's backward is written by hand and has no derivative.
         """
+        if self.readout is not None or self._is_longer_than_window(pack):
+            return hidden_by_rows(self.model, pack)
         if self.stack is not None and not elementary:
             return self.stack(pack, current_lora())
         with active_pack(pack, elementary):
@@ -138,6 +152,9 @@ class BaseModel:
             )
         return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
+    def _is_longer_than_window(self, pack: Pack) -> bool:
+        return self.window is not None and int(pack.position_ids.max()) >= self.window
+
     def read_prefix(self, tokens: Sequence[int]) -> Prefix:
         """What the tokens leave for those that continue them, under the adapter that is active in this thread.
 
@@ -145,6 +162,9 @@ class BaseModel:
             tokens: ids, at least one.
         """
         layers: KeyValues = {}
+        if self.readout is not None:
+            # read again with every question
+            return Prefix(tuple(tokens), layers)
         pack = pack_trees([TokenTree(tuple(tokens))], self.device, self.dtype)
         with torch.inference_mode():
             self.hidden_states(replace(pack, record=layers))
@@ -373,7 +393,7 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
         model, tokenizer = _from_pretrained(source, folder, dtype)
         fingerprint = _fingerprint(source, folder)
     model = model.to(device).eval().requires_grad_(False)
-    groups = make_adaptable(model, skip=_other_towers(model))
+    groups = make_adaptable(model, skip=_not_adapted(model))
     text = model.config.get_text_config()
     base = BaseModel(
         name=name,
@@ -386,8 +406,7 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
         stack=decoder_stack(model),
         window=_window(text),
     )
-    check_scores(base)
-    return base
+    return checked(base)
 
 
 def _window(text: Any) -> int | None:
@@ -398,40 +417,65 @@ def _window(text: Any) -> int | None:
     return int(window) if window and slides else None
 
 
-def _other_towers(model: Any) -> frozenset[str]:
-    """Names of the modules that read pictures or sounds: they are never adapted."""
+def _not_adapted(model: Any) -> frozenset[str]:
+    """Names of the modules that are never adapted.
+
+    These are what reads pictures or sounds, and, of recurrent models, what PEFT adapts in none of them: their kernels
+    read these weights past the layer.
+    """
     config = model.config
+    names = dict(model.named_modules())
+    if config.model_type in _RECURRENT:
+        return frozenset(name for name in names if name.endswith(".out_proj"))
     if config.get_text_config() is config:
         return frozenset()
-    decoder = model.get_decoder()
-    inside = {id(module) for module in decoder.modules()}
-    return frozenset(
-        name for name, module in model.named_modules() if name and id(module) not in inside
-    )
+    inside = {id(module) for module in model.get_decoder().modules()}
+    return frozenset(name for name, module in names.items() if name and id(module) not in inside)
 
 
-@contextlib.contextmanager
-def _eager(model: Any) -> Iterator[None]:
-    """The library's own attention, with every cap and window that it knows; nobody else has the model yet."""
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(ATTENTION_NAME)
+# as PEFT has them
+_RECURRENT = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 
 
-def check_scores(base: BaseModel) -> None:
-    """Refuse a model whose scores, computed as here, are not those of the library's own logits.
+def checked(base: BaseModel) -> BaseModel:
+    """The model as it is computed right: packed, or the general way, whichever gives the library's own scores.
 
-    Prompts and answers lie side by side in one row here, and the head is taken for a matrix alone. That is right for
-    most models; whether it is for this one is seen on a few tokens, by themselves and beside others.
+    Packing takes it that layers mix tokens by attention alone, without a cap, and that the head is nothing but a
+    matrix. Whether that is so is seen on a few tokens, by themselves and beside others.
 
     Args:
-        base: the model.
+        base: the model; nobody else has it yet.
 
     Raises:
-        ModelError: a score is another than the library's.
+        ModelError: neither way gives the library's scores.
     """
+    # in half precision rounding alone is of this order
+    tolerance = 1e-4 if base.dtype == torch.float32 else 0.02
+    try:
+        off = _score_error(base)
+    except (RuntimeError, TypeError, ValueError, KeyError):
+        # of the model's own code, which expects something else of its attention
+        off = math.inf
+    if off < tolerance:
+        return base
+    _set_attention(base.model, "eager")
+    base = replace(base, stack=None, window=None, readout=readout(base.model))
+    if not (still := _score_error(base)) < tolerance:
+        raise ModelError(
+            f"{base.name} ({type(base.model).__name__}) cannot be used: its scores would be off the library's by "
+            f"{still:.1%}; use a model like Llama, Qwen or SmolLM"
+        )
+    logger.warning(
+        "%s (%s) is computed row by row, which takes several times as long: packed, its scores would be off by %.1g",
+        base.name,
+        type(base.model).__name__,
+        off,
+    )
+    return base
+
+
+def _score_error(base: BaseModel) -> float:
+    """The largest relative difference between a score and the library's, on a few tokens."""
     size = base.head.shape[0]
     ids = [3 + (7 * place) % max(1, size - 4) for place in range(12)]
     prompts = (tuple(ids[:5]), tuple(ids[2:9]))
@@ -440,8 +484,11 @@ def check_scores(base: BaseModel) -> None:
     pack = pack_trees(trees, base.device, base.dtype)
     worst, model = 0.0, base.model
     with torch.inference_mode():
-        logits = (base.hidden_states(pack) @ base.head.T).float().log_softmax(-1).cpu()
-    with torch.inference_mode(), _eager(model):
+        logits = base.logits(base.hidden_states(pack)).log_softmax(-1).cpu()
+    usual = model.config._attn_implementation
+    # with every cap and window that the library knows
+    _set_attention(model, "eager")
+    try:
         for start, prompt, options in zip(pack.starts, prompts, answers, strict=True):
             branch = start + len(prompt)
             for answer in options:
@@ -450,18 +497,20 @@ def check_scores(base: BaseModel) -> None:
                     logits[row, token].item() for row, token in zip(rows, answer, strict=True)
                 )
                 whole = torch.tensor([prompt + answer], device=base.device)
-                own = model(whole, use_cache=False).logits[0].float().log_softmax(-1).cpu()
+                with torch.inference_mode():
+                    own = model(whole, use_cache=False).logits[0].float().log_softmax(-1).cpu()
                 first = len(prompt) - 1
                 theirs = sum(own[first + i, token].item() for i, token in enumerate(answer))
                 worst = max(worst, abs(mine - theirs) / max(1.0, abs(theirs)))
                 branch += len(answer)
-    tolerance = 1e-4 if base.dtype == torch.float32 else 0.02
-    if not worst < tolerance:
-        raise ModelError(
-            f"{base.name} ({type(model).__name__}) cannot be used yet: its scores would be off the library's by "
-            f"{worst:.1%}. Its head has a bias, a scale or a cap, its attention a cap, or its layers are not only "
-            f"attention; use a model like Llama, Qwen or SmolLM"
-        )
+    finally:
+        _set_attention(model, usual)
+    return worst
+
+
+def _set_attention(model: Any, name: str) -> None:
+    if model._can_set_attn_implementation():
+        model.set_attn_implementation(name)
 
 
 def _from_pretrained(
@@ -474,14 +523,22 @@ def _from_pretrained(
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
-            model = AutoModelForCausalLM.from_pretrained(
+            load = partial(
+                AutoModelForCausalLM.from_pretrained,
                 place,
                 dtype=dtype,
-                attn_implementation=ATTENTION_NAME,
                 use_safetensors=True,
                 trust_remote_code=False,
                 **options,
             )
+            try:
+                model = load(attn_implementation=ATTENTION_NAME)
+                takes_ours = model._can_set_attn_implementation()
+            except KeyError:
+                takes_ours = False
+            if not takes_ours:
+                # older classes (Falcon, BLOOM) have attention of their own, and no other
+                model = load(attn_implementation="eager")
     except SafetensorError as error:
         raise ModelError(_torn_weights(folder, error)) from error
     except (OSError, ValueError) as error:

@@ -253,8 +253,9 @@ def answer_loss_under(
         labels.extend(sequence.ids[-sequence.answer :])
     with active_lora(active):
         hidden = base.hidden_states(pack, elementary)
-    logits = (hidden[rows] @ base.head.T).float()
-    return nn.functional.cross_entropy(logits, torch.tensor(labels, device=base.device))
+    return nn.functional.cross_entropy(
+        base.logits(hidden[rows]), torch.tensor(labels, device=base.device)
+    )
 
 
 def fine_tune(

@@ -94,7 +94,7 @@ def fitting(
 
     def fits(count: int) -> bool:
         lengths = _longest(base, asked, demonstrations[:count], prompt, mode)
-        return max(lengths) <= base.longest_input
+        return max(lengths) <= base.context_length
 
     if fits(wanted):
         return wanted
@@ -308,7 +308,7 @@ def compare_in_context(
             if steer is not None:
                 hidden = steer(hidden, starts, tails)
             sums = answer_log_probabilities(
-                hidden, base.head, starts, tails, few_columns=scoring.normalization == "none"
+                hidden, base, starts, tails, few_columns=scoring.normalization == "none"
             )
         for i, totals in zip(batch, sums, strict=True):
             scores[i] = normalized_scores(

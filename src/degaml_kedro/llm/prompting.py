@@ -152,11 +152,10 @@ def encode_texts(
         ids = ids[: min(common_start(ids, one[:-1]) for one in every)]
         tails = tuple(tuple(one[len(ids) :]) for one in every)
         longest = len(ids) + max(len(tail) for tail in tails)
-        if longest > base.longest_input:
-            limit = "window" if base.longest_input < base.context_length else "context"
+        if longest > base.context_length:
             raise PromptError(
-                f"example {index} is {longest} tokens long with its answer, the {limit} of {base.name} is "
-                f"{base.longest_input}; shorten it or leave it out (it starts: {examples[index].prompt[:60]!r})"
+                f"example {index} is {longest} tokens long with its answer, the context of {base.name} is "
+                f"{base.context_length}; shorten it or leave it out (it starts: {examples[index].prompt[:60]!r})"
             )
         encoded.append(EncodedQuestion(tuple(ids), tails))
     return encoded

@@ -172,7 +172,7 @@ def compare_options(
                 hidden = steer(hidden, pack.starts, asked)
             sums = answer_log_probabilities(
                 hidden,
-                base.head,
+                base,
                 pack.starts,
                 asked,
                 few_columns=scoring.normalization == "none",
@@ -255,7 +255,7 @@ def batches_by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]
 
 def answer_log_probabilities(
     hidden: Tensor,
-    head: Tensor,
+    base: BaseModel,
     starts: Sequence[int],
     questions: Sequence[EncodedQuestion],
     few_columns: bool,
@@ -264,7 +264,7 @@ def answer_log_probabilities(
 
     Args:
         hidden: [T, C].
-        head: [V, C].
+        base: for its head.
         starts: row of each question's first token; its token tree's rows follow (:func:`question_tree`).
         questions: in that order.
         few_columns: whether a constant that a question's options share may be left out.
@@ -278,8 +278,8 @@ def answer_log_probabilities(
         shared = prefix - len(question.prompt)
         last = start + prefix - 1
         tails = [answer[shared:] for answer in question.answers]
-        if few_columns and all(len(tail) == 1 for tail in tails):
-            columns = head[[tail[0] for tail in tails]]
+        if few_columns and base.readout is None and all(len(tail) == 1 for tail in tails):
+            columns = base.head[[tail[0] for tail in tails]]
             sums[index] = (columns.float() @ hidden[last].float()).tolist()
             continue
         branch = start + prefix
@@ -294,20 +294,20 @@ def answer_log_probabilities(
                 owners.append((index, option))
             branch += max(0, len(tail) - 1)
     if rows:
-        values = _token_log_probabilities(hidden, head, rows, targets)
+        values = _token_log_probabilities(hidden, base, rows, targets)
         for (index, option), value in zip(owners, values, strict=True):
             sums[index][option] += value
     return sums
 
 
 def _token_log_probabilities(
-    hidden: Tensor, head: Tensor, rows: Sequence[int], targets: Sequence[int]
+    hidden: Tensor, base: BaseModel, rows: Sequence[int], targets: Sequence[int]
 ) -> list[float]:
     """Log softmax(head h)[target] for (row, target) pairs; a row that several pairs share is computed once.
 
     Args:
         hidden: [T, C].
-        head: [V, C].
+        base: for its head.
         rows: indices into T.
         targets: indices into V.
     """
@@ -319,15 +319,20 @@ def _token_log_probabilities(
     values = [0.0] * len(rows)
     for first in range(0, len(unique), _ROWS_AT_ONCE):
         chunk = unique[first : first + _ROWS_AT_ONCE]
-        logits = (hidden[chunk].to(head.dtype) @ head.T).float()
+        logits = base.logits(hidden[chunk])
         normalizers = logits.logsumexp(dim=-1)
         pairs = [pair for i in range(len(chunk)) for pair in wanted[first + i]]
         local = [place[rows[pair]] - first for pair in pairs]
-        # the wanted logits again in float32: bfloat16 rounds a logit of 16 to 0.06, and answers are closer than that.
-        # in the normaliser such errors average out
-        columns = head[[targets[pair] for pair in pairs]].float()
-        wide = hidden[chunk].float()[local]
-        picked = torch.linalg.vecdot(wide, columns) - normalizers[local]
+        wanted_tokens = [targets[pair] for pair in pairs]
+        if base.readout is None:
+            # the wanted logits again in float32: bfloat16 rounds a logit of 16 to 0.06, and answers are closer than
+            # that. in the normaliser such errors average out
+            picked = torch.linalg.vecdot(
+                hidden[chunk].float()[local], base.head[wanted_tokens].float()
+            )
+        else:
+            picked = logits[local, wanted_tokens]
+        picked = picked - normalizers[local]
         for pair, value in zip(pairs, picked.tolist(), strict=True):
             values[pair] = value
     return values

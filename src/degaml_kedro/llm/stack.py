@@ -390,6 +390,8 @@ def _recognise(model: Any) -> DecoderStack | None:
         if len(qkv.names) != 3 or len(gate_up.names) != 2:
             return None
         norms += [block.input_layernorm, block.post_attention_layernorm]
+        if any(getattr(norm, "weight", None) is None for norm in norms):
+            return None
         layers.append(
             _Layer(
                 block.input_layernorm.weight,

@@ -257,6 +257,8 @@ def _decode(
     tokens = [[*row.prompt, *row.written] for row in rows]
     mask = torch.zeros(len(rows), 0, dtype=torch.long)
     cache: Any = None
+    # what other layers than attention keep of a row is not ours to continue
+    cached = base.readout is None
     while not all(row.done for row in rows):
         if check is not None:
             check()
@@ -270,16 +272,20 @@ def _decode(
             attention_mask=mask.to(base.device),
             position_ids=positions.to(base.device),
             past_key_values=cache,
-            use_cache=True,
+            use_cache=cached,
         )
-        cache = output.past_key_values
+        cache = output.past_key_values if cached else None
         # the head here, on the last column: the model's own `logits_to_keep` copies the head once a row
-        logits = (output.last_hidden_state[:, -1] @ base.head.T).float().cpu()
+        logits = base.logits(output.last_hidden_state[:, -1]).cpu()
         for row, scores in zip(rows, logits, strict=True):
             if not row.done:
                 row.choose(scores, temperature)
                 row.take_forced()
-        tokens = [row.written[row.computed :] for row in rows]
+        if cached:
+            tokens = [row.written[row.computed :] for row in rows]
+        else:
+            tokens = [[*row.prompt, *row.written] for row in rows]
+            mask = mask[:, :0]
 
 
 def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
@@ -332,10 +338,10 @@ def _matcher(base: BaseModel, space: ActionSpace) -> LLMatcher:
 def _prompt_ids(base: BaseModel, prompt: str, answer: int) -> tuple[int, ...]:
     """A prompt's tokens, checked to leave room for an answer of that many."""
     ids = tuple(base.tokenizer(prompt, add_special_tokens=True).input_ids)
-    if len(ids) + answer > base.longest_input:
+    if len(ids) + answer > base.context_length:
         raise PromptError(
             f"the policy's prompt is {len(ids)} tokens long and its action up to {answer}, the context of "
-            f"{base.name} is {base.longest_input}; show fewer examples, or enable fewer families"
+            f"{base.name} is {base.context_length}; show fewer examples, or enable fewer families"
         )
     return ids
 

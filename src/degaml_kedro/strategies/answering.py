@@ -106,7 +106,7 @@ def _compare(
     for number, some in enumerate(passes):
         told = bench.watched(_share(progress, number, len(passes)))
         steering = state.steering
-        added = None if steering is None else steer(steering.of(some), bench.base.head, len(some))
+        added = None if steering is None else steer(steering.of(some), bench.base, len(some))
         first = state.members[some[0]]
         if first.context is None:
             adapters = [state.members[i].adapter for i in some]

@@ -15,7 +15,7 @@ Shapes: R rows (prompt tokens with a next one), S vectors, V vocabulary, H width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Annotated, Literal
@@ -25,6 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.prompting import EncodedQuestion
@@ -35,6 +36,8 @@ from degaml_kedro.strategies.seen import Prompts
 from degaml_kedro.strategies.state import AdaptedState, Steering
 from degaml_kedro.strategies.ttt import prompt_sequences
 from degaml_kedro.strategies.workbench import StrategyError, Workbench
+
+Logits = Callable[[Tensor], Tensor]
 
 # floats of E held at once: 64 million are 256 MB
 _CELLS_AT_ONCE = 1 << 26
@@ -100,16 +103,27 @@ def _task_vector(bench: Workbench, adapter: Adapter, seen: Prompts, steering: St
         hidden = base.hidden_states(pack)[rows]
     bench.meter.forward += pack.tokens
     return latent_vectors(
-        hidden, [len(rows)], targets, base.head, steering.times, steering.learning_rate
+        hidden,
+        [len(rows)],
+        targets,
+        base.head,
+        steering.times,
+        steering.learning_rate,
+        _own_logits(base),
     )[0].cpu()
 
 
-def steer(steering: Steering, head: Tensor, members: int) -> Steer:
+def _own_logits(base: BaseModel) -> Logits | None:
+    """The library's logits, where the head is more than a matrix."""
+    return None if base.readout is None else base.logits
+
+
+def steer(steering: Steering, base: BaseModel, members: int) -> Steer:
     """What :func:`~degaml_kedro.llm.scoring.compare_options` calls with the hidden states of each batch.
 
     Args:
         steering: steps, or vectors.
-        head: [V, H].
+        base: for its head.
         members: K; the questions come once for each.
     """
 
@@ -129,7 +143,13 @@ def steer(steering: Steering, head: Tensor, members: int) -> Steer:
                 targets.extend(question.prompt[1:])
             counts = [len(question.prompt) - 1 for question in questions]
             vectors = latent_vectors(
-                hidden[rows], counts, targets, head, steering.times, steering.learning_rate
+                hidden[rows],
+                counts,
+                targets,
+                base.head,
+                steering.times,
+                steering.learning_rate,
+                _own_logits(base),
             )
         # in float32: half precision would round the vector away against large states
         spread = vectors.repeat_interleave(sizes.to(vectors.device), dim=0)
@@ -145,6 +165,7 @@ def latent_vectors(
     head: Tensor,
     times: int,
     learning_rate: float,
+    logits: Logits | None = None,
 ) -> Tensor:
     """SLOT's vectors, one for every run of rows; no two of them depend on each other.
 
@@ -155,6 +176,7 @@ def latent_vectors(
         head: [V, H], in the model's dtype.
         times: AdamW steps.
         learning_rate: of these steps.
+        logits: of hidden states, where the head is more than a matrix; else None.
 
     Returns:
         float32 [S, H]; zeros where a vector has no rows.
@@ -168,8 +190,11 @@ def latent_vectors(
         for count in [*counts, None]:
             if chunk and (count is None or sum(chunk) + count > limit):
                 rows = slice(first, first + sum(chunk))
+                some = hidden[rows], chunk, goal[rows]
                 found.append(
-                    _chunk_vectors(hidden[rows], chunk, goal[rows], head, times, learning_rate)
+                    _chunk_vectors(*some, head, times, learning_rate)
+                    if logits is None
+                    else _chunk_vectors_of(*some, logits, times, learning_rate)
                 )
                 first, chunk = rows.stop, []
             if count is not None:
@@ -221,6 +246,34 @@ def _chunk_vectors(
         delta.grad = (chances.to(head.dtype) @ head).float().sub_(wanted).mul_(share)
         optimizer.step()
     return delta
+
+
+def _chunk_vectors_of(
+    hidden: Tensor,
+    counts: Sequence[int],
+    targets: Tensor,
+    logits_of: Logits,
+    times: int,
+    learning_rate: float,
+) -> Tensor:
+    """The same for a head that is more than a matrix: through the library's logits."""
+    size = torch.tensor(counts, device=hidden.device)
+    owner = torch.arange(len(counts), device=hidden.device).repeat_interleave(size)
+    share = (1 / size.clamp(min=1).float())[owner]
+    with torch.inference_mode(False), torch.enable_grad():
+        # what was computed without a gradient has to be copied to be part of one
+        states, goal = hidden.float().clone(), targets.clone()
+        delta = torch.zeros(len(counts), hidden.shape[1], device=hidden.device, requires_grad=True)
+        optimizer = torch.optim.AdamW(
+            [delta], lr=learning_rate, eps=_EPS, weight_decay=_WEIGHT_DECAY, foreach=False
+        )
+        for _ in range(times):
+            optimizer.zero_grad()
+            logits = logits_of(states + delta[owner])
+            losses = torch.nn.functional.cross_entropy(logits, goal, reduction="none")
+            (losses * share).sum().backward()
+            optimizer.step()
+    return delta.detach()
 
 
 def _summed_odds(odds: Tensor, tilt: Tensor) -> Tensor | None:
