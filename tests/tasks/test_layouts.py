@@ -135,6 +135,27 @@ def test_letters_in_any_case_and_texts_however_they_are_encoded(answer):
     assert rights(f"question,A,B,answer\nWhere?,bar,caf\u00e9,{answer}\n") == ["caf\u00e9"]
 
 
+def test_an_answer_may_name_its_column():
+    header = "question,Option A,Option B,answer"
+    assert rights(f"{header}\nq,x,y,Option B\nr,x,y,option_a\ns,x,y,Option C\n") == ["y", "x", None]
+
+
+def test_wrong_answers_may_be_a_list():
+    record = {
+        "question": "Which is hot?",
+        "correct_answer": "fire",
+        "incorrect_answers": ["ice", "snow"],
+    }
+    (one,) = read_pasted(json.dumps([record])).examples
+    assert (sorted(one.options), one.options[one.gold]) == (["fire", "ice", "snow"], "fire")
+
+
+def test_pairs_of_sentences_are_one_question():
+    text = "sentence1\tsentence2\tlabel\nIt rains.\tIt is wet.\tyes\nIt rains.\tIt is dry.\tno\n"
+    first, _ = read_pasted(text, "x.tsv").examples
+    assert (first.question, first.options) == ("It rains.\nIt is wet.", ("yes", "no"))
+
+
 def test_keys_that_are_not_read_are_told_once():
     rows = [{**row, "id": 7, "source": "x", "hint": "y"} for row in ROWS]
     assert read_pasted(json.dumps(rows)).unread == ("source", "hint")
@@ -144,7 +165,7 @@ def test_columns_may_be_named():
     text = "frage,links,rechts,lösung\nWhich is hot?,fire,ice,links\nWhich is cold?,fire,ice,ice\n"
     reading = Reading("frage", ("links", "rechts"), "lösung")
     found = read_pasted(text, "x.csv", reading)
-    assert [row.example and row.example.gold for row in found.rows] == [None, 1]
+    assert [one.gold for one in found.examples] == [0, 1]
     with pytest.raises(RecordError, match="names no question"):
         read_pasted(text, "x.csv")
     (row, _) = read_pasted(text, "x.csv", Reading("farge", ("links", "rechts"), "lösung")).rows

@@ -41,7 +41,7 @@ MAX_RECORD = 3 * MAX_FIELD
 # names of keys and columns, best first, as `plain_key` makes them
 QUESTIONS = (
     *("question", "input", "text", "prompt", "sentence", "utterance", "message", "query", "goal", "ctx"),
-    *("hypothesis", "problem", "stem", "review", "tweet", "content"),
+    *("hypothesis", "problem", "stem", "review", "tweet", "content", "sentence2", "question2", "text2", "q"),
 )  # fmt: skip
 ANSWERS = (
     *("answer", "output", "label", "response", "intent", "answerkey", "answer_key", "correct_answer", "correct_option"),
@@ -49,13 +49,18 @@ ANSWERS = (
 )  # fmt: skip
 OPTIONS = ("options", "choices", "endings", "candidates")
 # what stands in front of the question
-CONTEXTS = ("passage", "context", "article", "paragraph", "premise", "instruction")
+CONTEXTS = (
+    *("passage", "context", "article", "paragraph", "premise", "sentence1", "question1", "text1"),
+    "instruction",
+)
 # what numbers rows: nobody misses it
 _ROW_NUMBERS = {"id", "idx", "index", "uid", "guid", "unnamed:_0"}
 _OPTION_COLUMN = re.compile(
     r"(?P<word>option|choice|opt|op|answer|ans|ending|solution|sol)_?(?:(?P<letter>[a-z])|(?P<number>\d{1,2}))|"
     r"(?P<bare>[a-z])"
 )
+# wrong answers beside the right one: one key each, or a list
+_WRONG = ("incorrect_answers", "wrong_answers", "distractors")
 _DISTRACTOR = re.compile(r"(?:distractor|wrong(?:_answer)?|incorrect(?:_answer)?)_?\d{1,2}")
 # keys among which a misspelled one is looked for
 _MAX_KEYS = 50
@@ -359,6 +364,9 @@ def _options(record: Mapping[str, Any], reading: Reading, where: str) -> _Option
     wrong = [key for key in record if _DISTRACTOR.fullmatch(key) and _is_filled(record[key])]
     if wrong:
         return _Options(wrong, _texts([record[key] for key in wrong], wrong, where), wrong=True)
+    for key in _WRONG:
+        if isinstance(record.get(key), list) and record[key]:
+            return _Options([key], _texts(record[key], [key], where), wrong=True)
     if keys := option_columns(record):
         return _of_columns(record, keys, where)
     for key in itertools.islice(record, _MAX_KEYS):
@@ -383,7 +391,8 @@ def _of_columns(record: Mapping[str, Any], keys: Sequence[str], where: str) -> _
         first = 0  # PIQA's two solutions are numbered from 1, and its labels from 0
     lettered = len(marks) == len(keys) and not numbers
     texts = _texts(cells, keys[: len(cells)], where)
-    return _Options(keys, texts, counted_from=first, lettered=lettered)
+    # an answer may name the column, too
+    return _Options(keys, texts, tuple(keys[: len(cells)]), first, lettered)
 
 
 def _texts(cells: Sequence[Any], keys: Sequence[str], where: str) -> tuple[str, ...]:
@@ -522,9 +531,9 @@ def named_option(found: Found, counted_from: int | None, where: str) -> int:
     if isinstance(found.answer, bool) and given not in texts:
         raise RecordError(_not_among(found, where))
     bare = given.strip("[]().:")
-    labels = [label.casefold() for label in found.labels]
-    if bare.casefold() in labels:
-        readings["label"] = labels.index(bare.casefold())
+    labels = [plain_key(label) for label in found.labels]
+    if plain_key(bare) in labels:
+        readings["label"] = labels.index(plain_key(bare))
     elif (
         len(bare) == 1
         and bare.isascii()
