@@ -8,11 +8,9 @@ out.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import itertools
 import json
 import logging
-import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
@@ -29,7 +27,7 @@ from degaml_kedro.tasks.example import (
     shorten,
 )
 from degaml_kedro.tasks.file_records import SUFFIXES, file_records
-from degaml_kedro.tasks.records import RecordError
+from degaml_kedro.tasks.records import RecordError, random_of
 from degaml_kedro.tasks.splits import SPLITS
 
 logger = logging.getLogger(__name__)
@@ -193,12 +191,8 @@ def _plain(number: Decimal) -> str:
 def _shuffled(question: str, answer: str, wrong: Iterable[str]) -> Example:
     """The example with its options in an order that depends on the question alone."""
     options = [answer, *wrong]
-    _random_of(question).shuffle(options)
+    random_of(question).shuffle(options)
     return make_example(question, options, options.index(answer))
-
-
-def _random_of(text: str) -> random.Random:
-    return random.Random(hashlib.sha256(text.encode()).digest())
 
 
 def _math(rows: Sequence[Row]) -> list[Mapped]:
@@ -223,7 +217,7 @@ def _math(rows: Sequence[Row]) -> list[Mapped]:
 
     examples: list[Mapped] = []
     for index, (row, key, answer) in enumerate(zip(rows, keys, answers, strict=True)):
-        rng = _random_of(row["problem"])
+        rng = random_of(row["problem"])
         near = [other for other in pools[key] if other != answer]
         wrong = rng.sample(near, min(WRONG_ANSWERS, len(near)))
         rest = [other for other in everything if other != answer and other not in wrong]

@@ -407,9 +407,13 @@ def _with_distractors(found: Found, wrong: Sequence[str], where: str) -> Found:
         )
     right = str(found.answer).strip()
     options = [right, *wrong]
-    source = hashlib.sha256(found.question.encode("utf-8", "replace")).digest()
-    random.Random(source).shuffle(options)
+    random_of(found.question).shuffle(options)
     return replace(found, options=tuple(options), answer=right)
+
+
+def random_of(question: str) -> random.Random:
+    """Randomness that depends on a question alone, for the order of its options."""
+    return random.Random(hashlib.sha256(question.encode("utf-8", "replace")).digest())
 
 
 def option_columns(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
