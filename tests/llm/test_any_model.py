@@ -198,9 +198,6 @@ def test_examples_in_the_prompt_are_read_as_one_text(model):
 
 def test_training_is_that_of_peft_on_the_library(model, tmp_path):
     name, folder, _, base = model
-    if name == "DeepSeek-V3":
-        # PEFT takes the names of its dense layers for those of its experts, and leaves the dense ones out
-        pytest.xfail("PEFT opens what is written for it with other layers")
     if name in NOT_ADAPTED:
         # their layers are no nn.Linear: nothing here adapts these, and that is said
         with pytest.raises(TrainingError, match="no linear layers"):

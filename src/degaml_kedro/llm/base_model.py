@@ -420,19 +420,26 @@ def _window(text: Any) -> int | None:
 def _not_adapted(model: Any) -> frozenset[str]:
     """Names of the modules that are never adapted.
 
-    These are what reads pictures or sounds, and, of recurrent models, what PEFT adapts in none of them: their kernels
-    read these weights past the layer.
+    These are what reads pictures or sounds; of recurrent models what PEFT adapts in none of them, since their kernels
+    read these weights past the layer; and, beside experts that are one tensor, dense layers whose names PEFT takes for
+    the experts'.
     """
     config = model.config
     names = dict(model.named_modules())
     if config.model_type in _RECURRENT:
         return frozenset(name for name in names if name.endswith(".out_proj"))
+    if any(
+        name.endswith(".experts") and next(m.parameters(False), None) is not None
+        for name, m in names.items()
+    ):
+        return frozenset(name for name in names if name.endswith(_EXPERT_LAYERS))
     if config.get_text_config() is config:
         return frozenset()
     inside = {id(module) for module in model.get_decoder().modules()}
     return frozenset(name for name, module in names.items() if name and id(module) not in inside)
 
 
+_EXPERT_LAYERS = (".gate_proj", ".up_proj", ".down_proj")
 # as PEFT has them
 _RECURRENT = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 
