@@ -106,7 +106,8 @@ def _run(
     if title == "faithful":
         # a fresh one makes outputs of the targets' size, which costs as much error as the targets themselves
         with torch.no_grad():
-            decoder.network.layers[-1].layerwise.weight.mul_(0.1)
+            last: Any = decoder.network.layers[-1]  # type: ignore[index]
+            last.layerwise.weight.mul_(0.1)
     generator = Generator(
         decoder, scales, AdapterConfig(scales.grid.rank, 16.0, (), ""), Identity("", "", "", "")
     )
@@ -124,7 +125,7 @@ def _run(
         step.record.mse for step in train_generator(generator, learned, training, 0, Accelerator())
     ]
     seconds = (time.perf_counter() - began) / asked.steps
-    errors = {
+    errors: dict[str, Any] = {
         name: check_generator(generator, task, asked.steps, 0, name in left_out)[0].relative_error
         for name, task in tasks.items()
     }

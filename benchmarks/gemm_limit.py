@@ -123,11 +123,13 @@ def step_flop(base: BaseModel, lengths: Sequence[tuple[int, int]], rank: int) ->
         if name not in first:
             flop += 2 * tokens * rank * inputs
     config = base.model.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width: int = (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     pairs = sum((p + a) * (p + a + 1) / 2 for p, a in lengths)
     # two products forward, four back
     flop += 2 * pairs * width * config.num_attention_heads * 6 * config.num_hidden_layers
-    return flop
+    return float(flop)
 
 
 def frozen_flop(base: BaseModel, tokens: int, rows: int) -> float:

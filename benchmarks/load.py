@@ -44,7 +44,7 @@ _READY = (
     "country_currency",
 )
 # a small one: many adaptations in little time, and no clock that decides what is tried
-BUDGET = {"rounds": 1, "proposals": 2, "seconds": 60}
+BUDGET: dict[str, Any] = {"rounds": 1, "proposals": 2, "seconds": 60}
 # answers of one adapter, asked alone and among others, differ by rounding at most; those of two tasks by more
 SAME, DIFFERENT = 0.01, 0.05
 # of the memory after the first fifth of the time

@@ -87,7 +87,8 @@ class PageClient:
 
     def read(self, text: str) -> dict[str, Any]:
         """How examples are understood."""
-        return self.call("read", text=text)
+        found: dict[str, Any] = self.call("read", text=text)
+        return found
 
     def adapt(
         self,

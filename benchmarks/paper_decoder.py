@@ -90,7 +90,9 @@ def step(settings: Settings) -> dict[str, Any]:
         "parameters": costs.parameters,
         "dtype": str(dtype).removeprefix("torch."),
         "tokens_mean_square": tokens.float().square().mean().item(),
-        "gradients_are_finite": all(bool(p.grad.isfinite().all()) for p in decoder.parameters()),
+        "gradients_are_finite": all(
+            p.grad is not None and bool(p.grad.isfinite().all()) for p in decoder.parameters()
+        ),
         "product_rate": max(limit, product_rate(*square)),
     }
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.material import Settings, peer_model, require
 from benchmarks.measure import Result, Row, now
@@ -194,7 +193,6 @@ def peft_trees(asked: Asked, model: Any) -> Scores:
     ids, positions = pack.input_ids[0][pack.gather], pack.position_ids[0][pack.gather]
     few = asked.bench.scoring.normalization == "none"
     decoder = model.get_base_model().model
-    head: Tensor = model.get_base_model().get_output_embeddings().weight
     found: Scores = []
     for number in range(len(asked.adapters)):
         model.set_adapter(str(number))
@@ -202,7 +200,7 @@ def peft_trees(asked: Asked, model: Any) -> Scores:
             input_ids=ids, attention_mask=pack.bias, position_ids=positions, use_cache=False
         ).last_hidden_state
         hidden = states.flatten(0, 1)[pack.scatter]
-        sums = answer_log_probabilities(hidden, head, pack.starts, encoded, few)
+        sums = answer_log_probabilities(hidden, base, pack.starts, encoded, few)
         found.append([tuple(row) for row in sums])
     return found
 
