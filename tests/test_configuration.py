@@ -366,6 +366,7 @@ def test_every_baseline_gets_as_many_settings(project):
         ("icl", "icl"),
         ("metaict", "metaicl"),
         ("sentence_head", "sentence_head"),
+        ("closed_form", "closed_form"),
     ],
 )
 def test_a_baseline_needs_its_entry(project, method, entry):

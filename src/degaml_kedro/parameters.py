@@ -441,6 +441,17 @@ class InContextSetting(Parameters):
     shots: int = Field(ge=1, le=10_000)
 
 
+class ClosedFormSetting(Parameters):
+    """How an adapter is written without training (``llm/associative.py``): one of the settings that a search tries."""
+
+    # lambda, for keys of mean square length 1
+    ridge: float = Field(0.1, gt=0, le=1.0e6)
+    # length of what a recalled answer adds, in lengths of the hidden state there
+    scale: float = Field(1.0, gt=0, le=1.0e3)
+    # after the first, what is still expected wrongly under what is written is written, too
+    rounds: int = Field(1, ge=1, le=100)
+
+
 MetaStart = Literal["shared_random", "pooled_warmup"]
 
 
@@ -541,6 +552,12 @@ class SettingsSearch(Parameters):
     examples: int = Field(60, ge=1)
 
 
+class ClosedFormParameters(Parameters):
+    """An adapter written from the support examples without training."""
+
+    settings: tuple[ClosedFormSetting, ...] = Field(min_length=1)
+
+
 class BaselinesParameters(Parameters):
     """The methods to compare with. Every one gets the same number of settings to choose from."""
 
@@ -554,6 +571,7 @@ class BaselinesParameters(Parameters):
     abmll: AbmllParameters | None = None
     metaicl: MetaIclParameters | None = None
     sentence_head: SentenceHeadParameters | None = None
+    closed_form: ClosedFormParameters | None = None
 
     @model_validator(mode="after")
     def _budgets_are_equal(self) -> BaselinesParameters:
@@ -775,6 +793,7 @@ BASELINES = {
     "metaicl": "metaicl",
     "metaict": "metaicl",
     "sentence_head": "sentence_head",
+    "closed_form": "closed_form",
 }
 # two baselines asked together: the sum of their log-probabilities
 SUMMED = {"metaicl_union": ("metaicl", "union_train")}

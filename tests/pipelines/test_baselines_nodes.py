@@ -61,6 +61,7 @@ BASELINE_PARAMETERS = {
         "settings": [{"shots": 1}, {"shots": 2}],
     },
     "sentence_head": {"settings": [{"c": 1.0}, {"c": 100.0}]},
+    "closed_form": {"settings": [{"rounds": 1}, {"rounds": 2}]},
 }
 PARAMETERS = BaselinesParameters.model_validate(BASELINE_PARAMETERS)
 
@@ -213,10 +214,8 @@ def test_a_search_of_two_seeds_is_refused():
 
 @pytest.mark.parametrize("method", [name for name in BASELINES if name not in READ_SUPPORT])
 def test_adapting_sees_the_support_examples_and_counts_what_it_takes(method):
-    learned = None
-    if method != "no_meta_train_support":
-        learned = fitted(method)
-    record = {"setting": SFT[1]}
+    learned = fitted(method) if method in META_TRAINED else None
+    record = {"setting": {"rounds": 2} if method == "closed_form" else SFT[1]}
     settings = (
         MODEL,
         PROMPT,
@@ -319,8 +318,8 @@ def test_metaict_reads_the_description_where_there_is_one():
     assert plain.records[0]["tokens"] < instructed.records[0]["tokens"]
 
 
-@pytest.mark.parametrize("method", ["metaicl", "metaict", "sentence_head"])
-def test_all_that_read_the_support_examples_are_searched(method):
+@pytest.mark.parametrize("method", ["metaicl", "metaict", "sentence_head", "closed_form"])
+def test_all_that_take_no_gradient_are_searched(method):
     learned = fitted(method) if method in META_TRAINED else None
     encoder = ENCODER if method == "sentence_head" else None
     settings = (MODEL, PROMPT, SCORING, LORA, BASELINE_PARAMETERS, DESCRIBED, 3, FRAME, encoder)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines import (
     abmll,
+    closed_form,
     maml,
     metaicl,
     no_meta_train,
@@ -24,6 +25,7 @@ from degaml_kedro.parameters import (
     AbmllParameters,
     AdaptationSetting,
     BaselinesParameters,
+    ClosedFormSetting,
     InContextSetting,
     MamlParameters,
     MetaIclParameters,
@@ -34,7 +36,7 @@ from degaml_kedro.parameters import (
 )
 from degaml_kedro.tasks.example import Example
 
-Setting = AdaptationSetting | InContextSetting | RegressionSetting
+Setting = AdaptationSetting | ClosedFormSetting | InContextSetting | RegressionSetting
 # a method on a task: weights, or what reads the support examples when it answers
 Adapted = Learned | metaicl.Demonstrated | sentence_head.Classifier
 Entry = TypeVar("Entry")
@@ -59,6 +61,8 @@ def setting_of(method: str, values: Mapping[str, Any]) -> Setting:
     """A setting from what JSON holds of it."""
     if method == sentence_head.METHOD:
         return RegressionSetting.model_validate(values)
+    if method == closed_form.METHOD:
+        return ClosedFormSetting.model_validate(values)
     kind = InContextSetting if method in READ_SUPPORT else AdaptationSetting
     return kind.model_validate(values)
 
@@ -120,8 +124,8 @@ def adapt(
     Args:
         method: which.
         base: the frozen model.
-        learned: what meta-training left; the shared initialization for ``no_meta_train_support``; None for ``icl`` and
-            ``sentence_head``, which learn nothing before.
+        learned: what meta-training left; the shared initialization where there was none; None for ``icl`` and
+            ``sentence_head``, which have no weights.
         support: the labelled examples.
         prompt: how an example becomes text.
         mode: what the answer is.
@@ -141,6 +145,8 @@ def adapt(
         return sentence_head.adapt(embed, support, setting)
     if learned is None:
         raise BaselineError(f"{method} has no weights to start from; fit it first")
+    if isinstance(setting, ClosedFormSetting):
+        return closed_form.adapt(base, learned.adapter.config, support, prompt, mode, setting)
     if method == "no_meta_train_support":
         return no_meta_train.adapt(base, learned.adapter, support, prompt, mode, setting, seed)
     if method == "union_train":

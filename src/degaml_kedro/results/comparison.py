@@ -37,6 +37,7 @@ _WITHOUT_META_TRAINING = (
     "base",
     "icl",
     "sentence_head",
+    "closed_form",
     "no_meta_train",
     "no_meta_train_support",
 )

@@ -18,6 +18,7 @@ from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
 from degaml_kedro.baselines.sentence_head import Embed
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.io.trajectory import Trajectory
+from degaml_kedro.llm.associative import AssociativeError
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.finetune import TrainingError, initial_adapter, total_steps
 from degaml_kedro.parameters import (
@@ -25,6 +26,7 @@ from degaml_kedro.parameters import (
     AdaptationSetting,
     BaselinesParameters,
     BaseModelParameters,
+    ClosedFormSetting,
     EncoderParameters,
     LoraParameters,
     PromptParameters,
@@ -286,7 +288,7 @@ def search_settings(
                 accuracy,
                 found["n"],
             )
-        except (BaselineError, TrainingError) as error:
+        except (AssociativeError, BaselineError, TrainingError) as error:
             # a rate at which it diverges is a setting that is not chosen, and no reason to stop
             failure = str(error)
             logger.warning("%s, %s, %s: %s", task, method, setting.model_dump_json(), error)
@@ -577,7 +579,7 @@ def _adapted(
     seed: int,
     embed: Embed | None = None,
 ) -> tuple[methods.Adapted, Compute]:
-    if learned is None and isinstance(setting, AdaptationSetting):
+    if learned is None and isinstance(setting, AdaptationSetting | ClosedFormSetting):
         learned = Learned(method, initial_adapter(base, LoraParameters.model_validate(lora)))
     clock = Clock()
     adapted = methods.adapt(

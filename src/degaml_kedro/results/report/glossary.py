@@ -49,6 +49,8 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "2022). Not in the paper.",
         "sentence_head": "Logistic regression on the frozen sentence encoder's embeddings of the support questions; "
         "the language model is not asked. Not in the paper.",
+        "closed_form": "An adapter of one layer, written from the support examples by ridge regression: no "
+        "training, no gradient, no context. Not in the paper.",
         "metaicl_union": "metaicl and union_train together: their log-probabilities are summed. Not in the paper.",
         "mean_adapter": "The mean of the meta-train tasks' adapters, the same for every task. Not in the paper.",
         "generalization_only": "The adapter that the generator makes from the support prompts, without their "
@@ -107,7 +109,7 @@ def kind(method: str, bounds: Sequence[str]) -> str:
         return "DeGAML"
     if method.startswith(("no_meta_train", "union_train", "maml_en_llm", "abmll")):
         return "the paper's baselines"
-    if method.startswith(("metaic", "sentence_head")):
+    if method.startswith(("metaic", "sentence_head", "closed_form")):
         return "other baselines"
     if method in (
         "random_policy",

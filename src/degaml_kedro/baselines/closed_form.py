@@ -1,0 +1,53 @@
+"""``closed_form``: an adapter written from the support examples without training (ours, not in the paper).
+
+See :mod:`~degaml_kedro.llm.associative`. An answer costs what the base model's costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from degaml_kedro.adapters.adapter import AdapterConfig
+from degaml_kedro.baselines.compute import Clock
+from degaml_kedro.baselines.learned import BaselineError, Learned
+from degaml_kedro.llm.associative import write_adapter
+from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.finetune import answer_sequences
+from degaml_kedro.parameters import ClosedFormSetting, PromptParameters, ScoringMode
+from degaml_kedro.tasks.example import Example
+
+METHOD = "closed_form"
+
+
+def adapt(
+    base: BaseModel,
+    shape: AdapterConfig,
+    support: Sequence[Example],
+    prompt: PromptParameters,
+    mode: ScoringMode,
+    setting: ClosedFormSetting,
+) -> Learned:
+    """Write an adapter from the support examples.
+
+    Args:
+        base: the frozen model.
+        shape: the adapter's rank and alpha.
+        support: the labelled examples.
+        prompt: how an example becomes text.
+        mode: what the answer is.
+        setting: ridge, scale and rounds.
+
+    Raises:
+        BaselineError: there are no examples.
+        AssociativeError: the model has no layer to write to.
+    """
+    if not support:
+        raise BaselineError("closed_form has no support examples to write; set splits.support")
+    clock = Clock()
+    sequences = answer_sequences(base, support, prompt, mode)
+    adapter, chosen = write_adapter(
+        base, sequences, shape, setting.ridge, setting.scale, setting.rounds
+    )
+    clock.read(setting.rounds * sum(len(one.ids) for one in sequences))
+    about = {**setting.model_dump(mode="json"), "layer": chosen.layer, "error": chosen.error}
+    return Learned(METHOD, adapter, {}, [], clock.compute, about)

@@ -1,0 +1,297 @@
+"""LoRA weights written from labelled examples in closed form: an associative memory in one linear layer.
+
+At every position p that predicts a token of a right answer the layer's input is a key k_p, and the direction in which
+the final hidden state makes that token likelier is a value v_p: the token's row of the LM head less its expectation
+under the model. Ridge regression from keys to values (the solver of R2-D2, Bertinetto et al. 2019; weights as a
+key-value memory as in ROME, Meng et al. 2022) has the solution
+
+    W = V^T (K K^T + lambda I)^-1 K,
+
+of which the best approximation of rank r is written as the layer's A and B. One forward pass over the examples and one
+P x P system; nothing is trained.
+
+Shapes: P answer tokens of all examples, I inputs and C outputs of the layer (C is the model's width), r rank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, tensor_key
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.finetune import AnswerSequence
+from degaml_kedro.llm.general import rows_of
+from degaml_kedro.llm.lora import active_lora
+from degaml_kedro.llm.packing import Pack, TokenTree, pack_trees
+
+# what architectures call the last linear layer of attention and of the MLP, whose output is added to the residual
+_WRITING = re.compile(
+    r".*\.\d+\.(.*\.)?(o_proj|down_proj|out_proj|dense|dense_4h_to_h|fc2|fc_out|c_proj|w2|wo)"
+)
+
+
+class AssociativeError(DegamlError):
+    """A model or examples that no associative memory can be written for."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What one forward pass over labelled examples leaves of each answer token.
+
+    Attributes:
+        keys: the layer's inputs where answer tokens are predicted, float32 [P, I] by layer.
+        norms: mean length of the hidden state behind each layer's block.
+        values: rows of the LM head less their expectation, float32 [P, C].
+        owner: the example that each token belongs to, [P].
+    """
+
+    keys: Mapping[str, Tensor]
+    norms: Mapping[str, float]
+    values: Tensor
+    owner: Tensor
+
+
+def writing_layers(base: BaseModel) -> list[str]:
+    """Linear layers whose output is added to the hidden state, in module order.
+
+    Args:
+        base: the frozen model.
+
+    Raises:
+        AssociativeError: it has none by any name that is known.
+    """
+    width = base.head.shape[1]
+    found = [
+        name
+        for name, (outputs, _) in base.linear_layers().items()
+        if outputs == width and _WRITING.fullmatch(name)
+    ]
+    if not found:
+        raise AssociativeError(
+            f"{base.name} has no linear layer that adds to its hidden state (o_proj, down_proj and the like), so "
+            "nothing can be written in closed form; leave closed_form out"
+        )
+    return found
+
+
+@torch.inference_mode()
+def read_examples(
+    base: BaseModel,
+    sequences: Sequence[AnswerSequence],
+    layers: Sequence[str],
+    written: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+) -> Readings:
+    """One forward pass over labelled examples.
+
+    Args:
+        base: the frozen model.
+        sequences: prompts with their right answers.
+        layers: whose inputs are kept.
+        written: A [r, I] and B [C, r] by layer, which the model computes with; None for the base model.
+    """
+    pack = pack_trees([TokenTree(one.ids) for one in sequences], base.device, base.dtype)
+    rows: list[int] = []  # of the pack, that predict a token of an answer
+    labels: list[int] = []
+    owner: list[int] = []
+    for number, (one, start) in enumerate(zip(sequences, pack.starts, strict=True)):
+        end = start + len(one.ids)
+        rows.extend(range(end - one.answer - 1, end - 1))
+        labels.extend(one.ids[-one.answer :])
+        owner.extend([number] * one.answer)
+    active = base.activate(written, 1.0) if written else None
+    with active_lora(active), _recorded(base, pack, layers, rows) as (keys, norms):
+        hidden = base.hidden_states(pack, elementary=True)[rows]
+    head = base.head.float()
+    likely = base.logits(hidden).softmax(-1)
+    return Readings(keys, norms, head[labels] - likely @ head, torch.tensor(owner))
+
+
+@contextmanager
+def _recorded(
+    base: BaseModel, pack: Pack, layers: Sequence[str], rows: Sequence[int]
+) -> Iterator[tuple[dict[str, Tensor], dict[str, float]]]:
+    """Inputs of layers, and the hidden states' lengths behind their blocks, at rows of a pack, once the model ran."""
+    keys: dict[str, Tensor] = {}
+    norms: dict[str, float] = {}
+    separate = rows_of(pack)
+
+    def at_rows(states: Tensor) -> Tensor:
+        """States of a pack [1, T, ...], or of its sequences laid one a row [R, L, ...]."""
+        if states.shape[0] == 1 and states.shape[1] == len(separate.row):
+            return states[0, rows].float()
+        return states[separate.row[rows], separate.place[rows]].float()
+
+    def keep_input(name: str) -> Any:
+        def hook(module: Any, arguments: tuple[Tensor, ...]) -> None:
+            keys[name] = at_rows(arguments[0])
+
+        return hook
+
+    def keep_length(name: str) -> Any:
+        def hook(module: Any, arguments: Any, output: Any) -> None:
+            states = output[0] if isinstance(output, tuple) else output
+            norms[name] = float(at_rows(states).norm(dim=1).mean())
+
+        return hook
+
+    modules = dict(base.model.named_modules())
+    handles = []
+    for name in layers:
+        block = re.match(r".*?\.\d+(?=\.)", name)
+        assert block is not None
+        handles.append(modules[name].register_forward_pre_hook(keep_input(name)))
+        handles.append(modules[block.group()].register_forward_hook(keep_length(name)))
+    try:
+        yield keys, norms
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A linear map of a layer's inputs, x -> (x - c (x d) d) / n, after which they are compared by inner products.
+
+    Attributes:
+        direction: d, the unit vector of the keys' mean, [I].
+        share: c, how much of what lies in that direction is taken out: 0 or 1.
+        length: n, which makes the keys' mean square length 1.
+    """
+
+    direction: Tensor
+    share: float
+    length: Tensor
+
+    @classmethod
+    def of(cls, keys: Tensor, share: float) -> Metric:
+        """The metric of keys [P, I]."""
+        mean = keys.mean(dim=0)
+        plain = cls(mean / mean.norm().clamp_min(1e-12), share, torch.tensor(1.0))
+        length = plain(keys).square().sum(dim=1).mean().sqrt().clamp_min(1e-12)
+        return cls(plain.direction, share, length)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The map of [..., I]; it is symmetric."""
+        along = (x @ self.direction)[..., None] * self.direction
+        return (x - self.share * along) / self.length
+
+
+def leave_one_out_error(keys: Tensor, values: Tensor, owner: Tensor, ridge: float) -> float:
+    """Mean squared error of ridge regression on examples that it is not fitted to, over the values' mean square.
+
+    In closed form: with H = G (G + lambda I)^-1 the error on example e is (I - H_ee)^-1 (V - H V)_e.
+
+    Args:
+        keys: [P, I].
+        values: [P, C].
+        owner: the example that each row belongs to, [P].
+        ridge: lambda.
+    """
+    gram = keys @ keys.T
+    unit = torch.eye(len(gram))
+    hat = torch.linalg.solve(gram + ridge * unit, gram)
+    rest = values - hat @ values
+    errors = []
+    for number in owner.unique():
+        own = (owner == number).nonzero()[:, 0]
+        alone = torch.eye(len(own)) - hat[own][:, own]
+        errors.append(torch.linalg.solve(alone, rest[own]).square().sum())
+    return float(torch.stack(errors).sum() / values.square().sum())
+
+
+def low_rank(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best approximation of a product by one of rank r.
+
+    Args:
+        left: [C, P].
+        right: [P, I].
+        rank: r; rows and columns of zeros fill up where the product has less.
+
+    Returns:
+        A [r, I] and B [C, r], each with the square roots of the singular values.
+    """
+    outer, small = torch.linalg.qr(left)
+    inner, other = torch.linalg.qr(right.T)
+    u, s, v = torch.linalg.svd(small @ other.T)
+    kept = min(rank, len(s))
+    root = s[:kept].sqrt()
+    a, b = right.new_zeros(rank, right.shape[1]), left.new_zeros(left.shape[0], rank)
+    a[:kept] = root[:, None] * (inner @ v[:kept].T).T
+    b[:, :kept] = outer @ u[:, :kept] * root
+    return a, b
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where a memory is written.
+
+    Attributes:
+        layer: name of the linear layer.
+        metric: of its inputs.
+        error: the leave-one-out error by which it was chosen.
+    """
+
+    layer: str
+    metric: Metric
+    error: float
+
+
+def choose_layer(readings: Readings, ridge: float) -> Choice:
+    """The layer, and whether the mean of its inputs is taken out, of the smallest leave-one-out error.
+
+    Args:
+        readings: of the examples.
+        ridge: lambda, for keys of mean square length 1.
+    """
+    unit = torch.nn.functional.normalize(readings.values, dim=1)
+    found = []
+    for layer, keys in readings.keys.items():
+        for share in (0.0, 1.0):
+            metric = Metric.of(keys, share)
+            error = leave_one_out_error(metric(keys), unit, readings.owner, ridge)
+            found.append(Choice(layer, metric, error))
+    return min(found, key=lambda choice: choice.error)
+
+
+def write_adapter(
+    base: BaseModel,
+    sequences: Sequence[AnswerSequence],
+    shape: AdapterConfig,
+    ridge: float,
+    scale: float,
+    rounds: int,
+) -> tuple[Adapter, Choice]:
+    """An adapter of one layer that answers as the examples do, without training.
+
+    Args:
+        base: the frozen model.
+        sequences: prompts with their right answers, at least one.
+        shape: rank, alpha and base model.
+        ridge: lambda, for keys of mean square length 1.
+        scale: length of what a fully recalled answer adds, in lengths of the hidden state there.
+        rounds: of writing; from the second on what is still expected wrongly under what is written is added.
+
+    Returns:
+        The adapter, and where it was written.
+    """
+    readings = read_examples(base, sequences, writing_layers(base))
+    chosen = choose_layer(readings, ridge)
+    keys = chosen.metric(readings.keys[chosen.layer])
+    # recalled from x: (G + lambda I)^-1 K M x, with the metric's M on both sides
+    recall = chosen.metric(torch.linalg.solve(keys @ keys.T + ridge * torch.eye(len(keys)), keys))
+    values = readings.values
+    unit = scale * readings.norms[chosen.layer] / values.norm(dim=1).mean()
+    a, b = low_rank(unit * values.T, recall, shape.rank)
+    for _ in range(rounds - 1):
+        values = values + read_examples(base, sequences, [], {chosen.layer: (a, b)}).values
+        a, b = low_rank(unit * values.T, recall, shape.rank)
+    tensors = {tensor_key(chosen.layer, "A"): a, tensor_key(chosen.layer, "B"): b / shape.scale}
+    return Adapter(replace(shape, target_modules=(chosen.layer,)), tensors), chosen
