@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.session import Budget
 from demo.desk import PROPOSALS, ROUNDS, Desk
-from demo.runs import Run
+from demo.runs import QueuedAdaptation
 
 
 def add_endpoints(desk: Desk) -> None:
@@ -193,7 +193,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         raise DegamlError(f"'{name}' is to be of type {told}; mend the request") from error
 
 
-def _standing(desk: Desk, run: Run) -> dict[str, Any]:
+def _standing(desk: Desk, run: QueuedAdaptation) -> dict[str, Any]:
     found: dict[str, Any] = {"state": run.state, "queue": desk.runs.ahead(run)}
     if run.progress is not None:
         progress = run.progress

@@ -41,7 +41,7 @@ from demo.desk import (
     options_of,
 )
 from demo.markup import alert, escape, note
-from demo.runs import Run
+from demo.runs import QueuedAdaptation
 from demo.settings import DemoSettings
 from demo.theme import CSS, Calm
 from demo.visitors import Kept, UnknownModelError
@@ -557,7 +557,7 @@ class _Page:
             **({} if run.state == "done" else self._stopped(run)),
         }
 
-    def _progress(self, run: Run, progress: Progress | None) -> Updates:
+    def _progress(self, run: QueuedAdaptation, progress: Progress | None) -> Updates:
         """What is known so far."""
         updates: Updates = {self.queue: results.waiting_line(self.desk.runs.ahead(run))}
         if progress is None:
@@ -573,7 +573,7 @@ class _Page:
             self.tried: results.proposals(report),
         }
 
-    def _stopped(self, run: Run) -> Updates:
+    def _stopped(self, run: QueuedAdaptation) -> Updates:
         if run.state == "cancelled":
             return {
                 self.progress: note(run.error),

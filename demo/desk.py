@@ -19,8 +19,8 @@ from degaml_kedro.tasks.example import Example, Question, shorten
 from degaml_kedro.tasks.file_records import decode_text
 from degaml_kedro.tasks.pasted import Pasted, PastedError, read_data, read_pasted, read_question
 from degaml_kedro.tasks.ready import ReadyTask, ready_tasks
-from demo.pairs import Pairs
-from demo.runs import Run, Runs
+from demo.pairs import OfferedPairs
+from demo.runs import AdaptationQueue, QueuedAdaptation
 from demo.settings import DemoSettings
 from demo.visitors import Kept, Visitors
 
@@ -64,8 +64,10 @@ class Desk:
             DegamlError: no pair can be loaded.
         """
         self.settings = settings
-        self.pairs = Pairs(settings.pairs)
-        self.runs = Runs(settings.concurrency, settings.queue_size, 2 * settings.max_seconds)
+        self.pairs = OfferedPairs(settings.pairs)
+        self.runs = AdaptationQueue(
+            settings.concurrency, settings.queue_size, 2 * settings.max_seconds
+        )
         self.visitors = Visitors(
             downloads,
             settings.session_ttl,
@@ -157,7 +159,7 @@ class Desk:
         budget: Budget | None = None,
         seed: int = 0,
         skip_mistakes: bool = False,
-    ) -> Run:
+    ) -> QueuedAdaptation:
         """Put an adaptation into the queue.
 
         Args:
@@ -237,7 +239,7 @@ class Desk:
                 )
         return Budget(budget.rounds, budget.proposals, seconds)
 
-    async def follow(self, key: str, run: Run) -> AsyncIterator[Kept | None]:
+    async def follow(self, key: str, run: QueuedAdaptation) -> AsyncIterator[Kept | None]:
         """Wait for an adaptation, looking at it a few times a second.
 
         Args:

@@ -13,7 +13,7 @@ from degaml_kedro.tasks.example import Question, make_example
 logger = logging.getLogger(__name__)
 
 
-class Pairs:
+class OfferedPairs:
     """Sessions by label."""
 
     def __init__(self, offered: Sequence[tuple[str, str | None]]) -> None:

@@ -23,7 +23,7 @@ class QueueError(DegamlError):
     """There is no room for another adaptation."""
 
 
-class Run:
+class QueuedAdaptation:
     """One adaptation, waiting, going on, or over.
 
     Attributes:
@@ -111,7 +111,7 @@ class Run:
         self._news.append(progress)
 
 
-class Runs:
+class AdaptationQueue:
     """All adaptations of one server."""
 
     def __init__(self, concurrency: int, queue_size: int, limit: float) -> None:
@@ -125,7 +125,7 @@ class Runs:
         self._concurrency, self._queue_size, self._limit = concurrency, queue_size, limit
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="adaptation")
         self._lock = threading.Lock()
-        self._runs: list[Run] = []
+        self._runs: list[QueuedAdaptation] = []
 
     @property
     def active(self) -> int:
@@ -135,7 +135,7 @@ class Runs:
 
     def submit(
         self, owner: str, work: Work, title: str = "", pair: str = "", task: str = ""
-    ) -> Run:
+    ) -> QueuedAdaptation:
         """Put an adaptation at the end of the queue.
 
         Args:
@@ -148,7 +148,7 @@ class Runs:
         Raises:
             QueueError: the visitor has one already, or the queue is full.
         """
-        run = Run(owner, work, title, pair, task)
+        run = QueuedAdaptation(owner, work, title, pair, task)
         with self._lock:
             if any(other.owner == owner for other in self._runs):
                 raise QueueError(
@@ -171,7 +171,7 @@ class Runs:
                 for run in self._runs
             )
 
-    def ahead(self, run: Run) -> int:
+    def ahead(self, run: QueuedAdaptation) -> int:
         """How many have to be done before it may begin."""
         with self._lock:
             if run.state != "waiting" or run not in self._runs:
@@ -205,7 +205,7 @@ class Runs:
             self.cancel(owner, "Stopped: the server is shutting down.")
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _carry_out(self, run: Run) -> None:
+    def _carry_out(self, run: QueuedAdaptation) -> None:
         try:
             if not run.over:
                 run.carry_out()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from degaml_kedro.configuration import ConfigurationError
@@ -58,6 +60,40 @@ def test_a_finished_run_shows_the_table_and_where_to_look(project, capsys):
     assert "day_before" in shown
     assert "make mlflow" in shown
     assert str(project.data / "07_model_output") in shown
+
+
+def test_a_run_says_how_many_nodes_of_each_stage_it_has_and_what_the_last_whole_one_took(
+    project, caplog, monkeypatch
+):
+    project.edit("smoke/parameters.yml", methods=["base"])
+
+    def said(*names, **how):
+        caplog.clear()
+        run(project, *names, **how)
+        return [r.getMessage() for r in caplog.records if r.name == "degaml_kedro.hooks"]
+
+    caplog.set_level("INFO")
+    every = "20 of 20 nodes to run: tasks 7, checkpoints 6, evaluate 7"
+    assert said() == [every]
+    file = project.data / "08_reporting/run_time.json"
+    took = json.loads(file.read_text())
+    assert took["nodes"] == 20
+    assert 0 < took["seconds"] < 100
+    file.write_text(json.dumps({"nodes": 20, "seconds": 8280}))
+    last = "The last whole run of this profile: 20 nodes in 2.3 h"
+    # one that finds trained weights on the disk, or results, is no whole run
+    assert said() == [every, last]
+    assert said(only_missing_outputs=True) == ["0 of 20 nodes to run: none", last]
+    (project.data / "08_reporting/results.md").unlink()
+    assert said(only_missing_outputs=True) == ["1 of 20 nodes to run: evaluate 1", last]
+    assert said("tasks") == ["7 of 7 nodes to run: tasks 7", last]
+    assert json.loads(file.read_text())["seconds"] == 8280
+    for broken in ("{", "[]"):
+        file.write_text(broken)
+        assert said("tasks") == ["7 of 7 nodes to run: tasks 7"]
+    # the second process of a launcher
+    monkeypatch.setenv("RANK", "1")
+    assert said("tasks") == []
 
 
 def test_a_run_without_results_shows_no_table(project, capsys):

@@ -140,7 +140,7 @@ def check_action_space(loader: AbstractConfigLoader, parameters: ProjectParamete
     Raises:
         ConfigurationError: a family or field does not exist, bounds cannot be, or nothing can be proposed; it names the
             key, the file and the line.
-        RegistryError: a family of an installed package cannot be registered.
+        FamilyError: a family of an installed package cannot be registered.
     """
     if parameters.policy is None or not parameters.adapted_methods:
         return

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines
-from kedro.io import DataCatalog
+from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
-from kedro.pipeline.node import Node
+from kedro.runner import SequentialRunner
 
-from degaml_kedro.configuration import check_action_space, current_loader, read_parameters
+from degaml_kedro.configuration import check_action_space, read_parameters
 from degaml_kedro.io.atomic import is_main_process
-from degaml_kedro.pipelines.costs import StageCost, about, stage_costs, stage_of, threads_of
+from degaml_kedro.pipelines.naming import STAGES, stage_of
+from degaml_kedro.results.report.words import seconds
 
 logger = logging.getLogger(__name__)
 
@@ -39,47 +40,52 @@ class ParametersHook:
             catalog.release(name)
 
 
-class CostsHook:
-    """Says what a run will cost: a line a stage before it starts, and one when a stage begins."""
+class ExtentHook:
+    """Logs how many nodes of each stage are to run, and the wall time of the profile's last whole run."""
 
     def __init__(self) -> None:
-        """Nothing is known until a run starts."""
-        self._lock = threading.Lock()
-        self._process = os.getpid()
-        self._waiting: dict[str, StageCost] = {}
+        """No run is timed until one starts."""
+        self._began: float | None = None
 
     @hook_impl
-    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
-        """Count what there is to do. Whatever goes wrong here, the run goes on."""
-        self._process, self._waiting = os.getpid(), {}
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Count the nodes, and start the clock where all of the profile's are to run and none has run before."""
+        self._began = None
         # where a launcher started several processes, one says it
         if not is_main_process():
             return
-        threads = threads_of(str(run_params.get("runner")))
+        # the runner does the same after this hook; Kedro 1.7 has no public way to ask for it
+        missing = SequentialRunner()._filter_pipeline_for_missing_outputs(pipeline, catalog)
+        nodes = (missing if run_params["only_missing_outputs"] else pipeline).nodes
+        stages = Counter(map(stage_of, nodes))
+        counts = ", ".join(f"{stage} {stages[stage]}" for stage in STAGES if stages[stage])
+        logger.info("%d of %d nodes to run: %s", len(nodes), len(pipeline.nodes), counts or "none")
         try:
-            costs = stage_costs(pipeline, read_parameters(current_loader()), threads)
-        except Exception as error:  # noqa: BLE001 - an estimate must not end a run
-            logger.debug("What this run will cost is not known: %r", error)
-            return
-        known = [cost.seconds for cost in costs if cost.seconds is not None]
-        total = f"; {about(sum(known))}" if known and len(known) == len(costs) else ""
-        if run_params.get("only_missing_outputs"):
-            total += ", less what is there already"
-        logger.info("This run: %d nodes%s", len(pipeline.nodes), total)
-        for cost in costs:
-            logger.info("%s, %d nodes: %s", cost.stage, cost.nodes, cost.work)
-        self._waiting = {cost.stage: cost for cost in costs}
+            last = catalog.load("run_time")
+            took = f"{last['nodes']} nodes in {seconds(last['seconds'])}"
+        except (DatasetError, KeyError, TypeError) as error:
+            # there was none, or its file was damaged: no reason to stop a run
+            logger.debug("The last whole run's time cannot be read: %s", error)
+        else:
+            logger.info("The last whole run of this profile: %s", took)
+        if _names(missing) == _names(pipelines["__default__"]):
+            self._began = time.perf_counter()
 
     @hook_impl
-    def before_node_run(self, node: Node) -> None:
-        """Say once what a stage will do, when its first node begins."""
-        # a worker process of a parallel runner may have inherited the hook
-        if os.getpid() != self._process:
-            return
-        with self._lock:
-            cost = self._waiting.pop(stage_of(node), None)
-        if cost is not None:
-            logger.info("stage %s: %s", cost.stage, cost.work)
+    def after_pipeline_run(self, catalog: DataCatalog) -> None:
+        """Keep a whole run's wall time beside its results."""
+        if self._began is not None:
+            took = {
+                "nodes": len(pipelines["__default__"].nodes),
+                "seconds": time.perf_counter() - self._began,
+            }
+            catalog.save("run_time", took)
+
+
+def _names(pipeline: Pipeline) -> set[str]:
+    return {node.name for node in pipeline.nodes}
 
 
 class ResultsHook:

@@ -16,8 +16,7 @@ from kedro.pipeline.node import Node
 from kedro.runner import ThreadRunner
 from pluggy import PluginManager
 
-from degaml_kedro.pipelines.costs import STAGES, stage_of
-from degaml_kedro.pipelines.naming import ALONE
+from degaml_kedro.pipelines.naming import ALONE, STAGES, stage_of
 
 Turn = tuple[int, int, str]
 
@@ -65,8 +64,7 @@ def turns(pipeline: Pipeline) -> dict[Node, Turn]:
 def _stage(node: Node) -> int:
     if node.name.endswith((".predict_base", ".measure_base")):
         return -1
-    stage = stage_of(node)
-    return STAGES.index(stage) if stage in STAGES else len(STAGES)
+    return STAGES.index(stage_of(node))
 
 
 class _InTurn(ThreadPoolExecutor):

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from demo.runs import QueueError, Runs
+from demo.runs import AdaptationQueue, QueueError
 
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.session import AdaptationCancelled
@@ -36,7 +36,7 @@ class Work:
 
 @pytest.fixture
 def queue():
-    made = Runs(concurrency=1, queue_size=2, limit=100)
+    made = AdaptationQueue(concurrency=1, queue_size=2, limit=100)
     yield made
     made.close()
 
@@ -106,7 +106,7 @@ def test_what_nobody_waits_for_is_stopped(queue, monkeypatch):
 
 
 def test_what_takes_too_long_is_stopped():
-    queue = Runs(concurrency=1, queue_size=0, limit=0.05)
+    queue = AdaptationQueue(concurrency=1, queue_size=0, limit=0.05)
     work = Work()
     run = queue.submit("a", work)
     assert work.begun.wait(5)

@@ -24,7 +24,7 @@ from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.training import (
     GeneratorTrainingError,
-    Pair,
+    TrainingPair,
     TrainingState,
     TrainingStep,
     TrainingTask,
@@ -161,7 +161,7 @@ def test_pairs_cover_the_tasks_evenly(tasks: int, batch: int, pairs: int, seed: 
     ]
     assert len(found) == steps * batch
     # every pair of every task once, before any comes again
-    every = {Pair(task, index) for task in range(tasks) for index in range(pairs)}
+    every = {TrainingPair(task, index) for task in range(tasks) for index in range(pairs)}
     assert Counter(found[: tasks * pairs]) == Counter(every)
     assert Counter(found[tasks * pairs : 2 * tasks * pairs]) == Counter(every)
     # and every task once a round

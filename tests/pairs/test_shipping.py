@@ -11,7 +11,7 @@ import pytest
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.pairs import SHIPPED, PairError, load_trained_pair, read_pair, shipping
-from degaml_kedro.pairs.measuring import ADAPTED, GENERATED, Measured, Score, measure_pair
+from degaml_kedro.pairs.measuring import ADAPTED, GENERATED, MeanAccuracy, Measured, measure_pair
 from degaml_kedro.pairs.pair import read_files
 from degaml_kedro.pairs.shipping import MAX_BYTES, ship
 from tests.pairs.helpers import tiny_pair, tiny_parameters, write_run
@@ -87,7 +87,7 @@ def test_a_pair_is_measured_by_its_own_weights(run):
 
 
 def test_an_accuracy_as_text():
-    assert Score(0.8, 10).text == "0.80 (0.49–0.94)"
+    assert MeanAccuracy(0.8, 10).text == "0.80 (0.49–0.94)"
 
 
 def test_what_is_too_large_is_refused_and_the_earlier_pair_stays(run, made, tmp_path, monkeypatch):

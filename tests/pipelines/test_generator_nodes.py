@@ -467,8 +467,8 @@ def test_the_control_gets_another_task_s_prompts(
 ) -> None:
     generator = {**SMOKE["generator"], "leave_out": leave_out}
     parameters = project(generator=generator, meta_test=meta_test)
-    places = [place for place in evaluate.places(parameters) if place.pool != "meta_train"]
-    assert {place.task: evaluate.other_task(parameters, place) for place in places} == expected
+    cells = [cell for cell in evaluate.evaluation_cells(parameters) if cell.pool != "meta_train"]
+    assert {cell.task: evaluate.other_task(parameters, cell) for cell in cells} == expected
 
 
 def test_what_the_generator_needs_is_made_only_where_a_method_needs_it(tmp_path: Path) -> None:

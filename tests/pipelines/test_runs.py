@@ -39,8 +39,8 @@ def numbers(data: Path) -> dict[str, object]:
     made: dict[str, object] = {}
     for path in sorted(path for path in data.rglob("*") if path.is_file()):
         name = str(path.relative_to(data))
-        if path.name.endswith("policy.md"):
-            # it says how long strategies took
+        if path.name == "run_time.json" or path.name.endswith("policy.md"):
+            # they say how long the run and its strategies took
             continue
         if path.suffix == ".parquet":
             frame = pd.read_parquet(path)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from degaml_kedro.parameters import Parameters
 from degaml_kedro.policy.actions import ActionSpace
-from degaml_kedro.strategies.registry import Family, FieldSpace
+from degaml_kedro.strategies.registry import FieldSpace, StrategyFamily
 from degaml_kedro.strategies.seen import Nothing, Prompts
 
 
@@ -43,7 +43,7 @@ def _unused(*_: object) -> None:
 
 
 KNOWN = {
-    "train": Family(
+    "train": StrategyFamily(
         "train",
         "train on the prompts",
         Train,
@@ -55,7 +55,7 @@ KNOWN = {
         ),
         _unused,  # type: ignore[arg-type]
     ),
-    "mix": Family(
+    "mix": StrategyFamily(
         "mix",
         "mix the\n halves",
         Mix,
@@ -63,7 +63,7 @@ KNOWN = {
         (FieldSpace("lambda", "number", (-1, 0, 0.5, 1), -1, 1),),
         _unused,  # type: ignore[arg-type]
     ),
-    "vote": Family(
+    "vote": StrategyFamily(
         "vote",
         "ask several",
         Vote,
@@ -75,6 +75,6 @@ KNOWN = {
         ),
         _unused,  # type: ignore[arg-type]
     ),
-    "rest": Family("rest", "change nothing", Rest, Nothing, (), _unused),  # type: ignore[arg-type]
+    "rest": StrategyFamily("rest", "change nothing", Rest, Nothing, (), _unused),  # type: ignore[arg-type]
 }
 SPACE = ActionSpace.of({name: {} for name in KNOWN}, KNOWN)

@@ -21,7 +21,7 @@ from degaml_kedro.policy.actions import (
     ActionSpaceError,
 )
 from degaml_kedro.policy.proposers import _allowed, _grammar_tokenizer
-from degaml_kedro.strategies.registry import Family, FieldSpace
+from degaml_kedro.strategies.registry import FieldSpace, StrategyFamily
 from tests.llm.helpers import tiny_base
 from tests.policy.spaces import KNOWN, SPACE, Mix, Rest, Vote
 
@@ -322,7 +322,7 @@ def test_a_narrowing_that_cannot_be_meant_is_named(narrowed, message):
 
 def test_a_field_that_is_called_family_is_refused():
     fields = (FieldSpace("family", "choice", ("a",)),)
-    known: dict[str, Family] = {
+    known: dict[str, StrategyFamily] = {
         "odd": dataclasses.replace(KNOWN["rest"], name="odd", fields=fields)
     }
     with pytest.raises(ActionSpaceError, match=r"policy\.families\.odd: .*alias"):

@@ -12,7 +12,7 @@ from pydantic import Field
 from degaml_kedro.parameters import Parameters
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.proposers import Proposal
-from degaml_kedro.strategies.registry import Family, FieldSpace
+from degaml_kedro.strategies.registry import FieldSpace, StrategyFamily
 from degaml_kedro.strategies.seen import Labeled, Nothing, Prompts
 from degaml_kedro.strategies.state import AdaptedState
 from degaml_kedro.strategies.workbench import Workbench
@@ -49,10 +49,10 @@ class Toy:
         return self.does(bench, state, seen, config, seed)
 
     @property
-    def family(self) -> Family:
+    def family(self) -> StrategyFamily:
         offered = tuple(range(12))
         fields = (FieldSpace("which", "integer", offered, 0, 99),)
-        return Family(self.name, "a toy", Which, self.sees, fields, self.refine)
+        return StrategyFamily(self.name, "a toy", Which, self.sees, fields, self.refine)
 
     @property
     def space(self) -> ActionSpace:

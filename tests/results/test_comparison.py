@@ -14,7 +14,7 @@ from scipy import stats
 from degaml_kedro.results import comparison
 from degaml_kedro.results.comparison import (
     RESAMPLES,
-    Place,
+    ResultKey,
     compare,
     costs,
     resampled_means,
@@ -101,7 +101,7 @@ def one(methods, **kwargs):
 def test_rightness_is_a_mean_over_draws():
     runs = one({"base": [1, 0, 0], "drawn": [[1, 0, 1], [1, 0, 0]]})
     found = rightness(runs)
-    assert found[Place("seed_999", "rhymes", "meta_test", "drawn")].tolist() == [1, 0, 0.5]
+    assert found[ResultKey("seed_999", "rhymes", "meta_test", "drawn")].tolist() == [1, 0, 0.5]
     assert rightness(runs, "meta_train") == {}
 
 

@@ -14,9 +14,9 @@ import pytest
 from degaml_kedro.results.report.document import (
     Bullets,
     Document,
-    Group,
     Listing,
     Picture,
+    RowGroup,
     Section,
     Table,
     code,
@@ -85,7 +85,10 @@ def document(text="words"):
     table = Table(
         text,
         ("method", text),
-        (Group(((text, "1.5"), (code(text), None)), text), Group(((strong("b"), strong(text)),))),
+        (
+            RowGroup(((text, "1.5"), (code(text), None)), text),
+            RowGroup(((strong("b"), strong(text)),)),
+        ),
         (text,),
     )
     figure = go.Figure(go.Scatter(x=[1], y=[2], name=text)).update_layout(height=300)

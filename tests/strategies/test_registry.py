@@ -9,9 +9,9 @@ from degaml_kedro.parameters import Parameters
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.strategies import registry
 from degaml_kedro.strategies.registry import (
+    FamilyError,
     FieldSpace,
     Offered,
-    RegistryError,
     families,
     family,
     find_family,
@@ -122,7 +122,7 @@ def test_only_the_families_that_use_answers_see_them():
 
 def test_no_such_family():
     with pytest.raises(
-        RegistryError, match="no strategy family 'tttt'; there are .*ttt.* entry point"
+        FamilyError, match="no strategy family 'tttt'; there are .*ttt.* entry point"
     ):
         find_family("tttt")
 
@@ -174,7 +174,7 @@ def test_a_family_that_does_not_say_what_it_may_see(annotation):
     if annotation is not None:
         refine.__annotations__["seen"] = annotation
     with pytest.raises(
-        RegistryError, match=r"'own' .*what it may see.*Nothing, Prompts, Labeled or Candidates"
+        FamilyError, match=r"'own' .*what it may see.*Nothing, Prompts, Labeled or Candidates"
     ):
         family("own", "own", Nudge)(refine)
     assert "own" not in families()
@@ -184,7 +184,7 @@ def test_the_third_parameter_counts_and_not_another():
     def refine(bench, state, examples, seen: Prompts, seed):
         return state
 
-    with pytest.raises(RegistryError, match="annotate its third parameter 'examples'"):
+    with pytest.raises(FamilyError, match="annotate its third parameter 'examples'"):
         family("own", "own", Nudge)(refine)
 
 
@@ -197,20 +197,20 @@ def test_a_family_with_another_number_of_parameters():
 
     for refine in (few, many):
         with pytest.raises(
-            RegistryError, match=r"it has to take \(workbench, state, seen, config, seed\)"
+            FamilyError, match=r"it has to take \(workbench, state, seen, config, seed\)"
         ):
             family("own", "own", Nudge)(refine)
 
 
 @pytest.mark.parametrize("name", ["", "Own", "own family", "1own", "own-family", "_own", "öwn"])
 def test_what_is_no_name(name):
-    with pytest.raises(RegistryError, match="is no name for a family"):
+    with pytest.raises(FamilyError, match="is no name for a family"):
         family(name, "own", Nudge)(nudge)
 
 
 def test_a_name_that_another_module_took():
     with pytest.raises(
-        RegistryError, match=r"'ttt' is registered by degaml_kedro.strategies.ttt and by tests"
+        FamilyError, match=r"'ttt' is registered by degaml_kedro.strategies.ttt and by tests"
     ):
         family("ttt", "own", Nudge)(nudge)
     assert find_family("ttt").refine is not nudge
@@ -264,7 +264,7 @@ def test_a_name_that_another_module_took():
     ],
 )
 def test_fields_that_no_action_can_hold(annotation, message):
-    with pytest.raises(RegistryError, match=f"the field 'one' of the family 'own' .*{message}"):
+    with pytest.raises(FamilyError, match=f"the field 'one' of the family 'own' .*{message}"):
         family("own", "own", config_of(annotation))(nudge)
     assert "own" not in families()
 
@@ -332,7 +332,7 @@ def test_an_offered_value_has_to_go_with_some_others():
             return self
 
     with pytest.raises(
-        RegistryError, match=r"'second' .* offers 4, which .*Value error, they do not ascend"
+        FamilyError, match=r"'second' .* offers 4, which .*Value error, they do not ascend"
     ):
         family("own", "own", Pair)(nudge)
     assert "own" not in families()
@@ -381,12 +381,12 @@ def half():
 )
 def test_a_package_that_cannot_be_loaded_is_named(load, package, message, monkeypatch):
     install(monkeypatch, Point(load, package))
-    with pytest.raises(RegistryError, match=message) as caught:
+    with pytest.raises(FamilyError, match=message) as caught:
         find_family("nudge")
     assert "entry point 'own' (degaml_kedro.strategies)" in str(caught.value)
     assert "Uninstall or fix the package" in str(caught.value)
     # and again: what it registered before it failed does not pass for a family
-    with pytest.raises(RegistryError, match=message):
+    with pytest.raises(FamilyError, match=message):
         find_family("nudge")
 
 
@@ -396,7 +396,7 @@ def test_a_broken_package_stops_nobody_who_does_not_need_it(monkeypatch):
     assert {"ttt", "lora"} <= families(["ttt", "lora"]).keys()
     assert [one.name for one in ActionSpace.of({"ls": {}}).families] == ["ls"]
     for wanted in (["ttt", "nudge"], None):
-        with pytest.raises(RegistryError, match="degaml-broken"):
+        with pytest.raises(FamilyError, match="degaml-broken"):
             families(wanted)
 
 

@@ -63,7 +63,7 @@ class TrainingTask:
 
 
 @dataclass(frozen=True)
-class StepRecord:
+class GeneratorStep:
     """What one step was.
 
     Attributes:
@@ -100,19 +100,21 @@ class TrainingState:
 class TrainingStep:
     """One step's outcome; ``state()`` copies what a resume after it needs."""
 
-    record: StepRecord
+    record: GeneratorStep
     state: Callable[[], TrainingState] = field(repr=False)
 
 
 @dataclass(frozen=True)
-class Pair:
+class TrainingPair:
     """One (prompt batch, checkpoint) pair: which task's, and which of its pairs."""
 
     task: int
     index: int
 
 
-def pairs_of_step(step: int, tasks: int, training: GeneratorTraining, seed: int) -> list[Pair]:
+def pairs_of_step(
+    step: int, tasks: int, training: GeneratorTraining, seed: int
+) -> list[TrainingPair]:
     """The pairs of a step: the tasks in turn, each round in an order of its own.
 
     Args:
@@ -125,7 +127,7 @@ def pairs_of_step(step: int, tasks: int, training: GeneratorTraining, seed: int)
     pairs = []
     for position in range(first, first + training.batch_size):
         turn, place = divmod(position, tasks)
-        pairs.append(Pair(_order(tasks, seed, turn)[place], turn % training.pairs))
+        pairs.append(TrainingPair(_order(tasks, seed, turn)[place], turn % training.pairs))
     return pairs
 
 
@@ -259,7 +261,7 @@ def train_generator(
                 f"the generator's loss became {total} at step {step}; lower training.learning_rate (now {rate:g})"
             )
         seconds = time.perf_counter() - began
-        record = StepRecord(step, total, mse, sft, norm.item(), rate, seconds, computed)
+        record = GeneratorStep(step, total, mse, sft, norm.item(), rate, seconds, computed)
         yield TrainingStep(record, lambda step=step: _state(parameters, optimizer, step))  # type: ignore[misc]
     decoder.eval()
 
@@ -303,7 +305,7 @@ def _source(seed: int, *names: str) -> torch.Generator:
 def _conditions(
     generator: Generator,
     tasks: Sequence[TrainingTask],
-    pairs: Sequence[tuple[int, Pair]],
+    pairs: Sequence[tuple[int, TrainingPair]],
     training: GeneratorTraining,
     seed: int,
     step: int,
@@ -328,7 +330,7 @@ def _conditions(
 def _targets(
     generator: Generator,
     tasks: Sequence[TrainingTask],
-    pairs: Sequence[tuple[int, Pair]],
+    pairs: Sequence[tuple[int, TrainingPair]],
     training: GeneratorTraining,
     seed: int,
     step: int,
@@ -361,7 +363,7 @@ def _answer_gradient(
     base: BaseModel,
     tokens: Tensor,
     tasks: Sequence[TrainingTask],
-    pairs: Sequence[tuple[int, Pair]],
+    pairs: Sequence[tuple[int, TrainingPair]],
     training: GeneratorTraining,
     seed: int,
 ) -> tuple[float, Tensor, int]:

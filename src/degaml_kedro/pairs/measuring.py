@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Score:
+class MeanAccuracy:
     """An accuracy; of several draws, their mean.
 
     Attributes:
@@ -67,9 +67,9 @@ class Measured:
 
     task: str
     chance: float
-    base: Score
-    run: Mapping[str, Score]
-    pair: Mapping[str, Score]
+    base: MeanAccuracy
+    run: Mapping[str, MeanAccuracy]
+    pair: Mapping[str, MeanAccuracy]
     strategy: tuple[str, ...]
 
 
@@ -201,10 +201,10 @@ def _result(folder: Path, task: str, method: str) -> Mapping[str, Any]:
     return content
 
 
-def _score(result: Mapping[str, Any]) -> Score:
-    return Score(float(result["accuracy"]), int(result["n"]))
+def _score(result: Mapping[str, Any]) -> MeanAccuracy:
+    return MeanAccuracy(float(result["accuracy"]), int(result["n"]))
 
 
-def _mean(draws: Sequence[Sequence[Prediction]]) -> Score:
+def _mean(draws: Sequence[Sequence[Prediction]]) -> MeanAccuracy:
     right = [one.predicted == one.gold for predictions in draws for one in predictions]
-    return Score(sum(right) / len(right), len(draws[0]))
+    return MeanAccuracy(sum(right) / len(right), len(draws[0]))

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import first_line
 from degaml_kedro.parameters import Parameters
-from degaml_kedro.strategies.registry import Family, FieldSpace, Value, families
+from degaml_kedro.strategies.registry import FieldSpace, StrategyFamily, Value, families
 from degaml_kedro.strategies.seen import Candidates
 
 FAMILY_KEY = "family"
@@ -72,14 +72,14 @@ class ActionSpace:
             values are the bounds.
     """
 
-    families: tuple[Family, ...]
+    families: tuple[StrategyFamily, ...]
     fields: Mapping[str, tuple[FieldSpace, ...]]
 
     @classmethod
     def of(
         cls,
         narrowed: Mapping[str, Mapping[str, Sequence[Value]]],
-        known: Mapping[str, Family] | None = None,
+        known: Mapping[str, StrategyFamily] | None = None,
     ) -> ActionSpace:
         """The space that ``policy.families`` describes.
 
@@ -92,7 +92,7 @@ class ActionSpace:
         Raises:
             ActionSpaceError: a family or field does not exist, or a narrowing leaves nothing or goes outside of the
                 family's own bounds.
-            RegistryError: a family of an installed package cannot be registered.
+            FamilyError: a family of an installed package cannot be registered.
         """
         known = families(narrowed) if known is None else known
         if not narrowed:
@@ -123,7 +123,7 @@ class ActionSpace:
         return cls(tuple(known[name] for name in narrowed), fields)
 
     @property
-    def proposed(self) -> tuple[Family, ...]:
+    def proposed(self) -> tuple[StrategyFamily, ...]:
         """The families that are proposed: those that need nothing that was tried before them."""
         return tuple(family for family in self.families if family.sees is not Candidates)
 
@@ -138,7 +138,7 @@ class ActionSpace:
             if family.sees is Candidates
         )
 
-    def family(self, name: str) -> Family:
+    def family(self, name: str) -> StrategyFamily:
         """An enabled family by its name."""
         return next(family for family in self.families if family.name == name)
 

@@ -25,7 +25,7 @@ _MEASURED = (
 
 
 @dataclass(frozen=True)
-class Tried:
+class TriedAction:
     """One strategy that was tried on the task.
 
     Attributes:
@@ -40,7 +40,7 @@ class Tried:
 def policy_prompt(
     questions: Sequence[Question],
     indicators: Indicators,
-    tried: Sequence[Tried],
+    tried: Sequence[TriedAction],
     space: ActionSpace,
     seed: int,
     examples: int = 2,

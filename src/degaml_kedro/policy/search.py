@@ -38,7 +38,7 @@ from degaml_kedro.policy.indicators import (
     measure_indicators,
 )
 from degaml_kedro.policy.paired import deal_folds, preference_p_value
-from degaml_kedro.policy.prompts import Tried, policy_prompt
+from degaml_kedro.policy.prompts import TriedAction, policy_prompt
 from degaml_kedro.policy.proposers import Proposal, Proposer
 from degaml_kedro.policy.trial import Attempt, Trial, execute, try_action
 from degaml_kedro.seeds import derive_seed
@@ -152,7 +152,7 @@ def roll_out(
             for episode in going:
                 episode.catch_up(bench, space)
             # of the same state
-            tried = [Tried(str(row["action"]), float(row["reward"])) for row in first_steps]
+            tried = [TriedAction(str(row["action"]), float(row["reward"])) for row in first_steps]
             own = [derive_seed(seed, "trial", str(one)) for one in numbers]
             prompts = [
                 policy_prompt(
@@ -337,7 +337,7 @@ def _search(
     paired = settings.rule == "paired"
     folds = deal_folds(validation, settings.folds, derive_seed(seed, "folds")) if paired else None
     fallback = _fallback(space, settings, support) if paired else None
-    state, history, tried, number = start, list[Tried](), list[Mapping[str, Any]](), 0
+    state, history, tried, number = start, list[TriedAction](), list[Mapping[str, Any]](), 0
     with between.measured():
         answers = predict(bench, state, validation)
         before = _measure_start(answers, tag)
@@ -400,7 +400,7 @@ def _search(
             number += 1
         # no policy reads of what it cannot choose
         history += [
-            Tried(str(row["action"]), float(row["reward"]))
+            TriedAction(str(row["action"]), float(row["reward"]))
             for row in rows
             if row["source"] != "search"
         ]

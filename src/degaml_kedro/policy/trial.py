@@ -29,7 +29,7 @@ from degaml_kedro.policy.indicators import Indicators, better, measure_indicator
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.ensemble import is_candidate
-from degaml_kedro.strategies.registry import Family
+from degaml_kedro.strategies.registry import StrategyFamily
 from degaml_kedro.strategies.scaling import combine
 from degaml_kedro.strategies.seen import Candidate, Candidates, Labeled, Nothing, Prompts
 from degaml_kedro.strategies.state import AdaptedState, Member
@@ -233,7 +233,7 @@ def execute(
     )
 
 
-def _checked(folds: Folds | None, family: Family, count: int, seed: int) -> Folds:
+def _checked(folds: Folds | None, family: StrategyFamily, count: int, seed: int) -> Folds:
     """The folds; halves where there are none."""
     if count < FOLDS:
         raise StrategyError(
@@ -248,7 +248,7 @@ def _checked(folds: Folds | None, family: Family, count: int, seed: int) -> Fold
 
 def _cross_fitted(
     bench: Workbench,
-    family: Family,
+    family: StrategyFamily,
     config: Parameters,
     state: AdaptedState,
     examples: Sequence[Example],
@@ -269,7 +269,7 @@ def _cross_fitted(
 
 def _pooled(
     bench: Workbench,
-    family: Family,
+    family: StrategyFamily,
     config: Parameters,
     state: AdaptedState,
     examples: Sequence[Example],
@@ -311,7 +311,7 @@ def _others(places: Sequence[int], count: int) -> list[int]:
     return [place for place in range(count) if place not in held_out]
 
 
-def _seen(family: Family, examples: Sequence[Example]) -> Seen:
+def _seen(family: StrategyFamily, examples: Sequence[Example]) -> Seen:
     if family.sees is Nothing:
         return Nothing()
     return Prompts.of(examples) if family.sees is Prompts else Labeled(tuple(examples))
@@ -319,7 +319,7 @@ def _seen(family: Family, examples: Sequence[Example]) -> Seen:
 
 def _refine(
     bench: Workbench,
-    family: Family,
+    family: StrategyFamily,
     config: Parameters,
     state: AdaptedState,
     seen: Seen,

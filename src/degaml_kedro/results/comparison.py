@@ -48,7 +48,7 @@ _CHUNK = 1_000_000
 STAGES = ("meta_training", "search", "adaptation")
 
 
-class Place(NamedTuple):
+class ResultKey(NamedTuple):
     """Where a method answered."""
 
     run: str
@@ -78,7 +78,7 @@ class _Pool:
     tasks: tuple[str, ...]
     answers: dict[str, _Answers]
     questions: dict[tuple[str, str], str]
-    likelihoods: dict[Place, dict[str, float | None]]
+    likelihoods: dict[ResultKey, dict[str, float | None]]
     drawn: bool = False
 
     def resampled(
@@ -222,7 +222,7 @@ class MethodCosts:
 
 
 @dataclass(frozen=True)
-class Budget:
+class ComputeBudget:
     """A method's adaptation compute for a task beside that of the costliest other method. Tokens decide.
 
     Attributes:
@@ -287,12 +287,12 @@ class Verdict:
     contrast: Contrast | None
     enough: bool | None
     above_zero: bool | None
-    budget: Budget
+    budget: ComputeBudget
     met: bool | None
     missing: tuple[str, ...] = ()
 
 
-def rightness(runs: Runs, pool: str | None = None) -> dict[Place, NDArray[np.float64]]:
+def rightness(runs: Runs, pool: str | None = None) -> dict[ResultKey, NDArray[np.float64]]:
     """How right every method was on each question: 0 or 1, or a mean over draws.
 
     Args:
@@ -306,7 +306,7 @@ def rightness(runs: Runs, pool: str | None = None) -> dict[Place, NDArray[np.flo
         ResultsError: two methods, or two draws of one, answered different questions of a task in one run; or an
             answer is neither right nor wrong.
     """
-    found: dict[Place, NDArray[np.float64]] = {}
+    found: dict[ResultKey, NDArray[np.float64]] = {}
     for run in runs.runs:
         answers = run.answers if pool is None else run.answers[run.answers["pool"] == pool]
         first: dict[tuple[str, str], tuple[str, pd.Index[Any]]] = {}
@@ -332,7 +332,7 @@ def rightness(runs: Runs, pool: str | None = None) -> dict[Place, NDArray[np.flo
                     f"{where}: {counts}{same}; methods are compared question by question: score both on the same "
                     f"test split"
                 )
-            place = Place(run.name, task, own_pool, method)
+            place = ResultKey(run.name, task, own_pool, method)
             found[place] = questions["mean"].to_numpy(dtype=np.float64)
     return found
 
@@ -699,12 +699,12 @@ def _pool(runs: Runs, pool: str, tasks: Sequence[str] | None = None) -> _Pool:
         if place.task in wanted:
             found.setdefault(place.method, {})[place.run, place.task] = right
     questions: dict[tuple[str, str], str] = {}
-    likelihoods: dict[Place, dict[str, float | None]] = {}
+    likelihoods: dict[ResultKey, dict[str, float | None]] = {}
     for run in runs.runs:
         questions |= {(run.name, task): f"{task}, {run.name}" for task in wanted}
         for row in run.results[run.results["pool"] == pool].to_dict("records"):
             task, split = str(row["task"]), row.get("split")
-            likelihoods[Place(run.name, task, pool, str(row["method"]))] = {
+            likelihoods[ResultKey(run.name, task, pool, str(row["method"]))] = {
                 name: _number(row.get(name)) for name in ("ece", "nll")
             }
             if not pd.isna(split):
@@ -903,7 +903,7 @@ def _delta(answers: _Answers, reference: _Answers) -> float | None:
 
 def _mean_likelihood(found: _Pool, method: str, answers: _Answers, name: str) -> float | None:
     values = {
-        (run, task): found.likelihoods.get(Place(run, task, found.name, method), {}).get(name)
+        (run, task): found.likelihoods.get(ResultKey(run, task, found.name, method), {}).get(name)
         for run, task in answers
     }
     known = {place: value for place, value in values.items() if value is not None}
@@ -956,7 +956,7 @@ def _tokens(rows: pd.DataFrame) -> pd.Series[float]:
     return both if "tokens" not in rows else rows["tokens"].astype("float64").fillna(both)
 
 
-def _budget(found: Sequence[MethodCosts], method: str, others: Sequence[str]) -> Budget:
+def _budget(found: Sequence[MethodCosts], method: str, others: Sequence[str]) -> ComputeBudget:
     known = {cost.method: cost.adaptation for cost in found if cost.adaptation is not None}
     theirs = {name: known[name] for name in others if name != method and name in known}
     lacking = tuple(name for name in (method, *others) if name not in known)
@@ -973,7 +973,7 @@ def _budget(found: Sequence[MethodCosts], method: str, others: Sequence[str]) ->
             # one that was not counted may be costlier still
             within[unit] = True if fits else (None if lacking else False)
     nobody = (None, None)
-    return Budget(
+    return ComputeBudget(
         method=method,
         tokens=None if own is None else own.tokens,
         seconds=None if own is None else own.seconds,

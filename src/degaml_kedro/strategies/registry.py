@@ -46,7 +46,7 @@ Refine = Callable[..., AdaptedState]
 F = TypeVar("F", bound=Refine)
 
 
-class RegistryError(DegamlError):
+class FamilyError(DegamlError):
     """A family that cannot be registered, or one that nobody registered."""
 
 
@@ -86,7 +86,7 @@ class FieldSpace:
 
 
 @dataclass(frozen=True)
-class Family:
+class StrategyFamily:
     """One way to refine an adapter.
 
     Attributes:
@@ -111,7 +111,7 @@ class Family:
         return self.sees in (Labeled, Candidates)
 
 
-_FAMILIES: dict[str, Family] = {}
+_FAMILIES: dict[str, StrategyFamily] = {}
 
 
 def family(name: str, summary: str, config: type[Parameters]) -> Callable[[F], F]:
@@ -124,30 +124,30 @@ def family(name: str, summary: str, config: type[Parameters]) -> Callable[[F], F
             integers, a boolean or a ``Literal``.
 
     Raises:
-        RegistryError: the name is taken or no name, the function has another signature, a field has no bounds, or an
+        FamilyError: the name is taken or no name, the function has another signature, a field has no bounds, or an
             offered value is not one of the field's.
     """
 
     def register(refine: F) -> F:
         if re.fullmatch(r"[a-z][a-z0-9_]*", name) is None:
-            raise RegistryError(
+            raise FamilyError(
                 f"'{name}' is no name for a family; use lower case letters, digits and underscores"
             )
         known = _FAMILIES.get(name)
         if known is not None and known.refine.__module__ != refine.__module__:
-            raise RegistryError(
+            raise FamilyError(
                 f"the family '{name}' is registered by {known.refine.__module__} and by {refine.__module__}; "
                 f"give one another name"
             )
         fields = tuple(_space(name, key, info) for key, info in config.model_fields.items())
         _check_offered(name, config, fields)
-        _FAMILIES[name] = Family(name, summary, config, _sees(name, refine), fields, refine)
+        _FAMILIES[name] = StrategyFamily(name, summary, config, _sees(name, refine), fields, refine)
         return refine
 
     return register
 
 
-def families(wanted: Iterable[str] | None = None) -> Mapping[str, Family]:
+def families(wanted: Iterable[str] | None = None) -> Mapping[str, StrategyFamily]:
     """Families by name: this project's, then those of installed packages that name an entry point.
 
     Args:
@@ -155,7 +155,7 @@ def families(wanted: Iterable[str] | None = None) -> Mapping[str, Family]:
             one that is broken only stops who asks for a family that is not here. None loads all.
 
     Raises:
-        RegistryError: an entry point cannot be loaded.
+        FamilyError: an entry point cannot be loaded.
     """
     for module in _OWN:
         import_module(f"degaml_kedro.strategies.{module}")
@@ -175,7 +175,7 @@ def _load(point: EntryPoint) -> None:
             del _FAMILIES[name]
         owner = "an installed package" if point.dist is None else f"the package {point.dist.name}"
         reason = str(error) if isinstance(error, DegamlError) else _told(error)
-        raise RegistryError(
+        raise FamilyError(
             f"the entry point '{point.name}' ({ENTRY_POINTS}) of {owner} cannot be loaded: {reason}. "
             f"Uninstall or fix the package; without a family that is not this project's own it is not needed"
         ) from error
@@ -185,15 +185,15 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def find_family(name: str) -> Family:
+def find_family(name: str) -> StrategyFamily:
     """A family by its name.
 
     Raises:
-        RegistryError: there is none of that name.
+        FamilyError: there is none of that name.
     """
     known = families([name])
     if name not in known:
-        raise RegistryError(
+        raise FamilyError(
             f"there is no strategy family '{name}'; there are {', '.join(known)}. A family of your own is registered "
             f"by the decorator `family`, and found through the entry point group {ENTRY_POINTS}"
         )
@@ -203,7 +203,7 @@ def find_family(name: str) -> Family:
 def _sees(name: str, refine: Refine) -> Sees:
     parameters = list(inspect.signature(refine).parameters)
     if len(parameters) != 5:
-        raise RegistryError(
+        raise FamilyError(
             f"the family '{name}' takes ({', '.join(parameters)}); it has to take "
             f"(workbench, state, seen, config, seed)"
         )
@@ -212,7 +212,7 @@ def _sees(name: str, refine: Refine) -> Sees:
     except NameError:  # an annotation that is imported for type checkers only
         found = None
     if found not in (Nothing, Prompts, Labeled, Candidates):
-        raise RegistryError(
+        raise FamilyError(
             f"the family '{name}' does not say what it may see: annotate its third parameter '{parameters[2]}' with "
             f"Nothing, Prompts, Labeled or Candidates"
         )
@@ -234,27 +234,27 @@ def _space(family_name: str, key: str, info: FieldInfo) -> FieldSpace:
         known = [(type(value), value) for value in every]
         strange = [value for value in offered if (type(value), value) not in known]
         if strange or not offered:
-            raise RegistryError(
+            raise FamilyError(
                 f"{where} offers {strange or 'nothing'}, which it does not have: {list(every)}"
             )
         return FieldSpace(name, "boolean" if kind is bool else "choice", offered, optional=optional)
     if kind not in (int, float):
-        raise RegistryError(f"{where} is {kind}; use int, float, bool or a Literal of strings")
+        raise FamilyError(f"{where} is {kind}; use int, float, bool or a Literal of strings")
     if low is None or high is None:
-        raise RegistryError(f"{where} has no bounds; give it ge and le")
+        raise FamilyError(f"{where} has no bounds; give it ge and le")
     if offered is None:
         if kind is float or high - low > 64:
-            raise RegistryError(f"{where} has too many values; name some with Offered(…)")
+            raise FamilyError(f"{where} has too many values; name some with Offered(…)")
         offered = tuple(range(int(low), int(high) + 1))
     # an integer is a number too, but True is neither
     kinds = (int,) if kind is int else (int, float)
     strange = [value for value in offered if type(value) not in kinds]
     if strange:
         called = "an int" if kind is int else "a number"
-        raise RegistryError(f"{where} offers {strange}, which is not {called}")
+        raise FamilyError(f"{where} offers {strange}, which is not {called}")
     wrong = [value for value in offered if isinstance(value, str) or not low <= value <= high]
     if wrong or not offered:
-        raise RegistryError(f"{where} offers {wrong or 'nothing'}, outside of {low} to {high}")
+        raise FamilyError(f"{where} offers {wrong or 'nothing'}, outside of {low} to {high}")
     return FieldSpace(name, "integer" if kind is int else "number", offered, low, high, optional)
 
 
@@ -262,7 +262,7 @@ def _check_offered(name: str, config: type[Parameters], fields: Sequence[FieldSp
     """Every offered value is part of a configuration that its model accepts, or proposals of it would all be invalid.
 
     Raises:
-        RegistryError: one is not.
+        FamilyError: one is not.
     """
     for space in fields:
         others = [other for other in fields if other is not space and not other.optional]
@@ -278,7 +278,7 @@ def _check_offered(name: str, config: type[Parameters], fields: Sequence[FieldSp
                 else:
                     break
             else:
-                raise RegistryError(
+                raise FamilyError(
                     f"the field '{space.name}' of the family '{name}' offers {value!r}, which its configuration "
                     f"does not accept ({reason})"
                 )

@@ -31,8 +31,8 @@ from degaml_kedro.tasks.records import (
     kind_of,
     option_columns,
     plain_key,
-    printable,
 )
+from degaml_kedro.texts import printable
 
 LAYOUTS = {
     ".txt": "text",

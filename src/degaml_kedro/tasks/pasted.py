@@ -56,10 +56,10 @@ from degaml_kedro.tasks.records import (
     made_question,
     named_option,
     plain_text,
-    printable,
     read_record,
 )
 from degaml_kedro.tasks.text import text_records
+from degaml_kedro.texts import printable
 
 __all__ = [
     "MAX_BYTES",

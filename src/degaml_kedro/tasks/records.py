@@ -672,11 +672,3 @@ def found_at(line: int, raw: str, read: Callable[[], tuple[Content, Sequence[str
 _FLAT = "write one flat object per example."
 TOO_DEEP = f"it is nested too deeply; {_FLAT}"
 TOO_LONG = "a number has too many digits; write it as a text in quotes."
-
-# Control characters steer a terminal, and half a surrogate pair cannot be encoded.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """The text with a mark for each character that cannot be shown."""
-    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)

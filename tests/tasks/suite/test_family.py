@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from degaml_kedro.tasks.example import make_example, split_prompt
 from degaml_kedro.tasks.suite import FAMILIES, CapacityError, Family
-from degaml_kedro.tasks.suite.family import MAX_WORDS, Question
+from degaml_kedro.tasks.suite.family import MAX_WORDS, SuiteQuestion
 
 COUNT = 30
 SEEDS = st.integers(-(2**63), 2**63)
@@ -109,7 +109,7 @@ def test_streams_are_the_same_in_another_process():
 def test_too_many_examples_name_the_capacity():
     def draw(rng, size):
         numbers = rng.sample(range(4), size)
-        return Question(
+        return SuiteQuestion(
             "Largest?", str(max(numbers)), tuple(str(n) for n in numbers if n != max(numbers))
         )
 
@@ -125,10 +125,10 @@ def test_too_many_examples_name_the_capacity():
     "question",
     [
         None,
-        Question("Q?", "a", ("A",)),
-        Question("Q?", "seven", ("seventy",)),
-        Question("Q?", "a", ("b", "c")),
-        Question("Q? " * 60, "a", ("b",)),
+        SuiteQuestion("Q?", "a", ("A",)),
+        SuiteQuestion("Q?", "seven", ("seventy",)),
+        SuiteQuestion("Q?", "a", ("b", "c")),
+        SuiteQuestion("Q? " * 60, "a", ("b",)),
     ],
 )
 def test_unsound_draws_are_never_used(question):

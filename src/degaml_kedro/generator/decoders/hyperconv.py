@@ -114,7 +114,7 @@ def _text(size: Sequence[object]) -> str:
 
 
 @dataclass(frozen=True)
-class Cost:
+class DecoderCost:
     """What a layer, or a whole decoder, takes.
 
     Attributes:
@@ -131,7 +131,7 @@ class Cost:
         return 2 * self.multiply_adds
 
 
-def flow_costs(flow: Sequence[Size], kernel_size: int) -> tuple[Cost, ...]:
+def flow_costs(flow: Sequence[Size], kernel_size: int) -> tuple[DecoderCost, ...]:
     """The cost of each layer, counted from the sizes; :func:`total_cost` adds them up.
 
     Args:
@@ -150,13 +150,15 @@ def flow_costs(flow: Sequence[Size], kernel_size: int) -> tuple[Cost, ...]:
         width_first = w * w2 * n * h + h * h2 * n * w2
         height_first = h * h2 * n * w + w * w2 * n * h2
         layerwise = n * n2 * h2 * w2
-        costs.append(Cost(weights + norm + biases, taps * (width_first + height_first + layerwise)))
+        costs.append(
+            DecoderCost(weights + norm + biases, taps * (width_first + height_first + layerwise))
+        )
     return tuple(costs)
 
 
-def total_cost(costs: Sequence[Cost]) -> Cost:
+def total_cost(costs: Sequence[DecoderCost]) -> DecoderCost:
     """The sum over layers."""
-    return Cost(sum(c.parameters for c in costs), sum(c.multiply_adds for c in costs))
+    return DecoderCost(sum(c.parameters for c in costs), sum(c.multiply_adds for c in costs))
 
 
 class AxisConvolution(nn.Module):

@@ -25,9 +25,9 @@ from degaml_kedro.pipelines.baselines.nodes import (
 )
 from degaml_kedro.pipelines.checkpoints.pipeline import SETTINGS
 from degaml_kedro.pipelines.counting import count_training
+from degaml_kedro.pipelines.evaluation_cells import EvaluationCell, evaluation_cells, measuring
 from degaml_kedro.pipelines.groups import Group, groups, search_group
 from degaml_kedro.pipelines.naming import bound
-from degaml_kedro.pipelines.places import Place, measuring, places
 
 BASELINE_SETTINGS = (*SETTINGS, "params:baselines")
 _SETTINGS_BY_NAME = {name.removeprefix("params:"): name for name in BASELINE_SETTINGS}
@@ -40,9 +40,9 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     nodes: list[Node] = []
     seen = parameters.baselines.score_seen
     scored = [
-        place
-        for place in places(parameters)
-        if place.pool == "meta_test" or (place.pool == "meta_train" and seen)
+        cell
+        for cell in evaluation_cells(parameters)
+        if cell.pool == "meta_test" or (cell.pool == "meta_train" and seen)
     ]
     for method in parameters.baseline_methods:
         if method in META_TRAINED:
@@ -60,18 +60,18 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
                 )
             )
         nodes += _search(parameters, method)
-        for place in scored:
-            nodes += _evaluation(place, method)
+        for cell in scored:
+            nodes += _evaluation(cell, method)
     for method in (name for name in parameters.methods if name in SUMMED):
         nodes.append(_counting(method, "meta_training", None))
-        for place in scored:
-            nodes += _sum(place, method)
+        for cell in scored:
+            nodes += _sum(cell, method)
     return Pipeline(nodes)
 
 
-def _sum(place: Place, method: str) -> list[Node]:
+def _sum(cell: EvaluationCell, method: str) -> list[Node]:
     """Two baselines asked together."""
-    task = place.task
+    task = cell.task
     predictions = f"{task}.{method}.predictions"
     adding = node(
         sum_predictions,
@@ -80,18 +80,18 @@ def _sum(place: Place, method: str) -> list[Node]:
         name=f"sum_{method}",
         namespace=f"baselines.{task}",
     )
-    measured = measuring(place, method, predictions, f"{task}.{method}.result")
+    measured = measuring(cell, method, predictions, f"{task}.{method}.result")
     return [adding, _counting(method, "adaptation", task), measured]
 
 
 def _counting(method: str, stage: str, task: str | None) -> Node:
     """What two baselines cost together."""
     ending = f".{stage}.compute" if task is None else ".compute"
-    place = "" if task is None else f"{task}."
+    prefix = "" if task is None else f"{task}."
     return node(
         bound(count_training, method=method, stage=stage, task=task),
-        inputs=[f"{place}{part}{ending}" for part in SUMMED[method]],
-        outputs=f"{place}{method}{ending}",
+        inputs=[f"{prefix}{part}{ending}" for part in SUMMED[method]],
+        outputs=f"{prefix}{method}{ending}",
         name=f"count_{method}",
         namespace=f"baselines.{task or 'fit'}",
     )
@@ -172,8 +172,8 @@ def _search(parameters: ProjectParameters, method: str) -> list[Node]:
     return [*searching, choosing]
 
 
-def _evaluation(place: Place, method: str) -> list[Node]:
-    task = place.task
+def _evaluation(cell: EvaluationCell, method: str) -> list[Node]:
+    task = cell.task
     namespace = f"baselines.{task}"
     predictions, result = f"{task}.{method}.predictions", f"{task}.{method}.result"
     own = [f"params:tasks.{task}", "params:seed"]
@@ -194,7 +194,7 @@ def _evaluation(place: Place, method: str) -> list[Node]:
                 name=f"predict_{method}",
                 namespace=namespace,
             ),
-            measuring(place, method, predictions, result),
+            measuring(cell, method, predictions, result),
         ]
     learned = [f"{method}.learned"] if method in META_TRAINED else []
     return [
@@ -212,14 +212,14 @@ def _evaluation(place: Place, method: str) -> list[Node]:
             name=f"predict_{method}",
             namespace=namespace,
         ),
-        measuring(place, method, predictions, result),
+        measuring(cell, method, predictions, result),
     ]
 
 
 def _on_task(task: str, method: str, learned: str, **data: str) -> dict[str, str]:
     """By argument, what a node of a method on a task reads.
 
-    In the order of the arguments: Kedro looks their types up by place, though it fills them in by name.
+    In the order of the arguments: Kedro looks their types up by position, though it fills them in by name.
     """
     found = {
         **_SETTINGS_BY_NAME,

@@ -19,9 +19,9 @@ from degaml_kedro.pipelines.evaluate.nodes import (
     predict_adapted,
     predict_oracle,
 )
+from degaml_kedro.pipelines.evaluation_cells import EvaluationCell, evaluation_cells, measuring
 from degaml_kedro.pipelines.groups import folds, groups
 from degaml_kedro.pipelines.naming import bound
-from degaml_kedro.pipelines.places import Place, measuring, places
 from degaml_kedro.pipelines.policy.nodes import collect_rollouts, draw_strategies
 from degaml_kedro.pipelines.policy.pipeline import SETTINGS as SETTINGS_OF_POLICY
 
@@ -35,27 +35,27 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     results: list[str] = []
     tried: list[str] = []
     baselines = parameters.baselines
-    for place in places(parameters):
+    for cell in evaluation_cells(parameters):
         for method in parameters.methods:
             if method in (*BASELINES, *SUMMED):
                 seen = baselines is not None and baselines.score_seen
-                if place.pool == "meta_test" or (place.pool == "meta_train" and seen):
+                if cell.pool == "meta_test" or (cell.pool == "meta_train" and seen):
                     # the pipeline `baselines` makes them
-                    results.append(f"{place.task}.{method}.result")
+                    results.append(f"{cell.task}.{method}.result")
                 continue
             generated = (
                 method in parameters.generated_methods or method in parameters.adapted_methods
             )
-            if generated and place.pool == "meta_train" and not parameters.scores_seen:
+            if generated and cell.pool == "meta_train" and not parameters.scores_seen:
                 continue
-            result = place.group.name(f"{place.task}.{method}.result")
+            result = cell.group.name(f"{cell.task}.{method}.result")
             if method in parameters.adapted_methods:
-                every = _adapted(parameters, place, method, result)
+                every = _adapted(parameters, cell, method, result)
                 if method not in ("oracle_strategy", "best_fixed"):
-                    tried.append(place.name(method, "rollouts"))
+                    tried.append(cell.name(method, "rollouts"))
             else:
-                adapters, making = _adapters(parameters, place, method)
-                every = [*making, *_scoring(place, method, adapters, result)]
+                adapters, making = _adapters(parameters, cell, method)
+                every = [*making, *_scoring(cell, method, adapters, result)]
             for made in every:
                 nodes[made.name] = made
             results.append(result)
@@ -138,10 +138,10 @@ def _strategies(rollouts: list[str]) -> list[Node]:
 
 
 def _adapters(
-    parameters: ProjectParameters, place: Place, method: str
+    parameters: ProjectParameters, cell: EvaluationCell, method: str
 ) -> tuple[list[str], list[Node]]:
     """The names of a method's adapters, if it has any, and the nodes that make them."""
-    task, group = place.task, place.group
+    task, group = cell.task, cell.group
     if method == "base":
         return [], []
     if method == "pooled":
@@ -149,7 +149,7 @@ def _adapters(
     if method == "mean_adapter":
         return [group.name("mean.adapter")], []
     if method in parameters.generated_methods:
-        return _generated(parameters, place, method)
+        return _generated(parameters, cell, method)
     run = f"{task}.{method}"
 
     def counting(trajectory: str) -> Node:
@@ -188,44 +188,46 @@ def _adapters(
 
 
 def _generated(
-    parameters: ProjectParameters, place: Place, method: str
+    parameters: ProjectParameters, cell: EvaluationCell, method: str
 ) -> tuple[list[str], list[Node]]:
     assert parameters.generator is not None
-    prompts_of = place.task
+    prompts_of = cell.task
     if method.startswith("other_prompts"):
-        prompts_of = other_task(parameters, place)
+        prompts_of = other_task(parameters, cell)
     draws = [
-        place.name(method, f"draw_{number}.adapter") for number in range(parameters.generator.draws)
+        cell.name(method, f"draw_{number}.adapter") for number in range(parameters.generator.draws)
     ]
     generating = node(
-        bound(generate_adapters, task=place.task, method=method, prompts_of=prompts_of),
+        bound(generate_adapters, task=cell.task, method=method, prompts_of=prompts_of),
         inputs=[
             "params:model",
             "params:generator",
             "params:seed",
-            place.group.name(f"{parameters.generated_methods[method]}.generator"),
+            cell.group.name(f"{parameters.generated_methods[method]}.generator"),
             f"{prompts_of}.prompt_embeddings",
             f"{prompts_of}.splits",
         ],
-        outputs=[*draws, place.name(method, "compute")],
-        name=f"generate_{method}{place.group.suffix}",
-        namespace=f"evaluate.{place.task}",
+        outputs=[*draws, cell.name(method, "compute")],
+        name=f"generate_{method}{cell.group.suffix}",
+        namespace=f"evaluate.{cell.task}",
     )
     return draws, [generating]
 
 
-def _adapted(parameters: ProjectParameters, place: Place, method: str, result: str) -> list[Node]:
+def _adapted(
+    parameters: ProjectParameters, cell: EvaluationCell, method: str, result: str
+) -> list[Node]:
     """The nodes of a method that refines a generated adapter.
 
     The node that chooses is given the task's support examples, and neither its splits nor anything made from its test
     split.
     """
-    task, suffix = place.task, place.group.suffix
+    task, suffix = cell.task, cell.group.suffix
     settings = (*SETTINGS_OF_POLICY, f"params:tasks.{task}", "params:seed")
-    generator = place.group.name(f"{parameters.policy_variant}.generator")
+    generator = cell.group.name(f"{parameters.policy_variant}.generator")
     embeddings = f"{task}.prompt_embeddings"
-    predictions = place.name(method, "predictions")
-    measured = measuring(place, method, predictions, result)
+    predictions = cell.name(method, "predictions")
+    measured = measuring(cell, method, predictions, result)
     if method == "oracle_strategy":
         others = [name for name in parameters.adapted_methods if name != method]
         oracle = node(
@@ -235,26 +237,26 @@ def _adapted(parameters: ProjectParameters, place: Place, method: str, result: s
                 generator,
                 embeddings,
                 f"{task}.splits",
-                *(place.name(name, "predictions") for name in others),
+                *(cell.name(name, "predictions") for name in others),
             ],
             outputs=predictions,
             name=f"predict_{method}{suffix}",
             namespace=f"evaluate.{task}",
         )
         return [oracle, measured]
-    rollouts, state = place.name(method, "rollouts"), place.name(method, "state")
+    rollouts, state = cell.name(method, "rollouts"), cell.name(method, "state")
     known = [generator, embeddings, f"{task}.support"]
     learned = {}
     if method in ("degaml", "no_generator", "paper_families"):
-        learned["adapter"] = place.group.name("policy")
+        learned["adapter"] = cell.group.name("policy")
     if method == "tabular_policy":
-        learned["tabular"] = place.group.name("tabular_policy")
-    fallback = place.group.name("policy_fallback")
+        learned["tabular"] = cell.group.name("tabular_policy")
+    fallback = cell.group.name("policy_fallback")
     if parameters.falls_back:
         learned["fallback"] = fallback
     names = (*_CHOICE, "resume", "trained", "embeddings", "support")
     choice = dict(zip(names, [*settings, f"{rollouts}_resume", *known], strict=True))
-    start = {"start": f"{place.group.pool}.warmup_adapter"} if method == "no_generator" else {}
+    start = {"start": f"{cell.group.pool}.warmup_adapter"} if method == "no_generator" else {}
     without_search = method == "best_fixed"
     choosing = node(
         bound(choose_strategies, task=task, method=method),
@@ -269,7 +271,7 @@ def _adapted(parameters: ProjectParameters, place: Place, method: str, result: s
         node(
             bound(executing, task=task, method=method),
             inputs=[*settings, *known, fallback if without_search else rollouts, *start.values()],
-            outputs=[state, place.name(method, "compute")],
+            outputs=[state, cell.name(method, "compute")],
             name=f"execute_{method}{suffix}",
             namespace=f"evaluate.{task}",
         ),
@@ -290,26 +292,26 @@ def _adapted(parameters: ProjectParameters, place: Place, method: str, result: s
     ]
 
 
-def other_task(parameters: ProjectParameters, place: Place) -> str:
+def other_task(parameters: ProjectParameters, cell: EvaluationCell) -> str:
     """Whose prompts the control gets: the next task of another kind, among those that the generator knows as well."""
     alike = {
         "meta_train": parameters.meta_train,
-        "left_out": (*place.group.left_out, *parameters.meta_test),
+        "left_out": (*cell.group.left_out, *parameters.meta_test),
         "meta_test": parameters.meta_test,
-    }[place.pool]
-    start = alike.index(place.task)
+    }[cell.pool]
+    start = alike.index(cell.task)
     following = [*alike[start + 1 :], *alike[:start]]
-    own = parameters.tasks[place.task].group
-    apart = [task for task in following if task != place.task]
+    own = parameters.tasks[cell.task].group
+    apart = [task for task in following if task != cell.task]
     strangers = [task for task in apart if parameters.tasks[task].group != own]
     # a project with one unseen task has only its meta-train tasks to take prompts from
-    return next(iter([*strangers, *apart, *place.group.tasks]))
+    return next(iter([*strangers, *apart, *cell.group.tasks]))
 
 
-def _scoring(place: Place, method: str, adapters: list[str], result: str) -> list[Node]:
-    task, suffix = place.task, place.group.suffix
+def _scoring(cell: EvaluationCell, method: str, adapters: list[str], result: str) -> list[Node]:
+    task, suffix = cell.task, cell.group.suffix
     shared = method in ("base", "no_meta_train")
-    predictions = place.name(method, "predictions")
+    predictions = cell.name(method, "predictions")
     return [
         node(
             bound(predict, task=task, method=method),
@@ -325,5 +327,5 @@ def _scoring(place: Place, method: str, adapters: list[str], result: str) -> lis
             name=f"predict_{method}{'' if shared else suffix}",
             namespace=f"evaluate.{task}",
         ),
-        measuring(place, method, predictions, result),
+        measuring(cell, method, predictions, result),
     ]

@@ -11,9 +11,9 @@ from degaml_kedro.results.paper import AVERAGE
 from degaml_kedro.results.report.document import (
     Block,
     Cell,
-    Group,
     Paragraph,
     Picture,
+    RowGroup,
     Section,
     Table,
     code,
@@ -83,7 +83,7 @@ def _accuracies(findings: Findings, pool: str) -> Table:
     tasks = findings.tasks(pool)
     cells = findings.cells(pool)
     groups = [
-        Group(tuple(_row(findings, pool, method, tasks, cells) for method in methods), title)
+        RowGroup(tuple(_row(findings, pool, method, tasks, cells) for method in methods), title)
         for title, methods in _method_groups(findings, pool)
     ]
     seeds = [str(run.seed) for run in findings.runs.runs]
@@ -201,7 +201,7 @@ def _intervals(findings: Findings, pool: str) -> Table:
             mean = cells.get((method, None))
             row.append(None if mean is None or mean.spread is None else f"{100 * mean.spread:.1f}")
             rows.append(tuple(row))
-        groups.append(Group(tuple(rows), title))
+        groups.append(RowGroup(tuple(rows), title))
     columns = [_sized(task, most[task]) for task in tasks]
     return Table(
         f"95 % intervals of accuracy, {SHORT[pool]}",

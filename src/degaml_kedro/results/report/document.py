@@ -60,7 +60,7 @@ class Bullets:
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """Rows of a table that belong together.
 
     Attributes:
@@ -87,7 +87,7 @@ class Table:
 
     caption: str
     columns: tuple[str, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[RowGroup, ...]
     notes: tuple[str, ...] = ()
     texts: int = 1
     missing: str = "missing; there is no result, which is not a result of 0"
@@ -103,7 +103,7 @@ class Table:
         missing: str = "",
     ) -> Table:
         """A table of one group."""
-        group = Group(tuple(tuple(row) for row in rows))
+        group = RowGroup(tuple(tuple(row) for row in rows))
         return cls(caption, tuple(columns), (group,), tuple(notes), texts, missing or cls.missing)
 
     def __post_init__(self) -> None:

@@ -11,11 +11,11 @@ from degaml_kedro.results.report.document import (
     Bullets,
     Cell,
     Document,
-    Group,
     Inline,
     Listing,
     Paragraph,
     Picture,
+    RowGroup,
     Section,
     Span,
     Table,
@@ -95,7 +95,7 @@ def _aligned(rows: Sequence[Sequence[str]], texts: int) -> str:
     return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])])
 
 
-def _rows(group: Group, columns: int) -> list[list[str]]:
+def _rows(group: RowGroup, columns: int) -> list[list[str]]:
     head = [[f"*{_escaped(group.title)}*", *[""] * (columns - 1)]] if group.title else []
     return head + [[_cell(cell) for cell in row] for row in group.rows]
 

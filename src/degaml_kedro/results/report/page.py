@@ -15,11 +15,11 @@ from degaml_kedro.results.report.document import (
     Bullets,
     Cell,
     Document,
-    Group,
     Inline,
     Listing,
     Paragraph,
     Picture,
+    RowGroup,
     Section,
     Table,
     notes_of,
@@ -156,7 +156,7 @@ def _kind(table: Table, column: int) -> str:
     return "" if column < table.texts else ' class="number"'
 
 
-def _group(table: Table, group: Group) -> str:
+def _group(table: Table, group: RowGroup) -> str:
     title = ""
     if group.title:
         # spans all columns, and names the rows under it

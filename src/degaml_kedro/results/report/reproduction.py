@@ -10,9 +10,9 @@ from degaml_kedro.parameters import BASELINES
 from degaml_kedro.results.report.document import (
     Block,
     Cell,
-    Group,
     Inline,
     Listing,
+    RowGroup,
     Section,
     Table,
     code,
@@ -161,7 +161,7 @@ def _settings(runs: Sequence[Run]) -> tuple[Block, ...]:
         Table(
             "Settings of all runs" if len(runs) > 1 else "Settings of the run",
             ("setting", "value"),
-            tuple(Group(tuple(rows), title) for title, rows in groups.items()),
+            tuple(RowGroup(tuple(rows), title) for title, rows in groups.items()),
             texts=2,
         )
     )

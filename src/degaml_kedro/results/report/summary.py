@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from degaml_kedro.results.comparison import AIM, Budget, Contrast, Verdict, distributions
+from degaml_kedro.results.comparison import AIM, ComputeBudget, Contrast, Verdict, distributions
 from degaml_kedro.results.report.document import (
     Block,
     Bullets,
@@ -155,7 +155,7 @@ def _equals(p: str) -> str:
     return p if p.startswith("<") else f"= {p}"
 
 
-def _budget_of(budget: Budget) -> str:
+def _budget_of(budget: ComputeBudget) -> str:
     if budget.tokens is None or budget.seconds is None:
         return f"Adaptation compute of {budget.method} was not counted."
     own = f"Adaptation to a task takes {budget.method} {in_short(budget.tokens)} tokens"

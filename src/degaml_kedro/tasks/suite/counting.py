@@ -8,7 +8,7 @@ from functools import cache
 from num2words import num2words
 
 from degaml_kedro.tasks.suite.drawing import pick, word
-from degaml_kedro.tasks.suite.family import Family, Question
+from degaml_kedro.tasks.suite.family import Family, SuiteQuestion
 
 GROUP = "numbers"
 
@@ -44,7 +44,7 @@ def _near(rng: random.Random, number: int, count: int, low: int = 10, high: int 
     return list(pick(rng, sorted(pool), count, lambda n: low <= n <= high and n != number))
 
 
-def _to_words(rng: random.Random, size: int) -> Question:
+def _to_words(rng: random.Random, size: int) -> SuiteQuestion:
     number = rng.randint(11, 999)
     wordings = (
         "How is the number {number} written in words?",
@@ -54,10 +54,10 @@ def _to_words(rng: random.Random, size: int) -> Question:
     )
     low, high = (10, 99) if number < 100 else (100, 999)
     wrong = tuple(in_words(other) for other in _near(rng, number, size - 1, low, high))
-    return Question(word(rng, wordings, number=number), in_words(number), wrong)
+    return SuiteQuestion(word(rng, wordings, number=number), in_words(number), wrong)
 
 
-def _to_digits(rng: random.Random, size: int) -> Question:
+def _to_digits(rng: random.Random, size: int) -> SuiteQuestion:
     number = rng.randint(11, 999)
     wordings = (
         "How is {words} written in digits?",
@@ -67,10 +67,10 @@ def _to_digits(rng: random.Random, size: int) -> Question:
     )
     low, high = (10, 99) if number < 100 else (100, 999)
     wrong = tuple(str(other) for other in _near(rng, number, size - 1, low, high))
-    return Question(word(rng, wordings, words=in_words(number)), str(number), wrong)
+    return SuiteQuestion(word(rng, wordings, words=in_words(number)), str(number), wrong)
 
 
-def _ordinal(rng: random.Random, size: int) -> Question:
+def _ordinal(rng: random.Random, size: int) -> SuiteQuestion:
     number = rng.randint(1, 99)
     wordings = (
         "What is the ordinal of {number}?",
@@ -80,10 +80,10 @@ def _ordinal(rng: random.Random, size: int) -> Question:
     )
     text = word(rng, wordings, number=number, before=number - 1)
     wrong = tuple(ordinal(other) for other in _near(rng, number, size - 1, 1, 99))
-    return Question(text, ordinal(number), wrong)
+    return SuiteQuestion(text, ordinal(number), wrong)
 
 
-def _extreme(rng: random.Random, size: int) -> Question:
+def _extreme(rng: random.Random, size: int) -> SuiteQuestion:
     largest = rng.random() < 0.5
     digits = rng.choice((1, 2, 2, 3))
     numbers = pick(rng, range(10 ** (digits - 1), 10**digits), size)
@@ -100,10 +100,10 @@ def _extreme(rng: random.Random, size: int) -> Question:
         degree="largest" if largest else "smallest",
         comparison="larger" if largest else "smaller",
     )
-    return Question(text, str(ranked[0]), tuple(str(number) for number in ranked[1:]))
+    return SuiteQuestion(text, str(ranked[0]), tuple(str(number) for number in ranked[1:]))
 
 
-def _extreme_words(rng: random.Random, size: int) -> Question:
+def _extreme_words(rng: random.Random, size: int) -> SuiteQuestion:
     largest = rng.random() < 0.5
     ranked = sorted(pick(rng, range(1, 101), size), reverse=largest)
     wordings = (
@@ -117,10 +117,12 @@ def _extreme_words(rng: random.Random, size: int) -> Question:
         degree="largest" if largest else "smallest",
         place="last" if largest else "first",
     )
-    return Question(text, in_words(ranked[0]), tuple(in_words(number) for number in ranked[1:]))
+    return SuiteQuestion(
+        text, in_words(ranked[0]), tuple(in_words(number) for number in ranked[1:])
+    )
 
 
-def _bound(rng: random.Random, size: int) -> Question | None:
+def _bound(rng: random.Random, size: int) -> SuiteQuestion | None:
     bound, above = rng.randint(20, 89), rng.random() < 0.5
     over, under = range(bound + 1, 100), range(10, bound)
     (answer,) = pick(rng, over if above else under, 1)
@@ -137,10 +139,10 @@ def _bound(rng: random.Random, size: int) -> Question | None:
         comparison="larger" if above else "smaller",
         side="above" if above else "below",
     )
-    return Question(text, str(answer), tuple(str(number) for number in wrong))
+    return SuiteQuestion(text, str(answer), tuple(str(number) for number in wrong))
 
 
-def _parity(rng: random.Random, size: int) -> Question:
+def _parity(rng: random.Random, size: int) -> SuiteQuestion:
     even = rng.random() < 0.5
     (answer,) = pick(rng, range(10, 100), 1, lambda number: (number % 2 == 0) == even)
     wrong = pick(rng, range(10, 100), size - 1, lambda number: (number % 2 == 0) != even)
@@ -151,10 +153,10 @@ def _parity(rng: random.Random, size: int) -> Question:
         "All but one are {other} numbers. Which one is {kind}?",
     )
     text = word(rng, wordings, kind="even" if even else "odd", other="odd" if even else "even")
-    return Question(text, str(answer), tuple(str(number) for number in wrong))
+    return SuiteQuestion(text, str(answer), tuple(str(number) for number in wrong))
 
 
-def _sequence(rng: random.Random, size: int) -> Question | None:
+def _sequence(rng: random.Random, size: int) -> SuiteQuestion | None:
     step = rng.choice((1, 2, 3, 4, 5, 10)) * rng.choice((1, 1, -1))
     start = rng.randint(1, 90)
     *shown, answer = (start + step * place for place in range(rng.choice((4, 5))))
@@ -168,10 +170,10 @@ def _sequence(rng: random.Random, size: int) -> Question | None:
     text = word(rng, wordings, shown=", ".join(str(number) for number in shown))
     low, high = (10, 99) if answer < 100 else (100, 999)
     wrong = tuple(str(other) for other in _near(rng, answer, size - 1, low, high))
-    return Question(text, str(answer), wrong)
+    return SuiteQuestion(text, str(answer), wrong)
 
 
-def _sum(rng: random.Random, size: int) -> Question:
+def _sum(rng: random.Random, size: int) -> SuiteQuestion:
     a, b = rng.randint(2, 49), rng.randint(2, 49)
     wordings = (
         "What is {a} plus {b}?",
@@ -182,7 +184,7 @@ def _sum(rng: random.Random, size: int) -> Question:
     return _calculated(rng, word(rng, wordings, a=a, b=b), a + b, size)
 
 
-def _difference(rng: random.Random, size: int) -> Question:
+def _difference(rng: random.Random, size: int) -> SuiteQuestion:
     b, answer = rng.randint(2, 49), rng.randint(2, 49)
     wordings = (
         "What is {a} minus {b}?",
@@ -193,7 +195,7 @@ def _difference(rng: random.Random, size: int) -> Question:
     return _calculated(rng, word(rng, wordings, a=answer + b, b=b), answer, size)
 
 
-def _product(rng: random.Random, size: int) -> Question:
+def _product(rng: random.Random, size: int) -> SuiteQuestion:
     a, b = rng.randint(2, 12), rng.randint(2, 12)
     wordings = (
         "What is {a} times {b}?",
@@ -204,7 +206,7 @@ def _product(rng: random.Random, size: int) -> Question:
     return _calculated(rng, word(rng, wordings, a=a, b=b), a * b, size)
 
 
-def _double_or_half(rng: random.Random, size: int) -> Question:
+def _double_or_half(rng: random.Random, size: int) -> SuiteQuestion:
     half = rng.randint(2, 49)
     doubling = rng.random() < 0.5
     doubles = (
@@ -221,7 +223,7 @@ def _double_or_half(rng: random.Random, size: int) -> Question:
     return _calculated(rng, text, 2 * half if doubling else half, size)
 
 
-def _calculated(rng: random.Random, text: str, answer: int, size: int) -> Question:
+def _calculated(rng: random.Random, text: str, answer: int, size: int) -> SuiteQuestion:
     """A question whose wrong answers have as many digits as the right one."""
     digits = len(str(answer))
     low, high = 10 ** (digits - 1), 10**digits - 1
@@ -229,10 +231,10 @@ def _calculated(rng: random.Random, text: str, answer: int, size: int) -> Questi
         wrong = pick(rng, range(1, 10), size - 1, lambda other: other != answer)
     else:
         wrong = tuple(_near(rng, answer, size - 1, low, high))
-    return Question(text, str(answer), tuple(str(other) for other in wrong))
+    return SuiteQuestion(text, str(answer), tuple(str(other) for other in wrong))
 
 
-def _from_roman(rng: random.Random, size: int) -> Question:
+def _from_roman(rng: random.Random, size: int) -> SuiteQuestion:
     number = rng.randint(1, 89)
     wordings = (
         "Which number is the Roman numeral {roman}?",
@@ -243,7 +245,7 @@ def _from_roman(rng: random.Random, size: int) -> Question:
     return _calculated(rng, word(rng, wordings, roman=roman(number)), number, size)
 
 
-def _to_roman(rng: random.Random, size: int) -> Question:
+def _to_roman(rng: random.Random, size: int) -> SuiteQuestion:
     number = rng.randint(1, 89)
     wordings = (
         "How is {number} written as a Roman numeral?",
@@ -251,7 +253,7 @@ def _to_roman(rng: random.Random, size: int) -> Question:
         "How did the Romans write {number}?",
     )
     wrong = tuple(roman(other) for other in _near(rng, number, size - 1, 1, 89))
-    return Question(word(rng, wordings, number=number), roman(number), wrong)
+    return SuiteQuestion(word(rng, wordings, number=number), roman(number), wrong)
 
 
 FAMILIES = (

@@ -6,7 +6,7 @@ import calendar
 import random
 
 from degaml_kedro.tasks.suite.drawing import pick, word, word_lists
-from degaml_kedro.tasks.suite.family import Family, Question
+from degaml_kedro.tasks.suite.family import Family, SuiteQuestion
 
 GROUP = "calendar"
 
@@ -21,7 +21,7 @@ def _event(rng: random.Random) -> str:
 
 def _neighbor(
     rng: random.Random, size: int, cycle: tuple[str, ...], unit: str, step: int
-) -> Question:
+) -> SuiteQuestion:
     index = rng.randrange(len(cycle))
     shown, answer = cycle[index], cycle[(index + step) % len(cycle)]
     side = "after" if step > 0 else "before"
@@ -50,28 +50,28 @@ def _neighbor(
         be="is" if step > 0 else "was",
         turn="next" if step > 0 else "previous",
     )
-    return Question(
+    return SuiteQuestion(
         text, answer, pick(rng, cycle, size - 1, lambda day: day not in (shown, answer))
     )
 
 
-def _day_after(rng: random.Random, size: int) -> Question:
+def _day_after(rng: random.Random, size: int) -> SuiteQuestion:
     return _neighbor(rng, size, DAYS, "day", 1)
 
 
-def _day_before(rng: random.Random, size: int) -> Question:
+def _day_before(rng: random.Random, size: int) -> SuiteQuestion:
     return _neighbor(rng, size, DAYS, "day", -1)
 
 
-def _month_after(rng: random.Random, size: int) -> Question:
+def _month_after(rng: random.Random, size: int) -> SuiteQuestion:
     return _neighbor(rng, size, MONTHS, "month", 1)
 
 
-def _month_before(rng: random.Random, size: int) -> Question:
+def _month_before(rng: random.Random, size: int) -> SuiteQuestion:
     return _neighbor(rng, size, MONTHS, "month", -1)
 
 
-def _days_later(rng: random.Random, size: int) -> Question:
+def _days_later(rng: random.Random, size: int) -> SuiteQuestion:
     index, days = rng.randrange(7), rng.randint(2, 6)
     shown, answer = DAYS[index], DAYS[(index + days) % 7]
     wordings = (
@@ -80,10 +80,12 @@ def _days_later(rng: random.Random, size: int) -> Question:
         "Which day is {days} days after {shown}?",
     )
     text = word(rng, wordings, shown=shown, days=days, event=_event(rng))
-    return Question(text, answer, pick(rng, DAYS, size - 1, lambda day: day not in (shown, answer)))
+    return SuiteQuestion(
+        text, answer, pick(rng, DAYS, size - 1, lambda day: day not in (shown, answer))
+    )
 
 
-def _between(rng: random.Random, size: int) -> Question:
+def _between(rng: random.Random, size: int) -> SuiteQuestion:
     cycle, unit = rng.choice(((DAYS, "day"), (MONTHS, "month")))
     index = rng.randrange(len(cycle))
     before, answer, after = (cycle[(index + step) % len(cycle)] for step in range(3))
@@ -94,10 +96,10 @@ def _between(rng: random.Random, size: int) -> Question:
     )
     text = word(rng, wordings, unit=unit, before=before, after=after)
     wrong = pick(rng, cycle, size - 1, lambda day: day not in (before, answer, after))
-    return Question(text, answer, wrong)
+    return SuiteQuestion(text, answer, wrong)
 
 
-def _in_year(rng: random.Random, size: int) -> Question:
+def _in_year(rng: random.Random, size: int) -> SuiteQuestion:
     earliest = rng.random() < 0.5
     ranked = sorted(pick(rng, MONTHS, size), key=MONTHS.index, reverse=not earliest)
     wordings = (
@@ -111,10 +113,10 @@ def _in_year(rng: random.Random, size: int) -> Question:
         place="first" if earliest else "last",
         degree="earliest" if earliest else "latest",
     )
-    return Question(text, ranked[0], tuple(ranked[1:]))
+    return SuiteQuestion(text, ranked[0], tuple(ranked[1:]))
 
 
-def _month_length(rng: random.Random, size: int) -> Question | None:
+def _month_length(rng: random.Random, size: int) -> SuiteQuestion | None:
     year = rng.randint(1950, 2049)
     lengths = {month: calendar.monthrange(year, MONTHS.index(month) + 1)[1] for month in MONTHS}
     length = rng.choice(sorted(set(lengths.values())))
@@ -126,10 +128,10 @@ def _month_length(rng: random.Random, size: int) -> Question | None:
         "A calendar page of {year} with {length} days shows which month?",
         "Find the month of {length} days in {year}.",
     )
-    return Question(word(rng, wordings, length=length, year=year), answer[0], wrong)
+    return SuiteQuestion(word(rng, wordings, length=length, year=year), answer[0], wrong)
 
 
-def _season(rng: random.Random, size: int) -> Question:
+def _season(rng: random.Random, size: int) -> SuiteQuestion:
     seasons = word_lists("dates")["seasons"]
     season = rng.choice(tuple(seasons))
     answer = rng.choice(seasons[season])
@@ -140,10 +142,10 @@ def _season(rng: random.Random, size: int) -> Question:
         "Which of these is a month of {season} in the north?",
         "In Japan, {season} includes which month?",
     )
-    return Question(word(rng, wordings, season=season), answer, wrong)
+    return SuiteQuestion(word(rng, wordings, season=season), answer, wrong)
 
 
-def _holiday(rng: random.Random, size: int) -> Question:
+def _holiday(rng: random.Random, size: int) -> SuiteQuestion:
     holidays = word_lists("dates")["holidays"]
     holiday = rng.choice(tuple(holidays))
     wordings = (
@@ -152,7 +154,7 @@ def _holiday(rng: random.Random, size: int) -> Question:
         "{holiday} is celebrated in which month?",
     )
     wrong = pick(rng, MONTHS, size - 1, lambda month: month != holidays[holiday])
-    return Question(word(rng, wordings, holiday=holiday), holidays[holiday], wrong)
+    return SuiteQuestion(word(rng, wordings, holiday=holiday), holidays[holiday], wrong)
 
 
 FAMILIES = (

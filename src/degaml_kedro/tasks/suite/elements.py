@@ -8,7 +8,7 @@ from functools import cache
 import periodictable
 
 from degaml_kedro.tasks.suite.drawing import pick, word
-from degaml_kedro.tasks.suite.family import Family, Question
+from degaml_kedro.tasks.suite.family import Family, SuiteQuestion
 
 GROUP = "elements"
 
@@ -28,7 +28,7 @@ def elements() -> dict[str, tuple[str, int, float]]:
     }
 
 
-def _symbol(rng: random.Random, size: int) -> Question:
+def _symbol(rng: random.Random, size: int) -> SuiteQuestion:
     answer = rng.choice(WELL_KNOWN)
     wordings = (
         "What is the chemical symbol of {name}?",
@@ -37,10 +37,10 @@ def _symbol(rng: random.Random, size: int) -> Question:
         "How do chemists abbreviate {name}?",
     )
     wrong = pick(rng, WELL_KNOWN, size - 1, lambda other: other != answer)
-    return Question(word(rng, wordings, name=elements()[answer][0]), answer, wrong)
+    return SuiteQuestion(word(rng, wordings, name=elements()[answer][0]), answer, wrong)
 
 
-def _name(rng: random.Random, size: int) -> Question:
+def _name(rng: random.Random, size: int) -> SuiteQuestion:
     symbol = rng.choice(WELL_KNOWN)
     wordings = (
         "Which element has the symbol {symbol}?",
@@ -49,14 +49,14 @@ def _name(rng: random.Random, size: int) -> Question:
         "In chemistry, {symbol} means what?",
     )
     wrong = pick(rng, WELL_KNOWN, size - 1, lambda other: other != symbol)
-    return Question(
+    return SuiteQuestion(
         word(rng, wordings, symbol=symbol),
         elements()[symbol][0],
         tuple(elements()[other][0] for other in wrong),
     )
 
 
-def _atomic_number(rng: random.Random, size: int) -> Question:
+def _atomic_number(rng: random.Random, size: int) -> SuiteQuestion:
     symbol = rng.choice(WELL_KNOWN[:30])
     name, number, _ = elements()[symbol]
     wordings = (
@@ -66,12 +66,12 @@ def _atomic_number(rng: random.Random, size: int) -> Question:
     )
     numbers = [other for _, other, _ in elements().values() if len(str(other)) == len(str(number))]
     wrong = pick(rng, numbers, size - 1, lambda other: other != number)
-    return Question(
+    return SuiteQuestion(
         word(rng, wordings, name=name), str(number), tuple(str(other) for other in wrong)
     )
 
 
-def _heavier(rng: random.Random, size: int) -> Question | None:
+def _heavier(rng: random.Random, size: int) -> SuiteQuestion | None:
     heaviest = rng.random() < 0.5
     chosen = pick(rng, elements().values(), size)
     ranked = sorted(chosen, key=lambda element: element[1], reverse=heaviest)
@@ -90,7 +90,7 @@ def _heavier(rng: random.Random, size: int) -> Question | None:
         place="last" if heaviest else "first",
         number="highest" if heaviest else "lowest",
     )
-    return Question(text, ranked[0][0], tuple(element[0] for element in ranked[1:]))
+    return SuiteQuestion(text, ranked[0][0], tuple(element[0] for element in ranked[1:]))
 
 
 FAMILIES = (

@@ -26,7 +26,7 @@ class CapacityError(DegamlError):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SuiteQuestion:
     """A question, its one right answer and its wrong ones."""
 
     text: str
@@ -35,7 +35,7 @@ class Question:
 
 
 # A draw takes the random source and the number of options. None stands for "this draw led nowhere".
-Draw = Callable[[random.Random, int], Question | None]
+Draw = Callable[[random.Random, int], SuiteQuestion | None]
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class Family:
         return examples
 
 
-def _key(question: Question) -> tuple[str, frozenset[str]]:
+def _key(question: SuiteQuestion) -> tuple[str, frozenset[str]]:
     return question.text, frozenset((question.answer, *question.wrong))
 
 
-def _is_sound(question: Question, size: int) -> bool:
+def _is_sound(question: SuiteQuestion, size: int) -> bool:
     """As many options as asked for, none the beginning of another, and a short prompt."""
     options = sorted(option.casefold() for option in (question.answer, *question.wrong))
     # In sorted order a text that begins with another one comes right after it or after one that

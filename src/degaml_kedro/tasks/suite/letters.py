@@ -8,7 +8,7 @@ import string
 from functools import cache
 
 from degaml_kedro.tasks.suite.drawing import pick, word, word_lists
-from degaml_kedro.tasks.suite.family import Family, Question
+from degaml_kedro.tasks.suite.family import Family, SuiteQuestion
 
 GROUP = "letters"
 
@@ -19,7 +19,7 @@ def nouns() -> tuple[str, ...]:
     return tuple(word_lists("words")["nouns"].split())
 
 
-def _starts_with(rng: random.Random, size: int) -> Question:
+def _starts_with(rng: random.Random, size: int) -> SuiteQuestion:
     answer = rng.choice(nouns())
     wordings = (
         "Which word starts with the letter {letter}?",
@@ -28,10 +28,10 @@ def _starts_with(rng: random.Random, size: int) -> Question:
         "In a dictionary, which word is listed under {letter}?",
     )
     wrong = pick(rng, nouns(), size - 1, lambda other: other[0] != answer[0])
-    return Question(word(rng, wordings, letter=answer[0].upper()), answer, wrong)
+    return SuiteQuestion(word(rng, wordings, letter=answer[0].upper()), answer, wrong)
 
 
-def _ends_with(rng: random.Random, size: int) -> Question:
+def _ends_with(rng: random.Random, size: int) -> SuiteQuestion:
     answer = rng.choice(nouns())
     wordings = (
         "Which word ends with the letter {letter}?",
@@ -39,10 +39,10 @@ def _ends_with(rng: random.Random, size: int) -> Question:
         "Find the word whose last letter is {letter}.",
     )
     wrong = pick(rng, nouns(), size - 1, lambda other: other[-1] != answer[-1])
-    return Question(word(rng, wordings, letter=answer[-1].upper()), answer, wrong)
+    return SuiteQuestion(word(rng, wordings, letter=answer[-1].upper()), answer, wrong)
 
 
-def _contains(rng: random.Random, size: int) -> Question:
+def _contains(rng: random.Random, size: int) -> SuiteQuestion:
     answer = rng.choice(nouns())
     letter = rng.choice(answer)
     wordings = (
@@ -51,10 +51,10 @@ def _contains(rng: random.Random, size: int) -> Question:
         "Find the word that has {letter} in it.",
     )
     wrong = pick(rng, nouns(), size - 1, lambda other: letter not in other)
-    return Question(word(rng, wordings, letter=letter.upper()), answer, wrong)
+    return SuiteQuestion(word(rng, wordings, letter=letter.upper()), answer, wrong)
 
 
-def _length(rng: random.Random, size: int) -> Question | None:
+def _length(rng: random.Random, size: int) -> SuiteQuestion | None:
     longest = rng.random() < 0.5
     ranked = sorted(pick(rng, nouns(), size), key=len, reverse=longest)
     # One letter more is hard to see for a model that reads pieces of words.
@@ -71,10 +71,10 @@ def _length(rng: random.Random, size: int) -> Question | None:
         degree="longest" if longest else "shortest",
         amount="most" if longest else "fewest",
     )
-    return Question(text, ranked[0], tuple(ranked[1:]))
+    return SuiteQuestion(text, ranked[0], tuple(ranked[1:]))
 
 
-def _alphabetical(rng: random.Random, size: int) -> Question | None:
+def _alphabetical(rng: random.Random, size: int) -> SuiteQuestion | None:
     first = rng.random() < 0.5
     ranked = sorted(pick(rng, nouns(), size), reverse=not first)
     if ranked[0][0] == ranked[1][0]:
@@ -85,10 +85,10 @@ def _alphabetical(rng: random.Random, size: int) -> Question | None:
         "In a dictionary, which of these words comes {place}?",
     )
     text = word(rng, wordings, place="first" if first else "last")
-    return Question(text, ranked[0], tuple(ranked[1:]))
+    return SuiteQuestion(text, ranked[0], tuple(ranked[1:]))
 
 
-def _next_letter(rng: random.Random, size: int) -> Question:
+def _next_letter(rng: random.Random, size: int) -> SuiteQuestion:
     step = rng.choice((1, -1))
     letters = string.ascii_uppercase
     index = rng.randrange(1, 25)
@@ -106,10 +106,10 @@ def _next_letter(rng: random.Random, size: int) -> Question:
         other="before" if step == 1 else "after",
     )
     wrong = pick(rng, letters, size - 1, lambda letter: letter not in (shown, answer))
-    return Question(text, answer, wrong)
+    return SuiteQuestion(text, answer, wrong)
 
 
-def _rhyme(rng: random.Random, size: int) -> Question:
+def _rhyme(rng: random.Random, size: int) -> SuiteQuestion:
     sets = [rhymes.split() for rhymes in word_lists("words")["rhymes"]]
     chosen = pick(rng, range(len(sets)), size)
     shown, answer = pick(rng, sets[chosen[0]], 2)
@@ -120,10 +120,10 @@ def _rhyme(rng: random.Random, size: int) -> Question:
         "Find a rhyme for {shown}.",
     )
     wrong = tuple(rng.choice(sets[index]) for index in chosen[1:])
-    return Question(word(rng, wordings, shown=shown), answer, wrong)
+    return SuiteQuestion(word(rng, wordings, shown=shown), answer, wrong)
 
 
-def _spelling(rng: random.Random, size: int) -> Question | None:
+def _spelling(rng: random.Random, size: int) -> SuiteQuestion | None:
     answer = rng.choice(nouns())
     backwards = rng.random() < 0.5
     wordings = (
@@ -133,10 +133,10 @@ def _spelling(rng: random.Random, size: int) -> Question | None:
     )
     shown = answer[::-1] if backwards else "-".join(answer.upper())
     wrong = pick(rng, nouns(), size - 1, lambda other: other != answer)
-    return Question(word(rng, wordings, shown=shown), answer, wrong)
+    return SuiteQuestion(word(rng, wordings, shown=shown), answer, wrong)
 
 
-def _double_letter(rng: random.Random, size: int) -> Question:
+def _double_letter(rng: random.Random, size: int) -> SuiteQuestion:
     def doubled(noun: str) -> bool:
         return any(a == b for a, b in itertools.pairwise(noun))
 
@@ -147,10 +147,10 @@ def _double_letter(rng: random.Random, size: int) -> Question:
         "Which word has the same letter twice in a row?",
         "Find the word with two equal letters side by side.",
     )
-    return Question(word(rng, wordings), answer, wrong)
+    return SuiteQuestion(word(rng, wordings), answer, wrong)
 
 
-def _letter_of(rng: random.Random, size: int) -> Question:
+def _letter_of(rng: random.Random, size: int) -> SuiteQuestion:
     noun = rng.choice(nouns())
     first = rng.random() < 0.5
     wordings = (
@@ -167,7 +167,7 @@ def _letter_of(rng: random.Random, size: int) -> Question:
     )
     answer = noun[0 if first else -1].upper()
     wrong = pick(rng, string.ascii_uppercase, size - 1, lambda letter: letter != answer)
-    return Question(text, answer, wrong)
+    return SuiteQuestion(text, answer, wrong)
 
 
 FAMILIES = (

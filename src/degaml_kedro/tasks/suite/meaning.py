@@ -6,7 +6,7 @@ import random
 from functools import cache
 
 from degaml_kedro.tasks.suite.drawing import pick, word, word_lists
-from degaml_kedro.tasks.suite.family import Family, Question
+from degaml_kedro.tasks.suite.family import Family, SuiteQuestion
 
 GROUP = "meaning"
 
@@ -16,7 +16,7 @@ def _pairs(listed: str) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(pair.split(":")) for pair in listed.split())
 
 
-def _opposite(rng: random.Random, size: int) -> Question:
+def _opposite(rng: random.Random, size: int) -> SuiteQuestion:
     pairs = _pairs(word_lists("meaning")["opposites"])
     chosen = pick(rng, pairs, size)
     shown, answer = rng.sample(chosen[0], 2)
@@ -26,10 +26,10 @@ def _opposite(rng: random.Random, size: int) -> Question:
         "If it is not {shown} but the reverse, what is it?",
     )
     wrong = tuple(rng.choice(pair) for pair in chosen[1:])
-    return Question(word(rng, wordings, shown=shown), answer, wrong)
+    return SuiteQuestion(word(rng, wordings, shown=shown), answer, wrong)
 
 
-def _synonym(rng: random.Random, size: int) -> Question:
+def _synonym(rng: random.Random, size: int) -> SuiteQuestion:
     sets = _pairs(word_lists("meaning")["synonyms"])
     chosen = pick(rng, sets, size)
     shown, answer = rng.sample(chosen[0], 2)
@@ -40,10 +40,10 @@ def _synonym(rng: random.Random, size: int) -> Question:
         "Instead of {shown}, you can say what?",
     )
     wrong = tuple(rng.choice(words) for words in chosen[1:])
-    return Question(word(rng, wordings, shown=shown), answer, wrong)
+    return SuiteQuestion(word(rng, wordings, shown=shown), answer, wrong)
 
 
-def _same_or_opposite(rng: random.Random, size: int) -> Question:
+def _same_or_opposite(rng: random.Random, size: int) -> SuiteQuestion:
     """The opposite of a word, with the word's own kind of decoy, or the other way round."""
     pairs = _pairs(word_lists("meaning")["opposites"])
     chosen = pick(rng, pairs, size)
@@ -56,10 +56,10 @@ def _same_or_opposite(rng: random.Random, size: int) -> Question:
     firsts = [rng.choice(pair) for pair in chosen]
     seconds = firsts[1:] + firsts[:1]
     wrong = tuple(f"{a} and {b}" for a, b in zip(firsts[1:], seconds[1:], strict=True))
-    return Question(word(rng, wordings), answer, wrong)
+    return SuiteQuestion(word(rng, wordings), answer, wrong)
 
 
-def _analogy(rng: random.Random, size: int) -> Question:
+def _analogy(rng: random.Random, size: int) -> SuiteQuestion:
     relations = word_lists("meaning")["analogies"]
     pairs = _pairs(relations[rng.choice(tuple(relations))])
     (a, b), (c, answer), *others = pick(rng, pairs, size + 1)
@@ -70,7 +70,7 @@ def _analogy(rng: random.Random, size: int) -> Question:
         "As {a} is to {b}, so {c} is to what?",
     )
     text = word(rng, wordings, a=a, b=b, c=c)
-    return Question(text, answer, tuple(other for _, other in others))
+    return SuiteQuestion(text, answer, tuple(other for _, other in others))
 
 
 _SCALES = {
@@ -81,7 +81,7 @@ _SCALES = {
 }
 
 
-def _scale(rng: random.Random, size: int) -> Question:
+def _scale(rng: random.Random, size: int) -> SuiteQuestion:
     scale = rng.choice(("sizes", "sizes", "weights", "weights", "speeds", "ages"))
     steps = word_lists("meaning")[scale].split(",")
     top = rng.random() < 0.5
@@ -94,7 +94,7 @@ def _scale(rng: random.Random, size: int) -> Question:
         "If you had to pick the {degree}, what would it be?",
         "Compared with the others, which is the {degree}?",
     )
-    return Question(word(rng, wordings, degree=degree), ranked[0], tuple(ranked[1:]))
+    return SuiteQuestion(word(rng, wordings, degree=degree), ranked[0], tuple(ranked[1:]))
 
 
 FAMILIES = (

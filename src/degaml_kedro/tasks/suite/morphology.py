@@ -8,7 +8,7 @@ from functools import cache
 from lemminflect import getInflection
 
 from degaml_kedro.tasks.suite.drawing import pick, word, word_lists
-from degaml_kedro.tasks.suite.family import Family, Question
+from degaml_kedro.tasks.suite.family import Family, SuiteQuestion
 
 GROUP = "morphology"
 
@@ -54,7 +54,7 @@ def _wrong(
     return chosen + pick(rng, others, count - len(chosen), lambda form: form not in (answer, *own))
 
 
-def _plural(rng: random.Random, size: int) -> Question:
+def _plural(rng: random.Random, size: int) -> SuiteQuestion:
     nouns = _listed("plurals")
     noun = rng.choice(nouns)
     answer = inflected(noun, "NNS")
@@ -74,10 +74,10 @@ def _plural(rng: random.Random, size: int) -> Question:
     ]
     others = [inflected(other, "NNS") for other in nouns if other != noun]
     wrong = _wrong(rng, answer, own, others, size - 1)
-    return Question(word(rng, wordings, noun=noun), answer, wrong)
+    return SuiteQuestion(word(rng, wordings, noun=noun), answer, wrong)
 
 
-def _singular(rng: random.Random, size: int) -> Question:
+def _singular(rng: random.Random, size: int) -> SuiteQuestion:
     nouns = _listed("plurals")
     answer = rng.choice(nouns)
     plural = inflected(answer, "NNS")
@@ -88,14 +88,14 @@ def _singular(rng: random.Random, size: int) -> Question:
         "Take away all {plural} but one. What is left is a what?",
     )
     wrong = pick(rng, nouns, size - 1, lambda noun: noun != answer)
-    return Question(word(rng, wordings, plural=plural), answer, wrong)
+    return SuiteQuestion(word(rng, wordings, plural=plural), answer, wrong)
 
 
-def _past(rng: random.Random, size: int) -> Question:
+def _past(rng: random.Random, size: int) -> SuiteQuestion:
     return _verb_form(rng, size, "VBD")
 
 
-def _participle(rng: random.Random, size: int) -> Question:
+def _participle(rng: random.Random, size: int) -> SuiteQuestion:
     return _verb_form(rng, size, "VBG")
 
 
@@ -114,7 +114,7 @@ _TENSE_WORDINGS = {
 }
 
 
-def _verb_form(rng: random.Random, size: int, tag: str) -> Question:
+def _verb_form(rng: random.Random, size: int, tag: str) -> SuiteQuestion:
     verbs = _listed("verbs")
     verb = rng.choice(verbs)
     answer = inflected(verb, tag)
@@ -123,10 +123,10 @@ def _verb_form(rng: random.Random, size: int, tag: str) -> Question:
     own = [form for form in own if form not in getInflection(verb, tag=tag)]
     others = [inflected(other, tag) for other in verbs if other != verb]
     wrong = _wrong(rng, answer, own, others, size - 1)
-    return Question(word(rng, _TENSE_WORDINGS[tag], verb=verb), answer, wrong)
+    return SuiteQuestion(word(rng, _TENSE_WORDINGS[tag], verb=verb), answer, wrong)
 
 
-def _degree(rng: random.Random, size: int) -> Question:
+def _degree(rng: random.Random, size: int) -> SuiteQuestion:
     adjectives = _listed("adjectives")
     adjective = rng.choice(adjectives)
     tag, other_tag = rng.choice((("JJR", "JJS"), ("JJS", "JJR")))
@@ -147,10 +147,10 @@ def _degree(rng: random.Random, size: int) -> Question:
     own = [inflected(adjective, other_tag)]
     others = [inflected(other, tag) for other in adjectives if other != adjective]
     wrong = _wrong(rng, answer, own, others, size - 1)
-    return Question(word(rng, wordings, adjective=adjective), answer, wrong)
+    return SuiteQuestion(word(rng, wordings, adjective=adjective), answer, wrong)
 
 
-def _article(rng: random.Random, size: int) -> Question:
+def _article(rng: random.Random, size: int) -> SuiteQuestion:
     right, other = rng.choice((("a", "an"), ("an", "a")))
     (answer,) = pick(rng, _listed(right), 1)
     wordings = (
@@ -160,10 +160,10 @@ def _article(rng: random.Random, size: int) -> Question:
         'Complete with the right word: "This is {right}".',
     )
     text = word(rng, wordings, right=right, other=other)
-    return Question(text, answer, pick(rng, _listed(other), size - 1))
+    return SuiteQuestion(text, answer, pick(rng, _listed(other), size - 1))
 
 
-def _agent(rng: random.Random, size: int) -> Question:
+def _agent(rng: random.Random, size: int) -> SuiteQuestion:
     agents = word_lists("morphology")["agents"]
     action = rng.choice(tuple(agents))
     wordings = (
@@ -173,10 +173,10 @@ def _agent(rng: random.Random, size: int) -> Question:
         "Which word names somebody who {action}?",
     )
     wrong = pick(rng, agents.values(), size - 1, lambda other: other != agents[action])
-    return Question(word(rng, wordings, action=action), agents[action], wrong)
+    return SuiteQuestion(word(rng, wordings, action=action), agents[action], wrong)
 
 
-def _negative(rng: random.Random, size: int) -> Question:
+def _negative(rng: random.Random, size: int) -> SuiteQuestion:
     prefixes = word_lists("morphology")["prefixes"]
     prefix = rng.choice(tuple(prefixes))
     stem = rng.choice(prefixes[prefix].split())
@@ -187,7 +187,9 @@ def _negative(rng: random.Random, size: int) -> Question:
         "With the right prefix, the opposite of {stem} is what?",
     )
     wrong = [f"{other}{stem}" for other in (*prefixes, "anti", "de") if other != prefix]
-    return Question(word(rng, wordings, stem=stem), f"{prefix}{stem}", pick(rng, wrong, size - 1))
+    return SuiteQuestion(
+        word(rng, wordings, stem=stem), f"{prefix}{stem}", pick(rng, wrong, size - 1)
+    )
 
 
 FAMILIES = (

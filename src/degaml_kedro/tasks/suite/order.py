@@ -6,7 +6,7 @@ import itertools
 import random
 
 from degaml_kedro.tasks.suite.drawing import enumeration, pick, word, word_lists
-from degaml_kedro.tasks.suite.family import Family, Question
+from degaml_kedro.tasks.suite.family import Family, SuiteQuestion
 from degaml_kedro.tasks.suite.kinds import members
 from degaml_kedro.tasks.suite.letters import nouns
 
@@ -23,7 +23,7 @@ def _names(rng: random.Random, count: int) -> tuple[str, ...]:
     return pick(rng, word_lists("words")["names"].split(), count)
 
 
-def _at_place(rng: random.Random, size: int) -> Question:
+def _at_place(rng: random.Random, size: int) -> SuiteQuestion:
     items = _items(rng, size)
     place = rng.randrange(size)
     named = "last" if place == size - 1 and rng.random() < 0.7 else PLACES[place]
@@ -34,10 +34,10 @@ def _at_place(rng: random.Random, size: int) -> Question:
         "{items}: which of these is the {place} one?",
     )
     text = word(rng, wordings, items=", ".join(items), place=named)
-    return Question(text, items[place], tuple(item for item in items if item != items[place]))
+    return SuiteQuestion(text, items[place], tuple(item for item in items if item != items[place]))
 
 
-def _beside(rng: random.Random, size: int, step: int) -> Question:
+def _beside(rng: random.Random, size: int, step: int) -> SuiteQuestion:
     items = _items(rng, size + 1)
     place = rng.randrange(size) if step == 1 else rng.randrange(1, size + 1)
     shown, answer = items[place], items[place + step]
@@ -53,18 +53,18 @@ def _beside(rng: random.Random, size: int, step: int) -> Question:
         shown=shown,
         side="after" if step == 1 else "before",
     )
-    return Question(text, answer, tuple(item for item in items if item not in (shown, answer)))
+    return SuiteQuestion(text, answer, tuple(item for item in items if item not in (shown, answer)))
 
 
-def _after(rng: random.Random, size: int) -> Question:
+def _after(rng: random.Random, size: int) -> SuiteQuestion:
     return _beside(rng, size, 1)
 
 
-def _before(rng: random.Random, size: int) -> Question:
+def _before(rng: random.Random, size: int) -> SuiteQuestion:
     return _beside(rng, size, -1)
 
 
-def _race(rng: random.Random, size: int) -> Question:
+def _race(rng: random.Random, size: int) -> SuiteQuestion:
     names = _names(rng, size)
     first = rng.random() < 0.5
     wordings = (
@@ -83,10 +83,10 @@ def _race(rng: random.Random, size: int) -> Question:
         end="at the front of" if first else "at the back of",
     )
     answer = names[0 if first else -1]
-    return Question(text, answer, tuple(name for name in names if name != answer))
+    return SuiteQuestion(text, answer, tuple(name for name in names if name != answer))
 
 
-def _row(rng: random.Random, size: int) -> Question:
+def _row(rng: random.Random, size: int) -> SuiteQuestion:
     names = _names(rng, 3)
     left = rng.random() < 0.5
     a, b, c = names
@@ -103,12 +103,12 @@ def _row(rng: random.Random, size: int) -> Question:
     )
     answer = a if left else c
     wrong = [name for name in names if name != answer]
-    return Question(
+    return SuiteQuestion(
         f"{rng.choice(chains)}. {rng.choice(questions)}", answer, pick(rng, wrong, size - 1)
     )
 
 
-def _route(rng: random.Random, size: int) -> Question:
+def _route(rng: random.Random, size: int) -> SuiteQuestion:
     place_names = pick(rng, members()["building"], size)
     (name,) = _names(rng, 1)
     place = rng.choice((0, size - 1))
@@ -125,7 +125,7 @@ def _route(rng: random.Random, size: int) -> Question:
         place="first" if place == 0 else "last",
     )
     answer = place_names[place]
-    return Question(text, answer, tuple(item for item in place_names if item != answer))
+    return SuiteQuestion(text, answer, tuple(item for item in place_names if item != answer))
 
 
 FAMILIES = (

@@ -6,7 +6,7 @@ import itertools
 import random
 
 from degaml_kedro.tasks.suite.drawing import article, enumeration, pick, word, word_lists
-from degaml_kedro.tasks.suite.family import Family, Question
+from degaml_kedro.tasks.suite.family import Family, SuiteQuestion
 from degaml_kedro.tasks.suite.kinds import apart, members
 
 GROUP = "stories"
@@ -20,7 +20,7 @@ def _listed(name: str) -> tuple[str, ...]:
     return tuple(word_lists("stories")[name].split())
 
 
-def _comparison(rng: random.Random, size: int) -> Question:
+def _comparison(rng: random.Random, size: int) -> SuiteQuestion:
     more, less, most, least = rng.choice(word_lists("stories")["comparisons"])
     names = _names(rng, size)
     links = [
@@ -33,10 +33,10 @@ def _comparison(rng: random.Random, size: int) -> Question:
     asked = f"Who is {comparative if size == 2 else f'the {degree}'}?"
     answer = names[0 if top else -1]
     wrong = tuple(name for name in names if name != answer)
-    return Question(f"{'. '.join(links)}. {asked}", answer, wrong)
+    return SuiteQuestion(f"{'. '.join(links)}. {asked}", answer, wrong)
 
 
-def _more(rng: random.Random, size: int) -> Question:
+def _more(rng: random.Random, size: int) -> SuiteQuestion:
     names = _names(rng, size)
     goods = rng.choice(_listed("goods"))
     counts = rng.sample(range(2, 21), size)
@@ -50,10 +50,10 @@ def _more(rng: random.Random, size: int) -> Question:
     )
     answer = names[counts.index(max(counts) if most else min(counts))]
     text = word(rng, wordings, story=story, goods=goods, degree="most" if most else "fewest")
-    return Question(text, answer, tuple(name for name in names if name != answer))
+    return SuiteQuestion(text, answer, tuple(name for name in names if name != answer))
 
 
-def _likes(rng: random.Random, size: int) -> Question:
+def _likes(rng: random.Random, size: int) -> SuiteQuestion:
     (name,) = _names(rng, 1)
     *disliked, liked = pick(rng, _listed("likes"), size)
     negative = rng.random() < 0.5
@@ -72,10 +72,10 @@ def _likes(rng: random.Random, size: int) -> Question:
             "{name} never asks for {many}, always for {one}. What does {name} want?",
         )
     text = word(rng, wordings, name=name, one=liked, many=many)
-    return Question(text, liked, tuple(disliked))
+    return SuiteQuestion(text, liked, tuple(disliked))
 
 
-def _owner(rng: random.Random, size: int) -> Question:
+def _owner(rng: random.Random, size: int) -> SuiteQuestion:
     names = _names(rng, size)
     things = pick(rng, _listed(rng.choice(("pets", "belongings"))), size)
     verb = rng.choice(("has", "owns", "looks after"))
@@ -84,10 +84,10 @@ def _owner(rng: random.Random, size: int) -> Question:
     )
     index = rng.randrange(size)
     wrong = tuple(name for name in names if name != names[index])
-    return Question(f"{story}. Who {verb} the {things[index]}?", names[index], wrong)
+    return SuiteQuestion(f"{story}. Who {verb} the {things[index]}?", names[index], wrong)
 
 
-def _owned(rng: random.Random, size: int) -> Question:
+def _owned(rng: random.Random, size: int) -> SuiteQuestion:
     names = _names(rng, size)
     things = pick(rng, _listed(rng.choice(("pets", "belongings"))), size)
     verb, base = rng.choice(
@@ -99,10 +99,10 @@ def _owned(rng: random.Random, size: int) -> Question:
     did = "does" if verb == "has" else "did"
     index = rng.randrange(size)
     wrong = tuple(thing for thing in things if thing != things[index])
-    return Question(f"{story}. What {did} {names[index]} {base}?", things[index], wrong)
+    return SuiteQuestion(f"{story}. What {did} {names[index]} {base}?", things[index], wrong)
 
 
-def _place(rng: random.Random, size: int) -> Question:
+def _place(rng: random.Random, size: int) -> SuiteQuestion:
     things = pick(rng, _listed("belongings"), size)
     places = pick(rng, _listed("containers"), size, lambda place: place not in things)
     story = enumeration(
@@ -112,10 +112,10 @@ def _place(rng: random.Random, size: int) -> Question:
     wordings = ("{story}. Where is the {thing}?", "{story}. Where do you find the {thing}?")
     text = word(rng, wordings, story=story, thing=things[index])
     wrong = tuple(place for place in places if place != places[index])
-    return Question(text[0].upper() + text[1:], places[index], wrong)
+    return SuiteQuestion(text[0].upper() + text[1:], places[index], wrong)
 
 
-def _handed_on(rng: random.Random, size: int) -> Question:
+def _handed_on(rng: random.Random, size: int) -> SuiteQuestion:
     names = _names(rng, size)
     thing = rng.choice(_listed("belongings"))
     steps = [f"{a} gave the {thing} to {b}" for a, b in itertools.pairwise(names)]
@@ -127,10 +127,10 @@ def _handed_on(rng: random.Random, size: int) -> Question:
     )
     text = word(rng, wordings, story=". Then ".join(steps), thing=thing)
     answer = names[-1 if last else 0]
-    return Question(text, answer, tuple(name for name in names if name != answer))
+    return SuiteQuestion(text, answer, tuple(name for name in names if name != answer))
 
 
-def _elimination(rng: random.Random, size: int) -> Question:
+def _elimination(rng: random.Random, size: int) -> SuiteQuestion:
     thing = rng.choice(_listed("belongings"))
     rooms = rng.random() < 0.5
     places = pick(rng, _listed("rooms" if rooms else "containers"), size, lambda p: p != thing)
@@ -150,10 +150,10 @@ def _elimination(rng: random.Random, size: int) -> Question:
         all=", the ".join(places[:-1]) + f" or the {places[-1]}",
         wrong=" or the ".join(wrong),
     )
-    return Question(text, answer, tuple(wrong))
+    return SuiteQuestion(text, answer, tuple(wrong))
 
 
-def _rule(rng: random.Random, size: int) -> Question:
+def _rule(rng: random.Random, size: int) -> SuiteQuestion:
     kinds = pick(rng, _listed("coined"), size)
     colors = pick(rng, _listed("colors"), size)
     (name,) = _names(rng, 1)
@@ -168,10 +168,10 @@ def _rule(rng: random.Random, size: int) -> Question:
     )
     text = word(rng, wordings, rules=rules, name=name, kind=kinds[index])
     wrong = tuple(color for color in colors if color != colors[index])
-    return Question(text[0].upper() + text[1:], colors[index], wrong)
+    return SuiteQuestion(text[0].upper() + text[1:], colors[index], wrong)
 
 
-def _statement(rng: random.Random, size: int) -> Question:
+def _statement(rng: random.Random, size: int) -> SuiteQuestion:
     true = rng.random() < 0.5
     kinds = pick(rng, members(), size)
 
@@ -185,10 +185,12 @@ def _statement(rng: random.Random, size: int) -> Question:
         "Only one of these is {truth}. Which?",
     )
     text = word(rng, wordings, truth="true" if true else "false")
-    return Question(text, state(kinds[0], true), tuple(state(kind, not true) for kind in kinds[1:]))
+    return SuiteQuestion(
+        text, state(kinds[0], true), tuple(state(kind, not true) for kind in kinds[1:])
+    )
 
 
-def _yes_or_no(rng: random.Random, size: int) -> Question:
+def _yes_or_no(rng: random.Random, size: int) -> SuiteQuestion:
     kind = rng.choice(tuple(members()))
     first, second = pick(rng, members()[kind], 2)
     yes = rng.random() < 0.5
@@ -215,7 +217,7 @@ def _yes_or_no(rng: random.Random, size: int) -> Question:
         kind=shown,
         article=article(shown) if shown else "",
     )
-    return Question(text, *(("yes", ("no",)) if yes else ("no", ("yes",))))
+    return SuiteQuestion(text, *(("yes", ("no",)) if yes else ("no", ("yes",))))
 
 
 FAMILIES = (

@@ -8,7 +8,7 @@ from functools import cache
 import pint
 
 from degaml_kedro.tasks.suite.drawing import pick, word, word_lists
-from degaml_kedro.tasks.suite.family import Family, Question
+from degaml_kedro.tasks.suite.family import Family, SuiteQuestion
 from degaml_kedro.tasks.suite.morphology import inflected
 
 GROUP = "units"
@@ -33,7 +33,7 @@ def _plural(unit: str) -> str:
     return "feet" if unit == "foot" else inflected(unit, "NNS")
 
 
-def _quantity(rng: random.Random, size: int) -> Question:
+def _quantity(rng: random.Random, size: int) -> SuiteQuestion:
     quantities = word_lists("units")["quantities"]
     answer = rng.choice(tuple(quantities))
     unit = _spelled(rng.choice(quantities[answer].split()))
@@ -44,10 +44,10 @@ def _quantity(rng: random.Random, size: int) -> Question:
         "{unit}: a unit of what?",
     )
     wrong = pick(rng, quantities, size - 1, lambda other: other != answer)
-    return Question(word(rng, wordings, unit=unit), answer, wrong)
+    return SuiteQuestion(word(rng, wordings, unit=unit), answer, wrong)
 
 
-def _unit(rng: random.Random, size: int) -> Question:
+def _unit(rng: random.Random, size: int) -> SuiteQuestion:
     quantities = word_lists("units")["quantities"]
     quantity = rng.choice(tuple(quantities))
     answer = _spelled(rng.choice(quantities[quantity].split()))
@@ -58,10 +58,10 @@ def _unit(rng: random.Random, size: int) -> Question:
     )
     others = pick(rng, quantities, size - 1, lambda other: other != quantity)
     wrong = tuple(_spelled(rng.choice(quantities[other].split())) for other in others)
-    return Question(word(rng, wordings, quantity=quantity), answer, wrong)
+    return SuiteQuestion(word(rng, wordings, quantity=quantity), answer, wrong)
 
 
-def _unit_for_thing(rng: random.Random, size: int) -> Question:
+def _unit_for_thing(rng: random.Random, size: int) -> SuiteQuestion:
     quantities, things = (word_lists("units")[name] for name in ("quantities", "things"))
     quantity = rng.choice(tuple(things))
     thing = rng.choice(things[quantity])
@@ -73,10 +73,10 @@ def _unit_for_thing(rng: random.Random, size: int) -> Question:
     )
     others = pick(rng, quantities, size - 1, lambda other: other != quantity)
     wrong = tuple(_spelled(rng.choice(quantities[other].split())) for other in others)
-    return Question(word(rng, wordings, thing=thing), answer, wrong)
+    return SuiteQuestion(word(rng, wordings, thing=thing), answer, wrong)
 
 
-def _larger(rng: random.Random, size: int) -> Question | None:
+def _larger(rng: random.Random, size: int) -> SuiteQuestion | None:
     comparable = word_lists("units")["comparable"]
     quantity = rng.choice(tuple(comparable))
     units = comparable[quantity].split()
@@ -102,10 +102,10 @@ def _larger(rng: random.Random, size: int) -> Question | None:
         count={2: "two", 3: "three", 4: "four"}[size],
     )
     written = [f"{amounts} {unit if amounts == 1 else _plural(unit)}" for unit in ranked]
-    return Question(text, written[0], tuple(written[1:]))
+    return SuiteQuestion(text, written[0], tuple(written[1:]))
 
 
-def _convert(rng: random.Random, size: int) -> Question:
+def _convert(rng: random.Random, size: int) -> SuiteQuestion:
     unit, part = rng.choice(word_lists("units")["conversions"])
     count = rng.randint(1, 12)
     factor = round(ratio(unit, part))
@@ -119,7 +119,7 @@ def _convert(rng: random.Random, size: int) -> Question:
     pool += [other * count for other in (7, 10, 12, 24, 30, 60, 100, 1000)]
     text = word(rng, wordings, parts=_plural(part), shown=shown)
     wrong = pick(rng, pool, size - 1, lambda other: other != factor * count)
-    return Question(text, str(factor * count), tuple(str(other) for other in wrong))
+    return SuiteQuestion(text, str(factor * count), tuple(str(other) for other in wrong))
 
 
 FAMILIES = (

@@ -14,7 +14,7 @@ from degaml_kedro.pipelines.naming import bound
 
 
 @dataclass(frozen=True)
-class Place:
+class EvaluationCell:
     """A task in a part of the results table.
 
     Attributes:
@@ -34,34 +34,34 @@ class Place:
         return own if method in ("base", "no_meta_train") else self.group.name(own)
 
 
-def places(parameters: ProjectParameters) -> list[Place]:
+def evaluation_cells(parameters: ProjectParameters) -> list[EvaluationCell]:
     """Every task in every part of the table that it has results in."""
     everything, *folds = groups(parameters)
-    found = [Place(task, "meta_train", everything) for task in parameters.meta_train]
-    found += [Place(task, "left_out", fold) for fold in folds for task in fold.left_out]
-    return found + [Place(task, "meta_test", everything) for task in parameters.meta_test]
+    found = [EvaluationCell(task, "meta_train", everything) for task in parameters.meta_train]
+    found += [EvaluationCell(task, "left_out", fold) for fold in folds for task in fold.left_out]
+    return found + [EvaluationCell(task, "meta_test", everything) for task in parameters.meta_test]
 
 
-def measuring(place: Place, method: str, predictions: str, result: str) -> Node:
+def measuring(cell: EvaluationCell, method: str, predictions: str, result: str) -> Node:
     """The node that measures a method's answers.
 
     Args:
-        place: whose answers.
+        cell: whose answers.
         method: which method's.
         predictions: the dataset they are in.
         result: the dataset for what they amount to.
     """
     return node(
-        bound(measure_predictions, task=place.task, method=method, pool=place.pool),
+        bound(measure_predictions, task=cell.task, method=method, pool=cell.pool),
         inputs=[
-            f"params:tasks.{place.task}",
+            f"params:tasks.{cell.task}",
             "params:profile",
             "params:model",
             "params:seed",
-            f"{place.task}.splits",
+            f"{cell.task}.splits",
             predictions,
         ],
         outputs=result,
-        name=f"measure_{method}{place.group.suffix}",
-        namespace=f"{'baselines' if method in (*BASELINES, *SUMMED) else 'evaluate'}.{place.task}",
+        name=f"measure_{method}{cell.group.suffix}",
+        namespace=f"{'baselines' if method in (*BASELINES, *SUMMED) else 'evaluate'}.{cell.task}",
     )
