@@ -444,6 +444,10 @@ class InContextSetting(Parameters):
 class ClosedFormSetting(Parameters):
     """How an adapter is written without training (``llm/associative.py``): one of the settings that a search tries."""
 
+    # which layer: the share that lies below it of those that add to the hidden state, attention's and the MLP's in turn
+    depth: float = Field(0.9, ge=0, lt=1)
+    # whether what inputs have in the direction of their mean is left out
+    center: bool = True
     # lambda, for keys of mean square length 1
     ridge: float = Field(0.1, gt=0, le=1.0e6)
     # length of what a recalled answer adds, in lengths of the hidden state there

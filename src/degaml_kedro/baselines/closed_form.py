@@ -35,7 +35,7 @@ def adapt(
         support: the labelled examples.
         prompt: how an example becomes text.
         mode: what the answer is.
-        setting: ridge, scale and rounds.
+        setting: layer, lambda, scale and rounds.
 
     Raises:
         BaselineError: there are no examples.
@@ -45,9 +45,6 @@ def adapt(
         raise BaselineError("closed_form has no support examples to write; set splits.support")
     clock = Clock()
     sequences = answer_sequences(base, support, prompt, mode)
-    adapter, chosen = write_adapter(
-        base, sequences, shape, setting.ridge, setting.scale, setting.rounds
-    )
+    adapter = write_adapter(base, sequences, shape, setting)
     clock.read(setting.rounds * sum(len(one.ids) for one in sequences))
-    about = {**setting.model_dump(mode="json"), "layer": chosen.layer, "error": chosen.error}
-    return Learned(METHOD, adapter, {}, [], clock.compute, about)
+    return Learned(METHOD, adapter, {}, [], clock.compute, setting.model_dump(mode="json"))

@@ -31,6 +31,7 @@ from degaml_kedro.llm.finetune import AnswerSequence
 from degaml_kedro.llm.general import rows_of
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import Pack, TokenTree, pack_trees
+from degaml_kedro.parameters import ClosedFormSetting
 
 # what architectures call the last linear layer of attention and of the MLP, whose output is added to the residual
 _WRITING = re.compile(
@@ -50,13 +51,11 @@ class Readings:
         keys: the layer's inputs where answer tokens are predicted, float32 [P, I] by layer.
         norms: mean length of the hidden state behind each layer's block.
         values: rows of the LM head less their expectation, float32 [P, C].
-        owner: the example that each token belongs to, [P].
     """
 
     keys: Mapping[str, Tensor]
     norms: Mapping[str, float]
     values: Tensor
-    owner: Tensor
 
 
 def writing_layers(base: BaseModel) -> list[str]:
@@ -100,18 +99,16 @@ def read_examples(
     pack = pack_trees([TokenTree(one.ids) for one in sequences], base.device, base.dtype)
     rows: list[int] = []  # of the pack, that predict a token of an answer
     labels: list[int] = []
-    owner: list[int] = []
-    for number, (one, start) in enumerate(zip(sequences, pack.starts, strict=True)):
+    for one, start in zip(sequences, pack.starts, strict=True):
         end = start + len(one.ids)
         rows.extend(range(end - one.answer - 1, end - 1))
         labels.extend(one.ids[-one.answer :])
-        owner.extend([number] * one.answer)
     active = base.activate(written, 1.0) if written else None
     with active_lora(active), _recorded(base, pack, layers, rows) as (keys, norms):
         hidden = base.hidden_states(pack, elementary=True)[rows]
     head = base.head.float()
     likely = base.logits(hidden).softmax(-1)
-    return Readings(keys, norms, head[labels] - likely @ head, torch.tensor(owner))
+    return Readings(keys, norms, head[labels] - likely @ head)
 
 
 @contextmanager
@@ -184,29 +181,6 @@ class Metric:
         return (x - self.share * along) / self.length
 
 
-def leave_one_out_error(keys: Tensor, values: Tensor, owner: Tensor, ridge: float) -> float:
-    """Mean squared error of ridge regression on examples that it is not fitted to, over the values' mean square.
-
-    In closed form: with H = G (G + lambda I)^-1 the error on example e is (I - H_ee)^-1 (V - H V)_e.
-
-    Args:
-        keys: [P, I].
-        values: [P, C].
-        owner: the example that each row belongs to, [P].
-        ridge: lambda.
-    """
-    gram = keys @ keys.T
-    unit = torch.eye(len(gram))
-    hat = torch.linalg.solve(gram + ridge * unit, gram)
-    rest = values - hat @ values
-    errors = []
-    for number in owner.unique():
-        own = (owner == number).nonzero()[:, 0]
-        alone = torch.eye(len(own)) - hat[own][:, own]
-        errors.append(torch.linalg.solve(alone, rest[own]).square().sum())
-    return float(torch.stack(errors).sum() / values.square().sum())
-
-
 def low_rank(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The best approximation of a product by one of rank r.
 
@@ -229,69 +203,36 @@ def low_rank(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Where a memory is written.
-
-    Attributes:
-        layer: name of the linear layer.
-        metric: of its inputs.
-        error: the leave-one-out error by which it was chosen.
-    """
-
-    layer: str
-    metric: Metric
-    error: float
-
-
-def choose_layer(readings: Readings, ridge: float) -> Choice:
-    """The layer, and whether the mean of its inputs is taken out, of the smallest leave-one-out error.
-
-    Args:
-        readings: of the examples.
-        ridge: lambda, for keys of mean square length 1.
-    """
-    unit = torch.nn.functional.normalize(readings.values, dim=1)
-    found = []
-    for layer, keys in readings.keys.items():
-        for share in (0.0, 1.0):
-            metric = Metric.of(keys, share)
-            error = leave_one_out_error(metric(keys), unit, readings.owner, ridge)
-            found.append(Choice(layer, metric, error))
-    return min(found, key=lambda choice: choice.error)
-
-
 def write_adapter(
     base: BaseModel,
     sequences: Sequence[AnswerSequence],
     shape: AdapterConfig,
-    ridge: float,
-    scale: float,
-    rounds: int,
-) -> tuple[Adapter, Choice]:
+    setting: ClosedFormSetting,
+) -> Adapter:
     """An adapter of one layer that answers as the examples do, without training.
 
     Args:
         base: the frozen model.
         sequences: prompts with their right answers, at least one.
         shape: rank, alpha and base model.
-        ridge: lambda, for keys of mean square length 1.
-        scale: length of what a fully recalled answer adds, in lengths of the hidden state there.
-        rounds: of writing; from the second on what is still expected wrongly under what is written is added.
+        setting: which layer, lambda, scale and rounds.
 
-    Returns:
-        The adapter, and where it was written.
+    Raises:
+        AssociativeError: the model has no layer to write to.
     """
-    readings = read_examples(base, sequences, writing_layers(base))
-    chosen = choose_layer(readings, ridge)
-    keys = chosen.metric(readings.keys[chosen.layer])
+    layers = writing_layers(base)
+    layer = layers[int(setting.depth * len(layers))]
+    readings = read_examples(base, sequences, [layer])
+    metric = Metric.of(readings.keys[layer], 1.0 if setting.center else 0.0)
+    keys = metric(readings.keys[layer])
     # recalled from x: (G + lambda I)^-1 K M x, with the metric's M on both sides
-    recall = chosen.metric(torch.linalg.solve(keys @ keys.T + ridge * torch.eye(len(keys)), keys))
+    ridge = setting.ridge * torch.eye(len(keys), device=keys.device)
+    recall = metric(torch.linalg.solve(keys @ keys.T + ridge, keys))
     values = readings.values
-    unit = scale * readings.norms[chosen.layer] / values.norm(dim=1).mean()
+    unit = setting.scale * readings.norms[layer] / values.norm(dim=1).mean()
     a, b = low_rank(unit * values.T, recall, shape.rank)
-    for _ in range(rounds - 1):
-        values = values + read_examples(base, sequences, [], {chosen.layer: (a, b)}).values
+    for _ in range(setting.rounds - 1):
+        values = values + read_examples(base, sequences, [], {layer: (a, b)}).values
         a, b = low_rank(unit * values.T, recall, shape.rank)
-    tensors = {tensor_key(chosen.layer, "A"): a, tensor_key(chosen.layer, "B"): b / shape.scale}
-    return Adapter(replace(shape, target_modules=(chosen.layer,)), tensors), chosen
+    tensors = {tensor_key(layer, "A"): a, tensor_key(layer, "B"): b / shape.scale}
+    return Adapter(replace(shape, target_modules=(layer,)), tensors)
