@@ -42,6 +42,10 @@ _COMPUTED = (
 # values that switch a setting off, and starts that leave the base model's weights as they are
 _NOTHING: tuple[Any, ...] = (None, False, [], {}, "none")
 FREEZING_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
+_WAY_OUT = (
+    "train without this setting, or, where the start changed the base model (PiSSA, OLoRA, CorDA), save it as plain "
+    "LoRA with PEFT's `path_initial_model_for_weight_conversion`"
+)
 # of the patterns of a stranger, which are matched with the layers' names: what could take for ever is refused
 _MAX_NAME, _MAX_REPEATS = 256, 6
 # numbers after all ranks are made the largest one, for each number of the file
@@ -133,7 +137,7 @@ class PeftModuleAdapter(Adapter):
             raise AttributeError(name)
         raise AdapterError(
             f"{self.why}, which is more than plain LoRA: this adapter can be scored, alone, and not be refined, "
-            f"mixed, cut into tokens, saved or asked behind examples; train one without this setting"
+            f"mixed, cut into tokens, saved or asked behind examples; {_WAY_OUT}"
         )
 
 
@@ -288,8 +292,9 @@ def load_peft_folder(path: Path) -> Adapter:
     scales = _scales(layers, settings, path)
     rank = max(layers[name][0].shape[0] for name in scales)
     targets: Any = settings.target_modules
-    if isinstance(targets, str) or settings.layers_to_transform or settings.exclude_modules:
-        targets = set(scales)
+    narrowed = settings.layers_to_transform is not None or settings.exclude_modules
+    if narrowed or isinstance(targets, str):
+        targets = list(scales)
     config = AdapterConfig(
         rank,
         float(settings.lora_alpha),
@@ -332,7 +337,7 @@ def _own_settings(raw: Mapping[str, Any], file: Path) -> dict[str, Any]:
         if key not in checks or not checks[key](value):
             raise AdapterError(
                 f"{file}: {key} is {str(value)[:60]!r}, which is not plain LoRA: its sum would be "
-                f"another than PEFT's; train the adapter without it"
+                f"another than PEFT's; {_WAY_OUT}"
             )
         own[key] = value
     return own

@@ -81,7 +81,9 @@ def _start_where_invoked(whole: Any) -> None:
         cache = kwargs.get("past_key_values")
         # while it writes, an answer does not move the start
         if cache is None or cache.get_seq_length() == 0:
-            ids = kwargs["input_ids"].masked_fill(kwargs["attention_mask"] == 0, -1)
+            ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
+            # what fills a row up invokes nothing
+            ids = ids if mask is None else ids.masked_fill(mask == 0, -1)
             found = calculate_alora_offsets(whole.peft_config, whole.active_adapter, ids)
             _check_starts(ids, found)
             offsets.set(found)
