@@ -126,8 +126,6 @@ def damage(folder: Path, what: str) -> None:
         weights.write_bytes(weights.read_bytes()[:-10])
     elif what == "another kind":
         (folder / CONFIG_FILE).write_text(json.dumps({**config, "peft_type": "IA3"}))
-    elif what == "dora":
-        (folder / CONFIG_FILE).write_text(json.dumps({**config, "use_dora": True}))
     elif what == "another rank":
         (folder / CONFIG_FILE).write_text(json.dumps({**config, "r": 5}))
     elif what == "half a layer":
@@ -147,7 +145,6 @@ def damage(folder: Path, what: str) -> None:
         ("bad json", "is not valid JSON"),
         ("truncated", "truncated or damaged"),
         ("another kind", "only LORA adapters"),
-        ("dora", "not plain LoRA"),
         ("another rank", "says r = 5"),
         ("half a layer", "has no lora_B tensor"),
         ("not finite", "NaN or infinite"),
@@ -183,6 +180,18 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "empty targets": ({"target_modules": []}, "target_modules is"),
     "a number as targets": ({"target_modules": 5}, "target_modules is '5'"),
     "numbers among targets": ({"target_modules": [1, "a"]}, "target_modules is"),
+    "no pattern of ranks": ({"rank_pattern": [3]}, "rank_pattern is .*number in range"),
+    "rank 0 in a pattern": ({"rank_pattern": {"q_proj": 0}}, "rank_pattern is .*number in range"),
+    "NaN in a pattern": ({"alpha_pattern": {"q": float("nan")}}, "alpha_pattern is .*in range"),
+    "rsLoRA as text": ({"use_rslora": "yes"}, "use_rslora is 'yes', and true or false"),
+    "layers as text": ({"layers_to_transform": "0"}, "layers_to_transform is '0'"),
+    "no such layer": ({"layers_to_transform": [9]}, "names no layer that"),
+    "a number as exclusion": ({"exclude_modules": 5}, "exclude_modules is '5'"),
+    "no expression": ({"alpha_pattern": {"(": 1}}, "no regular expression"),
+    "no expression for targets": ({"target_modules": "*"}, "no regular expression"),
+    "an endless expression": ({"exclude_modules": "(a+)+b"}, "repeats a group"),
+    "many repeats": ({"alpha_pattern": {".*" * 7 + "x": 1}}, "or more than 6 times"),
+    "layers without a pattern": ({"layers_pattern": "h"}, "is refused by PEFT: .*layers_pattern"),
     "a number as base": ({"base_model_name_or_path": 5}, "base_model_name_or_path is '5'"),
 }
 
@@ -317,22 +326,42 @@ def test_nothing_has_no_mean() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("alpha_pattern", {"q_proj": 64}),
-        ("rank_pattern", {"q_proj": 4}),
-        ("init_lora_weights", "pissa"),
-        ("init_lora_weights", "olora"),
-        ("alora_invocation_tokens", [50, 51]),
-        ("use_dora", True),
-        ("use_rslora", True),
-        ("modules_to_save", ["lm_head"]),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("init_lora_weights", "corda"),
+        ("use_dora", "yes"),
+        ("modules_to_save", "lm_head"),
+        ("modules_to_save", ["(.*)*x"]),
+        ("alora_invocation_tokens", [True]),
         ("bias", "all"),
+        ("kasa_config", {"beta": 1}),
+        ("megatron_config", {"tensor_model_parallel_size": 1}),
+        ("a_setting_of_tomorrow", 1),
     ],
 )
-def test_settings_that_change_the_sum_are_refused_by_name(key, value, tmp_path):
+def test_settings_that_nothing_here_computes_are_refused_by_name(key, value, tmp_path):
     save_peft_folder(random_adapter(tiny_base(), LoraParameters(rank=2)), tmp_path / "a")
     file = tmp_path / "a" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
     with pytest.raises(AdapterError, match=f"{key} is .*not plain LoRA"):
+        load_peft_folder(tmp_path / "a")
+
+
+def test_a_file_that_one_rank_for_all_would_blow_up_is_refused(tmp_path):
+    save_peft_folder(
+        Adapter(
+            AdapterConfig(1, 1.0, ("wide", "thin"), "m"),
+            {
+                tensor_key("thin", "A"): torch.ones(9000, 1),
+                tensor_key("thin", "B"): torch.ones(1, 9000),
+                tensor_key("wide", "A"): torch.ones(1, 9000),
+                tensor_key("wide", "B"): torch.ones(9000, 1),
+            },
+        ),
+        tmp_path / "a",
+    )
+    file = tmp_path / "a" / CONFIG_FILE
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rank_pattern": {"thin": 9000}}))
+    with pytest.raises(AdapterError, match="its largest rank is 9000"):
         load_peft_folder(tmp_path / "a")
 
 

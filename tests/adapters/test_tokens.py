@@ -234,7 +234,8 @@ def test_detokenized_tensors_make_a_peft_folder(tmp_path: Path) -> None:
     grid = small_grid()
     tensors = random_tensors(grid.shapes)
     adapter = Adapter(
-        AdapterConfig(2, 4, ("q_proj",), "a/model"), grid.detokenize(grid.tokenize(tensors))
+        AdapterConfig(2, 4, ("q_proj", "up_proj", "lm_head"), "a/model"),
+        grid.detokenize(grid.tokenize(tensors)),
     )
     save_peft_folder(adapter, tmp_path / "a")
     again = load_peft_folder(tmp_path / "a").tensors

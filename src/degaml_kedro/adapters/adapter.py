@@ -6,51 +6,50 @@ Shapes: r rank, I inputs and O outputs of the adapted layer.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.folders import replaced_folder
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 _PREFIX = "base_model.model."
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_SUFFIXES = (".lora_A.weight", ".lora_B.weight")
 # of a JSON file that describes something: far above any of ours, and far below what would fill the memory
 MAX_JSON = 16 * 2**20
 _MAX_RANK, _MAX_ALPHA = 65536, 1e6
-# settings of PEFT that change what an adapter computes, and their values that do not; PiSSA, OLoRA and the like change
-# the base model's weights when they are loaded
+# settings of PEFT that are computed, or that change nothing about what an adapter computes
+_COMPUTED = (
+    *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("lora_dropout", "fan_in_fan_out", "peft_type", "task_type", "inference_mode", "auto_mapping"),
+    *("base_model_name_or_path", "revision", "peft_version", "runtime_config", "megatron_core"),
+    *("qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+)
+# values that switch a setting off, and starts that leave the base model's weights as they are
 _NOTHING: tuple[Any, ...] = (None, False, [], {}, "none")
-_HARMLESS: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(
-        (
-            *(
-                "use_dora",
-                "use_rslora",
-                "use_qalora",
-                "rank_pattern",
-                "alpha_pattern",
-                "modules_to_save",
-            ),
-            *(
-                "alora_invocation_tokens",
-                "layer_replication",
-                "trainable_token_indices",
-                "target_parameters",
-            ),
-            *("bias", "lora_bias", "exclude_modules", "use_bdlora", "arrow_config"),
-        ),
-        _NOTHING,
-    ),
-    "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva"),
-}
+FREEZING_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
+_WAY_OUT = (
+    "train without this setting, or, where the start changed the base model (PiSSA, OLoRA, CorDA), save it as plain "
+    "LoRA with PEFT's `path_initial_model_for_weight_conversion`"
+)
+# of the patterns of a stranger, which are matched with the layers' names: what could take for ever is refused
+_MAX_NAME, _MAX_REPEATS = 256, 6
+# numbers after all ranks are made the largest one, for each number of the file
+_MAX_FILLING = 64
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -80,7 +79,7 @@ class AdapterConfig:
         return self.alpha / self.rank
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapter:
     """LoRA weights over named layers.
 
@@ -98,15 +97,48 @@ class Adapter:
         Raises:
             AdapterError: a layer has only one of the two, or a tensor is not LoRA's.
         """
-        found: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in self.tensors.items():
-            name, kind = parse_key(key)
-            found.setdefault(name, {})[kind] = tensor
-        for name, parts in found.items():
-            if set(parts) != {"A", "B"}:
-                missing = "B" if "A" in parts else "A"
-                raise AdapterError(f"the adapter's layer {name} has no lora_{missing} tensor")
-        return {name: (parts["A"], parts["B"]) for name, parts in found.items()}
+        return _layers(self.tensors)
+
+
+def _layers(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, kind = parse_key(key)
+        found.setdefault(name, {})[kind] = tensor
+    for name, parts in found.items():
+        if set(parts) != {"A", "B"}:
+            missing = "B" if "A" in parts else "A"
+            raise AdapterError(f"the adapter's layer {name} has no lora_{missing} tensor")
+    return {name: (parts["A"], parts["B"]) for name, parts in found.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class PeftModuleAdapter(Adapter):
+    """An adapter that is more than products of two matrices: it is scored through PEFT's own module, and nothing else.
+
+    Attributes:
+        settings: PEFT's; its ``target_modules`` are whole names of layers.
+        weights: all tensors of the folder, by PEFT's names.
+        why: which setting makes it so, and where it stands.
+    """
+
+    tensors: Mapping[str, Tensor] = field(init=False, repr=False)
+    settings: LoraConfig
+    weights: Mapping[str, Tensor]
+    why: str
+
+    def __getattr__(self, name: str) -> Any:
+        """Refuses ``tensors``, which whatever refines, mixes, cuts or saves adapters reads.
+
+        Raises:
+            AdapterError: always for ``tensors``.
+        """
+        if name != "tensors":
+            raise AttributeError(name)
+        raise AdapterError(
+            f"{self.why}, which is more than plain LoRA: this adapter can be scored, alone, and not be refined, "
+            f"mixed, cut into tokens, saved or asked behind examples; {_WAY_OUT}"
+        )
 
 
 def average_adapters(adapters: Sequence[Adapter]) -> Adapter:
@@ -211,14 +243,20 @@ def _sort_targets(file: Path) -> None:
 
 
 def load_peft_folder(path: Path) -> Adapter:
-    """Read a PEFT LoRA folder.
+    """Read a PEFT LoRA folder, with the layers, ranks and scales that PEFT gives it.
+
+    Where layers differ (``rank_pattern``, ``alpha_pattern``, ``use_rslora``) all get the largest rank, with zeros for
+    what they lack, and one scale, with the quotient in B.
 
     Args:
         path: the folder.
 
+    Returns:
+        Plain LoRA; a ``PeftModuleAdapter`` for DoRA, PiSSA, OLoRA, aLoRA and ``modules_to_save``.
+
     Raises:
-        AdapterError: a file is missing or unreadable, the adapter is not plain LoRA, or a tensor has the wrong
-            shape or is not finite.
+        AdapterError: a file is missing or unreadable, another setting changes the sum, or a tensor has the wrong shape
+            or is not finite.
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / name).is_file():
@@ -231,12 +269,7 @@ def load_peft_folder(path: Path) -> Adapter:
         raise AdapterError(
             f"{path / CONFIG_FILE}: peft_type is {raw.get('peft_type')!r}; only LORA adapters can be read"
         )
-    for key, harmless in _HARMLESS.items():
-        if raw.get(key) not in harmless:
-            raise AdapterError(
-                f"{path / CONFIG_FILE}: {key} is {str(raw[key])[:60]!r}, which is not plain LoRA: its sum would be "
-                f"another than PEFT's; train the adapter without it"
-            )
+    own = _own_settings(raw, path / CONFIG_FILE)
     try:
         tensors = load_file(path / WEIGHTS_FILE)
     except (SafetensorError, OSError) as error:
@@ -245,26 +278,148 @@ def load_peft_folder(path: Path) -> Adapter:
         ) from error
     if not tensors:
         raise AdapterError(f"{path / WEIGHTS_FILE} holds no tensors; make the adapter again")
-    layers = list(dict.fromkeys(parse_key(name)[0] for name in tensors))
-    config = _checked_config(raw, path / CONFIG_FILE, layers)
+    # beside A and B: whole modules, and the magnitudes of DoRA
+    pairs = {name: t for name, t in tensors.items() if not own or name.endswith(_SUFFIXES)}
+    layers = _layers(pairs)
     for name, tensor in tensors.items():
-        if tensor.dim() != 2 or tensor.dtype not in _FLOATS or tensor.numel() == 0:
+        shaped = tensor.dim() == 2 or name not in pairs
+        if not shaped or tensor.dtype not in _FLOATS or tensor.numel() == 0:
             raise AdapterError(
                 f"{path / WEIGHTS_FILE}: '{name}' is {str(tensor.dtype).removeprefix('torch.')} "
                 f"{list(tensor.shape)}, and LoRA has matrices of floating-point numbers; make the adapter again"
             )
-    adapter = Adapter(config, tensors)
-    for layer, (a, b) in adapter.layers().items():
-        if a.shape[0] != config.rank or b.shape[1] != config.rank:
-            raise AdapterError(
-                f"{path / WEIGHTS_FILE}: layer {layer} has A {tuple(a.shape)} and B {tuple(b.shape)}, "
-                f"but {CONFIG_FILE} says r = {config.rank}"
-            )
-        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-            raise AdapterError(
-                f"{path / WEIGHTS_FILE}: layer {layer} holds NaN or infinite weights; make the adapter again"
-            )
+    settings = _checked_settings(raw, path / CONFIG_FILE, list(layers), own)
+    scales = _scales(layers, settings, path)
+    rank = max(layers[name][0].shape[0] for name in scales)
+    targets: Any = settings.target_modules
+    narrowed = settings.layers_to_transform is not None or settings.exclude_modules
+    if narrowed or isinstance(targets, str):
+        targets = list(scales)
+    config = AdapterConfig(
+        rank,
+        float(settings.lora_alpha),
+        tuple(sorted(targets)),
+        settings.base_model_name_or_path or "",
+    )
+    if own:
+        settings.target_modules = list(scales)
+        settings.layers_to_transform = settings.layers_pattern = settings.exclude_modules = None
+        told = ", ".join(f"{key} is {str(value)[:60]!r}" for key, value in own.items())
+        _check_finite(tensors, path)
+        return PeftModuleAdapter(config, settings, tensors, f"{path / CONFIG_FILE}: {told}")
+    kept = {name: tensor for name, tensor in pairs.items() if parse_key(name)[0] in scales}
+    adapter = Adapter(config, _with_one_scale(kept, config, scales, path))
+    _check_finite(adapter.tensors, path)
     return adapter
+
+
+def _own_settings(raw: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Settings that only PEFT's own module computes, by name.
+
+    Raises:
+        AdapterError: one that changes the sum in a way that nothing here computes, or that is not known.
+    """
+    checks: dict[str, Callable[[Any], bool]] = {
+        "use_dora": lambda value: value is True,
+        "modules_to_save": lambda value: _are(
+            value, lambda name: isinstance(name, str) and re.fullmatch(r"[\w.]+", name)
+        ),
+        "alora_invocation_tokens": lambda value: _are(
+            value, lambda token: type(token) is int and token >= 0
+        ),
+        "init_lora_weights": lambda value: value in ("pissa", "olora"),
+    }
+    own = {}
+    for key, value in raw.items():
+        harmless = _NOTHING if key != "init_lora_weights" else FREEZING_STARTS
+        if key in _COMPUTED or value in harmless:
+            continue
+        if key not in checks or not checks[key](value):
+            raise AdapterError(
+                f"{file}: {key} is {str(value)[:60]!r}, which is not plain LoRA: its sum would be "
+                f"another than PEFT's; {_WAY_OUT}"
+            )
+        own[key] = value
+    return own
+
+
+def _are(values: Any, fits: Callable[[Any], Any]) -> bool:
+    return isinstance(values, list) and bool(values) and all(map(fits, values))
+
+
+def _scales(
+    layers: Mapping[str, tuple[Tensor, Tensor]], settings: LoraConfig, path: Path
+) -> dict[str, float]:
+    """The factor of B A by layer, for the layers that PEFT adapts; it ignores the tensors of others.
+
+    Raises:
+        AdapterError: a layer has another rank than the settings say, or there is none.
+    """
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.other import get_pattern_key
+
+    def chosen(pattern: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+        pattern = pattern or {}
+        return pattern.get(get_pattern_key(list(pattern), name), default)
+
+    found = {}
+    try:
+        for name, (a, b) in layers.items():
+            if not check_target_module_exists(settings, name):
+                continue
+            rank = chosen(settings.rank_pattern, name, settings.r)
+            if a.shape[0] != rank or b.shape[1] != rank:
+                raise AdapterError(
+                    f"{path / WEIGHTS_FILE}: layer {name} has A {tuple(a.shape)} and B {tuple(b.shape)}, "
+                    f"but {CONFIG_FILE} says r = {rank}"
+                )
+            alpha = chosen(settings.alpha_pattern, name, settings.lora_alpha)
+            found[name] = alpha / (math.sqrt(rank) if settings.use_rslora else rank)
+    except re.error as error:
+        raise AdapterError(
+            f"{path / CONFIG_FILE}: a pattern is no regular expression ({error}); make the adapter again"
+        ) from error
+    if not found:
+        raise AdapterError(
+            f"{path / CONFIG_FILE} names no layer that {WEIGHTS_FILE} holds, by target_modules, exclude_modules and "
+            f"layers_to_transform; make the adapter again"
+        )
+    return found
+
+
+def _with_one_scale(
+    tensors: Mapping[str, Tensor], config: AdapterConfig, scales: Mapping[str, float], path: Path
+) -> dict[str, Tensor]:
+    """Tensors of one rank whose products are those of the scales under the configuration's one scale."""
+    factors = {name: scale / config.scale for name, scale in scales.items()}
+    layers = _layers(tensors)
+    if set(factors.values()) == {1} and {len(a) for a, _ in layers.values()} == {config.rank}:
+        return dict(tensors)
+    size = sum(config.rank * max(tensor.shape) for tensor in tensors.values())
+    if size > _MAX_FILLING * sum(tensor.numel() for tensor in tensors.values()):
+        raise AdapterError(
+            f"{path}: its largest rank is {config.rank}, and most layers have far smaller ones: with one rank for all "
+            f"it would be more than {_MAX_FILLING} times as large; make it with ranks that are closer"
+        )
+    made = {}
+    for key, tensor in tensors.items():
+        name, kind = parse_key(key)
+        # half precision would round the factor in
+        wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        if kind == "A":
+            made[key] = nn.functional.pad(wide, (0, 0, 0, config.rank - len(wide)))
+        else:
+            filled = nn.functional.pad(wide, (0, config.rank - wide.shape[1]))
+            made[key] = filled * factors[name]
+    return made
+
+
+def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(
+                f"{path / WEIGHTS_FILE}: '{key}' holds NaN or infinite weights; make the adapter again"
+            )
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -284,26 +439,85 @@ def _read_config(file: Path) -> dict[str, Any]:
     return raw
 
 
-def _checked_config(raw: Mapping[str, Any], file: Path, layers: Sequence[str]) -> AdapterConfig:
-    """The configuration, of what anybody may have written, for an adapter of these layers."""
+def _checked_settings(
+    raw: Mapping[str, Any], file: Path, layers: Sequence[str], own: Mapping[str, Any]
+) -> LoraConfig:
+    """PEFT's settings, of what anybody may have written, for an adapter of these layers."""
+    from peft import LoraConfig  # takes seconds to import
 
     def refuse(key: str, needed: str) -> AdapterError:
         found = f"{key} is {str(raw[key])[:40]!r}" if key in raw else f"there is no {key}"
         return AdapterError(f"{file}: {found}, and {needed} is needed; make the adapter again")
 
-    rank: Any = raw.get("r")
-    alpha: Any = raw.get("lora_alpha")
-    if type(rank) is not int or not 1 <= rank <= _MAX_RANK:
+    def is_rank(value: Any) -> bool:
+        return type(value) is int and 1 <= value <= _MAX_RANK
+
+    def is_alpha(value: Any) -> bool:
+        # NaN is in no range
+        return type(value) in (int, float) and 0 < value <= _MAX_ALPHA
+
+    def is_text(value: Any) -> bool:
+        return isinstance(value, str)
+
+    if not is_rank(raw.get("r")):
         raise refuse("r", f"a whole number from 1 to {_MAX_RANK}")
-    # NaN is in no range
-    if type(alpha) not in (int, float) or not 0 < alpha <= _MAX_ALPHA:
+    if not is_alpha(raw.get("lora_alpha")):
         raise refuse("lora_alpha", f"a number above 0 and up to {_MAX_ALPHA:g}")
-    targets = raw.get("target_modules")
-    # a text is a regular expression: what it matched is in the tensors' names
-    names = list(layers) if isinstance(targets, str) else targets
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise refuse("target_modules", "a list of names")
+    given: dict[str, Any] = {}
+    for key, fits in (("rank_pattern", is_rank), ("alpha_pattern", is_alpha)):
+        given[key] = raw.get(key) or {}
+        if not isinstance(given[key], dict) or not all(map(fits, given[key].values())):
+            raise refuse(key, "a number in range for every name")
+    for key in ("target_modules", "exclude_modules", "layers_pattern"):
+        given[key] = raw.get(key)
+        if key == "target_modules" and not given[key]:
+            raise refuse(key, "a list of names")
+        if given[key] and not is_text(given[key]) and not _are(given[key], is_text):
+            raise refuse(key, "a list of names")
+    if given["target_modules"] == "all-linear":
+        given["target_modules"] = list(layers)
+    chosen = given["layers_to_transform"] = raw.get("layers_to_transform")
+    if chosen not in (None, []) and not _are(
+        chosen if isinstance(chosen, list) else [chosen], lambda layer: type(layer) is int
+    ):
+        raise refuse("layers_to_transform", "a list of whole numbers")
+    given["use_rslora"] = raw.get("use_rslora") or False
+    if given["use_rslora"] not in (True, False):
+        raise refuse("use_rslora", "true or false")
     base_model = raw.get("base_model_name_or_path") or ""
     if not isinstance(base_model, str):
         raise refuse("base_model_name_or_path", "a name")
-    return AdapterConfig(rank, float(alpha), tuple(sorted(names)), base_model)
+    _check_patterns(given, file, layers)
+    try:
+        return LoraConfig(
+            r=raw["r"],
+            lora_alpha=raw["lora_alpha"],
+            base_model_name_or_path=base_model,
+            task_type="CAUSAL_LM",
+            inference_mode=True,
+            **given,
+            **own,
+        )
+    except ValueError as error:
+        raise AdapterError(f"{file} is refused by PEFT: {error}; make the adapter again") from error
+
+
+def _check_patterns(given: Mapping[str, Any], file: Path, layers: Iterable[str]) -> None:
+    """Refuse regular expressions that could be matched for ever: repeated groups, many repeats, long names."""
+    patterns = [*given["rank_pattern"], *given["alpha_pattern"]]
+    for key in ("target_modules", "exclude_modules"):
+        patterns += [given[key]] if isinstance(given[key], str) else []
+    pattern = given["layers_pattern"] or []
+    patterns += [pattern] if isinstance(pattern, str) else pattern
+    for pattern in patterns:
+        # neither `(?` nor the mark of a lazy repeat
+        repeats = re.findall(r"[*+?{]", re.sub(r"\(\?|(?<=[*+?}])\?", "(", pattern))
+        if len(repeats) > _MAX_REPEATS or re.search(r"\)[*+{]", pattern):
+            raise AdapterError(
+                f"{file}: the pattern {pattern[:60]!r} repeats a group, or more than {_MAX_REPEATS} times, which could "
+                f"take for ever to match; name the layers instead"
+            )
+    if patterns and any(len(name) > _MAX_NAME for name in layers):
+        raise AdapterError(
+            f"{file}: a layer's name is longer than {_MAX_NAME} characters; make the adapter again"
+        )

@@ -121,10 +121,14 @@ def initial_adapter(base: BaseModel, lora: LoraParameters) -> Adapter:
         a = torch.rand(lora.rank, inputs, generator=generator).mul_(2 * bound).sub_(bound)
         tensors[tensor_key(name, "A")] = a
         tensors[tensor_key(name, "B")] = torch.zeros(outputs, lora.rank)
+    # whole names where PEFT would take the last parts for other modules, too
+    endings = {name.rsplit(".", 1)[-1] for name in layers}
+    modules = (name for name, _ in base.model.named_modules())
+    named = {name for name in modules if name.rsplit(".", 1)[-1] in endings}
     config = AdapterConfig(
         rank=lora.rank,
         alpha=lora.alpha,
-        target_modules=tuple(sorted({name.rsplit(".", 1)[-1] for name in layers})),
+        target_modules=tuple(sorted(endings if named == set(layers) else layers)),
         base_model=base.name,
     )
     return Adapter(config, tensors)

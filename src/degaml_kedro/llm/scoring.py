@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.adapters.adapter import Adapter, PeftModuleAdapter
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.lora import ActiveLora, active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
+from degaml_kedro.llm.peft_module import through_peft
 from degaml_kedro.llm.prompting import EncodedQuestion, answer_texts, encode_questions
 from degaml_kedro.parameters import PromptParameters, ScoringParameters
 from degaml_kedro.tasks.example import Example, Question
@@ -81,6 +82,8 @@ def score_examples(
     """
     if not examples:
         return []
+    if isinstance(adapter, PeftModuleAdapter):
+        base, adapter = through_peft(base, adapter), None
     if scoring.mode == "generate":
         with torch.inference_mode(), active_lora(base.activate_adapter(adapter)):
             return _generate(base, examples, prompt, scoring, progress)
@@ -152,6 +155,9 @@ def compare_options(
         PromptError: a question is longer than the model's context.
         ModelError: an adapter does not fit the model, or the adapters differ in shape.
     """
+    first = adapters[0]
+    if isinstance(first, PeftModuleAdapter) and len(adapters) == 1 and steer is None:
+        base, adapters = through_peft(base, first), (None,)
     encoded = encode_questions(base, questions, prompt, scoring.mode)
     trees = [question_tree(question) for question in encoded]
     count = len(adapters)
