@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 from degaml_kedro.errors import DegamlError
 
@@ -33,6 +33,8 @@ _QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+# the tables that have rows before MLflow opens a database for the first time
+_FILLED_BY_MIGRATIONS = {"alembic_version", "workspaces"}
 _PASSWORD = re.compile(r"(://[^:/@\s]*):\S+@")
 _QUERY_PASSWORD = re.compile(r"(password=)[^&\s'\"]+", re.IGNORECASE)
 
@@ -176,14 +178,50 @@ def knock(uri: str) -> None:
 
 
 def _sqlite_revision(file: str) -> str | None:
-    with closing(sqlite3.connect(file, timeout=WAIT_SECONDS)) as database:
-        database.execute("BEGIN IMMEDIATE")
-        tables = database.execute("SELECT name FROM sqlite_master WHERE name = 'alembic_version'")
-        found = None
-        if tables.fetchone():
-            found = database.execute("SELECT version_num FROM alembic_version").fetchone()
-        database.rollback()
-    return found[0] if found else None
+    """The database's schema; None where it has tables, and none of MLflow's.
+
+    An empty database, or one that a killed program left between migrations, is made first. MLflow's migrations cannot
+    be resumed where they were stopped, so they run in memory, and the file gets the result in one transaction.
+    """
+    latest, known = _revisions()
+    with closing(sqlite3.connect(file, timeout=WAIT_SECONDS, isolation_level=None)) as database:
+        while True:
+            database.execute("BEGIN IMMEDIATE")
+            tables = _column(database, "SELECT name FROM sqlite_master WHERE type = 'table'")
+            filled = {t for t in tables if _column(database, f'SELECT 1 FROM "{t}" LIMIT 1')}
+            revision = None
+            if "alembic_version" in filled:
+                (revision,) = _column(database, "SELECT version_num FROM alembic_version")
+            half_made = revision in known - {latest} and filled <= _FILLED_BY_MIGRATIONS
+            if tables and not half_made:
+                return revision
+            seen = _column(database, "PRAGMA data_version")
+            # takes seconds, in which others should not find the database locked
+            database.rollback()
+            statements = _empty_database()
+            database.execute("BEGIN IMMEDIATE")
+            if _column(database, "PRAGMA data_version") == seen:
+                for table in tables:
+                    database.execute(f'DROP TABLE "{table}"')
+                for statement in statements:
+                    database.execute(statement)
+            # else another program was at it; look again
+            database.commit()
+
+
+def _column(database: sqlite3.Connection, query: str) -> list[Any]:
+    return [row[0] for row in database.execute(query)]
+
+
+def _empty_database() -> list[str]:
+    """What makes a database of this MLflow's schema, without runs, in SQL."""
+    # imports all of MLflow's tables
+    from mlflow.store.db.utils import _initialize_tables
+
+    with closing(sqlite3.connect(":memory:")) as memory:
+        _initialize_tables(create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool))
+        # between the beginning and the end of a transaction
+        return list(memory.iterdump())[1:-1]
 
 
 def _postgresql_revision(uri: str) -> str | None:

@@ -272,16 +272,6 @@ def test_the_encoder_is_frozen(encoder: PromptEncoder) -> None:
     assert not any(weights.requires_grad for weights in encoder.model.parameters())
 
 
-def test_loading_a_random_encoder_leaves_the_random_state_alone() -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    one = load_prompt_encoder(parameters({**RANDOM, "seed": 41}))
-    assert torch.equal(torch.rand(3), expected)
-    two = load_prompt_encoder(parameters({**RANDOM, "seed": 42}))
-    assert one.fingerprint != two.fingerprint
-
-
 def test_the_fingerprint_follows_weights_and_vocabulary_not_place_or_dtype(
     saved: Path, tmp_path: Path, encoder: PromptEncoder
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import sys
 from pathlib import Path
@@ -282,12 +281,3 @@ def test_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert choose_device("auto") == torch.device("cuda")
     assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
-
-
-def test_a_random_model_leaves_the_caller_s_random_state(caplog: pytest.LogCaptureFixture) -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    with caplog.at_level(logging.WARNING):
-        load_base_model(parameters({"kind": "random", "seed": 77}))
-    assert torch.equal(torch.rand(3), expected)

@@ -243,7 +243,15 @@ def test_the_mean_adapter_is_of_the_tasks_of_its_group(reference):
 @pytest.mark.parametrize("runner", [ThreadRunner, ParallelRunner])
 def test_running_in_parallel_changes_no_number(project, reference, runner, monkeypatch):
     monkeypatch.setenv("KEDRO_MP_CONTEXT", "spawn")
-    run(project, runner=runner(max_workers=2))
+    # of the process, and so of other threads, too: no number depends on it, and it is not changed
+    state = torch.get_rng_state()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        run(project, runner=runner(max_workers=2))
+        assert torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
     assert numbers(project.data) == numbers(reference.data)
 
 

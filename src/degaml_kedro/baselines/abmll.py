@@ -241,7 +241,7 @@ class _Family:
 
     def start(self, adapter: Adapter, seed: int) -> Tensor:
         """μ is the adapter, σ is c: A_σ is drawn as LoRA's A, B_σ is 0."""
-        flat = torch.zeros(2 * sum(shape.numel() for _, shape in self.layout))
+        flat = torch.zeros(2 * sum(shape.numel() for _, shape in self.layout), dtype=torch.float32)
         mean, spread = self.halves(flat)
         for key, tensor in adapter.tensors.items():
             mean[key].copy_(tensor)
@@ -254,7 +254,7 @@ class _Family:
     def learned(self, flat: Tensor) -> tuple[Adapter, dict[str, Tensor]]:
         """The mean as an adapter, and what :meth:`flat` needs besides; both on the CPU, apart from ``flat``."""
         mean, spread = self.halves(flat.detach().to("cpu", copy=True))
-        extra = {_SCALE: torch.tensor(self.scale)}
+        extra = {_SCALE: torch.tensor(self.scale, dtype=torch.float32)}
         for key, tensor in spread.items():
             name, kind = parse_key(key)
             extra[f"sigma.{name}.{kind}"] = tensor.clone()
@@ -291,7 +291,8 @@ def _draw(
         for name, frozen in zip(group.names, group.weight.split(group.outputs), strict=True):
             if name not in layers:
                 continue
-            drawn = torch.empty(frozen.shape, device=base.device).normal_(generator=generator)
+            drawn = torch.empty(frozen.shape, dtype=torch.float32, device=base.device)
+            drawn.normal_(generator=generator)
             log_scale, slope = _log_scale(layers[name], scale)
             drawn.mul_(log_scale.exp_())
             if slopes:

@@ -280,7 +280,7 @@ def fit(
         extra={
             "first_moment": moments.first.cpu(),
             "second_moment": moments.second.cpu(),
-            "step": torch.tensor(float(moments.step)),
+            "step": torch.tensor(moments.step, dtype=torch.float32),
         },
         records=records,
         compute=clock.compute,

@@ -8,8 +8,6 @@ Shapes: P prompts, L prompt tokens, C encoder width.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -37,7 +35,8 @@ from degaml_kedro.llm.base_model import (
     choose_dtype,
     first_line,
     in_package,
-    quiet_transformers,
+    library_weights,
+    weights_fingerprint,
 )
 from degaml_kedro.parameters import (
     EncoderFolder,
@@ -258,7 +257,7 @@ def _load(parameters: EncoderParameters) -> PromptEncoder:
             else f"{source.package}:{source.folder}"
         )
         model, tokenizer = _from_pretrained(source, str(_encoder_folder(source)))
-    fingerprint = _fingerprint(model, tokenizer)
+    fingerprint = weights_fingerprint(model, tokenizer, _UNUSED)
     model = model.to(device, choose_dtype(parameters.dtype, device))
     return PromptEncoder(
         name=name,
@@ -274,7 +273,7 @@ def _from_pretrained(
     source: HubModel | EncoderFolder | PackageEncoder, place: str, **options: Any
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     try:
-        with quiet_transformers():
+        with library_weights():
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
             # float32 first: the fingerprint must not depend on the dtype it runs in
             model, report = AutoModel.from_pretrained(
@@ -373,24 +372,13 @@ def _random_encoder(source: RandomEncoder) -> tuple[Any, PreTrainedTokenizerBase
         max_position_embeddings=8192,
         pad_token_id=0,
     )
-    # a private random state: the caller's is left as it was
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(source.seed)
+    with library_weights(source.seed):
         model = BertModel(config)
         for weights in model.parameters():
             # wide enough that states differ between prompts
             if weights.dim() > 1:
                 nn.init.normal_(weights, std=0.3)
     return model, tokenizer
-
-
-def _fingerprint(model: Any, tokenizer: PreTrainedTokenizerBase) -> str:
-    digest = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if tensor.is_floating_point() and not name.startswith(_UNUSED):
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _positions(model: Any) -> int:

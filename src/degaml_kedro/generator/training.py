@@ -354,7 +354,7 @@ def _noisy(clean: Tensor, size: float, seed: int, what: str, step: int, place: i
         return clean
     source = torch.Generator(clean.device)
     source.manual_seed(derive_seed(seed, what, str(step), str(place)))
-    noise = torch.randn(clean.shape, generator=source, device=clean.device)
+    noise = torch.randn(clean.shape, generator=source, dtype=torch.float32, device=clean.device)
     return clean + size * noise
 
 
@@ -412,7 +412,7 @@ def _restore(
             device = parameter.device
             parameter.copy_(state.tensors[f"parameter.{name}"])
             optimizer.state[parameter] = {
-                "step": torch.tensor(float(state.step), device=device),
+                "step": torch.tensor(state.step, dtype=torch.float32, device=device),
                 "exp_avg": state.tensors[f"first_moment.{name}"].to(device, copy=True),
                 "exp_avg_sq": state.tensors[f"second_moment.{name}"].to(device, copy=True),
             }

@@ -19,7 +19,7 @@ import shutil
 import sys
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.modeling_utils import local_torch_dtype
 from transformers.utils import logging as transformers_logging
 
 from degaml_kedro.adapters.adapter import Adapter
@@ -380,8 +381,8 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
     if isinstance(source, RandomModel):
         name = f"random-llama-{source.layers}x{source.hidden_size}-seed{source.seed}"
         model, tokenizer = _random_model(source)
+        fingerprint = weights_fingerprint(model, tokenizer)
         model = model.to(dtype)
-        fingerprint = hashlib.sha256(name.encode()).hexdigest()[:16]
     else:
         if isinstance(source, PackageModel):
             name = f"{source.package}:{source.gguf_file}"
@@ -528,7 +529,7 @@ def _from_pretrained(
     if isinstance(source, HubModel):
         options["revision"] = source.revision
     try:
-        with quiet_transformers():
+        with library_weights():
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
             load = partial(
                 AutoModelForCausalLM.from_pretrained,
@@ -676,7 +677,7 @@ def _converted(gguf: Path) -> Path:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     print(f"converting {gguf.name} to safetensors, once (about half a minute)…", file=sys.stderr)
     try:
-        with quiet_transformers():
+        with library_weights():
             place = {"gguf_file": gguf.name, "trust_remote_code": False}
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **place)
             model: Any = AutoModelForCausalLM.from_pretrained(
@@ -737,15 +738,31 @@ def _random_model(source: RandomModel) -> tuple[Any, PreTrainedTokenizerBase]:
         tie_word_embeddings=True,
     )
     config._attn_implementation = ATTENTION_NAME
-    # a private random state: the caller's is left as it was
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(source.seed)
+    with library_weights(source.seed):
         model = LlamaForCausalLM(config)
         for weights in model.parameters():
             # wide enough that scores differ between inputs
             if weights.dim() > 1:
                 nn.init.normal_(weights, std=0.1)
     return model, tokenizer
+
+
+def weights_fingerprint(
+    model: Any, tokenizer: PreTrainedTokenizerBase, unused: str | tuple[str, ...] = ()
+) -> str:
+    """A digest of a model's floating-point weights and of its tokenizer's vocabulary.
+
+    Args:
+        model: in float32, on the CPU.
+        tokenizer: its tokenizer.
+        unused: weights whose names begin so do not count.
+    """
+    digest = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_floating_point() and not name.startswith(unused):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _fingerprint(source: HubModel | FolderModel | PackageModel, folder: Path | None) -> str:
@@ -782,17 +799,30 @@ def _keep_freed_memory() -> None:
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
+_LIBRARY = threading.RLock()
+
+
 @contextlib.contextmanager
-def quiet_transformers() -> Any:
-    """No bars and no advice on the console while a model loads."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()
+def library_weights(seed: int = 0) -> Iterator[None]:
+    """Let one thread at a time draw or load weights with a library, without bars and advice on the console.
+
+    A new ``torch.nn`` module draws from PyTorch's global generator, and Transformers sets the global default dtype and
+    replaces functions of PyTorch and its own while it loads: weights of overlapping loads would depend on their timing.
+    Nothing else in the project seeds the global generator or draws from it.
+
+    Args:
+        seed: of what is drawn; the global generator is put back afterwards.
+    """
+    with _LIBRARY, torch.random.fork_rng(devices=[]), local_torch_dtype(torch.float32):  # noqa: TID251
+        torch.default_generator.manual_seed(seed)  # noqa: TID251
+        level = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(level)
+            transformers_logging.enable_progress_bar()
 
 
 def describe(parameters: BaseModelParameters) -> str:

@@ -118,9 +118,9 @@ def initial_adapter(base: BaseModel, lora: LoraParameters) -> Adapter:
     layers = target_layers(base, lora)
     for name, (outputs, inputs) in layers.items():
         bound = 1 / math.sqrt(inputs)  # kaiming_uniform_(a=sqrt(5))
-        a = torch.rand(lora.rank, inputs, generator=generator).mul_(2 * bound).sub_(bound)
-        tensors[tensor_key(name, "A")] = a
-        tensors[tensor_key(name, "B")] = torch.zeros(outputs, lora.rank)
+        a = torch.rand(lora.rank, inputs, generator=generator, dtype=torch.float32)
+        tensors[tensor_key(name, "A")] = a.mul_(2 * bound).sub_(bound)
+        tensors[tensor_key(name, "B")] = torch.zeros(outputs, lora.rank, dtype=torch.float32)
     # whole names where PEFT would take the last parts for other modules, too
     endings = {name.rsplit(".", 1)[-1] for name in layers}
     modules = (name for name, _ in base.model.named_modules())
@@ -341,7 +341,7 @@ def train_on_batches(
     flat = flat.to(device).requires_grad_()
     optimizer = torch.optim.AdamW([flat], weight_decay=training.weight_decay, fused=True)
     optimizer.state[flat] = {
-        "step": torch.tensor(float(done), device=device),
+        "step": torch.tensor(done, dtype=torch.float32, device=device),
         "exp_avg": first.to(device),
         "exp_avg_sq": second.to(device),
     }

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from degaml_kedro.adapters.adapter import FREEZING_STARTS, PeftModuleAdapter
-from degaml_kedro.llm.base_model import BaseModel, ModelError, first_line
+from degaml_kedro.llm.base_model import BaseModel, ModelError, first_line, library_weights
 from degaml_kedro.llm.general import readout
 
 
@@ -44,7 +44,7 @@ def through_peft(base: BaseModel, adapter: PeftModuleAdapter) -> BaseModel:
     if adapter.settings.init_lora_weights in FREEZING_STARTS:
         shared += [*base.model.parameters()]
     try:
-        with torch.random.fork_rng(devices=[]):
+        with library_weights():
             whole: Any = get_peft_model(
                 copy.deepcopy(base.model, {id(part): part for part in shared}),
                 copy.deepcopy(adapter.settings),

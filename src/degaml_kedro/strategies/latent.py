@@ -214,7 +214,7 @@ def _chunk_vectors(
     owner = torch.arange(len(counts), device=hidden.device).repeat_interleave(size)
     share = 1 / size.clamp(min=1)[:, None].float()
     wide = hidden.shape[1]
-    wanted = torch.zeros(len(counts), wide, device=hidden.device)
+    wanted = torch.zeros(len(counts), wide, dtype=torch.float32, device=hidden.device)
     wanted.index_add_(0, owner, head[targets].float())
 
     # E, in place of the logits
@@ -223,7 +223,7 @@ def _chunk_vectors(
     parts = odds.split(list(counts))
 
     # every element is on its own in AdamW, so that one optimizer serves all vectors
-    delta = torch.zeros(len(counts), wide, device=hidden.device)
+    delta = torch.zeros(len(counts), wide, dtype=torch.float32, device=hidden.device)
     optimizer = torch.optim.AdamW(
         [delta], lr=learning_rate, eps=_EPS, weight_decay=_WEIGHT_DECAY, foreach=False
     )
@@ -263,7 +263,7 @@ def _chunk_vectors_of(
     with torch.inference_mode(False), torch.enable_grad():
         # what was computed without a gradient has to be copied to be part of one
         states, goal = hidden.float().clone(), targets.clone()
-        delta = torch.zeros(len(counts), hidden.shape[1], device=hidden.device, requires_grad=True)
+        delta = states.new_zeros(len(counts), states.shape[1], requires_grad=True)
         optimizer = torch.optim.AdamW(
             [delta], lr=learning_rate, eps=_EPS, weight_decay=_WEIGHT_DECAY, foreach=False
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -54,37 +52,6 @@ def test_the_border_is_what_is_cut_off() -> None:
     bordered = decoder.network(states)
     assert bordered.shape[1:] == GRID.shape
     assert torch.equal(decoder(states, lengths, hot), bordered[..., 1:-1, 1:-1])
-
-
-def weights(name: str, seed: int) -> torch.Tensor:
-    decoder = Decoder(EVERY[name], GRID, CONDITION, seed)
-    return torch.cat([parameter.detach().flatten() for parameter in decoder.parameters()])
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_the_seed_decides_the_weights_and_nothing_else_does(name: str) -> None:
-    torch.manual_seed(1)
-    one = weights(name, 3)
-    torch.manual_seed(2)
-    assert torch.equal(one, weights(name, 3))
-    assert not torch.equal(one, weights(name, 4))
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda seed: weights(name, seed), [3, 4] * 6))
-    for i, other in enumerate(found):
-        assert torch.equal(other, found[i % 2])
-    assert torch.equal(found[0], one)
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_the_global_random_state_is_left_as_it_was(name: str) -> None:
-    before, python = torch.random.get_rng_state(), random.getstate()
-    weights(name, 3)
-    assert torch.equal(before, torch.random.get_rng_state())
-    assert python == random.getstate()
-    # also where building fails
-    with pytest.raises(FlowError):
-        Decoder(flow((1, 1, 1), GRID.shape), GRID, CONDITION, seed=0)
-    assert torch.equal(before, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize("start", [(4, 6, 8), (3, 7, 8), (3, 6, 9), (8, 6, 3)])

@@ -5,11 +5,9 @@ Shapes: B batch, N prompts, L prompt tokens, C encoder width, T tokens, r rank, 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from degaml_kedro.adapters.tokens import TokenGrid
@@ -21,9 +19,8 @@ from degaml_kedro.generator.decoders.hyperconv import (
     flow_costs,
     total_cost,
 )
+from degaml_kedro.llm.base_model import library_weights
 from degaml_kedro.parameters import FactorizedDecoder, HyperconvolutionalDecoder
-
-_BUILDING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -70,9 +67,7 @@ class Decoder(nn.Module):
         self.condition = condition
         self.settings = parameters
         self.network: HyperconvDecoder | FactorizedNetwork
-        # the modules draw from torch's own generator when they are built: one thread at a time, and it is put back
-        with _BUILDING, torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with library_weights(seed):
             if isinstance(parameters, HyperconvolutionalDecoder):
                 check_decoder(parameters, grid, condition)
                 self.network = HyperconvDecoder(
