@@ -13,7 +13,6 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from degaml_kedro.adapters.adapter import FREEZING_STARTS, PeftModuleAdapter
