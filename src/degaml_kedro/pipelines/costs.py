@@ -309,8 +309,10 @@ class _Sizes:
         tokens = (_SUITE_QUESTION if suite else _QUESTION) + _ANSWER
         if settings.prompt.options != "hidden":
             tokens += _OPTIONS
-        if not suite and (entry.scoring or settings.scoring.mode) == "text":
+        scoring = settings.scoring_of(task)
+        if not suite and scoring.answers == "text" and not scoring.is_open:
             tokens += _OPTIONS
+        tokens += scoring.room
         return tokens + (_CHAT if settings.prompt.format == "chat" else 0)
 
     def flop(self, tokens: float) -> float:
