@@ -203,7 +203,7 @@ def _rows(
 ) -> list[tuple[list[int], list[int]]]:
     """Token ids and labels: the prompt does not count."""
     settings = session.trained.settings
-    encoded = encode_questions(base, examples, settings.prompt, settings.scoring.mode)
+    encoded = encode_questions(base, examples, settings.prompt, settings.scoring.answers)
     rows = []
     for example, question in zip(examples, encoded, strict=True):
         answer = list(question.answers[example.gold])

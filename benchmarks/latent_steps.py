@@ -27,9 +27,10 @@ from benchmarks.strategies import (
     tokens_of,
 )
 from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.generation import Steer
 from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.prompting import EncodedQuestion
-from degaml_kedro.llm.scoring import OptionScores, Steer, compare_options
+from degaml_kedro.llm.scoring import OptionScores, compare_options
 from degaml_kedro.strategies.answering import answer_questions
 from degaml_kedro.strategies.latent import _EPS, _WEIGHT_DECAY
 from degaml_kedro.strategies.state import AdaptedState, Member, Steering
@@ -109,7 +110,7 @@ def slow_steer(base: BaseModel, again: bool) -> Steer:
         again: whether the whole model is run in each step, not only its head.
     """
 
-    def added(
+    def vectors(
         hidden: Tensor, starts: Sequence[int], questions: Sequence[EncodedQuestion]
     ) -> Tensor:
         # scoring runs without gradients; tensors made here may have one
@@ -145,13 +146,9 @@ def slow_steer(base: BaseModel, again: bool) -> Steer:
                     (losses * share).sum().backward()
                 optimizer.step()
                 optimizer.zero_grad()
-            vectors = delta.detach()
-        ends = [*starts[1:], len(hidden)]
-        spans = [end - start for start, end in zip(starts, ends, strict=True)]
-        spread = vectors.repeat_interleave(torch.tensor(spans, device=hidden.device), dim=0)
-        return hidden.float() + spread
+            return delta.detach()
 
-    return added
+    return vectors
 
 
 def largest_difference(one: OptionScores, other: OptionScores) -> float:

@@ -194,7 +194,7 @@ def ask_harness(
     requests, counts = [], []
     for example in examples:
         context = render_prompt(example, prompt, base)
-        answers = answer_texts(example, mode, prompt)
+        answers = answer_texts(example, ScoringParameters(mode=mode).answers, prompt)
         counts.append(len(answers))
         requests += [
             Instance(request_type="loglikelihood", doc={}, arguments=(context, answer), idx=i)

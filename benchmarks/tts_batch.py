@@ -70,7 +70,7 @@ class Asked:
     def encoded(self) -> list[EncodedQuestion]:
         """As token ids."""
         bench = self.bench
-        return encode_questions(bench.base, self.questions, bench.prompt, bench.scoring.mode)
+        return encode_questions(bench.base, self.questions, bench.prompt, bench.scoring.answers)
 
     def _compare(self, adapters: Sequence[Adapter]) -> Scores:
         bench = self.bench

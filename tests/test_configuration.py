@@ -19,6 +19,7 @@ from degaml_kedro.configuration import (
     current_loader,
     read_parameters,
 )
+from degaml_kedro.parameters import task_scoring
 from degaml_kedro.pipeline_registry import with_baselines
 from degaml_kedro.settings import CONFIG_LOADER_ARGS
 from tests.conftest import ROOT
@@ -175,7 +176,7 @@ def test_an_unknown_task_in_a_pool(project):
             "rewarded on validation examples",
         ),
         ({"methods": ["base", "base"]}, "names a method twice"),
-        ({"tasks": {"day_after": {"scoring": "letter"}}}, "different modes"),
+        ({"tasks": {"day_after": {"scoring": "letter"}}}, "are letters, those of others texts"),
         (
             {"tasks": {"pool": {"source": {"kind": "suite", "family": "day_after"}}}},
             "called 'pool'",
@@ -394,13 +395,58 @@ def test_settings_are_chosen_on_tasks_that_are_held_out(project):
     assert "name at least two" in mistake(project)
 
 
-def test_baselines_need_likelihoods_and_validation_examples(project):
-    project.edit("smoke/parameters.yml", methods=["base", "icl"])
-    project.edit("smoke/parameters.yml", tasks={"day_before": {"scoring": "generate"}})
-    assert "the baselines need 'letter' or 'text'" in mistake(project)
-    project.edit("smoke/parameters.yml", tasks={"day_before": {"scoring": None}})
-    project.edit("smoke/parameters.yml", splits={"validation": 0})
+def test_baselines_need_validation_examples(project):
+    project.edit("smoke/parameters.yml", methods=["base", "icl"], splits={"validation": 0})
     assert "set splits.validation" in mistake(project)
+
+
+@pytest.mark.parametrize(
+    ("scoring", "expected"),
+    [
+        ({"extraction": "numbr"}, ["scoring.extraction", "'letter', 'number' or 'text'"]),
+        ({"extraction": {"regex": "(a"}}, ["extraction.regex is no regular expression", "line "]),
+        ({"extraction": {"regex": "a", "takes": "last"}}, ["unknown key 'takes'", "'take'"]),
+        ({"extraction": {"regex": "a", "take": "second"}}, ["'first' or 'last'"]),
+        ({"extraction": {"regex": "a" * 501}}, ["scoring.extraction"]),
+        ({"extraction": {}}, ["scoring.extraction", "regex"]),
+    ],
+)
+@pytest.mark.parametrize("place", ["scoring", "task"])
+def test_an_extraction_that_is_none_is_named(project, scoring, expected, place):
+    changes = {"scoring": scoring}
+    if place == "task":
+        changes = {"tasks": {"day_before": changes}}
+    project.edit("smoke/parameters.yml", **changes)
+    message = mistake(project)
+    assert all(part in message for part in expected), message
+
+
+def test_a_task_is_scored_as_the_profile_says_but_for_its_own_values(project):
+    own = {"mode": "generate", "extraction": {"regex": "x", "take": "last"}}
+    tasks = {"day_before": {"scoring": own}, "day_after": {"scoring": "letter"}}
+    project.edit("smoke/parameters.yml", tasks=tasks, scoring={"batch_tokens": 100})
+    project.edit("smoke/parameters.yml", trajectory={"start": "shared_random"}, methods=["base"])
+    parameters = read_parameters(loader(project))
+    before, after = (parameters.scoring_of(name) for name in ("day_before", "day_after"))
+    assert (before.mode, before.extraction.take, before.batch_tokens) == ("generate", "last", 100)
+    assert (before.answers, before.is_open, after.mode, after.room) == ("text", True, "letter", 0)
+    raw = loader(project)["parameters"]
+    assert task_scoring(raw["scoring"], raw["tasks"]["day_before"]) == before
+
+
+def test_open_questions_need_answers_that_are_written(project):
+    entry = {"source": {"kind": "file", "path": "x.csv", "open_answers": True, "family": None}}
+    project.edit("smoke/parameters.yml", tasks={"day_before": entry})
+    assert "the questions of day_before have no options" in mistake(project)
+    project.edit("smoke/parameters.yml", tasks={"day_before": {"scoring": "generate"}})
+    assert "the questions of day_before have no options" in mistake(project)
+    scoring = {"mode": "generate", "extraction": "number"}
+    project.edit("smoke/parameters.yml", tasks={"day_before": {"scoring": scoring}})
+    assert "sentence_head chooses among the answers" in mistake(project)
+    smoke = yaml.safe_load((project.conf / "smoke/parameters.yml").read_text())
+    methods = [name for name in smoke["methods"] if name != "sentence_head"]
+    project.edit("smoke/parameters.yml", methods=methods)
+    assert read_parameters(loader(project)).scoring_of("day_before").is_open
 
 
 def test_what_starts_from_the_pool_asks_for_the_pool(project):

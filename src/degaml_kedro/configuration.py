@@ -15,7 +15,7 @@ from kedro.config import AbstractConfigLoader, OmegaConfigLoader
 from kedro.framework.project import settings
 from kedro.utils import find_kedro_project
 from omegaconf.errors import InterpolationResolutionError
-from pydantic import ValidationError
+from pydantic import Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from degaml_kedro.errors import DegamlError
@@ -210,14 +210,20 @@ def _model_at(location: Sequence[str | int]) -> type[Parameters]:
 def _annotation_of(annotation: Any, key: str | int) -> Any:
     members = _members(annotation)
     if len(members) > 1:
-        kinds = {get_args(member.model_fields["kind"].annotation)[0]: member for member in members}
-        return kinds[key]
+        return next(member for member in members if _tag(member) == key)
     (member,) = members
     if get_origin(member) is dict:
         return get_args(member)[1]
     if get_origin(member) is tuple:
         return get_args(member)[0]
     return member.model_fields[key].annotation
+
+
+def _tag(member: Any) -> str:
+    """What pydantic calls a member of a union: a tag of its own, or the value of its key ``kind``."""
+    if get_origin(member) is Annotated:
+        return str(next(mark.tag for mark in get_args(member) if isinstance(mark, Tag)))
+    return str(get_args(member.model_fields["kind"].annotation)[0])
 
 
 def _members(annotation: Any) -> list[Any]:

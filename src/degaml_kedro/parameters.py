@@ -9,12 +9,23 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+import regex
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 from pydantic import BaseModel as _PydanticModel
 
 ScoringMode = Literal["letter", "text", "generate"]
+# how an answer is written: its option's label in brackets, or its text
+AnswerForm = Literal["letter", "text"]
 Normalization = Literal["none", "characters", "tokens"]
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
@@ -38,7 +49,17 @@ def _utf8(text: str) -> str:
     return text
 
 
+def _compiles(pattern: str) -> str:
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(f"extraction.regex is no regular expression: {error}") from error
+    return pattern
+
+
 PlainPath = Annotated[str, AfterValidator(_plain_path)]
+# a stranger's folder may bring one: it is short here, and searched for with a time limit (llm/extraction.py)
+RegularExpression = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_compiles)]
 Text = Annotated[str, AfterValidator(_utf8)]
 
 
@@ -104,13 +125,66 @@ class PromptParameters(Parameters):
     plain_suffix: Text = "\nAnswer:"
 
 
+class PatternExtraction(Parameters):
+    """The answer in a generated text is what a regular expression finds: its group, or all of it without one."""
+
+    regex: RegularExpression
+    take: Literal["first", "last"] = "first"
+    # what is found is compared with what is found in the right answer: as it is written, as a number or as a text
+    compare: Literal["exact", "number", "text"] = "exact"
+
+
+Extraction = Annotated[
+    Annotated[Literal["letter", "number", "text"], Tag("name")]
+    | Annotated[PatternExtraction, Tag("pattern")],
+    Discriminator(lambda given: "name" if isinstance(given, str) else "pattern"),
+]
+
+
 class ScoringParameters(Parameters):
     """How answers are scored (see ``llm/scoring.py``)."""
 
     mode: ScoringMode = "letter"
     normalization: Normalization = "none"
     batch_tokens: int = Field(4096, ge=64, le=1_000_000)
-    max_new_tokens: int = Field(16, ge=1, le=1024)
+    # of `generate`: how many tokens are written at most, and what of the text is the answer (llm/extraction.py)
+    max_new_tokens: int = Field(16, ge=1, le=4096)
+    extraction: Extraction = "letter"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether answers are compared as texts, so that a question needs no options."""
+        return self.mode == "generate" and self.extraction != "letter"
+
+    @property
+    def answers(self) -> AnswerForm:
+        """How answers are written where a model learns from them, or is shown them."""
+        return "text" if self.mode == "text" or self.is_open else "letter"
+
+    @property
+    def room(self) -> int:
+        """Tokens of the model's context that are kept for what it writes."""
+        return self.max_new_tokens if self.mode == "generate" else 0
+
+
+def _compares(scoring: ScoringParameters) -> ScoringParameters:
+    if scoring.mode == "generate":
+        raise ValueError(
+            "answers are written (mode 'generate'), and here options are compared; a Kedro run scores written answers"
+        )
+    return scoring
+
+
+# of a pair or an adaptation: its questions have options
+ComparedScoring = Annotated[ScoringParameters, AfterValidator(_compares)]
+
+
+def _as_mode(given: Any) -> Any:
+    return {"mode": given} if isinstance(given, str) else given
+
+
+# in a task's entry: a mode, or those values of `scoring` that are its own
+TaskScoring = Annotated[ScoringParameters, BeforeValidator(_as_mode)]
 
 
 # --- fine-tuning ----------------------------------------------------------------------------------
@@ -611,6 +685,8 @@ class FileSource(Parameters):
     question: str | None = None
     options: str | tuple[str, ...] | None = None
     answer: str | None = None
+    # questions without options stay so, each with an answer of its own; false: the file's answers are their options
+    open_answers: bool = False
     # one file per split in a folder or through "{split}" in the path; None for a single file
     split_files: dict[str, str] | None = None
     # a prompt that two splits share: refused, or kept where it is tested on
@@ -628,6 +704,11 @@ class HubSource(Parameters):
     mapping: str
     # a local copy in the hub's own schema: used instead of the network when set
     local_path: str | None = None
+
+    @property
+    def open_answers(self) -> bool:
+        """Whether the questions have no options."""
+        return self.mapping in ("gsm8k", "math")
 
 
 class SplitSizes(Parameters):
@@ -755,20 +836,27 @@ class TaskParameters(Parameters):
     ]
     # None: the profile's
     splits: SplitSizes | None = None
-    scoring: ScoringMode | None = None
+    scoring: TaskScoring | None = None
+
+    def scored(self, scoring: ScoringParameters) -> ScoringParameters:
+        """How the task is scored: as the profile says, but for what the task's own entry sets."""
+        if self.scoring is None:
+            return scoring
+        own = {name: getattr(self.scoring, name) for name in self.scoring.model_fields_set}
+        return scoring.model_copy(update=own)
 
 
 def task_scoring(
     scoring: Mapping[str, object], task_parameters: Mapping[str, object]
 ) -> ScoringParameters:
-    """How a task is scored: as the profile says, in the task's own mode where it has one.
+    """How a task is scored: as the profile says, but for what the task's own entry sets.
 
     Args:
         scoring: the profile's ``scoring``.
         task_parameters: the task's entry.
     """
-    own = TaskParameters.model_validate(task_parameters).scoring
-    return ScoringParameters.model_validate({**scoring, **({"mode": own} if own else {})})
+    every = ScoringParameters.model_validate(scoring)
+    return TaskParameters.model_validate(task_parameters).scored(every)
 
 
 PLAIN_METHODS = ("base", "no_meta_train", "pooled", "mean_adapter")
@@ -864,6 +952,10 @@ class ProjectParameters(Parameters):
             for method in self.methods
             if method.startswith(GENERATED)
         }
+
+    def scoring_of(self, task: str) -> ScoringParameters:
+        """How a task is scored."""
+        return self.tasks[task].scored(self.scoring)
 
     @property
     def trained_variants(self) -> tuple[str, ...]:
@@ -1009,16 +1101,27 @@ class ProjectParameters(Parameters):
                 raise ValueError(
                     f"a task is called '{taken}', which is the name of {what}; call it otherwise"
                 )
-        modes = {self.tasks[name].scoring or self.scoring.mode for name in self.meta_train}
+        forms = {self.scoring_of(name).answers for name in self.meta_train}
         together = [method for method in self.methods if method in META_TRAINED]
         if self.needs_warmup and not together:
             together = ["the pooled warm-up"]
-        if together and len(modes) > 1:
+        if together and len(forms) > 1:
             raise ValueError(
-                f"the meta-train tasks are scored in different modes ({', '.join(sorted(modes))}), but "
+                f"the answers of some meta-train tasks are letters, those of others texts (scoring), but "
                 f"{', '.join(together)} train on them together; give them one, or use trajectory.start: shared_random "
                 f"and leave {', '.join(('pooled', *META_TRAINED))} out of the methods"
             )
+        for name in (name for pool in pools for name in getattr(self, pool)):
+            source, scoring = self.tasks[name].source, self.scoring_of(name)
+            if (
+                isinstance(source, FileSource | HubSource)
+                and source.open_answers
+                and not scoring.is_open
+            ):
+                raise ValueError(
+                    f"the questions of {name} have no options, and scoring by mode '{scoring.mode}' needs some; set "
+                    f"tasks.{name}.scoring to {{mode: generate, extraction: number}}, or text, or a regular expression"
+                )
         self._check_policy()
         self._check_baselines()
         for method in self.methods:
@@ -1101,12 +1204,13 @@ class ProjectParameters(Parameters):
                 )
         if not self.baseline_methods:
             return
-        for name in (*self.meta_train, *self.meta_test):
-            if (self.tasks[name].scoring or self.scoring.mode) == "generate":
-                raise ValueError(
-                    f"the task {name} is scored in the mode 'generate', which says nothing of how likely an answer "
-                    f"is; the baselines need 'letter' or 'text' (scoring.mode, or tasks.{name}.scoring)"
-                )
+        every = (*self.meta_train, *self.development, *self.meta_test)
+        opened = next((name for name in every if self.scoring_of(name).is_open), None)
+        if "sentence_head" in self.methods and opened is not None:
+            raise ValueError(
+                f"sentence_head chooses among the answers of the support examples, and the answers of {opened} are "
+                f"open (scoring.extraction); leave one of them out"
+            )
         if not self.development and any(
             (self.tasks[name].splits or self.splits).validation < 1 for name in self.meta_train
         ):
@@ -1149,12 +1253,6 @@ class ProjectParameters(Parameters):
                 f"policy.folds is {self.policy.folds}; it is 0 or between 2 and {min(groups)}, the number of "
                 f"meta-train tasks that a policy learns from"
             )
-        for name in (*self.meta_train, *self.further_tasks, *self.meta_test):
-            if (self.tasks[name].scoring or self.scoring.mode) == "generate":
-                raise ValueError(
-                    f"the task {name} is scored in the mode 'generate', which says nothing of how likely an answer "
-                    f"is; strategies need 'letter' or 'text' (scoring.mode, or tasks.{name}.scoring)"
-                )
         if self.needs_policy and any(
             (self.tasks[name].splits or self.splits).validation < 1
             for name in (*self.meta_train, *self.further_tasks)

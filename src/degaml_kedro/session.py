@@ -231,10 +231,10 @@ class Session:
             held_out = _checked(held_out)
         seed = _whole(seed, "seed", "a whole number")
         # in the user's order, so that a message counts as the user does
-        prompt, mode = self._settings.prompt, self._settings.scoring.mode
+        prompt, scoring = self._settings.prompt, self._settings.scoring
         for some in (examples, held_out):
             if not isinstance(some, int):
-                encode_questions(self._base, some, prompt, mode)
+                encode_questions(self._base, some, prompt, scoring.answers, scoring.room)
         support, asked, warnings = _deal(examples, held_out, seed)
         parameters = self.trained.settings.policy
         search = (budget or Budget()).of(parameters.search)

@@ -530,14 +530,11 @@ def test_what_cannot_be_learned_from_is_refused():
         abmll.adapt(tiny_base(), learned, [], PLAIN, "text", parameters(), SETTING, 0)
 
 
-def test_other_methods_weights_and_generation_are_refused():
+def test_other_methods_weights_are_refused():
     plain = Learned("maml_en_llm", adapter(0))
     with pytest.raises(BaselineError, match=r"weights of maml_en_llm have no scale"):
         abmll.predict(tiny_base(), plain, examples(2), PLAIN, TEXT, 1, 0)
     learned = learned_of(adapter(0), 1e-3)
-    generate = ScoringParameters(mode="generate")
-    with pytest.raises(BaselineError, match=r"the mode 'generate' has none"):
-        abmll.predict(tiny_base(), learned, examples(2), PLAIN, generate, 1, 0)
     with pytest.raises(BaselineError, match=r"cannot average 0 samples"):
         abmll.predict(tiny_base(), learned, examples(2), PLAIN, TEXT, 0, 0)
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from degaml_kedro.baselines.icl import adapt, predict
-from degaml_kedro.baselines.learned import BaselineError
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import answer_sequences
 from degaml_kedro.llm.in_context import fitting, in_context_prompt, in_context_sequences
@@ -280,11 +279,6 @@ def test_demonstrations_are_computed_once_and_the_tokens_add_up(
     assert len(seen) == len(computed) - 1 > 1
     apart = sum(p.tokens for p in alone(base, support, asked, PLAIN, scoring))
     assert together < apart / 4
-
-
-def test_generating_is_refused() -> None:
-    with pytest.raises(BaselineError, match=r"cannot run with scoring\.mode 'generate'; use 'lett"):
-        predict(tiny_base(), [], [ROME], PLAIN, ScoringParameters(mode="generate"))
 
 
 def test_no_questions_no_answers() -> None:

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degaml_kedro.llm import scoring as scoring_module
+from degaml_kedro.llm import extraction
 from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.extraction import extract_option
 from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.llm.prompting import PromptError, answer_texts, encode_questions, render_prompt
-from degaml_kedro.llm.scoring import extract_option, score_examples
+from degaml_kedro.llm.scoring import score_examples
 from degaml_kedro.parameters import LoraParameters, PromptParameters, ScoringParameters
 from degaml_kedro.tasks.example import Example, make_example
 from tests.llm.helpers import merged_reference, random_adapter, tiny_base
@@ -149,35 +150,13 @@ def test_generation_is_greedy_and_independent_of_the_batch() -> None:
 
 def test_what_is_generated_but_names_no_option_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_base()
-    monkeypatch.setattr(scoring_module, "extract_option", lambda text, labels: None)
+    monkeypatch.setattr(extraction, "extract_option", lambda text, labels: None)
     scoring = ScoringParameters(mode="generate", max_new_tokens=2)
     (prediction,) = score_examples(
         base, [make_example("Q", ["a", "b"], 0)], PromptParameters(), scoring
     )
     assert prediction.predicted is None
     assert all(math.isinf(score) for score in prediction.option_scores)
-
-
-@pytest.mark.parametrize(
-    ("text", "labels", "expected"),
-    [
-        ("[B]", "ABCD", 1),
-        ("The answer is [ C ] since A is wrong", "ABCD", 2),
-        ("A. because", "ABCD", 0),
-        ("Answer: D", "ABCD", 3),
-        ("Apple", "ABCD", None),
-        ("", "ABCD", None),
-        ("[E]", "ABCD", None),
-        ("It's a cat, so B", "ABCD", 1),
-    ],
-)
-def test_options_are_read_off_generated_text(text: str, labels: str, expected: int | None) -> None:
-    assert extract_option(text, tuple(labels)) == expected
-
-
-def test_true_and_false_are_labels_too() -> None:
-    assert extract_option("[False]", ("True", "False")) == 1
-    assert extract_option("True, surely", ("True", "False")) == 0
 
 
 def test_progress_reaches_the_end_and_an_empty_list_is_fine() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
@@ -353,3 +354,10 @@ def test_files_beside_the_pair_are_not_opened(folder):
     (folder / "evil.pkl").write_bytes(b"\x80\x04\x95")
     (folder / "policy" / "adapter_model.bin").write_bytes(b"\x80\x04\x95")
     assert read_pair(folder).policy is not None
+
+
+def test_a_pair_compares_options():
+    with pytest.raises(
+        ValidationError, match="answers are written .* and here options are compared"
+    ):
+        tiny_settings(scoring={"mode": "generate"})

@@ -29,11 +29,13 @@ from degaml_kedro.pipelines.baselines.nodes import (
     choose_setting,
     predict_baseline,
     search_settings,
+    sum_predictions,
     union_warmup,
 )
 from degaml_kedro.pipelines.baselines.pipeline import create_pipeline
 from degaml_kedro.pipelines.checkpoints.pipeline import create_pipeline as create_checkpoints
 from degaml_kedro.pipelines.groups import folds, groups, search_group, warmup_groups
+from degaml_kedro.results.measures import PREDICTION_COLUMNS
 from degaml_kedro.tasks.example import make_example
 from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame
 from tests.llm.helpers import tiny_base
@@ -378,3 +380,28 @@ def test_what_reads_the_support_examples_keeps_no_weights_of_a_task(project):
         assert (f"{method}.learned" in inputs) == (method in META_TRAINED)
         assert ("params:generator.encoder" in inputs) == (method == "sentence_head")
         assert f"baselines.day_before.adapt_{method}" not in nodes
+
+
+def test_of_two_written_answers_the_likelier_is_taken():
+    none = -math.inf
+    rows = [
+        ([(-3.0, none), 0, "4"], [(none, -2.0), 1, "5"], 1, "5"),
+        ([(-1.0, none), 0, "4"], [(none, -2.0), 1, "5"], 0, "4"),
+        ([(none, none), None, "x"], [(none, -9.0), 1, "5"], 1, "5"),
+        ([(none, none), None, "x"], [(none, none), None, "y"], None, "x"),
+    ]
+    first, second = (
+        pd.DataFrame(
+            [
+                (i, 0, row[side][1], list(row[side][0]), row[side][2], 1.0, 3)
+                for i, row in enumerate(rows)
+            ],
+            columns=list(PREDICTION_COLUMNS),
+        ).astype({"predicted": "Int64"})
+        for side in (0, 1)
+    )
+    found = sum_predictions(first, second)
+    assert found["predicted"].tolist() == [pd.NA if r[2] is None else r[2] for r in rows]
+    assert found["text"].tolist() == [row[3] for row in rows]
+    assert found["tokens"].tolist() == [6] * 4
+    assert found.dtypes.equals(first.dtypes)

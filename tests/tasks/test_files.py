@@ -313,3 +313,31 @@ def test_real_benchmark_files_parse_whole(name):
             if example.labels != ("True", "False"):
                 listed = zip(example.labels, example.options, strict=True)
                 assert all(f"\n{label}: {option}" in example.prompt for label, option in listed)
+
+
+SUMS = [{"question": f"{n} and {n}?", "answer": f"It is {2 * n}."} for n in range(4)]
+
+
+@pytest.mark.parametrize(("name", "write"), WRITERS)
+def test_answers_without_options_are_one_closed_set_or_open(tmp_path, name, write):
+    path = write(tmp_path / name, SUMS)
+    closed, opened = (
+        load_files(source(path, open_answers=open_answers), "t")["all"]
+        for open_answers in (False, True)
+    )
+    assert {one.options for one in closed} == {tuple(row["answer"] for row in SUMS)}
+    assert [one.prompt for one in opened] == [row["question"] for row in SUMS]
+    assert [(one.response, one.options, one.labels) for one in opened] == [
+        (row["answer"], (row["answer"],), ()) for row in SUMS
+    ]
+
+
+def test_open_answers_may_be_many_and_contradict_each_other_nowhere(tmp_path):
+    rows = [{"question": f"{n} and {n}?", "answer": str(2 * n)} for n in range(40)]
+    path = write_jsonl(tmp_path / "f.jsonl", rows)
+    with pytest.raises(DegamlError, match="40 different answers"):
+        load_files(source(path), "t")
+    assert len(load_files(source(path, open_answers=True), "t")["all"]) == 40
+    write_jsonl(path, [*rows, {"question": "3 and 3?", "answer": "7"}])
+    with pytest.raises(DegamlError, match="the same question has the answer '6' in line 4"):
+        load_files(source(path, open_answers=True), "t")

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from huggingface_hub.utils._http import default_client_factory
 
+from degaml_kedro.llm.extraction import right_answer
 from degaml_kedro.parameters import FileSource, HubSource, TaskParameters
 from degaml_kedro.tasks.hub import MAPPINGS, HubError, boxed, load_hub
 
@@ -174,29 +175,29 @@ def test_mappings_fit_the_schemas_of_the_hub(mapping, tmp_path):
 
 
 def test_every_mapping_is_tested():
-    assert {*CASES, "gsm8k", "math"} == set(MAPPINGS)
+    assert {*CASES, "gsm8k", "gsm8k_options", "math", "math_options"} == set(MAPPINGS)
 
 
 def test_gsm8k_has_wrong_answers_of_its_own_numbers(tmp_path):
-    first, second = load_hub(source("gsm8k", to_parquet(tmp_path, GSM8K)), "t")["test"]
+    first, second = load_hub(source("gsm8k_options", to_parquet(tmp_path, GSM8K)), "t")["test"]
     assert first.question == GSM8K[0]["question"]
     assert (set(first.options), first.options[first.gold]) == (
         {"3000", "3600", "3", "1200"},
         "3000",
     )
     assert (len(second.options), second.options[second.gold]) == (4, "0.5")
-    assert [first, second] == MAPPINGS["gsm8k"](GSM8K)
-    assert [second, first] == MAPPINGS["gsm8k"](GSM8K[::-1])
+    assert [first, second] == MAPPINGS["gsm8k_options"](GSM8K)
+    assert [second, first] == MAPPINGS["gsm8k_options"](GSM8K[::-1])
 
 
 def test_gsm8k_answers_are_in_all_positions():
     rows = [{**GSM8K[0], "question": f"{n}: {GSM8K[0]['question']}"} for n in range(2000)]
-    golds = [example.gold for example in MAPPINGS["gsm8k"](rows)]
+    golds = [example.gold for example in MAPPINGS["gsm8k_options"](rows)]
     assert all(abs(golds.count(position) - 500) < 100 for position in range(4))
 
 
 def test_math_has_wrong_answers_of_the_same_subject_and_level():
-    examples = MAPPINGS["math"](MATH)
+    examples = MAPPINGS["math_options"](MATH)
     for row, example in zip(MATH, examples, strict=True):
         alike = {
             boxed(r["solution"])
@@ -207,12 +208,12 @@ def test_math_has_wrong_answers_of_the_same_subject_and_level():
         assert example.options[example.gold] == boxed(row["solution"])
         assert len(set(example.options)) == 4
         assert set(example.options) <= alike
-    assert MAPPINGS["math"](MATH) == examples
+    assert MAPPINGS["math_options"](MATH) == examples
 
 
 def test_math_goes_beyond_a_small_level():
     lonely = {**MATH[0], "type": "Precalculus", "problem": "Alone?", "solution": r"\boxed{8}"}
-    example = MAPPINGS["math"]([lonely, *MATH])[0]
+    example = MAPPINGS["math_options"]([lonely, *MATH])[0]
     assert example.options[example.gold] == "8"
     assert len(set(example.options)) == 4
 
@@ -294,7 +295,7 @@ def test_several_configurations_are_put_together(tmp_path):
         ({"splits": {"test": "test"}}, "no file for the split 'test'"),
         ({"local_path": "nowhere"}, "no local copy 'nowhere' of owner/name"),
         ({"mapping": "boolq"}, "split 'validation', row 0: there is no field 'answer'.*use the mapping that fits"),
-        ({"mapping": "math"}, "row 0: 'type' is missing; the mapping 'math' needs"),
+        ({"mapping": "math_options"}, "row 0: 'type' is missing; the mapping 'math_options' needs"),
     ],
 )  # fmt: skip
 def test_copies_that_do_not_fit(tmp_path, settings, message):
@@ -314,7 +315,7 @@ def test_copies_that_do_not_fit(tmp_path, settings, message):
         ("gsm8k", {"question": "?", "answer": "none"}, "no '#### number' line"),
         ("codemmlu", {**CODEMMLU[0], "choices": ["one"]}, r"has 1 option"),
         ("piqa", PIQA[1], "has no published answers; map 'test' to another split"),
-        ("math", MATH[0], "fewer than 4 different answers"),
+        ("math_options", MATH[0], "fewer than 4 different answers"),
     ],
 )
 def test_rows_that_do_not_fit(tmp_path, mapping, row, message):
@@ -427,6 +428,25 @@ def test_errors_of_the_hub_have_a_way_out(monkeypatch, error, message):
         load_hub(source("arc"), "t")
 
 
+def test_word_problems_are_open_and_their_answers_are_found():
+    scored = {name: task.scoring for name, task in declared().items()}
+    tom, half = MAPPINGS["gsm8k"](GSM8K)
+    assert (tom.prompt, tom.labels) == (GSM8K[0]["question"], ())
+    assert tom.options == (GSM8K[0]["answer"],)
+    assert [right_answer(one, scored["gsm8k"].extraction) for one in (tom, half)] == ["3000", "0.5"]
+    solutions = [
+        r"So it is $\boxed{\frac{1}{2^{x_{3}}}}$.",
+        r"First \boxed{7}, then $\fbox{(1,2)}$.",
+        r"It is $\boxed 5$",
+        "It is 5.",
+    ]
+    rows = [{"problem": f"{place}?", "solution": text} for place, text in enumerate(solutions)]
+    *examples, wrong = MAPPINGS["math"](rows)
+    found = [right_answer(one, scored["math"].extraction) for one in examples]
+    assert found == [r"\frac{1}{2^{x_{3}}}", "(1,2)", "5"]
+    assert "row 3: " in str(wrong)
+
+
 # --- configuration --------------------------------------------------------------------------------
 
 
@@ -440,7 +460,7 @@ def declared():
 
 def test_the_twelve_benchmarks_are_declared():
     tasks = declared()
-    assert len(tasks) == 12
+    assert len(tasks) == 15  # three of them with options and without
     assert isinstance(tasks.pop("jama").source, FileSource)
     assert {task.source.mapping for task in tasks.values()} == set(MAPPINGS)
     for task in tasks.values():

@@ -38,10 +38,10 @@ from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.parameters import (
     BaseModelParameters,
+    ComparedScoring,
     EncoderParameters,
     Parameters,
     PromptParameters,
-    ScoringParameters,
 )
 from degaml_kedro.strategies.state import (
     AdaptedState,
@@ -73,7 +73,7 @@ class AnswerSettings(Parameters):
 
     model: BaseModelParameters
     prompt: PromptParameters
-    scoring: ScoringParameters
+    scoring: ComparedScoring
     encoder: EncoderParameters
 
 

@@ -42,12 +42,21 @@ from degaml_kedro.llm.finetune import (
     answer_loss_under,
     answer_sequences,
 )
-from degaml_kedro.llm.scoring import Prediction, compare_options, predictions_of
+from degaml_kedro.llm.generation import Writing, distinct, group_answers, write_texts
+from degaml_kedro.llm.lora import ActiveLora, active_lora
+from degaml_kedro.llm.prompting import encode_questions, without_options
+from degaml_kedro.llm.scoring import (
+    Prediction,
+    WrittenAnswer,
+    compare_options,
+    graded,
+    predictions_of,
+)
 from degaml_kedro.parameters import (
     AbmllParameters,
     AdaptationSetting,
+    AnswerForm,
     PromptParameters,
-    ScoringMode,
     ScoringParameters,
 )
 from degaml_kedro.seeds import derive_seed
@@ -432,7 +441,7 @@ def fit(
     base: BaseModel,
     tasks: Sequence[TaskExamples],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     parameters: AbmllParameters,
     start: Adapter,
     seed: int,
@@ -552,7 +561,7 @@ def adapt(
     learned: Learned,
     support: Sequence[Example],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     parameters: AbmllParameters,
     setting: AdaptationSetting,
     seed: int,
@@ -615,6 +624,9 @@ def predict(
 ) -> list[Prediction]:
     """Answers by the average over weights: p(option) = 1/S Σ_s softmax(option scores under W_s).
 
+    Where answers are generated, the options are the answers that all samples write, and a sample's scores of them its
+    likelihoods of these texts.
+
     Args:
         base: the frozen model.
         posterior: what :func:`adapt` returned, or :func:`fit`.
@@ -629,13 +641,8 @@ def predict(
         One prediction an example, in order; ``option_scores`` are log p(option).
 
     Raises:
-        BaselineError: ``posterior`` is no distribution, there are no samples, or the mode is ``generate``.
+        BaselineError: ``posterior`` is no distribution, or there are no samples.
     """
-    if scoring.mode == "generate":
-        raise BaselineError(
-            "abmll averages the probabilities of options, and the mode 'generate' has none; set scoring.mode to "
-            "'letter' or 'text'"
-        )
     if samples < 1:
         raise BaselineError(f"abmll cannot average {samples} samples; set baselines.abmll.samples")
     family = _family_of(posterior)
@@ -643,27 +650,68 @@ def predict(
         return []
     layers = family.pairs(family.flat(posterior).to(base.device))
     mean = {name: (layer.mean_a, layer.mean_b) for name, layer in layers.items()}
-    found: list[list[list[float]]] = []
     tokens = [0] * len(examples)
-    for sample in range(samples):
 
-        def tell(done: int, of: int, before: int = sample * len(examples)) -> None:
-            if progress is not None:
-                progress(before + done, of * samples)
+    def told(sample: int) -> Progress | None:
+        if progress is None:
+            return None
+        return lambda done, of: progress(sample * len(examples) + done, of * samples)
 
-        own = derive_seed(seed, METHOD, "sample", str(sample))
-        weights, _ = _draw(base, layers, family.scale, own, slopes=False)
-        active = base.activate_weights(weights, mean, family.config.scale)
-        compared = compare_options(base, examples, prompt, scoring, progress=tell, active=active)
-        found.append([_log_softmax(row) for row in compared.scores[0]])
+    def each_sample() -> Iterator[tuple[int, ActiveLora]]:
+        for sample in range(samples):
+            own = derive_seed(seed, METHOD, "sample", str(sample))
+            weights, _ = _draw(base, layers, family.scale, own, slopes=False)
+            active = base.activate_weights(weights, mean, family.config.scale)
+            del weights
+            yield sample, active
+            # before the next sample is drawn: two are twice the model
+            del active
+
+    written: list[list[Writing]] | None = None
+    if scoring.mode == "generate":
+        encoded = encode_questions(
+            base, without_options(examples), prompt, scoring.answers, scoring.room
+        )
+        every = []
+        for sample, active in each_sample():
+            with active_lora(active):
+                every.append(write_texts(base, encoded, prompt, scoring, progress=told(sample)))
+            del active
+        written = [distinct(some) for some in zip(*every, strict=True)]
+        tokens = [sum(one.tokens for one in some) for some in zip(*every, strict=True)]
+    found: list[list[Sequence[float]]] = []
+    for sample, active in each_sample():
+        compared = compare_options(
+            base,
+            examples,
+            prompt,
+            scoring,
+            progress=None if written else told(sample),
+            active=active,
+            written=written,
+        )
+        found.append([row if written else _log_softmax(row) for row in compared.scores[0]])
         tokens = [one + other for one, other in zip(tokens, compared.tokens, strict=True)]
-        # before the next sample is drawn: two are twice the model
-        del weights, active
-    scores = [
-        (torch.tensor(rows, dtype=torch.float64).logsumexp(dim=0) - math.log(samples)).tolist()
-        for rows in zip(*found, strict=True)
-    ]
+        del active
+    if written:
+        answers = []
+        for place, (example, count) in enumerate(zip(examples, tokens, strict=True)):
+            groups, rows = group_answers(
+                written[place], [of_sample[place] for of_sample in found], example, scoring
+            )
+            means = _mean_probability(rows)
+            best = max(range(len(means)), key=means.__getitem__)
+            answers.append(WrittenAnswer(written[place][groups[best][0]].text, means[best], count))
+        return graded(examples, answers, scoring)
+    scores = [_mean_probability(rows) for rows in zip(*found, strict=True)]
     return predictions_of(examples, scores, tokens, prompt, scoring)
+
+
+def _mean_probability(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Log of the mean over rows of probabilities, from their logs."""
+    logs = torch.tensor(rows, dtype=torch.float64)
+    means: list[float] = (logs.logsumexp(dim=0) - math.log(len(rows))).tolist()
+    return means
 
 
 def _log_softmax(row: Sequence[float]) -> list[float]:

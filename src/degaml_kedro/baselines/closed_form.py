@@ -13,7 +13,7 @@ from degaml_kedro.baselines.learned import BaselineError, Learned
 from degaml_kedro.llm.associative import write_adapter
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import answer_sequences
-from degaml_kedro.parameters import ClosedFormSetting, PromptParameters, ScoringMode
+from degaml_kedro.parameters import AnswerForm, ClosedFormSetting, PromptParameters
 from degaml_kedro.tasks.example import Example
 
 METHOD = "closed_form"
@@ -24,7 +24,7 @@ def adapt(
     shape: AdapterConfig,
     support: Sequence[Example],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     setting: ClosedFormSetting,
 ) -> Learned:
     """Write an adapter from the support examples.

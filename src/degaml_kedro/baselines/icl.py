@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from degaml_kedro.baselines.learned import BaselineError, Progress
+from degaml_kedro.baselines.learned import Progress
 from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.generation import write_texts
 from degaml_kedro.llm.in_context import (
     PrefixMemory,
     compare_in_context,
@@ -18,7 +19,8 @@ from degaml_kedro.llm.in_context import (
     fitting,
     shuffled,
 )
-from degaml_kedro.llm.scoring import Prediction, predictions_of
+from degaml_kedro.llm.prompting import without_options
+from degaml_kedro.llm.scoring import Prediction, graded, predictions_of, written_answers
 from degaml_kedro.parameters import InContextSetting, PromptParameters, ScoringParameters
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example, Question
@@ -52,24 +54,21 @@ def predict(
         demonstrations: what :func:`adapt` chose.
         examples: what to ask; their answers are only compared with in the end.
         prompt: how examples become text.
-        scoring: ``letter`` or ``text``, normalization and batch size in tokens.
+        scoring: how answers are scored.
         progress: called with (examples done, examples in all) after every batch.
 
     Returns:
         One prediction an example, in order. ``tokens`` is what no other example needed, and a share of the rest.
 
     Raises:
-        BaselineError: the mode is ``generate``.
         PromptError: an example alone is longer than the model's context.
     """
-    if scoring.mode == "generate":
-        raise BaselineError(
-            "icl compares the options' likelihoods and cannot run with scoring.mode 'generate'; "
-            "use 'letter' or 'text', or leave icl out of the methods"
-        )
+    generated = scoring.mode == "generate"
     questions = [Question.of(example) for example in examples]
-    wanted = len(demonstrations)
-    count = fitting(base, demonstrations, questions, prompt, scoring.mode, wanted)
+    if generated:
+        questions = without_options(questions)
+    wanted, form, room = len(demonstrations), scoring.answers, scoring.room
+    count = fitting(base, demonstrations, questions, prompt, form, wanted, room)
     if count < wanted:
         logger.info(
             "%d of %d demonstrations fit in the %d tokens of %s in front of the longest question",
@@ -79,6 +78,11 @@ def predict(
             base.name,
         )
     shown = [demonstrations[:count]] * len(questions)
-    asked = encode_in_context(base, questions, shown, prompt, scoring.mode, shared=True)
+    asked = encode_in_context(base, questions, shown, prompt, form, shared=True, room=room)
+    if generated:
+        written = write_texts(base, asked.encoded, prompt, scoring, progress=progress)
+        asked = asked.answered([[one] for one in written])
+        compared = compare_in_context(base, asked, prompt, scoring, PrefixMemory())
+        return graded(examples, written_answers(written, compared), scoring)
     found = compare_in_context(base, asked, prompt, scoring, PrefixMemory(), progress=progress)
     return predictions_of(examples, found.scores[0], found.tokens, prompt, scoring)

@@ -38,9 +38,9 @@ from degaml_kedro.llm.in_context import in_context_sequences
 from degaml_kedro.llm.second_order import differentiable_answer_loss
 from degaml_kedro.parameters import (
     AdaptationSetting,
+    AnswerForm,
     MamlParameters,
     PromptParameters,
-    ScoringMode,
 )
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example
@@ -190,7 +190,7 @@ def fit(
     base: BaseModel,
     tasks: Sequence[TaskExamples],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     parameters: MamlParameters,
     start: Adapter,
     seed: int,
@@ -298,7 +298,7 @@ def adapt(
     learned: Learned,
     support: Sequence[Example],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     parameters: MamlParameters,
     setting: AdaptationSetting,
     seed: int,
@@ -370,7 +370,7 @@ def _stored_moments(learned: Learned, base: BaseModel) -> Moments:
 
 
 def _sequences(
-    base: BaseModel, episode: Episode, prompt: PromptParameters, mode: ScoringMode
+    base: BaseModel, episode: Episode, prompt: PromptParameters, mode: AnswerForm
 ) -> tuple[list[AnswerSequence], list[AnswerSequence]]:
     """Support and query as the model reads them."""
     examples = (*episode.support, *episode.query)

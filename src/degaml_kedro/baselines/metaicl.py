@@ -28,16 +28,16 @@ from degaml_kedro.llm.in_context import fitting, in_context_sequences
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.scoring import Prediction
 from degaml_kedro.parameters import (
+    AnswerForm,
     InContextSetting,
     MetaIclParameters,
     Phase,
     PromptParameters,
-    ScoringMode,
     ScoringParameters,
     TrainingParameters,
 )
 from degaml_kedro.seeds import derive_seed
-from degaml_kedro.tasks.example import Example, Question
+from degaml_kedro.tasks.example import Example
 
 METHOD = "metaicl"
 
@@ -59,7 +59,7 @@ def fit(
     base: BaseModel,
     tasks: Sequence[TaskExamples],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     parameters: MetaIclParameters,
     start: Adapter,
     seed: int,
@@ -155,7 +155,7 @@ def predict(
         demonstrated: what :func:`adapt` returned.
         examples: what to ask; their answers are only compared with in the end.
         prompt: how examples become text.
-        scoring: ``letter`` or ``text``, normalization and batch size in tokens.
+        scoring: how answers are scored.
         progress: called with (examples done, examples in all) after every batch.
     """
     with active_lora(base.activate_adapter(demonstrated.adapter)):
@@ -173,13 +173,12 @@ def _sequences(
     episode: Episode,
     shots: int,
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     most: int,
 ) -> list[AnswerSequence]:
     """An episode's queries behind its demonstrations, in at most so many tokens where one of each fits in them."""
     query = episode.query
-    asked = [Question.of(example) for example in query]
-    shots = fitting(base, episode.support, asked, prompt, mode, shots)
+    shots = fitting(base, episode.support, query, prompt, mode, shots)
     while True:
         shown = [episode.support[:shots]] * len(query)
         sequences = in_context_sequences(base, query, shown, prompt, mode)

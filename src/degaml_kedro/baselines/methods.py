@@ -24,6 +24,7 @@ from degaml_kedro.parameters import (
     READ_SUPPORT,
     AbmllParameters,
     AdaptationSetting,
+    AnswerForm,
     BaselinesParameters,
     ClosedFormSetting,
     InContextSetting,
@@ -31,7 +32,6 @@ from degaml_kedro.parameters import (
     MetaIclParameters,
     PromptParameters,
     RegressionSetting,
-    ScoringMode,
     ScoringParameters,
 )
 from degaml_kedro.tasks.example import Example
@@ -72,7 +72,7 @@ def fit(
     base: BaseModel,
     tasks: Sequence[TaskExamples],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     parameters: BaselinesParameters,
     start: Adapter,
     seed: int,
@@ -113,7 +113,7 @@ def adapt(
     learned: Learned | None,
     support: Sequence[Example],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     parameters: BaselinesParameters,
     setting: Setting,
     seed: int,

@@ -12,7 +12,7 @@ from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.learned import Learned
 from degaml_kedro.baselines.support import train_on_support
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.parameters import AdaptationSetting, PromptParameters, ScoringMode
+from degaml_kedro.parameters import AdaptationSetting, AnswerForm, PromptParameters
 from degaml_kedro.tasks.example import Example
 
 
@@ -21,7 +21,7 @@ def adapt(
     start: Adapter,
     support: Sequence[Example],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     setting: AdaptationSetting,
     seed: int,
 ) -> Learned:

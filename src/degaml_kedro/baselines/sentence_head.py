@@ -54,6 +54,11 @@ def adapt(embed: Embed, support: Sequence[Example], setting: RegressionSetting) 
         raise BaselineError(
             "sentence_head has no support examples to learn from; set splits.support"
         )
+    if not all(example.labels for example in support):
+        raise BaselineError(
+            "sentence_head chooses among answers that it has seen, and these questions have open answers; leave it out "
+            "of the methods"
+        )
     answers = [example.options[example.gold] for example in support]
     return Classifier(SentenceHead.fit(_embedded(embed, support), answers, setting.c), embed)
 

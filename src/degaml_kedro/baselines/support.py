@@ -11,9 +11,9 @@ from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import AnswerSequence, batch_indices, fine_tune
 from degaml_kedro.parameters import (
     AdaptationSetting,
+    AnswerForm,
     Phase,
     PromptParameters,
-    ScoringMode,
     TrainingParameters,
 )
 from degaml_kedro.tasks.example import Example
@@ -49,7 +49,7 @@ def train_on_support(
     start: Adapter,
     support: Sequence[Example],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     setting: AdaptationSetting,
     seed: int,
 ) -> Learned:

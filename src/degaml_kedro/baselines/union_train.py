@@ -21,8 +21,8 @@ from degaml_kedro.llm.finetune import (
 from degaml_kedro.llm.in_context import in_context_sequences
 from degaml_kedro.parameters import (
     AdaptationSetting,
+    AnswerForm,
     PromptParameters,
-    ScoringMode,
     TrainingParameters,
     WarmupParameters,
 )
@@ -49,7 +49,7 @@ def fit(
     base: BaseModel,
     pools: Sequence[Sequence[Example]],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     training: TrainingParameters,
     start: Adapter,
     seed: int,
@@ -117,7 +117,7 @@ def fit_on_episodes(
     base: BaseModel,
     draw: Draw,
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     training: WarmupParameters,
     start: Adapter,
     seed: int,
@@ -163,7 +163,7 @@ def adapt(
     learned: Learned,
     support: Sequence[Example],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     setting: AdaptationSetting,
     seed: int,
 ) -> Learned:

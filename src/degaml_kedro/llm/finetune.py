@@ -24,12 +24,12 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.lora import ActiveLora, active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
-from degaml_kedro.llm.prompting import encode_questions
+from degaml_kedro.llm.prompting import closing_tokens, encode_questions
 from degaml_kedro.llm.trie import TokenTrie
 from degaml_kedro.parameters import (
+    AnswerForm,
     LoraParameters,
     PromptParameters,
-    ScoringMode,
     TrainingParameters,
 )
 from degaml_kedro.tasks.example import Example
@@ -148,7 +148,7 @@ class AnswerSequence:
 
 
 def answer_sequences(
-    base: BaseModel, examples: Sequence[Example], prompt: PromptParameters, mode: ScoringMode
+    base: BaseModel, examples: Sequence[Example], prompt: PromptParameters, mode: AnswerForm
 ) -> list[AnswerSequence]:
     """Examples as sequences to train on.
 
@@ -161,15 +161,11 @@ def answer_sequences(
     Raises:
         PromptError: an example is longer than the model's context.
     """
-    end = base.tokenizer.eos_token_id
     sequences = []
     for example, encoded in zip(
         examples, encode_questions(base, examples, prompt, mode), strict=True
     ):
-        answer = encoded.answers[example.gold]
-        if prompt.format == "chat" and end is not None:
-            # a chat turn is closed by the end token, which is part of what the model must learn to write
-            answer = (*answer, end)
+        answer = encoded.answers[example.gold] + closing_tokens(base, example, prompt)
         sequences.append(AnswerSequence(encoded.prompt + answer, len(answer)))
     return sequences
 
@@ -266,7 +262,7 @@ def fine_tune(
     base: BaseModel,
     examples: Sequence[Example],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     training: TrainingParameters,
     start: Adapter,
     seed: int,

@@ -10,6 +10,7 @@ Shapes: T tokens in a pack, R rows, L longest row, C hidden width, V vocabulary.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,40 @@ def hidden_by_rows(model: Any, pack: Pack) -> Tensor:
     return output.last_hidden_state[rows.row, rows.place]  # type: ignore[no-any-return]
 
 
+class _Steered(nn.Module):
+    """A decoder whose final hidden states have a vector added, one for each row of the batch.
+
+    Args:
+        decoder: of the model.
+        vectors: float32 [R, C].
+    """
+
+    def __init__(self, decoder: nn.Module, vectors: Tensor) -> None:
+        super().__init__()
+        # no child of this module, so that nobody moves or copies it
+        object.__setattr__(self, "decoder", decoder)
+        self.vectors = vectors[:, None]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["decoder"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.decoder(*args, **kwargs)
+        hidden = output.last_hidden_state
+        output.last_hidden_state = (hidden.float() + self.vectors).to(hidden.dtype)
+        return output
+
+
+def steered(model: Any, vectors: Tensor) -> Any:
+    """The model with a vector added to its final hidden states, for generation.
+
+    Args:
+        model: the causal language model; it is not changed, and shares all weights.
+        vectors: float32 [R, C], one for each row of the batch.
+    """
+    return _with_decoder(model, lambda decoder: _Steered(decoder, vectors))
+
+
 class _Given:
     """What a decoder returned, for a model that goes on from there."""
 
@@ -116,7 +151,12 @@ def readout(model: Any) -> Any:
     Args:
         model: the causal language model; it is not changed, and its head is not copied.
     """
-    head = copy.copy(model)
+    return _with_decoder(model, _NoDecoder)
+
+
+def _with_decoder(model: Any, made: Callable[[nn.Module], nn.Module]) -> Any:
+    """A copy of the model alone, with another decoder made from its own."""
+    other = copy.copy(model)
     decoder = model._modules[model.base_model_prefix]
-    head._modules = {**model._modules, model.base_model_prefix: _NoDecoder(decoder)}
-    return head
+    other._modules = {**model._modules, model.base_model_prefix: made(decoder)}
+    return other

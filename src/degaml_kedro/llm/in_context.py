@@ -13,17 +13,20 @@ tokenized whole, so that scores are those of every whole prompt by itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
 
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import AnswerSequence
-from degaml_kedro.llm.packing import Prefix, pack_trees
+from degaml_kedro.llm.generation import Steer, Writing
+from degaml_kedro.llm.packing import Prefix, batches_by_length, pack_trees
 from degaml_kedro.llm.prompting import (
     EncodedQuestion,
     answer_texts,
+    check_options,
+    closing_tokens,
     common_start,
     encode_texts,
     question_text,
@@ -33,14 +36,14 @@ from degaml_kedro.llm.prompting import (
 )
 from degaml_kedro.llm.scoring import (
     OptionScores,
-    Progress,
-    Steer,
+    added,
     answer_log_probabilities,
-    batches_by_length,
     normalized_scores,
     question_tree,
+    with_written,
 )
-from degaml_kedro.parameters import PromptParameters, ScoringMode, ScoringParameters
+from degaml_kedro.parameters import AnswerForm, PromptParameters, ScoringParameters
+from degaml_kedro.progress import Progress
 from degaml_kedro.tasks.example import Example, Question
 
 # what a text may gain or lose in tokens where another one stands in front of it
@@ -64,10 +67,11 @@ def shuffled(examples: Sequence[Example], seed: int) -> tuple[Example, ...]:
 def fitting(
     base: BaseModel,
     demonstrations: Sequence[Example],
-    questions: Sequence[Question],
+    questions: Sequence[Question | Example],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     shots: int,
+    room: int = 0,
 ) -> int:
     """How many demonstrations, from the first on, fit in front of every question with any of its answers.
 
@@ -78,6 +82,7 @@ def fitting(
         prompt: how examples become text.
         mode: what answers are.
         shots: how many are wanted.
+        room: tokens that are kept free behind every question.
 
     Returns:
         0 to ``shots``; also 0 where a question alone is too long, which scoring refuses by name.
@@ -88,12 +93,12 @@ def fitting(
     wanted = min(shots, len(demonstrations))
     if not questions or wanted == 0:
         return wanted
-    alone = _longest(base, questions, (), prompt, mode)
+    alone = _longest(base, questions, (), prompt, mode, room)
     # the same stands in front of all, so only those that are longest alone can be longest
     asked = [q for q, n in zip(questions, alone, strict=True) if n + _SEAM >= max(alone)]
 
     def fits(count: int) -> bool:
-        lengths = _longest(base, asked, demonstrations[:count], prompt, mode)
+        lengths = _longest(base, asked, demonstrations[:count], prompt, mode, room)
         return max(lengths) <= base.context_length
 
     if fits(wanted):
@@ -107,10 +112,10 @@ def fitting(
 
 def in_context_prompt(
     base: BaseModel,
-    question: Question,
+    question: Question | Example,
     demonstrations: Sequence[Example],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
 ) -> str:
     """Demonstrations with their answers, then the question: text that the model's answer continues.
 
@@ -137,7 +142,7 @@ def in_context_sequences(
     examples: Sequence[Example],
     demonstrations: Sequence[Sequence[Example]],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
 ) -> list[AnswerSequence]:
     """Examples to train on, each behind demonstrations of its own; the loss is on the example's answer alone.
 
@@ -151,13 +156,9 @@ def in_context_sequences(
     Raises:
         PromptError: an example with its demonstrations is longer than the model's context.
     """
-    questions = [Question.of(example) for example in examples]
-    encoded = _encoded(base, questions, demonstrations, prompt, mode)
-    end = base.tokenizer.eos_token_id
-    # as in answer_sequences: the end token closes a chat turn and is part of what the model must learn to write
-    closing = (end,) if prompt.format == "chat" and end is not None else ()
+    encoded = _encoded(base, examples, demonstrations, prompt, mode)
     answers = [
-        question.answers[example.gold] + closing
+        question.answers[example.gold] + closing_tokens(base, example, prompt)
         for question, example in zip(encoded, examples, strict=True)
     ]
     return [
@@ -175,12 +176,18 @@ class QuestionsInContext:
         encoded: the same in tokens; a prompt begins with the demonstrations.
         own: where each question's own tokens begin in its prompt.
         head: tokens of the demonstrations that all questions share, but for those left out; empty where there are none.
+        written: by question, texts that are scored in place of options; None for the options.
     """
 
     questions: Sequence[Question]
     encoded: list[EncodedQuestion]
     own: list[int]
     head: tuple[int, ...]
+    written: Sequence[Sequence[Writing]] | None = None
+
+    def answered(self, written: Sequence[Sequence[Writing]]) -> QuestionsInContext:
+        """The same with texts in place of options."""
+        return replace(self, encoded=with_written(self.encoded, written), written=written)
 
 
 class PrefixMemory:
@@ -219,8 +226,9 @@ def encode_in_context(
     questions: Sequence[Question],
     demonstrations: Sequence[Sequence[Example]],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     shared: bool,
+    room: int = 0,
 ) -> QuestionsInContext:
     """Questions behind their demonstrations, tokenized as the whole texts that they are.
 
@@ -231,11 +239,12 @@ def encode_in_context(
         prompt: how an example becomes text.
         mode: what an answer is.
         shared: all questions have the same demonstrations, or as many of them, from the first on, as fit.
+        room: tokens that are kept free behind every question.
 
     Raises:
         PromptError: a prompt with its answer is longer than the model's context.
     """
-    encoded = _encoded(base, questions, demonstrations, prompt, mode)
+    encoded = _encoded(base, questions, demonstrations, prompt, mode, room)
     if not questions:
         return QuestionsInContext(questions, encoded, [], ())
     texts = [render_prompt(question, prompt, base) for question in questions]
@@ -276,6 +285,12 @@ def compare_in_context(
     """
     if not asked.questions:
         return OptionScores([[]], [])
+    if asked.written is None:
+        check_options(asked.questions)
+        texts = [answer_texts(one, scoring.answers, prompt) for one in asked.questions]
+    else:
+        texts = [tuple(one.text for one in some) for some in asked.written]
+    few_columns = scoring.normalization == "none" and asked.written is None
     prefix, fresh = memory.read(base, asked.head) if asked.head else (None, 0)
     limit = scoring.batch_tokens
     behind = [0] * len(asked.encoded)
@@ -306,14 +321,10 @@ def compare_in_context(
         with torch.inference_mode():
             hidden = base.hidden_states(pack)[[row for part in rows for row in part]]
             if steer is not None:
-                hidden = steer(hidden, starts, tails)
-            sums = answer_log_probabilities(
-                hidden, base, starts, tails, few_columns=scoring.normalization == "none"
-            )
+                hidden = added(hidden, starts, steer(hidden, starts, tails))
+            sums = answer_log_probabilities(hidden, base, starts, tails, few_columns)
         for i, totals in zip(batch, sums, strict=True):
-            scores[i] = normalized_scores(
-                totals, asked.questions[i], asked.encoded[i], prompt, scoring
-            )
+            scores[i] = normalized_scores(totals, texts[i], asked.encoded[i], scoring)
         done += len(batch)
         if progress is not None:
             progress(done, len(trees))
@@ -324,10 +335,10 @@ def compare_in_context(
 
 def _text(
     base: BaseModel,
-    question: Question,
+    question: Question | Example,
     demonstrations: Sequence[Example],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
 ) -> str:
     answers = [answer_texts(shown, mode, prompt)[shown.gold] for shown in demonstrations]
     solved = list(zip(demonstrations, answers, strict=True))
@@ -344,35 +355,37 @@ def _text(
 
 def _encoded(
     base: BaseModel,
-    questions: Sequence[Question],
+    questions: Sequence[Question | Example],
     demonstrations: Sequence[Sequence[Example]],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
+    room: int = 0,
 ) -> list[EncodedQuestion]:
     """Tokens of questions behind their demonstrations, tokenized as the whole texts that they are."""
     texts = [
         in_context_prompt(base, question, shown, prompt, mode)
         for question, shown in zip(questions, demonstrations, strict=True)
     ]
-    return encode_texts(base, questions, texts, prompt, mode)
+    return encode_texts(base, questions, texts, prompt, mode, room)
 
 
 def _longest(
     base: BaseModel,
-    questions: Sequence[Question],
+    questions: Sequence[Question | Example],
     demonstrations: Sequence[Example],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
+    room: int,
 ) -> list[int]:
-    """Tokens of every question behind the demonstrations, with the longest of its answers."""
+    """Tokens of every question behind the demonstrations, with the longest of its answers or the room kept for one."""
     texts = []
     for question in questions:
         # with all of them, whichever the question leaves out: others do not
         text = _text(base, question, demonstrations, prompt, mode)
-        texts.append([text + answer for answer in answer_texts(question, mode, prompt)])
+        texts.append([text + answer for answer in answer_texts(question, mode, prompt)] or [text])
     whole = [text for options in texts for text in options]
     lengths = iter(len(row) for row in token_ids(base, whole, prompt))
-    return [max(next(lengths) for _ in options) for options in texts]
+    return [max(next(lengths) for _ in options) + room for options in texts]
 
 
 def _own_start(whole: Sequence[int], alone: Sequence[int]) -> int:

@@ -241,3 +241,18 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
 
 AttentionInterface.register(ATTENTION_NAME, _packed_attention)
 AttentionMaskInterface.register(ATTENTION_NAME, _mask)
+
+
+def batches_by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, longest first, so that the first batch shows the peak memory."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batch: list[int] = []
+    total = 0
+    for index in order:
+        if batch and total + lengths[index] > tokens:
+            yield batch
+            batch, total = [], 0
+        batch.append(index)
+        total += lengths[index]
+    if batch:
+        yield batch

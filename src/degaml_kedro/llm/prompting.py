@@ -8,8 +8,8 @@ from typing import Literal
 
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.parameters import PromptParameters, ScoringMode
-from degaml_kedro.tasks.example import Example, Question, split_prompt
+from degaml_kedro.parameters import AnswerForm, PromptParameters
+from degaml_kedro.tasks.example import Example, Question, shorten, split_prompt
 
 
 class PromptError(DegamlError):
@@ -22,7 +22,7 @@ class EncodedQuestion:
 
     Attributes:
         prompt: the prompt's tokens.
-        answers: tokens of every option's answer, continuing the prompt.
+        answers: tokens of every option's answer, continuing the prompt; none where it is written, not chosen.
     """
 
     prompt: tuple[int, ...]
@@ -33,7 +33,7 @@ def question_text(
     example: Example | Question, options: Literal["lines", "inline", "hidden"]
 ) -> str:
     """The question, with its options as the ``A: …`` lines it has, in one line, or not at all."""
-    if options == "lines":
+    if options == "lines" or not example.labels:
         return example.prompt
     stem, found = split_prompt(example.prompt)
     # an example without option lines (true or false) has nothing to list in another way
@@ -85,20 +85,86 @@ def render_chat(messages: Sequence[Mapping[str, str]], base: BaseModel) -> str:
 
 
 def answer_texts(
-    example: Example | Question, mode: ScoringMode, prompt: PromptParameters
+    example: Example | Question, mode: AnswerForm, prompt: PromptParameters
 ) -> tuple[str, ...]:
-    """What the model may answer, one string an option: the option's text, or its label in brackets."""
+    """What the model may answer, one string an option: the option's text, or its label in brackets.
+
+    Raises:
+        PromptError: a letter is asked for, and the example has no options.
+    """
     space = " " if prompt.format == "plain" else ""
+    if not example.options:
+        return ()
+    if mode == "letter" and not example.labels:
+        raise PromptError(_no_options(example))
     if mode == "text":
         return tuple(f"{space}{option}" for option in example.options)
     return tuple(f"{space}[{label}]" for label in example.labels)
 
 
+def check_options(questions: Sequence[Question | Example]) -> None:
+    """Refuse open questions where options are compared.
+
+    Raises:
+        PromptError: there is one.
+    """
+    for one in questions:
+        if not one.labels:
+            raise PromptError(_no_options(one))
+
+
+def _no_options(example: Example | Question) -> str:
+    return (
+        f"the question {shorten(example.prompt)} has no options that could be compared; its answer has to be written: "
+        f"set the task's scoring to {{mode: generate, extraction: text}}, or number, or a regular expression"
+    )
+
+
+def without_options(questions: Sequence[Question | Example]) -> list[Question]:
+    """Questions whose answers are written: nothing is to be chosen, whatever options their prompts list."""
+    return [Question(one.prompt, one.system, (), one.labels) for one in questions]
+
+
+def end_token(base: BaseModel, prompt: PromptParameters) -> int | None:
+    """The token that ends an answer: the one that the chat template ends a turn with, else the tokenizer's own.
+
+    Args:
+        base: for its tokenizer and chat template.
+        prompt: the format.
+    """
+    tokenizer, mark = base.tokenizer, "answer"
+    if prompt.format == "chat" and tokenizer.chat_template is not None:
+        turns = [{"role": role, "content": mark} for role in ("user", "assistant")]
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        behind = tokenizer(text.rpartition(mark)[2].lstrip(), add_special_tokens=False).input_ids
+        if behind and behind[0] in tokenizer.all_special_ids:
+            return int(behind[0])
+    return None if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
+
+
+def closing_tokens(
+    base: BaseModel, example: Example | Question, prompt: PromptParameters
+) -> tuple[int, ...]:
+    """The end token where it is a part of the answer, which the model must learn to write.
+
+    It closes a chat turn, and an open answer: nothing else says where that ends.
+
+    Args:
+        base: for its tokenizer.
+        example: whose answer it is.
+        prompt: how an example becomes text.
+    """
+    end = base.tokenizer.eos_token_id
+    closed = prompt.format == "chat" or not example.labels
+    return (end,) if closed and end is not None else ()
+
+
 def encode_questions(
     base: BaseModel,
-    examples: Sequence[Example] | Sequence[Question],
+    examples: Sequence[Question | Example],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
+    room: int = 0,
 ) -> list[EncodedQuestion]:
     """Tokenize questions with all their possible answers.
 
@@ -110,20 +176,22 @@ def encode_questions(
         examples: what to encode.
         prompt: how examples become text.
         mode: what the answers are.
+        room: tokens that are kept free behind every prompt.
 
     Raises:
         PromptError: an example is longer than the model's context.
     """
     texts = [render_prompt(example, prompt, base) for example in examples]
-    return encode_texts(base, examples, texts, prompt, mode)
+    return encode_texts(base, examples, texts, prompt, mode, room)
 
 
 def encode_texts(
     base: BaseModel,
-    examples: Sequence[Example] | Sequence[Question],
+    examples: Sequence[Question | Example],
     prompts: Sequence[str],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
+    room: int = 0,
 ) -> list[EncodedQuestion]:
     """Tokenize questions whose prompts are written already, with all their possible answers.
 
@@ -133,6 +201,7 @@ def encode_texts(
         prompts: what stands in front of the answers, one text an example.
         prompt: how answers become text.
         mode: what the answers are.
+        room: tokens that are kept free behind every prompt.
 
     Raises:
         PromptError: a prompt with its answer is longer than the model's context.
@@ -149,9 +218,9 @@ def encode_texts(
     for index, (ids, options) in enumerate(zip(prompt_ids, answers, strict=True)):
         every = [next(whole_ids) for _ in options]
         # a token may span the end of the prompt and the answer, and an answer is never without a token
-        ids = ids[: min(common_start(ids, one[:-1]) for one in every)]
+        ids = ids[: min((common_start(ids, one[:-1]) for one in every), default=len(ids))]
         tails = tuple(tuple(one[len(ids) :]) for one in every)
-        longest = len(ids) + max(len(tail) for tail in tails)
+        longest = len(ids) + max(room, *(len(tail) for tail in tails), 0)
         if longest > base.context_length:
             raise PromptError(
                 f"example {index} is {longest} tokens long with its answer, the context of {base.name} is "
@@ -169,6 +238,8 @@ def token_ids(base: BaseModel, texts: Sequence[str], prompt: PromptParameters) -
         texts: as the model reads them.
         prompt: chat templates have written the special tokens themselves.
     """
+    if not texts:
+        return []
     special = prompt.format == "plain"
     found: list[list[int]] = base.tokenizer(list(texts), add_special_tokens=special).input_ids
     if not special:

@@ -3,7 +3,8 @@
 ``letter`` and ``text`` compare log p(answer | prompt) over the options, the answer being ``[A]`` or the option's
 text. A prompt is computed once for all its options: they hang on it as branches of one token tree. Log-probabilities
 are only computed in rows that predict an answer token, and where every option is one token that ends there, only
-those few columns of the vocabulary are computed. ``generate`` decodes greedily and reads the option off the text.
+those few columns of the vocabulary are computed. ``generate`` decodes greedily and reads the answer off the text
+(:mod:`~degaml_kedro.llm.extraction`); a likelihood is then that of the generated text.
 
 Shapes: T tokens in a pack, R rows that predict an answer token, V vocabulary, C hidden width.
 """
@@ -11,25 +12,29 @@ Shapes: T tokens in a pack, R rows that predict an answer token, V vocabulary, C
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter, PeftModuleAdapter
 from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.extraction import extract_answer, right_answer
+from degaml_kedro.llm.generation import Steer, Writing, write_texts
 from degaml_kedro.llm.lora import ActiveLora, active_lora
-from degaml_kedro.llm.packing import TokenTree, pack_trees
+from degaml_kedro.llm.packing import TokenTree, batches_by_length, pack_trees
 from degaml_kedro.llm.peft_module import through_peft
-from degaml_kedro.llm.prompting import EncodedQuestion, answer_texts, encode_questions
+from degaml_kedro.llm.prompting import (
+    EncodedQuestion,
+    answer_texts,
+    check_options,
+    encode_questions,
+    without_options,
+)
 from degaml_kedro.parameters import PromptParameters, ScoringParameters
+from degaml_kedro.progress import Progress
 from degaml_kedro.tasks.example import Example, Question
-
-Progress = Callable[[int, int], None]
-# changes final hidden states [T, C] of questions, given each one's first row, before answers are read off
-Steer = Callable[[Tensor, Sequence[int], Sequence[EncodedQuestion]], Tensor]
 
 # full-vocabulary rows held at once: 256 rows of 150,000 float32 logits are 150 MB
 _ROWS_AT_ONCE = 256
@@ -41,17 +46,35 @@ class Prediction:
 
     Attributes:
         option_scores: log-probability of each option's answer, normalised as asked, up to a constant that the
-            options of the example share; in ``generate`` mode 0 for the chosen option, -inf for the others.
-        predicted: index of the best option; None when the generated text names none.
+            options of the example share; in ``generate`` mode that of the text for the option that it gives, -inf for
+            the others. Where answers are texts, the options are the right answer and any other.
+        predicted: index of the best option; None when the generated text gives no answer.
         gold: index of the right one.
         text: the predicted answer, or what was generated.
         tokens: tokens the model computed for this example.
+        log_probability: of the generated text, normalised as asked; None where options were compared.
     """
 
     option_scores: tuple[float, ...]
     predicted: int | None
     gold: int
     text: str
+    tokens: int
+    log_probability: float | None = None
+
+
+@dataclass(frozen=True)
+class WrittenAnswer:
+    """An answer that was written.
+
+    Attributes:
+        text: all that was written.
+        log_probability: of it, normalised as asked.
+        tokens: that were computed for it.
+    """
+
+    text: str
+    log_probability: float
     tokens: int
 
 
@@ -85,8 +108,14 @@ def score_examples(
     if isinstance(adapter, PeftModuleAdapter):
         base, adapter = through_peft(base, adapter), None
     if scoring.mode == "generate":
-        with torch.inference_mode(), active_lora(base.activate_adapter(adapter)):
-            return _generate(base, examples, prompt, scoring, progress)
+        encoded = encode_questions(
+            base, without_options(examples), prompt, scoring.answers, scoring.room
+        )
+        with active_lora(base.activate_adapter(adapter)):
+            written = write_texts(base, encoded, prompt, scoring, progress=progress)
+        every = [[one] for one in written]
+        found = compare_options(base, examples, prompt, scoring, (adapter,), written=every)
+        return graded(examples, written_answers(written, found), scoring)
     compared = compare_options(base, examples, prompt, scoring, (adapter,), None, progress)
     return predictions_of(examples, compared.scores[0], compared.tokens, prompt, scoring)
 
@@ -110,9 +139,55 @@ def predictions_of(
     found = []
     for example, row, count in zip(examples, scores, tokens, strict=True):
         best = max(range(len(row)), key=row.__getitem__)
-        text = answer_texts(example, scoring.mode, prompt)[best].strip()
+        text = answer_texts(example, scoring.answers, prompt)[best].strip()
         found.append(Prediction(tuple(row), best, example.gold, text, count))
     return found
+
+
+def graded(
+    examples: Sequence[Example], answers: Sequence[WrittenAnswer], scoring: ScoringParameters
+) -> list[Prediction]:
+    """Predictions from what was written: what of it is the answer, and whether that is right.
+
+    Args:
+        examples: what was asked.
+        answers: what was written, one an example.
+        scoring: what of a text is the answer.
+
+    Raises:
+        ExtractionError: a right answer is none of the kind that is compared.
+    """
+    found = []
+    for example, answer in zip(examples, answers, strict=True):
+        right = right_answer(example, scoring.extraction)
+        given = extract_answer(answer.text, example, scoring.extraction)
+        if isinstance(right, int):
+            options, gold, predicted = len(example.labels), right, given
+        else:
+            options, gold = 2, 0
+            predicted = None if given is None else int(given != right)
+        scores = tuple(
+            answer.log_probability if option == predicted else -math.inf
+            for option in range(options)
+        )
+        assert predicted is None or isinstance(predicted, int)
+        found.append(
+            Prediction(scores, predicted, gold, answer.text, answer.tokens, answer.log_probability)
+        )
+    return found
+
+
+def written_answers(written: Sequence[Writing], compared: OptionScores) -> list[WrittenAnswer]:
+    """What one model wrote, with its log-probability under that model.
+
+    Args:
+        written: by question.
+        compared: the scores of these texts alone.
+    """
+    return [
+        WrittenAnswer(one.text, row[0], one.tokens + tokens)
+        for one, row, tokens in zip(written, compared.scores[0], compared.tokens, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -131,13 +206,14 @@ class OptionScores:
 
 def compare_options(
     base: BaseModel,
-    questions: Sequence[Example] | Sequence[Question],
+    questions: Sequence[Question | Example],
     prompt: PromptParameters,
     scoring: ScoringParameters,
     adapters: Sequence[Adapter | None] = (None,),
     steer: Steer | None = None,
     progress: Progress | None = None,
     active: ActiveLora | None = None,
+    written: Sequence[Sequence[Writing]] | None = None,
 ) -> OptionScores:
     """Score the options of questions under one adapter or under several in one pass.
 
@@ -145,20 +221,30 @@ def compare_options(
         base: the frozen model.
         questions: what to ask; answers are not read.
         prompt: how a question becomes text.
-        scoring: ``letter`` or ``text``, normalisation and batch size in tokens.
+        scoring: how answers are written, normalisation and batch size in tokens.
         adapters: of one shape; None alone is the base model itself.
         steer: changes final hidden states before answers are read off.
         progress: called with (questions done, questions in all) after every batch.
         active: what the model computes with, ready made, in place of an adapter.
+        written: by question, texts that are scored in place of its options; their scores are log-probabilities as
+            they are.
 
     Raises:
-        PromptError: a question is longer than the model's context.
+        PromptError: a question is longer than the model's context, or has no options and no texts.
         ModelError: an adapter does not fit the model, or the adapters differ in shape.
     """
     first = adapters[0]
     if isinstance(first, PeftModuleAdapter) and len(adapters) == 1 and steer is None:
         base, adapters = through_peft(base, first), (None,)
-    encoded = encode_questions(base, questions, prompt, scoring.mode)
+    if written is None:
+        check_options(questions)
+        encoded = encode_questions(base, questions, prompt, scoring.answers)
+        texts = [answer_texts(one, scoring.answers, prompt) for one in questions]
+    else:
+        bare = encode_questions(base, without_options(questions), prompt, scoring.answers)
+        encoded = with_written(bare, written)
+        texts = [tuple(one.text for one in some) for some in written]
+    few_columns = scoring.normalization == "none" and written is None
     trees = [question_tree(question) for question in encoded]
     count = len(adapters)
     scores: list[list[tuple[float, ...]]] = [[()] * len(questions) for _ in adapters]
@@ -175,42 +261,56 @@ def compare_options(
             pack = pack_trees([trees[i] for i in batch] * count, base.device, base.dtype)
             hidden = base.hidden_states(pack)
             if steer is not None:
-                hidden = steer(hidden, pack.starts, asked)
-            sums = answer_log_probabilities(
-                hidden,
-                base,
-                pack.starts,
-                asked,
-                few_columns=scoring.normalization == "none",
-            )
+                hidden = added(hidden, pack.starts, steer(hidden, pack.starts, asked))
+            sums = answer_log_probabilities(hidden, base, pack.starts, asked, few_columns)
             for place, totals in enumerate(sums):
                 adapter, i = place // len(batch), batch[place % len(batch)]
-                scores[adapter][i] = normalized_scores(
-                    totals, questions[i], encoded[i], prompt, scoring
-                )
+                scores[adapter][i] = normalized_scores(totals, texts[i], encoded[i], scoring)
             done += len(batch)
             if progress is not None:
                 progress(done, len(questions))
     return OptionScores(scores, [len(tree) * count for tree in trees])
 
 
+def with_written(
+    encoded: Sequence[EncodedQuestion], written: Sequence[Sequence[Writing]]
+) -> list[EncodedQuestion]:
+    """Questions whose answers are what was written."""
+    return [
+        replace(one, answers=tuple(text.ids for text in some))
+        for one, some in zip(encoded, written, strict=True)
+    ]
+
+
+def added(hidden: Tensor, starts: Sequence[int], vectors: Tensor) -> Tensor:
+    """Hidden states with a vector added to all rows of a question, in float32.
+
+    Half precision would round the vector away against large states.
+
+    Args:
+        hidden: [T, C].
+        starts: row of each question's first token.
+        vectors: float32 [Q, C].
+    """
+    ends = [*starts[1:], len(hidden)]
+    sizes = torch.tensor([e - s for s, e in zip(starts, ends, strict=True)])
+    return hidden.float() + vectors.repeat_interleave(sizes.to(vectors.device), dim=0)
+
+
 def normalized_scores(
     totals: Sequence[float],
-    question: Example | Question,
+    texts: Sequence[str],
     encoded: EncodedQuestion,
-    prompt: PromptParameters,
     scoring: ScoringParameters,
 ) -> tuple[float, ...]:
     """A question's summed log-probabilities by option, each divided by its answer's length.
 
     Args:
-        totals: of the options' answers.
-        question: whose they are.
+        totals: of the answers.
+        texts: of the answers.
         encoded: the same in tokens.
-        prompt: how answers become text.
         scoring: what is divided by.
     """
-    texts = answer_texts(question, scoring.mode, prompt)
     return tuple(
         total / answer_length(text, answer, scoring.normalization)
         for total, text, answer in zip(totals, texts, encoded.answers, strict=True)
@@ -242,21 +342,6 @@ def question_tree(example: EncodedQuestion) -> TokenTree:
         shared -= 1  # one answer, or equal ones: the last token is still only predicted
     branches = tuple(answer[shared:-1] for answer in example.answers)
     return TokenTree(example.prompt + example.answers[0][:shared], branches)
-
-
-def batches_by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first, so that the first batch shows the peak memory."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    batch: list[int] = []
-    total = 0
-    for index in order:
-        if batch and total + lengths[index] > tokens:
-            yield batch
-            batch, total = [], 0
-        batch.append(index)
-        total += lengths[index]
-    if batch:
-        yield batch
 
 
 def answer_log_probabilities(
@@ -342,71 +427,3 @@ def _token_log_probabilities(
         for pair, value in zip(pairs, picked.tolist(), strict=True):
             values[pair] = value
     return values
-
-
-def _generate(
-    base: BaseModel,
-    examples: Sequence[Example],
-    prompt: PromptParameters,
-    scoring: ScoringParameters,
-    progress: Progress | None,
-) -> list[Prediction]:
-    encoded = encode_questions(base, examples, prompt, "letter")
-    pad = base.tokenizer.pad_token_id
-    predictions: list[Prediction | None] = [None] * len(examples)
-    done = 0
-    lengths = [len(example.prompt) + scoring.max_new_tokens for example in encoded]
-    for batch in batches_by_length(lengths, scoring.batch_tokens):
-        width = max(len(encoded[i].prompt) for i in batch)
-        ids = torch.full((len(batch), width), pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        # left padding, whatever the tokenizer's own habit: new tokens must follow the prompt
-        for row, i in enumerate(batch):
-            ids[row, width - len(encoded[i].prompt) :] = torch.tensor(encoded[i].prompt)
-            mask[row, width - len(encoded[i].prompt) :] = 1
-        output = base.model.generate(
-            input_ids=ids.to(base.device),
-            attention_mask=mask.to(base.device),
-            max_new_tokens=scoring.max_new_tokens,
-            do_sample=False,
-            pad_token_id=pad,
-        )
-        texts = base.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-        for i, text in zip(batch, texts, strict=True):
-            chosen = extract_option(text, examples[i].labels)
-            scores = tuple(
-                0.0 if option == chosen else -math.inf for option in range(len(examples[i].labels))
-            )
-            predictions[i] = Prediction(
-                scores, chosen, examples[i].gold, text.strip(), output.shape[1]
-            )
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(examples))
-    return [prediction for prediction in predictions if prediction is not None]
-
-
-def extract_option(text: str, labels: Sequence[str]) -> int | None:
-    """The first option named in a text: in brackets if any is, else standing alone.
-
-    Args:
-        text: what the model wrote.
-        labels: the options' labels, ``A`` or ``True``.
-
-    Returns:
-        The option's index, or None.
-
-    Example:
-        >>> extract_option("The answer is [B].", ("A", "B"))
-        1
-        >>> extract_option("B, because A is wrong", ("A", "B"))
-        1
-        >>> extract_option("Apples", ("A", "B")) is None
-        True
-    """
-    names = "|".join(re.escape(label) for label in labels)
-    for pattern in (rf"\[\s*({names})\s*\]", rf"(?<![\w'])({names})(?![\w'])"):
-        match = re.search(pattern, text)
-        if match:
-            return list(labels).index(match.group(1))
-    return None

@@ -31,13 +31,13 @@ from degaml_kedro.generator.generator import WEIGHTS_FILE as GENERATOR_WEIGHTS
 from degaml_kedro.generator.generator import Generator, load_generator, save_generator
 from degaml_kedro.parameters import (
     BaseModelParameters,
+    ComparedScoring,
     EncoderParameters,
     FactorizedDecoder,
     HyperconvolutionalDecoder,
     Parameters,
     PolicyParameters,
     PromptParameters,
-    ScoringParameters,
 )
 
 PAIR_FILE = "pair.json"
@@ -68,7 +68,7 @@ class PairSettings(Parameters):
 
     model: BaseModelParameters
     prompt: PromptParameters
-    scoring: ScoringParameters
+    scoring: ComparedScoring
     encoder: EncoderParameters
     policy: PolicyParameters
 

@@ -41,10 +41,11 @@ class Indicators:
     Attributes:
         n: number of questions.
         accuracy: share of right answers; no answer counts as a wrong one.
-        confidence: mean of the largest option's probability.
+        confidence: mean of the largest option's probability; of a generated text its own.
         entropy: mean entropy over a question's options, in nats.
-        nll: mean of -log p(gold), in nats.
-        log_probability: mean of log p(gold), in nats; -inf where a right option has no probability at all.
+        nll: mean of -log p(gold), in nats; where answers are generated, of -log p(text).
+        log_probability: mean of log p(gold), in nats; -inf where a right option has no probability at all. Where
+            answers are generated, mean of log p(text).
         histogram: by option position, the share of questions answered by it; as long as the most options there are.
     """
 
@@ -85,9 +86,13 @@ def measure_indicators(predictions: Sequence[Prediction]) -> Indicators:
                 f"log-probabilities; the adapter's weights may have diverged"
             )
         logs = _log_probabilities(scores)
-        confidence.append(math.exp(logs.max()))
         entropy.append(entr(np.exp(logs)).sum())
-        gold.append(gold_log_probability(scores, prediction.gold))
+        if prediction.log_probability is None:
+            confidence.append(math.exp(logs.max()))
+            gold.append(gold_log_probability(scores, prediction.gold))
+        else:
+            confidence.append(math.exp(prediction.log_probability))
+            gold.append(prediction.log_probability)
         if prediction.predicted is not None:
             counts[prediction.predicted] += 1
     n = len(predictions)

@@ -7,7 +7,8 @@ A family that sees answers must not be scored on the answers that it saw. Where 
 learns from these (rollouts). Where it has none it is tried by cross-fitting: D_val is dealt into folds (halves, where
 the caller deals none), each is answered by what was refined on the others, and all answers together are compared with
 the initialization's, like with like. A family that puts together what was tried before is given the held-out scores of
-the other folds, and its own are worked out from those of its members.
+the other folds, and its own are worked out from those of its members. Where answers are generated there are no scores
+of what others wrote: its members are then made anew, on the other folds, and asked.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def try_action(
         else:
             folds = _checked(folds, family, len(examples), seed)
             if family.sees is Candidates:
-                found = _pooled(bench, family, config, state, examples, seed, folds, tried)
+                found = _pooled(bench, space, family, config, state, examples, seed, folds, tried)
             else:
                 found, poolable = _cross_fitted(bench, family, config, state, examples, seed, folds)
         after = measure_indicators(found)
@@ -269,6 +270,7 @@ def _cross_fitted(
 
 def _pooled(
     bench: Workbench,
+    space: ActionSpace,
     family: StrategyFamily,
     config: Parameters,
     state: AdaptedState,
@@ -277,7 +279,12 @@ def _pooled(
     folds: Folds,
     tried: Sequence[Attempt],
 ) -> list[Prediction]:
-    """Predictions of what a family puts together, from the held-out scores of its members: the model is not asked."""
+    """Predictions of what a family puts together, from the held-out scores of its members: the model is not asked.
+
+    Where answers are generated it is.
+    """
+    if bench.scoring.mode == "generate":
+        return _pooled_texts(bench, space, family, config, state, examples, seed, folds, tried)
     stand_ins = [Member(state.members[0].adapter) for _ in tried]
     scores_of = {id(one): attempt.scores for one, attempt in zip(stand_ins, tried, strict=True)}
     scores: dict[int, tuple[float, ...]] = {}
@@ -304,6 +311,38 @@ def _pooled(
             scores[place] = combine(rows, made.vote.method, made.vote.weights)
     every = [scores[place] for place in range(len(examples))]
     return predictions_of(examples, every, [0] * len(examples), bench.prompt, bench.scoring)
+
+
+def _pooled_texts(
+    bench: Workbench,
+    space: ActionSpace,
+    family: StrategyFamily,
+    config: Parameters,
+    state: AdaptedState,
+    examples: Sequence[Example],
+    seed: int,
+    folds: Folds,
+    tried: Sequence[Attempt],
+) -> list[Prediction]:
+    """Predictions of what a family puts together: its members are carried out on the other folds, and asked."""
+    found: dict[int, Prediction] = {}
+    for asked in folds:
+        places = _others(asked, len(examples))
+        held_in = [examples[place] for place in places]
+        candidates = tuple(
+            Candidate(
+                one.action,
+                one.family,
+                tuple(one.scores[place] for place in places),
+                partial(execute, bench, space, state, held_in, one.action, one.seed),
+            )
+            for one in tried
+        )
+        seen = Candidates(tuple(held_in), candidates)
+        made = _refine(bench, family, config, state, seen, seed)
+        answers = predict(bench, made, [examples[place] for place in asked])
+        found.update(zip(asked, answers, strict=True))
+    return [found[place] for place in range(len(examples))]
 
 
 def _others(places: Sequence[int], count: int) -> list[int]:

@@ -8,6 +8,8 @@ Weights are equal, or those that make the right answers likeliest, by what each 
 not seen the answers of (stacking; Wolpert, 1992). Members of different families come first: they err on different
 questions.
 
+Of answers that were written only the one that a member gave is known to it: any other counts as a hundredth as likely.
+
 Shapes: K members, N examples, O options.
 """
 
@@ -29,6 +31,8 @@ from degaml_kedro.strategies.state import AdaptedState, Vote
 from degaml_kedro.strategies.workbench import StrategyError, Workbench
 
 Scores = NDArray[np.float64]
+# how likely an answer that was not written is, beside the one that was
+_NOT_WRITTEN = 0.01
 
 
 class Pooling(Parameters):
@@ -94,8 +98,7 @@ def fit_weights(
     """
     # by example: [K, O]
     logs: list[Scores] = [
-        log_softmax(np.asarray(rows, dtype=np.float64), axis=1)
-        for rows in zip(*scores, strict=True)
+        np.stack([_log_probabilities(row) for row in rows]) for rows in zip(*scores, strict=True)
     ]
 
     def loss(weights: Scores) -> tuple[float, Scores]:
@@ -120,12 +123,21 @@ def fit_weights(
     return tuple(float(weight) for weight in np.round(weights / weights.sum(), 4))
 
 
+def _log_probabilities(scores: Sequence[float]) -> Scores:
+    """Log-probabilities of a question's options, none of them 0."""
+    row: Scores = np.asarray(scores, dtype=np.float64)
+    known = row[np.isfinite(row)]
+    least = known.max() + np.log(_NOT_WRITTEN) if len(known) else 0.0
+    found: Scores = log_softmax(np.where(np.isneginf(row), least, row))
+    return found
+
+
 def _best(tried: Sequence[Candidate], gold: Sequence[int], count: int) -> list[Candidate]:
     """The likeliest candidates, those of a family that is not there yet first."""
 
     def likelihood(candidate: Candidate) -> float:
         pairs = zip(candidate.scores, gold, strict=True)
-        return float(np.mean([log_softmax(row)[right] for row, right in pairs]))
+        return float(np.mean([_log_probabilities(row)[right] for row, right in pairs]))
 
     # the earlier of equals
     left = sorted(tried, key=likelihood, reverse=True)

@@ -48,7 +48,7 @@ def refine(
     Raises:
         TrainingError: the loss stops being finite.
     """
-    sequences = answer_sequences(bench.base, seen.examples, bench.prompt, bench.scoring.mode)
+    sequences = answer_sequences(bench.base, seen.examples, bench.prompt, bench.scoring.answers)
     training = TrainingParameters(
         phases=(Phase(steps=config.steps, learning_rate=config.learning_rate),),
         batch_size=config.batch_size,

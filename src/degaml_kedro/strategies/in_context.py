@@ -32,6 +32,7 @@ from degaml_kedro.llm.in_context import (
     fitting,
     shuffled,
 )
+from degaml_kedro.llm.prompting import without_options
 from degaml_kedro.llm.sentence_head import SentenceHead
 from degaml_kedro.parameters import Parameters
 from degaml_kedro.seeds import derive_seed
@@ -101,7 +102,10 @@ def ask_in_context(
         StrategyError: the nearest are asked for, and there is no encoder.
         PromptError: a question alone is longer than the model's context.
     """
-    base, prompt, mode = bench.base, bench.prompt, bench.scoring.mode
+    base, prompt, mode = bench.base, bench.prompt, bench.scoring.answers
+    room = bench.scoring.room
+    if room:
+        questions = without_options(questions)
     shared = context.order != "nearest"
     if shared:
         pool = context.examples
@@ -112,7 +116,7 @@ def ask_in_context(
         choices = _nearest(bench, context, questions)
 
     def fit(choice: Sequence[Example], some: Sequence[Question]) -> int:
-        return fitting(base, choice, some, prompt, mode, len(choice))
+        return fitting(base, choice, some, prompt, mode, len(choice), room)
 
     if not shared or (questions and fit(choices[0], questions) < len(choices[0])):
         choices = [
@@ -121,7 +125,7 @@ def ask_in_context(
         ]
     if not shared:
         choices = [choice[::-1] for choice in choices]
-    return encode_in_context(base, questions, choices, prompt, mode, shared)
+    return encode_in_context(base, questions, choices, prompt, mode, shared, room)
 
 
 def encoder_words(

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.generation import Steer
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.prompting import EncodedQuestion
-from degaml_kedro.llm.scoring import Steer
 from degaml_kedro.parameters import Parameters
 from degaml_kedro.strategies.registry import Offered, family
 from degaml_kedro.strategies.seen import Prompts
@@ -127,35 +127,29 @@ def steer(steering: Steering, base: BaseModel, members: int) -> Steer:
         members: K; the questions come once for each.
     """
 
-    def added(
+    def vectors(
         hidden: Tensor, starts: Sequence[int], questions: Sequence[EncodedQuestion]
     ) -> Tensor:
-        ends = [*starts[1:], len(hidden)]
-        sizes = torch.tensor([e - s for s, e in zip(starts, ends, strict=True)])
         if steering.vectors is not None:
             each = steering.vectors.to(hidden.device)
-            vectors = each.repeat_interleave(len(questions) // members, dim=0)
-        else:
-            rows: list[int] = []
-            targets: list[int] = []
-            for start, question in zip(starts, questions, strict=True):
-                rows.extend(range(start, start + len(question.prompt) - 1))
-                targets.extend(question.prompt[1:])
-            counts = [len(question.prompt) - 1 for question in questions]
-            vectors = latent_vectors(
-                hidden[rows],
-                counts,
-                targets,
-                base.head,
-                steering.times,
-                steering.learning_rate,
-                _own_logits(base),
-            )
-        # in float32: half precision would round the vector away against large states
-        spread = vectors.repeat_interleave(sizes.to(vectors.device), dim=0)
-        return hidden.float() + spread
+            return each.repeat_interleave(len(questions) // members, dim=0)
+        rows: list[int] = []
+        targets: list[int] = []
+        for start, question in zip(starts, questions, strict=True):
+            rows.extend(range(start, start + len(question.prompt) - 1))
+            targets.extend(question.prompt[1:])
+        counts = [len(question.prompt) - 1 for question in questions]
+        return latent_vectors(
+            hidden[rows],
+            counts,
+            targets,
+            base.head,
+            steering.times,
+            steering.learning_rate,
+            _own_logits(base),
+        )
 
-    return added
+    return vectors
 
 
 def latent_vectors(

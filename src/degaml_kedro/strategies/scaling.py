@@ -10,6 +10,9 @@ Ensembles ask all members, in one batched forward pass, and combine p_k(o | q) o
     majority_vote     the option that most members prefer; ties by the next
     sum_logprobs      argmax_o sum_k w_k log p_k(o | q); without weights w_k = 1 / K, a likelihood of one question
 
+Answers that are written take the place of options: all that members write to a question, p_k being a member's
+likelihood of a text, of all texts that give one answer together. ``majority_vote`` counts what each one wrote itself.
+
 Shapes: K members, N prompts in a batch, Q questions, C width of the prompt encoder, O options.
 """
 
@@ -122,7 +125,10 @@ def _distances(a: Tensor, b: Tensor, distance: Distance) -> Tensor:
 
 
 def combine(
-    scores: Sequence[Sequence[float]], method: str, weights: Sequence[float] | None = None
+    scores: Sequence[Sequence[float]],
+    method: str,
+    weights: Sequence[float] | None = None,
+    said: Sequence[int] | None = None,
 ) -> tuple[float, ...]:
     """One question's options scored by all members together.
 
@@ -130,6 +136,8 @@ def combine(
         scores: log-probabilities by member, [K, O], each member's up to a constant of its own.
         method: an ensemble.
         weights: of the members, [K], for ``sum_logprobs``; None counts them alike.
+        said: of answers that were written: the place of every member's own, [K], for ``majority_vote``. Their scores
+            are log-probabilities as they are.
 
     Returns:
         Log-probabilities [O] whose largest is the ensemble's answer.
@@ -137,15 +145,18 @@ def combine(
     Raises:
         StrategyError: the method is none of an ensemble.
     """
-    log_p: Scores = log_softmax(np.asarray(scores, dtype=np.float64), axis=1)
+    log_p: Scores = np.asarray(scores, dtype=np.float64)
+    if said is None:
+        log_p = log_softmax(log_p, axis=1)
     summed = log_p.mean(axis=0) if weights is None else np.asarray(weights) @ log_p
-    pooled: Scores = log_softmax(summed)
+    pooled: Scores = log_softmax(summed) if said is None else summed
     if method == "sum_logprobs":
         found = pooled
     elif method == "max_confidence":
         found = log_p[log_p.max(axis=1).argmax()]
     elif method == "majority_vote":
-        votes = np.bincount(log_p.argmax(axis=1), minlength=log_p.shape[1])
+        chosen = log_p.argmax(axis=1) if said is None else np.asarray(said)
+        votes = np.bincount(chosen, minlength=log_p.shape[1])
         # the pooled probabilities are worth one vote together, so they decide between equals
         share = np.exp(pooled) + 1e-12
         # where one of them is 1, rounding hides the others' order and a whole vote: the winner is ahead all the same

@@ -27,7 +27,7 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.folders import replaced_folder
 from degaml_kedro.llm.in_context import PrefixMemory
 from degaml_kedro.parameters import Parameters
-from degaml_kedro.tasks.example import MAX_OPTIONS, TRUE_FALSE, Example
+from degaml_kedro.tasks.example import MAX_OPTIONS, TRUE_FALSE, Example, make_open_example
 
 Distance = Literal["euclidean", "cosine"]
 Router = Literal["avg_sim_score", "avg_prompt_embed"]
@@ -204,7 +204,8 @@ class _Steering(Parameters):
 class _Example(Parameters):
     prompt: str = Field(min_length=1)
     system: str
-    options: tuple[str, ...] = Field(min_length=2, max_length=MAX_OPTIONS)
+    # one alone is the answer to an open question
+    options: tuple[str, ...] = Field(min_length=1, max_length=MAX_OPTIONS)
     true_false: bool
     gold: int = Field(ge=0)
 
@@ -228,6 +229,8 @@ class _Example(Parameters):
         }
 
     def example(self) -> Example:
+        if len(self.options) == 1:
+            return make_open_example(self.prompt, self.options[0], self.system)
         labels = TRUE_FALSE if self.true_false else tuple(ascii_uppercase[: len(self.options)])
         answer = f"[{labels[self.gold]}]"
         return Example(self.prompt, answer, self.system, self.options, labels, self.gold)

@@ -1,8 +1,8 @@
-"""One multiple-choice example, and the text layout it is written in.
+"""One example, and the text layout it is written in.
 
 The layout is the one the paper's public code uses: the question, then one ``A: …`` line per option,
 and the answer as ``[C]``. Questions answered by true or false have no option lines and answer
-``[True]`` or ``[False]``.
+``[True]`` or ``[False]``. An open question has neither options nor labels: its answer is a text.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Question:
     Attributes:
         prompt: The question with its options as ``A: …`` lines.
         system: The system message, empty for none.
-        options: The option texts in order.
-        labels: What stands for each option: ``("A", "B", …)`` or ``("True", "False")``.
+        options: The option texts in order; none of an open question.
+        labels: What stands for each option: ``("A", "B", …)`` or ``("True", "False")``; none of an open question.
     """
 
     prompt: str
@@ -46,7 +46,8 @@ class Question:
     @classmethod
     def of(cls, example: Example) -> Question:
         """The question of an example."""
-        return cls(example.prompt, example.system, example.options, example.labels)
+        options = example.options if example.labels else ()
+        return cls(example.prompt, example.system, options, example.labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,10 @@ class Example:
 
     Attributes:
         prompt: The question with its options as ``A: …`` lines.
-        response: The right label in square brackets: ``[C]``, ``[True]``.
+        response: The right label in square brackets: ``[C]``, ``[True]``; of an open question the answer.
         system: The system message, empty for none.
-        options: The option texts in order.
-        labels: What stands for each option: ``("A", "B", …)`` or ``("True", "False")``.
+        options: The option texts in order; of an open question the answer alone.
+        labels: What stands for each option: ``("A", "B", …)`` or ``("True", "False")``; none of an open question.
         gold: The index of the right option.
 
     Example:
@@ -77,6 +78,8 @@ class Example:
     @property
     def question(self) -> str:
         """The prompt without its option lines."""
+        if not self.labels:
+            return self.prompt
         listed = _option_lines(self.options)
         if self.labels != TRUE_FALSE and self.prompt.endswith(listed):
             return self.prompt[: -len(listed)].removesuffix("\n")
@@ -89,7 +92,7 @@ def shares_options(examples: Sequence[Example]) -> bool:
     Args:
         examples: of a task.
     """
-    return len({frozenset(example.options) for example in examples}) == 1
+    return all(e.labels for e in examples) and len({frozenset(e.options) for e in examples}) == 1
 
 
 def _option_lines(options: Sequence[str]) -> str:
@@ -150,6 +153,21 @@ def make_true_false_example(question: str, answer: bool, system: str = "") -> Ex
         labels=TRUE_FALSE,
         gold=0 if answer else 1,
     )
+
+
+def make_open_example(question: str, answer: str, system: str = "") -> Example:
+    """Build an example without options, whose answer is a text.
+
+    Raises:
+        ExampleError: The question or the answer is blank.
+    """
+    if not question.strip():
+        raise ExampleError("The question is blank; give it a text.")
+    if not answer.strip():
+        raise ExampleError(
+            f"The answer to the question {shorten(question)} is blank; give it a text."
+        )
+    return Example(question, answer, system, options=(answer,), labels=(), gold=0)
 
 
 def split_prompt(prompt: str) -> tuple[str, tuple[str, ...]]:

@@ -130,7 +130,9 @@ def read_examples(path: Path, source: FileSource) -> list[Example]:
     Raises:
         FileError: it cannot be read, or a record is no well-formed example.
     """
-    reading = Reading(source.question, source.options, source.answer)
+    reading = Reading(
+        source.question, source.options, source.answer, open_answers=source.open_answers
+    )
     try:
         read = read_rows(
             file_records(path, reading),

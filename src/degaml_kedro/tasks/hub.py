@@ -23,6 +23,7 @@ from degaml_kedro.tasks.example import (
     Example,
     ExampleError,
     make_example,
+    make_open_example,
     make_true_false_example,
     shorten,
 )
@@ -40,6 +41,7 @@ Mapper = Callable[[Sequence[Row]], list[Mapped]]
 # A source's ``config`` may name several configurations of a dataset; their rows are put together.
 CONFIG_JOINT = "+"
 WRONG_ANSWERS = 3
+_BOXES = ("\\boxed", "\\fbox")
 # published benchmarks have a few rows that are no examples; more of them are a mapping that does not fit
 _BAD_ROWS = 0.01
 
@@ -162,6 +164,13 @@ def _index_of(answer: str | int) -> int:
 
 
 def _gsm8k(row: Row) -> Example | None:
+    """GSM8K as published: ``question``, ``answer``, a solution that ends with ``#### number``."""
+    if _number(row["answer"].rpartition("####")[2]) is None:
+        raise ValueError("its answer has no '#### number' line")
+    return make_open_example(row["question"], row["answer"])
+
+
+def _gsm8k_options(row: Row) -> Example | None:
     """GSM8K as multiple choice: wrong answers are results and numbers that the problem itself goes through."""
     result = _number(row["answer"].rpartition("####")[2])
     if result is None:
@@ -195,7 +204,17 @@ def _shuffled(question: str, answer: str, wrong: Iterable[str]) -> Example:
     return make_example(question, options, options.index(answer))
 
 
-def _math(rows: Sequence[Row]) -> list[Mapped]:
+def _math(row: Row) -> Example | None:
+    """MATH as published: ``problem``, ``solution`` with its answer in the last box."""
+    solution, answer = row["solution"], boxed(row["solution"])
+    start = max(solution.rfind(name) for name in _BOXES)
+    if not solution.startswith("\\boxed{", start):
+        # \fbox, or TeX's short form without braces: written as all others are
+        solution = f"{solution[:start]}$\\boxed{{{answer}}}$."
+    return make_open_example(row["problem"], solution)
+
+
+def _math_options(rows: Sequence[Row]) -> list[Mapped]:
     """MATH as multiple choice: wrong answers are right answers of other problems of the subject and level."""
     keys: list[tuple[str, str]] = []
     answers: list[str] = []
@@ -205,7 +224,7 @@ def _math(rows: Sequence[Row]) -> list[Mapped]:
             answers.append(boxed(row["solution"]))
         except (KeyError, ValueError) as error:
             raise HubError(
-                f"row {index}: {error} is missing; the mapping 'math' needs 'problem', 'type', "
+                f"row {index}: {error} is missing; the mapping 'math_options' needs 'problem', 'type', "
                 "'level' and a "
                 f"'solution' with a \\boxed{{…}} answer."
             ) from error
@@ -241,7 +260,7 @@ def boxed(solution: str) -> str:
         >>> boxed(r"So the answer is $\boxed{\frac{1}{2}}$.")
         '\\frac{1}{2}'
     """
-    start = max(solution.rfind("\\boxed"), solution.rfind("\\fbox"))
+    start = max(solution.rfind(name) for name in _BOXES)
     text = re.sub(r"^\\f?box(ed)?\s*", "", solution[start:]) if start >= 0 else ""
     if text and text[0] != "{":
         # ``\boxed 5$``: TeX takes one token, and the formula ends with the dollar.
@@ -261,7 +280,9 @@ MAPPINGS: dict[str, Mapper] = {
     "piqa": _each(_piqa),
     "winogrande": _each(_winogrande),
     "gsm8k": _each(_gsm8k),
-    "math": _math,
+    "gsm8k_options": _each(_gsm8k_options),
+    "math": _each(_math),
+    "math_options": _math_options,
     "divlogiceval": _each(_divlogiceval),
     "socialiqa": _each(_socialiqa),
     "codemmlu": _each(_codemmlu),
@@ -335,9 +356,12 @@ def _without_bad_rows(mapped: Sequence[Mapped], called: str) -> list[Example | N
     """
     bad: list[DegamlError] = []
     kept: list[Example | None] = []
-    golds: dict[str, int] = {}
+    answers: dict[str, str] = {}
     for index, one in enumerate(mapped):
-        if isinstance(one, Example) and golds.setdefault(one.prompt, one.gold) != one.gold:
+        if (
+            isinstance(one, Example)
+            and answers.setdefault(one.prompt, one.response) != one.response
+        ):
             told = f"row {index}: the question {shorten(one.question)} was there before, with another answer"
             bad.append(HubError(told))
         elif isinstance(one, DegamlError):

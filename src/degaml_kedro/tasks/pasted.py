@@ -30,6 +30,7 @@ from degaml_kedro.tasks.example import (
     TRUE_FALSE,
     Example,
     Question,
+    make_open_example,
     make_true_false_example,
     shorten,
 )
@@ -347,6 +348,7 @@ class _Rows:
     ) -> None:
         self._records, self._layout = records, layout
         self._answered, self._repeats = reading.answered, repeats
+        self._open = reading.open_answers
         contents = [r.content for r in records if isinstance(r.content, Found)]
         self._bases = _counted_from(contents)
         # answers that read the same are one, written as they first are
@@ -355,7 +357,7 @@ class _Rows:
         for text in reading.labels or open_answers:
             answers.setdefault(plain_text(text), text.strip())
         self._answers = answers
-        self._unfit = _unfit(list(answers.values()))
+        self._unfit = None if self._open else _unfit(list(answers.values()))
         alone = all(c.options is None and c.answer is not None for c in contents)
         if self._unfit and alone and len(contents) == len(records):
             raise RecordError(self._unfit)
@@ -368,7 +370,7 @@ class _Rows:
                 one = self._finished(record, where)
                 if isinstance(one, Example):
                     line, other = first.setdefault(one.prompt, (record.line, one))
-                    if other.gold != one.gold:
+                    if (other.gold, other.response) != (one.gold, one.response):
                         right = shorten(other.options[other.gold])
                         raise RecordError(
                             f"{where}: the same question has the answer {right} in line {line}; keep the right one."
@@ -398,6 +400,8 @@ class _Rows:
 
     def _with_options(self, found: Found, where: str) -> Example | Question:
         options = found.options
+        if options is None and self._open:
+            return self._opened(found, where)
         if options is None:
             if found.answer is None and (self._answered or not self._answers):
                 raise RecordError(_no_answer(self._layout, self._answered, where))
@@ -421,6 +425,14 @@ class _Rows:
         else:
             gold = list(self._answers).index(plain_text(str(found.answer)))
         return made(found.question, options, gold, found.system, where)
+
+    def _opened(self, found: Found, where: str) -> Example | Question:
+        """A question without options, and its answer where there is one."""
+        if found.answer is not None:
+            return make_open_example(found.question, str(found.answer).strip(), found.system)
+        if self._answered:
+            raise RecordError(_no_answer(self._layout, self._answered, where))
+        return Question(found.question, found.system, (), ())
 
 
 def _no_answer(layout: str, answered: bool, where: str) -> str:

@@ -80,6 +80,7 @@ class Reading:
         answer: key of the answer; None for the usual names.
         labels: options of questions that have none of their own; without them these are all answers that occur.
         answered: a question without an answer is a mistake.
+        open_answers: questions without options stay so, each with an answer of its own.
     """
 
     question: str | None = None
@@ -87,6 +88,7 @@ class Reading:
     answer: str | None = None
     labels: tuple[str, ...] = ()
     answered: bool = True
+    open_answers: bool = False
 
     @property
     def names_keys(self) -> bool:

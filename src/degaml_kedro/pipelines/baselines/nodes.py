@@ -24,13 +24,13 @@ from degaml_kedro.llm.finetune import TrainingError, initial_adapter, total_step
 from degaml_kedro.parameters import (
     BASELINES,
     AdaptationSetting,
+    AnswerForm,
     BaselinesParameters,
     BaseModelParameters,
     ClosedFormSetting,
     EncoderParameters,
     LoraParameters,
     PromptParameters,
-    ScoringMode,
     ScoringParameters,
     TaskParameters,
     WarmupParameters,
@@ -39,6 +39,7 @@ from degaml_kedro.parameters import (
 from degaml_kedro.pipelines.checkpoints.nodes import drawn_episodes
 from degaml_kedro.pipelines.counting import compute_record, trajectory_compute
 from degaml_kedro.pipelines.evaluate.nodes import predictions_frame, timed_answers
+from degaml_kedro.policy.indicators import measure_indicators
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.results.measures import measure
 from degaml_kedro.seeds import derive_seed
@@ -110,7 +111,7 @@ def fit_union(
             base,
             draw,
             PromptParameters.model_validate(prompt),
-            ScoringParameters.model_validate(scoring).mode,
+            ScoringParameters.model_validate(scoring).answers,
             training,
             initial_adapter(base, LoraParameters.model_validate(lora)),
             own,
@@ -180,7 +181,7 @@ def fit_baseline(
             base,
             examples,
             PromptParameters.model_validate(prompt),
-            how.mode,
+            how.answers,
             parameters,
             start,
             own,
@@ -267,7 +268,7 @@ def search_settings(
                 learned,
                 support,
                 shape,
-                how.mode,
+                how.answers,
                 lora,
                 parameters,
                 setting,
@@ -280,6 +281,9 @@ def search_settings(
             clock.read(sum(prediction.tokens for prediction in predictions))
             found = measure(predictions_frame(predictions, 0.0), f"{task}, {method}")
             accuracy, nll = found["accuracy"], found["nll"]
+            if nll is None:
+                # of what was written
+                nll = measure_indicators(predictions).nll
             logger.info(
                 "%s, %s, %s: accuracy %.2f (n = %d)",
                 task,
@@ -432,7 +436,7 @@ def adapt_baseline(
         learned,
         frame_to_splits(support).support,
         PromptParameters.model_validate(prompt),
-        task_scoring(scoring, task_parameters).mode,
+        task_scoring(scoring, task_parameters).answers,
         lora,
         parameters,
         setting,
@@ -535,7 +539,7 @@ def adapt_and_predict(
         learned,
         _as_read(method, frame_to_splits(support).support, task_parameters),
         PromptParameters.model_validate(prompt),
-        how.mode,
+        how.answers,
         lora,
         parameters,
         methods.setting_of(method, chosen["setting"]),
@@ -572,7 +576,7 @@ def _adapted(
     learned: Learned | None,
     support: Sequence[Example],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     lora: Mapping[str, Any],
     parameters: BaselinesParameters,
     setting: methods.Setting,
@@ -617,6 +621,8 @@ def _answers(
 def sum_predictions(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Two methods asked together: the sum of their log-probabilities decides, and the costs add up.
 
+    Where answers are generated, neither says how likely the other's text is: the likelier text is the answer.
+
     Args:
         first: answers to a task's test split, a row a question.
         second: the other method's answers to the same questions.
@@ -625,10 +631,12 @@ def sum_predictions(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
         One row a question with the columns of ``PREDICTION_COLUMNS``; ``scores`` are log-probabilities of options,
         up to a constant of the question.
     """
-    scores = [
-        (log_softmax(one) + log_softmax(other)).tolist()
-        for one, other in zip(first["scores"], second["scores"], strict=True)
-    ]
+    spent = {name: first[name] + second[name] for name in ("seconds", "tokens")}
+    pairs = list(zip(first["scores"], second["scores"], strict=True))
+    if not all(np.isfinite(row).all() for pair in pairs for row in pair):
+        likelier = pd.Series([max(one) >= max(other) for one, other in pairs], first.index)
+        return first.where(likelier, second).astype(first.dtypes).assign(**spent)
+    scores = [(log_softmax(one) + log_softmax(other)).tolist() for one, other in pairs]
     predicted = pd.array([int(np.argmax(row)) for row in scores], dtype="Int64")
     # where neither would have said it, nobody spelt it out
     text = second["text"].where(second["predicted"] == predicted, "")
@@ -636,6 +644,5 @@ def sum_predictions(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
         scores=scores,
         predicted=predicted,
         text=first["text"].where(first["predicted"] == predicted, text),
-        seconds=first["seconds"] + second["seconds"],
-        tokens=first["tokens"] + second["tokens"],
+        **spent,
     )

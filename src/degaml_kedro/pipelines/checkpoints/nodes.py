@@ -31,10 +31,10 @@ from degaml_kedro.llm.finetune import (
     total_steps,
 )
 from degaml_kedro.parameters import (
+    AnswerForm,
     BaseModelParameters,
     LoraParameters,
     PromptParameters,
-    ScoringMode,
     ScoringParameters,
     TrainingParameters,
     TrajectoryParameters,
@@ -306,7 +306,7 @@ def _train(
     base: BaseModel,
     examples: Sequence[Example],
     prompt: PromptParameters,
-    mode: ScoringMode,
+    mode: AnswerForm,
     training: TrainingParameters,
     start: Adapter,
     seed: int,
@@ -369,10 +369,10 @@ def _train(
     yield TrajectoryEnd(tuple(records))
 
 
-def _mode(scoring: Mapping[str, Any], task_parameters: Mapping[str, Any]) -> ScoringMode:
+def _mode(scoring: Mapping[str, Any], task_parameters: Mapping[str, Any]) -> AnswerForm:
     if not task_parameters:
-        return ScoringParameters.model_validate(scoring).mode
-    return task_scoring(scoring, task_parameters).mode
+        return ScoringParameters.model_validate(scoring).answers
+    return task_scoring(scoring, task_parameters).answers
 
 
 def _plan(training: TrainingParameters, examples: int, done: int) -> str:

@@ -21,7 +21,7 @@ from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.io.rollouts import RolloutsChunk, RolloutsState
 from degaml_kedro.io.trajectory import checksum, tensor_bytes
 from degaml_kedro.llm.base_model import describe, first_line, load_base_model
-from degaml_kedro.llm.scoring import Prediction, Progress, score_examples
+from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.parameters import (
     GENERATED,
     PAPER_FAMILIES,
@@ -55,7 +55,7 @@ from degaml_kedro.policy.search import (
 )
 from degaml_kedro.policy.tabular import RewardModel, TabularProposer
 from degaml_kedro.policy.trial import execute
-from degaml_kedro.progress import progress_bar
+from degaml_kedro.progress import Progress, progress_bar
 from degaml_kedro.results.measures import PREDICTION_COLUMNS, measure_draws
 from degaml_kedro.results.table import results_table
 from degaml_kedro.seeds import derive_seed
@@ -601,7 +601,10 @@ def measure_predictions(
         method: the method's name.
         pool: ``meta_train``, ``left_out`` or ``meta_test``.
     """
+    test = frame_to_splits(splits).test
     measures = measure_draws(predictions, f"{task}.{method}.predictions")
+    # open questions cannot be guessed
+    measures["chance"] = float(np.mean([1 / len(e.labels) if e.labels else 0.0 for e in test]))
     logger.info(
         "%s, %s: accuracy %.2f (%.2f-%.2f), n = %d",
         task,
@@ -622,7 +625,7 @@ def measure_predictions(
         "profile": profile,
         "model": describe(BaseModelParameters.model_validate(model)),
         "seed": seed,
-        "split": digest([_asked(example) for example in frame_to_splits(splits).test]),
+        "split": digest([_asked(example) for example in test]),
         **measures,
     }
 

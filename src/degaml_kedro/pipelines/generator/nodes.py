@@ -256,7 +256,7 @@ def _tasks(
                 own_tokens.read,
                 len(own_tokens),
                 state,
-                answer_sequences(base, parts.train, how, score.mode) if training.sft else (),
+                answer_sequences(base, parts.train, how, score.answers) if training.sft else (),
             )
         )
         asked.append((parts.validation[: training.check_examples], how, score))
