@@ -14,7 +14,6 @@ from degaml_kedro.results.policy_measures import (
     family_shares,
     iteration_measures,
     policy_text,
-    reward_rate_ratio,
 )
 
 
@@ -233,107 +232,6 @@ def test_any_index_will_do():
     twice = pd.concat([frame, frame.assign(task="months")])
     assert row(family_measures(twice), task="months", family="lora")["n"] == 2
     assert family_shares(twice)["n"].sum() == 2 * family_shares(frame)["n"].sum()
-
-
-# --- one method against another -------------------------------------------------------------------
-
-
-def trials(method, task, rewarded, count, **values):
-    return [
-        rollout(reward=float(i < rewarded), method=method, task=task, **values)
-        for i in range(count)
-    ]
-
-
-def test_the_ratio_is_of_mean_rates_over_tasks():
-    rows = [
-        *trials("degaml", "capitals", 6, 8),
-        *trials("degaml", "months", 2, 4),
-        *trials("random_policy", "capitals", 2, 8),
-        *trials("random_policy", "months", 4, 16),
-    ]
-    found = reward_rate_ratio(pd.DataFrame(rows), "degaml", "random_policy")
-    assert (found["n_a"], found["n_b"], found["strata"]) == (12, 24, 2)
-    assert found["rate_a"] == pytest.approx((0.75 + 0.5) / 2)
-    assert found["rate_b"] == 0.25
-    assert found["ratio"] == pytest.approx(2.5)
-    assert 1 < found["low"] < 2.5 < found["high"]
-    # the same every time
-    assert found == reward_rate_ratio(pd.DataFrame(rows), "degaml", "random_policy")
-
-
-def test_the_interval_is_that_of_a_plain_bootstrap():
-    a, b = np.repeat([1.0, 0.0], [30, 30]), np.repeat([1.0, 0.0], [20, 40])
-    frame = pd.DataFrame([*trials("a", "t", 30, 60), *trials("b", "t", 20, 60)])
-    found = reward_rate_ratio(frame, "a", "b")
-    rng = np.random.default_rng(1)
-    ratios = [rng.choice(a, 60).mean() / rng.choice(b, 60).mean() for _ in range(4000)]
-    assert found["ratio"] == pytest.approx(1.5)
-    assert found["low"] == pytest.approx(np.percentile(ratios, 2.5), abs=0.1)
-    assert found["high"] == pytest.approx(np.percentile(ratios, 97.5), abs=0.25)
-
-
-def test_only_the_first_round_and_common_tasks_count():
-    rows = [
-        *trials("a", "capitals", 2, 4),
-        *trials("a", "capitals", 4, 4, round=2),
-        *trials("a", "months", 4, 4),
-        *trials("b", "capitals", 1, 4),
-        *trials("b", "colors", 0, 4),
-        *trials("c", "capitals", 4, 4),
-    ]
-    found = reward_rate_ratio(pd.DataFrame(rows), "a", "b")
-    assert (found["rate_a"], found["rate_b"], found["strata"]) == (0.5, 0.25, 1)
-    assert (found["n_a"], found["n_b"]) == (4, 4)
-
-
-def test_runs_are_strata():
-    rows = [
-        *trials("a", "capitals", 4, 4, run=999),
-        *trials("b", "capitals", 2, 4, run=999),
-        *trials("a", "capitals", 0, 12, run=1000),
-        *trials("b", "capitals", 0, 12, run=1000),
-    ]
-    frame = pd.DataFrame(rows)
-    found = reward_rate_ratio(frame, "a", "b")
-    assert (found["strata"], found["rate_a"], found["rate_b"]) == (2, 0.5, 0.25)
-    pooled = reward_rate_ratio(frame.drop(columns="run"), "a", "b")
-    assert (pooled["strata"], pooled["rate_a"]) == (1, 0.25)
-
-
-def test_a_ratio_to_nothing_is_none():
-    frame = pd.DataFrame([*trials("a", "t", 3, 4), *trials("b", "t", 0, 4)])
-    found = reward_rate_ratio(frame, "a", "b")
-    assert (found["rate_a"], found["rate_b"]) == (0.75, 0.0)
-    assert [found[name] for name in ("ratio", "low", "high")] == [None] * 3
-
-
-def test_an_upper_end_that_is_infinite_is_none():
-    # a resample of b holds no reward with probability 0.9 ** 10 = 0.35
-    frame = pd.DataFrame([*trials("a", "t", 5, 10), *trials("b", "t", 1, 10)])
-    found = reward_rate_ratio(frame, "a", "b")
-    assert found["ratio"] == pytest.approx(5)
-    assert 0 < found["low"] < 5
-    assert found["high"] is None
-
-
-def test_nothing_over_nothing_widens_the_interval():
-    frame = pd.DataFrame([*trials("a", "t", 1, 10), *trials("b", "t", 1, 10)])
-    found = reward_rate_ratio(frame, "a", "b")
-    assert (found["ratio"], found["low"], found["high"]) == (1.0, 0.0, None)
-
-
-def test_equal_methods_without_chance_have_a_ratio_of_1():
-    frame = pd.DataFrame([*trials("a", "t", 4, 4), *trials("b", "t", 4, 4)])
-    found = reward_rate_ratio(frame, "a", "b")
-    assert (found["ratio"], found["low"], found["high"]) == (1.0, 1.0, 1.0)
-
-
-@pytest.mark.parametrize("rows", [[], trials("a", "t", 1, 2)])
-def test_nothing_to_compare_is_none(rows):
-    found = reward_rate_ratio(pd.DataFrame(rows), "a", "b")
-    assert (found["strata"], found["n_a"], found["n_b"]) == (0, 0, 0)
-    assert {found[name] for name in ("rate_a", "rate_b", "ratio", "low", "high")} == {None}
 
 
 # --- text -----------------------------------------------------------------------------------------

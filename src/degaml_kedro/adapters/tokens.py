@@ -193,10 +193,6 @@ class TokenGrid:
         columns = torch.arange(self.token_width) < filled[:, None]
         return columns[:, None].repeat(1, self.rank, 1)
 
-    def bordered_mask(self) -> Tensor:
-        """Bool [T, r + 2, k + 2]: False on the border as well."""
-        return self.add_border(self.mask())
-
     def token_slots(self) -> Tensor:
         """Long [T]: the slot that each token belongs to."""
         counts = torch.tensor([slot.count for slot in self.slots])

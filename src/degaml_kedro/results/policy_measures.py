@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.stats import entropy
 
 from degaml_kedro.results.measures import ResultsError, wilson_interval
@@ -23,7 +22,6 @@ from degaml_kedro.results.table import markdown
 TEST_TIME = 0
 SOURCES = ("policy", "uniform", "all")
 NOT_VALID = "not valid"
-RESAMPLES = 2000
 
 _TEXTS = ("task", "method", "source", "action", "family", "error")
 _INTEGERS = ("iteration", "round")
@@ -188,64 +186,6 @@ def family_measures(rollouts: pd.DataFrame) -> pd.DataFrame:
     return _typed(rows, _FAMILY_COLUMNS)
 
 
-def reward_rate_ratio(rollouts: pd.DataFrame, a: str, b: str) -> dict[str, Any]:
-    """How many times as often one method's first proposals earn a reward as another's.
-
-    Only the first round counts: later ones start from what the first one made. A stratum is a task (of a run, if there
-    is a column ``run``) that both methods worked on; a rate is the mean over strata, so that they weigh alike. The
-    interval is a percentile bootstrap over the rollouts of each stratum. It says how sure the rollouts make us, not how
-    other tasks would do.
-
-    Args:
-        rollouts: one row a trial; of test time, unless both methods ran in training.
-        a: the method in the numerator, a value of the column ``method``.
-        b: the method it is compared with.
-
-    Returns:
-        ``a``, ``b``, ``n_a``, ``n_b`` (rollouts), ``strata``, ``rate_a``, ``rate_b``, ``ratio``, ``low`` and ``high``
-        (95 %). Rates are None without a common stratum; ``ratio`` and both ends also where ``b`` earned nothing.
-        ``high`` alone is None where the interval has no upper end: more than 2.5 % of the resamples hold no reward of
-        ``b``.
-
-    Raises:
-        ResultsError: columns are missing.
-    """
-    frame = prepared(rollouts)
-    proposed = ~frame["source"].isin(["fallback", "search"])
-    first = frame[(frame["round"] == 1) & proposed & frame["method"].isin([a, b])]
-    keys = ["run", "task"] if "run" in first else ["task"]
-    earned = first.assign(earned=first["reward"] > 0).groupby(["method", *keys])["earned"]
-    counts = earned.agg(["sum", "count"])
-    of = {
-        method: counts.xs(method) if method in counts.index.get_level_values(0) else counts.iloc[:0]
-        for method in (a, b)
-    }
-    both = [place for place in of[a].index if place in of[b].index]
-    result: dict[str, Any] = {"a": a, "b": b, "n_a": 0, "n_b": 0, "strata": len(both)}
-    nothing = dict.fromkeys(("rate_a", "rate_b", "ratio", "low", "high"))
-    if not both:
-        return {**result, **nothing}
-    rng = np.random.default_rng(0)
-    rates, draws = [], []
-    for name, method in (("n_a", a), ("n_b", b)):
-        n = of[method].loc[both, "count"].to_numpy(dtype=np.int64)
-        rate = of[method].loc[both, "sum"].to_numpy(dtype=np.int64) / n
-        result[name] = int(n.sum())
-        rates.append(float(rate.mean()))
-        # n rewards of 0 or 1 drawn again with replacement: a binomial number of ones
-        draws.append((rng.binomial(n, rate, size=(RESAMPLES, len(n))) / n).mean(axis=1))
-    result |= {"rate_a": rates[0], "rate_b": rates[1]}
-    if rates[1] == 0:
-        return {**nothing, **result}
-    low, high = _ratio_interval(*draws)
-    return {
-        **result,
-        "ratio": rates[0] / rates[1],
-        "low": low,
-        "high": high if math.isfinite(high) else None,
-    }
-
-
 def policy_text(rollouts: pd.DataFrame) -> str:
     """Rollouts as a person reads them, in Markdown: how it went by iteration, then which families each task was given.
 
@@ -367,18 +307,6 @@ def _gain(part: pd.DataFrame, score: str) -> float:
     before, after = part[f"{score}_before"], part[f"{score}_after"]
     known = np.isfinite(before) & np.isfinite(after)
     return float((after[known] - before[known]).mean())
-
-
-def _ratio_interval(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[float, float]:
-    """The 95 % interval of a / b, [resamples] each.
-
-    SciPy's bootstrap interpolates between resamples and makes NaN of infinite ones; these ends are resamples. Nothing
-    over nothing may be any ratio: it counts as 0 for the lower end and as infinite for the upper one.
-    """
-    some = np.divide(a, b, out=np.full_like(a, math.inf), where=b > 0)
-    lower = np.sort(np.where((a == 0) & (b == 0), 0.0, some))
-    upper = np.sort(some)
-    return float(lower[math.ceil(0.025 * len(a)) - 1]), float(upper[math.ceil(0.975 * len(a)) - 1])
 
 
 def _share_rows(frame: pd.DataFrame) -> Sequence[Sequence[str]]:
