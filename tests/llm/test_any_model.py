@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -30,13 +31,22 @@ from degaml_kedro.parameters import (
     LoraParameters,
     Phase,
     PromptParameters,
+    RewardParameters,
     ScoringParameters,
     TrainingParameters,
 )
+from degaml_kedro.policy.actions import ActionSpace
+from degaml_kedro.policy.indicators import measure_indicators
+from degaml_kedro.policy.trial import Attempt, try_action
+from degaml_kedro.strategies.answering import predict
+from degaml_kedro.strategies.generated import generated_state, generated_workbench, read_questions
 from degaml_kedro.strategies.latent import latent_vectors
 from degaml_kedro.tasks.example import Question, make_example
 from tests.conftest import ROOT
 from tests.llm.helpers import random_adapter, tiny_base
+from tests.pairs.helpers import tiny_generator, tiny_settings
+from tests.strategies.helpers import examples as questions_with_answers
+from tests.strategies.test_writing import ACTIONS
 
 SMALL = {
     "vocab_size": 259,
@@ -232,6 +242,38 @@ def test_training_is_that_of_peft_on_the_library(model, tmp_path):
     (found,) = score_examples(base, [SWIMS], PLAIN, TEXT, steps[-1].adapter)
     (asked,) = encode_questions(base, [SWIMS], PLAIN, "text")
     assert found.option_scores == pytest.approx(scores_by_library(ended, asked), rel=1e-4)
+
+
+def test_a_generated_adapter_is_refined_by_every_family(model):
+    name, _, _, base = model
+    if name in NOT_ADAPTED:
+        return
+    examples = questions_with_answers(4)
+    encoder = tiny_settings().encoder
+    asked = [Question.of(example) for example in examples]
+    bench = generated_workbench(
+        base,
+        PLAIN,
+        TEXT,
+        tiny_generator(base=base),
+        read_questions(encoder, asked),
+        range(4),
+        encoder,
+    )
+    start = generated_state(bench, 0)
+    space = ActionSpace.of({family: {} for family in ACTIONS})
+    before = measure_indicators(predict(bench, start, examples))
+    tried: list[Attempt] = []
+    for family, action in ACTIONS.items():
+        trial = try_action(
+            bench, space, start, before, examples, action, RewardParameters(), 3, tried=tried
+        )
+        assert trial.error is None, (family, trial.error)
+        assert trial.after is not None
+        assert math.isfinite(trial.after.nll)
+        if trial.poolable:
+            scores = tuple(one.option_scores for one in trial.predictions)
+            tried.append(Attempt(action, family, 3, scores))
 
 
 def test_a_vector_is_made_through_the_librarys_logits(tmp_path):

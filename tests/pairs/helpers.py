@@ -15,6 +15,7 @@ from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
 from degaml_kedro.generator.generator import Generator, Identity, save_generator
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.io.prompt_embeddings import write_prompt_embeddings
+from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.llm.prompting import question_text
 from degaml_kedro.pairs import PairSettings, TrainedPair, save_pair
@@ -52,9 +53,10 @@ def tiny_settings(**changes: Any) -> PairSettings:
     return PairSettings.model_validate({**content, **changes})
 
 
-def tiny_generator(seed: int = 0) -> Generator:
+def tiny_generator(seed: int = 0, base: BaseModel | None = None) -> Generator:
     """A generator whose adapters differ with the prompts and change answers; nothing is trained."""
-    base, encoder = tiny_base(), load_prompt_encoder(tiny_settings().encoder)
+    base = tiny_base() if base is None else base
+    encoder = load_prompt_encoder(tiny_settings().encoder)
     adapters = [random_adapter(base, LORA, seed=seed + i) for i in range(3)]
     shapes = {name: tuple(tensor.shape) for name, tensor in adapters[0].tensors.items()}
     grid = TokenGrid.from_shapes(shapes, 32)

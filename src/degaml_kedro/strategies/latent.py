@@ -251,11 +251,11 @@ def _chunk_vectors_of(
     learning_rate: float,
 ) -> Tensor:
     """The same for a head that is more than a matrix: through the library's logits."""
-    size = torch.tensor(counts, device=hidden.device)
-    owner = torch.arange(len(counts), device=hidden.device).repeat_interleave(size)
-    share = (1 / size.clamp(min=1).float())[owner]
+    # what was made for inference is part of no gradient: all is made here, or copied
     with torch.inference_mode(False), torch.enable_grad():
-        # what was computed without a gradient has to be copied to be part of one
+        size = torch.tensor(counts, device=hidden.device)
+        owner = torch.arange(len(counts), device=hidden.device).repeat_interleave(size)
+        share = (1 / size.clamp(min=1).float())[owner]
         states, goal = hidden.float().clone(), targets.clone()
         delta = states.new_zeros(len(counts), states.shape[1], requires_grad=True)
         optimizer = torch.optim.AdamW(
