@@ -71,19 +71,12 @@ def test_questions_vary_inside_a_family(family):
     examples = family.generate(100, 0)
     assert len({e.question for e in examples}) >= 3
     answers = Counter(e.options[e.gold] for e in examples)
-    # No constant preference answers a family: yes or no, and the three lengths of a month, are the extremes.
-    assert answers.most_common(1)[0][1] <= (65 if family.options == (2,) else 45)
-
-
-def test_there_are_groups_of_related_families():
-    groups = Counter(family.group for family in FAMILIES.values())
-    assert len(groups) >= 9
-    assert sum(groups.values()) >= 40
-    assert min(groups.values()) >= 4
+    # no constant preference answers a family
+    assert answers.most_common(1)[0][1] <= 45
 
 
 def test_streams_are_the_same_in_another_process():
-    names = ["kind_member", "capital_of_country", "past_tense", "comparison_chain"]
+    names = ["kind_member", "capital_of_country", "addition", "who_owns"]
     program = (
         "import sys; from degaml_kedro.tasks.suite import FAMILIES\n"
         "for name in sys.argv[1:]:\n"

@@ -9,7 +9,7 @@ import pytest
 
 from degaml_kedro.tasks.suite.drawing import word_lists
 
-FILES = ("dates", "geography", "kinds", "meaning", "morphology", "stories", "units", "words")
+FILES = ("dates", "geography", "kinds", "stories", "units", "words")
 
 
 def repeated(words):
@@ -35,36 +35,9 @@ def test_overlaps_name_kinds():
     assert set(itertools.chain(*lists["overlaps"].values())) <= set(lists["kinds"])
 
 
-@pytest.mark.parametrize("name", ["opposites", "synonyms"])
-def test_no_word_is_in_two_sets_of_meanings(name):
-    sets = word_lists("meaning")[name].split()
-    assert repeated(word for words in sets for word in words.split(":")) == []
-
-
-def test_rhymes_are_apart():
-    assert (
-        repeated(word for rhymes in word_lists("words")["rhymes"] for word in rhymes.split()) == []
-    )
-
-
 @pytest.mark.parametrize("name", ["names", "nouns"])
 def test_names_and_nouns_come_once(name):
     assert repeated(word_lists("words")[name].split()) == []
-
-
-def test_analogies_are_one_to_one():
-    for relation, pairs in word_lists("meaning")["analogies"].items():
-        lefts, rights = zip(*(pair.split(":") for pair in pairs.split()), strict=True)
-        assert repeated(lefts) == repeated(rights) == [], relation
-
-
-def test_agents_are_apart():
-    assert repeated(word_lists("morphology")["agents"].values()) == []
-
-
-def test_articles_are_apart():
-    lists = word_lists("morphology")
-    assert set(lists["a"].split()).isdisjoint(lists["an"].split())
 
 
 def test_units_measure_one_quantity():

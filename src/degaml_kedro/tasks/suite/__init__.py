@@ -9,9 +9,6 @@ from degaml_kedro.tasks.suite import (
     geography,
     kinds,
     letters,
-    meaning,
-    morphology,
-    order,
     stories,
     units,
 )
@@ -24,10 +21,7 @@ _GROUPS = (
     counting,
     dates,
     letters,
-    morphology,
-    meaning,
     units,
-    order,
     stories,
 )
 
