@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -98,6 +100,20 @@ def test_what_is_written_answers_as_the_examples_do_and_the_other_way_with_other
 
     assert right(flip=False) >= 8
     assert right(flip=True) <= 2
+
+
+def test_threads_read_their_own_examples():
+    base = tiny_base()
+    layers = writing_layers(base)
+    packs = [answer_sequences(base, labelled(count), PLAIN, "text") for count in range(1, 9)]
+    alone = [read_examples(base, one, layers) for one in packs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            together = pool.map(lambda one: read_examples(base, one, layers), packs)
+            for mine, theirs in zip(alone, together, strict=True):
+                torch.testing.assert_close(mine.keys, theirs.keys)
+                torch.testing.assert_close(mine.values, theirs.values)
+                assert mine.norms == pytest.approx(theirs.norms)
 
 
 def test_a_model_without_a_layer_that_writes_is_named(monkeypatch):

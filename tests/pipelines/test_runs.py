@@ -124,9 +124,9 @@ def test_results_carry_their_uncertainty_and_their_making(reference):
     record = json.loads((reference.data / "08_reporting/results.json").read_text())
     assert record["profile"] == "smoke"
     assert record["versions"]["torch"]
-    # two seen tasks with fourteen methods each, one left out with twelve (no baseline is scored there), one of
-    # meta-test with all twenty-two
-    assert len(record["results"]) == 2 * 14 + 12 + 22
+    # two seen tasks with fifteen methods each, one left out with twelve (no baseline is scored there), one of
+    # meta-test with all twenty-three
+    assert len(record["results"]) == 2 * 15 + 12 + 23
     for result in record["results"]:
         assert result["draws"] == (2 if result["method"] in GENERATED else 1)
         assert result["accuracy_spread"] >= 0

@@ -15,9 +15,9 @@ Shapes: P answer tokens of all examples, I inputs and C outputs of the layer (C 
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,21 +103,38 @@ def read_examples(
         end = start + len(one.ids)
         rows.extend(range(end - one.answer - 1, end - 1))
         labels.extend(one.ids[-one.answer :])
-    active = base.activate(written, 1.0) if written else None
-    with active_lora(active), _recorded(base, pack, layers, rows) as (keys, norms):
-        hidden = base.hidden_states(pack, elementary=True)[rows]
+    keys: dict[str, Tensor] = {}
+    norms: dict[str, float] = {}
+    own = _recording(base, pack, layers, rows, keys, norms)
+    with active_lora(base.activate(written, 1.0) if written else None):
+        hidden = own.hidden_states(pack, elementary=True)[rows]
     head = base.head.float()
     likely = base.logits(hidden).softmax(-1)
     return Readings(keys, norms, head[labels] - likely @ head)
 
 
-@contextmanager
-def _recorded(
-    base: BaseModel, pack: Pack, layers: Sequence[str], rows: Sequence[int]
-) -> Iterator[tuple[dict[str, Tensor], dict[str, float]]]:
-    """Inputs of layers, and the hidden states' lengths behind their blocks, at rows of a pack, once the model ran."""
-    keys: dict[str, Tensor] = {}
-    norms: dict[str, float] = {}
+def _recording(
+    base: BaseModel,
+    pack: Pack,
+    layers: Sequence[str],
+    rows: Sequence[int],
+    keys: dict[str, Tensor],
+    norms: dict[str, float],
+) -> BaseModel:
+    """The model with modules of its own that write down what passes at rows of a pack; the weights are shared.
+
+    A hook on a shared module would write down what other threads compute there.
+
+    Args:
+        base: the frozen model.
+        pack: what is computed.
+        layers: names of linear layers.
+        rows: of the pack.
+        keys: is given the layers' inputs.
+        norms: is given the mean length of the hidden states behind the layers' blocks.
+    """
+    shared = {id(part): part for part in (*base.groups, *base.model.parameters())}
+    model = copy.deepcopy(base.model, shared)
     separate = rows_of(pack)
 
     def at_rows(states: Tensor) -> Tensor:
@@ -139,18 +156,13 @@ def _recorded(
 
         return hook
 
-    modules = dict(base.model.named_modules())
-    handles = []
+    modules = dict(model.named_modules())
     for name in layers:
         block = re.match(r".*?\.\d+(?=\.)", name)
         assert block is not None
-        handles.append(modules[name].register_forward_pre_hook(keep_input(name)))
-        handles.append(modules[block.group()].register_forward_hook(keep_length(name)))
-    try:
-        yield keys, norms
-    finally:
-        for handle in handles:
-            handle.remove()
+        modules[name].register_forward_pre_hook(keep_input(name))
+        modules[block.group()].register_forward_hook(keep_length(name))
+    return replace(base, model=model)
 
 
 @dataclass(frozen=True)
