@@ -183,7 +183,7 @@ class Metric:
     def of(cls, keys: Tensor, share: float) -> Metric:
         """The metric of keys [P, I]."""
         mean = keys.mean(dim=0)
-        plain = cls(mean / mean.norm().clamp_min(1e-12), share, torch.tensor(1.0))
+        plain = cls(mean / mean.norm().clamp_min(1e-12), share, keys.new_tensor(1.0))
         length = plain(keys).square().sum(dim=1).mean().sqrt().clamp_min(1e-12)
         return cls(plain.direction, share, length)
 
@@ -238,7 +238,7 @@ def write_adapter(
     metric = Metric.of(readings.keys[layer], 1.0 if setting.center else 0.0)
     keys = metric(readings.keys[layer])
     # recalled from x: (G + lambda I)^-1 K M x, with the metric's M on both sides
-    ridge = setting.ridge * torch.eye(len(keys), device=keys.device)
+    ridge = setting.ridge * torch.eye(len(keys), dtype=keys.dtype, device=keys.device)
     recall = metric(torch.linalg.solve(keys @ keys.T + ridge, keys))
     values = readings.values
     unit = setting.scale * readings.norms[layer] / values.norm(dim=1).mean()
