@@ -79,7 +79,8 @@ def test_our_tasks_are_the_papers_benchmarks():
     }
     assert set(BENCHMARKS.values()) == columns - {AVERAGE}
     hub = yaml.safe_load((CONF / "base" / "parameters_hub_tasks.yml").read_text())
-    assert set(BENCHMARKS) == set(hub["tasks"])
+    variants = {"gsm8k_options", "math_options", "piqa_options"}  # of our own name
+    assert set(BENCHMARKS) == set(hub["tasks"]) - variants
 
 
 @pytest.mark.parametrize("profile", ["paper_0_5b", "paper_1_5b"])
