@@ -105,7 +105,7 @@ def read_examples(
         labels.extend(one.ids[-one.answer :])
     keys: dict[str, Tensor] = {}
     norms: dict[str, float] = {}
-    own = _recording(base, pack, layers, rows, keys, norms)
+    own = _recording(base, pack, layers, rows, keys, norms) if layers else base
     with active_lora(base.activate(written, 1.0) if written else None):
         hidden = own.hidden_states(pack, elementary=True)[rows]
     head = base.head.float()

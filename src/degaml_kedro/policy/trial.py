@@ -14,7 +14,7 @@ of what others wrote: its members are then made anew, on the other folds, and as
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -289,17 +289,8 @@ def _pooled(
     scores_of = {id(one): attempt.scores for one, attempt in zip(stand_ins, tried, strict=True)}
     scores: dict[int, tuple[float, ...]] = {}
     for asked in folds:
-        held_in = _others(asked, len(examples))
-        candidates = tuple(
-            Candidate(
-                one.action,
-                one.family,
-                tuple(one.scores[place] for place in held_in),
-                partial(AdaptedState, (stand_in,)),
-            )
-            for one, stand_in in zip(tried, stand_ins, strict=True)
-        )
-        seen = Candidates(tuple(examples[place] for place in held_in), candidates)
+        states = [partial(AdaptedState, (stand_in,)) for stand_in in stand_ins]
+        seen = _candidates(tried, states, examples, _others(asked, len(examples)))
         made = _refine(bench, family, config, state, seen, seed)
         known = all(id(member) in scores_of for member in made.members)
         if not known or made.vote is None or made.steering is not None:
@@ -329,20 +320,30 @@ def _pooled_texts(
     for asked in folds:
         places = _others(asked, len(examples))
         held_in = [examples[place] for place in places]
-        candidates = tuple(
-            Candidate(
-                one.action,
-                one.family,
-                tuple(one.scores[place] for place in places),
-                partial(execute, bench, space, state, held_in, one.action, one.seed),
-            )
-            for one in tried
-        )
-        seen = Candidates(tuple(held_in), candidates)
+        states = [
+            partial(execute, bench, space, state, held_in, one.action, one.seed) for one in tried
+        ]
+        seen = _candidates(tried, states, examples, places)
         made = _refine(bench, family, config, state, seen, seed)
         answers = predict(bench, made, [examples[place] for place in asked])
         found.update(zip(asked, answers, strict=True))
     return [found[place] for place in range(len(examples))]
+
+
+def _candidates(
+    tried: Sequence[Attempt],
+    states: Sequence[Callable[[], AdaptedState]],
+    examples: Sequence[Example],
+    places: Sequence[int],
+) -> Candidates:
+    """What has been tried, with what makes its states, as a family sees it that knows some of the examples alone."""
+    return Candidates(
+        tuple(examples[place] for place in places),
+        tuple(
+            Candidate(one.action, one.family, tuple(one.scores[place] for place in places), made)
+            for one, made in zip(tried, states, strict=True)
+        ),
+    )
 
 
 def _others(places: Sequence[int], count: int) -> list[int]:
