@@ -87,7 +87,7 @@ def test_a_bad_parameter_is_one_sentence(project, monkeypatch):
     result = kedro("run", "--env", "smoke", "--params", "sede=1")
     assert result.exit_code == 1
     assert result.output.strip().splitlines()[-1] == (
-        "Error: unknown key 'sede' in the parameters (given with --params); did you mean 'seed'?"
+        "Error: unknown key 'sede' in the parameters; did you mean 'seed'?"
     )
 
 

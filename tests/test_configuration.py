@@ -1,4 +1,4 @@
-"""What is wrong with the configuration is said in a sentence with the key, the file and the line."""
+"""What is wrong with the configuration is said in a sentence with the key, the value and what is allowed."""
 
 from __future__ import annotations
 
@@ -66,31 +66,26 @@ ENVIRONMENTS = sorted(
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_every_environment_is_valid(project, env):
     one = loader(project, env, **NEEDED.get(env, {}))
-    check_action_space(one, read_parameters(one))
+    check_action_space(read_parameters(one))
 
 
-def test_what_a_file_asks_the_command_line_for_is_no_parameter_of_its_own(project):
-    source = {"kind": "file", "path": "${runtime_params:folder}/a.json"}
+def test_a_file_may_ask_the_command_line(project):
+    source = {"kind": "file", "path": "${runtime_params:datasets}/a.json"}
     project.edit("smoke/parameters.yml", tasks={"day_after": {"source": None}})
     project.edit("smoke/parameters.yml", tasks={"day_after": {"source": source}})
     with pytest.raises(
-        ConfigurationError, match=r"tasks\.day_after\.source\.path .*'folder' .*--params"
+        ConfigurationError, match=r"tasks\.day_after\.source\.path .*'datasets' .*--params"
     ):
         read_parameters(loader(project))
-    given = loader(project, folder="/data")
+    given = loader(project, datasets="/data")
     assert read_parameters(given).tasks["day_after"].source.path == "/data/a.json"
-    assert "folder" not in given["parameters"]
 
 
 def test_an_unknown_key_names_its_place_and_the_nearest_one(project):
     project.edit("smoke/parameters.yml", trajectory={"training": {"batchsize": 4}})
     message = mistake(project)
     assert "unknown key 'batchsize' in trajectory.training" in message
-    assert "smoke/parameters.yml, line " in message
     assert "did you mean 'batch_size'?" in message
-    line = int(message.split("line ")[1].split(")")[0])
-    text = (project.conf / "smoke/parameters.yml").read_text().splitlines()
-    assert text[line - 1].strip().startswith("batchsize")
 
 
 def test_an_unknown_key_that_is_near_nothing_lists_what_there_is(project):
@@ -101,7 +96,7 @@ def test_an_unknown_key_that_is_near_nothing_lists_what_there_is(project):
 
 def test_a_value_out_of_range(project):
     project.edit("smoke/parameters.yml", lora={"rank": 0})
-    assert "lora.rank is 0 (" in mistake(project)
+    assert "lora.rank is 0: " in mistake(project)
     assert "greater than or equal to 1" in mistake(project)
 
 
@@ -114,7 +109,6 @@ def test_a_missing_key_is_looked_for_in_its_group(project):
     project.edit("smoke/parameters.yml", warmup={"phases": None})
     message = mistake(project)
     assert "warmup.phases is missing" in message
-    assert "smoke/parameters.yml, line " in message
 
 
 def test_all_mistakes_are_named_at_once(project):
@@ -206,7 +200,6 @@ def test_a_key_of_the_reward_that_would_do_nothing(project, reward, expected):
     project.edit("smoke/parameters.yml", policy={"reward": reward})
     message = mistake(project)
     assert re.search(expected, message)
-    assert "smoke/parameters.yml, line " in message
 
 
 @pytest.mark.parametrize(
@@ -239,19 +232,19 @@ FACTORIZED = {"kind": "factorized"}
             {"variants": {"mse": {"training": {"mse": 0.0}}}},
             "mse and sft are both 0, so there is nothing to train on",
         ),
-        ({"prompts": 0}, "generator.prompts is 0 ("),
-        ({"draws": 0}, "generator.draws is 0 ("),
-        ({"tokenization": {"token_width": 0}}, "generator.tokenization.token_width is 0 ("),
-        ({"tokenization": {"center": "median"}}, "generator.tokenization.center is 'median' ("),
-        ({"encoder": {"tokens": 0}}, "generator.encoder.tokens is 0 ("),
-        ({"encoder": {"source": {"kind": "bert"}}}, "generator.encoder.source.kind is 'bert' ("),
+        ({"prompts": 0}, "generator.prompts is 0: "),
+        ({"draws": 0}, "generator.draws is 0: "),
+        ({"tokenization": {"token_width": 0}}, "generator.tokenization.token_width is 0: "),
+        ({"tokenization": {"center": "median"}}, "generator.tokenization.center is 'median': "),
+        ({"encoder": {"tokens": 0}}, "generator.encoder.tokens is 0: "),
+        ({"encoder": {"source": {"kind": "bert"}}}, "generator.encoder.source.kind is 'bert'; use"),
         (
             {"variants": {"mse": {"decoder": {"kind": "mlp"}}}},
-            "generator.variants.mse.decoder.kind is 'mlp' (",
+            "generator.variants.mse.decoder.kind is 'mlp'; use",
         ),
         (
             {"variants": {"mse": {"training": {"stepps": 1}}}},
-            "unknown key 'stepps' in generator.variants.mse.training (",
+            "unknown key 'stepps' in generator.variants.mse.training; ",
         ),
         (
             {"variants": {"mse": {"decoder": {"widht": 1}}}},
@@ -259,7 +252,7 @@ FACTORIZED = {"kind": "factorized"}
         ),
         (
             {"variants": {"mse": {"training": {"sft": -1}}}},
-            "generator.variants.mse.training.sft is -1 (",
+            "generator.variants.mse.training.sft is -1: ",
         ),
     ],
 )
@@ -313,8 +306,8 @@ def test_methods_say_which_variants_are_trained(project):
 
 
 def test_a_mistake_on_the_command_line(project):
-    assert "seed is -1 (given with --params)" in mistake(project, seed=-1)
-    assert "unknown key 'sede' in the parameters (given with --params)" in mistake(project, sede=1)
+    assert "seed is -1" in mistake(project, seed=-1)
+    assert "unknown key 'sede' in the parameters" in mistake(project, sede=1)
 
 
 def test_the_command_line_changes_one_key_of_a_group_and_nothing_else(project):
@@ -404,7 +397,7 @@ def test_baselines_need_validation_examples(project):
     ("scoring", "expected"),
     [
         ({"extraction": "numbr"}, ["scoring.extraction", "'letter', 'number' or 'text'"]),
-        ({"extraction": {"regex": "(a"}}, ["extraction.regex is no regular expression", "line "]),
+        ({"extraction": {"regex": "(a"}}, ["extraction.regex is no regular expression"]),
         ({"extraction": {"regex": "a", "takes": "last"}}, ["unknown key 'takes'", "'take'"]),
         ({"extraction": {"regex": "a", "take": "second"}}, ["'first' or 'last'"]),
         ({"extraction": {"regex": "a" * 501}}, ["scoring.extraction"]),

@@ -34,15 +34,8 @@ def test_strategies_that_there_are_not_stop_a_run_before_anything_is_written(
     project.edit("smoke/parameters.yml", policy={"families": families})
     with pytest.raises(ConfigurationError) as caught:
         run(project)
-    message = str(caught.value)
-    assert expected in message
+    assert expected in str(caught.value)
     assert not project.data.exists()
-    # the key, on its line
-    place, line = message.rsplit("(", 1)[1].rstrip(")").split(", line ")
-    assert place.endswith("smoke/parameters.yml")
-    key = expected.removeprefix("policy.families.").split(":")[0].split(" ")[0].split(".")[-1]
-    text = (project.conf / "smoke/parameters.yml").read_text().splitlines()
-    assert text[int(line) - 1].strip().startswith(f"{key}:")
 
 
 def test_strategies_do_not_matter_where_no_method_needs_them(project):

@@ -1,4 +1,4 @@
-"""Reading the configuration, and saying what is wrong with it: which key, in which file, on which line."""
+"""Reading the configuration, and saying what is wrong with it: which key, which value, what is allowed."""
 
 from __future__ import annotations
 
@@ -32,14 +32,13 @@ class ConfigurationError(DegamlError):
 
 
 class ProjectConfigLoader(OmegaConfigLoader):
-    """Kedro's loader with five differences.
+    """Kedro's loader with four differences.
 
     A parameter given on the command line changes that one key, also where the environment does not mention its
-    group (Kedro replaces the whole group then). One that a file asks for, ``${runtime_params:folder}``, is no
-    parameter of its own. Tasks that a pool draws from a distribution stand among ``tasks`` (``tasks/episodes.py``).
-    ``${given:seed, 999}`` is the same for ``globals.yml``, which Kedro does not let ask: runs
-    of different seeds can so keep their data apart. And the last loader made is remembered: pipelines are generated
-    from configuration, and Kedro asks for them without saying which environment it means.
+    group (Kedro replaces the whole group then). Tasks that a pool draws from a distribution stand among ``tasks``
+    (``tasks/episodes.py``). ``${given:seed, 999}`` is ``${runtime_params:seed, 999}`` for ``globals.yml``, where Kedro
+    does not allow that: runs of different seeds can so keep their data apart. And the last loader made is remembered:
+    pipelines are generated from configuration, and Kedro asks for them without saying which environment it means.
     """
 
     current: ClassVar[ProjectConfigLoader | None] = None
@@ -61,7 +60,6 @@ class ProjectConfigLoader(OmegaConfigLoader):
             raise ConfigurationError(
                 f"there is no environment '{env}' in {folder}; {_suggestion(env, known)}"
             )
-        self._asked_for: set[str] = set()
         given = options.get("runtime_params") or {}
         options["custom_resolvers"] = {
             **(options.get("custom_resolvers") or {}),
@@ -73,15 +71,7 @@ class ProjectConfigLoader(OmegaConfigLoader):
     def __getitem__(self, key: str) -> dict[str, Any]:
         """Read and merge the files of one kind."""
         config = super().__getitem__(key)
-        if key == "parameters":
-            for name in self._asked_for - set(ProjectParameters.model_fields):
-                config.pop(name, None)
-            config = with_drawn_tasks(config)
-        return config
-
-    def _get_runtime_value(self, variable: str, *default: Any) -> Any:
-        self._asked_for.add(variable.split(".")[0])
-        return super()._get_runtime_value(variable, *default)
+        return with_drawn_tasks(config) if key == "parameters" else config
 
     def _merge_configs(
         self, config: dict[str, Any], env_config: dict[str, Any], key: str, env_path: str
@@ -111,7 +101,7 @@ def read_parameters(loader: AbstractConfigLoader) -> ProjectParameters:
         loader: knows the files, the environment and the parameters from the command line.
 
     Raises:
-        ConfigurationError: one sentence per mistake, naming the key, the file and the line.
+        ConfigurationError: one sentence per mistake, naming the key, its value and what is allowed.
     """
     try:
         raw = loader["parameters"]
@@ -126,20 +116,19 @@ def read_parameters(loader: AbstractConfigLoader) -> ProjectParameters:
     try:
         return ProjectParameters.model_validate(raw)
     except ValidationError as error:
-        sentences = [_sentence(detail, raw, loader) for detail in error.errors()]
+        sentences = [_sentence(detail, raw) for detail in error.errors()]
         raise ConfigurationError("\n".join(sentences)) from None
 
 
-def check_action_space(loader: AbstractConfigLoader, parameters: ProjectParameters) -> None:
+def check_action_space(parameters: ProjectParameters) -> None:
     """Check ``policy.families`` against the families that there are, where a method needs them.
 
     Args:
-        loader: knows the files.
-        parameters: what was read of them.
+        parameters: of the configuration.
 
     Raises:
         ConfigurationError: a family or field does not exist, bounds cannot be, or nothing can be proposed; it names the
-            key, the file and the line.
+            key.
         FamilyError: a family of an installed package cannot be registered.
     """
     if parameters.policy is None or not parameters.adapted_methods:
@@ -154,29 +143,27 @@ def check_action_space(loader: AbstractConfigLoader, parameters: ProjectParamete
         for action in space.pooling:
             space.parse(action.text)
     except (ActionSpaceError, ActionError) as error:
-        path = error.path if isinstance(error, ActionSpaceError) else ()
-        place = _place(["policy", "families", *path], loader)
-        raise ConfigurationError(f"{error} ({place})") from None
+        raise ConfigurationError(str(error)) from None
 
 
-def _sentence(detail: ErrorDetails, raw: Any, loader: AbstractConfigLoader) -> str:
+def _sentence(detail: ErrorDetails, raw: Any) -> str:
     path = _data_path(detail["loc"], raw)
-    name, place = ".".join(map(str, path)), _place(path, loader)
+    name = ".".join(map(str, path))
     context = detail.get("ctx", {})
     if detail["type"] == "extra_forbidden":
         group = ".".join(map(str, path[:-1])) or "the parameters"
         known = list(_model_at(detail["loc"][:-1]).model_fields)
-        return f"unknown key '{path[-1]}' in {group} ({place}); {_suggestion(str(path[-1]), known)}"
+        return f"unknown key '{path[-1]}' in {group}; {_suggestion(str(path[-1]), known)}"
     if detail["type"] == "missing":
-        return f"{name} is missing ({place}); add it"
+        return f"{name} is missing; add it"
     if detail["type"] == "union_tag_invalid":
-        return f"{name}.kind is '{context['tag']}' ({place}); use one of {context['expected_tags']}"
+        return f"{name}.kind is '{context['tag']}'; use one of {context['expected_tags']}"
     if detail["type"] == "union_tag_not_found":
-        return f"{name}.kind is missing ({place}); add it"
+        return f"{name}.kind is missing; add it"
     if detail["type"] == "value_error":
-        return f"{context['error']}" + (f" ({place})" if path else "")
+        return f"{name}: {context['error']}" if path else str(context["error"])
     message = detail["msg"][0].lower() + detail["msg"][1:]
-    return f"{name} is {detail['input']!r} ({place}): {message}"
+    return f"{name} is {detail['input']!r}: {message}"
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
@@ -233,49 +220,3 @@ def _members(annotation: Any) -> list[Any]:
     if get_origin(annotation) in (Union, UnionType):
         return [member for member in get_args(annotation) if member is not type(None)]
     return [annotation]
-
-
-def _place(path: Sequence[str | int], loader: AbstractConfigLoader) -> str:
-    """Where a key stands: its file and line, or the command line; for a missing key, its group's place."""
-    folder = Path(loader.conf_source)
-    prefixes = [path[:length] for length in range(len(path), 0, -1)]
-    if path and _contains(loader.runtime_params or {}, path):
-        return "given with --params"
-    # a group that the environment has hides the base's
-    base = CONFIG_ENVIRONMENTS["base_env"]
-    for environment in (loader.env or CONFIG_ENVIRONMENTS["default_run_env"], base):
-        for keys in prefixes:
-            for file in sorted((folder / environment).glob("**/parameters*")):
-                line = _line(file, keys) if file.suffix in (".yml", ".yaml", ".json") else None
-                if line is not None:
-                    return f"{_short(file)}, line {line}"
-    return f"{_short(folder / base / 'parameters.yml')}"
-
-
-def _contains(node: Any, keys: Sequence[str | int]) -> bool:
-    for key in keys:
-        if not isinstance(node, Mapping) or key not in node:
-            return False
-        node = node[key]
-    return True
-
-
-def _line(file: Path, keys: Sequence[str | int]) -> int | None:
-    node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    line = None
-    for key in keys:
-        if isinstance(node, yaml.MappingNode):
-            found = [(k, v) for k, v in node.value if k.value == str(key)]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            found = [(node.value[key], node.value[key])]
-        else:
-            found = []
-        if not found:
-            return None
-        name, node = found[0]
-        line = name.start_mark.line + 1
-    return line
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -30,7 +30,7 @@ class ParametersHook:
     def after_context_created(self, context: KedroContext) -> None:
         """Validate, and forget pipelines that another environment's configuration made."""
         parameters = read_parameters(context.config_loader)
-        check_action_space(context.config_loader, parameters)
+        check_action_space(parameters)
         pipelines.configure(f"{__package__}.pipeline_registry")
 
     @hook_impl

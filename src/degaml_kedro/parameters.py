@@ -23,6 +23,8 @@ from pydantic import (
 )
 from pydantic import BaseModel as _PydanticModel
 
+from degaml_kedro.methods import METHODS, names
+
 ScoringMode = Literal["letter", "text", "generate"]
 # how an answer is written: its option's label in brackets, or its text
 AnswerForm = Literal["letter", "text"]
@@ -859,47 +861,17 @@ def task_scoring(
     return TaskParameters.model_validate(task_parameters).scored(every)
 
 
-PLAIN_METHODS = ("base", "no_meta_train", "pooled", "mean_adapter")
-GENERATED = ("generalization_only", "other_prompts")
-ADAPTED = (
-    "degaml",
-    "random_policy",
-    "tabular_policy",
-    "best_fixed",
-    "no_generator",
-    "paper_families",
-    "oracle_strategy",
-)
-# those that need the policy's rollouts, or the policy
-FROM_ROLLOUTS = ("tabular_policy", "best_fixed", "no_generator", "paper_families")
+PLAIN_METHODS = names(lambda row: row.kind == "plain")
+GENERATED = names(lambda row: row.kind == "generated")
+ADAPTED = names(lambda row: row.kind == "adapted")
+FROM_ROLLOUTS = names(lambda row: row.needs_rollouts)
 # the strategies of the paper (its section F.1): what `paper_families` chooses from
 PAPER_FAMILIES = ("ttt", "lora", "ls", "tts")
 # by method, the entry of `baselines` that it is set by
-BASELINES = {
-    "icl": "icl",
-    "no_meta_train_support": "no_meta_train_support",
-    "union_train": "union_train",
-    "maml_en_llm": "maml_en_llm",
-    "maml_en_llm_first_order": "maml_en_llm",
-    "abmll": "abmll",
-    "metaicl": "metaicl",
-    "metaict": "metaicl",
-    "sentence_head": "sentence_head",
-    "closed_form": "closed_form",
-}
-# two baselines asked together: the sum of their log-probabilities
-SUMMED = {"metaicl_union": ("metaicl", "union_train")}
-# those that learn from the meta-train tasks
-META_TRAINED = (
-    "union_train",
-    "maml_en_llm",
-    "maml_en_llm_first_order",
-    "abmll",
-    "metaicl",
-    "metaict",
-)
-# those that read the support examples when they answer: there are no weights of a task to keep
-READ_SUPPORT = ("icl", "metaicl", "metaict", "sentence_head")
+BASELINES = {row.name: row.entry for row in METHODS.values() if row.entry}
+SUMMED = {row.name: row.parts for row in METHODS.values() if row.parts}
+META_TRAINED = names(lambda row: row.kind == "baseline" and row.meta_trained)
+READ_SUPPORT = names(lambda row: row.in_prompt)
 
 
 class ProjectParameters(Parameters):
@@ -919,17 +891,12 @@ class ProjectParameters(Parameters):
     generator: GeneratorParameters | None = None
     policy: PolicyParameters | None = None
     baselines: BaselinesParameters | None = None
-    # base, no_meta_train, pooled, mean_adapter, generalization_only, and generalization_only of another variant
-    # (generalization_only_NAME); other_prompts and other_prompts_NAME are the control with another task's prompts.
-    # degaml refines what the generator made by strategies that the policy chooses; random_policy draws as many
-    # uniformly; tabular_policy draws by a logistic regression on degaml's rollouts; best_fixed executes what was best
-    # in them, without a search; no_generator refines the pooled adapter as degaml refines a generated one;
-    # paper_families is degaml with the paper's four families alone;
-    # oracle_strategy chooses by the test split: a bound, no result. icl, no_meta_train_support, union_train,
-    # maml_en_llm, maml_en_llm_first_order, abmll, metaicl, metaict and sentence_head are set by the key `baselines`;
-    # metaicl_union adds up the log-probabilities of metaicl and union_train
+    # rows of the table in methods.py; generalization_only_NAME and other_prompts_NAME are those of another variant
     methods: tuple[str, ...] = Field(min_length=1)
     tasks: dict[Name, TaskParameters]
+    # a folder of files that are no part of the project, where an environment's tasks or distributions read some:
+    # --params datasets=FOLDER
+    datasets: str | None = None
     # what tasks are drawn from, by name
     distributions: dict[Name, Distribution] = {}
     # in a file: names of tasks, or {distribution: NAME, trajectory_tasks: n, rollout_tasks: m}: the loader draws n

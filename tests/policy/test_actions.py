@@ -313,11 +313,8 @@ def test_a_fixed_field_keeps_its_one_value():
     ],
 )
 def test_a_narrowing_that_cannot_be_meant_is_named(narrowed, message):
-    with pytest.raises(ActionSpaceError, match=message) as caught:
+    with pytest.raises(ActionSpaceError, match=message):
         ActionSpace.of(narrowed, KNOWN)
-    # and the keys that lead to it, for who knows the file
-    path = [key for keys in narrowed.items() for key in (keys[0], *keys[1])]
-    assert list(caught.value.path) == path[: 1 if "trian" in path else 2]
 
 
 def test_a_field_that_is_called_family_is_refused():

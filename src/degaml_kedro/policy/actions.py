@@ -32,16 +32,7 @@ class ActionError(DegamlError):
 
 
 class ActionSpaceError(DegamlError):
-    """A narrowing of the action space that cannot be meant.
-
-    Attributes:
-        path: the keys below ``policy.families`` that lead to it.
-    """
-
-    def __init__(self, message: str, *path: str) -> None:
-        """Keep the place beside the sentence."""
-        super().__init__(message)
-        self.path = path
+    """A narrowing of the action space that cannot be meant."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +93,17 @@ class ActionSpace:
         fields = {}
         for name, limits in narrowed.items():
             if name not in known:
-                raise ActionSpaceError(f"policy.families.{name}: {_unknown(name, known)}", name)
+                raise ActionSpaceError(f"policy.families.{name}: {_unknown(name, known)}")
             spaces = {space.name: space for space in known[name].fields}
             if FAMILY_KEY in spaces:
                 raise ActionSpaceError(
                     f"policy.families.{name}: the family has a field called '{FAMILY_KEY}', which an action's family "
-                    f"is called; give the field an alias",
-                    name,
+                    f"is called; give the field an alias"
                 )
             for field in limits:
                 if field not in spaces:
                     raise ActionSpaceError(
-                        f"policy.families.{name}.{field}: {_unknown(field, spaces)}", name, field
+                        f"policy.families.{name}.{field}: {_unknown(field, spaces)}"
                     )
             fields[name] = tuple(
                 _narrow(space, limits.get(space.name), name)
@@ -265,8 +255,7 @@ def _narrow(space: FieldSpace, limits: Sequence[Value] | None, family: str) -> F
     try:
         return _narrowed(space, limits)
     except ValueError as error:
-        message = f"policy.families.{family}.{space.name} {error}"
-        raise ActionSpaceError(message, family, space.name) from None
+        raise ActionSpaceError(f"policy.families.{family}.{space.name} {error}") from None
 
 
 def _narrowed(space: FieldSpace, limits: Sequence[Value]) -> FieldSpace:
