@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["plain", "generated", "baseline", "sum", "adapted"]
-Group = Literal[
+MethodKind = Literal["plain", "generated", "baseline", "sum", "adapted"]
+MethodGroup = Literal[
     "DeGAML",
     "the paper's baselines",
     "other baselines",
@@ -40,8 +40,8 @@ class Method:
     """
 
     name: str
-    kind: Kind
-    group: Group
+    kind: MethodKind
+    group: MethodGroup
     meaning: str
     entry: str | None = None
     meta_trained: bool = False
