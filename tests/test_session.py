@@ -19,14 +19,15 @@ from peft import PeftModel
 from scipy.special import softmax
 from transformers import AutoModelForCausalLM
 
-from degaml_kedro.adaptation.folder import AnswerSettings, SavedError
-from degaml_kedro.adaptation.report import STAGES, Report
-from degaml_kedro.adapters.adapter import AdapterError, load_peft_folder
+from degaml_kedro.adaptation import STAGES, Report
+from degaml_kedro.adapters.adapter import load_peft_folder
+from degaml_kedro.checkpoint.folder import save_pair
+from degaml_kedro.checkpoint.hub import SHIPPED
+from degaml_kedro.checkpoint.layout import CheckpointError
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.llm.prompting import PromptError, encode_questions
 from degaml_kedro.llm.scoring import answer_length, score_examples
-from degaml_kedro.pairs import SHIPPED, save_pair
 from degaml_kedro.parameters import SearchParameters
 from degaml_kedro.policy.proposers import PolicyProposer
 from degaml_kedro.policy.trial import execute
@@ -44,15 +45,14 @@ from degaml_kedro.strategies.state import (
     AdaptedState,
     Context,
     Member,
-    StateError,
     Steering,
     Vote,
 )
 from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Question, make_example, make_true_false_example
 from degaml_kedro.tasks.ready import ready_task
+from tests.checkpoint.helpers import LORA, tiny_pair, tiny_settings, write_tiny_pair
 from tests.llm.helpers import plain_copy, random_adapter, tiny_base
-from tests.pairs.helpers import LORA, tiny_pair, tiny_settings, write_tiny_pair
 
 # strategies are carried out on these …
 SUPPORT, HELD_OUT = ready_task("element_symbol").draw(12, 6, seed=0)
@@ -199,7 +199,7 @@ def test_a_single_proposal_is_the_likeliest_and_several_are_drawn(proposals, use
         seen.append(args[3])
         return PolicyProposer(*args, **named)
 
-    monkeypatch.setattr("degaml_kedro.session.PolicyProposer", watched)
+    monkeypatch.setattr("degaml_kedro.adaptation.PolicyProposer", watched)
     Session(tiny_pair()).adapt(SUPPORT, budget=Budget(rounds=1, proposals=proposals))
     assert seen == [used]
 
@@ -491,16 +491,10 @@ def member(seed):
 def model_of(*members, **around):
     """An adapted model that no search has to come upon."""
     settings = tiny_settings()
-    answering = AnswerSettings(
-        model=settings.model,
-        prompt=settings.prompt,
-        scoring=settings.scoring,
-        encoder=settings.encoder,
-    )
     bench = Workbench(
         tiny_base(), settings.prompt, settings.scoring, embed=question_embedder(settings.encoder)
     )
-    return AdaptedModel(bench, AdaptedState(members, **around), answering, Report(12, 6))
+    return AdaptedModel(bench, AdaptedState(members, **around), settings.answering, Report(12, 6))
 
 
 def shown(seed, order="given"):
@@ -660,7 +654,7 @@ def _edit(path, **changes):
 def test_a_damaged_folder_is_a_sentence(damage, tmp_path):
     folder = MODELS["ensemble"]().save(tmp_path / "adapter")
     DAMAGES[damage](folder)
-    with pytest.raises((SavedError, AdapterError, StateError, SessionError)) as caught:
+    with pytest.raises((CheckpointError, SessionError)) as caught:
         AdaptedModel.open(folder)
     told = str(caught.value)
     assert str(folder) in told
@@ -677,7 +671,7 @@ def test_weights_of_a_plain_adapter_that_are_cut_off_are_a_sentence(tmp_path):
 
 def test_saving_leaves_a_folder_of_somebody_alone(adapted, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(SavedError, match="no saved adaptation"):
+    with pytest.raises(CheckpointError, match="no saved adaptation"):
         adapted.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     # one of ours is replaced

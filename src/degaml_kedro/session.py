@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import operator
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,44 +22,38 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from degaml_kedro.adaptation.folder import (
+from degaml_kedro.adaptation import (
+    Accuracy,
+    Answer,
+    Change,
+    Listener,
+    Progress,
+    Report,
+    Tried,
+    adapt_to_task,
+    explain,
+)
+from degaml_kedro.checkpoint.folder import (
     AnswerSettings,
+    SavedAdaptation,
+    TrainedPair,
     check_widths,
     load_adaptation,
     save_adaptation,
 )
-from degaml_kedro.adaptation.report import Accuracy, Answer, Change, Progress, Report, Tried
-from degaml_kedro.adaptation.tracker import Listener, Tracker
-from degaml_kedro.adaptation.words import action_words, explain, strategy_words
+from degaml_kedro.checkpoint.hub import load_trained_pair
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.prompting import encode_questions
-from degaml_kedro.llm.scoring import Prediction, compare_options, score_examples
-from degaml_kedro.pairs import TrainedPair, load_trained_pair
+from degaml_kedro.llm.scoring import compare_options, score_examples
 from degaml_kedro.parameters import SearchParameters
 from degaml_kedro.policy.actions import ActionSpace
-from degaml_kedro.policy.proposers import PolicyProposer, Proposal, Proposer, UniformProposer
-from degaml_kedro.policy.search import (
-    CarriedOut,
-    Row,
-    Tag,
-    adapt,
-    carry_out,
-    executed_rows,
-    most_trials,
-)
 from degaml_kedro.progress import Progress as Counted
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import answer_questions, predict
-from degaml_kedro.strategies.generated import (
-    count_truncated,
-    generated_state,
-    generated_workbench,
-    question_embedder,
-    read_questions,
-)
+from degaml_kedro.strategies.generated import question_embedder
 from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.workbench import Interruption, Meter, OutOfTimeError, Workbench
+from degaml_kedro.strategies.workbench import Interruption, Meter, Workbench
 from degaml_kedro.tasks.example import Example, Question, shares_options
 from degaml_kedro.tasks.pasted import read_question
 
@@ -141,22 +134,17 @@ class Session:
             GeneratorError: the base model is not the pair's.
         """
         self.trained = trained
-        self._settings = AnswerSettings(
-            model=trained.settings.model,
-            prompt=trained.settings.prompt,
-            scoring=trained.settings.scoring,
-            encoder=trained.settings.encoder,
-        )
+        self._settings = trained.settings.answering
         self._base = load_base_model(trained.settings.model)
         trained.generator.check_base_model(self._base.name, self._base.fingerprint)
         # once, here: moving it while another thread generates would be seen there
         trained.generator.decoder.to(self._base.device)
         policy = trained.settings.policy
         self._space = ActionSpace.of(policy.families)
-        self._pilot = load_base_model(policy.model) if policy.model else self._base
+        self._policy_model = load_base_model(policy.model) if policy.model else self._base
         # a policy for other layers is refused now, and not at its first proposal
         if trained.policy is not None:
-            self._pilot.activate_adapter(trained.policy)
+            self._policy_model.activate_adapter(trained.policy)
 
     @classmethod
     def load(
@@ -236,196 +224,24 @@ class Session:
             if not isinstance(some, int):
                 encode_questions(self._base, some, prompt, scoring.answers, scoring.room)
         support, asked, warnings = _deal(examples, held_out, seed)
-        parameters = self.trained.settings.policy
-        search = (budget or Budget()).of(parameters.search)
-        report = Report(
-            support=len(support),
-            held_out=len(asked),
-            base_model=self._base.name,
-            source=self.trained.name,
-            seed=seed,
-            warnings=warnings,
-        )
-        tracker = Tracker(report, most_trials(search, self._space), progress, cancel)
+        policy = self.trained.settings.policy
+        search = (budget or Budget()).of(policy.search)
         with _cancellable():
-            return self._adapt(support, asked, search, seed, tracker, cancel)
-
-    def _adapt(
-        self,
-        support: Sequence[Example],
-        asked: Sequence[Example],
-        search: SearchParameters,
-        seed: int,
-        tracker: Tracker,
-        cancel: threading.Event | None,
-    ) -> AdaptedModel:
-        trained, settings = self.trained, self._settings
-        tracker.stage("base", "Asking the base model")
-        before = self._ask_base(support, asked, tracker)
-        tracker.stage("generating", "Reading the questions and generating an adapter")
-        questions = [Question.of(one) for one in support]
-        embeddings = read_questions(settings.encoder, questions)
-        if cut := count_truncated(settings.encoder, questions):
-            told = (
-                f"the generator reads the first {settings.encoder.tokens} tokens of a question, and {cut} of "
-                f"{len(support)} are longer"
+            bench, state, report = adapt_to_task(
+                self.trained,
+                self._base,
+                self._policy_model,
+                support,
+                asked,
+                policy.model_copy(update={"search": search}),
+                seed,
+                warnings,
+                progress,
+                cancel,
             )
-            tracker.report = replace(tracker.report, warnings=(*tracker.report.warnings, told))
-        bench = generated_workbench(
-            self._base,
-            settings.prompt,
-            settings.scoring,
-            trained.generator,
-            embeddings,
-            range(len(embeddings)),
-            settings.encoder,
-        )
-        bench = replace(bench, interrupted=cancel)
-        start = generated_state(bench, derive_seed(seed, "initialization"))
-        tracker.check()
-        if asked:
-            generated = Accuracy.of(predict(bench, start, asked))
-            tracker.held_out_scored()
-            tracker.know("The generated adapter has answered", generated=generated)
-        tracker.stage("trying", "The policy is proposing strategies")
-        rows = self._try(bench, start, support, search, seed, tracker)
-        chosen = [str(row["action"]) for row in executed_rows(rows)]
-        tracker.stage("executing", strategy_words(self._space, chosen))
-        carried = carry_out(bench, self._space, start, support, rows)
-        tracker.know("The adapter is there", **self._carried_out(carried, tracker.report))
-        state = carried.state
-        tracker.stage("scoring", "Asking the adapted model")
-        if asked:
-            after = predict(bench, state, asked)
-            tracker.held_out_scored()
-            tracker.know(
-                "The adapted model has answered",
-                adapted=Accuracy.of(after),
-                changes=_changes(asked, before, after),
-            )
-        tracker.stage("done", "Done")
         lean = replace(bench, draw=None, interrupted=None, meter=Meter())
         labels = support[0].options if shares_options(support) else ()
-        return AdaptedModel(lean, state, settings, tracker.report, labels)
-
-    def _carried_out(self, carried: CarriedOut, report: Report) -> dict[str, Any]:
-        """What the report says of what was done, which may be less than what was chosen."""
-        done = {int(row["rollout"]) + 1 for row in carried.rows}
-        strategy = tuple(str(row["action"]) for row in carried.rows)
-        warnings = report.warnings
-        if carried.failed is not None:
-            failed = action_words(self._space, str(carried.failed["action"]))
-            told = (
-                f"'{failed}' was chosen, and failed when it was carried out on all {report.support} examples; the "
-                f"adapter before it stays"
-            )
-            warnings = (*warnings, told)
-        return {
-            "tried": tuple(replace(one, executed=one.number in done) for one in report.tried),
-            "strategy": strategy,
-            "words": strategy_words(self._space, strategy),
-            "warnings": warnings,
-        }
-
-    def _ask_base(
-        self, support: Sequence[Example], asked: Sequence[Example], tracker: Tracker
-    ) -> list[Prediction]:
-        """The base model's answers to held-out examples; those to the support examples are measured on the way."""
-
-        def told(done: int, total: int) -> None:
-            tracker.tell(f"Asking the base model: {done} of {total}")
-
-        began = time.perf_counter()
-        every = [*support, *asked]
-        found = score_examples(
-            self._base, every, self._settings.prompt, self._settings.scoring, None, told
-        )
-        tracker.scored(len(every), time.perf_counter() - began)
-        before = found[len(support) :]
-        tracker.know(
-            "The base model has answered",
-            base_support=Accuracy.of(found[: len(support)]),
-            base=Accuracy.of(before) if before else None,
-        )
-        return before
-
-    def _try(
-        self,
-        bench: Workbench,
-        start: AdaptedState,
-        support: Sequence[Example],
-        search: SearchParameters,
-        seed: int,
-        tracker: Tracker,
-    ) -> list[Row]:
-        parameters = self.trained.settings.policy
-        proposer: Proposer = UniformProposer(self._space)
-        if self.trained.policy is not None:
-            proposer = PolicyProposer(
-                self._pilot,
-                self.trained.policy,
-                self._space,
-                parameters.search_temperature(search),
-                check=_clock(search.seconds, tracker),
-            )
-        most = most_trials(search, self._space)
-        rows: list[Row] = []
-        began = time.monotonic()
-        for row in adapt(
-            bench,
-            self._space,
-            _Watched(proposer, tracker),
-            start,
-            support,
-            search,
-            parameters.reward.model_copy(update={"noise": 0.0}),
-            derive_seed(seed, "search"),
-            Tag("the task", "degaml"),
-        ):
-            rows.append(row)
-            tracker.trial_done()
-            one = self._tried(row)
-            known: dict[str, Any] = {"tried": (*tracker.report.tried, one)}
-            if tracker.report.generated_support is None:
-                known["generated_support"] = one.before
-            tracker.know(f"Tried strategy {one.number} of at most {most}: {one.words}", **known)
-        if told := self._unspent(rows, search, time.monotonic() - began):
-            tracker.report = replace(tracker.report, warnings=(*tracker.report.warnings, told))
-        return rows
-
-    def _unspent(self, rows: Sequence[Row], search: SearchParameters, seconds: float) -> str | None:
-        """Why fewer proposals were tried than the budget allows; None where all were."""
-        allowed = search.rounds * search.proposals
-        tried = sum(row["source"] not in ("fallback", "search") for row in rows)
-        if tried >= allowed:
-            return None
-        executed = executed_rows(rows)
-        if search.seconds is not None and seconds >= search.seconds:
-            reason = f"the {search.seconds:g} seconds for them were used up"
-        elif executed and self._space.family(str(executed[-1]["family"])).reads_answers:
-            reason = "what was chosen learns from all examples, so nothing is left to score another round on"
-        elif len({row["round"] for row in rows}) < search.rounds:
-            reason = "a round brought nothing better, and there the search ends"
-        else:
-            reason = "the policy proposed the same again"
-        return f"{tried} of {allowed} proposals were tried: {reason}"
-
-    def _tried(self, row: Row) -> Tried:
-        n = int(row["n"])
-        after = row["accuracy_after"]
-        return Tried(
-            number=int(row["rollout"]) + 1,
-            round=int(row["round"]),
-            action=str(row["action"]),
-            family=row["family"],
-            words=action_words(self._space, str(row["action"])),
-            before=Accuracy(round(row["accuracy_before"] * n), n),
-            after=None if after is None else Accuracy(round(after * n), n),
-            reward=float(row["reward"]),
-            seconds=float(row["seconds"]),
-            error=row["error"],
-            decided_by=row["decided_by"],
-        )
+        return AdaptedModel(lean, state, self._settings, report, labels)
 
     def predict(
         self, questions: Sequence[Question | Example], *, cancel: threading.Event | None = None
@@ -508,9 +324,7 @@ class AdaptedModel:
             folder: where it is.
 
         Raises:
-            SavedError: it is no saved adaptation, or damaged.
-            AdapterError: the adapter's files are damaged.
-            StateError: the files beside it are.
+            CheckpointError: it is no saved adaptation, or damaged.
             ModelError: the base model cannot be loaded.
             EncoderError: the prompt encoder cannot be loaded, and answers need it.
             SessionError: what is found under the base model's name is another one.
@@ -612,18 +426,13 @@ class AdaptedModel:
             The folder.
 
         Raises:
-            SavedError: something else is in the folder, or it cannot be written.
+            CheckpointError: something else is in the folder, or it cannot be written.
         """
         path, base = Path(folder).expanduser(), self._bench.base
-        save_adaptation(
-            path,
-            self.state,
-            self._settings,
-            base.name,
-            base.fingerprint,
-            self.report,
-            self.labels,
+        saved = SavedAdaptation(
+            self.state, self._settings, base.name, base.fingerprint, self.report, self.labels
         )
+        save_adaptation(saved, path)
         return path
 
     def explain(self) -> str:
@@ -646,33 +455,6 @@ class AdaptedModel:
     def _asked(self, cancel: threading.Event | None) -> Workbench:
         # a meter of its own: several threads may ask
         return replace(self._bench, interrupted=cancel, meter=Meter())
-
-
-def _clock(seconds: float | None, tracker: Tracker) -> Callable[[], None]:
-    """What ends the writing of proposals: somebody who wants to stop, or the budget, which begins now."""
-    deadline = None if seconds is None else time.monotonic() + seconds
-
-    def check() -> None:
-        tracker.check()
-        if deadline is not None and time.monotonic() > deadline:
-            raise OutOfTimeError("the time for trying strategies is used up")
-
-    return check
-
-
-@dataclass(frozen=True)
-class _Watched:
-    """A proposer that stops between its batches where the adaptation is to stop."""
-
-    proposer: Proposer
-    tracker: Tracker
-
-    def propose(self, prompts: Sequence[str], seed: int) -> list[Proposal]:
-        """What the proposer proposes."""
-        self.tracker.check()
-        found = self.proposer.propose(prompts, seed)
-        self.tracker.check()
-        return found
 
 
 @contextmanager
@@ -829,15 +611,3 @@ def _same_questions(examples: Sequence[Example]) -> list[list[int]]:
 
 def _keys(example: Example) -> tuple[tuple[str, ...], ...]:
     return (example.prompt,), (example.question, example.options[example.gold])
-
-
-def _changes(
-    asked: Sequence[Example], before: Sequence[Prediction], after: Sequence[Prediction]
-) -> tuple[Change, ...]:
-    found = [
-        Change(one.question, one.options, one.gold, old.predicted, new.predicted)
-        for one, old, new in zip(asked, before, after, strict=True)
-        if old.predicted != new.predicted
-    ]
-    order = ("mended", "broken", "other")
-    return tuple(sorted(found, key=lambda change: order.index(change.kind)))

@@ -12,13 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from degaml_kedro.adaptation.folder import SavedError
-from degaml_kedro.adaptation.report import Accuracy
-from degaml_kedro.adapters.adapter import AdapterError
-from degaml_kedro.pairs import PairError
+from degaml_kedro.adaptation import Accuracy
+from degaml_kedro.checkpoint.layout import CheckpointError
 from degaml_kedro.session import AdaptedModel, Session, SessionError
-from degaml_kedro.strategies.state import StateError
-from tests.pairs.helpers import write_tiny_pair
+from tests.checkpoint.helpers import write_tiny_pair
 from tests.test_session import HELD_OUT, MODELS
 
 ABOUT, STATE, TENSORS = "degaml.json", "state/state.json", "state/state.safetensors"
@@ -67,68 +64,83 @@ def without_state(folder: Path) -> None:
 ONE, ROUTER, TASK = "one adapter", "router", "δ of the task"
 SHOWN = "context"
 DAMAGES: dict[str, tuple[str, Callable[[Path], None], type[Exception], str]] = {
-    "nothing was asked": (ONE, accuracy(0, 0), SavedError, "no accuracy"),
-    "more right than asked": (ONE, accuracy(5, 2), SavedError, "no accuracy"),
-    "less than none right": (ONE, accuracy(-5, 2), SavedError, "no accuracy"),
+    "nothing was asked": (ONE, accuracy(0, 0), CheckpointError, "no accuracy"),
+    "more right than asked": (ONE, accuracy(5, 2), CheckpointError, "no accuracy"),
+    "less than none right": (ONE, accuracy(-5, 2), CheckpointError, "no accuracy"),
     "half a character": (
         ONE,
         edit(ABOUT, "settings", "prompt", "plain_prefix", value="\ud800"),
-        SavedError,
+        CheckpointError,
         "plain_prefix.*surrogate",
     ),
     "a huge description": (
         ONE,
         write(ABOUT, " " * (16 * 2**20 + 1)),
-        SavedError,
+        CheckpointError,
         "larger than 16 MB",
     ),
-    "a deep description": (ONE, write(ABOUT, '{"a":' * 100_000), SavedError, "cannot be read"),
-    "no state where one is said to be": (ROUTER, without_state, SavedError, "state is missing"),
+    "a deep description": (ONE, write(ABOUT, '{"a":' * 100_000), CheckpointError, "cannot be read"),
+    "no state where one is said to be": (
+        ROUTER,
+        without_state,
+        CheckpointError,
+        "state is missing",
+    ),
     "a state where none is said to be": (
         ROUTER,
         edit(ABOUT, "more_than_peft", value=False),
-        SavedError,
+        CheckpointError,
         "state is there, and is not to be",
     ),
-    "a config of no adapter": (ONE, write("adapter_config.json", "[1]"), AdapterError, "object"),
+    "a config of no adapter": (ONE, write("adapter_config.json", "[1]"), CheckpointError, "object"),
     "an absurd alpha": (
         ONE,
         edit("adapter_config.json", "lora_alpha", value=1e308),
-        AdapterError,
+        CheckpointError,
         "lora_alpha",
     ),
     "a member's config": (
         ROUTER,
         write("state/adapter_1/adapter_config.json", "[" * 100_000),
-        StateError,
+        CheckpointError,
         "adapter_1",
     ),
-    "a crowd": (ROUTER, edit(STATE, "members", value=10**9), StateError, "members"),
-    "steps for hours": (TASK, edit(STATE, "steering", "times", value=20_000), StateError, "times"),
+    "a crowd": (ROUTER, edit(STATE, "members", value=10**9), CheckpointError, "members"),
+    "steps for hours": (
+        TASK,
+        edit(STATE, "steering", "times", value=20_000),
+        CheckpointError,
+        "times",
+    ),
     "a rate below 0": (
         TASK,
         edit(STATE, "steering", "learning_rate", value=-1.0),
-        StateError,
+        CheckpointError,
         "learning_rate",
     ),
     "hours of shots": (
         SHOWN,
         edit(STATE, "contexts", value=[{"examples": [], "shots": 10**9}]),
-        StateError,
+        CheckpointError,
         "contexts.0",
     ),
-    "a context of nobody": (SHOWN, edit(STATE, "context_of", value=[7]), StateError, "context_of"),
-    "cut tensors": (ROUTER, write(TENSORS, "cut"), StateError, "state.safetensors"),
+    "a context of nobody": (
+        SHOWN,
+        edit(STATE, "context_of", value=[7]),
+        CheckpointError,
+        "context_of",
+    ),
+    "cut tensors": (ROUTER, write(TENSORS, "cut"), CheckpointError, "state.safetensors"),
     "prompts of another encoder": (
         ROUTER,
         reshape(lambda t: t[:, :3], "prompts."),
-        SavedError,
+        CheckpointError,
         "'prompts.0' is 3 wide",
     ),
     "a vector of another model": (
         TASK,
         reshape(lambda t: t[:, :7], "steering."),
-        SavedError,
+        CheckpointError,
         "'steering.vectors' is 7 wide",
     ),
 }
@@ -185,7 +197,7 @@ def test_code_in_the_folder_is_not_run(
     with pytest.raises(ValueError, match=r"package|holds no"):
         AdaptedModel.open(folder)
     if "." in package:
-        with pytest.raises(PairError, match="package"):
+        with pytest.raises(CheckpointError, match="package"):
             Session.load(pair)
     assert not (tmp_path / "was_run").exists()
     assert not {"adapter", "pair"} & set(sys.modules)
