@@ -29,6 +29,7 @@ from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.llm.prompting import PromptError, encode_questions
 from degaml_kedro.llm.scoring import answer_length, score_examples
 from degaml_kedro.parameters import SearchParameters
+from degaml_kedro.policy import search
 from degaml_kedro.policy.proposers import PolicyProposer
 from degaml_kedro.policy.trial import execute
 from degaml_kedro.session import (
@@ -183,6 +184,23 @@ def test_the_budget_bounds_what_is_tried(session):
     assert "No strategy was tried" in late.explain()
     with pytest.raises(SessionError, match="rounds are 1 to 100"):
         session.adapt(SUPPORT, budget=Budget(rounds=0))
+
+
+def test_what_a_round_came_to_is_kept_and_not_executed_again(session, monkeypatch):
+    calls, execute_once = [], search.execute
+
+    def counted(*args):
+        calls.append(args[4])
+        return execute_once(*args)
+
+    monkeypatch.setattr(search, "execute", counted)
+    for seed in range(20):
+        calls.clear()
+        strategy = session.adapt(SUPPORT, seed=seed).report.strategy
+        if len(strategy) == 2:
+            break
+    assert calls == list(strategy)
+    assert len(calls) == 2
 
 
 def test_a_pair_without_a_policy_draws_strategies(session):
@@ -781,7 +799,6 @@ def test_the_budget_ends_the_writing_of_proposals(session, monkeypatch):
 def test_a_chosen_strategy_that_fails_in_the_end_is_not_said_to_be_carried_out(
     session, monkeypatch
 ):
-    from degaml_kedro.policy import search
     from degaml_kedro.strategies.workbench import StrategyError
 
     examples = [make_example(f"q{i}", ["a", "b"], i % 2) for i in range(6)]

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 Stage = Literal["reading", "base", "generating", "trying", "executing", "scoring", "done"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-# before the first strategy was tried, one is taken to cost as much as so many scorings of the support examples: a
-# family that trains reads them several times, forward and backward
+# trying a strategy is taken to cost as much as so many scorings of the support examples: a family that trains reads
+# them several times, forward and backward
 _TRIAL_IN_SCORINGS = 8.0
 
 
@@ -141,12 +141,7 @@ class Tried:
 
     @classmethod
     def of(cls, row: Mapping[str, Any], words: str) -> Tried:
-        """A trial.
-
-        Args:
-            row: of the search.
-            words: what its action does.
-        """
+        """A trial of the search, with what its action does in words."""
         n, after = int(row["n"]), row["accuracy_after"]
         return cls(
             number=int(row["rollout"]) + 1,
@@ -231,10 +226,7 @@ class Report:
 
     @classmethod
     def from_json(cls, record: Any) -> Report:
-        """The report that :meth:`as_json` gave.
-
-        Args:
-            record: what anybody may have written.
+        """The report that :meth:`as_json` gave, as anybody may have written it.
 
         Raises:
             ValidationError: it is no report.
@@ -279,8 +271,7 @@ _REASONS = (
 def explain(report: Report) -> str:
     """Why this strategy, for people: where the task stood, what was proposed, what it scored, and what was done.
 
-    Args:
-        report: of a finished adaptation; one that was read from a file is anybody's text.
+    Of a finished adaptation; a report that was read from a file is anybody's text.
     """
     lines = []
     if report.base_support is not None and report.generated_support is not None:
@@ -348,6 +339,7 @@ class Refinement:
         policy: the parameters of the search.
         start: the initialization.
         support: the labeled examples; nothing else of the task is known here.
+        executed: what rounds of the search came to that others followed, by the number of the trial.
     """
 
     bench: Workbench
@@ -355,6 +347,7 @@ class Refinement:
     policy: PolicyParameters
     start: AdaptedState
     support: Sequence[Example]
+    executed: dict[int, AdaptedState] = field(default_factory=dict, init=False)
 
     def proposer(
         self,
@@ -398,6 +391,7 @@ class Refinement:
             seed,
             tag,
             finished,
+            self.executed,
         )
 
     def execute(self, rows: Sequence[Mapping[str, Any]]) -> CarriedOut:
@@ -406,7 +400,7 @@ class Refinement:
         Args:
             rows: all that :meth:`search` yielded.
         """
-        return carry_out(self.bench, self.space, self.start, self.support, rows)
+        return carry_out(self.bench, self.space, self.start, self.support, rows, self.executed)
 
 
 # --- all of it, as a person waits for it ----------------------------------------------------------
@@ -437,19 +431,17 @@ Listener = Callable[[Progress], None]
 
 
 class _Teller:
-    """The one callback of an adaptation: collects what is known, measures, and tells a listener.
+    """The one callback of an adaptation: collects what is known, and tells a listener.
 
     Attributes:
         known: fields of the report.
-        seconds_per_example: of scoring; None before it was measured.
-        scorings_left: of adapters on the held-out examples.
     """
 
     def __init__(
         self,
         listener: Listener | None,
         cancel: threading.Event | None,
-        trials: int,
+        work: Mapping[Stage, float],
         known: Mapping[str, Any],
     ) -> None:
         """Begin.
@@ -457,17 +449,14 @@ class _Teller:
         Args:
             listener: is told of every change; what it raises ends the adaptation.
             cancel: set to end it.
-            trials: strategies that are tried at most.
+            work: of the stages, in scorings of one example: what the time left is estimated from.
             known: before anything is computed.
         """
         self.known = dict(known)
-        self.seconds_per_example: float | None = None
-        self.scorings_left = 2
-        self._listener, self._cancel, self._trials = listener, cancel, trials
+        self._listener, self._cancel, self._work = listener, cancel, work
         self._began = self._stage_began = time.monotonic()
         self._stage: Stage = "reading"
         self._seconds: dict[str, float] = {}
-        self._share = 0.0
 
     @property
     def report(self) -> Report:
@@ -487,12 +476,13 @@ class _Teller:
         if self._cancel is not None and self._cancel.is_set():
             raise Interruption
 
-    def tell(self, stage: Stage, message: str, **known: Any) -> None:
+    def tell(self, stage: Stage, message: str, part: float = 0.0, **known: Any) -> None:
         """Something begins, or is known.
 
         Args:
             stage: what goes on.
             message: the same for people.
+            part: of the stage that is done, 0 to 1.
             **known: fields of the report.
 
         Raises:
@@ -506,30 +496,15 @@ class _Teller:
         self.known |= known
         if self._listener is None:
             return
+        over = [
+            work for name, work in self._work.items() if STAGES.index(name) < STAGES.index(stage)
+        ]
+        share = (sum(over) + part * self._work.get(stage, 0.0)) / sum(self._work.values())
         seconds = now - self._began
-        left = self._seconds_left(now)
-        share = 0.0 if left is None else seconds / max(seconds + left, 1e-9)
-        # an estimate may become worse, but nobody should see a bar go back
-        self._share = 1.0 if stage == "done" else max(self._share, min(share, 0.99))
-        self._listener(Progress(stage, message, self._share, seconds, left, self.report))
-
-    def _seconds_left(self, now: float) -> float | None:
-        if self._stage == "done":
-            return 0.0
-        if self.seconds_per_example is None:
-            return None
-        tried = len(self.known.get("tried", ()))
-        trial = _TRIAL_IN_SCORINGS * self.seconds_per_example * self.known["support"]
-        if tried:
-            searching = now - self._stage_began if self._stage == "trying" else 0.0
-            trial = self._seconds.get("trying", searching) / tried
-        left = self.scorings_left * self.seconds_per_example * self.known["held_out"]
-        if STAGES.index(self._stage) <= STAGES.index("trying"):
-            left += (self._trials - tried) * trial
-        # executing the best one takes less than trying it did
-        if STAGES.index(self._stage) <= STAGES.index("executing"):
-            left += trial / 2
-        return float(left)
+        left = seconds * (1 / share - 1) if share > 0 else None
+        # the whole is told once, at the end
+        share = share if stage == "done" else min(share, 0.99)
+        self._listener(Progress(stage, message, share, seconds, left, self.report))
 
 
 def adapt_to_task(
@@ -566,10 +541,18 @@ def adapt_to_task(
         Interruption: ``cancel`` was set.
     """
     settings, space = trained.settings, ActionSpace.of(policy.families)
+    trials = most_trials(policy.search, space)
     teller = _Teller(
         listener,
         cancel,
-        most_trials(policy.search, space),
+        {
+            "base": len(support) + len(asked),
+            "generating": len(asked),
+            "trying": trials * _TRIAL_IN_SCORINGS * len(support),
+            # it is tried on half of the examples at a time, and executed once
+            "executing": _TRIAL_IN_SCORINGS / 2 * len(support),
+            "scoring": len(asked),
+        },
         {
             "support": len(support),
             "held_out": len(asked),
@@ -603,8 +586,7 @@ def adapt_to_task(
     teller.check()
     if asked:
         generated = Accuracy.of(predict(bench, start, asked))
-        teller.scorings_left -= 1
-        teller.tell("generating", "The generated adapter has answered", generated=generated)
+        teller.tell("generating", "The generated adapter has answered", 1, generated=generated)
 
     teller.tell("trying", "The policy is proposing strategies")
     refinement = Refinement(bench, space, policy, start, support)
@@ -619,15 +601,15 @@ def adapt_to_task(
             f"before it stays"
         )
     known = _executed(space, carried, teller.known.get("tried", ()))
-    teller.tell("executing", "The adapter is there", **known)
+    teller.tell("executing", "The adapter is there", 1, **known)
 
     teller.tell("scoring", "Asking the adapted model")
     if asked:
         after = predict(bench, carried.state, asked)
-        teller.scorings_left -= 1
         teller.tell(
             "scoring",
             "The adapted model has answered",
+            1,
             adapted=Accuracy.of(after),
             changes=_changes(asked, before, after),
         )
@@ -645,16 +627,16 @@ def _ask_base(
     """The base model's answers to held-out examples; those to the support examples are measured on the way."""
 
     def told(done: int, total: int) -> None:
-        teller.tell("base", f"Asking the base model: {done} of {total}")
+        teller.tell("base", f"Asking the base model: {done} of {total}", done / total)
 
     teller.tell("base", "Asking the base model")
-    every, settings, began = [*support, *asked], trained.settings, time.perf_counter()
+    every, settings = [*support, *asked], trained.settings
     found = score_examples(base, every, settings.prompt, settings.scoring, None, told)
-    teller.seconds_per_example = (time.perf_counter() - began) / len(every)
     before = found[len(support) :]
     teller.tell(
         "base",
         "The base model has answered",
+        1,
         base_support=Accuracy.of(found[: len(support)]),
         base=Accuracy.of(before) if before else None,
     )
@@ -685,7 +667,8 @@ def _search(
         tried = (*teller.known.get("tried", ()), one)
         message = f"Tried strategy {one.number} of at most {most}: {one.words}"
         # what the first one had to beat is the generated adapter's
-        teller.tell("trying", message, tried=tried, generated_support=tried[0].before)
+        known = {"tried": tried, "generated_support": tried[0].before}
+        teller.tell("trying", message, len(rows) / most, **known)
     if told := _unspent(refinement, rows, time.monotonic() - began):
         teller.warn(told)
     return rows

@@ -43,7 +43,7 @@ from degaml_kedro.checkpoint.folder import (
 )
 from degaml_kedro.checkpoint.hub import load_trained_pair
 from degaml_kedro.errors import DegamlError
-from degaml_kedro.llm.base_model import BaseModel, load_base_model
+from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.llm.prompting import encode_questions
 from degaml_kedro.llm.scoring import compare_options, score_examples
 from degaml_kedro.parameters import SearchParameters
@@ -116,7 +116,96 @@ class Budget:
             ) from error
 
 
-class Session:
+class AnsweringModel:
+    """A model that is asked: the frozen base model, or one with an adaptation around it."""
+
+    def __init__(self, bench: Workbench, state: AdaptedState | None) -> None:
+        self._bench, self._state = bench, state
+
+    @property
+    def base_model(self) -> str:
+        """The base model's name."""
+        return self._bench.base.name
+
+    def predict(
+        self,
+        questions: str | Sequence[str | Question | Example],
+        *,
+        cancel: threading.Event | None = None,
+    ) -> list[Answer]:
+        """Answer questions.
+
+        Args:
+            questions: with their options; of an adapted model with ``labels`` a text is enough.
+            cancel: set it in another thread to stop.
+
+        Raises:
+            SessionError: a question is a text, and there are no ``labels``; or scores are not finite.
+            PromptError: a question is longer than the model's context.
+            AdaptationCancelled: ``cancel`` was set.
+        """
+        return self._answers(questions, self._state, cancel)
+
+    def score(
+        self,
+        examples: Sequence[Example],
+        *,
+        progress: Counted | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Accuracy:
+        """The accuracy on examples; of those that a model was adapted to, it says little.
+
+        Args:
+            examples: at least one.
+            progress: called with (examples done, examples in all).
+            cancel: set it in another thread to stop.
+
+        Raises:
+            SessionError: there are none.
+            PromptError: a question is longer than the model's context.
+            AdaptationCancelled: ``cancel`` was set.
+        """
+        examples, bench = _checked(examples), self._asked(cancel)
+        if not examples:
+            raise SessionError("there are no examples to score; give at least one")
+        with _cancellable():
+            if self._state is not None:
+                return Accuracy.of(predict(bench, self._state, examples, progress))
+            told = bench.watched(progress)
+            return Accuracy.of(
+                score_examples(bench.base, examples, bench.prompt, bench.scoring, None, told)
+            )
+
+    def _answers(
+        self,
+        questions: str | Sequence[str | Question | Example],
+        state: AdaptedState | None,
+        cancel: threading.Event | None,
+    ) -> list[Answer]:
+        given = [questions] if isinstance(questions, str) else questions
+        plain, bench = self._plain(given), self._asked(cancel)
+        with _cancellable():
+            if state is not None:
+                found = answer_questions(bench, state, plain)
+            else:
+                found = compare_options(
+                    *(bench.base, plain, bench.prompt, bench.scoring, (None,), None),
+                    bench.watched(None),
+                )
+        return [_answer(one, scores) for one, scores in zip(plain, found.scores[0], strict=True)]
+
+    def _plain(self, questions: Iterable[str | Question | Example]) -> list[Question]:
+        """Questions without answers."""
+        fix = "give Question or Example objects: tasks.pasted.read_question makes one from a text and options"
+        found = _each(questions, Question | Example, "question", fix)
+        return [one if isinstance(one, Question) else Question.of(one) for one in found]
+
+    def _asked(self, cancel: threading.Event | None) -> Workbench:
+        # a meter of its own: several threads may ask
+        return replace(self._bench, interrupted=cancel, meter=Meter())
+
+
+class Session(AnsweringModel):
     """A trained generator and policy, ready to adapt their base model to tasks.
 
     Attributes:
@@ -126,22 +215,19 @@ class Session:
     def __init__(self, trained: TrainedPair) -> None:
         """Load the base model that the pair belongs to.
 
-        Args:
-            trained: the pair.
-
         Raises:
             ModelError: the base model cannot be loaded, or the policy does not fit it.
             GeneratorError: the base model is not the pair's.
         """
-        self.trained = trained
-        self._settings = trained.settings.answering
-        self._base = load_base_model(trained.settings.model)
-        trained.generator.check_base_model(self._base.name, self._base.fingerprint)
+        self.trained, settings = trained, trained.settings
+        base = load_base_model(settings.model)
+        super().__init__(Workbench(base, settings.prompt, settings.scoring), None)
+        trained.generator.check_base_model(base.name, base.fingerprint)
         # once, here: moving it while another thread generates would be seen there
-        trained.generator.decoder.to(self._base.device)
+        trained.generator.decoder.to(base.device)
         policy = trained.settings.policy
         self._space = ActionSpace.of(policy.families)
-        self._policy_model = load_base_model(policy.model) if policy.model else self._base
+        self._policy_model = load_base_model(policy.model) if policy.model else base
         # a policy for other layers is refused now, and not at its first proposal
         if trained.policy is not None:
             self._policy_model.activate_adapter(trained.policy)
@@ -170,11 +256,6 @@ class Session:
         return cls(
             load_trained_pair(source, policy=policy, revision=revision, tracking_uri=tracking_uri)
         )
-
-    @property
-    def base_model(self) -> str:
-        """The base model's name."""
-        return self._base.name
 
     @property
     def space(self) -> ActionSpace:
@@ -219,17 +300,17 @@ class Session:
             held_out = _checked(held_out)
         seed = _whole(seed, "seed", "a whole number")
         # in the user's order, so that a message counts as the user does
-        prompt, scoring = self._settings.prompt, self._settings.scoring
+        base, scoring = self._bench.base, self._bench.scoring
         for some in (examples, held_out):
             if not isinstance(some, int):
-                encode_questions(self._base, some, prompt, scoring.answers, scoring.room)
+                encode_questions(base, some, self._bench.prompt, scoring.answers, scoring.room)
         support, asked, warnings = _deal(examples, held_out, seed)
         policy = self.trained.settings.policy
         search = (budget or Budget()).of(policy.search)
         with _cancellable():
             bench, state, report = adapt_to_task(
                 self.trained,
-                self._base,
+                base,
                 self._policy_model,
                 support,
                 asked,
@@ -241,52 +322,10 @@ class Session:
             )
         lean = replace(bench, draw=None, interrupted=None, meter=Meter())
         labels = support[0].options if shares_options(support) else ()
-        return AdaptedModel(lean, state, self._settings, report, labels)
-
-    def predict(
-        self, questions: Sequence[Question | Example], *, cancel: threading.Event | None = None
-    ) -> list[Answer]:
-        """What the frozen base model answers.
-
-        Args:
-            questions: with their options.
-            cancel: set it in another thread to stop.
-
-        Raises:
-            PromptError: a question is longer than the model's context.
-            AdaptationCancelled: ``cancel`` was set.
-        """
-        return _ask(self._base, self._settings, questions, cancel)
-
-    def score(
-        self,
-        examples: Sequence[Example],
-        *,
-        progress: Counted | None = None,
-        cancel: threading.Event | None = None,
-    ) -> Accuracy:
-        """The frozen base model's accuracy.
-
-        Args:
-            examples: at least one.
-            progress: called with (examples done, examples in all).
-            cancel: set it in another thread to stop.
-
-        Raises:
-            SessionError: there are none.
-            PromptError: a question is longer than the model's context.
-            AdaptationCancelled: ``cancel`` was set.
-        """
-        examples = _some(examples)
-        prompt, scoring = self._settings.prompt, self._settings.scoring
-        bench = Workbench(self._base, prompt, scoring, interrupted=cancel)
-        with _cancellable():
-            return Accuracy.of(
-                score_examples(self._base, examples, prompt, scoring, None, bench.watched(progress))
-            )
+        return AdaptedModel(lean, state, self.trained.settings.answering, report, labels)
 
 
-class AdaptedModel:
+class AdaptedModel(AnsweringModel):
     """The base model with what an adaptation put around it.
 
     Attributes:
@@ -304,24 +343,13 @@ class AdaptedModel:
         report: Report,
         labels: tuple[str, ...] = (),
     ) -> None:
-        """Put together what :meth:`Session.adapt` made.
-
-        Args:
-            bench: the base model, and how it is asked.
-            state: who answers.
-            settings: what answers depend on besides.
-            report: how it came about.
-            labels: the answers that all examples shared.
-        """
+        super().__init__(bench, state)
         self.state, self.report, self.labels = state, report, labels
-        self._bench, self._settings = bench, settings
+        self._settings = settings
 
     @classmethod
     def open(cls, folder: str | Path) -> AdaptedModel:
         """Open what :meth:`save` wrote; no generator and no policy is needed.
-
-        Args:
-            folder: where it is.
 
         Raises:
             CheckpointError: it is no saved adaptation, or damaged.
@@ -344,33 +372,6 @@ class AdaptedModel:
         bench = Workbench(base, settings.prompt, settings.scoring, embed=embed)
         return cls(bench, saved.state, settings, saved.report, saved.labels)
 
-    @property
-    def base_model(self) -> str:
-        """The base model's name."""
-        return self._bench.base.name
-
-    def predict(
-        self,
-        questions: str | Sequence[str | Question | Example],
-        *,
-        cancel: threading.Event | None = None,
-    ) -> list[Answer]:
-        """Answer questions.
-
-        Args:
-            questions: with their options; a text alone is asked with ``labels``.
-            cancel: set it in another thread to stop.
-
-        Raises:
-            SessionError: a question is a text, and there are no ``labels``.
-            PromptError: a question is longer than the model's context.
-            AdaptationCancelled: ``cancel`` was set.
-        """
-        plain = self._plain(questions)
-        with _cancellable():
-            found = answer_questions(self._asked(cancel), self.state, plain).scores[0]
-        return [_answer(one, scores) for one, scores in zip(plain, found, strict=True)]
-
     def predict_base(
         self,
         questions: str | Sequence[str | Question | Example],
@@ -388,30 +389,7 @@ class AdaptedModel:
             PromptError: a question is longer than the model's context.
             AdaptationCancelled: ``cancel`` was set.
         """
-        return _ask(self._bench.base, self._settings, self._plain(questions), cancel)
-
-    def score(
-        self,
-        examples: Sequence[Example],
-        *,
-        progress: Counted | None = None,
-        cancel: threading.Event | None = None,
-    ) -> Accuracy:
-        """The accuracy on examples; of those that it was adapted to, it says little.
-
-        Args:
-            examples: at least one.
-            progress: called with (examples done, examples in all).
-            cancel: set it in another thread to stop.
-
-        Raises:
-            SessionError: there are none.
-            PromptError: a question is longer than the model's context.
-            AdaptationCancelled: ``cancel`` was set.
-        """
-        examples = _some(examples)
-        with _cancellable():
-            return Accuracy.of(predict(self._asked(cancel), self.state, examples, progress))
+        return self._answers(questions, None, cancel)
 
     def save(self, folder: str | Path) -> Path:
         """Write a folder that PEFT, Transformers, lm-evaluation-harness and vLLM open as an adapter.
@@ -439,10 +417,11 @@ class AdaptedModel:
         """Why this strategy: where the task stood, what was proposed, what it scored, and what was done."""
         return explain(self.report)
 
-    def _plain(self, questions: str | Sequence[str | Question | Example]) -> list[Question]:
+    def _plain(self, questions: Iterable[str | Question | Example]) -> list[Question]:
         """Questions without answers, texts with the adaptation's own set of answers."""
-        given = [questions] if isinstance(questions, str) else questions
-        return _plain(self._with_labels(one) if isinstance(one, str) else one for one in given)
+        return super()._plain(
+            self._with_labels(one) if isinstance(one, str) else one for one in questions
+        )
 
     def _with_labels(self, text: str) -> Question:
         if not self.labels:
@@ -451,10 +430,6 @@ class AdaptedModel:
                 f"tasks.pasted.read_question makes a question of a text and options"
             )
         return read_question(text, self.labels)
-
-    def _asked(self, cancel: threading.Event | None) -> Workbench:
-        # a meter of its own: several threads may ask
-        return replace(self._bench, interrupted=cancel, meter=Meter())
 
 
 @contextmanager
@@ -465,21 +440,6 @@ def _cancellable() -> Iterator[None]:
         raise AdaptationCancelled(
             "the work was stopped, as was asked for; nothing of it is left"
         ) from None
-
-
-def _ask(
-    base: BaseModel,
-    settings: AnswerSettings,
-    questions: Sequence[Question | Example],
-    cancel: threading.Event | None,
-) -> list[Answer]:
-    plain = _plain(questions)
-    bench = Workbench(base, settings.prompt, settings.scoring, interrupted=cancel)
-    with _cancellable():
-        found = compare_options(
-            base, plain, settings.prompt, settings.scoring, (None,), None, bench.watched(None)
-        )
-    return [_answer(one, row) for one, row in zip(plain, found.scores[0], strict=True)]
 
 
 def _answer(question: Question, scores: Sequence[float]) -> Answer:
@@ -494,35 +454,20 @@ def _answer(question: Question, scores: Sequence[float]) -> Answer:
 
 
 def _checked(examples: Iterable[Example]) -> list[Example]:
-    """All of them, each an example.
+    fix = "give Example objects: tasks.pasted.read_file reads files, tasks.example.make_example makes single ones"
+    return _each(examples, Example, "example", fix)
+
+
+def _each(given: Iterable[Any], kinds: Any, noun: str, fix: str) -> list[Any]:
+    """All of them, each of one of the kinds.
 
     Raises:
         SessionError: one is something else.
     """
-    found = list(examples)
+    found = list(given)
     for place, one in enumerate(found):
-        if not isinstance(one, Example):
-            raise SessionError(
-                f"example {place} is a {type(one).__name__}; give Example objects: tasks.pasted.read_file reads files, "
-                f"tasks.example.make_example makes single ones"
-            )
-    return found
-
-
-def _plain(questions: Iterable[Question | Example]) -> list[Question]:
-    """Questions without answers.
-
-    Raises:
-        SessionError: one is neither a question nor an example.
-    """
-    found = []
-    for place, one in enumerate(questions):
-        if not isinstance(one, Question | Example):
-            raise SessionError(
-                f"question {place} is a {type(one).__name__}; give Question or Example objects: "
-                f"tasks.pasted.read_question makes one from a text and options"
-            )
-        found.append(one if isinstance(one, Question) else Question.of(one))
+        if not isinstance(one, kinds):
+            raise SessionError(f"{noun} {place} is a {type(one).__name__}; {fix}")
     return found
 
 
@@ -533,13 +478,6 @@ def _whole(value: Any, name: str, wanted: str) -> int:
         return operator.index(value)
     except TypeError:
         raise SessionError(f"{name} is {value!r}; give {wanted}") from None
-
-
-def _some(examples: Iterable[Example]) -> list[Example]:
-    found = _checked(examples)
-    if not found:
-        raise SessionError("there are no examples to score; give at least one")
-    return found
 
 
 def _deal(

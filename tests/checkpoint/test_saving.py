@@ -11,7 +11,7 @@ from degaml_kedro.adaptation import Report
 from degaml_kedro.checkpoint.folder import SavedAdaptation, save_adaptation
 from degaml_kedro.checkpoint.layout import CheckpointError
 from degaml_kedro.strategies.state import AdaptedState, Member
-from tests.checkpoint.helpers import LORA, tiny_settings
+from tests.checkpoint.helpers import LORA, tiny_settings, write_tiny_pair
 from tests.llm.helpers import random_adapter, tiny_base
 
 
@@ -60,8 +60,14 @@ def test_home_is_the_users(tmp_path, monkeypatch):
     assert (tmp_path / "x" / "degaml.json").is_file()
 
 
-def test_something_elses_folder_is_left_alone(tmp_path):
+@pytest.mark.parametrize("write", [save, write_tiny_pair], ids=["adaptation", "pair"])
+def test_something_elses_folder_is_left_alone(write, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(CheckpointError, match="is left alone"):
-        save(tmp_path)
+        write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    # beside a folder of ours, too
+    write(tmp_path / "ours")
+    (tmp_path / "ours" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"'notes\.txt', which is no part of a"):
+        write(tmp_path / "ours")

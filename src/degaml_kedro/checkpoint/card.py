@@ -74,13 +74,7 @@ def pair_card(
 
 
 def adaptation_card(state: AdaptedState, base_model: str, report: Report) -> str:
-    """What an adaptation's folder holds and how it is loaded, in Markdown.
-
-    Args:
-        state: who answers.
-        base_model: its name.
-        report: how it came about.
-    """
+    """What an adaptation's folder holds and how it is loaded, in Markdown."""
     return _rendered(
         "adapter.md.j2",
         ["lora", "degaml"],
@@ -95,12 +89,7 @@ def adaptation_card(state: AdaptedState, base_model: str, report: Report) -> str
 
 
 def peft_code(base_model: str, folder: str = "adapter") -> str:
-    """The three lines that load a saved adapter in PEFT.
-
-    Args:
-        base_model: its name.
-        folder: where the adapter is.
-    """
+    """The three lines that load a saved adapter in PEFT, by the name of its base model."""
     comment, place = "", base_model
     if _IN_A_PACKAGE.fullmatch(base_model):
         # a file in an installed package, which Transformers does not know by that name

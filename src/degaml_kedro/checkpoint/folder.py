@@ -383,10 +383,7 @@ def read_pair(folder: Path, source: str | None = None) -> TrainedPair:
 
 
 def read_files(folder: Path) -> dict[str, FileRecord]:
-    """Sizes and digests of the generator's and the policy's files, as ``pair.json`` has them.
-
-    Args:
-        folder: a pair's.
+    """Sizes and digests of the generator's and the policy's files, as a pair's ``pair.json`` has them.
 
     Raises:
         CheckpointError: ``pair.json`` is missing or damaged.
@@ -395,10 +392,7 @@ def read_files(folder: Path) -> dict[str, FileRecord]:
 
 
 def load_adaptation(folder: Path) -> SavedAdaptation:
-    """Read an adaptation's folder.
-
-    Args:
-        folder: where :func:`save_adaptation` wrote.
+    """Read an adaptation's folder, which :func:`save_adaptation` wrote.
 
     Raises:
         CheckpointError: a file is missing, damaged, a link or of another format.
@@ -433,11 +427,6 @@ def load_adaptation(folder: Path) -> SavedAdaptation:
 def check_widths(saved: SavedAdaptation, folder: Path, base: BaseModel) -> None:
     """What is beside the adapters was made for the base model and the prompt encoder.
 
-    Args:
-        saved: what the folder holds.
-        folder: where it is.
-        base: the base model.
-
     Raises:
         CheckpointError: it was made for others.
         EncoderError: the encoder cannot be loaded, and answers need it.
@@ -464,12 +453,7 @@ def check_widths(saved: SavedAdaptation, folder: Path, base: BaseModel) -> None:
 
 @contextmanager
 def _read(folder: Path, where: str, fix: str) -> Iterator[None]:
-    """What is wrong with files that anybody may have written, in one sentence.
-
-    Args:
-        folder: where the files are.
-        where: what to call it.
-        fix: how to get better ones.
+    """What is wrong with a folder's files, which anybody may have written, in one sentence.
 
     Raises:
         CheckpointError: something is.
@@ -556,10 +540,7 @@ def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
 
 
 def _check_size(folder: Path) -> None:
-    """Refuse sizes that would fill the memory before anything is compared with the weights.
-
-    Args:
-        folder: the generator's.
+    """Refuse a generator whose sizes would fill the memory, before anything is compared with its weights.
 
     Raises:
         CheckpointError: the numbers that are described do not fit in the file.

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from degaml_kedro.adapters.adapter import CONFIG_FILE as POLICY_CONFIG
-from degaml_kedro.adapters.adapter import load_peft_folder
+from degaml_kedro.adapters.adapter import Adapter, load_peft_folder
 from degaml_kedro.checkpoint.folder import (
     PAIR_FILE,
     PAIR_FILES,
@@ -162,40 +162,23 @@ def read_run(folder: Path, source: str | None = None) -> TrainedPair:
         policy_settings = with_fallback(policy_settings, learned)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{where} cannot be used: {error}") from error
-    settings = pair_settings(
-        {
-            "model": parameters.get("model"),
-            "prompt": parameters.get("prompt"),
-            "scoring": parameters.get("scoring"),
-            "encoder": generator_settings.get("encoder"),
-            "policy": policy_settings,
-        },
-        where,
-    )
-    seed, profile = (record.get(name, parameters.get(name)) for name in ("seed", "profile"))
-    return TrainedPair(
-        name=f"{profile or 'run'}, seed {seed}",
-        generator=generator,
-        policy=policy,
-        settings=settings,
-        about=_about(
-            generator,
-            {
-                "seed": seed,
-                "profile": profile,
-                "variant": variant,
-                "drawn_from": _drawn_from(parameters),
-            },
-        ),
-        source=where,
-    )
-
-
-def _drawn_from(parameters: Mapping[str, Any]) -> str | None:
-    """The kind of distribution that meta-train tasks were drawn from, ``suite`` or ``file``; None where listed."""
     name = parameters.get("meta_train_distribution")
-    entry = (parameters.get("distributions") or {}).get(name) or {}
-    return str(entry["kind"]) if "kind" in entry else None
+    drawn_from = (parameters.get("distributions") or {}).get(name) or {}
+    seed, profile = (record.get(name, parameters.get(name)) for name in ("seed", "profile"))
+    known = {
+        "seed": seed,
+        "profile": profile,
+        "variant": variant,
+        # the kind of distribution that meta-train tasks were drawn from, `suite` or `file`
+        "drawn_from": drawn_from.get("kind"),
+    }
+    settings = {
+        **{name: parameters.get(name) for name in ("model", "prompt", "scoring")},
+        "encoder": generator_settings.get("encoder"),
+        "policy": policy_settings,
+    }
+    name = f"{profile or 'run'}, seed {seed}"
+    return _trained(name, generator, policy, _checked(settings, where), known, where)
 
 
 def read_record(
@@ -231,12 +214,8 @@ def read_record(
     )
 
 
-def pair_settings(found: Mapping[str, Any], where: str) -> PairSettings:
-    """Settings, checked.
-
-    Args:
-        found: by the names of :class:`PairSettings`.
-        where: for messages.
+def _checked(found: Mapping[str, Any], where: str) -> PairSettings:
+    """Settings by the names of :class:`PairSettings`, checked.
 
     Raises:
         CheckpointError: one is missing or is not one that this version reads.
@@ -259,13 +238,21 @@ def pair_settings(found: Mapping[str, Any], where: str) -> PairSettings:
         ) from error
 
 
-def _about(generator: Generator, known: Mapping[str, Any]) -> dict[str, Any]:
-    learned = generator.about
-    return {
-        "tasks": list(learned.get("tasks") or ()),
-        "version": learned.get("version"),
+def _trained(
+    name: str,
+    generator: Generator,
+    policy: Adapter,
+    settings: PairSettings,
+    known: Mapping[str, Any],
+    source: str,
+) -> TrainedPair:
+    """A pair, with what is known of its training."""
+    about = {
+        "tasks": list(generator.about.get("tasks") or ()),
+        "version": generator.about.get("version"),
         **{name: value for name, value in known.items() if value is not None},
     }
+    return TrainedPair(name, generator, policy, settings, about, source)
 
 
 # --- MLflow ---------------------------------------------------------------------------------------
@@ -285,16 +272,9 @@ def _from_mlflow(uri: str, policy: str | None, tracking_uri: str | None) -> Trai
     described = {**makes["settings"], **refines["settings"]}
     # the encoder is the generator's
     described["encoder"] = makes["settings"].get("encoder")
-    settings = pair_settings(described, f"{uri} with {policy}")
     known = {name: makes.get(name) for name in ("seed", "profile", "variant")}
-    return TrainedPair(
-        name=f"{uri} with {policy}",
-        generator=pair.generator,
-        policy=pair.policy,
-        settings=settings,
-        about=_about(pair.generator, known),
-        source=uri,
-    )
+    name = f"{uri} with {policy}"
+    return _trained(name, pair.generator, pair.policy, _checked(described, name), known, uri)
 
 
 # --- the hub --------------------------------------------------------------------------------------

@@ -56,8 +56,7 @@ def _other_contents(folder: Path, contents: tuple[str, ...]) -> str | None:
 def trained_labels(folder: Path) -> tuple[str, ...]:
     """The answers that a saved adaptation's examples shared, without loading it; none where they shared none.
 
-    Args:
-        folder: where it is; what is wrong with it is for whoever loads it to say.
+    What is wrong with the folder is for whoever loads it to say.
     """
     try:
         content = json.loads((folder / ADAPTATION_CONTENTS[0]).read_text(encoding="utf-8"))

@@ -45,12 +45,7 @@ def describe_action(space: ActionSpace, text: str) -> str:
 
 
 def describe_strategy(space: ActionSpace, actions: Sequence[str]) -> str:
-    """What was done to the generated adapter, in order.
-
-    Args:
-        space: the actions there are.
-        actions: those that were carried out.
-    """
+    """What the actions that were carried out did to the generated adapter, in order."""
     if not actions:
         return "Keep the generated adapter as it is"
     steps = [describe_action(space, text) for text in actions]
