@@ -23,7 +23,6 @@ from degaml_kedro.adaptation import STAGES, Report
 from degaml_kedro.adapters.adapter import load_peft_folder
 from degaml_kedro.checkpoint.folder import save_pair
 from degaml_kedro.checkpoint.hub import SHIPPED
-from degaml_kedro.checkpoint.layout import CheckpointError
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.llm.prompting import PromptError, encode_questions
@@ -637,62 +636,7 @@ def test_plain_peft_opens_the_folder_and_gives_our_scores(name, tmp_path):
     )
 
 
-DAMAGES = {
-    "no such folder": lambda f: _remove(f, *sorted(p.name for p in f.iterdir())),
-    "degaml.json missing": lambda f: _remove(f, "degaml.json"),
-    "degaml.json cut off": lambda f: _cut(f / "degaml.json"),
-    "degaml.json no object": lambda f: (f / "degaml.json").write_text("[]"),
-    "another format": lambda f: _edit(f / "degaml.json", format=2),
-    "a report that is none": lambda f: _edit(f / "degaml.json", report={"support": "many"}),
-    "settings that are none": lambda f: _edit(f / "degaml.json", settings={}),
-    "another base model": lambda f: _edit(f / "degaml.json", base_model_fingerprint="f" * 16),
-    "state missing": lambda f: (f / "state" / "state.json").unlink(),
-    "state cut off": lambda f: _cut(f / "state" / "state.json"),
-    "weights cut off": lambda f: _cut(f / "state" / "adapter_0" / "adapter_model.safetensors"),
-    "a link": lambda f: (f / "state" / "more").symlink_to("/"),
-}
-
-
-def _remove(folder, *names):
-    for name in names:
-        path = folder / name
-        if path.is_file():
-            path.unlink()
-
-
-def _cut(path):
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-def _edit(path, **changes):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_is_a_sentence(damage, tmp_path):
-    folder = MODELS["ensemble"]().save(tmp_path / "adapter")
-    DAMAGES[damage](folder)
-    with pytest.raises((CheckpointError, SessionError)) as caught:
-        AdaptedModel.open(folder)
-    told = str(caught.value)
-    assert str(folder) in told
-    # it says the way out
-    assert ";" in told
-
-
-def test_weights_of_a_plain_adapter_that_are_cut_off_are_a_sentence(tmp_path):
-    folder = MODELS["one adapter"]().save(tmp_path / "adapter")
-    _cut(folder / "adapter_model.safetensors")
-    with pytest.raises(DegamlError, match="adapter_model.safetensors"):
-        AdaptedModel.open(folder)
-
-
-def test_saving_leaves_a_folder_of_somebody_alone(adapted, tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(CheckpointError, match="no saved adaptation"):
-        adapted.save(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-    # one of ours is replaced
+def test_an_earlier_adaptation_is_replaced(adapted, tmp_path):
     adapted.save(tmp_path / "adapter")
     MODELS["one adapter"]().save(tmp_path / "adapter")
     assert AdaptedModel.open(tmp_path / "adapter").report == Report(12, 6)

@@ -339,7 +339,7 @@ class Refinement:
         policy: the parameters of the search.
         start: the initialization.
         support: the labeled examples; nothing else of the task is known here.
-        executed: what rounds of the search came to that others followed, by the number of the trial.
+        executed: the state after each executed round that another followed, by the number of its trial.
     """
 
     bench: Workbench
@@ -430,7 +430,7 @@ class Progress:
 Listener = Callable[[Progress], None]
 
 
-class _Teller:
+class _Reporter:
     """The one callback of an adaptation: collects what is known, and tells a listener.
 
     Attributes:
@@ -542,7 +542,7 @@ def adapt_to_task(
     """
     settings, space = trained.settings, ActionSpace.of(policy.families)
     trials = most_trials(policy.search, space)
-    teller = _Teller(
+    reporter = _Reporter(
         listener,
         cancel,
         {
@@ -562,13 +562,13 @@ def adapt_to_task(
             "warnings": tuple(warnings),
         },
     )
-    before = _ask_base(base, trained, support, asked, teller)
+    before = _ask_base(base, trained, support, asked, reporter)
 
-    teller.tell("generating", "Reading the questions and generating an adapter")
+    reporter.tell("generating", "Reading the questions and generating an adapter")
     questions = [Question.of(one) for one in support]
     embeddings = read_questions(settings.encoder, questions)
     if cut := count_truncated(settings.encoder, questions):
-        teller.warn(
+        reporter.warn(
             f"the generator reads the first {settings.encoder.tokens} tokens of a question, and {cut} of "
             f"{len(support)} are longer"
         )
@@ -583,38 +583,38 @@ def adapt_to_task(
     )
     bench = replace(bench, interrupted=cancel)
     start = generated_state(bench, derive_seed(seed, "initialization"))
-    teller.check()
+    reporter.check()
     if asked:
         generated = Accuracy.of(predict(bench, start, asked))
-        teller.tell("generating", "The generated adapter has answered", 1, generated=generated)
+        reporter.tell("generating", "The generated adapter has answered", 1, generated=generated)
 
-    teller.tell("trying", "The policy is proposing strategies")
+    reporter.tell("trying", "The policy is proposing strategies")
     refinement = Refinement(bench, space, policy, start, support)
-    rows = _search(refinement, policy_model, trained.policy, seed, teller)
+    rows = _search(refinement, policy_model, trained.policy, seed, reporter)
     chosen = [str(row["action"]) for row in executed_rows(rows)]
-    teller.tell("executing", describe_strategy(space, chosen))
+    reporter.tell("executing", describe_strategy(space, chosen))
     carried = refinement.execute(rows)
     if carried.failed is not None:
         failed = describe_action(space, str(carried.failed["action"]))
-        teller.warn(
+        reporter.warn(
             f"'{failed}' was chosen, and failed when it was carried out on all {len(support)} examples; the adapter "
             f"before it stays"
         )
-    known = _executed(space, carried, teller.known.get("tried", ()))
-    teller.tell("executing", "The adapter is there", 1, **known)
+    known = _executed(space, carried, reporter.known.get("tried", ()))
+    reporter.tell("executing", "The adapter is there", 1, **known)
 
-    teller.tell("scoring", "Asking the adapted model")
+    reporter.tell("scoring", "Asking the adapted model")
     if asked:
         after = predict(bench, carried.state, asked)
-        teller.tell(
+        reporter.tell(
             "scoring",
             "The adapted model has answered",
             1,
             adapted=Accuracy.of(after),
             changes=_changes(asked, before, after),
         )
-    teller.tell("done", "Done")
-    return bench, carried.state, teller.report
+    reporter.tell("done", "Done")
+    return bench, carried.state, reporter.report
 
 
 def _ask_base(
@@ -622,18 +622,18 @@ def _ask_base(
     trained: TrainedPair,
     support: Sequence[Example],
     asked: Sequence[Example],
-    teller: _Teller,
+    reporter: _Reporter,
 ) -> list[Prediction]:
     """The base model's answers to held-out examples; those to the support examples are measured on the way."""
 
     def told(done: int, total: int) -> None:
-        teller.tell("base", f"Asking the base model: {done} of {total}", done / total)
+        reporter.tell("base", f"Asking the base model: {done} of {total}", done / total)
 
-    teller.tell("base", "Asking the base model")
+    reporter.tell("base", "Asking the base model")
     every, settings = [*support, *asked], trained.settings
     found = score_examples(base, every, settings.prompt, settings.scoring, None, told)
     before = found[len(support) :]
-    teller.tell(
+    reporter.tell(
         "base",
         "The base model has answered",
         1,
@@ -648,14 +648,14 @@ def _search(
     policy_model: BaseModel,
     adapter: Adapter | None,
     seed: int,
-    teller: _Teller,
+    reporter: _Reporter,
 ) -> list[Row]:
     """All trials, each told as it comes."""
     space, search = refinement.space, refinement.policy.search
     most, rows, began = most_trials(search, space), list[Row](), time.monotonic()
 
     def check() -> None:
-        teller.check()
+        reporter.check()
         if search.seconds is not None and time.monotonic() > began + search.seconds:
             raise OutOfTimeError("the time for trying strategies is used up")
 
@@ -664,13 +664,13 @@ def _search(
     for row in refinement.search(proposer, derive_seed(seed, "search"), tag):
         rows.append(row)
         one = Tried.of(row, describe_action(space, str(row["action"])))
-        tried = (*teller.known.get("tried", ()), one)
+        tried = (*reporter.known.get("tried", ()), one)
         message = f"Tried strategy {one.number} of at most {most}: {one.words}"
         # what the first one had to beat is the generated adapter's
         known = {"tried": tried, "generated_support": tried[0].before}
-        teller.tell("trying", message, len(rows) / most, **known)
+        reporter.tell("trying", message, len(rows) / most, **known)
     if told := _unspent(refinement, rows, time.monotonic() - began):
-        teller.warn(told)
+        reporter.warn(told)
     return rows
 
 

@@ -15,7 +15,7 @@ import operator
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +103,7 @@ class Budget:
         Raises:
             SessionError: a number is out of range.
         """
-        given = {
-            name: value
-            for name in ("rounds", "proposals", "seconds")
-            if (value := getattr(self, name)) is not None
-        }
+        given = {name: value for name, value in asdict(self).items() if value is not None}
         try:
             return SearchParameters.model_validate({**search.model_dump(), **given}, strict=True)
         except ValueError as error:

@@ -23,7 +23,7 @@ from degaml_kedro.adaptation import Refinement
 from degaml_kedro.checkpoint.card import pair_card
 from degaml_kedro.checkpoint.folder import StoredAs, TrainedPair, read_files, read_pair, save_pair
 from degaml_kedro.checkpoint.hub import SHIPPED, read_record, read_run
-from degaml_kedro.checkpoint.layout import CheckpointError
+from degaml_kedro.checkpoint.layout import PAIR_CONTENTS, CheckpointError, check_overwritable
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.io.prompt_embeddings import read_prompt_embeddings
 from degaml_kedro.llm.base_model import load_base_model
@@ -50,7 +50,8 @@ def ship(data: Path, folder: Path, dtype: StoredAs = "bfloat16") -> TrainedPair:
 
     Args:
         data: the run's.
-        folder: where to write; an earlier pair there is replaced once the new one is measured.
+        folder: where to write; an earlier pair there is replaced once the new one is measured, anything else is left
+            alone.
         dtype: what matrices are stored as.
 
     Returns:
@@ -60,6 +61,8 @@ def ship(data: Path, folder: Path, dtype: StoredAs = "bfloat16") -> TrainedPair:
         CheckpointError: the run has no pair or is not done, or its pair is too large to ship.
         DegamlError: the run's data are damaged.
     """
+    # minutes before it is written
+    check_overwritable(folder, PAIR_CONTENTS)
     trained = replace(read_run(data), name=NAME)
     record, parameters = read_record(data)
     with tempfile.TemporaryDirectory(prefix="degaml-pair-") as temporary:

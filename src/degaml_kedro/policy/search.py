@@ -302,8 +302,8 @@ def adapt(
         seed: of this task and method.
         tag: goes into the rows.
         finished: rows of an earlier run with the same arguments.
-        executed: gets what rounds came to that others followed, by the number of the trial that was executed, so
-            that :func:`carry_out` need not execute it again.
+        executed: gets the state after each executed round that another followed, by the number of its trial, so that
+            :func:`carry_out` need not execute it again.
 
     Yields:
         A row a trial, from the first one that is not finished.
@@ -679,7 +679,7 @@ def carry_out(
         start: the initialization.
         support: the labeled examples there are.
         rows: all that :func:`adapt` yielded for one task.
-        kept: what it came to already, by the number of the trial; None where that is not known any longer.
+        kept: states after rounds that were executed already, by the number of the trial; None for none.
     """
     state, done, since = start, list[Mapping[str, Any]](), 0
     for row in executed_rows(rows):
