@@ -184,11 +184,7 @@ def read_run(folder: Path, source: str | None = None) -> TrainedPair:
 def read_record(
     folder: Path, source: str | None = None
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """What a run wrote of itself, and its parameters in there.
-
-    Args:
-        folder: the run's data folder.
-        source: what to call it; None for the folder's path.
+    """What a run wrote of itself in its data folder, and its parameters in there.
 
     Raises:
         CheckpointError: the record is missing or damaged.

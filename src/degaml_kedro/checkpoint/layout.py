@@ -25,11 +25,7 @@ class CheckpointError(DegamlError):
 
 
 def check_overwritable(folder: Path, contents: tuple[str, ...] = ADAPTATION_CONTENTS) -> None:
-    """Refuse to write over what is neither empty nor of the kind that is to be written.
-
-    Args:
-        folder: a place that may be there.
-        contents: of the kind.
+    """Refuse to write over what is neither empty nor of the kind with these contents.
 
     Raises:
         CheckpointError: it is a link or a file, or holds something else.

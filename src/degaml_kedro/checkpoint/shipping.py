@@ -135,12 +135,8 @@ class Measured:
 def measure_pair(pair: TrainedPair, folder: Path, parameters: Mapping[str, Any]) -> list[Measured]:
     """Generate and adapt for the run's meta-test tasks with a pair's weights, and ask the test questions.
 
-    Prompts, seeds and questions are the run's, so that nothing but the weights differs.
-
-    Args:
-        pair: with the weights to measure.
-        folder: the run's data folder.
-        parameters: the run's.
+    Prompts, seeds and questions are those of the run whose data folder and parameters are given, so that nothing but
+    the weights differs.
 
     Raises:
         CheckpointError: the run did not measure these tasks.
