@@ -39,7 +39,7 @@ compare: $(INSTALLED) ## degaml, its parts and the baselines, three seeds, and a
 
 shipped: $(INSTALLED) ## the generator and the policy that come with the package, made anew (an hour or more)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env shipped --runner degaml_kedro.runner.StageRunner --only-missing-outputs
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m degaml_kedro.pairs.shipping data/shipped/seed_999
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m degaml_kedro.checkpoint.shipping data/shipped/seed_999
 
 smoke: $(INSTALLED) ## the same pipelines in under a minute, on a tiny random model
 	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env smoke

@@ -38,13 +38,14 @@ from benchmarks.generator_material import (
 from benchmarks.material import SEED, Settings, SkippedError, peer_model, require
 from benchmarks.measure import Result, Row, Spread, now, table
 from benchmarks.strategies import profile, times_as_long
-from degaml_kedro.adaptation.report import Accuracy, Progress
+from degaml_kedro.adaptation import Accuracy, Progress
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.checkpoint.folder import PairSettings, TrainedPair, save_pair
+from degaml_kedro.checkpoint.hub import SHIPPED, load_trained_pair
 from degaml_kedro.generator.decoders.build import ConditionSize
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.prompting import encode_questions
 from degaml_kedro.llm.scoring import score_examples
-from degaml_kedro.pairs import SHIPPED, PairSettings, TrainedPair, load_trained_pair, save_pair
 from degaml_kedro.session import Session
 from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.ready import ready_task
@@ -283,8 +284,6 @@ def _tiny_pair(settings: Settings) -> TrainedPair:
         settings=PairSettings.model_validate(
             {**made, "prompt": own.prompt, "scoring": own.scoring}
         ),
-        base_model=generator.identity.base_model,
-        base_model_fingerprint=generator.identity.base_model_fingerprint,
     )
 
 

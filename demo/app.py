@@ -24,7 +24,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from degaml_kedro.adaptation.folder import peft_code
+from degaml_kedro.checkpoint.card import peft_code
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.session import Budget, Progress
 from degaml_kedro.tasks.ready import ReadyTask

@@ -23,15 +23,16 @@ from click.testing import CliRunner, Result
 from safetensors import SafetensorError
 
 from degaml_kedro import commands
-from degaml_kedro.adaptation.report import Progress, Report
-from degaml_kedro.pairs import loading, save_pair
+from degaml_kedro.adaptation import Progress, Report
+from degaml_kedro.checkpoint import hub
+from degaml_kedro.checkpoint.folder import save_pair
 from degaml_kedro.parameters import SearchParameters
 from degaml_kedro.session import AdaptedModel, SessionError
 from degaml_kedro.tasks.pasted import read_file
 from degaml_kedro.tasks.ready import ready_task, ready_tasks
+from tests.checkpoint.helpers import tiny_pair, write_tiny_pair
 from tests.conftest import ROOT
 from tests.llm.helpers import plain_copy, tiny_base
-from tests.pairs.helpers import tiny_pair, write_tiny_pair
 
 DESKS = "tasks --write tenant_desks messages.jsonl"
 ADAPT = "adapt messages.jsonl --held-out 10 --out desks"
@@ -74,7 +75,7 @@ def pair(tmp_path_factory):
 def place(tmp_path, monkeypatch, pair):
     """A folder to work in, where the tiny pair is the one that ships with the package."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loading, "SHIPPED", pair)
+    monkeypatch.setattr(hub, "SHIPPED", pair)
     return tmp_path
 
 
@@ -138,7 +139,7 @@ def _ship_a_pair_whose_model_is_a_folder(place):
     tiny_base().tokenizer.save_pretrained(model)
     source = {"kind": "folder", "path": str(model)}
     save_pair(tiny_pair(model={"source": source}), place / "shipped")
-    loading.SHIPPED = place / "shipped"
+    hub.SHIPPED = place / "shipped"
 
 
 def test_help_imports_nothing_heavy():
@@ -357,7 +358,7 @@ def test_a_disk_that_fills_up_is_one_sentence(place, monkeypatch):
         raise SafetensorError("I/O error: No space left on device")
 
     done(DESKS)
-    monkeypatch.setattr("degaml_kedro.adaptation.folder.write_peft_files", full)
+    monkeypatch.setattr("degaml_kedro.checkpoint.folder.write_peft_files", full)
     told = sentence(degaml(f"{ADAPT} {QUICK} --quiet"))
     assert "cannot be saved in desks" in told
     assert "No space left" in told

@@ -28,13 +28,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from degaml_kedro import __version__
-from degaml_kedro.adaptation.contents import trained_labels, why_not_ours
+from degaml_kedro.checkpoint.layout import check_overwritable, trained_labels
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.texts import printable
 
 if TYPE_CHECKING:
-    from degaml_kedro.adaptation.report import Accuracy, Answer, Change, Progress
-    from degaml_kedro.pairs import TrainedPair
+    from degaml_kedro.adaptation import Accuracy, Answer, Change, Progress
+    from degaml_kedro.checkpoint.folder import TrainedPair
     from degaml_kedro.session import AdaptedModel
     from degaml_kedro.tasks.example import Example, Question
     from degaml_kedro.tasks.pasted import Pasted
@@ -275,13 +275,13 @@ def _check_out(out: Path, force: bool) -> None:
     """Nobody's folder is lost, and it is known before the work begins whether there can be one.
 
     Raises:
-        ClickException: there is something that is not ours, or ours without ``--force``, or no folder can be made.
+        CheckpointError: there is something that is not ours.
+        ClickException: there is one of ours without ``--force``, or no folder can be made.
     """
     _check_name(out)
     if out.resolve() == Path.cwd():
         raise click.ClickException("--out: it is the current folder; name one inside it.")
-    if (why := why_not_ours(out)) is not None:
-        raise click.ClickException(f"--out: {out} is left alone: {why}; name another folder.")
+    check_overwritable(out)
     if out.is_dir() and any(out.iterdir()) and not force:
         raise click.ClickException(
             f"--out: {out} holds an adapter; replace it with --force, or name another folder."
@@ -399,7 +399,7 @@ def _adaptation_text(adapted: AdaptedModel, out: Path) -> str:
         adapted: what was made.
         out: where it was saved.
     """
-    from degaml_kedro.adaptation.folder import peft_code
+    from degaml_kedro.checkpoint.card import peft_code
 
     report = adapted.report
     place = _argument(out)
@@ -699,7 +699,7 @@ def _accuracy(
     asked: Sequence[Question | Example], answers: Sequence[Answer] | None
 ) -> Accuracy | None:
     """Of the questions whose answer is known; None where there is no such question."""
-    from degaml_kedro.adaptation.report import Accuracy
+    from degaml_kedro.adaptation import Accuracy
 
     golds = [_gold(one) for one in asked]
     known = [gold for gold in golds if gold is not None]
@@ -748,7 +748,7 @@ def info(
     """
     folder = None if source is None else _expanded(Path(source))
     if folder is not None and (folder / "degaml.json").exists():
-        from degaml_kedro.adaptation.folder import load_adaptation
+        from degaml_kedro.checkpoint.folder import load_adaptation
 
         saved = load_adaptation(folder)
         facts: dict[str, Any] = {
@@ -781,17 +781,17 @@ def info(
         if as_json:
             _print_json({**_keys(facts), "report": saved.report.as_json()})
         else:
-            from degaml_kedro.adaptation.words import explain
+            from degaml_kedro.adaptation import explain
 
             click.echo(f"{_facts_text(facts)}\n\n{explain(saved.report)}")
         return
-    from degaml_kedro.pairs import loading
+    from degaml_kedro.checkpoint import hub
 
-    pair = loading.load_trained_pair(
+    pair = hub.load_trained_pair(
         source, policy=policy, revision=revision, tracking_uri=tracking_uri
     )
     facts = _pair_facts(pair)
-    facts["accuracy, as its card says"] = _card_accuracy(folder or loading.SHIPPED)
+    facts["accuracy, as its card says"] = _card_accuracy(folder or hub.SHIPPED)
     if source is None:
         facts["versions"] = _versions()
     if as_json:
@@ -984,8 +984,8 @@ def base_model(
     tracking_uri: str | None,
 ) -> None:
     """Write the base model into FOLDER, which PEFT, Transformers and other tools open by its path."""
+    from degaml_kedro.checkpoint.hub import load_trained_pair
     from degaml_kedro.llm.base_model import export_base_model
-    from degaml_kedro.pairs import load_trained_pair
 
     found = load_trained_pair(pair, policy=policy, revision=revision, tracking_uri=tracking_uri)
     export_base_model(found.settings.model, folder)

@@ -13,54 +13,47 @@ from __future__ import annotations
 
 import operator
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 
-from degaml_kedro.adaptation.folder import (
+from degaml_kedro.adaptation import (
+    Accuracy,
+    Answer,
+    Change,
+    Listener,
+    Progress,
+    Report,
+    Tried,
+    adapt_to_task,
+    explain,
+)
+from degaml_kedro.checkpoint.folder import (
     AnswerSettings,
+    SavedAdaptation,
+    TrainedPair,
     check_widths,
     load_adaptation,
     save_adaptation,
 )
-from degaml_kedro.adaptation.report import Accuracy, Answer, Change, Progress, Report, Tried
-from degaml_kedro.adaptation.tracker import Listener, Tracker
-from degaml_kedro.adaptation.words import action_words, explain, strategy_words
+from degaml_kedro.checkpoint.hub import load_trained_pair
 from degaml_kedro.errors import DegamlError
-from degaml_kedro.llm.base_model import BaseModel, load_base_model
+from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.llm.prompting import encode_questions
-from degaml_kedro.llm.scoring import Prediction, compare_options, score_examples
-from degaml_kedro.pairs import TrainedPair, load_trained_pair
+from degaml_kedro.llm.scoring import compare_options, score_examples
 from degaml_kedro.parameters import SearchParameters
 from degaml_kedro.policy.actions import ActionSpace
-from degaml_kedro.policy.proposers import PolicyProposer, Proposal, Proposer, UniformProposer
-from degaml_kedro.policy.search import (
-    CarriedOut,
-    Row,
-    Tag,
-    adapt,
-    carry_out,
-    executed_rows,
-    most_trials,
-)
 from degaml_kedro.progress import Progress as Counted
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import answer_questions, predict
-from degaml_kedro.strategies.generated import (
-    count_truncated,
-    generated_state,
-    generated_workbench,
-    question_embedder,
-    read_questions,
-)
+from degaml_kedro.strategies.generated import question_embedder
 from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.workbench import Interruption, Meter, OutOfTimeError, Workbench
+from degaml_kedro.strategies.workbench import Interruption, Meter, Workbench
 from degaml_kedro.tasks.example import Example, Question, shares_options
 from degaml_kedro.tasks.pasted import read_question
 
@@ -110,11 +103,7 @@ class Budget:
         Raises:
             SessionError: a number is out of range.
         """
-        given = {
-            name: value
-            for name in ("rounds", "proposals", "seconds")
-            if (value := getattr(self, name)) is not None
-        }
+        given = {name: value for name, value in asdict(self).items() if value is not None}
         try:
             return SearchParameters.model_validate({**search.model_dump(), **given}, strict=True)
         except ValueError as error:
@@ -123,7 +112,96 @@ class Budget:
             ) from error
 
 
-class Session:
+class AnsweringModel:
+    """A model that is asked: the frozen base model, or one with an adaptation around it."""
+
+    def __init__(self, bench: Workbench, state: AdaptedState | None) -> None:
+        self._bench, self._state = bench, state
+
+    @property
+    def base_model(self) -> str:
+        """The base model's name."""
+        return self._bench.base.name
+
+    def predict(
+        self,
+        questions: str | Sequence[str | Question | Example],
+        *,
+        cancel: threading.Event | None = None,
+    ) -> list[Answer]:
+        """Answer questions.
+
+        Args:
+            questions: with their options; of an adapted model with ``labels`` a text is enough.
+            cancel: set it in another thread to stop.
+
+        Raises:
+            SessionError: a question is a text, and there are no ``labels``; or scores are not finite.
+            PromptError: a question is longer than the model's context.
+            AdaptationCancelled: ``cancel`` was set.
+        """
+        return self._answers(questions, self._state, cancel)
+
+    def score(
+        self,
+        examples: Sequence[Example],
+        *,
+        progress: Counted | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Accuracy:
+        """The accuracy on examples; of those that a model was adapted to, it says little.
+
+        Args:
+            examples: at least one.
+            progress: called with (examples done, examples in all).
+            cancel: set it in another thread to stop.
+
+        Raises:
+            SessionError: there are none.
+            PromptError: a question is longer than the model's context.
+            AdaptationCancelled: ``cancel`` was set.
+        """
+        examples, bench = _checked(examples), self._asked(cancel)
+        if not examples:
+            raise SessionError("there are no examples to score; give at least one")
+        with _cancellable():
+            if self._state is not None:
+                return Accuracy.of(predict(bench, self._state, examples, progress))
+            told = bench.watched(progress)
+            return Accuracy.of(
+                score_examples(bench.base, examples, bench.prompt, bench.scoring, None, told)
+            )
+
+    def _answers(
+        self,
+        questions: str | Sequence[str | Question | Example],
+        state: AdaptedState | None,
+        cancel: threading.Event | None,
+    ) -> list[Answer]:
+        given = [questions] if isinstance(questions, str) else questions
+        plain, bench = self._plain(given), self._asked(cancel)
+        with _cancellable():
+            if state is not None:
+                found = answer_questions(bench, state, plain)
+            else:
+                found = compare_options(
+                    *(bench.base, plain, bench.prompt, bench.scoring, (None,), None),
+                    bench.watched(None),
+                )
+        return [_answer(one, scores) for one, scores in zip(plain, found.scores[0], strict=True)]
+
+    def _plain(self, questions: Iterable[str | Question | Example]) -> list[Question]:
+        """Questions without answers."""
+        fix = "give Question or Example objects: tasks.pasted.read_question makes one from a text and options"
+        found = _each(questions, Question | Example, "question", fix)
+        return [one if isinstance(one, Question) else Question.of(one) for one in found]
+
+    def _asked(self, cancel: threading.Event | None) -> Workbench:
+        # a meter of its own: several threads may ask
+        return replace(self._bench, interrupted=cancel, meter=Meter())
+
+
+class Session(AnsweringModel):
     """A trained generator and policy, ready to adapt their base model to tasks.
 
     Attributes:
@@ -133,30 +211,22 @@ class Session:
     def __init__(self, trained: TrainedPair) -> None:
         """Load the base model that the pair belongs to.
 
-        Args:
-            trained: the pair.
-
         Raises:
             ModelError: the base model cannot be loaded, or the policy does not fit it.
             GeneratorError: the base model is not the pair's.
         """
-        self.trained = trained
-        self._settings = AnswerSettings(
-            model=trained.settings.model,
-            prompt=trained.settings.prompt,
-            scoring=trained.settings.scoring,
-            encoder=trained.settings.encoder,
-        )
-        self._base = load_base_model(trained.settings.model)
-        trained.generator.check_base_model(self._base.name, self._base.fingerprint)
+        self.trained, settings = trained, trained.settings
+        base = load_base_model(settings.model)
+        super().__init__(Workbench(base, settings.prompt, settings.scoring), None)
+        trained.generator.check_base_model(base.name, base.fingerprint)
         # once, here: moving it while another thread generates would be seen there
-        trained.generator.decoder.to(self._base.device)
+        trained.generator.decoder.to(base.device)
         policy = trained.settings.policy
         self._space = ActionSpace.of(policy.families)
-        self._pilot = load_base_model(policy.model) if policy.model else self._base
+        self._policy_model = load_base_model(policy.model) if policy.model else base
         # a policy for other layers is refused now, and not at its first proposal
         if trained.policy is not None:
-            self._pilot.activate_adapter(trained.policy)
+            self._policy_model.activate_adapter(trained.policy)
 
     @classmethod
     def load(
@@ -182,11 +252,6 @@ class Session:
         return cls(
             load_trained_pair(source, policy=policy, revision=revision, tracking_uri=tracking_uri)
         )
-
-    @property
-    def base_model(self) -> str:
-        """The base model's name."""
-        return self._base.name
 
     @property
     def space(self) -> ActionSpace:
@@ -231,246 +296,32 @@ class Session:
             held_out = _checked(held_out)
         seed = _whole(seed, "seed", "a whole number")
         # in the user's order, so that a message counts as the user does
-        prompt, scoring = self._settings.prompt, self._settings.scoring
+        base, scoring = self._bench.base, self._bench.scoring
         for some in (examples, held_out):
             if not isinstance(some, int):
-                encode_questions(self._base, some, prompt, scoring.answers, scoring.room)
+                encode_questions(base, some, self._bench.prompt, scoring.answers, scoring.room)
         support, asked, warnings = _deal(examples, held_out, seed)
-        parameters = self.trained.settings.policy
-        search = (budget or Budget()).of(parameters.search)
-        report = Report(
-            support=len(support),
-            held_out=len(asked),
-            base_model=self._base.name,
-            source=self.trained.name,
-            seed=seed,
-            warnings=warnings,
-        )
-        tracker = Tracker(report, most_trials(search, self._space), progress, cancel)
+        policy = self.trained.settings.policy
+        search = (budget or Budget()).of(policy.search)
         with _cancellable():
-            return self._adapt(support, asked, search, seed, tracker, cancel)
-
-    def _adapt(
-        self,
-        support: Sequence[Example],
-        asked: Sequence[Example],
-        search: SearchParameters,
-        seed: int,
-        tracker: Tracker,
-        cancel: threading.Event | None,
-    ) -> AdaptedModel:
-        trained, settings = self.trained, self._settings
-        tracker.stage("base", "Asking the base model")
-        before = self._ask_base(support, asked, tracker)
-        tracker.stage("generating", "Reading the questions and generating an adapter")
-        questions = [Question.of(one) for one in support]
-        embeddings = read_questions(settings.encoder, questions)
-        if cut := count_truncated(settings.encoder, questions):
-            told = (
-                f"the generator reads the first {settings.encoder.tokens} tokens of a question, and {cut} of "
-                f"{len(support)} are longer"
+            bench, state, report = adapt_to_task(
+                self.trained,
+                base,
+                self._policy_model,
+                support,
+                asked,
+                policy.model_copy(update={"search": search}),
+                seed,
+                warnings,
+                progress,
+                cancel,
             )
-            tracker.report = replace(tracker.report, warnings=(*tracker.report.warnings, told))
-        bench = generated_workbench(
-            self._base,
-            settings.prompt,
-            settings.scoring,
-            trained.generator,
-            embeddings,
-            range(len(embeddings)),
-            settings.encoder,
-        )
-        bench = replace(bench, interrupted=cancel)
-        start = generated_state(bench, derive_seed(seed, "initialization"))
-        tracker.check()
-        if asked:
-            generated = Accuracy.of(predict(bench, start, asked))
-            tracker.held_out_scored()
-            tracker.know("The generated adapter has answered", generated=generated)
-        tracker.stage("trying", "The policy is proposing strategies")
-        rows = self._try(bench, start, support, search, seed, tracker)
-        chosen = [str(row["action"]) for row in executed_rows(rows)]
-        tracker.stage("executing", strategy_words(self._space, chosen))
-        carried = carry_out(bench, self._space, start, support, rows)
-        tracker.know("The adapter is there", **self._carried_out(carried, tracker.report))
-        state = carried.state
-        tracker.stage("scoring", "Asking the adapted model")
-        if asked:
-            after = predict(bench, state, asked)
-            tracker.held_out_scored()
-            tracker.know(
-                "The adapted model has answered",
-                adapted=Accuracy.of(after),
-                changes=_changes(asked, before, after),
-            )
-        tracker.stage("done", "Done")
         lean = replace(bench, draw=None, interrupted=None, meter=Meter())
         labels = support[0].options if shares_options(support) else ()
-        return AdaptedModel(lean, state, settings, tracker.report, labels)
-
-    def _carried_out(self, carried: CarriedOut, report: Report) -> dict[str, Any]:
-        """What the report says of what was done, which may be less than what was chosen."""
-        done = {int(row["rollout"]) + 1 for row in carried.rows}
-        strategy = tuple(str(row["action"]) for row in carried.rows)
-        warnings = report.warnings
-        if carried.failed is not None:
-            failed = action_words(self._space, str(carried.failed["action"]))
-            told = (
-                f"'{failed}' was chosen, and failed when it was carried out on all {report.support} examples; the "
-                f"adapter before it stays"
-            )
-            warnings = (*warnings, told)
-        return {
-            "tried": tuple(replace(one, executed=one.number in done) for one in report.tried),
-            "strategy": strategy,
-            "words": strategy_words(self._space, strategy),
-            "warnings": warnings,
-        }
-
-    def _ask_base(
-        self, support: Sequence[Example], asked: Sequence[Example], tracker: Tracker
-    ) -> list[Prediction]:
-        """The base model's answers to held-out examples; those to the support examples are measured on the way."""
-
-        def told(done: int, total: int) -> None:
-            tracker.tell(f"Asking the base model: {done} of {total}")
-
-        began = time.perf_counter()
-        every = [*support, *asked]
-        found = score_examples(
-            self._base, every, self._settings.prompt, self._settings.scoring, None, told
-        )
-        tracker.scored(len(every), time.perf_counter() - began)
-        before = found[len(support) :]
-        tracker.know(
-            "The base model has answered",
-            base_support=Accuracy.of(found[: len(support)]),
-            base=Accuracy.of(before) if before else None,
-        )
-        return before
-
-    def _try(
-        self,
-        bench: Workbench,
-        start: AdaptedState,
-        support: Sequence[Example],
-        search: SearchParameters,
-        seed: int,
-        tracker: Tracker,
-    ) -> list[Row]:
-        parameters = self.trained.settings.policy
-        proposer: Proposer = UniformProposer(self._space)
-        if self.trained.policy is not None:
-            proposer = PolicyProposer(
-                self._pilot,
-                self.trained.policy,
-                self._space,
-                parameters.search_temperature(search),
-                check=_clock(search.seconds, tracker),
-            )
-        most = most_trials(search, self._space)
-        rows: list[Row] = []
-        began = time.monotonic()
-        for row in adapt(
-            bench,
-            self._space,
-            _Watched(proposer, tracker),
-            start,
-            support,
-            search,
-            parameters.reward.model_copy(update={"noise": 0.0}),
-            derive_seed(seed, "search"),
-            Tag("the task", "degaml"),
-        ):
-            rows.append(row)
-            tracker.trial_done()
-            one = self._tried(row)
-            known: dict[str, Any] = {"tried": (*tracker.report.tried, one)}
-            if tracker.report.generated_support is None:
-                known["generated_support"] = one.before
-            tracker.know(f"Tried strategy {one.number} of at most {most}: {one.words}", **known)
-        if told := self._unspent(rows, search, time.monotonic() - began):
-            tracker.report = replace(tracker.report, warnings=(*tracker.report.warnings, told))
-        return rows
-
-    def _unspent(self, rows: Sequence[Row], search: SearchParameters, seconds: float) -> str | None:
-        """Why fewer proposals were tried than the budget allows; None where all were."""
-        allowed = search.rounds * search.proposals
-        tried = sum(row["source"] not in ("fallback", "search") for row in rows)
-        if tried >= allowed:
-            return None
-        executed = executed_rows(rows)
-        if search.seconds is not None and seconds >= search.seconds:
-            reason = f"the {search.seconds:g} seconds for them were used up"
-        elif executed and self._space.family(str(executed[-1]["family"])).reads_answers:
-            reason = "what was chosen learns from all examples, so nothing is left to score another round on"
-        elif len({row["round"] for row in rows}) < search.rounds:
-            reason = "a round brought nothing better, and there the search ends"
-        else:
-            reason = "the policy proposed the same again"
-        return f"{tried} of {allowed} proposals were tried: {reason}"
-
-    def _tried(self, row: Row) -> Tried:
-        n = int(row["n"])
-        after = row["accuracy_after"]
-        return Tried(
-            number=int(row["rollout"]) + 1,
-            round=int(row["round"]),
-            action=str(row["action"]),
-            family=row["family"],
-            words=action_words(self._space, str(row["action"])),
-            before=Accuracy(round(row["accuracy_before"] * n), n),
-            after=None if after is None else Accuracy(round(after * n), n),
-            reward=float(row["reward"]),
-            seconds=float(row["seconds"]),
-            error=row["error"],
-            decided_by=row["decided_by"],
-        )
-
-    def predict(
-        self, questions: Sequence[Question | Example], *, cancel: threading.Event | None = None
-    ) -> list[Answer]:
-        """What the frozen base model answers.
-
-        Args:
-            questions: with their options.
-            cancel: set it in another thread to stop.
-
-        Raises:
-            PromptError: a question is longer than the model's context.
-            AdaptationCancelled: ``cancel`` was set.
-        """
-        return _ask(self._base, self._settings, questions, cancel)
-
-    def score(
-        self,
-        examples: Sequence[Example],
-        *,
-        progress: Counted | None = None,
-        cancel: threading.Event | None = None,
-    ) -> Accuracy:
-        """The frozen base model's accuracy.
-
-        Args:
-            examples: at least one.
-            progress: called with (examples done, examples in all).
-            cancel: set it in another thread to stop.
-
-        Raises:
-            SessionError: there are none.
-            PromptError: a question is longer than the model's context.
-            AdaptationCancelled: ``cancel`` was set.
-        """
-        examples = _some(examples)
-        prompt, scoring = self._settings.prompt, self._settings.scoring
-        bench = Workbench(self._base, prompt, scoring, interrupted=cancel)
-        with _cancellable():
-            return Accuracy.of(
-                score_examples(self._base, examples, prompt, scoring, None, bench.watched(progress))
-            )
+        return AdaptedModel(lean, state, self.trained.settings.answering, report, labels)
 
 
-class AdaptedModel:
+class AdaptedModel(AnsweringModel):
     """The base model with what an adaptation put around it.
 
     Attributes:
@@ -488,29 +339,16 @@ class AdaptedModel:
         report: Report,
         labels: tuple[str, ...] = (),
     ) -> None:
-        """Put together what :meth:`Session.adapt` made.
-
-        Args:
-            bench: the base model, and how it is asked.
-            state: who answers.
-            settings: what answers depend on besides.
-            report: how it came about.
-            labels: the answers that all examples shared.
-        """
+        super().__init__(bench, state)
         self.state, self.report, self.labels = state, report, labels
-        self._bench, self._settings = bench, settings
+        self._settings = settings
 
     @classmethod
     def open(cls, folder: str | Path) -> AdaptedModel:
         """Open what :meth:`save` wrote; no generator and no policy is needed.
 
-        Args:
-            folder: where it is.
-
         Raises:
-            SavedError: it is no saved adaptation, or damaged.
-            AdapterError: the adapter's files are damaged.
-            StateError: the files beside it are.
+            CheckpointError: it is no saved adaptation, or damaged.
             ModelError: the base model cannot be loaded.
             EncoderError: the prompt encoder cannot be loaded, and answers need it.
             SessionError: what is found under the base model's name is another one.
@@ -530,33 +368,6 @@ class AdaptedModel:
         bench = Workbench(base, settings.prompt, settings.scoring, embed=embed)
         return cls(bench, saved.state, settings, saved.report, saved.labels)
 
-    @property
-    def base_model(self) -> str:
-        """The base model's name."""
-        return self._bench.base.name
-
-    def predict(
-        self,
-        questions: str | Sequence[str | Question | Example],
-        *,
-        cancel: threading.Event | None = None,
-    ) -> list[Answer]:
-        """Answer questions.
-
-        Args:
-            questions: with their options; a text alone is asked with ``labels``.
-            cancel: set it in another thread to stop.
-
-        Raises:
-            SessionError: a question is a text, and there are no ``labels``.
-            PromptError: a question is longer than the model's context.
-            AdaptationCancelled: ``cancel`` was set.
-        """
-        plain = self._plain(questions)
-        with _cancellable():
-            found = answer_questions(self._asked(cancel), self.state, plain).scores[0]
-        return [_answer(one, scores) for one, scores in zip(plain, found, strict=True)]
-
     def predict_base(
         self,
         questions: str | Sequence[str | Question | Example],
@@ -574,30 +385,7 @@ class AdaptedModel:
             PromptError: a question is longer than the model's context.
             AdaptationCancelled: ``cancel`` was set.
         """
-        return _ask(self._bench.base, self._settings, self._plain(questions), cancel)
-
-    def score(
-        self,
-        examples: Sequence[Example],
-        *,
-        progress: Counted | None = None,
-        cancel: threading.Event | None = None,
-    ) -> Accuracy:
-        """The accuracy on examples; of those that it was adapted to, it says little.
-
-        Args:
-            examples: at least one.
-            progress: called with (examples done, examples in all).
-            cancel: set it in another thread to stop.
-
-        Raises:
-            SessionError: there are none.
-            PromptError: a question is longer than the model's context.
-            AdaptationCancelled: ``cancel`` was set.
-        """
-        examples = _some(examples)
-        with _cancellable():
-            return Accuracy.of(predict(self._asked(cancel), self.state, examples, progress))
+        return self._answers(questions, None, cancel)
 
     def save(self, folder: str | Path) -> Path:
         """Write a folder that PEFT, Transformers, lm-evaluation-harness and vLLM open as an adapter.
@@ -612,28 +400,24 @@ class AdaptedModel:
             The folder.
 
         Raises:
-            SavedError: something else is in the folder, or it cannot be written.
+            CheckpointError: something else is in the folder, or it cannot be written.
         """
         path, base = Path(folder).expanduser(), self._bench.base
-        save_adaptation(
-            path,
-            self.state,
-            self._settings,
-            base.name,
-            base.fingerprint,
-            self.report,
-            self.labels,
+        saved = SavedAdaptation(
+            self.state, self._settings, base.name, base.fingerprint, self.report, self.labels
         )
+        save_adaptation(saved, path)
         return path
 
     def explain(self) -> str:
         """Why this strategy: where the task stood, what was proposed, what it scored, and what was done."""
         return explain(self.report)
 
-    def _plain(self, questions: str | Sequence[str | Question | Example]) -> list[Question]:
+    def _plain(self, questions: Iterable[str | Question | Example]) -> list[Question]:
         """Questions without answers, texts with the adaptation's own set of answers."""
-        given = [questions] if isinstance(questions, str) else questions
-        return _plain(self._with_labels(one) if isinstance(one, str) else one for one in given)
+        return super()._plain(
+            self._with_labels(one) if isinstance(one, str) else one for one in questions
+        )
 
     def _with_labels(self, text: str) -> Question:
         if not self.labels:
@@ -642,37 +426,6 @@ class AdaptedModel:
                 f"tasks.pasted.read_question makes a question of a text and options"
             )
         return read_question(text, self.labels)
-
-    def _asked(self, cancel: threading.Event | None) -> Workbench:
-        # a meter of its own: several threads may ask
-        return replace(self._bench, interrupted=cancel, meter=Meter())
-
-
-def _clock(seconds: float | None, tracker: Tracker) -> Callable[[], None]:
-    """What ends the writing of proposals: somebody who wants to stop, or the budget, which begins now."""
-    deadline = None if seconds is None else time.monotonic() + seconds
-
-    def check() -> None:
-        tracker.check()
-        if deadline is not None and time.monotonic() > deadline:
-            raise OutOfTimeError("the time for trying strategies is used up")
-
-    return check
-
-
-@dataclass(frozen=True)
-class _Watched:
-    """A proposer that stops between its batches where the adaptation is to stop."""
-
-    proposer: Proposer
-    tracker: Tracker
-
-    def propose(self, prompts: Sequence[str], seed: int) -> list[Proposal]:
-        """What the proposer proposes."""
-        self.tracker.check()
-        found = self.proposer.propose(prompts, seed)
-        self.tracker.check()
-        return found
 
 
 @contextmanager
@@ -683,21 +436,6 @@ def _cancellable() -> Iterator[None]:
         raise AdaptationCancelled(
             "the work was stopped, as was asked for; nothing of it is left"
         ) from None
-
-
-def _ask(
-    base: BaseModel,
-    settings: AnswerSettings,
-    questions: Sequence[Question | Example],
-    cancel: threading.Event | None,
-) -> list[Answer]:
-    plain = _plain(questions)
-    bench = Workbench(base, settings.prompt, settings.scoring, interrupted=cancel)
-    with _cancellable():
-        found = compare_options(
-            base, plain, settings.prompt, settings.scoring, (None,), None, bench.watched(None)
-        )
-    return [_answer(one, row) for one, row in zip(plain, found.scores[0], strict=True)]
 
 
 def _answer(question: Question, scores: Sequence[float]) -> Answer:
@@ -712,35 +450,20 @@ def _answer(question: Question, scores: Sequence[float]) -> Answer:
 
 
 def _checked(examples: Iterable[Example]) -> list[Example]:
-    """All of them, each an example.
+    fix = "give Example objects: tasks.pasted.read_file reads files, tasks.example.make_example makes single ones"
+    return _each(examples, Example, "example", fix)
+
+
+def _each(given: Iterable[Any], kinds: Any, noun: str, fix: str) -> list[Any]:
+    """All of them, each of one of the kinds.
 
     Raises:
         SessionError: one is something else.
     """
-    found = list(examples)
+    found = list(given)
     for place, one in enumerate(found):
-        if not isinstance(one, Example):
-            raise SessionError(
-                f"example {place} is a {type(one).__name__}; give Example objects: tasks.pasted.read_file reads files, "
-                f"tasks.example.make_example makes single ones"
-            )
-    return found
-
-
-def _plain(questions: Iterable[Question | Example]) -> list[Question]:
-    """Questions without answers.
-
-    Raises:
-        SessionError: one is neither a question nor an example.
-    """
-    found = []
-    for place, one in enumerate(questions):
-        if not isinstance(one, Question | Example):
-            raise SessionError(
-                f"question {place} is a {type(one).__name__}; give Question or Example objects: "
-                f"tasks.pasted.read_question makes one from a text and options"
-            )
-        found.append(one if isinstance(one, Question) else Question.of(one))
+        if not isinstance(one, kinds):
+            raise SessionError(f"{noun} {place} is a {type(one).__name__}; {fix}")
     return found
 
 
@@ -751,13 +474,6 @@ def _whole(value: Any, name: str, wanted: str) -> int:
         return operator.index(value)
     except TypeError:
         raise SessionError(f"{name} is {value!r}; give {wanted}") from None
-
-
-def _some(examples: Iterable[Example]) -> list[Example]:
-    found = _checked(examples)
-    if not found:
-        raise SessionError("there are no examples to score; give at least one")
-    return found
 
 
 def _deal(
@@ -829,15 +545,3 @@ def _same_questions(examples: Sequence[Example]) -> list[list[int]]:
 
 def _keys(example: Example) -> tuple[tuple[str, ...], ...]:
     return (example.prompt,), (example.question, example.options[example.gold])
-
-
-def _changes(
-    asked: Sequence[Example], before: Sequence[Prediction], after: Sequence[Prediction]
-) -> tuple[Change, ...]:
-    found = [
-        Change(one.question, one.options, one.gold, old.predicted, new.predicted)
-        for one, old, new in zip(asked, before, after, strict=True)
-        if old.predicted != new.predicted
-    ]
-    order = ("mended", "broken", "other")
-    return tuple(sorted(found, key=lambda change: order.index(change.kind)))

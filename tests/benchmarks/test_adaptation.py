@@ -5,8 +5,8 @@ import torch
 from benchmarks.material import Settings, SkippedError
 
 from benchmarks import adaptation
-from degaml_kedro.adaptation.report import STAGES
-from degaml_kedro.pairs import load_trained_pair
+from degaml_kedro.adaptation import STAGES
+from degaml_kedro.checkpoint.hub import load_trained_pair
 from degaml_kedro.session import Session
 from degaml_kedro.tasks.ready import ready_task
 

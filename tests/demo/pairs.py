@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from degaml_kedro.pairs import save_pair
-from tests.pairs.helpers import tiny_pair, tiny_settings
+from degaml_kedro.checkpoint.folder import save_pair
+from tests.checkpoint.helpers import tiny_pair, tiny_settings
 
 # only what plain PEFT knows: one adapter, no δ
 PLAIN = {"lora": {}, "ttt": {"ttl_steps": [1, 3], "batch_size": [1, 4]}}

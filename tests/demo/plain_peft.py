@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from degaml_kedro.adaptation.folder import AnswerSettings
+from degaml_kedro.checkpoint.folder import AnswerSettings
 from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.llm.prompting import encode_questions
 from degaml_kedro.llm.scoring import answer_length

@@ -13,13 +13,13 @@ from demo.results import accuracies, history
 from demo.settings import DemoSettings
 from demo.visitors import UnknownModelError
 
+from degaml_kedro.checkpoint.hub import load_trained_pair
 from degaml_kedro.errors import DegamlError
-from degaml_kedro.pairs import load_trained_pair
 from degaml_kedro.session import Budget
 from degaml_kedro.tasks.example import make_example, make_true_false_example
 from degaml_kedro.tasks.pasted import PastedError, read_pasted
+from tests.checkpoint.helpers import write_tiny_pair
 from tests.demo.pages import TWENTY
-from tests.pairs.helpers import write_tiny_pair
 
 
 def test_the_page_s_budget_is_the_shipped_pair_s():

@@ -15,8 +15,8 @@ from benchmarks.page_client import PageClient, PageError
 from benchmarks.watched_app import ROOT, free_ports
 
 from degaml_kedro.policy.actions import ActionSpace
+from tests.checkpoint.helpers import tiny_settings
 from tests.demo.pages import TWENTY
-from tests.pairs.helpers import tiny_settings
 
 pytestmark = pytest.mark.xdist_group("browser")
 

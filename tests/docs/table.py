@@ -25,9 +25,9 @@ LITERALLY = (
     "degaml predict desks messages.jsonl --base",
     "degaml info desks",
     "degaml info",
-    "python -m degaml_kedro.pairs.shipping data/smoke --out pair",
+    "python -m degaml_kedro.checkpoint.shipping data/smoke --out pair",
     'degaml predict pets --question "Which pet purrs?" --option cat --option dog --option fish --base',
-    "python -m degaml_kedro.pairs.shipping data/smoke --out pair",
+    "python -m degaml_kedro.checkpoint.shipping data/smoke --out pair",
     'python -c "import torch; print(torch.__version__, torch.cuda.is_available())"',
 )
 
@@ -41,7 +41,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {
         "kedro run --env smoke --pipelines report",
     ),
     "make compare DATASETS=FOLDER": (f"kedro run --env smoke --params seed=999 {KEPT}",),
-    "make shipped": (SMOKE, "python -m degaml_kedro.pairs.shipping data/smoke --out pair"),
+    "make shipped": (SMOKE, "python -m degaml_kedro.checkpoint.shipping data/smoke --out pair"),
     "kedro run --env comparison --params seed=999 --only-missing-outputs": (
         f"kedro run --env smoke --params seed=999 {KEPT}",
     ),
@@ -88,7 +88,7 @@ RECIPES: dict[str, str] = {
     "make compare": "kedro run --env $(COMPARED) --pipelines report",
     "make test": "pytest",
     "make docs": "sphinx-build -q -W",
-    "make shipped": "python -m degaml_kedro.pairs.shipping data/shipped/seed_999",
+    "make shipped": "python -m degaml_kedro.checkpoint.shipping data/shipped/seed_999",
     "make demo": "python -m demo",
     "make mlflow": "kedro mlflow ui",
     "make viz": "kedro viz run",
@@ -124,7 +124,7 @@ ELSEWHERE: dict[str, str] = {
     "pip install 'degaml-kedro[postgres]'": (
         "tests/test_comparison_tracking.py::test_a_missing_driver_is_named"
     ),
-    "make shipped": "tests/pairs/test_shipping.py::test_the_command",
+    "make shipped": "tests/checkpoint/test_shipping.py::test_the_command",
     "degaml base-model base": "tests/interoperability/test_peft.py::test_on_the_embedded_model",
     "lm_eval --model hf --model_args pretrained=base,peft=adapter,dtype=float32 --tasks my_items --include_path . "
     "--device cpu --batch_size 8 --output_path results --log_samples": (

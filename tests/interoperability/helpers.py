@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from degaml_kedro.adaptation.folder import AnswerSettings, save_adaptation
-from degaml_kedro.adaptation.report import Report
+from degaml_kedro.adaptation import Report
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.checkpoint.folder import AnswerSettings, SavedAdaptation, save_adaptation
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.prompting import answer_texts, render_prompt
 from degaml_kedro.parameters import (
@@ -95,7 +95,7 @@ def save(
         encoder=EncoderParameters.model_validate({"source": {"kind": "random"}}),
     )
     report = Report(support=20, held_out=0, base_model=base.name)
-    save_adaptation(folder, state, settings, base.name, base.fingerprint, report)
+    save_adaptation(SavedAdaptation(state, settings, base.name, base.fingerprint, report), folder)
 
 
 def write_examples(path: Path, examples: list[Example]) -> None:

@@ -42,9 +42,9 @@ from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.generated import generated_state, generated_workbench, read_questions
 from degaml_kedro.strategies.latent import latent_vectors
 from degaml_kedro.tasks.example import Question, make_example
+from tests.checkpoint.helpers import tiny_generator, tiny_settings
 from tests.conftest import ROOT
 from tests.llm.helpers import random_adapter, tiny_base
-from tests.pairs.helpers import tiny_generator, tiny_settings
 from tests.strategies.helpers import examples as questions_with_answers
 from tests.strategies.test_writing import ACTIONS
 

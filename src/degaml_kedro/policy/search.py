@@ -273,6 +273,7 @@ def adapt(
     seed: int,
     tag: Tag,
     finished: Sequence[Mapping[str, Any]] = (),
+    executed: dict[int, AdaptedState] | None = None,
 ) -> Iterator[Row]:
     """Trials on the support examples of a new task, round by round.
 
@@ -301,6 +302,8 @@ def adapt(
         seed: of this task and method.
         tag: goes into the rows.
         finished: rows of an earlier run with the same arguments.
+        executed: gets the state after each executed round that another followed, by the number of its trial, so that
+            :func:`carry_out` need not execute it again.
 
     Yields:
         A row a trial, from the first one that is not finished.
@@ -310,8 +313,12 @@ def adapt(
         ResumeMismatchError: a finished row is of another proposal than is written now; no row has come yet.
     """
     between = _Between(bench.meter)
+    if executed is None:
+        executed = {}
     yield from _search(
-        bench, space, proposer, start, support, settings, reward, seed, tag, finished, between
+        *(bench, space, proposer, start, support, settings, reward, seed, tag, finished),
+        between,
+        executed,
     )
     # no other row comes
     yield from (between.added_to(row) for row in between.released())
@@ -329,6 +336,7 @@ def _search(
     tag: Tag,
     finished: Sequence[Mapping[str, Any]],
     between: _Between,
+    executed: dict[int, AdaptedState],
 ) -> Iterator[Row]:
     """The rounds of :func:`adapt`; the last row may still wait in ``between`` when they are over."""
     deadline = _deadline(settings.seconds)
@@ -422,6 +430,7 @@ def _search(
             if refined is None:
                 return
             state, answers = refined
+            executed[int(best["rollout"])] = state
             before = measure_indicators(answers)
             history, tried = [], []
 
@@ -660,6 +669,7 @@ def carry_out(
     start: AdaptedState,
     support: Sequence[Example],
     rows: Sequence[Mapping[str, Any]],
+    kept: Mapping[int, AdaptedState] | None = None,
 ) -> CarriedOut:
     """The same, with what was carried out and what failed.
 
@@ -669,10 +679,14 @@ def carry_out(
         start: the initialization.
         support: the labeled examples there are.
         rows: all that :func:`adapt` yielded for one task.
+        kept: states after rounds that were executed already, by the number of the trial; None for none.
     """
     state, done, since = start, list[Mapping[str, Any]](), 0
-    executed = executed_rows(rows)
-    for row in executed:
+    for row in executed_rows(rows):
+        if (ready := (kept or {}).get(int(row["rollout"]))) is not None:
+            state, since = ready, int(row["round"])
+            done.append(row)
+            continue
         tried = [one for one in rows if since < one["round"]]
         # a family that reads answers ended the search, and nobody waits for this state's answers to D_val: one question
         # says whether they are numbers

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from degaml_kedro import __version__
+from degaml_kedro.adaptation import Refinement
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.compute import Compute
 from degaml_kedro.generator.generator import Generator
@@ -44,15 +45,7 @@ from degaml_kedro.pipelines.policy.nodes import (
 )
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.fallback import narrowed, with_fallback
-from degaml_kedro.policy.proposers import PolicyProposer, Proposer, UniformProposer
-from degaml_kedro.policy.search import (
-    Row,
-    Tag,
-    adapt,
-    build_state,
-    executed_rows,
-    most_trials,
-)
+from degaml_kedro.policy.search import Row, Tag, executed_rows, most_trials
 from degaml_kedro.policy.tabular import RewardModel, TabularProposer
 from degaml_kedro.policy.trial import execute
 from degaml_kedro.progress import Progress, progress_bar
@@ -251,7 +244,6 @@ def choose_strategies(
     if method == "paper_families":
         policy, fallback = narrowed(policy, fallback, PAPER_FAMILIES)
     parameters = PolicyParameters.model_validate(with_fallback(policy, fallback))
-    space = ActionSpace.of(parameters.families)
     bench = task_workbench(
         model,
         prompt,
@@ -264,13 +256,11 @@ def choose_strategies(
         True,
         start,
     )
-    proposer: Proposer = UniformProposer(space)
+    refinement = _refinement(bench, parameters, support, seed, task)
     pilot = None if adapter is None else policy_model(model, parameters)
-    if pilot is not None:
-        heat = parameters.search_temperature(parameters.search)
-        proposer = PolicyProposer(pilot, adapter, space, heat)
-    elif tabular is not None:
-        proposer = TabularProposer(space, RewardModel.from_json(tabular))
+    proposer = refinement.proposer(pilot or bench.base, adapter)
+    if adapter is None and tabular is not None:
+        proposer = TabularProposer(refinement.space, RewardModel.from_json(tabular))
     own = derive_seed(seed, task, method)
     chosen = parameters.model_dump(
         mode="json",
@@ -299,21 +289,9 @@ def choose_strategies(
     )
 
     def trials(finished: Sequence[Row]) -> Iterator[Row]:
-        return adapt(
-            bench,
-            space,
-            proposer,
-            _unrefined(bench, seed, task),
-            frame_to_splits(support).support,
-            parameters.search,
-            # noise is for studies of learning; a choice is made on what was measured
-            parameters.reward.model_copy(update={"noise": 0.0}),
-            own,
-            Tag(task, method),
-            finished,
-        )
+        return refinement.search(proposer, own, Tag(task, method), finished)
 
-    most = most_trials(parameters.search, space)
+    most = most_trials(parameters.search, refinement.space)
     yield from recorded(f"{task}, {method}", trials, most, fingerprint, resume)
 
 
@@ -354,7 +332,8 @@ def execute_fallback(
         The refined adapter, or the generated one as it is where nothing gained anything on the meta-train tasks or
         carrying it out fails; and what it cost.
     """
-    space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
+    parameters = PolicyParameters.model_validate(policy)
+    space = ActionSpace.of(parameters.families)
     rows = [
         {
             "task": task,
@@ -371,7 +350,8 @@ def execute_fallback(
     bench = task_workbench(
         model, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), True
     )
-    state, spent = _carried_out(bench, space, seed, support, rows, task, method)
+    refinement = _refinement(bench, parameters, support, seed, task)
+    state, spent = _carried_out(refinement, rows, f"{task}, {method}")
     return state, count_training(spent, method=method, stage="adaptation", task=task)
 
 
@@ -414,7 +394,6 @@ def execute_strategies(
         The refined adapter, and what adapting cost: the search with all that it computed between its trials, and
         carrying out what was chosen once more.
     """
-    space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
     bench = task_workbench(
         model,
         prompt,
@@ -427,29 +406,31 @@ def execute_strategies(
         True,
         start,
     )
-    state, spent = _carried_out(bench, space, seed, support, rollout_rows(rollouts), task, method)
+    parameters = PolicyParameters.model_validate(policy)
+    refinement = _refinement(bench, parameters, support, seed, task)
+    state, spent = _carried_out(refinement, rollout_rows(rollouts), f"{task}, {method}")
     return state, count_training(rollouts, spent, method=method, stage="adaptation", task=task)
 
 
+def _refinement(
+    bench: Workbench, policy: PolicyParameters, support: pd.DataFrame, seed: int, task: str
+) -> Refinement:
+    examples = frame_to_splits(support).support
+    space = ActionSpace.of(policy.families)
+    return Refinement(bench, space, policy, _unrefined(bench, seed, task), examples)
+
+
 def _carried_out(
-    bench: Workbench,
-    space: ActionSpace,
-    seed: int,
-    support: pd.DataFrame,
-    rows: Sequence[Row],
-    task: str,
-    method: str,
+    refinement: Refinement, rows: Sequence[Row], title: str
 ) -> tuple[AdaptedState, dict[str, Any]]:
     """The state that the rows come to, and what carrying them out cost."""
     actions = [str(row["action"]) for row in executed_rows(rows)]
-    logger.info("%s, %s: %s", task, method, " then ".join(actions) or "left unrefined")
-    began = time.perf_counter()
-    state = build_state(
-        bench, space, _unrefined(bench, seed, task), frame_to_splits(support).support, rows
-    )
+    logger.info("%s: %s", title, " then ".join(actions) or "left unrefined")
+    began, meter = time.perf_counter(), refinement.bench.meter
+    state = refinement.execute(rows).state
     return state, {
-        "forward_tokens": bench.meter.forward,
-        "backward_tokens": bench.meter.backward,
+        "forward_tokens": meter.forward,
+        "backward_tokens": meter.backward,
         "seconds": time.perf_counter() - began,
     }
 

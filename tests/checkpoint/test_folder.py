@@ -14,10 +14,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from degaml_kedro.checkpoint.folder import (
+    PAIR_FILES,
+    TrainedPair,
+    read_files,
+    read_pair,
+    save_pair,
+)
+from degaml_kedro.checkpoint.layout import CheckpointError
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
-from degaml_kedro.pairs import PairError, TrainedPair, read_pair, save_pair
-from degaml_kedro.pairs.pair import PAIR_FILES, read_files
-from tests.pairs.helpers import (
+from tests.checkpoint.helpers import (
     tiny_generator,
     tiny_pair,
     tiny_settings,
@@ -152,14 +158,9 @@ def test_names_settings_and_what_is_known_come_back(tmp_path_factory, name, abou
 # --- parts that do not belong together ------------------------------------------------------------
 
 
-def test_a_generator_of_another_base_model_is_refused():
-    with pytest.raises(PairError, match="take a generator and a policy of one base model"):
-        dataclasses.replace(tiny_pair(), base_model_fingerprint="other")
-
-
 def test_an_encoder_that_keeps_other_tokens_is_refused():
     encoder = {**tiny_settings().encoder.model_dump(mode="json"), "tokens": 9}
-    with pytest.raises(PairError, match=r"reads 24 tokens a prompt.*encoder\.tokens: 9"):
+    with pytest.raises(CheckpointError, match=r"reads 24 tokens a prompt.*encoder\.tokens: 9"):
         tiny_pair(encoder=encoder)
 
 
@@ -181,7 +182,7 @@ def test_a_policy_of_another_base_model_is_refused(folder):
     file = folder / "policy" / "adapter_config.json"
     write_json(file, {**json.loads(file.read_text()), "base_model_name_or_path": "their-llama"})
     record(folder, "policy/adapter_config.json")
-    with pytest.raises(PairError, match=r"policy is an adapter of their-llama.*random-llama"):
+    with pytest.raises(CheckpointError, match=r"policy is an adapter of their-llama.*random-llama"):
         read_pair(folder)
 
 
@@ -191,7 +192,7 @@ def test_a_policy_of_another_base_model_is_refused(folder):
 @pytest.mark.parametrize("name", PAIR_FILES)
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
-    with pytest.raises(PairError, match=f"has no {name}"):
+    with pytest.raises(CheckpointError, match=f"has no {name}"):
         read_pair(folder)
 
 
@@ -199,10 +200,12 @@ def test_a_missing_file_is_named(folder, name):
 def test_a_truncated_or_changed_file_is_named(folder, name):
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[:-1])
-    with pytest.raises(PairError, match=f"'{name}' has {len(data) - 1} bytes, and {len(data)}"):
+    with pytest.raises(
+        CheckpointError, match=f"'{name}' has {len(data) - 1} bytes, and {len(data)}"
+    ):
         read_pair(folder)
     (folder / name).write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
-    with pytest.raises(PairError, match=f"'{name}' is not the file that was written down"):
+    with pytest.raises(CheckpointError, match=f"'{name}' is not the file that was written down"):
         read_pair(folder)
 
 
@@ -210,14 +213,14 @@ def test_a_truncated_or_changed_file_is_named(folder, name):
 def test_a_link_is_not_followed(folder, tmp_path, name):
     shutil.move(folder / name, tmp_path / "elsewhere")
     (folder / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(PairError, match="is a link|of its own"):
+    with pytest.raises(CheckpointError, match="is a link|of its own"):
         read_pair(folder)
 
 
 def test_a_linked_folder_is_not_followed(folder, tmp_path):
     shutil.move(folder / "policy", tmp_path / "elsewhere")
     (folder / "policy").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(PairError, match="'policy/adapter_config.json' is a link"):
+    with pytest.raises(CheckpointError, match="'policy/adapter_config.json' is a link"):
         read_pair(folder)
 
 
@@ -237,21 +240,21 @@ def test_a_linked_folder_is_not_followed(folder, tmp_path):
 )
 def test_what_pair_json_must_not_say(folder, changes, told):
     rewrite(folder, **changes)
-    with pytest.raises(PairError, match=told):
+    with pytest.raises(CheckpointError, match=told):
         read_pair(folder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "5", '{"format": 1}', "\0"])
 def test_a_pair_json_that_is_none(folder, text):
     (folder / "pair.json").write_text(text)
-    with pytest.raises(PairError, match=r"pair\.json"):
+    with pytest.raises(CheckpointError, match=r"pair\.json"):
         read_pair(folder)
 
 
 def test_a_huge_pair_json_is_not_read(folder):
     with (folder / "pair.json").open("wb") as stream:
         stream.truncate(17 * 2**20)
-    with pytest.raises(PairError, match="larger than 16 MB"):
+    with pytest.raises(CheckpointError, match="larger than 16 MB"):
         read_pair(folder)
 
 
@@ -264,7 +267,7 @@ def test_weights_that_are_not_finite_are_refused(folder, name, bad):
     (folder / name).unlink()
     save_file(found, folder / name)
     record(folder, name)
-    with pytest.raises(PairError, match="NaN or infinite"):
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
         read_pair(folder)
 
 
@@ -273,7 +276,7 @@ def test_weights_that_are_no_safetensors_are_refused(folder):
         copy = (folder / name).read_bytes()
         (folder / name).write_bytes(b"\x80\x04\x95 a pickle" * 100)
         record(folder, name)
-        with pytest.raises(PairError, match="cannot be used"):
+        with pytest.raises(CheckpointError, match="cannot be used"):
             read_pair(folder)
         (folder / name).write_bytes(copy)
         record(folder, name)
@@ -303,7 +306,7 @@ def test_sizes_that_would_fill_the_memory_are_refused_before(folder, place, valu
     content[place[0]][place[1]] = value
     write_json(folder / GENERATOR, content)
     record(folder, GENERATOR)
-    with pytest.raises(PairError, match="cannot be used: its generator's"):
+    with pytest.raises(CheckpointError, match="cannot be used: its generator's"):
         read_pair(folder)
 
 
@@ -313,7 +316,7 @@ def test_a_grid_that_would_fill_the_memory_is_refused_before(folder):
         shape[1 if shape[0].endswith("lora_B.weight") else 2] = 10**12
     write_json(folder / GENERATOR, content)
     record(folder, GENERATOR)
-    with pytest.raises(PairError, match="do not fit its file"):
+    with pytest.raises(CheckpointError, match="do not fit its file"):
         read_pair(folder)
 
 
@@ -327,7 +330,7 @@ def test_a_huge_flow_is_refused_before(folder):
     }
     write_json(folder / GENERATOR, content)
     record(folder, GENERATOR)
-    with pytest.raises(PairError, match="decoder is to have at least"):
+    with pytest.raises(CheckpointError, match="decoder is to have at least"):
         read_pair(folder)
 
 
@@ -337,7 +340,7 @@ def test_a_generator_json_of_another_shape(folder, part, value):
     content = json.loads((folder / GENERATOR).read_text())
     write_json(folder / GENERATOR, {**content, part: value})
     record(folder, GENERATOR)
-    with pytest.raises(PairError, match="cannot be used"):
+    with pytest.raises(CheckpointError, match="cannot be used"):
         read_pair(folder)
 
 
@@ -346,7 +349,7 @@ def test_a_generator_that_does_not_say_what_it_is(folder, changes):
     content = json.loads((folder / GENERATOR).read_text())
     write_json(folder / GENERATOR, {**content, **changes})
     record(folder, GENERATOR)
-    with pytest.raises(PairError, match="does not say what it was trained on"):
+    with pytest.raises(CheckpointError, match="does not say what it was trained on"):
         read_pair(folder)
 
 

@@ -22,11 +22,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from degaml_kedro.checkpoint import hub as sources
+from degaml_kedro.checkpoint.folder import PAIR_FILES
+from degaml_kedro.checkpoint.hub import load_trained_pair
+from degaml_kedro.checkpoint.layout import CARD_FILE, CheckpointError
 from degaml_kedro.model_registry import RegistryError, find_models, register_models
-from degaml_kedro.pairs import PairError, load_trained_pair, loading
-from degaml_kedro.pairs.pair import CARD_FILE, PAIR_FILES
-from tests.conftest import ROOT
-from tests.pairs.helpers import (
+from tests.checkpoint.helpers import (
     tiny_pair,
     tiny_parameters,
     tiny_settings,
@@ -34,6 +35,7 @@ from tests.pairs.helpers import (
     write_run,
     write_tiny_pair,
 )
+from tests.conftest import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -70,12 +72,14 @@ def test_a_pair_s_folder_as_text_and_as_path(tmp_path, monkeypatch):
 
 
 def test_nothing_is_the_pair_of_the_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "SHIPPED", write_tiny_pair(tmp_path / "pair"))
+    monkeypatch.setattr(sources, "SHIPPED", write_tiny_pair(tmp_path / "pair"))
     found = load_trained_pair()
     assert is_tiny(found)
     assert found.source == "the pair that comes with the package"
-    monkeypatch.setattr(loading, "SHIPPED", tmp_path / "nowhere")
-    with pytest.raises(PairError, match="came without its trained pair; install the package again"):
+    monkeypatch.setattr(sources, "SHIPPED", tmp_path / "nowhere")
+    with pytest.raises(
+        CheckpointError, match="came without its trained pair; install the package again"
+    ):
         load_trained_pair()
 
 
@@ -95,7 +99,7 @@ def test_a_run_s_data_folder(run):
 def test_a_run_that_names_its_policy_s_generator(tmp_path):
     policy = {**tiny_parameters()["policy"], "variant": "other"}
     folder = write_run(tmp_path / "data", policy=policy)
-    with pytest.raises(PairError, match=r"other\.generator is not a generator's folder"):
+    with pytest.raises(CheckpointError, match=r"other\.generator is not a generator's folder"):
         load_trained_pair(folder)
     (folder / "06_models" / "mse.generator").rename(folder / "06_models" / "other.generator")
     assert load_trained_pair(folder).about["variant"] == "other"
@@ -107,10 +111,12 @@ def test_the_parameters_of_the_results_where_there_is_no_record(tmp_path):
     (reporting / "run.json").rename(reporting / "results.json")
     assert is_tiny(load_trained_pair(folder))
     (reporting / "results.json").unlink()
-    with pytest.raises(PairError, match=r"run\.json, which holds the run's parameters, is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"run\.json, which holds the run's parameters, is missing"
+    ):
         load_trained_pair(folder)
     (reporting / "run.json").write_text("{")
-    with pytest.raises(PairError, match=r"run\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"run\.json cannot be read"):
         load_trained_pair(folder)
 
 
@@ -128,26 +134,28 @@ def test_a_run_whose_parameters_make_no_pair(run, tmp_path, changes, told):
     write_json(
         folder / "08_reporting" / "run.json", {"parameters": {**tiny_parameters(), **changes}}
     )
-    with pytest.raises(PairError, match=told):
+    with pytest.raises(CheckpointError, match=told):
         load_trained_pair(folder)
 
 
 def test_a_run_without_a_policy(run, tmp_path):
     folder = shutil.copytree(run, tmp_path / "data")
     shutil.rmtree(folder / "06_models" / "policy")
-    with pytest.raises(PairError, match=r"no policy in 06_models .*base, generalization_only"):
+    with pytest.raises(
+        CheckpointError, match=r"no policy in 06_models .*base, generalization_only"
+    ):
         load_trained_pair(folder)
 
 
 def test_several_runs_are_named(tmp_path):
     for seed in (1, 2):
         (tmp_path / f"seed_{seed}" / "06_models").mkdir(parents=True)
-    with pytest.raises(PairError, match=r"several runs \(seed_1, seed_2\)"):
+    with pytest.raises(CheckpointError, match=r"several runs \(seed_1, seed_2\)"):
         load_trained_pair(tmp_path)
 
 
 def test_a_folder_that_is_neither(tmp_path):
-    with pytest.raises(PairError, match=r"no pair\.json and no 06_models; give a folder"):
+    with pytest.raises(CheckpointError, match=r"no pair\.json and no 06_models; give a folder"):
         load_trained_pair(tmp_path)
 
 
@@ -157,7 +165,7 @@ def test_a_folder_that_is_neither(tmp_path):
 )
 def test_an_unknown_source_lists_the_forms(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PairError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         load_trained_pair(source)
     for form in ("06_models", "models:/", "hf://", "the package"):
         assert form in str(caught.value)
@@ -165,17 +173,19 @@ def test_an_unknown_source_lists_the_forms(source, tmp_path, monkeypatch):
 
 def test_options_of_other_sources_are_refused(tmp_path):
     folder = write_tiny_pair(tmp_path / "pair")
-    with pytest.raises(PairError, match="`policy` is x, but it goes with a generator in MLflow"):
+    with pytest.raises(
+        CheckpointError, match="`policy` is x, but it goes with a generator in MLflow"
+    ):
         load_trained_pair(folder, policy="x")
     for source in (folder, None, "models:/degaml-generator/1"):
-        with pytest.raises(PairError, match="only pairs of the Hugging Face hub have one"):
+        with pytest.raises(CheckpointError, match="only pairs of the Hugging Face hub have one"):
             load_trained_pair(source, revision="main")
 
 
 def test_neither_kedro_nor_mlflow_is_imported(tmp_path):
     folder = write_tiny_pair(tmp_path / "pair")
     code = (
-        "import sys; from degaml_kedro.pairs import load_trained_pair; load_trained_pair(sys.argv[1]); "
+        "import sys; from degaml_kedro.checkpoint.hub import load_trained_pair; load_trained_pair(sys.argv[1]); "
         "print([m for m in ('mlflow', 'kedro', 'huggingface_hub.hf_api') if m in sys.modules])"
     )
     done = subprocess.run(
@@ -223,7 +233,7 @@ def test_registered_models(registered):
 
 
 def test_a_registered_generator_needs_its_policy(registered):
-    with pytest.raises(PairError, match="name the policy that refines its adapters"):
+    with pytest.raises(CheckpointError, match="name the policy that refines its adapters"):
         load_trained_pair("models:/degaml-generator/1", tracking_uri=registered)
     with pytest.raises(RegistryError, match="a policy was asked for"):
         load_trained_pair(
@@ -245,7 +255,7 @@ def test_models_that_were_registered_without_settings(registered, artifacts, run
     for file in folder.glob("06_models/*/*.json"):
         file.write_text(file.read_text() + "\n")
     made = register_models(folder, registered, "models", artifacts.as_uri())
-    with pytest.raises(PairError, match="does not say which 'prompt'.*register it again"):
+    with pytest.raises(CheckpointError, match="does not say which 'prompt'.*register it again"):
         load_trained_pair(made[0], policy=made[1], tracking_uri=registered)
 
 
@@ -307,7 +317,7 @@ def test_only_the_pair_s_files_are_fetched_and_the_commit_is_told(hub, source, r
 
 
 def test_two_revisions_are_refused(hub):
-    with pytest.raises(PairError, match="names the revision v1, and `revision` is v2"):
+    with pytest.raises(CheckpointError, match="names the revision v1, and `revision` is v2"):
         load_trained_pair("hf://a/b@v1", revision="v2")
     assert not hub[1]
 
@@ -322,7 +332,7 @@ def test_whatever_else_a_repository_brings_is_left_alone(hub, monkeypatch):
         copied.append(Path(real).relative_to(snapshot).as_posix())
         return copy(real, target)
 
-    monkeypatch.setattr(loading.shutil, "copyfile", seen)
+    monkeypatch.setattr(sources.shutil, "copyfile", seen)
     assert is_tiny(load_trained_pair("a/b"))
     assert sorted(copied) == sorted(PAIR_FILES)
 
@@ -331,13 +341,15 @@ def test_a_link_out_of_the_snapshot_is_refused(hub, tmp_path):
     snapshot, _ = hub
     shutil.move(snapshot / "policy" / "adapter_config.json", tmp_path / "outside.json")
     (snapshot / "policy" / "adapter_config.json").symlink_to(tmp_path / "outside.json")
-    with pytest.raises(PairError, match="'policy/adapter_config.json' is a link out of the folder"):
+    with pytest.raises(
+        CheckpointError, match="'policy/adapter_config.json' is a link out of the folder"
+    ):
         load_trained_pair("a/b")
 
 
 def test_a_repository_that_is_no_pair(hub):
     (hub[0] / "pair.json").unlink()
-    with pytest.raises(PairError, match=rf"hf://a/b@{COMMIT} is not a trained pair"):
+    with pytest.raises(CheckpointError, match=rf"hf://a/b@{COMMIT} is not a trained pair"):
         load_trained_pair("a/b")
 
 
@@ -352,7 +364,7 @@ def answer(status: int) -> httpx.Response:
         (GatedRepoError("no", response=answer(403)), "only for those whom its owner lets in"),
         (RevisionNotFoundError("no", response=answer(404)), "but no such revision"),
         (LocalEntryNotFoundError("no"), "the hub cannot be reached.*HF_HUB_OFFLINE"),
-        (ConnectionError("reset\nby peer"), r"could not be fetched .*\(reset\); try again later"),
+        (ConnectionError("reset\nby peer"), r"could not be fetched.* \(reset\); try again later"),
     ],
 )
 def test_what_goes_wrong_at_the_hub_is_told(monkeypatch, tmp_path, error, told):
@@ -361,7 +373,7 @@ def test_what_goes_wrong_at_the_hub_is_told(monkeypatch, tmp_path, error, told):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PairError, match=re.compile(told)):
+    with pytest.raises(CheckpointError, match=re.compile(told)):
         load_trained_pair("a/b")
 
 
@@ -392,9 +404,9 @@ def test_the_real_client_offline_from_its_cache(cache):
 
 
 def test_the_real_client_offline_without_it(cache):
-    with pytest.raises(PairError, match="hf://some/other is not in the local cache"):
+    with pytest.raises(CheckpointError, match="hf://some/other is not in the local cache"):
         load_trained_pair("some/other")
-    with pytest.raises(PairError, match=r"hf://some/pair@v9 is not in the local cache"):
+    with pytest.raises(CheckpointError, match=r"hf://some/pair@v9 is not in the local cache"):
         load_trained_pair("some/pair", revision="v9")
 
 
@@ -403,7 +415,7 @@ def test_a_cache_that_links_elsewhere(cache, tmp_path):
     shutil.copyfile(link, tmp_path / "outside.json")
     link.unlink()
     link.symlink_to(tmp_path / "outside.json")
-    with pytest.raises(PairError, match="'pair.json' is a link out of the folder"):
+    with pytest.raises(CheckpointError, match="'pair.json' is a link out of the folder"):
         load_trained_pair("some/pair")
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from degaml_kedro.adaptation.report import Accuracy, Report, Tried
-from degaml_kedro.adaptation.words import action_words, explain
+from degaml_kedro.adaptation import Accuracy, Report, Tried, explain
 from degaml_kedro.policy.actions import ActionSpace
+from degaml_kedro.policy.describe import describe_action
 
 
 def tried(reward, **changes):
@@ -37,8 +37,8 @@ def tried(reward, **changes):
 )
 def test_a_context_in_plain_words(shots, order, words):
     action = f'{{"family":"context","shots":{shots},"order":"{order}"}}'
-    assert action_words(ActionSpace.of({"context": {}}), action) == f"Show the model {words}"
-    with_encoder = action_words(
+    assert describe_action(ActionSpace.of({"context": {}}), action) == f"Show the model {words}"
+    with_encoder = describe_action(
         ActionSpace.of({"context": {"encoder": [0, 1]}}),
         action.replace("}", ',"encoder":0.5}'),
     )
@@ -102,6 +102,6 @@ def test_it_says_what_a_paired_choice_rests_on(decided, executed, reason):
 )
 def test_an_ensemble_in_plain_words(weights, counting):
     text = f'{{"family":"ensemble","members":3,"weights":"{weights}"}}'
-    told = action_words(ActionSpace.of({"ensemble": {}}), text)
+    told = describe_action(ActionSpace.of({"ensemble": {}}), text)
     assert told.startswith("Ask the best strategies that were tried so far together, 3 at most")
     assert told.endswith(f"counting {counting}")

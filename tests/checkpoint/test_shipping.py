@@ -8,13 +8,22 @@ import sys
 
 import pytest
 
+from degaml_kedro.checkpoint import shipping
+from degaml_kedro.checkpoint.folder import read_files, read_pair
+from degaml_kedro.checkpoint.hub import SHIPPED, load_trained_pair
+from degaml_kedro.checkpoint.layout import CheckpointError
+from degaml_kedro.checkpoint.shipping import (
+    ADAPTED,
+    GENERATED,
+    MAX_BYTES,
+    MeanAccuracy,
+    Measured,
+    measure_pair,
+    ship,
+)
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import load_base_model
-from degaml_kedro.pairs import SHIPPED, PairError, load_trained_pair, read_pair, shipping
-from degaml_kedro.pairs.measuring import ADAPTED, GENERATED, MeanAccuracy, Measured, measure_pair
-from degaml_kedro.pairs.pair import read_files
-from degaml_kedro.pairs.shipping import MAX_BYTES, ship
-from tests.pairs.helpers import tiny_pair, tiny_parameters, write_run
+from tests.checkpoint.helpers import tiny_pair, tiny_parameters, write_run
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +69,8 @@ def test_the_card_says_what_it_is(run, made):
         "| day_after |",
     ):
         assert text in card, text
-    for name, (size, digest) in read_files(folder).items():
-        assert f"`{name}`: {size:,} bytes, SHA-256 `{digest}`" in card
+    for name, file in read_files(folder).items():
+        assert f"`{name}`: {file.bytes:,} bytes, SHA-256 `{file.sha256}`" in card
     assert "None" not in card
     assert str(run) not in card
 
@@ -94,7 +103,9 @@ def test_what_is_too_large_is_refused_and_the_earlier_pair_stays(run, made, tmp_
     folder = shutil.copytree(made[1], tmp_path / "pair")
     before = read_files(folder)
     monkeypatch.setattr(shipping, "MAX_BYTES", 1000)
-    with pytest.raises(PairError, match=r"MB as bfloat16, and at most .*generator\.safetensors"):
+    with pytest.raises(
+        CheckpointError, match=r"MB as bfloat16, and at most .*generator\.safetensors"
+    ):
         ship(run, folder)
     assert read_files(folder) == before
 
@@ -119,7 +130,7 @@ def test_a_run_that_is_not_whole_is_refused(run, tmp_path, name):
 
 def test_a_run_without_new_tasks_is_refused(tmp_path):
     folder = write_run(tmp_path / "data", meta_test=[])
-    with pytest.raises(PairError, match="has no meta-test tasks"):
+    with pytest.raises(CheckpointError, match="has no meta-test tasks"):
         ship(folder, tmp_path / "pair")
 
 
@@ -127,7 +138,7 @@ def test_the_command(run, tmp_path, monkeypatch, capsys):
     arguments = [str(run), "--out", str(tmp_path / "pair"), "--dtype", "float32"]
     monkeypatch.setattr(sys, "argv", ["shipping", *arguments])
     shipping.main()
-    total = sum(size for size, _ in read_files(tmp_path / "pair").values())
+    total = sum(file.bytes for file in read_files(tmp_path / "pair").values())
     assert f"{total:,} bytes in all" in capsys.readouterr().out
     assert "stored_as" not in read_pair(tmp_path / "pair").generator.about
     monkeypatch.setattr(sys, "argv", ["shipping", str(tmp_path)])
@@ -162,8 +173,8 @@ def test_the_shipped_pair_is_that_of_the_configuration(shipped):
 
 def test_the_shipped_card_is_of_these_files(shipped):
     card = (SHIPPED / "README.md").read_text()
-    for _, digest in read_files(SHIPPED).values():
-        assert digest in card
+    for file in read_files(SHIPPED).values():
+        assert file.sha256 in card
     assert shipped.generator.fingerprint in card
     for place in ("/work", "/tmp", "/home"):
         for path in SHIPPED.rglob("*.*"):

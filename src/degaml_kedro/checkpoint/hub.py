@@ -1,4 +1,4 @@
-"""A trained pair by its source: what ships with the package, a folder, a run's data, MLflow, or the hub.
+"""A trained pair by its source: the package, a folder, a run's data, MLflow, or the Hugging Face hub.
 
 Nothing here needs a Kedro session or project; MLflow and the hub's client are imported where they are asked.
 """
@@ -10,24 +10,24 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from degaml_kedro.adapters.adapter import CONFIG_FILE as POLICY_CONFIG
-from degaml_kedro.adapters.adapter import load_peft_folder
-from degaml_kedro.generator.generator import Generator, load_generator
-from degaml_kedro.pairs.pair import (
-    CARD_FILE,
+from degaml_kedro.adapters.adapter import Adapter, load_peft_folder
+from degaml_kedro.checkpoint.folder import (
     PAIR_FILE,
     PAIR_FILES,
-    PairError,
     PairSettings,
     TrainedPair,
     read_pair,
 )
+from degaml_kedro.checkpoint.layout import CARD_FILE, CheckpointError
+from degaml_kedro.generator.generator import Generator, load_generator
 from degaml_kedro.policy.fallback import FALLBACK_FILE, with_fallback
 
 SHIPPED = Path(__file__).parents[1] / "shipped" / "pair"
@@ -37,11 +37,12 @@ _HUB = re.compile(
     r"^(?P<marked>hf://)?(?P<id>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w][\w./-]*))?$"
 )
 _FORMS = (
-    "a folder that `python -m degaml_kedro.pairs.shipping` wrote; a run's data folder (with 06_models in it); "
+    "a folder that `python -m degaml_kedro.checkpoint.shipping` wrote; a run's data folder (with 06_models in it); "
     "models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN/NAME of a generator, with `policy` naming the policy's; "
     "OWNER/NAME or hf://OWNER/NAME[@REVISION] of the Hugging Face hub; nothing, for the pair that comes with the "
     "package"
 )
+_OF_THE_PACKAGE = "the pair that comes with the package"
 
 
 def load_trained_pair(
@@ -62,45 +63,37 @@ def load_trained_pair(
         tracking_uri: MLflow's; None for the one that MLflow is set to.
 
     Raises:
-        PairError: there is no such pair, or it is damaged.
+        CheckpointError: there is no such pair, or it is damaged.
         DegamlError: MLflow cannot be used, or a model there is none of ours.
     """
     text = "" if source is None else str(source)
     is_mlflow = text.startswith(("models:", "runs:"))
     if policy is not None and not is_mlflow:
-        raise PairError(
+        raise CheckpointError(
             f"`policy` is {policy}, but it goes with a generator in MLflow alone (models:/… or runs:/…), and the "
-            f"source is {text or 'the pair that comes with the package'}; leave it out"
+            f"source is {text or _OF_THE_PACKAGE}; leave it out"
         )
-    if source is None:
-        _refuse_revision(revision, "the pair that comes with the package")
-        return _shipped()
-    if is_mlflow:
-        _refuse_revision(revision, text)
-        return _from_mlflow(text, policy, tracking_uri)
     folder = Path(text).expanduser()
+    load: Callable[[], TrainedPair]
+    if source is None:
+        load = _shipped
+    elif is_mlflow:
+        load = partial(_from_mlflow, text, policy, tracking_uri)
     # an empty path would be the folder that one is in
-    if text.strip() and os.path.exists(folder):  # noqa: PTH110 - a name too long is no error there
-        _refuse_revision(revision, text)
-        return _from_folder(folder, text)
-    found = _HUB.match(text)
-    if isinstance(source, str) and found:
-        if revision and found["revision"] and revision != found["revision"]:
-            raise PairError(
-                f"{text} names the revision {found['revision']}, and `revision` is {revision}; name one of them"
-            )
-        return _from_hub(found["id"], revision or found["revision"], bool(found["marked"]))
-    raise PairError(
-        f"'{text}' is no trained pair, and no folder of that name is there; give {_FORMS}"
-    )
-
-
-def _refuse_revision(revision: str | None, what: str) -> None:
-    if revision is not None:
-        raise PairError(
-            f"`revision` is {revision}, but only pairs of the Hugging Face hub have one, and the source is {what}; "
-            f"leave it out"
+    elif text.strip() and os.path.exists(folder):  # noqa: PTH110 - a name too long is no error there
+        load = partial(_from_folder, folder, text)
+    elif isinstance(source, str) and (found := _HUB.match(text)):
+        return _from_hub(found, revision)
+    else:
+        raise CheckpointError(
+            f"'{text}' is no trained pair, and no folder of that name is there; give {_FORMS}"
         )
+    if revision is not None:
+        raise CheckpointError(
+            f"`revision` is {revision}, but only pairs of the Hugging Face hub have one, and the source is "
+            f"{text or _OF_THE_PACKAGE}; leave it out"
+        )
+    return load()
 
 
 # --- on this machine ------------------------------------------------------------------------------
@@ -108,11 +101,11 @@ def _refuse_revision(revision: str | None, what: str) -> None:
 
 def _shipped() -> TrainedPair:
     if not (SHIPPED / PAIR_FILE).is_file():
-        raise PairError(
+        raise CheckpointError(
             "this installation of degaml-kedro came without its trained pair; install the package again, make the "
             "pair with `make shipped`, or name another source"
         )
-    return read_pair(SHIPPED, "the pair that comes with the package")
+    return read_pair(SHIPPED, _OF_THE_PACKAGE)
 
 
 def _from_folder(folder: Path, source: str) -> TrainedPair:
@@ -123,11 +116,11 @@ def _from_folder(folder: Path, source: str) -> TrainedPair:
     if folder.is_dir():
         runs = sorted(path.name for path in folder.iterdir() if (path / _MODELS).is_dir())
         if runs:
-            raise PairError(
+            raise CheckpointError(
                 f"{source} holds the data of several runs ({', '.join(runs)}); name one of them: "
                 f"{os.path.join(source, runs[0])}"  # noqa: PTH118
             )
-    raise PairError(
+    raise CheckpointError(
         f"{source} is there, but is no trained pair: it has no {PAIR_FILE} and no {_MODELS}; give {_FORMS}"
     )
 
@@ -140,14 +133,14 @@ def read_run(folder: Path, source: str | None = None) -> TrainedPair:
         source: what to call it; None for the folder's path.
 
     Raises:
-        PairError: the run left no record, trained no policy or is not done, or its files are damaged.
+        CheckpointError: the run left no record, trained no policy or is not done, or its files are damaged.
     """
     where = source or str(folder)
     record, parameters = read_record(folder, where)
     generator_settings, policy_settings = parameters.get("generator"), parameters.get("policy")
     if not isinstance(generator_settings, Mapping) or not isinstance(policy_settings, Mapping):
         missing = "policy" if isinstance(generator_settings, Mapping) else "generator"
-        raise PairError(
+        raise CheckpointError(
             f"{where}: this run's parameters have no '{missing}', so it trained none; name a run with the method "
             f"degaml, such as that of `make run`"
         )
@@ -155,7 +148,7 @@ def read_run(folder: Path, source: str | None = None) -> TrainedPair:
     variant = policy_settings.get("variant") or next(iter(variants), "")
     models = folder / _MODELS
     if not (models / "policy" / POLICY_CONFIG).is_file():
-        raise PairError(
+        raise CheckpointError(
             f"{where}: there is no policy in {_MODELS} (this run's methods were "
             f"{', '.join(map(str, parameters.get('methods') or ())) or 'not recorded'}); name a run with the method "
             f"degaml, or let this one finish with `kedro run --only-missing-outputs`"
@@ -168,56 +161,33 @@ def read_run(folder: Path, source: str | None = None) -> TrainedPair:
             learned = json.loads((models / FALLBACK_FILE).read_text(encoding="utf-8"))
         policy_settings = with_fallback(policy_settings, learned)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PairError(f"{where} cannot be used: {error}") from error
-    settings = pair_settings(
-        {
-            "model": parameters.get("model"),
-            "prompt": parameters.get("prompt"),
-            "scoring": parameters.get("scoring"),
-            "encoder": generator_settings.get("encoder"),
-            "policy": policy_settings,
-        },
-        where,
-    )
-    seed, profile = (record.get(name, parameters.get(name)) for name in ("seed", "profile"))
-    return TrainedPair(
-        name=f"{profile or 'run'}, seed {seed}",
-        generator=generator,
-        policy=policy,
-        settings=settings,
-        about=_about(
-            generator,
-            {
-                "seed": seed,
-                "profile": profile,
-                "variant": variant,
-                "drawn_from": _drawn_from(parameters),
-            },
-        ),
-        source=where,
-        base_model=generator.identity.base_model,
-        base_model_fingerprint=generator.identity.base_model_fingerprint,
-    )
-
-
-def _drawn_from(parameters: Mapping[str, Any]) -> str | None:
-    """The kind of distribution that meta-train tasks were drawn from, ``suite`` or ``file``; None where listed."""
+        raise CheckpointError(f"{where} cannot be used: {error}") from error
     name = parameters.get("meta_train_distribution")
-    entry = (parameters.get("distributions") or {}).get(name) or {}
-    return str(entry["kind"]) if "kind" in entry else None
+    drawn_from = (parameters.get("distributions") or {}).get(name) or {}
+    seed, profile = (record.get(name, parameters.get(name)) for name in ("seed", "profile"))
+    known = {
+        "seed": seed,
+        "profile": profile,
+        "variant": variant,
+        # the kind of distribution that meta-train tasks were drawn from, `suite` or `file`
+        "drawn_from": drawn_from.get("kind"),
+    }
+    settings = {
+        **{name: parameters.get(name) for name in ("model", "prompt", "scoring")},
+        "encoder": generator_settings.get("encoder"),
+        "policy": policy_settings,
+    }
+    name = f"{profile or 'run'}, seed {seed}"
+    return _trained(name, generator, policy, _checked(settings, where), known, where)
 
 
 def read_record(
     folder: Path, source: str | None = None
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """What a run wrote of itself, and its parameters in there.
-
-    Args:
-        folder: the run's data folder.
-        source: what to call it; None for the folder's path.
+    """What a run wrote of itself in its data folder, and its parameters in there.
 
     Raises:
-        PairError: the record is missing or damaged.
+        CheckpointError: the record is missing or damaged.
     """
     where = source or str(folder)
     for name in ("run.json", "results.json"):
@@ -227,32 +197,28 @@ def read_record(
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise PairError(
+            raise CheckpointError(
                 f"{where}: {_REPORTING}/{name} cannot be read ({error}); delete it, then `kedro run "
                 f"--only-missing-outputs` makes it again"
             ) from error
         parameters = content.get("parameters") if isinstance(content, dict) else None
         if isinstance(parameters, dict) and parameters:
             return content, parameters
-    raise PairError(
+    raise CheckpointError(
         f"{where}: {_REPORTING}/run.json, which holds the run's parameters, is missing or has none; run `kedro run "
         f"--pipelines report --only-missing-outputs` with the run's environment"
     )
 
 
-def pair_settings(found: Mapping[str, Any], where: str) -> PairSettings:
-    """Settings, checked.
-
-    Args:
-        found: by the names of :class:`PairSettings`.
-        where: for messages.
+def _checked(found: Mapping[str, Any], where: str) -> PairSettings:
+    """Settings by the names of :class:`PairSettings`, checked.
 
     Raises:
-        PairError: one is missing or is not one that this version reads.
+        CheckpointError: one is missing or is not one that this version reads.
     """
     missing = [name for name in PairSettings.model_fields if found.get(name) is None]
     if missing:
-        raise PairError(
+        raise CheckpointError(
             f"{where} does not say which '{missing[0]}' it was trained with; make its record again with this version "
             f"of degaml-kedro (for a registered model: register it again, from a folder that has "
             f"{_REPORTING}/run.json)"
@@ -262,19 +228,27 @@ def pair_settings(found: Mapping[str, Any], where: str) -> PairSettings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise PairError(
+        raise CheckpointError(
             f"{where} was trained with settings that this version does not read ({place}: {first['msg']}); use "
             f"degaml-kedro of that time, or train it again"
         ) from error
 
 
-def _about(generator: Generator, known: Mapping[str, Any]) -> dict[str, Any]:
-    learned = generator.about
-    return {
-        "tasks": list(learned.get("tasks") or ()),
-        "version": learned.get("version"),
+def _trained(
+    name: str,
+    generator: Generator,
+    policy: Adapter,
+    settings: PairSettings,
+    known: Mapping[str, Any],
+    source: str,
+) -> TrainedPair:
+    """A pair, with what is known of its training."""
+    about = {
+        "tasks": list(generator.about.get("tasks") or ()),
+        "version": generator.about.get("version"),
         **{name: value for name, value in known.items() if value is not None},
     }
+    return TrainedPair(name, generator, policy, settings, about, source)
 
 
 # --- MLflow ---------------------------------------------------------------------------------------
@@ -285,7 +259,7 @@ def _from_mlflow(uri: str, policy: str | None, tracking_uri: str | None) -> Trai
     from degaml_kedro.model_registry.loading import describe_model, load_pair
 
     if policy is None:
-        raise PairError(
+        raise CheckpointError(
             f"{uri} is a generator alone; name the policy that refines its adapters as well, as in "
             f"policy='models:/degaml-policy@ALIAS'"
         )
@@ -294,67 +268,60 @@ def _from_mlflow(uri: str, policy: str | None, tracking_uri: str | None) -> Trai
     described = {**makes["settings"], **refines["settings"]}
     # the encoder is the generator's
     described["encoder"] = makes["settings"].get("encoder")
-    settings = pair_settings(described, f"{uri} with {policy}")
     known = {name: makes.get(name) for name in ("seed", "profile", "variant")}
-    return TrainedPair(
-        name=f"{uri} with {policy}",
-        generator=pair.generator,
-        policy=pair.policy,
-        settings=settings,
-        about=_about(pair.generator, known),
-        source=uri,
-        base_model=pair.base_model,
-        base_model_fingerprint=pair.base_model_fingerprint,
-    )
+    name = f"{uri} with {policy}"
+    return _trained(name, pair.generator, pair.policy, _checked(described, name), known, uri)
 
 
 # --- the hub --------------------------------------------------------------------------------------
 
 
-def _from_hub(name: str, revision: str | None, marked: bool) -> TrainedPair:
+def _from_hub(found: re.Match[str], revision: str | None) -> TrainedPair:
+    if revision and found["revision"] and revision != found["revision"]:
+        raise CheckpointError(
+            f"{found[0]} names the revision {found['revision']}, and `revision` is {revision}; name one of them"
+        )
     # only this source needs it
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors, snapshot_download
 
+    name, revision = found["id"], revision or found["revision"]
     title = f"hf://{name}" + (f"@{revision}" if revision else "")
-    folder_hint = "" if marked else f" (and there is no folder '{name}' here)"
+    offline = (
+        "is not in the local cache, and the hub cannot be reached",
+        "go online (unset HF_HUB_OFFLINE), or give the path of a folder with the pair",
+    )
+    failed = ("could not be fetched", "try again later, or give the path of a folder with the pair")
+    # what the client raises, special kinds before general ones; what it means, and what to do
+    meanings: dict[type[Exception], tuple[str, str]] = {
+        errors.RevisionNotFoundError: (
+            "is on the hub, but no such revision of it",
+            "name a branch, a tag or a commit",
+        ),
+        errors.GatedRepoError: (
+            "is only for those whom its owner lets in",
+            "ask on its page, then log in with `hf auth login`",
+        ),
+        errors.RepositoryNotFoundError: (
+            "is not on the Hugging Face hub, or is private",
+            f"check the name, or give {_FORMS}",
+        ),
+        errors.HFValidationError: ("is no name that the hub takes", f"give {_FORMS}"),
+        errors.LocalEntryNotFoundError: offline,
+        errors.OfflineModeIsEnabled: offline,
+        errors.HfHubHTTPError: failed,
+        OSError: failed,
+    }
     try:
         snapshot = Path(
             snapshot_download(
                 name, revision=revision, allow_patterns=[*PAIR_FILES, CARD_FILE], repo_type="model"
             )
         )
-    except RevisionNotFoundError as error:
-        raise PairError(
-            f"{title}: the hub has '{name}', but no such revision; name a branch, a tag or a commit of it"
-        ) from error
-    except GatedRepoError as error:
-        raise PairError(
-            f"{title} is only for those whom its owner lets in; ask on its page, then log in with `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise PairError(
-            f"{title} is not on the Hugging Face hub, or is private{folder_hint}; check the name, or give {_FORMS}"
-        ) from error
-    except HFValidationError as error:
-        raise PairError(f"{title} is no name that the hub takes{folder_hint}: {error}") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise PairError(
-            f"{title} is not in the local cache, and the hub cannot be reached{folder_hint}; go online (unset "
-            f"HF_HUB_OFFLINE), or give the path of a folder with the pair"
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise PairError(
-            f"{title} could not be fetched{folder_hint} ({str(error).splitlines()[0]}); try again later, or give the "
-            f"path of a folder with the pair"
+    except tuple(meanings) as error:
+        what, fix = next(told for kind, told in meanings.items() if isinstance(error, kind))
+        here = "" if found["marked"] else f", and there is no folder '{name}' here"
+        raise CheckpointError(
+            f"{title} {what}{here} ({str(error).partition(chr(10))[0]}); {fix}"
         ) from error
     with tempfile.TemporaryDirectory(
         prefix="degaml-pair-", ignore_cleanup_errors=True
@@ -381,7 +348,7 @@ def _copy_snapshot(snapshot: Path, target: Path, title: str) -> None:
         if not path.exists():
             continue
         if not real.is_file() or not any(real.is_relative_to(folder) for folder in inside):
-            raise PairError(
+            raise CheckpointError(
                 f"{title}: '{name}' is a link out of the folder that was fetched; it is not opened"
             )
         (target / name).parent.mkdir(parents=True, exist_ok=True)

@@ -7,22 +7,19 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from degaml_kedro.adaptation.folder import AnswerSettings, SavedError, save_adaptation
-from degaml_kedro.adaptation.report import Report
+from degaml_kedro.adaptation import Report
+from degaml_kedro.checkpoint.folder import SavedAdaptation, save_adaptation
+from degaml_kedro.checkpoint.layout import CheckpointError
 from degaml_kedro.strategies.state import AdaptedState, Member
+from tests.checkpoint.helpers import LORA, tiny_settings, write_tiny_pair
 from tests.llm.helpers import random_adapter, tiny_base
-from tests.pairs.helpers import LORA, tiny_settings
 
 
 def save(folder, report=None):
-    made, base = tiny_settings(), tiny_base()
-    settings = AnswerSettings(
-        model=made.model, prompt=made.prompt, scoring=made.scoring, encoder=made.encoder
-    )
+    settings, base = tiny_settings().answering, tiny_base()
     state = AdaptedState((Member(random_adapter(base, LORA)),))
-    save_adaptation(
-        Path(folder), state, settings, base.name, base.fingerprint, report or Report(2, 0)
-    )
+    saved = SavedAdaptation(state, settings, base.name, base.fingerprint, report or Report(2, 0))
+    save_adaptation(saved, Path(folder))
 
 
 @pytest.mark.parametrize(
@@ -31,7 +28,7 @@ def save(folder, report=None):
 def test_a_place_that_cannot_be_is_a_sentence(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("a file")
-    with pytest.raises(SavedError, match=r"cannot be saved in .* \(.+\); name another folder"):
+    with pytest.raises(CheckpointError, match=r"cannot be saved in .* \(.+\); name another folder"):
         save(name)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -45,15 +42,15 @@ def test_a_full_disk_is_a_sentence_and_the_old_one_stays(error, tmp_path, monkey
 
     save(tmp_path / "x")
     before = {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()}
-    monkeypatch.setattr("degaml_kedro.adaptation.folder.write_peft_files", full)
-    with pytest.raises(SavedError, match="No space left"):
+    monkeypatch.setattr("degaml_kedro.checkpoint.folder.write_peft_files", full)
+    with pytest.raises(CheckpointError, match="No space left"):
         save(tmp_path / "x")
     assert {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_half_a_character_is_a_sentence(tmp_path):
-    with pytest.raises(SavedError, match="surrogates not allowed"):
+    with pytest.raises(CheckpointError, match="surrogates not allowed"):
         save(tmp_path / "x", Report(2, 0, words="\ud800"))
 
 
@@ -63,8 +60,14 @@ def test_home_is_the_users(tmp_path, monkeypatch):
     assert (tmp_path / "x" / "degaml.json").is_file()
 
 
-def test_something_elses_folder_is_left_alone(tmp_path):
+@pytest.mark.parametrize("write", [save, write_tiny_pair], ids=["adaptation", "pair"])
+def test_something_elses_folder_is_left_alone(write, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(SavedError, match="is left alone"):
-        save(tmp_path)
+    with pytest.raises(CheckpointError, match="is left alone"):
+        write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    # beside a folder of ours, too
+    write(tmp_path / "ours")
+    (tmp_path / "ours" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"'notes\.txt', which is no part of a"):
+        write(tmp_path / "ours")

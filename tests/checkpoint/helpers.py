@@ -11,6 +11,7 @@ import torch
 from degaml_kedro.adapters.adapter import save_peft_folder
 from degaml_kedro.adapters.scales import TokenScales, TokenStatistics
 from degaml_kedro.adapters.tokens import TokenGrid
+from degaml_kedro.checkpoint.folder import PairSettings, TrainedPair, save_pair
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
 from degaml_kedro.generator.generator import Generator, Identity, save_generator
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
@@ -18,7 +19,6 @@ from degaml_kedro.io.prompt_embeddings import write_prompt_embeddings
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.llm.prompting import question_text
-from degaml_kedro.pairs import PairSettings, TrainedPair, save_pair
 from degaml_kedro.parameters import FactorizedDecoder, LoraParameters
 from degaml_kedro.tasks.example import Question, make_example
 from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame
@@ -101,8 +101,6 @@ def tiny_pair(seed: int = 0, policy: bool = True, **changes: Any) -> TrainedPair
         settings=tiny_settings(**changes),
         about={"tasks": ["day_after"], "seed": seed, "profile": "tests", "version": "0.0.0"},
         source="tests",
-        base_model=base.name,
-        base_model_fingerprint=base.fingerprint,
     )
 
 

@@ -1,1 +1,0 @@
-"""What one adaptation is made of, apart from the computing: its budget, its progress, its report, its folder."""

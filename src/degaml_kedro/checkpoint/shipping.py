@@ -1,0 +1,327 @@
+"""Make the pair that ships with the package from a run: ``python -m degaml_kedro.checkpoint.shipping DATA_FOLDER``.
+
+The run is that of the environment ``shipped`` (``make shipped`` does both). Weights are rounded, measured again on the
+run's meta-test tasks, and written with a model card; more than 20 MB are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, get_args
+
+import pandas as pd
+
+from degaml_kedro.adaptation import Refinement
+from degaml_kedro.checkpoint.card import pair_card
+from degaml_kedro.checkpoint.folder import StoredAs, TrainedPair, read_files, read_pair, save_pair
+from degaml_kedro.checkpoint.hub import SHIPPED, read_record, read_run
+from degaml_kedro.checkpoint.layout import PAIR_CONTENTS, CheckpointError, check_overwritable
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.io.prompt_embeddings import read_prompt_embeddings
+from degaml_kedro.llm.base_model import load_base_model
+from degaml_kedro.llm.scoring import Prediction
+from degaml_kedro.parameters import EpisodeSource, task_scoring
+from degaml_kedro.policy.actions import ActionSpace
+from degaml_kedro.policy.search import Tag, executed_rows
+from degaml_kedro.results.measures import wilson_interval
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.strategies.answering import predict
+from degaml_kedro.strategies.generated import generated_state, generated_workbench
+from degaml_kedro.tasks.episodes import describe
+from degaml_kedro.tasks.splits import frame_to_splits
+
+MAX_BYTES = 20_000_000
+NAME = "degaml-kedro's trained pair"
+GENERATED, ADAPTED = "generalization_only", "degaml"
+
+logger = logging.getLogger(__name__)
+
+
+def ship(data: Path, folder: Path, dtype: StoredAs = "bfloat16") -> TrainedPair:
+    """Make a pair's folder from a run's data folder, with a model card.
+
+    Args:
+        data: the run's.
+        folder: where to write; an earlier pair there is replaced once the new one is measured, anything else is left
+            alone.
+        dtype: what matrices are stored as.
+
+    Returns:
+        The pair as it is read back.
+
+    Raises:
+        CheckpointError: the run has no pair or is not done, or its pair is too large to ship.
+        DegamlError: the run's data are damaged.
+    """
+    # minutes before it is written
+    check_overwritable(folder, PAIR_CONTENTS)
+    trained = replace(read_run(data), name=NAME)
+    record, parameters = read_record(data)
+    with tempfile.TemporaryDirectory(prefix="degaml-pair-") as temporary:
+        rounded = Path(temporary) / "pair"
+        save_pair(trained, rounded, dtype)
+        files = read_files(rounded)
+        total = sum(file.bytes for file in files.values())
+        if total > MAX_BYTES:
+            largest = max(files, key=lambda name: files[name].bytes)
+            raise CheckpointError(
+                f"the pair of {data} takes {total / 1e6:.1f} MB as {dtype}, and at most {MAX_BYTES / 1e6:.0f} MB are "
+                f"shipped; its largest file is {largest} ({files[largest].bytes / 1e6:.1f} MB): train with a smaller "
+                f"decoder rank and policy.lora.rank, as conf/shipped does"
+            )
+        pair = read_pair(rounded)
+        measured = measure_pair(pair, data, parameters)
+        training = _training(pair, data, record, parameters, measured)
+        save_pair(pair, folder, dtype, pair_card(pair, files, training))
+    return read_pair(folder)
+
+
+# --- what the weights still do --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MeanAccuracy:
+    """An accuracy; of several draws, their mean.
+
+    Attributes:
+        accuracy: 0 to 1.
+        n: how many questions.
+    """
+
+    accuracy: float
+    n: int
+
+    @property
+    def text(self) -> str:
+        """With the 95 % Wilson interval: ``0.92 (0.87–0.95)``."""
+        low, high = wilson_interval(round(self.accuracy * self.n), self.n)
+        return f"{self.accuracy:.2f} ({low:.2f}–{high:.2f})"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A task that neither the generator nor the policy has seen.
+
+    Attributes:
+        task: its name.
+        chance: accuracy of a uniform guess.
+        base: the base model's, from the run.
+        run: by method, what the run measured with the weights as they were trained.
+        pair: by method, the same with the pair's weights.
+        strategy: what the pair's policy chose, in order.
+    """
+
+    task: str
+    chance: float
+    base: MeanAccuracy
+    run: Mapping[str, MeanAccuracy]
+    pair: Mapping[str, MeanAccuracy]
+    strategy: tuple[str, ...]
+
+    @property
+    def scores(self) -> list[MeanAccuracy]:
+        """Base, then generated and adapted, each as trained and with the pair's weights."""
+        return [self.base, *(own[m] for m in (GENERATED, ADAPTED) for own in (self.run, self.pair))]
+
+
+def measure_pair(pair: TrainedPair, folder: Path, parameters: Mapping[str, Any]) -> list[Measured]:
+    """Generate and adapt for the run's meta-test tasks with a pair's weights, and ask the test questions.
+
+    Prompts, seeds and questions are those of the run whose data folder and parameters are given, so that nothing but
+    the weights differs.
+
+    Raises:
+        CheckpointError: the run did not measure these tasks.
+        DegamlError: its data are damaged.
+    """
+    measured = []
+    for task in parameters.get("meta_test") or ():
+        measured.append(_measure(pair, folder, parameters, str(task)))
+        one = measured[-1]
+        logger.info(
+            "%s: generated %s, adapted %s; as trained: %s, %s",
+            task,
+            *(scores[method].text for scores in (one.pair, one.run) for method in scores),
+        )
+    if not measured:
+        raise CheckpointError(
+            f"{folder}: the run has no meta-test tasks, so nothing can be said of what the pair does; name a run with "
+            f"`meta_test` in its parameters"
+        )
+    return measured
+
+
+def _measure(pair: TrainedPair, folder: Path, parameters: Mapping[str, Any], task: str) -> Measured:
+    seed, generator = int(parameters["seed"]), parameters["generator"]
+    first = next(iter(generator["variants"]))
+    variant = pair.settings.policy.variant or first
+    # what the run calls the adapters of this pair's generator
+    by_run = GENERATED if variant == first else f"{GENERATED}_{variant}"
+    found = {method: _result(folder, task, method) for method in ("base", by_run, ADAPTED)}
+    scores = {method: MeanAccuracy(one["accuracy"], one["n"]) for method, one in found.items()}
+    path = folder / "02_intermediate" / f"{task}.parquet"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is not whole: the splits of {task} are missing ({path.name}); let the run finish with `kedro "
+            f"run --only-missing-outputs`"
+        )
+    splits = frame_to_splits(pd.read_parquet(path))
+    embeddings = read_prompt_embeddings(
+        folder / "04_feature" / f"{task}.prompt_embeddings.safetensors"
+    )
+    settings, count = pair.settings, len(embeddings)
+    bench = generated_workbench(
+        load_base_model(settings.model),
+        settings.prompt,
+        task_scoring(parameters["scoring"], parameters["tasks"][task]),
+        pair.generator,
+        embeddings,
+        # the support prompts are the last ones
+        range(count - len(splits.support), count),
+        settings.encoder,
+    )
+    draws = [
+        generated_state(bench, derive_seed(seed, task, by_run), draw)
+        for draw in range(int(generator.get("draws", 1)))
+    ]
+    refinement = Refinement(
+        bench,
+        ActionSpace.of(settings.policy.families),
+        settings.policy,
+        # as the method degaml does in a run
+        generated_state(bench, derive_seed(seed, task, GENERATED)),
+        splits.support,
+    )
+    policy_model = load_base_model(settings.policy.model or settings.model)
+    proposer = refinement.proposer(policy_model, pair.policy)
+    rows = list(refinement.search(proposer, derive_seed(seed, task, ADAPTED), Tag(task, ADAPTED)))
+    adapted = refinement.execute(rows).state
+    return Measured(
+        task=task,
+        chance=float(found["base"]["chance"]),
+        base=scores["base"],
+        run={GENERATED: scores[by_run], ADAPTED: scores[ADAPTED]},
+        pair={
+            GENERATED: _mean([predict(bench, draw, splits.test) for draw in draws]),
+            ADAPTED: _mean([predict(bench, adapted, splits.test)]),
+        },
+        strategy=tuple(str(row["action"]) for row in executed_rows(rows)),
+    )
+
+
+def _result(folder: Path, task: str, method: str) -> Mapping[str, Any]:
+    path = folder / "07_model_output" / f"{task}.{method}.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {**content, "accuracy": float(content["accuracy"]), "n": int(content["n"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} has no accuracy of {method} on {task} ({error!r}); let the run finish with `kedro run "
+            f"--only-missing-outputs`, with base, {GENERATED} and {ADAPTED} among its methods"
+        ) from error
+
+
+def _mean(draws: Sequence[Sequence[Prediction]]) -> MeanAccuracy:
+    right = [one.predicted == one.gold for predictions in draws for one in predictions]
+    return MeanAccuracy(sum(right) / len(right), len(draws[0]))
+
+
+# --- what the card says of it ---------------------------------------------------------------------
+
+
+def _training(
+    pair: TrainedPair,
+    data: Path,
+    record: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    measured: Sequence[Measured],
+) -> dict[str, Any]:
+    """What ``card.md.j2`` is told of the run."""
+    columns = zip(
+        *([one.chance, *(s.accuracy for s in one.scores)] for one in measured), strict=True
+    )
+    return {
+        "warmup": _warmup(pair.about.get("drawn_from"), parameters.get("warmup") or {}),
+        "tasks": [_described(str(task), parameters) for task in pair.about.get("tasks") or ()],
+        "took": _took(record, data),
+        "support": (parameters.get("splits") or {}).get("support", "a task's"),
+        "draws": (parameters.get("generator") or {}).get("draws", 1),
+        "measured": measured,
+        "means": [fmean(column) for column in columns],
+    }
+
+
+def _warmup(drawn_from: str | None, warmup: Mapping[str, Any]) -> str:
+    """What all adapters start from."""
+    steps = sum(int(phase["steps"]) for phase in warmup.get("phases") or ())
+    if drawn_from is None:
+        return f"One LoRA was trained on all tasks below together ({steps} steps)."
+    origin = "what the package makes" if drawn_from == "suite" else "a file of texts with labels"
+    return (
+        f"One LoRA was trained for {steps} steps on tasks drawn without end from {origin}, new ones in every step; "
+        f"{100 * float(warmup.get('context_share') or 0):.0f} % of the steps had examples of the task in the prompt."
+    )
+
+
+def _described(task: str, parameters: Mapping[str, Any]) -> str:
+    source = ((parameters.get("tasks") or {}).get(task) or {}).get("source") or {}
+    if source.get("kind") != "episode":
+        return task
+    return f"{task}: {describe(EpisodeSource.model_validate(source))}"
+
+
+def _took(record: Mapping[str, Any], data: Path) -> str:
+    """The machine and the versions, and the time, where the run wrote them down."""
+    machine, versions = record.get("machine") or {}, record.get("versions") or {}
+    dtype = str(machine.get("dtype", "?")).removeprefix("torch.")
+    told = (
+        f"Trained on {machine.get('cores', '?')} cores ({machine.get('processor', 'not recorded')}), device "
+        f"{machine.get('device', '?')}, with the base model in {dtype}"
+    )
+    path = data / "07_model_output" / f"{ADAPTED}.meta_training.compute.json"
+    try:
+        seconds = float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
+        told += (
+            f": {seconds / 60:.0f} minutes of computing, added up over nodes that ran side by side"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    known = ("degaml-kedro", "torch", "transformers", "peft")
+    named = ", ".join(f"{name} {versions[name]}" for name in known if name in versions)
+    return (
+        f"{told}. Profile {record.get('profile')}, seed {record.get('seed')}; "
+        f"{named or 'versions not recorded'}."
+    )
+
+
+def main() -> None:
+    """Make the pair and say what it came to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, metavar="DATA_FOLDER", help="a run's data folder")
+    parser.add_argument(
+        "--out", type=Path, default=SHIPPED, help="default: where the package has it"
+    )
+    parser.add_argument("--dtype", choices=get_args(StoredAs), default="bfloat16")
+    asked = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        pair = ship(asked.data, asked.out, asked.dtype)
+    except DegamlError as error:
+        sys.exit(str(error))
+    files = read_files(asked.out)
+    for name, file in files.items():
+        print(f"{file.bytes:>12,} {name}")
+    total = sum(file.bytes for file in files.values())
+    print(f"{total:>12,} bytes in all: {pair.name}, for {pair.base_model}, in {asked.out}")
+
+
+if __name__ == "__main__":
+    main()
