@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from degaml_kedro.tasks.ready import ReadyTaskError, ready_task, ready_tasks
 from degaml_kedro.tasks.suite import material
+from degaml_kedro.tasks.suite.data import read_data
 
 
 def test_what_training_has_not_seen_comes_first():
@@ -20,7 +21,7 @@ def test_what_training_has_not_seen_comes_first():
 def test_no_ready_task_is_of_a_final_pool():
     """They are on the page, and final pools are scored once."""
     final = {pool for pool in material.HELD_OUT_POOLS if pool.startswith("final")}
-    for entry in material.ready():
+    for entry in read_data("ready"):
         if entry["form"] == "rules":
             pool, _ = material.pool_of_rule(entry["subject"], *entry["classes"])
         else:

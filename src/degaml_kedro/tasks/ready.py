@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import difflib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.parameters import EpisodeSource
 from degaml_kedro.tasks.episodes import TooFewTextsError, episode_examples
 from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.suite import material
+from degaml_kedro.tasks.suite.data import read_data
 
 MAX_EXAMPLES = 1000
 
@@ -32,7 +34,7 @@ class ReadyTask:
         name: What commands call it.
         title: The same for people.
         description: What is asked, in one sentence.
-        seen: Whether tasks of its rule, or of its domain, are for training.
+        source: What its examples follow from, but for the seed.
 
     Example:
         >>> support, held_out = ready_tasks()[0].draw(support=20, held_out=10, seed=0)
@@ -43,19 +45,17 @@ class ReadyTask:
     name: str
     title: str
     description: str
-    seen: bool
+    source: EpisodeSource = field(repr=False)
+
+    @property
+    def seen(self) -> bool:
+        """Whether tasks of its rule, or of its domain, are for training."""
+        return self.source.pool == material.TRAIN
 
     def draw(self, support: int, held_out: int, seed: int) -> tuple[list[Example], list[Example]]:
-        """Examples to adapt to, and others to score on; no question comes twice.
+        """Examples to adapt to, at least 1, and others to score on; no question comes twice.
 
-        Args:
-            support: How many to adapt to, at least 1.
-            held_out: How many to score on.
-            seed: Any integer; another one draws other examples.
-
-        Returns:
-            The support examples and the held-out ones. With the same seed, raising ``held_out`` moves no support
-            example.
+        With the same seed, raising ``held_out`` moves no support example.
 
         Raises:
             ReadyTaskError: A number is out of range, or the task has fewer examples.
@@ -65,9 +65,8 @@ class ReadyTask:
             raise ReadyTaskError(
                 f"{asked}; ask for at least 1 and at least 0, and for {MAX_EXAMPLES:,} together at most."
             )
-        source = _sources()[self.name].model_copy(
-            update={"seed": random.Random(seed).getrandbits(62)}
-        )
+        own_seed = random.Random(seed).getrandbits(62)
+        source = self.source.model_copy(update={"seed": own_seed})
         try:
             found = episode_examples(source, {"support": support, "test": held_out})
         except TooFewTextsError:
@@ -78,13 +77,19 @@ class ReadyTask:
 @cache
 def ready_tasks() -> tuple[ReadyTask, ...]:
     """All ready tasks, those that are not for training first: they show what adaptation is worth."""
-    found = [
-        ReadyTask(
-            entry["name"], entry["title"], entry["description"], source.pool == material.TRAIN
-        )
-        for entry, source in zip(material.ready(), _sources().values(), strict=True)
-    ]
-    return tuple(sorted(found, key=lambda task: task.seen))
+    return tuple(sorted(map(_made, read_data("ready")), key=lambda task: task.seen))
+
+
+def _made(entry: dict[str, Any]) -> ReadyTask:
+    form, subject, classes = entry["form"], entry["subject"], entry["classes"]
+    pool = (
+        material.pool_of_rule(subject, classes[0])[0]
+        if form == "rules"
+        else material.pool_of_subject(form, subject)
+    )
+    drawn = {key: entry[key] for key in ("form", "subject", "classes", "labels") if key in entry}
+    source = EpisodeSource.model_validate({"kind": "episode", **drawn, "pool": pool, "seed": 0})
+    return ReadyTask(entry["name"], entry["title"], entry["description"], source)
 
 
 def ready_task(name: str) -> ReadyTask:
@@ -103,26 +108,3 @@ def ready_task(name: str) -> ReadyTask:
         else f"use one of {', '.join(sorted(by_name))}."
     )
     raise ReadyTaskError(f"There is no ready task '{name}'; {hint}")
-
-
-@cache
-def _sources() -> dict[str, EpisodeSource]:
-    found = {}
-    for entry in material.ready():
-        form, subject, classes = entry["form"], entry["subject"], tuple(entry["classes"])
-        if form == "rules":
-            pool, _ = material.pool_of_rule(subject, classes[0])
-        else:
-            pool = material.pool_of_subject(form, subject)
-        found[entry["name"]] = EpisodeSource.model_validate(
-            {
-                "kind": "episode",
-                "form": form,
-                "subject": subject,
-                "classes": classes,
-                "labels": tuple(entry.get("labels", ())),
-                "pool": pool,
-                "seed": 0,
-            }
-        )
-    return found

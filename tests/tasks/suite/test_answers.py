@@ -12,7 +12,7 @@ import pint
 import pytest
 
 from degaml_kedro.tasks.suite import FAMILIES
-from degaml_kedro.tasks.suite.drawing import word_lists
+from degaml_kedro.tasks.suite.data import read_data
 
 CHECKS = {}
 DAYS = list(calendar.day_name)
@@ -149,7 +149,7 @@ REGISTRY = pint.UnitRegistry()
 
 def measures(unit, quantity):
     if quantity in ("angle", "data"):
-        return unit.strip() in word_lists("units")["quantities"][quantity].split()
+        return unit.strip() in read_data("units")["quantities"][quantity].split()
     measured = REGISTRY.Unit(unit.replace(" ", "_"))
     return unit not in ("radian", "arcminute", "arcsecond") and measured.is_compatible_with(
         REGISTRY.get_base_units(_UNIT_OF[quantity])[1]
@@ -165,14 +165,14 @@ _UNIT_OF = {
 
 @check("unit_of_quantity")
 def unit_of_quantity(question, options):
-    quantity = asked_country(question, word_lists("units")["quantities"])
+    quantity = asked_country(question, read_data("units")["quantities"])
     return [o for o in options if measures(o, quantity)]
 
 
 @check("unit_measures")
 def unit_measures(question, options):
     units = [
-        u.replace("_", " ") for us in word_lists("units")["quantities"].values() for u in us.split()
+        u.replace("_", " ") for us in read_data("units")["quantities"].values() for u in us.split()
     ]
     unit = asked_country(question, units)
     return [o for o in options if measures(unit, o)]
@@ -180,7 +180,7 @@ def unit_measures(question, options):
 
 # --- lists and stories ----------------------------------------------------------------------------
 
-NAMES = word_lists("words")["names"].split()
+NAMES = read_data("words")["names"].split()
 
 
 def names_in(text):
@@ -203,7 +203,7 @@ def what_is_owned(question, options):
 
 # --- words ----------------------------------------------------------------------------------------
 
-KINDS = {kind: words.split() for kind, words in word_lists("kinds")["kinds"].items()}
+KINDS = {kind: words.split() for kind, words in read_data("kinds")["kinds"].items()}
 
 
 def kinds_of(word):

@@ -106,7 +106,7 @@ def test_too_many_examples_name_the_capacity():
             "Largest?", str(max(numbers)), tuple(str(n) for n in numbers if n != max(numbers))
         )
 
-    family = Family("tiny", "test", "The largest of two small numbers.", draw, (2,))
+    family = Family("tiny", draw, (2,))
     assert len(family.generate(6, 0)) == 6
     with pytest.raises(
         CapacityError, match="'tiny' makes about 6 different examples, but 7 were asked"
@@ -126,4 +126,4 @@ def test_too_many_examples_name_the_capacity():
 )
 def test_unsound_draws_are_never_used(question):
     with pytest.raises(CapacityError):
-        Family("odd", "test", "Unsound.", lambda rng, size: question, (2,)).generate(1, 0)
+        Family("odd", lambda rng, size: question, (2,)).generate(1, 0)

@@ -44,15 +44,11 @@ class Family:
 
     Attributes:
         name: Its name, unique in the suite.
-        group: The related families it belongs to.
-        description: What is asked, in one sentence.
         draw: Draws one question with the given number of options.
         options: The numbers of options that occur, each as often as the others.
     """
 
     name: str
-    group: str
-    description: str
     draw: Draw = field(repr=False)
     options: tuple[int, ...] = (4,)
 
@@ -62,10 +58,6 @@ class Family:
         The stream does not depend on ``count``: a longer run begins with the shorter one. Among
         examples with k options, every k in a row have their right answers in k different positions.
         No two examples have the same question with the same set of options.
-
-        Args:
-            count: How many examples, 0 or more.
-            seed: Any integer.
 
         Raises:
             CapacityError: The family cannot make that many different examples.
