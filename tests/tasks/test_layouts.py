@@ -150,6 +150,13 @@ def test_wrong_answers_may_be_a_list():
     assert (sorted(one.options), one.options[one.gold]) == (["fire", "ice", "snow"], "fire")
 
 
+def test_a_right_answer_beside_wrong_ones_is_no_letter_and_no_number():
+    record = {"question": "Which?", "correct_answer": "B", "distractor1": "1", "distractor2": "A"}
+    assert rights(json.dumps([record]), "") == ["B"]
+    record = {"question": "How many?", "correct_answer": 1, "incorrect_answers": [2, 0]}
+    assert rights(json.dumps([record]), "") == ["1"]
+
+
 def test_pairs_of_sentences_are_one_question():
     text = "sentence1\tsentence2\tlabel\nIt rains.\tIt is wet.\tyes\nIt rains.\tIt is dry.\tno\n"
     first, _ = read_pasted(text, "x.tsv").examples

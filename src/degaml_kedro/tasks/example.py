@@ -10,15 +10,13 @@ from __future__ import annotations
 import difflib
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from degaml_kedro.errors import DegamlError
 
 TRUE_FALSE = ("True", "False")
 MAX_OPTIONS = len(string.ascii_uppercase)
-KEYS = ("prompt", "response", "system")
 
 _OPTION_LINE = re.compile(r"([A-Z]):(?: |$)")
 
@@ -215,63 +213,11 @@ def _chain(letters: Sequence[str], last: int) -> list[int]:
     return starts
 
 
-def parse_example(record: Mapping[str, Any], where: str) -> Example:
-    """Read a ``{"prompt", "response", "system"}`` record; ``system`` may be missing.
-
-    Args:
-        record: The record.
-        where: Its place, for error messages: ``arc_train.json, item 12``.
-
-    Raises:
-        ExampleError: A key is missing, unknown or not a text, the prompt has fewer than two
-            options, or the response is none of them.
-    """
-    for key in record:
-        if key not in KEYS:
-            near = difflib.get_close_matches(str(key), KEYS, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else "remove it."
-            raise ExampleError(f"{where}: unknown key '{key}'; known are {_listed(KEYS)}: {hint}")
-    for key in ("prompt", "response"):
-        if key not in record:
-            raise ExampleError(f"{where}: the key '{key}' is missing; add it.")
-    for key, value in record.items():
-        if not isinstance(value, str):
-            raise ExampleError(
-                f"{where}, key '{key}': expected a text, found {type(value).__name__}; put it in "
-                "quotes."
-            )
-        if key != "system" and not value.strip():
-            raise ExampleError(
-                f"{where}, key '{key}': the text is blank; fill it or drop the record."
-            )
-
-    prompt, response = record["prompt"], record["response"].strip()
-    system = record.get("system", "")
-    if response in ("[True]", "[False]"):
-        return make_true_false_example(prompt, response == "[True]", system)
-
-    _, options = split_prompt(prompt)
-    if not options:
-        raise ExampleError(
-            f"{where}, key 'prompt': fewer than two option lines found; end the prompt with at "
-            "least two lines "
-            f"'A: …', 'B: …', or answer with [True] or [False]."
-        )
-    for label, option in zip(string.ascii_uppercase, options, strict=False):
-        if not option:
-            raise ExampleError(f"{where}, key 'prompt': option {label} is blank; give it a text.")
-    labels = tuple(string.ascii_uppercase[: len(options)])
-    responses = [f"[{label}]" for label in labels]
-    if response not in responses:
-        raise ExampleError(
-            f"{where}, key 'response': {shorten(response)} is not among the options; "
-            f"use one of {', '.join(responses)}."
-        )
-    return Example(prompt, response, system, options, labels, responses.index(response))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
+def did_you_mean(name: str, known: Iterable[str], otherwise: str, count: int = 1) -> str:
+    """``did you mean 'x' or 'y'?`` of the known names that are near; what else is to be said where none is."""
+    near = difflib.get_close_matches(name, list(known), n=count)
+    quoted = " or ".join(f"'{one}'" for one in near)
+    return f"did you mean {quoted}?" if near else otherwise
 
 
 def shorten(text: str, width: int = 60) -> str:

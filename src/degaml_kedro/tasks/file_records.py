@@ -109,7 +109,7 @@ def raw_records(
 
 # --- JSON -----------------------------------------------------------------------------------------
 
-# where a record begins, how it looks, and its keys or its mistake
+# where a record begins (from 1; of Parquet the row), how it looks, and its keys or its mistake
 Raw = tuple[int, str, "dict[str, Any] | str"]
 
 
