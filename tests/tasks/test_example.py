@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from degaml_kedro.tasks.example import (
-    ExampleError,
+    TaskError,
     make_example,
     make_true_false_example,
     split_prompt,
@@ -65,5 +65,5 @@ def test_question_of_an_example_with_odd_options():
     ],
 )
 def test_parts_that_make_no_example(question, options, gold, message):
-    with pytest.raises(ExampleError, match=message):
+    with pytest.raises(TaskError, match=message):
         make_example(question, options, gold)

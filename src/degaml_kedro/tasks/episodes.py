@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.parameters import (
     DrawnTasks,
     EpisodeSource,
@@ -29,7 +28,7 @@ from degaml_kedro.parameters import (
     SuiteDistribution,
 )
 from degaml_kedro.seeds import derive_seed
-from degaml_kedro.tasks.example import Example, make_example
+from degaml_kedro.tasks.example import Example, TaskError, make_example
 from degaml_kedro.tasks.labeled import ALL, read_labeled_texts
 from degaml_kedro.tasks.suite import material
 
@@ -48,11 +47,7 @@ _FILLS = 60
 _STYLE_WEIGHTS = (3, 1, 1)
 
 
-class EpisodeError(DegamlError):
-    """A distribution that has no task of the size asked for."""
-
-
-class TooFewTextsError(EpisodeError):
+class TooFewTextsError(TaskError):
     """A task with fewer texts than are asked for."""
 
 
@@ -71,8 +66,8 @@ def draw_episode(
         *names: which draw, after the seed: the same names give the same task.
 
     Raises:
-        EpisodeError: no task of the distribution has so many examples.
-        LabelFileError: the distribution's file cannot be read.
+        TaskError: no task of the distribution has so many examples.
+        TaskError: the distribution's file cannot be read.
     """
     rng = random.Random(derive_seed(seed, "episode", *names))
     for _ in range(_PATIENCE):
@@ -82,7 +77,7 @@ def draw_episode(
         except TooFewTextsError:
             continue
     wanted = ", ".join(f"{count} {name}" for name, count in sizes.items())
-    raise EpisodeError(
+    raise TaskError(
         f"{_PATIENCE} tasks were drawn, and none has {wanted} examples; ask for fewer of them, or for more labels"
     )
 
@@ -106,7 +101,7 @@ def draw_tasks(
         in_turn: the forms of tasks take turns, whatever their weights: a few tasks have some of each.
 
     Raises:
-        EpisodeError: no task of the distribution has so many examples.
+        TaskError: no task of the distribution has so many examples.
     """
     sizes = distribution.splits or splits
     found: dict[str, dict[str, Any]] = {}
@@ -148,7 +143,7 @@ def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
         parameters: as they stand in the files.
 
     Raises:
-        EpisodeError: a pool names a distribution that is not there, or one that has no such tasks, or something that
+        TaskError: a pool names a distribution that is not there, or one that has no such tasks, or something that
             tasks are drawn by is no valid setting; the message names the key.
     """
     result = dict(parameters)
@@ -165,7 +160,7 @@ def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
         result[pool] = []
         for name, count in counts.items():
             if type(count) is not int or count < 1:
-                raise EpisodeError(
+                raise TaskError(
                     f"{pool}.{name} is {count!r}; it is how many tasks are drawn, 1 or more"
                 )
             made = draw_tasks(
@@ -189,13 +184,23 @@ def _distribution(parameters: Mapping[str, Any], name: str) -> SuiteDistribution
     entries = parameters.get("distributions") or {}
     if name not in entries:
         known = ", ".join(entries) or "none"
-        raise EpisodeError(
+        raise TaskError(
             f"there is no distribution '{name}' under 'distributions'; there are {known}"
         )
-    place = f"distributions.{name}"
-    if entries[name].get("kind") == "file":
-        return _validated(FileDistribution, entries[name], place)
-    return _validated(SuiteDistribution, entries[name], place)
+    return distribution_of(entries[name], f"distributions.{name}")
+
+
+def distribution_of(
+    entry: Mapping[str, Any], place: str = "distribution"
+) -> SuiteDistribution | FileDistribution:
+    """A distribution from its entry in the configuration, which stands at a place.
+
+    Raises:
+        TaskError: a setting of it is not valid.
+    """
+    if entry.get("kind") == "file":
+        return _validated(FileDistribution, entry, place)
+    return _validated(SuiteDistribution, entry, place)
 
 
 def _validated(kind: type[P], value: Any, place: str) -> P:
@@ -204,13 +209,7 @@ def _validated(kind: type[P], value: Any, place: str) -> P:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, (place, *first["loc"])))
-        raise EpisodeError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
-
-
-def distribution_of(entry: Mapping[str, Any]) -> SuiteDistribution | FileDistribution:
-    """A distribution from its entry in the configuration."""
-    kind = FileDistribution if entry.get("kind") == "file" else SuiteDistribution
-    return kind.model_validate(entry)
+        raise TaskError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 def describe(source: EpisodeSource) -> str:
@@ -232,26 +231,36 @@ def _draw(distribution: SuiteDistribution | FileDistribution, rng: random.Random
     forms = distribution.drawn_forms
     (form,) = rng.choices(list(forms), list(forms.values()))
     pool, unseen, seed = distribution.pool, distribution.unseen, rng.getrandbits(62)
+    labels: tuple[str, ...] = ()
     if form == "rules":
-        wanted = (pool, unseen or "")
         choices = [
             (domain, rule)
             for domain, found in material.rules().items()
             for rule in found
-            if material.pool_of_rule(domain, rule) == wanted
+            if material.pool_of_rule(domain, rule) == (pool, unseen or "")
         ]
-        domain = rng.choice(sorted({domain for domain, _ in choices}))
-        rule = rng.choice([rule for known, rule in choices if known == domain])
-        return EpisodeSource(
-            kind="episode",
-            form="rules",
-            subject=domain,
-            classes=(rule,),
-            options=distribution.options,
-            pool=pool,
-            unseen=unseen,
-            seed=seed,
-        )
+        subject = rng.choice(sorted({domain for domain, _ in choices}))
+        classes: tuple[str, ...] = (rng.choice([rule for of, rule in choices if of == subject]),)
+    else:
+        subject, classes, labels = _draw_classes(distribution, form, rng)
+    return EpisodeSource(
+        kind="episode",
+        form=form,
+        subject=subject,
+        classes=classes,
+        labels=labels,
+        options=distribution.options,
+        pool=pool,
+        unseen=unseen,
+        seed=seed,
+    )
+
+
+def _draw_classes(
+    distribution: SuiteDistribution, form: str, rng: random.Random
+) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """A word set or a topic, some of its classes, and their names or the words that stand for them."""
+    pool, unseen = distribution.pool, distribution.unseen
     subjects = material.word_sets() if form == "words" else material.topics()
     held = pool if unseen == "domains" else material.TRAIN
     subject = rng.choice(
@@ -263,32 +272,23 @@ def _draw(distribution: SuiteDistribution | FileDistribution, rng: random.Random
         else material.topics()[subject].names
     )
     classes = _some(rng, list(names), distribution.labels)
-    coded = unseen == "labels" or rng.random() < distribution.coded
+    if unseen != "labels" and rng.random() >= distribution.coded:
+        return subject, classes, tuple(names[name] for name in classes)
     # only where label words are what is new, they are the pool's own
     words = pool if unseen in ("labels", "domains") else material.TRAIN
-    labels = _codes(rng, words, len(classes)) if coded else tuple(names[name] for name in classes)
-    return EpisodeSource(
-        kind="episode",
-        form=form,
-        subject=subject,
-        classes=classes,
-        labels=labels,
-        pool=pool,
-        unseen=unseen,
-        seed=seed,
-    )
+    return subject, classes, _codes(rng, words, len(classes))
 
 
 def _draw_of_file(distribution: FileDistribution, rng: random.Random) -> EpisodeSource:
     texts = read_labeled_texts(distribution.file)
     if unknown := sorted(set(distribution.groups) - set(texts)):
-        raise EpisodeError(
+        raise TaskError(
             f"{distribution.file.path} has no group '{unknown[0]}'; it has {', '.join(texts)}"
         )
     fewest = distribution.labels[0]
     groups = [name for name in distribution.groups or texts if len(texts[name]) >= fewest]
     if not groups:
-        raise EpisodeError(f"no group of {distribution.file.path} has {fewest} labels")
+        raise TaskError(f"no group of {distribution.file.path} has {fewest} labels")
     group = rng.choice(groups)
     classes = _some(rng, list(texts[group]), distribution.labels)
     coded = rng.random() < distribution.coded

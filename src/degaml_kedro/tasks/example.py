@@ -21,8 +21,8 @@ MAX_OPTIONS = len(string.ascii_uppercase)
 _OPTION_LINE = re.compile(r"([A-Z]):(?: |$)")
 
 
-class ExampleError(DegamlError):
-    """A record that is not a well-formed example."""
+class TaskError(DegamlError):
+    """Examples that cannot be read, made, drawn or dealt out as asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +109,22 @@ def make_example(question: str, options: Sequence[str], gold: int, system: str =
         system: The system message.
 
     Raises:
-        ExampleError: The question or an option is blank, there are fewer than two or more than 26
+        TaskError: The question or an option is blank, there are fewer than two or more than 26
             options, or ``gold`` points at none of them.
     """
     if not question.strip():
-        raise ExampleError("The question is blank; give it a text.")
+        raise TaskError("The question is blank; give it a text.")
     if not 2 <= len(options) <= MAX_OPTIONS:
-        raise ExampleError(
+        raise TaskError(
             f"The question {shorten(question)} has {len(options)} option(s); "
             f"give it 2 to {MAX_OPTIONS}."
         )
     if any(not option.strip() for option in options):
-        raise ExampleError(
+        raise TaskError(
             f"An option of the question {shorten(question)} is blank; remove it or give it a text."
         )
     if not 0 <= gold < len(options):
-        raise ExampleError(
+        raise TaskError(
             f"The answer index {gold} of the question {shorten(question)} points at none of its "
             f"{len(options)} options; count from 0."
         )
@@ -142,7 +142,7 @@ def make_example(question: str, options: Sequence[str], gold: int, system: str =
 def make_true_false_example(question: str, answer: bool, system: str = "") -> Example:
     """Build an example that is answered by true or false: its prompt has no option lines."""
     if not question.strip():
-        raise ExampleError("The question is blank; give it a text.")
+        raise TaskError("The question is blank; give it a text.")
     return Example(
         prompt=question,
         response=f"[{answer}]",
@@ -157,14 +157,12 @@ def make_open_example(question: str, answer: str, system: str = "") -> Example:
     """Build an example without options, whose answer is a text.
 
     Raises:
-        ExampleError: The question or the answer is blank.
+        TaskError: The question or the answer is blank.
     """
     if not question.strip():
-        raise ExampleError("The question is blank; give it a text.")
+        raise TaskError("The question is blank; give it a text.")
     if not answer.strip():
-        raise ExampleError(
-            f"The answer to the question {shorten(question)} is blank; give it a text."
-        )
+        raise TaskError(f"The answer to the question {shorten(question)} is blank; give it a text.")
     return Example(question, answer, system, options=(answer,), labels=(), gold=0)
 
 

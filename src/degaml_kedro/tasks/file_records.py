@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.tasks.example import shorten
 from degaml_kedro.tasks.records import (
     ANSWERS,
@@ -196,7 +195,7 @@ def json_records(text: str, called: str) -> Iterator[Raw]:
         line, counted = line + text.count("\n", counted, position), position
         try:
             record, end = _decoded(text[position : position + MAX_RECORD], line)
-        except DegamlError as error:
+        except RecordError as error:
             next_item = _NEXT_ITEM if text[position] == "{" else _BRACE
             follows = next_item.search(text, position + 1)
             end = follows.end() if follows else len(text)
@@ -237,7 +236,7 @@ def jsonl_records(text: str, called: str) -> Iterator[Raw]:
             continue
         try:
             record, end = _decoded(line.strip(), number)
-        except DegamlError as error:
+        except RecordError as error:
             yield number, line, str(error)
             continue
         if line.strip()[end:].strip(" \t,"):
@@ -254,7 +253,7 @@ def _is_one_object(text: str) -> bool:
     """Whether the text begins with an object that does not end on its line."""
     try:
         _, end = _decoded(text[_skip_blanks(text, 0) :][:MAX_RECORD], 1)
-    except DegamlError:
+    except RecordError:
         return text.strip().partition("\n")[0].strip() == "{"
     return "\n" in text[:end].strip()
 

@@ -25,12 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.tasks.example import (
     MAX_OPTIONS,
     TRUE_FALSE,
     Example,
     Question,
+    TaskError,
     make_open_example,
     shorten,
 )
@@ -246,7 +246,7 @@ def read_rows(
         try:
             content, keys = _read(given, f"Line {line}", reading)
             unread |= dict.fromkeys(keys)
-        except DegamlError as error:
+        except TaskError as error:
             content = str(error)
         except RecursionError:
             content = f"Line {line}: {TOO_DEEP}"
@@ -367,7 +367,7 @@ class _Rows:
                         raise RecordError(
                             f"Line {at}: the same question has the answer {right} in line {line}; keep the right one."
                         )
-            except RecordError as error:
+            except TaskError as error:
                 yield PastedRow(at, shown, None, _on_one_line(str(error), _MAX_MESSAGE))
             else:
                 example = one if isinstance(one, Example) else None

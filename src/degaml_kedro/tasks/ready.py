@@ -6,24 +6,18 @@ They stand in ``suite/data/ready.json``. Most are of the development pools, whic
 
 from __future__ import annotations
 
-import difflib
 import random
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.parameters import EpisodeSource
 from degaml_kedro.tasks.episodes import TooFewTextsError, episode_examples
-from degaml_kedro.tasks.example import Example
+from degaml_kedro.tasks.example import Example, TaskError, did_you_mean
 from degaml_kedro.tasks.suite import material
 from degaml_kedro.tasks.suite.data import read_data
 
 MAX_EXAMPLES = 1000
-
-
-class ReadyTaskError(DegamlError):
-    """Examples of a ready task that cannot be drawn as asked."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +52,11 @@ class ReadyTask:
         With the same seed, raising ``held_out`` moves no support example.
 
         Raises:
-            ReadyTaskError: A number is out of range, or the task has fewer examples.
+            TaskError: A number is out of range, or the task has fewer examples.
         """
         asked = f"The ready task '{self.name}' was asked for {support} support and {held_out} held-out examples"
         if support < 1 or held_out < 0 or support + held_out > MAX_EXAMPLES:
-            raise ReadyTaskError(
+            raise TaskError(
                 f"{asked}; ask for at least 1 and at least 0, and for {MAX_EXAMPLES:,} together at most."
             )
         own_seed = random.Random(seed).getrandbits(62)
@@ -70,7 +64,7 @@ class ReadyTask:
         try:
             found = episode_examples(source, {"support": support, "test": held_out})
         except TooFewTextsError:
-            raise ReadyTaskError(f"{asked}, and does not have so many; ask for fewer.") from None
+            raise TaskError(f"{asked}, and does not have so many; ask for fewer.") from None
         return found["support"], found["test"]
 
 
@@ -96,15 +90,10 @@ def ready_task(name: str) -> ReadyTask:
     """The ready task of a name.
 
     Raises:
-        ReadyTaskError: There is none.
+        TaskError: There is none.
     """
     by_name = {task.name: task for task in ready_tasks()}
     if name in by_name:
         return by_name[name]
-    near = difflib.get_close_matches(name, by_name, n=3)
-    hint = (
-        f"did you mean {' or '.join(repr(other) for other in near)}?"
-        if near
-        else f"use one of {', '.join(sorted(by_name))}."
-    )
-    raise ReadyTaskError(f"There is no ready task '{name}'; {hint}")
+    hint = did_you_mean(name, by_name, f"use one of {', '.join(sorted(by_name))}.", 3)
+    raise TaskError(f"There is no ready task '{name}'; {hint}")

@@ -21,12 +21,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.tasks.example import (
     MAX_OPTIONS,
     TRUE_FALSE,
     Example,
-    ExampleError,
+    TaskError,
     did_you_mean,
     make_example,
     make_true_false_example,
@@ -67,7 +66,7 @@ _DISTRACTOR = re.compile(r"(?:distractor|wrong(?:_answer)?|incorrect(?:_answer)?
 _MAX_KEYS = 50
 
 
-class RecordError(DegamlError):
+class RecordError(TaskError):
     """A text or file that holds no examples, or one record of it that is wrong."""
 
 
@@ -663,7 +662,7 @@ def example_of(found: Found, options: Sequence[str], gold: int, where: str) -> E
             is_true = options[gold] == TRUE_FALSE[0]
             return make_true_false_example(found.question, is_true, found.system)
         example = make_example(found.question, options, gold, found.system)
-    except ExampleError as error:
+    except TaskError as error:
         raise RecordError(f"{where}: {error}") from error
     return example if found.prompt is None else replace(example, prompt=found.prompt)
 

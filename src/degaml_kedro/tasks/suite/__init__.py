@@ -3,6 +3,5 @@
 from __future__ import annotations
 
 from degaml_kedro.tasks.suite.families import FAMILIES
-from degaml_kedro.tasks.suite.family import CapacityError, Family
 
-__all__ = ["FAMILIES", "CapacityError", "Family"]
+__all__ = ["FAMILIES"]

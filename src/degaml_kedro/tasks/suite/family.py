@@ -12,17 +12,12 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.tasks.example import Example, make_example
+from degaml_kedro.tasks.example import Example, TaskError, make_example
 
 # Prompt length in words, options included: about 60 tokens of an English tokenizer.
 MAX_WORDS = 48
 # So many rejected draws in a row mean that hardly anything new is left to be drawn.
 PATIENCE = 3000
-
-
-class CapacityError(DegamlError):
-    """More examples asked for than a family can make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +55,7 @@ class Family:
         No two examples have the same question with the same set of options.
 
         Raises:
-            CapacityError: The family cannot make that many different examples.
+            TaskError: The family cannot make that many different examples.
         """
         draws = random.Random(f"{self.name}/draws/{seed}")
         order = random.Random(f"{self.name}/order/{seed}")
@@ -74,7 +69,7 @@ class Family:
             if question is None or not _is_sound(question, size) or _key(question) in seen:
                 rejected += 1
                 if rejected == PATIENCE:
-                    raise CapacityError(
+                    raise TaskError(
                         f"The family '{self.name}' makes about {len(examples)} different examples, "
                         f"but {count} were asked for; lower the split sizes of tasks that use it."
                     )
