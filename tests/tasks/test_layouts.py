@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from degaml_kedro.tasks.file_records import file_records
-from degaml_kedro.tasks.pasted import Reading, RecordError, read_data, read_file, read_pasted
-from degaml_kedro.tasks.records import ANSWERS, plain_key
+from degaml_kedro.tasks.pasted import read_data, read_file, read_pasted
+from degaml_kedro.tasks.records import ANSWERS, Reading, RecordError, plain_key
 
 FILES = sorted(
     path for path in (Path(__file__).parent / "layouts").iterdir() if ".expected" not in path.name

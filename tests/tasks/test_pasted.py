@@ -16,7 +16,6 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.tasks.example import Question, make_example, make_true_false_example, split_prompt
 from degaml_kedro.tasks.pasted import (
     MAX_BYTES,
-    MAX_FIELD,
     MAX_ROWS,
     MAX_SHOWN,
     PastedError,
@@ -25,6 +24,7 @@ from degaml_kedro.tasks.pasted import (
     read_pasted,
     read_question,
 )
+from degaml_kedro.tasks.records import MAX_FIELD
 
 MARCH = make_example("What month comes after March?", ["May", "April", "June"], 1)
 FIRE = make_example("Is fire hot?", ["yes", "no"], 0)
@@ -388,7 +388,17 @@ DEEP = "[" * 100_000
         (f'{{{Q}: "a", "optoins": ["x", "y"], {A}: "x"}}', "'optoins' .*did you mean 'options'"),
         (f'{{{Q}: "a", "options": ["x", "x"], {A}: "x"}}', "the option 'x' comes twice"),
         (f'{{{Q}: "a", "options": ["x"], {A}: "x"}}', "has 1 option"),
+        (f'{{{Q}: "a", "options": "x", {A}: "x"}}', "has 1 option"),
         (f'{{{Q}: "a", "options": [], {A}: "x"}}', "has 0 option"),
+        (f'{{{Q}: "a", "options": 3, {A}: "x"}}', "expected a list of options, found a number"),
+        (f'{{{Q}: "a", "options": "[\'x\', \'y\']", {A}: "x"}}', "begins with a bracket but is not a JSON list"),
+        (f'{{{Q}: "a", "options": ["x", ""], {A}: "x"}}', "is blank"),
+        (f'{{{Q}: "a", "options": ["x", "y"], {A}: true}}', "'True' is not among"),
+        (f'{{{Q}: "a", "options": ["x", "y"], {A}: 4}}', "'4' is not among the 2 options.*counted from 0"),
+        (f'{{{Q}: "a", "options": ["x", "y"], {A}: "C"}}', "'C' is not among the 2 options"),
+        (f'{{{Q}: "a", "options": ["B", "A"], {A}: "A"}}', "can be read as letter or text"),
+        (f'{{{Q}: "a", "options": ["1", "2", "3"], {A}: "1"}}', "can be read as number or text"),
+        (f'{{{Q}: "a", "options": [1, 2, 3], {A}: 1}}', "can be read as number or text"),
         (f'{{{Q}: "a", "options": {{"x": 1, "y": 2}}, {A}: "x"}}', "write the options as a list"),
         (f'{{{Q}: "a", "options": ["x", "y"], {A}: "z"}}', "'z' is not among the 2 options"),
         (f'{{{Q}: "a", "options": ["x", null], {A}: "x"}}', "an option is null"),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -32,7 +32,6 @@ from degaml_kedro.tasks.example import Example, TaskError, make_example
 from degaml_kedro.tasks.labeled import ALL, read_labeled_texts
 from degaml_kedro.tasks.suite import material
 
-T = TypeVar("T")
 P = TypeVar("P", bound=Parameters)
 
 # in the order in which a task's texts are dealt; train takes what is left, the others are whole
@@ -45,6 +44,8 @@ _REPEATS = 40
 # so many filled templates in a row that are there already mean that a class has no others
 _FILLS = 60
 _STYLE_WEIGHTS = (3, 1, 1)
+# by split and place of the class: what gives its next text
+_Streams = Mapping[tuple[str, int], Iterator[str]]
 
 
 class TooFewTextsError(TaskError):
@@ -328,17 +329,16 @@ def _plain(name: str) -> str:
 def episode_examples(source: EpisodeSource, sizes: Mapping[str, int]) -> dict[str, list[Example]]:
     """A drawn task's examples by split; ``train`` has what the others leave, up to its size.
 
-    Args:
-        source: what was drawn.
-        sizes: examples a split.
-
     Raises:
         TooFewTextsError: it has fewer.
     """
     rng = random.Random(source.seed)
     if source.form == "rules":
         return _rule_examples(source, sizes, rng)
-    texts = _texts_of(source, rng)
+    streams = (
+        _message_texts(source, rng) if source.form == "messages" else _listed_texts(source, rng)
+    )
+    seen: set[str] = set()
     found: dict[str, list[Example]] = {}
     for split in SPLITS:
         rows: list[tuple[str, int]] = []
@@ -347,7 +347,10 @@ def episode_examples(source: EpisodeSource, sizes: Mapping[str, int]) -> dict[st
         turns = rng.sample(range(len(source.classes)), len(source.classes))
         while len(rows) < wanted and turns:
             place = turns.pop(0)
-            if (text := next(texts[split](place), None)) is not None:
+            # no text comes twice in the task
+            text = next((text for text in streams[split, place] if text not in seen), None)
+            if text is not None:
+                seen.add(text)
                 rows.append((text, place))
                 turns.append(place)
         if len(rows) < wanted and split != "train":
@@ -357,30 +360,22 @@ def episode_examples(source: EpisodeSource, sizes: Mapping[str, int]) -> dict[st
     return found
 
 
-def _texts_of(
-    source: EpisodeSource, rng: random.Random
-) -> Mapping[str, Callable[[int], Iterator[str]]]:
-    """By split, what gives the next text of a class by its place; no text comes twice in the task."""
-    if source.form == "messages":
-        return _message_texts(source, rng)
-    if source.form == "words":
+def _listed_texts(source: EpisodeSource, rng: random.Random) -> _Streams:
+    if source.file is None:
         words = [material.word_sets()[source.subject][name] for name in source.classes]
         pools: Mapping[str, Sequence[Sequence[str]]] = dict.fromkeys(SPLITS, words)
     else:
-        assert source.file is not None
         group = read_labeled_texts(source.file)[source.subject]
         pools = {
             split: [_split_texts(group, name, split) for name in source.classes] for split in SPLITS
         }
-    shuffled = {id(texts): rng.sample(texts, len(texts)) for texts in chain(*pools.values())}
     # splits that are dealt from one list go on where the other stopped
-    streams = {key: iter(texts) for key, texts in shuffled.items()}
-    seen: set[str] = set()
-
-    def of(split: str) -> Callable[[int], Iterator[str]]:
-        return lambda place: _new(streams[id(pools[split][place])], seen)
-
-    return {split: of(split) for split in SPLITS}
+    streams = {id(texts): iter(rng.sample(texts, len(texts))) for texts in chain(*pools.values())}
+    return {
+        (split, place): streams[id(texts)]
+        for split in SPLITS
+        for place, texts in enumerate(pools[split])
+    }
 
 
 def _split_texts(
@@ -393,12 +388,10 @@ def _split_texts(
     return texts.get(wanted) or next(iter(texts.values()))
 
 
-def _message_texts(
-    source: EpisodeSource, rng: random.Random
-) -> Mapping[str, Callable[[int], Iterator[str]]]:
+def _message_texts(source: EpisodeSource, rng: random.Random) -> _Streams:
     topic = material.topics()[source.subject]
     held = material.pool_of_subject("messages", source.subject) != material.TRAIN
-    sides: list[tuple[list[str], list[str]]] = []
+    sides: list[tuple[Iterator[str], Iterator[str]]] = []
     for name in source.classes:
         every = topic.templates[name]
         known = every if held else material.templates_of(every, material.TRAIN)
@@ -406,18 +399,12 @@ def _message_texts(
         shown, asked = mixed[: len(mixed) // 2], mixed[len(mixed) // 2 :]
         if source.unseen == "templates":
             shown, asked = mixed, list(material.templates_of(every, source.pool))
-        sides.append((shown, asked))
-    seen: set[str] = set()
-    streams = {
-        (place, side): _filled(sides[place][side], topic.slots, rng)
+        sides.append((_filled(shown, topic.slots, rng), _filled(asked, topic.slots, rng)))
+    return {
+        (split, place): sides[place][split in _ASKED]
+        for split in SPLITS
         for place in range(len(sides))
-        for side in (0, 1)
     }
-
-    def of(side: int) -> Callable[[int], Iterator[str]]:
-        return lambda place: _new(streams[place, side], seen)
-
-    return {split: of(int(split in _ASKED)) for split in SPLITS}
 
 
 def _filled(templates: Sequence[str], slots: material.Classes, rng: random.Random) -> Iterator[str]:
@@ -430,13 +417,6 @@ def _filled(templates: Sequence[str], slots: material.Classes, rng: random.Rando
             text = text[0].upper() + text[1:]
             repeats = repeats + 1 if text in known else 0
             known.add(text)
-            yield text
-
-
-def _new(texts: Iterator[T], seen: set[T]) -> Iterator[T]:
-    for text in texts:
-        if text not in seen:
-            seen.add(text)
             yield text
 
 

@@ -45,7 +45,6 @@ from degaml_kedro.tasks.file_records import (
 )
 from degaml_kedro.tasks.records import (
     EXAMPLES,
-    MAX_FIELD,
     TOO_DEEP,
     Found,
     Reading,
@@ -60,22 +59,6 @@ from degaml_kedro.tasks.records import (
 )
 from degaml_kedro.tasks.text import text_records
 from degaml_kedro.texts import printable
-
-__all__ = [
-    "MAX_BYTES",
-    "MAX_FIELD",
-    "MAX_ROWS",
-    "MAX_SHOWN",
-    "Pasted",
-    "PastedError",
-    "PastedRow",
-    "Reading",
-    "read_data",
-    "read_file",
-    "read_pasted",
-    "read_question",
-    "read_rows",
-]
 
 MAX_BYTES = 1 << 20
 MAX_ROWS = 2000
