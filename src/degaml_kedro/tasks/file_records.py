@@ -234,19 +234,14 @@ def jsonl_records(text: str, called: str) -> Iterator[Raw]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
+        content: dict[str, Any] | str
         try:
-            record, end = _decoded(line.strip(), number)
+            content, end = _decoded(line.strip(), number)
+            if line.strip()[end:].strip(" \t,"):
+                content = f"Line {number}: there is text after the record; write one record a line."
         except RecordError as error:
-            yield number, line, str(error)
-            continue
-        if line.strip()[end:].strip(" \t,"):
-            yield (
-                number,
-                line,
-                f"Line {number}: there is text after the record; write one record a line.",
-            )
-        else:
-            yield number, line, record
+            content = str(error)
+        yield number, line, content
 
 
 def _is_one_object(text: str) -> bool:
@@ -311,49 +306,46 @@ def table_records(text: str, called: str, reading: Reading | None = None) -> Ite
     """
     lines = text.split("\n")
     names, delimiter, number = table_header(lines)
-    plain = [plain_key(name) for name in names]
-    repeated = [name for name, count in Counter(plain).items() if name and count > 1]
-    if repeated:
+    counts = Counter(plain_key(name) for name in names)
+    if repeated := [name for name, count in counts.items() if name and count > 1]:
         raise RecordError(
             f"{called}, line {number}: the column {shorten(printable(repeated[0]))} comes twice; rename one of the "
             "two."
         )
     if reading is not None:
         _check_header(names, f"{called}, line {number}", reading)
-    optional = {*option_columns(plain), *(name for name in plain if name not in _KNOWN)}
     while number < len(lines):
-        if not lines[number].strip():
-            number += 1
+        start, number = number, number + 1
+        if not lines[start].strip():
             continue
+        content: dict[str, Any] | str
         try:
-            cells, end = _table_row(lines, number, delimiter, len(names))
+            cells, number = _table_row(lines, start, delimiter, len(names))
+            content = _record_of(cells, names, f"Line {start + 1}")
         except RecordError as error:
-            yield number + 1, lines[number], str(error)
-            number += 1
-            continue
-        if any(cell.strip() for cell in cells):
-            raw = "\n".join(lines[number:end])
-            while len(cells) > len(names) and not cells[-1].strip():
-                cells.pop()
-            # rows that lack cells at their end, where these may be blank
-            if len(cells) < len(names) and all(name in optional for name in plain[len(cells) :]):
-                cells += [""] * (len(names) - len(cells))
-            if len(cells) != len(names):
-                yield (
-                    number + 1,
-                    raw,
-                    (
-                        f"Line {number + 1}: {len(cells)} field(s) where the header has {len(names)}; put fields "
-                        "that have the delimiter in them in quotes."
-                    ),
-                )
-            else:
-                yield (
-                    number + 1,
-                    raw,
-                    {n: c for n, c in zip(names, cells, strict=True) if n.strip()},
-                )
-        number = end
+            content = str(error)
+        if content:
+            yield start + 1, "\n".join(lines[start:number]), content
+
+
+def _record_of(cells: list[str], names: Sequence[str], where: str) -> dict[str, str]:
+    """The cells by their columns' names; nothing of a blank row."""
+    if not any(cell.strip() for cell in cells):
+        return {}
+    while len(cells) > len(names) and not cells[-1].strip():
+        cells.pop()
+    if len(cells) < len(names):
+        # rows that lack cells at their end, where these may be blank
+        plain = [plain_key(name) for name in names]
+        optional = option_columns(plain)
+        if all(name in optional or name not in _KNOWN for name in plain[len(cells) :]):
+            cells += [""] * (len(names) - len(cells))
+    if len(cells) != len(names):
+        raise RecordError(
+            f"{where}: {len(cells)} field(s) where the header has {len(names)}; put fields that have the delimiter in "
+            "them in quotes."
+        )
+    return {name: cell for name, cell in zip(names, cells, strict=True) if name.strip()}
 
 
 def _check_header(names: Sequence[str], where: str, reading: Reading) -> None:

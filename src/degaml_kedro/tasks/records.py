@@ -90,11 +90,6 @@ class Reading:
     answered: bool = True
     open_answers: bool = False
 
-    @property
-    def names_keys(self) -> bool:
-        """Whether a key is named."""
-        return (self.question, self.options, self.answer) != (None, None, None)
-
 
 EXAMPLES = Reading()
 
@@ -182,7 +177,7 @@ def read_record(
         if plain_key(key) in record:
             raise RecordError(f"{where}: the key {shorten(key)} comes twice; keep one of them.")
         record[plain_key(key)] = value
-    if not reading.names_keys:
+    if reading.question is reading.options is reading.answer is None:
         if isinstance(turns := record.get("messages", record.get("conversations")), list):
             used = {"messages", "conversations", *_ROW_NUMBERS}
             return _of_chat(turns, where), [key for key in record if key not in used]
@@ -201,9 +196,7 @@ def read_record(
     found = replace(
         found,
         question=_question_text(record, question, where),
-        answer=None
-        if answer is None
-        else _answer_value(record[answer], f"{where}, key '{answer}'"),
+        answer=_answer_value(record, answer, where),
         system=system if isinstance(system, str) else "",
     )
     if any(_is_wrong(key) for key in keys):
@@ -228,11 +221,16 @@ def _question_text(record: Mapping[str, Any], question: str, where: str) -> str:
     return "\n".join(part.strip() for part in parts)
 
 
-def _answer_value(value: Any, where: str) -> str | int | float | bool | None:
+def _answer_value(
+    record: Mapping[str, Any], key: str | None, where: str
+) -> str | int | float | bool | None:
     """An answer as it stands there; None where it is blank."""
-    _check_number(value, where)
+    value = None if key is None else record[key]
+    _check_number(value, f"{where}, key '{key}'")
     if isinstance(value, list | dict):
-        raise RecordError(f"{where}: expected a text, found {kind_of(value)}; give one answer.")
+        raise RecordError(
+            f"{where}, key '{key}': expected a text, found {kind_of(value)}; give one answer."
+        )
     return value if _is_filled(value) else None
 
 
@@ -280,14 +278,7 @@ def _of_prompt(record: Mapping[str, Any], where: str) -> Found:
             f"{where}, key 'prompt': fewer than two option lines found; end the prompt with at least two lines "
             "'A: …', 'B: …', or answer with [True] or [False]."
         )
-    responses = [f"[{letter}]" for letter in string.ascii_uppercase[: len(options)]]
-    if response not in responses:
-        raise RecordError(
-            f"{where}, key 'response': {shorten(response)} is not among the options; use one of "
-            f"{', '.join(responses)}."
-        )
-    gold = responses.index(response)
-    return Found(question, options, system=system, gold=gold, prompt=prompt)
+    return Found(question, options, response, system, numbered=False, prompt=prompt)
 
 
 def _of_chat(turns: Sequence[Any], where: str) -> Found:
