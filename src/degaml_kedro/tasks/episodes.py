@@ -67,8 +67,7 @@ def draw_episode(
         *names: which draw, after the seed: the same names give the same task.
 
     Raises:
-        TaskError: no task of the distribution has so many examples.
-        TaskError: the distribution's file cannot be read.
+        TaskError: no task of the distribution has so many examples, or its file cannot be read.
     """
     rng = random.Random(derive_seed(seed, "episode", *names))
     for _ in range(_PATIENCE):
@@ -139,9 +138,6 @@ def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
     become lists of names, and the tasks stand under ``tasks``; ``rollout_tasks: m`` beside ``trajectory_tasks`` becomes
     the list of that name. Under ``meta_train`` forms of tasks take turns: its few tasks are what strategies are
     compared on. Anything else is left for validation to judge.
-
-    Args:
-        parameters: as they stand in the files.
 
     Raises:
         TaskError: a pool names a distribution that is not there, or one that has no such tasks, or something that

@@ -85,11 +85,7 @@ class Example:
 
 
 def shares_options(examples: Sequence[Example]) -> bool:
-    """Whether all examples choose among the same answers, in whatever order: a closed set of them.
-
-    Args:
-        examples: of a task.
-    """
+    """Whether all examples of a task choose among the same answers, in whatever order: a closed set of them."""
     return all(e.labels for e in examples) and len({frozenset(e.options) for e in examples}) == 1
 
 

@@ -28,9 +28,6 @@ _Row = tuple[str, str, str, str]
 def read_labeled_texts(file: LabelFile) -> LabeledTexts:
     """Texts by group, label and split, each text once a label, in the file's order.
 
-    Args:
-        file: where they are, and what the columns are called.
-
     Raises:
         TaskError: there is no such file, it is of no known kind or damaged, or a column is missing.
     """

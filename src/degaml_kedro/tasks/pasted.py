@@ -122,10 +122,6 @@ class Pasted:
 def read_file(path: Path, reading: Reading = EXAMPLES) -> Pasted:
     """Read a file of examples or questions; its suffix decides the layout.
 
-    Args:
-        path: of the file.
-        reading: what keys are called, and whether answers may be missing.
-
     Raises:
         RecordError: the file cannot be read, or see ``read_pasted``.
     """
@@ -212,7 +208,7 @@ def read_rows(
     """Records with what only the whole file can tell: options, what numbers are counted from, contradictions.
 
     Args:
-        records: as they were found.
+        records: their lines, how they look, and their keys, what they say or their mistakes.
         layout: what they were found in.
         called: how messages call the file.
         reading: what keys are called, and whether answers may be missing.
@@ -260,11 +256,7 @@ def _read(
 
 
 def read_question(text: str, options: Sequence[str]) -> Question:
-    """A question of one's own, with its options.
-
-    Args:
-        text: the question.
-        options: the option texts; blank ones are left out.
+    """A question of one's own, with its options; blank ones are left out.
 
     Raises:
         RecordError: the question is blank or too long, an option comes twice, or there are fewer than 2 or more

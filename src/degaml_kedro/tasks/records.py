@@ -164,10 +164,7 @@ def read_record(
 ) -> tuple[Found, list[str]]:
     """What a record with keys says, and which of its keys say nothing.
 
-    Args:
-        given: the record, of any layout that the documentation lists.
-        where: its place, for messages.
-        reading: names keys.
+    The documentation lists the layouts (``docs/command-line.md``); ``where`` is the record's place, for messages.
 
     Raises:
         RecordError: it is no question.

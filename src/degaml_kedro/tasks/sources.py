@@ -30,9 +30,9 @@ def load_examples(
 
     Args:
         source: Where they come from.
-        sizes: How many the splits take; the suite makes exactly that many.
+        sizes: How many the splits take; a family makes exactly that many.
         seed: What a family draws from.
-        task: The task's name, for messages.
+        task: For messages.
 
     Raises:
         TaskError: The source does not exist, cannot be read, or holds something that is no example.

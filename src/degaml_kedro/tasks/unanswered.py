@@ -8,14 +8,9 @@ from degaml_kedro.tasks.records import Reading, RecordError
 
 
 def read_unanswered(data: bytes, name: str = "") -> list[Question] | None:
-    """Read questions that have options and no answers, in any layout that examples have.
+    """The questions of a file, which have options and no answers; None where one has an answer.
 
-    Args:
-        data: a file's bytes.
-        name: its name, whose suffix may decide the layout.
-
-    Returns:
-        The questions; None where one has an answer.
+    The suffix of its name decides the layout, which may be any that examples have.
 
     Raises:
         RecordError: one cannot be read; the message names its line.
