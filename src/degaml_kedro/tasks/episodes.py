@@ -44,6 +44,8 @@ _REPEATS = 40
 # so many filled templates in a row that are there already mean that a class has no others
 _FILLS = 60
 _STYLE_WEIGHTS = (3, 1, 1)
+# a domain and its rule, or a word set or topic, its classes and their labels
+_Drawn = tuple[str, tuple[str, ...], tuple[str, ...]]
 # by split and place of the class: what gives its next text
 _Streams = Mapping[tuple[str, int], Iterator[str]]
 
@@ -227,19 +229,9 @@ def _draw(distribution: SuiteDistribution | FileDistribution, rng: random.Random
         return _draw_of_file(distribution, rng)
     forms = distribution.drawn_forms
     (form,) = rng.choices(list(forms), list(forms.values()))
-    pool, unseen, seed = distribution.pool, distribution.unseen, rng.getrandbits(62)
-    labels: tuple[str, ...] = ()
-    if form == "rules":
-        choices = [
-            (domain, rule)
-            for domain, found in material.rules().items()
-            for rule in found
-            if material.pool_of_rule(domain, rule) == (pool, unseen or "")
-        ]
-        subject = rng.choice(sorted({domain for domain, _ in choices}))
-        classes: tuple[str, ...] = (rng.choice([rule for of, rule in choices if of == subject]),)
-    else:
-        subject, classes, labels = _draw_classes(distribution, form, rng)
+    seed = rng.getrandbits(62)
+    draw = _draw_rule if form == "rules" else _draw_classes
+    subject, classes, labels = draw(distribution, form, rng)
     return EpisodeSource(
         kind="episode",
         form=form,
@@ -247,15 +239,25 @@ def _draw(distribution: SuiteDistribution | FileDistribution, rng: random.Random
         classes=classes,
         labels=labels,
         options=distribution.options,
-        pool=pool,
-        unseen=unseen,
+        pool=distribution.pool,
+        unseen=distribution.unseen,
         seed=seed,
     )
 
 
-def _draw_classes(
-    distribution: SuiteDistribution, form: str, rng: random.Random
-) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+def _draw_rule(distribution: SuiteDistribution, form: str, rng: random.Random) -> _Drawn:
+    wanted = (distribution.pool, distribution.unseen or "")
+    choices = [
+        (domain, rule)
+        for domain, found in material.rules().items()
+        for rule in found
+        if material.pool_of_rule(domain, rule) == wanted
+    ]
+    domain = rng.choice(sorted({domain for domain, _ in choices}))
+    return domain, (rng.choice([rule for known, rule in choices if known == domain]),), ()
+
+
+def _draw_classes(distribution: SuiteDistribution, form: str, rng: random.Random) -> _Drawn:
     """A word set or a topic, some of its classes, and their names or the words that stand for them."""
     pool, unseen = distribution.pool, distribution.unseen
     subjects = material.word_sets() if form == "words" else material.topics()

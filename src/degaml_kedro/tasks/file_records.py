@@ -49,6 +49,16 @@ LAYOUTS = {
 SUFFIXES = tuple(suffix for suffix, layout in LAYOUTS.items() if layout != "text")
 
 
+def data_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """A folder's files of records; what is hidden below it is a backup or a system's own, never data."""
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
 def decode_text(data: bytes, called: str) -> str:
     """A file's bytes as text with line feeds: UTF-8 or UTF-16, with or without a byte order mark.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from degaml_kedro.parameters import FileSource
 from degaml_kedro.tasks.example import Example, TaskError, did_you_mean
-from degaml_kedro.tasks.file_records import SUFFIXES, file_records
+from degaml_kedro.tasks.file_records import SUFFIXES, data_files, file_records
 from degaml_kedro.tasks.pasted import read_rows
 from degaml_kedro.tasks.records import Reading, RecordError, has_repeats
 from degaml_kedro.tasks.splits import ALL, SPLITS, check_split_names
@@ -64,12 +64,7 @@ def _existing(path: Path, task: str) -> Path:
 
 
 def _files_of_folder(folder: Path, task: str) -> dict[str, Path]:
-    # what is hidden is a backup or a system's own, never data
-    files = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
+    files = data_files(folder)
     found: dict[str, Path] = {}
     for split in SPLITS:
         named = [path for path in files if re.search(rf"(^|[_.\-]){split}$", path.stem)]

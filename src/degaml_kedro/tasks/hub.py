@@ -26,7 +26,7 @@ from degaml_kedro.tasks.example import (
     make_true_false_example,
     shorten,
 )
-from degaml_kedro.tasks.file_records import SUFFIXES, file_records
+from degaml_kedro.tasks.file_records import data_files, file_records
 from degaml_kedro.tasks.records import random_of
 from degaml_kedro.tasks.splits import check_split_names
 
@@ -414,14 +414,11 @@ def _split_files(folder: Path, split: str) -> list[Path]:
     ``train-00000-of-00001.parquet``, ``train.json`` or ``train/0000.parquet``.
     """
     named = re.compile(rf"(^|[_.\-]){re.escape(split)}($|[_.\-])")
-    files = sorted(
+    files = [
         file
-        for file in folder.rglob("*")
-        if file.suffix in SUFFIXES
-        and (named.search(file.stem) or file.parent.name == split)
-        # backups of editors; the folder itself may lie below a hidden one
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    )
+        for file in data_files(folder, "**/*")
+        if named.search(file.stem) or file.parent.name == split
+    ]
     if not files:
         raise TaskError(
             f"the local copy '{folder}' has no file for the split '{split}' ({split}.parquet, "
