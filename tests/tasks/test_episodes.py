@@ -8,13 +8,12 @@ import pytest
 
 from degaml_kedro.parameters import FileDistribution, SplitSizes, SuiteDistribution
 from degaml_kedro.tasks.episodes import (
-    EpisodeError,
     draw_episode,
     draw_tasks,
     episode_examples,
     with_drawn_tasks,
 )
-from degaml_kedro.tasks.labeled import LabelFileError
+from degaml_kedro.tasks.example import TaskError
 from degaml_kedro.tasks.suite import material
 
 SIZES = {"support": 20, "validation": 10, "test": 20, "train": 10}
@@ -210,12 +209,12 @@ def test_a_mistake_in_a_distribution_is_named(change, says):
         "meta_train": {"distribution": "drawn", "trajectory_tasks": 1},
         **change,
     }
-    with pytest.raises(EpisodeError, match=says):
+    with pytest.raises(TaskError, match=says):
         with_drawn_tasks(raw)
 
 
 def test_too_many_examples_are_refused():
-    with pytest.raises(EpisodeError, match="ask for fewer"):
+    with pytest.raises(TaskError, match="ask for fewer"):
         draw_episode(distribution(), {"support": 20, "test": 2000}, 1, "0")
 
 
@@ -278,16 +277,17 @@ def test_a_file_of_labels_that_cannot_be_read_is_named(tmp_path):
         distribution = {"kind": "file", "file": {"path": str(path), **columns}, "labels": [2, 2]}
         draw_episode(FileDistribution.model_validate(distribution), {"support": 2}, 1, "0")
 
-    with pytest.raises(LabelFileError, match="no file"):
+    with pytest.raises(TaskError, match="no file"):
         read(tmp_path / "missing.csv")
-    with pytest.raises(LabelFileError, match="no column 'intent'"):
+    with pytest.raises(TaskError, match="no column 'intent'"):
         read(write(tmp_path, "csv"), label="intent")
     (tmp_path / "texts.docx").write_text("x")
-    with pytest.raises(LabelFileError, match="convert it to .json"):
+    with pytest.raises(TaskError, match="convert it to .json"):
         read(tmp_path / "texts.docx")
-    (tmp_path / "broken.json").write_text("[{")
-    with pytest.raises(LabelFileError, match="cannot be read"):
-        read(tmp_path / "broken.json")
+    for text, told in (("[{", "cut off"), ("{", "cannot be read"), ('{"a": {"b": 1}}', "no list")):
+        (tmp_path / "broken.json").write_text(text)
+        with pytest.raises(TaskError, match=f"broken.json.*{told}"):
+            read(tmp_path / "broken.json")
 
 
 def test_split_sizes_of_a_distribution_come_before_the_profile_s():

@@ -3,30 +3,27 @@ from __future__ import annotations
 import pytest
 
 from degaml_kedro.tasks.example import (
-    ExampleError,
+    TaskError,
     make_example,
     make_true_false_example,
-    parse_example,
     split_prompt,
 )
 
 PROMPT = "Which is a fruit?\nA: oak\nB: pear\nC: lamp"
 
 
-def test_made_and_parsed_examples_are_the_same():
+def test_an_example_has_its_options_as_lines():
     made = make_example("Which is a fruit?", ["oak", "pear", "lamp"], 1, system="Be brief.")
-    record = {"prompt": PROMPT, "response": "[B]", "system": "Be brief."}
-    assert parse_example(record, "here") == made
     assert (made.prompt, made.response, made.labels) == (PROMPT, "[B]", ("A", "B", "C"))
     assert made.options[made.gold] == "pear"
-    assert made.question == "Which is a fruit?"
+    assert (made.question, made.system) == ("Which is a fruit?", "Be brief.")
 
 
 def test_true_false_examples_have_no_option_lines():
-    parsed = parse_example({"prompt": "is ice cold?", "response": "[True]"}, "here")
-    assert parsed == make_true_false_example("is ice cold?", True)
-    assert parsed.labels == parsed.options == ("True", "False")
-    assert parsed.question == "is ice cold?"
+    made = make_true_false_example("is ice cold?", True)
+    assert made.labels == made.options == ("True", "False")
+    assert made.question == made.prompt == "is ice cold?"
+    assert (made.response, made.gold) == ("[True]", 0)
     assert make_true_false_example("is ice hot?", False).gold == 1
 
 
@@ -57,29 +54,6 @@ def test_question_of_an_example_with_odd_options():
 
 
 @pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ({"prompt": PROMPT}, "f.json, item 3: the key 'response' is missing"),
-        ({"promt": PROMPT, "response": "[A]"}, "unknown key 'promt'.*did you mean 'prompt'"),
-        ({"prompt": PROMPT, "response": "[A]", "xyz": "?"}, "unknown key 'xyz'.*remove it"),
-        ({"prompt": PROMPT, "response": 1}, "key 'response': expected a text, found int"),
-        ({"prompt": "  ", "response": "[A]"}, "key 'prompt': the text is blank"),
-        (
-            {"prompt": PROMPT, "response": "[D]"},
-            r"'\[D\]' is not among the options; use one of \[A\]",
-        ),
-        ({"prompt": PROMPT, "response": "pear"}, "'pear' is not among the options"),
-        ({"prompt": "Q\nA: one", "response": "[A]"}, "fewer than two option lines"),
-        ({"prompt": "Q\nA: one\nB:", "response": "[A]"}, "option B is blank"),
-    ],
-)
-def test_malformed_records_are_named(record, message):
-    with pytest.raises(ExampleError, match=message) as error:
-        parse_example(record, "f.json, item 3")
-    assert str(error.value).startswith("f.json, item 3")
-
-
-@pytest.mark.parametrize(
     ("question", "options", "gold", "message"),
     [
         (" ", ["a", "b"], 0, "question is blank"),
@@ -91,5 +65,5 @@ def test_malformed_records_are_named(record, message):
     ],
 )
 def test_parts_that_make_no_example(question, options, gold, message):
-    with pytest.raises(ExampleError, match=message):
+    with pytest.raises(TaskError, match=message):
         make_example(question, options, gold)

@@ -21,10 +21,6 @@ EXAMPLES = [
     make_example("Which is hot?", ["fire", "ice"], 0),
 ]
 MESSAGES = [{"prompt": e.prompt, "response": e.response, "system": e.system} for e in EXAMPLES]
-COLUMNS = [
-    {"question": e.question, "options": list(e.options), "answer": e.options[e.gold]}
-    for e in EXAMPLES
-]
 
 
 def source(path, **settings):
@@ -63,13 +59,6 @@ def test_messages_are_read_from_every_type_of_file(tmp_path, name, write):
 
 
 @pytest.mark.parametrize(("name", "write"), WRITERS)
-@pytest.mark.parametrize("spelled", [json.dumps, " | ".join], ids=["json list", "bars"])
-def test_columns_are_read_from_every_type_of_file(tmp_path, name, write, spelled):
-    records = [{**record, "options": spelled(record["options"])} for record in COLUMNS]
-    assert load_files(source(write(tmp_path / name, records)), "t") == {"all": EXAMPLES}
-
-
-@pytest.mark.parametrize(("name", "write"), WRITERS)
 def test_options_may_have_columns_of_their_own(tmp_path, name, write):
     records = [
         {"id": 1, "q": "Which is a fruit?", "a": "oak", "b": "pear", "c": "lamp", "right": "B"},
@@ -80,33 +69,11 @@ def test_options_may_have_columns_of_their_own(tmp_path, name, write):
     assert load_files(columns, "t") == {"all": EXAMPLES}
 
 
-@pytest.mark.parametrize("answer", ["pear", "B", "[B]", 1, "1"])
-def test_answers_are_texts_letters_or_indices_from_0(tmp_path, answer):
-    path = write_json(tmp_path / "f.json", [{**COLUMNS[0], "answer": answer}])
-    assert load_files(source(path), "t") == {"all": EXAMPLES[:1]}
-
-
-def test_numbers_are_options_too(tmp_path):
-    path = write_json(
-        tmp_path / "f.json", [{"question": "Six?", "options": [5, 6, 7], "answer": "6"}]
-    )
-    ((example,),) = load_files(source(path), "t").values()
-    assert (example.options, example.gold) == (("5", "6", "7"), 1)
-
-
 def test_system_messages_and_byte_order_marks_are_read(tmp_path):
     path = tmp_path / "f.csv"
     path.write_text("question,options,answer,system\nOdd?,2|3,B,Be brief.\n", encoding="utf-8-sig")
     ((example,),) = load_files(source(path), "t").values()
     assert (example.system, example.gold) == ("Be brief.", 1)
-
-
-def test_quoted_csv_fields_may_have_lines_and_commas(tmp_path):
-    path = write_csv(
-        tmp_path / "f.csv", [{**MESSAGES[0], "prompt": "One, two\n" + MESSAGES[0]["prompt"]}]
-    )
-    ((example,),) = load_files(source(path), "t").values()
-    assert example.question == "One, two\nWhich is a fruit?"
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"))
@@ -201,30 +168,19 @@ GOOD = json.dumps(MESSAGES[0])
         ("f.csv", b" \n", "the file is empty"),
         ("f.json", b"\xef\xbb\xbf\n", "the file is empty"),
         ("f.json", b"[]", "has no examples"),
-        ("f.json", b"[" * 100_000, "Line 1.*nested too deeply"),
-        ("f.json", b'[{"a": %s}]' % (b"9" * 5000), "Line 1.*too many digits"),
         ("f.csv", b"prompt,response\n", "has no examples"),
         ("f.xlsx", b"PK", "type '.xlsx' are not known"),
         ("f.json", b'[\n{"prompt": "caf\xe9"}]', "line 2: byte 0xE9 is not UTF-8"),
         ("f.json", f"[{GOOD}, {GOOD[:20]}".encode(), "Line 1: .*it looks cut off"),
-        ("f.json", f"[{GOOD},\n".encode(), "Line 2: .*no closing bracket"),
-        ("f.json", f"[{GOOD}] x".encode(), "text after the closing bracket"),
         ("f.json", GOOD.encode(), "should be a JSON list.*name the file .jsonl"),
-        ("f.json", b"[1]", "Line 1: expected an object like .*found a number"),
-        ("f.json", b"[{'prompt': 1}]", "Line 1: this is not valid JSON"),
-        ("f.json", b'[{"prompt": "a", "prompt": "b"}]', "the key 'prompt' comes twice"),
-        ("f.jsonl", f"{GOOD}\n{GOOD[:9]}".encode(), "Line 2: .*it looks cut off"),
-        ("f.jsonl", f"{GOOD} {GOOD}".encode(), "Line 1: there is text after the record"),
         ("f.csv", b"prompt,prompt\na,b\n", "the column 'prompt' comes twice"),
-        ("f.csv", b"prompt,response\na,b,c\n", "Line 2: 3 field.s. where the header has 2"),
-        ("f.csv", b'prompt,response\n"a,b\n', "a quote is opened and not closed"),
         ("f.json", b'[{"text": "a"}]', "Line 1: there is no answer"),
-        ("f.jsonl", f'{GOOD}\n{{"prompt": "x"}}'.encode(), "Line 2: there is no answer"),
         (
             "f.jsonl",
             f'{GOOD}\n{{"prompt": "x"}}\n{GOOD}\n{{"prompt": "x"}}'.encode(),
             "(?s)Line 2.*Line 4",
         ),
+        ("f.jsonl", b'{"prompt": "x"}\n' * 7, "(?s)Line 5.*\n… and 2 more"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, name, content, message):
@@ -235,41 +191,9 @@ def test_damaged_files_are_named(tmp_path, name, content, message):
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"answer": "plum"}, "'plum' is not among the 3 options"),
-        ({"answer": "D"}, "'D' is not among the 3 options"),
-        ({"answer": 4}, "'4' is not among the 3 options.*counted from 0"),
-        ({"answer": 3}, "may be counted from 0 or from 1"),
-        ({"answer": None}, "the answer is blank or missing"),
-        ({"answer": True}, "'True' is not among"),
-        ({"options": ["pear"]}, "has 1 option"),
-        ({"options": "pear"}, "has 1 option"),
-        ({"options": ["oak", "pear", "oak"]}, "the option 'oak' comes twice"),
-        ({"options": ["oak", "pear", ""]}, "is blank"),
-        ({"options": ["oak", "pear", None]}, "key 'options': an option is null"),
-        ({"options": "['oak', 'pear']"}, "begins with a bracket but is not a JSON list"),
-        ({"options": "[" * 9000}, "key 'options': it is nested too deeply"),
-        ({"options": "[%s]" % ("9" * 5000)}, "key 'options': a number has too many digits"),
-        ({"answer": "9" * 5000}, "is not among the 3 options"),
-        ({"options": 3}, "expected a list of options, found a number"),
-        ({"question": 3}, "key 'question': expected a text, found a number"),
-        ({"question": " "}, "question is blank"),
-        ({"options": ["B", "A", "C"], "answer": "A"}, "can be read as letter or text"),
-        ({"options": ["1", "2", "3"], "answer": "1"}, "can be read as number or text"),
-        ({"options": [1, 2, 3], "answer": 1}, "can be read as number or text"),
-    ],
-)
-def test_malformed_columns_are_named(tmp_path, change, message):
-    path = write_jsonl(tmp_path / "f.jsonl", [COLUMNS[1], {**COLUMNS[0], **change}])
-    with pytest.raises(DegamlError, match=message) as error:
-        load_files(source(path), "t")
-    assert str(error.value).startswith(f"{path}: Line 2")
-
-
 def test_missing_columns_are_named(tmp_path):
-    path = write_json(tmp_path / "f.json", COLUMNS)
+    rows = [{"question": e.question, "options": e.options, "answer": "A"} for e in EXAMPLES]
+    path = write_json(tmp_path / "f.json", rows)
     with pytest.raises(DegamlError, match="no column 'option'; did you mean 'options'"):
         load_files(source(path, options="option"), "t")
     with pytest.raises(DegamlError, match="there is no answer .the keys are 'question, options"):

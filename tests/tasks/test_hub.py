@@ -15,7 +15,8 @@ from huggingface_hub.utils._http import default_client_factory
 
 from degaml_kedro.llm.extraction import right_answer
 from degaml_kedro.parameters import FileSource, HubSource, TaskParameters
-from degaml_kedro.tasks.hub import MAPPINGS, HubError, boxed, load_hub
+from degaml_kedro.tasks.example import TaskError
+from degaml_kedro.tasks.hub import MAPPINGS, boxed, load_hub
 
 ARC = [
     {
@@ -291,19 +292,27 @@ def test_several_configurations_are_put_together(tmp_path):
     [
         ({"mapping": "arcs"}, "no mapping 'arcs'; did you mean 'arc'"),
         ({"mapping": "xyzzy"}, "no mapping 'xyzzy'; use one of arc, boolq"),
-        ({"splits": {"dev": "validation"}}, "unknown split 'dev'"),
+        ({"splits": {"dev": "validation"}}, "source.splits names the unknown split 'dev'"),
         ({"splits": {"test": "test"}}, "no file for the split 'test'"),
         ({"local_path": "nowhere"}, "no local copy 'nowhere' of owner/name"),
         ({"mapping": "boolq"}, "split 'validation', row 0: there is no field 'answer'.*use the mapping that fits"),
-        ({"mapping": "math_options"}, "row 0: 'type' is missing; the mapping 'math_options' needs"),
+        ({"mapping": "math_options"}, "row 0: there is no field 'type', only .*use the mapping that fits"),
     ],
 )  # fmt: skip
 def test_copies_that_do_not_fit(tmp_path, settings, message):
     to_parquet(tmp_path, ARC)
     settings = {"mapping": "arc", "local_path": tmp_path, **settings}
-    with pytest.raises(HubError, match=message) as error:
+    with pytest.raises(TaskError, match=message) as error:
         load_hub(source(**settings), "science")
     assert "'science'" in str(error.value)
+
+
+def test_labels_may_be_numbers_or_texts_and_blank_ones_are_not_published():
+    rows = [
+        {**PIQA[0], "goal": f"{n}?", "label": label}
+        for n, label in enumerate([1, "1", 1.0, "-1", None, ""])
+    ]
+    assert [one and one.gold for one in MAPPINGS["piqa"](rows)] == [1, 1, 1, None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -314,23 +323,29 @@ def test_copies_that_do_not_fit(tmp_path, settings, message):
         ("hellaswag", {**HELLASWAG[0], "label": "x"}, "row 0: the row does not fit"),
         ("gsm8k", {"question": "?", "answer": "none"}, "no '#### number' line"),
         ("codemmlu", {**CODEMMLU[0], "choices": ["one"]}, r"has 1 option"),
+        ("gsm8k", {"question": "?", "answer": None}, "row 0: the row does not fit"),
+        (
+            "math_options",
+            {**MATH[0], "solution": "It is 5."},
+            "row 0: the row does not fit .*boxed",
+        ),
         ("piqa", PIQA[1], "has no published answers; map 'test' to another split"),
         ("math_options", MATH[0], "fewer than 4 different answers"),
     ],
 )
 def test_rows_that_do_not_fit(tmp_path, mapping, row, message):
-    with pytest.raises(HubError, match=message):
+    with pytest.raises(TaskError, match=message):
         load_hub(source(mapping, to_parquet(tmp_path, [row])), "t")
 
 
 def test_damaged_parquet_is_named(tmp_path):
     (tmp_path / "validation.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(HubError, match=r"validation\.parquet is not a whole Parquet file"):
+    with pytest.raises(TaskError, match=r"validation\.parquet is not a whole Parquet file"):
         load_hub(source("arc", tmp_path), "t")
 
 
 def test_saved_copies_without_the_split_are_named(tmp_path):
-    with pytest.raises(HubError, match="has no split 'test', only validation"):
+    with pytest.raises(TaskError, match="has no split 'test', only validation"):
         load_hub(source("piqa", saved(tmp_path), splits={"test": "test"}), "t")
 
 
@@ -367,7 +382,7 @@ def hub(monkeypatch, tmp_path):
 def test_an_unreachable_hub_says_how_to_run_offline(hub):
     asked = hub()
     with pytest.raises(
-        HubError, match="Task 't': the Hugging Face hub cannot be reached for owner/name"
+        TaskError, match="Task 't': the Hugging Face hub cannot be reached for owner/name"
     ) as error:
         load_hub(source("arc"), "t")
     for way_out in ("save_to_disk", "local_path", "HF_HUB_OFFLINE=1"):
@@ -377,7 +392,7 @@ def test_an_unreachable_hub_says_how_to_run_offline(hub):
 
 def test_a_dataset_that_the_hub_does_not_have_is_named(hub):
     hub(404)
-    with pytest.raises(HubError, match="the hub has no dataset owner/name"):
+    with pytest.raises(TaskError, match="the hub has no dataset owner/name"):
         load_hub(source("arc"), "t")
 
 
@@ -385,7 +400,7 @@ def test_offline_mode_asks_nobody(hub, monkeypatch):
     asked = hub()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(HubError, match="save_to_disk"):
+    with pytest.raises(TaskError, match="save_to_disk"):
         load_hub(source("arc"), "t")
     assert asked == []
 
@@ -424,7 +439,7 @@ def test_errors_of_the_hub_have_a_way_out(monkeypatch, error, message):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(HubError, match=message):
+    with pytest.raises(TaskError, match=message):
         load_hub(source("arc"), "t")
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from degaml_kedro.tasks.file_records import file_records
-from degaml_kedro.tasks.pasted import Reading, RecordError, read_data, read_file, read_pasted
-from degaml_kedro.tasks.records import ANSWERS, plain_key
+from degaml_kedro.tasks.pasted import read_data, read_file, read_pasted
+from degaml_kedro.tasks.records import ANSWERS, Reading, RecordError, plain_key
 
 FILES = sorted(
     path for path in (Path(__file__).parent / "layouts").iterdir() if ".expected" not in path.name
@@ -148,6 +148,13 @@ def test_wrong_answers_may_be_a_list():
     }
     (one,) = read_pasted(json.dumps([record])).examples
     assert (sorted(one.options), one.options[one.gold]) == (["fire", "ice", "snow"], "fire")
+
+
+def test_a_right_answer_beside_wrong_ones_is_no_letter_and_no_number():
+    record = {"question": "Which?", "correct_answer": "B", "distractor1": "1", "distractor2": "A"}
+    assert rights(json.dumps([record]), "") == ["B"]
+    record = {"question": "How many?", "correct_answer": 1, "incorrect_answers": [2, 0]}
+    assert rights(json.dumps([record]), "") == ["1"]
 
 
 def test_pairs_of_sentences_are_one_question():

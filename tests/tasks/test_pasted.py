@@ -16,7 +16,6 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.tasks.example import Question, make_example, make_true_false_example, split_prompt
 from degaml_kedro.tasks.pasted import (
     MAX_BYTES,
-    MAX_FIELD,
     MAX_ROWS,
     MAX_SHOWN,
     PastedError,
@@ -25,6 +24,7 @@ from degaml_kedro.tasks.pasted import (
     read_pasted,
     read_question,
 )
+from degaml_kedro.tasks.records import MAX_FIELD
 
 MARCH = make_example("What month comes after March?", ["May", "April", "June"], 1)
 FIRE = make_example("Is fire hot?", ["yes", "no"], 0)
@@ -129,7 +129,7 @@ def test_options_may_be_like_marks():
         ("What? | a* | a", "the option 'a' comes twice"),
         ("What? | a | b => c", "the answer 'c' is not among the 2 options"),
         ("What? | a | b => C", "the answer 'C' is not among the 2 options"),
-        ("What? | B | A => A", "text of one option and the letter of another"),
+        ("What? | B | A => A", "can be read as letter or text of different options"),
         ("What?" + "".join(f" | {i}" for i in range(26)) + " | x*", "27 option"),
         ("What?\nA: x\nC: y\nB: z\nAnswer: A", "option C comes where B should"),
         ("What?\nA: x\nB: y\nA: z\nAnswer: A", "option A comes where C should"),
@@ -305,6 +305,7 @@ NAMES = ["x.json", "x.jsonl", "x.csv", "x.tsv"]
     [
         {"prompt": MARCH.prompt, "response": MARCH.response, "system": ""},
         {"question": MARCH.question, "options": "May|April|June", "answer": "April"},
+        {"question": MARCH.question, "options": "May|April|June", "answer": "b) April"},
         {"Question": MARCH.question, "Choices": '["May", "April", "June"]', "Answer": "[B]"},
         {"id": 7, "input": MARCH.question, "options": "May | April | June", "output": "B"},
         {"text": MARCH.question, "A": "May", "B": "April", "C": "June", "D": "", "label": "b"},
@@ -387,15 +388,32 @@ DEEP = "[" * 100_000
         (f'{{{Q}: "a", "optoins": ["x", "y"], {A}: "x"}}', "'optoins' .*did you mean 'options'"),
         (f'{{{Q}: "a", "options": ["x", "x"], {A}: "x"}}', "the option 'x' comes twice"),
         (f'{{{Q}: "a", "options": ["x"], {A}: "x"}}', "has 1 option"),
+        (f'{{{Q}: "a", "options": "x", {A}: "x"}}', "has 1 option"),
         (f'{{{Q}: "a", "options": [], {A}: "x"}}', "has 0 option"),
+        (f'{{{Q}: "a", "options": 3, {A}: "x"}}', "expected a list of options, found a number"),
+        (f'{{{Q}: "a", "options": "[\'x\', \'y\']", {A}: "x"}}', "begins with a bracket but is not a JSON list"),
+        (f'{{{Q}: "a", "options": ["x", ""], {A}: "x"}}', "is blank"),
+        (f'{{{Q}: "a", "options": ["x", "y"], {A}: true}}', "'True' is not among"),
+        (f'{{{Q}: "a", "options": ["x", "y"], {A}: 4}}', "'4' is not among the 2 options.*counted from 0"),
+        (f'{{{Q}: "a", "options": ["x", "y"], {A}: "C"}}', "'C' is not among the 2 options"),
+        (f'{{{Q}: "a", "options": ["B", "A"], {A}: "A"}}', "can be read as letter or text"),
+        (f'{{{Q}: "a", "options": ["1", "2", "3"], {A}: "1"}}', "can be read as number or text"),
+        (f'{{{Q}: "a", "options": [1, 2, 3], {A}: 1}}', "can be read as number or text"),
         (f'{{{Q}: "a", "options": {{"x": 1, "y": 2}}, {A}: "x"}}', "write the options as a list"),
         (f'{{{Q}: "a", "options": ["x", "y"], {A}: "z"}}', "'z' is not among the 2 options"),
         (f'{{{Q}: "a", "options": ["x", null], {A}: "x"}}', "an option is null"),
         (f'{{{Q}: "a", "options": "{DEEP[:9000]}", {A}: "x"}}', "nested too deeply"),
         (f'{{{Q}: "a", "options": ["x", "y"], {A}: {"[" * 300}{"]" * 300}}}', "found a list"),
         ('{"prompt": "a", "response": "[B]"}', "fewer than two option lines"),
+        ('{"prompt": "Q\\nA: one", "response": "[A]"}', "fewer than two option lines"),
+        ('{"prompt": "Q\\nA: one\\nB:", "response": "[A]"}', "An option of .* is blank"),
+        ('{"prompt": "Q\\nA: x\\nB: y", "response": "[z]"}', r"give the option's text, or its letter A to B"),
+        ('{"prompt": "Q\\nA: x\\nB: y", "response": 1}', "'response': expected a text, found a number"),
+        ('{"prompt": "Q\\nA: x\\nB: y", "response": " "}', "the answer is blank or missing"),
+        ('{"prompt": " ", "response": "[True]"}', "question .*is blank"),
+        ('{"prompt": "Q\\nA: x\\nB: y", "response": "[A]", "x": 1}', "unknown key 'x'; known are .*remove it"),
         ('{"prompt": "Q\\nA: x\\nB: x", "response": "[B]"}', "the option 'x' comes twice"),
-        ('{"prompt": "Q\\nA: x\\nB: y", "response": "[C]"}', r"'\[C\]' is not among the options"),
+        ('{"prompt": "Q\\nA: x\\nB: y", "response": "[C]"}', r"'\[C\]' is not among the 2 options"),
         ('{"prompt": "Q\\nA: x\\nB: y", "response": "[B]", "sytem": ""}', "unknown key 'sytem'"),
         (f'{{{Q}: "{"x" * (MAX_FIELD + 1)}", {A}: "b"}}', "the question has 20,001 characters"),
         (f'{{{Q}: "{"x" * 3 * MAX_FIELD}", {A}: "b"}}', "does not end within 60,000 characters"),

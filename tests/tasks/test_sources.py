@@ -5,10 +5,10 @@ import json
 import pytest
 
 from degaml_kedro.parameters import FileSource, HubSource, SplitSizes, SuiteSource
-from degaml_kedro.tasks.example import make_example
-from degaml_kedro.tasks.sources import SourceError, load_examples
-from degaml_kedro.tasks.splits import SPLITS, SplitError, split_examples
-from degaml_kedro.tasks.suite import FAMILIES, CapacityError
+from degaml_kedro.tasks.example import TaskError, make_example
+from degaml_kedro.tasks.sources import load_examples
+from degaml_kedro.tasks.splits import SPLITS, split_examples
+from degaml_kedro.tasks.suite import FAMILIES
 
 SIZES = SplitSizes(train=30, support=5, validation=6, test=7)
 FAMILY = SuiteSource(kind="suite", family="kind_member")
@@ -53,14 +53,14 @@ def test_every_family_fills_the_splits_of_a_profile(family):
     ],
 )
 def test_unknown_families_are_named(family, message):
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(TaskError, match=message):
         load_examples(SuiteSource(kind="suite", family=family), SIZES, 0, "t")
 
 
 def test_a_family_that_cannot_fill_the_splits_says_how_much_it_can(monkeypatch):
     monkeypatch.setattr("degaml_kedro.tasks.suite.family.PATIENCE", 20)
     sizes = SIZES.model_copy(update={"train": 100_000})
-    with pytest.raises(CapacityError, match=r"'month_after' makes about \d+ different examples"):
+    with pytest.raises(TaskError, match=r"'month_after' makes about \d+ different examples"):
         load_examples(SuiteSource(kind="suite", family="month_after"), sizes, 0, "t")
 
 
@@ -75,10 +75,11 @@ def test_files_with_a_prompt_in_two_splits_are_refused(tmp_path):
     write(tmp_path / "test.json", range(8, 20))
     source = FileSource(kind="file", path=str(tmp_path))
     with pytest.raises(
-        SplitError, match=r"Task 't': 2 prompt.*'train' split are in its 'test' split"
+        TaskError, match=r"Task 't': 2 prompt.*'train' split are in its 'test' split"
     ):
         load_examples(source, SIZES, 0, "t")
-    loaded = load_examples(source, SIZES, 0, "t", overlap="drop_from_train")
+    source = source.model_copy(update={"overlap": "drop_from_train"})
+    loaded = load_examples(source, SIZES, 0, "t")
     assert [len(loaded[name]) for name in ("train", "test")] == [8, 12]
 
 

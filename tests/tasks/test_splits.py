@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from degaml_kedro.parameters import SplitSizes
-from degaml_kedro.tasks.example import make_example, make_true_false_example
+from degaml_kedro.tasks.example import TaskError, make_example, make_true_false_example
 from degaml_kedro.tasks.splits import (
     SPLITS,
-    SplitError,
     TaskSplits,
     examples_to_frame,
     frame_to_examples,
@@ -114,7 +113,7 @@ def test_empty_splits_need_no_pool():
     ],
 )
 def test_examples_that_cannot_be_split(examples, message):
-    with pytest.raises(SplitError, match=message) as error:
+    with pytest.raises(TaskError, match=message) as error:
         split_examples(examples, SIZES, 0, "animals")
     assert "animals" in str(error.value)
 
@@ -135,12 +134,12 @@ def test_overlapping_prompts_can_be_left_out_of_train(caplog):
 
 def test_task_splits_refuse_a_shared_prompt():
     (example,) = numbered(1)
-    with pytest.raises(SplitError, match="in both 'train' and 'test'"):
+    with pytest.raises(TaskError, match="in both 'train' and 'test'"):
         TaskSplits(train=(example,), support=(), validation=(), test=(example,))
 
 
 def test_unknown_split_is_named():
-    with pytest.raises(SplitError, match="no split 'dev'"):
+    with pytest.raises(TaskError, match="no split 'dev'"):
         TaskSplits((), (), (), ())["dev"]
 
 
@@ -164,9 +163,9 @@ def test_splits_survive_parquet(tmp_path):
 
 def test_damaged_tables_are_named():
     frame = splits_to_frame(split_examples(numbered(25), SIZES, 0, "t"))
-    with pytest.raises(SplitError, match=r"lacks the column.*gold"):
+    with pytest.raises(TaskError, match=r"lacks the column.*gold"):
         frame_to_splits(frame.drop(columns="gold"))
-    with pytest.raises(SplitError, match="lacks the column 'split'"):
+    with pytest.raises(TaskError, match="lacks the column 'split'"):
         frame_to_splits(frame.drop(columns="split"))
-    with pytest.raises(SplitError, match="unknown split 'dev'"):
+    with pytest.raises(TaskError, match="unknown split 'dev'"):
         frame_to_splits(frame.assign(split="dev"))

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.parameters import (
     DrawnTasks,
     EpisodeSource,
@@ -29,11 +28,10 @@ from degaml_kedro.parameters import (
     SuiteDistribution,
 )
 from degaml_kedro.seeds import derive_seed
-from degaml_kedro.tasks.example import Example, make_example
+from degaml_kedro.tasks.example import Example, TaskError, make_example
 from degaml_kedro.tasks.labeled import ALL, read_labeled_texts
 from degaml_kedro.tasks.suite import material
 
-T = TypeVar("T")
 P = TypeVar("P", bound=Parameters)
 
 # in the order in which a task's texts are dealt; train takes what is left, the others are whole
@@ -46,13 +44,13 @@ _REPEATS = 40
 # so many filled templates in a row that are there already mean that a class has no others
 _FILLS = 60
 _STYLE_WEIGHTS = (3, 1, 1)
+# a domain and its rule, or a word set or topic, its classes and their labels
+_Drawn = tuple[str, tuple[str, ...], tuple[str, ...]]
+# by split and place of the class: what gives its next text
+_Streams = Mapping[tuple[str, int], Iterator[str]]
 
 
-class EpisodeError(DegamlError):
-    """A distribution that has no task of the size asked for."""
-
-
-class TooFewTextsError(EpisodeError):
+class TooFewTextsError(TaskError):
     """A task with fewer texts than are asked for."""
 
 
@@ -71,8 +69,7 @@ def draw_episode(
         *names: which draw, after the seed: the same names give the same task.
 
     Raises:
-        EpisodeError: no task of the distribution has so many examples.
-        LabelFileError: the distribution's file cannot be read.
+        TaskError: no task of the distribution has so many examples, or its file cannot be read.
     """
     rng = random.Random(derive_seed(seed, "episode", *names))
     for _ in range(_PATIENCE):
@@ -82,7 +79,7 @@ def draw_episode(
         except TooFewTextsError:
             continue
     wanted = ", ".join(f"{count} {name}" for name, count in sizes.items())
-    raise EpisodeError(
+    raise TaskError(
         f"{_PATIENCE} tasks were drawn, and none has {wanted} examples; ask for fewer of them, or for more labels"
     )
 
@@ -106,7 +103,7 @@ def draw_tasks(
         in_turn: the forms of tasks take turns, whatever their weights: a few tasks have some of each.
 
     Raises:
-        EpisodeError: no task of the distribution has so many examples.
+        TaskError: no task of the distribution has so many examples.
     """
     sizes = distribution.splits or splits
     found: dict[str, dict[str, Any]] = {}
@@ -144,11 +141,8 @@ def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
     the list of that name. Under ``meta_train`` forms of tasks take turns: its few tasks are what strategies are
     compared on. Anything else is left for validation to judge.
 
-    Args:
-        parameters: as they stand in the files.
-
     Raises:
-        EpisodeError: a pool names a distribution that is not there, or one that has no such tasks, or something that
+        TaskError: a pool names a distribution that is not there, or one that has no such tasks, or something that
             tasks are drawn by is no valid setting; the message names the key.
     """
     result = dict(parameters)
@@ -165,7 +159,7 @@ def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
         result[pool] = []
         for name, count in counts.items():
             if type(count) is not int or count < 1:
-                raise EpisodeError(
+                raise TaskError(
                     f"{pool}.{name} is {count!r}; it is how many tasks are drawn, 1 or more"
                 )
             made = draw_tasks(
@@ -189,13 +183,23 @@ def _distribution(parameters: Mapping[str, Any], name: str) -> SuiteDistribution
     entries = parameters.get("distributions") or {}
     if name not in entries:
         known = ", ".join(entries) or "none"
-        raise EpisodeError(
+        raise TaskError(
             f"there is no distribution '{name}' under 'distributions'; there are {known}"
         )
-    place = f"distributions.{name}"
-    if entries[name].get("kind") == "file":
-        return _validated(FileDistribution, entries[name], place)
-    return _validated(SuiteDistribution, entries[name], place)
+    return distribution_of(entries[name], f"distributions.{name}")
+
+
+def distribution_of(
+    entry: Mapping[str, Any], place: str = "distribution"
+) -> SuiteDistribution | FileDistribution:
+    """A distribution from its entry in the configuration, which stands at a place.
+
+    Raises:
+        TaskError: a setting of it is not valid.
+    """
+    if entry.get("kind") == "file":
+        return _validated(FileDistribution, entry, place)
+    return _validated(SuiteDistribution, entry, place)
 
 
 def _validated(kind: type[P], value: Any, place: str) -> P:
@@ -204,13 +208,7 @@ def _validated(kind: type[P], value: Any, place: str) -> P:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, (place, *first["loc"])))
-        raise EpisodeError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
-
-
-def distribution_of(entry: Mapping[str, Any]) -> SuiteDistribution | FileDistribution:
-    """A distribution from its entry in the configuration."""
-    kind = FileDistribution if entry.get("kind") == "file" else SuiteDistribution
-    return kind.model_validate(entry)
+        raise TaskError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 def describe(source: EpisodeSource) -> str:
@@ -231,27 +229,37 @@ def _draw(distribution: SuiteDistribution | FileDistribution, rng: random.Random
         return _draw_of_file(distribution, rng)
     forms = distribution.drawn_forms
     (form,) = rng.choices(list(forms), list(forms.values()))
-    pool, unseen, seed = distribution.pool, distribution.unseen, rng.getrandbits(62)
-    if form == "rules":
-        wanted = (pool, unseen or "")
-        choices = [
-            (domain, rule)
-            for domain, found in material.rules().items()
-            for rule in found
-            if material.pool_of_rule(domain, rule) == wanted
-        ]
-        domain = rng.choice(sorted({domain for domain, _ in choices}))
-        rule = rng.choice([rule for known, rule in choices if known == domain])
-        return EpisodeSource(
-            kind="episode",
-            form="rules",
-            subject=domain,
-            classes=(rule,),
-            options=distribution.options,
-            pool=pool,
-            unseen=unseen,
-            seed=seed,
-        )
+    seed = rng.getrandbits(62)
+    draw = _draw_rule if form == "rules" else _draw_classes
+    subject, classes, labels = draw(distribution, form, rng)
+    return EpisodeSource(
+        kind="episode",
+        form=form,
+        subject=subject,
+        classes=classes,
+        labels=labels,
+        options=distribution.options,
+        pool=distribution.pool,
+        unseen=distribution.unseen,
+        seed=seed,
+    )
+
+
+def _draw_rule(distribution: SuiteDistribution, form: str, rng: random.Random) -> _Drawn:
+    wanted = (distribution.pool, distribution.unseen or "")
+    choices = [
+        (domain, rule)
+        for domain, found in material.rules().items()
+        for rule in found
+        if material.pool_of_rule(domain, rule) == wanted
+    ]
+    domain = rng.choice(sorted({domain for domain, _ in choices}))
+    return domain, (rng.choice([rule for known, rule in choices if known == domain]),), ()
+
+
+def _draw_classes(distribution: SuiteDistribution, form: str, rng: random.Random) -> _Drawn:
+    """A word set or a topic, some of its classes, and their names or the words that stand for them."""
+    pool, unseen = distribution.pool, distribution.unseen
     subjects = material.word_sets() if form == "words" else material.topics()
     held = pool if unseen == "domains" else material.TRAIN
     subject = rng.choice(
@@ -263,32 +271,23 @@ def _draw(distribution: SuiteDistribution | FileDistribution, rng: random.Random
         else material.topics()[subject].names
     )
     classes = _some(rng, list(names), distribution.labels)
-    coded = unseen == "labels" or rng.random() < distribution.coded
+    if unseen != "labels" and rng.random() >= distribution.coded:
+        return subject, classes, tuple(names[name] for name in classes)
     # only where label words are what is new, they are the pool's own
     words = pool if unseen in ("labels", "domains") else material.TRAIN
-    labels = _codes(rng, words, len(classes)) if coded else tuple(names[name] for name in classes)
-    return EpisodeSource(
-        kind="episode",
-        form=form,
-        subject=subject,
-        classes=classes,
-        labels=labels,
-        pool=pool,
-        unseen=unseen,
-        seed=seed,
-    )
+    return subject, classes, _codes(rng, words, len(classes))
 
 
 def _draw_of_file(distribution: FileDistribution, rng: random.Random) -> EpisodeSource:
     texts = read_labeled_texts(distribution.file)
     if unknown := sorted(set(distribution.groups) - set(texts)):
-        raise EpisodeError(
+        raise TaskError(
             f"{distribution.file.path} has no group '{unknown[0]}'; it has {', '.join(texts)}"
         )
     fewest = distribution.labels[0]
     groups = [name for name in distribution.groups or texts if len(texts[name]) >= fewest]
     if not groups:
-        raise EpisodeError(f"no group of {distribution.file.path} has {fewest} labels")
+        raise TaskError(f"no group of {distribution.file.path} has {fewest} labels")
     group = rng.choice(groups)
     classes = _some(rng, list(texts[group]), distribution.labels)
     coded = rng.random() < distribution.coded
@@ -328,17 +327,16 @@ def _plain(name: str) -> str:
 def episode_examples(source: EpisodeSource, sizes: Mapping[str, int]) -> dict[str, list[Example]]:
     """A drawn task's examples by split; ``train`` has what the others leave, up to its size.
 
-    Args:
-        source: what was drawn.
-        sizes: examples a split.
-
     Raises:
         TooFewTextsError: it has fewer.
     """
     rng = random.Random(source.seed)
     if source.form == "rules":
         return _rule_examples(source, sizes, rng)
-    texts = _texts_of(source, rng)
+    streams = (
+        _message_texts(source, rng) if source.form == "messages" else _listed_texts(source, rng)
+    )
+    seen: set[str] = set()
     found: dict[str, list[Example]] = {}
     for split in SPLITS:
         rows: list[tuple[str, int]] = []
@@ -347,7 +345,10 @@ def episode_examples(source: EpisodeSource, sizes: Mapping[str, int]) -> dict[st
         turns = rng.sample(range(len(source.classes)), len(source.classes))
         while len(rows) < wanted and turns:
             place = turns.pop(0)
-            if (text := next(texts[split](place), None)) is not None:
+            # no text comes twice in the task
+            text = next((text for text in streams[split, place] if text not in seen), None)
+            if text is not None:
+                seen.add(text)
                 rows.append((text, place))
                 turns.append(place)
         if len(rows) < wanted and split != "train":
@@ -357,30 +358,22 @@ def episode_examples(source: EpisodeSource, sizes: Mapping[str, int]) -> dict[st
     return found
 
 
-def _texts_of(
-    source: EpisodeSource, rng: random.Random
-) -> Mapping[str, Callable[[int], Iterator[str]]]:
-    """By split, what gives the next text of a class by its place; no text comes twice in the task."""
-    if source.form == "messages":
-        return _message_texts(source, rng)
-    if source.form == "words":
+def _listed_texts(source: EpisodeSource, rng: random.Random) -> _Streams:
+    if source.file is None:
         words = [material.word_sets()[source.subject][name] for name in source.classes]
         pools: Mapping[str, Sequence[Sequence[str]]] = dict.fromkeys(SPLITS, words)
     else:
-        assert source.file is not None
         group = read_labeled_texts(source.file)[source.subject]
         pools = {
             split: [_split_texts(group, name, split) for name in source.classes] for split in SPLITS
         }
-    shuffled = {id(texts): rng.sample(texts, len(texts)) for texts in chain(*pools.values())}
     # splits that are dealt from one list go on where the other stopped
-    streams = {key: iter(texts) for key, texts in shuffled.items()}
-    seen: set[str] = set()
-
-    def of(split: str) -> Callable[[int], Iterator[str]]:
-        return lambda place: _new(streams[id(pools[split][place])], seen)
-
-    return {split: of(split) for split in SPLITS}
+    streams = {id(texts): iter(rng.sample(texts, len(texts))) for texts in chain(*pools.values())}
+    return {
+        (split, place): streams[id(texts)]
+        for split in SPLITS
+        for place, texts in enumerate(pools[split])
+    }
 
 
 def _split_texts(
@@ -393,12 +386,10 @@ def _split_texts(
     return texts.get(wanted) or next(iter(texts.values()))
 
 
-def _message_texts(
-    source: EpisodeSource, rng: random.Random
-) -> Mapping[str, Callable[[int], Iterator[str]]]:
+def _message_texts(source: EpisodeSource, rng: random.Random) -> _Streams:
     topic = material.topics()[source.subject]
     held = material.pool_of_subject("messages", source.subject) != material.TRAIN
-    sides: list[tuple[list[str], list[str]]] = []
+    sides: list[tuple[Iterator[str], Iterator[str]]] = []
     for name in source.classes:
         every = topic.templates[name]
         known = every if held else material.templates_of(every, material.TRAIN)
@@ -406,18 +397,12 @@ def _message_texts(
         shown, asked = mixed[: len(mixed) // 2], mixed[len(mixed) // 2 :]
         if source.unseen == "templates":
             shown, asked = mixed, list(material.templates_of(every, source.pool))
-        sides.append((shown, asked))
-    seen: set[str] = set()
-    streams = {
-        (place, side): _filled(sides[place][side], topic.slots, rng)
+        sides.append((_filled(shown, topic.slots, rng), _filled(asked, topic.slots, rng)))
+    return {
+        (split, place): sides[place][split in _ASKED]
+        for split in SPLITS
         for place in range(len(sides))
-        for side in (0, 1)
     }
-
-    def of(side: int) -> Callable[[int], Iterator[str]]:
-        return lambda place: _new(streams[place, side], seen)
-
-    return {split: of(int(split in _ASKED)) for split in SPLITS}
 
 
 def _filled(templates: Sequence[str], slots: material.Classes, rng: random.Random) -> Iterator[str]:
@@ -430,13 +415,6 @@ def _filled(templates: Sequence[str], slots: material.Classes, rng: random.Rando
             text = text[0].upper() + text[1:]
             repeats = repeats + 1 if text in known else 0
             known.add(text)
-            yield text
-
-
-def _new(texts: Iterator[T], seen: set[T]) -> Iterator[T]:
-    for text in texts:
-        if text not in seen:
-            seen.add(text)
             yield text
 
 

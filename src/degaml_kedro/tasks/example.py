@@ -10,21 +10,19 @@ from __future__ import annotations
 import difflib
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from degaml_kedro.errors import DegamlError
 
 TRUE_FALSE = ("True", "False")
 MAX_OPTIONS = len(string.ascii_uppercase)
-KEYS = ("prompt", "response", "system")
 
 _OPTION_LINE = re.compile(r"([A-Z]):(?: |$)")
 
 
-class ExampleError(DegamlError):
-    """A record that is not a well-formed example."""
+class TaskError(DegamlError):
+    """Examples that cannot be read, made, drawn or dealt out as asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +85,7 @@ class Example:
 
 
 def shares_options(examples: Sequence[Example]) -> bool:
-    """Whether all examples choose among the same answers, in whatever order: a closed set of them.
-
-    Args:
-        examples: of a task.
-    """
+    """Whether all examples of a task choose among the same answers, in whatever order: a closed set of them."""
     return all(e.labels for e in examples) and len({frozenset(e.options) for e in examples}) == 1
 
 
@@ -111,22 +105,22 @@ def make_example(question: str, options: Sequence[str], gold: int, system: str =
         system: The system message.
 
     Raises:
-        ExampleError: The question or an option is blank, there are fewer than two or more than 26
+        TaskError: The question or an option is blank, there are fewer than two or more than 26
             options, or ``gold`` points at none of them.
     """
     if not question.strip():
-        raise ExampleError("The question is blank; give it a text.")
+        raise TaskError("The question is blank; give it a text.")
     if not 2 <= len(options) <= MAX_OPTIONS:
-        raise ExampleError(
+        raise TaskError(
             f"The question {shorten(question)} has {len(options)} option(s); "
             f"give it 2 to {MAX_OPTIONS}."
         )
     if any(not option.strip() for option in options):
-        raise ExampleError(
+        raise TaskError(
             f"An option of the question {shorten(question)} is blank; remove it or give it a text."
         )
     if not 0 <= gold < len(options):
-        raise ExampleError(
+        raise TaskError(
             f"The answer index {gold} of the question {shorten(question)} points at none of its "
             f"{len(options)} options; count from 0."
         )
@@ -144,7 +138,7 @@ def make_example(question: str, options: Sequence[str], gold: int, system: str =
 def make_true_false_example(question: str, answer: bool, system: str = "") -> Example:
     """Build an example that is answered by true or false: its prompt has no option lines."""
     if not question.strip():
-        raise ExampleError("The question is blank; give it a text.")
+        raise TaskError("The question is blank; give it a text.")
     return Example(
         prompt=question,
         response=f"[{answer}]",
@@ -159,14 +153,12 @@ def make_open_example(question: str, answer: str, system: str = "") -> Example:
     """Build an example without options, whose answer is a text.
 
     Raises:
-        ExampleError: The question or the answer is blank.
+        TaskError: The question or the answer is blank.
     """
     if not question.strip():
-        raise ExampleError("The question is blank; give it a text.")
+        raise TaskError("The question is blank; give it a text.")
     if not answer.strip():
-        raise ExampleError(
-            f"The answer to the question {shorten(question)} is blank; give it a text."
-        )
+        raise TaskError(f"The answer to the question {shorten(question)} is blank; give it a text.")
     return Example(question, answer, system, options=(answer,), labels=(), gold=0)
 
 
@@ -215,63 +207,11 @@ def _chain(letters: Sequence[str], last: int) -> list[int]:
     return starts
 
 
-def parse_example(record: Mapping[str, Any], where: str) -> Example:
-    """Read a ``{"prompt", "response", "system"}`` record; ``system`` may be missing.
-
-    Args:
-        record: The record.
-        where: Its place, for error messages: ``arc_train.json, item 12``.
-
-    Raises:
-        ExampleError: A key is missing, unknown or not a text, the prompt has fewer than two
-            options, or the response is none of them.
-    """
-    for key in record:
-        if key not in KEYS:
-            near = difflib.get_close_matches(str(key), KEYS, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else "remove it."
-            raise ExampleError(f"{where}: unknown key '{key}'; known are {_listed(KEYS)}: {hint}")
-    for key in ("prompt", "response"):
-        if key not in record:
-            raise ExampleError(f"{where}: the key '{key}' is missing; add it.")
-    for key, value in record.items():
-        if not isinstance(value, str):
-            raise ExampleError(
-                f"{where}, key '{key}': expected a text, found {type(value).__name__}; put it in "
-                "quotes."
-            )
-        if key != "system" and not value.strip():
-            raise ExampleError(
-                f"{where}, key '{key}': the text is blank; fill it or drop the record."
-            )
-
-    prompt, response = record["prompt"], record["response"].strip()
-    system = record.get("system", "")
-    if response in ("[True]", "[False]"):
-        return make_true_false_example(prompt, response == "[True]", system)
-
-    _, options = split_prompt(prompt)
-    if not options:
-        raise ExampleError(
-            f"{where}, key 'prompt': fewer than two option lines found; end the prompt with at "
-            "least two lines "
-            f"'A: …', 'B: …', or answer with [True] or [False]."
-        )
-    for label, option in zip(string.ascii_uppercase, options, strict=False):
-        if not option:
-            raise ExampleError(f"{where}, key 'prompt': option {label} is blank; give it a text.")
-    labels = tuple(string.ascii_uppercase[: len(options)])
-    responses = [f"[{label}]" for label in labels]
-    if response not in responses:
-        raise ExampleError(
-            f"{where}, key 'response': {shorten(response)} is not among the options; "
-            f"use one of {', '.join(responses)}."
-        )
-    return Example(prompt, response, system, options, labels, responses.index(response))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
+def did_you_mean(name: str, known: Iterable[str], otherwise: str, count: int = 1) -> str:
+    """``did you mean 'x' or 'y'?`` of the known names that are near; what else is to be said where none is."""
+    near = difflib.get_close_matches(name, list(known), n=count)
+    quoted = " or ".join(f"'{one}'" for one in near)
+    return f"did you mean {quoted}?" if near else otherwise
 
 
 def shorten(text: str, width: int = 60) -> str:

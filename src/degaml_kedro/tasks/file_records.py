@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.tasks.example import shorten
 from degaml_kedro.tasks.records import (
     ANSWERS,
@@ -48,6 +47,16 @@ LAYOUTS = {
 
 # of files that hold records
 SUFFIXES = tuple(suffix for suffix, layout in LAYOUTS.items() if layout != "text")
+
+
+def data_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """A folder's files of records; what is hidden below it is a backup or a system's own, never data."""
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def decode_text(data: bytes, called: str) -> str:
@@ -109,7 +118,7 @@ def raw_records(
 
 # --- JSON -----------------------------------------------------------------------------------------
 
-# where a record begins, how it looks, and its keys or its mistake
+# where a record begins (from 1; of Parquet the row), how it looks, and its keys or its mistake
 Raw = tuple[int, str, "dict[str, Any] | str"]
 
 
@@ -196,7 +205,7 @@ def json_records(text: str, called: str) -> Iterator[Raw]:
         line, counted = line + text.count("\n", counted, position), position
         try:
             record, end = _decoded(text[position : position + MAX_RECORD], line)
-        except DegamlError as error:
+        except RecordError as error:
             next_item = _NEXT_ITEM if text[position] == "{" else _BRACE
             follows = next_item.search(text, position + 1)
             end = follows.end() if follows else len(text)
@@ -235,26 +244,21 @@ def jsonl_records(text: str, called: str) -> Iterator[Raw]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
+        content: dict[str, Any] | str
         try:
-            record, end = _decoded(line.strip(), number)
-        except DegamlError as error:
-            yield number, line, str(error)
-            continue
-        if line.strip()[end:].strip(" \t,"):
-            yield (
-                number,
-                line,
-                f"Line {number}: there is text after the record; write one record a line.",
-            )
-        else:
-            yield number, line, record
+            content, end = _decoded(line.strip(), number)
+            if line.strip()[end:].strip(" \t,"):
+                content = f"Line {number}: there is text after the record; write one record a line."
+        except RecordError as error:
+            content = str(error)
+        yield number, line, content
 
 
 def _is_one_object(text: str) -> bool:
     """Whether the text begins with an object that does not end on its line."""
     try:
         _, end = _decoded(text[_skip_blanks(text, 0) :][:MAX_RECORD], 1)
-    except DegamlError:
+    except RecordError:
         return text.strip().partition("\n")[0].strip() == "{"
     return "\n" in text[:end].strip()
 
@@ -312,49 +316,46 @@ def table_records(text: str, called: str, reading: Reading | None = None) -> Ite
     """
     lines = text.split("\n")
     names, delimiter, number = table_header(lines)
-    plain = [plain_key(name) for name in names]
-    repeated = [name for name, count in Counter(plain).items() if name and count > 1]
-    if repeated:
+    counts = Counter(plain_key(name) for name in names)
+    if repeated := [name for name, count in counts.items() if name and count > 1]:
         raise RecordError(
             f"{called}, line {number}: the column {shorten(printable(repeated[0]))} comes twice; rename one of the "
             "two."
         )
     if reading is not None:
         _check_header(names, f"{called}, line {number}", reading)
-    optional = {*option_columns(plain), *(name for name in plain if name not in _KNOWN)}
     while number < len(lines):
-        if not lines[number].strip():
-            number += 1
+        start, number = number, number + 1
+        if not lines[start].strip():
             continue
+        content: dict[str, Any] | str
         try:
-            cells, end = _table_row(lines, number, delimiter, len(names))
+            cells, number = _table_row(lines, start, delimiter, len(names))
+            content = _record_of(cells, names, f"Line {start + 1}")
         except RecordError as error:
-            yield number + 1, lines[number], str(error)
-            number += 1
-            continue
-        if any(cell.strip() for cell in cells):
-            raw = "\n".join(lines[number:end])
-            while len(cells) > len(names) and not cells[-1].strip():
-                cells.pop()
-            # rows that lack cells at their end, where these may be blank
-            if len(cells) < len(names) and all(name in optional for name in plain[len(cells) :]):
-                cells += [""] * (len(names) - len(cells))
-            if len(cells) != len(names):
-                yield (
-                    number + 1,
-                    raw,
-                    (
-                        f"Line {number + 1}: {len(cells)} field(s) where the header has {len(names)}; put fields "
-                        "that have the delimiter in them in quotes."
-                    ),
-                )
-            else:
-                yield (
-                    number + 1,
-                    raw,
-                    {n: c for n, c in zip(names, cells, strict=True) if n.strip()},
-                )
-        number = end
+            content = str(error)
+        if content:
+            yield start + 1, "\n".join(lines[start:number]), content
+
+
+def _record_of(cells: list[str], names: Sequence[str], where: str) -> dict[str, str]:
+    """The cells by their columns' names; nothing of a blank row."""
+    if not any(cell.strip() for cell in cells):
+        return {}
+    while len(cells) > len(names) and not cells[-1].strip():
+        cells.pop()
+    if len(cells) < len(names):
+        # rows that lack cells at their end, where these may be blank
+        plain = [plain_key(name) for name in names]
+        optional = option_columns(plain)
+        if all(name in optional or name not in _KNOWN for name in plain[len(cells) :]):
+            cells += [""] * (len(names) - len(cells))
+    if len(cells) != len(names):
+        raise RecordError(
+            f"{where}: {len(cells)} field(s) where the header has {len(names)}; put fields that have the delimiter in "
+            "them in quotes."
+        )
+    return {name: cell for name, cell in zip(names, cells, strict=True) if name.strip()}
 
 
 def _check_header(names: Sequence[str], where: str, reading: Reading) -> None:

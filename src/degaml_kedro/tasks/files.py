@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.parameters import FileSource
-from degaml_kedro.tasks.example import Example
-from degaml_kedro.tasks.file_records import SUFFIXES, file_records
+from degaml_kedro.tasks.example import Example, TaskError, did_you_mean
+from degaml_kedro.tasks.file_records import SUFFIXES, data_files, file_records
 from degaml_kedro.tasks.pasted import read_rows
 from degaml_kedro.tasks.records import Reading, RecordError, has_repeats
-from degaml_kedro.tasks.splits import ALL, SPLITS
+from degaml_kedro.tasks.splits import ALL, SPLITS, check_split_names
 
 logger = logging.getLogger(__name__)
 
@@ -22,22 +19,11 @@ SPLIT_MARK = "{split}"
 _MISTAKES_NAMED = 5
 
 
-class FileError(DegamlError):
-    """A file of examples that is missing, damaged or not in a known layout."""
-
-
 def load_files(source: FileSource, task: str) -> dict[str, list[Example]]:
-    """Read a task's file or files.
-
-    Args:
-        source: Where the files are, and what their keys are called.
-        task: The task's name, for messages.
-
-    Returns:
-        The examples by split where the source has a file per split, else all of them as ``"all"``.
+    """A task's examples by split where the source has a file per split, else all of them as ``"all"``.
 
     Raises:
-        FileError: A file is missing or cannot be read, or a record of it is no well-formed example.
+        TaskError: A file is missing or cannot be read, or a record of it is no well-formed example.
     """
     paths = find_files(source, task)
     return {split: read_examples(path, source) for split, path in paths.items()}
@@ -48,62 +34,44 @@ def find_files(source: FileSource, task: str) -> dict[str, Path]:
 
     Splits come from ``split_files``, from ``{split}`` in the path, or, in a folder, from file names
     that are or end with a split's name (``test.jsonl``, ``arc_test.json``).
+
+    Raises:
+        TaskError: There is no such file, or none that a split's name fits.
     """
     path = Path(source.path)
     if source.split_files is not None:
-        return {
-            split: _existing(path / name, task)
-            for split, name in _known_splits(source.split_files, task).items()
-        }
+        check_split_names(source.split_files, "source.split_files", task)
+        return {split: _existing(path / name, task) for split, name in source.split_files.items()}
     if SPLIT_MARK in source.path:
         paths = {split: Path(source.path.replace(SPLIT_MARK, split)) for split in SPLITS}
-        found = {split: file for split, file in paths.items() if file.exists()}
-        if not found:
-            raise FileError(
-                f"Task '{task}': there is no file '{source.path}' with {SPLIT_MARK} replaced by "
-                "any of "
-                f"{', '.join(SPLITS)}; correct the task's source.path."
-            )
-        return found
+        if found := {split: file for split, file in paths.items() if file.exists()}:
+            return found
+        raise TaskError(
+            f"Task '{task}': there is no file '{source.path}' with {SPLIT_MARK} replaced by any of "
+            f"{', '.join(SPLITS)}; correct the task's source.path."
+        )
     if path.is_dir():
         return _files_of_folder(path, task)
     return {ALL: _existing(path, task)}
-
-
-def _known_splits(split_files: Mapping[str, str], task: str) -> Mapping[str, str]:
-    for split in split_files:
-        if split not in SPLITS:
-            raise FileError(
-                f"Task '{task}': source.split_files names the unknown split '{split}'; "
-                f"use {', '.join(SPLITS)}."
-            )
-    return split_files
 
 
 def _existing(path: Path, task: str) -> Path:
     if path.is_file():
         return path
     beside = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, beside, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else "correct the task's source.path."
-    raise FileError(f"Task '{task}': there is no file '{path}'; {hint}")
+    hint = did_you_mean(path.name, beside, "correct the task's source.path.")
+    raise TaskError(f"Task '{task}': there is no file '{path}'; {hint}")
 
 
 def _files_of_folder(folder: Path, task: str) -> dict[str, Path]:
-    # what is hidden is a backup or a system's own, never data
-    files = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
+    files = data_files(folder)
     found: dict[str, Path] = {}
     for split in SPLITS:
         named = [path for path in files if re.search(rf"(^|[_.\-]){split}$", path.stem)]
         if len(named) > 1:
-            raise FileError(
+            raise TaskError(
                 f"Task '{task}': the folder '{folder}' has several files for the split '{split}' "
-                f"({', '.join(path.name for path in named)}); say which in the task's "
-                "source.split_files, or put "
+                f"({', '.join(path.name for path in named)}); say which in the task's source.split_files, or put "
                 f"{SPLIT_MARK} into its source.path."
             )
         if named:
@@ -112,53 +80,37 @@ def _files_of_folder(folder: Path, task: str) -> dict[str, Path]:
         return found
     if len(files) == 1:
         return {ALL: files[0]}
-    raise FileError(
-        f"Task '{task}': the folder '{folder}' has {len(files)} {', '.join(SUFFIXES)} file(s) and "
-        "none is named after "
-        "a split; name them train.jsonl, test.jsonl, …, or list them in the task's "
-        "source.split_files."
+    raise TaskError(
+        f"Task '{task}': the folder '{folder}' has {len(files)} {', '.join(SUFFIXES)} file(s) and none is named after "
+        "a split; name them train.jsonl, test.jsonl, …, or list them in the task's source.split_files."
     )
 
 
 def read_examples(path: Path, source: FileSource) -> list[Example]:
-    """The examples of one file; every record that is wrong is named.
-
-    Args:
-        path: the file.
-        source: may name its keys.
+    """The examples of one file, whose entry may name its keys; every record that is wrong is named.
 
     Raises:
-        FileError: it cannot be read, or a record is no well-formed example.
+        TaskError: It cannot be read, or a record is no well-formed example.
     """
     reading = Reading(
         source.question, source.options, source.answer, open_answers=source.open_answers
     )
+    layout, called = path.suffix.removeprefix("."), str(path)
     try:
+        # published benchmarks have a few prompts with an option twice; dropping them would change what is measured
         read = read_rows(
-            file_records(path, reading),
-            path.suffix.removeprefix("."),
-            str(path),
-            reading,
-            most=None,
-            # published benchmarks have a few such questions, and dropping them would change what is measured
-            repeats=True,
+            file_records(path, reading), layout, called, reading, most=None, repeats=True
         )
     except RecordError as error:
         told = str(error)
-        raise FileError(told if str(path) in told else f"{path}: {told}") from error
+        raise TaskError(told if called in told else f"{path}: {told}") from error
     if read.mistakes:
         told = "\n".join(str(row.mistake) for row in read.mistakes[:_MISTAKES_NAMED])
         more = len(read.mistakes) - _MISTAKES_NAMED
-        raise FileError(f"{path}: {told}" + (f"\n… and {more} more." if more > 0 else ""))
+        raise TaskError(f"{path}: {told}" + (f"\n… and {more} more." if more > 0 else ""))
     if read.unread:
         logger.warning("%s: these keys are not read: %s.", path, ", ".join(read.unread))
-    examples = list(read.examples)
-    repeats = [row for row in read.rows if row.example and has_repeats(row.example.options)]
-    if repeats:
-        logger.warning(
-            "%s: %d example(s) list an option twice, the first in line %d.",
-            path,
-            len(repeats),
-            repeats[0].line,
-        )
-    return examples
+    if repeats := [row for row in read.rows if row.example and has_repeats(row.example.options)]:
+        told = "%s: %d example(s) list an option twice, the first in line %d."
+        logger.warning(told, path, len(repeats), repeats[0].line)
+    return list(read.examples)

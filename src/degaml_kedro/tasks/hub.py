@@ -1,13 +1,12 @@
-"""Benchmarks of the Hugging Face hub: loading them, and a field mapping per benchmark.
+"""Benchmarks of the Hugging Face hub: loading them, and a mapping of fields per benchmark.
 
-A mapping turns a dataset's rows into examples. It is a pure function of the rows, so the same
-dataset gives the same examples everywhere. Rows without a published answer become None and are left
-out.
+A mapping turns a dataset's rows into examples. It is a pure function of the rows, so the same dataset gives the same
+examples everywhere. Published data have a known form, so nothing is guessed here as in a user's own file. Rows without
+a published answer become None and are left out.
 """
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import logging
@@ -15,27 +14,28 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.parameters import HubSource
 from degaml_kedro.tasks.example import (
     Example,
-    ExampleError,
+    TaskError,
+    did_you_mean,
     make_example,
     make_open_example,
     make_true_false_example,
     shorten,
 )
-from degaml_kedro.tasks.file_records import SUFFIXES, file_records
-from degaml_kedro.tasks.records import RecordError, random_of
-from degaml_kedro.tasks.splits import SPLITS
+from degaml_kedro.tasks.file_records import data_files, file_records
+from degaml_kedro.tasks.records import random_of
+from degaml_kedro.tasks.splits import check_split_names
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Row = Mapping[str, Any]
 # an example, None where no answer is published, or why the row is none
-Mapped = Example | None | DegamlError
+Mapped = Example | None | TaskError
 Mapper = Callable[[Sequence[Row]], list[Mapped]]
 
 # A source's ``config`` may name several configurations of a dataset; their rows are put together.
@@ -46,34 +46,38 @@ _BOXES = ("\\boxed", "\\fbox")
 _BAD_ROWS = 0.01
 
 
-class HubError(DegamlError):
-    """A hub dataset that cannot be loaded or does not have the fields its mapping needs."""
-
-
 # --- mappings -------------------------------------------------------------------------------------
 
 
-def _each(function: Callable[[Row], Example | None]) -> Mapper:
+def _each(function: Callable[[Row], T]) -> Callable[[Sequence[Row]], list[T | TaskError]]:
     """A mapping of rows that do not depend on each other."""
 
-    def mapper(rows: Sequence[Row]) -> list[Mapped]:
-        return [_placed(function, index, row) for index, row in enumerate(rows)]
+    def mapped(index: int, row: Row) -> T | TaskError:
+        try:
+            return function(row)
+        except KeyError as error:
+            told = f"there is no field {error}, only {', '.join(sorted(row))}"
+        except (ValueError, TypeError, IndexError, AttributeError) as error:
+            told = f"the row does not fit the mapping ({error})"
+        return TaskError(f"row {index}: {told}; use the mapping that fits the dataset.")
 
-    return mapper
+    return lambda rows: [mapped(index, row) for index, row in enumerate(rows)]
 
 
-def _placed(function: Callable[[Row], Example | None], index: int, row: Row) -> Mapped:
-    try:
-        return function(row)
-    except KeyError as error:
-        raise HubError(
-            f"row {index}: there is no field {error}, only {', '.join(sorted(row))}; use the mapping that fits the "
-            "dataset, or a revision that has the field."
-        ) from error
-    except (ExampleError, ValueError, TypeError, IndexError) as error:
-        return HubError(
-            f"row {index}: the row does not fit the mapping ({error}); use the mapping that fits the dataset."
-        )
+def _chosen(question: str, options: Sequence[str], answer: Any, first: int = 0) -> Example | None:
+    """The example of an answer that is a letter, in brackets or not, or a number counted from ``first``.
+
+    None where the answer is blank, or a number below: it is not published.
+    """
+    if answer in (None, ""):
+        return None
+    # null among whole numbers makes floats of them
+    text = f"{answer:g}" if isinstance(answer, float) else str(answer)
+    text = text.strip().strip("[]().").upper()
+    if not re.fullmatch(r"-?\d+", text):
+        return make_example(question, options, ord(text) - ord("A"))
+    place = int(text) - first
+    return None if place < 0 else make_example(question, options, place)
 
 
 def _arc(row: Row) -> Example | None:
@@ -86,14 +90,10 @@ def _arc(row: Row) -> Example | None:
 
 def _hellaswag(row: Row) -> Example | None:
     """HellaSwag: ``activity_label``, ``ctx_a``, ``ctx_b``, ``endings``, ``label``."""
-    if row["label"] in ("", None):
-        return None
     context = f"{row['ctx_a']} {row['ctx_b'].capitalize()}".strip()
     question = f"{row['activity_label']}: {_without_marks(context)}"
     endings = [_without_marks(ending) for ending in row["endings"]]
-    return make_example(
-        f"{question}\nWhich continuation is the most plausible?", endings, int(row["label"])
-    )
+    return _chosen(f"{question}\nWhich continuation is the most plausible?", endings, row["label"])
 
 
 def _without_marks(text: str) -> str:
@@ -115,71 +115,56 @@ def _boolq(row: Row) -> Example | None:
 
 def _piqa(row: Row) -> Example | None:
     """PIQA: ``goal``, ``sol1``, ``sol2``, ``label`` (-1 where it is not published)."""
-    if int(row["label"]) < 0:
-        return None
-    return make_example(row["goal"], [row["sol1"], row["sol2"]], int(row["label"]))
+    return _chosen(row["goal"], [row["sol1"], row["sol2"]], row["label"])
 
 
 def _winogrande(row: Row) -> Example | None:
     """WinoGrande: ``sentence`` with a ``_`` for the gap, ``option1``, ``option2``, ``answer`` counted from 1."""
-    if not row["answer"]:
-        return None
     sentence = row["sentence"].replace("_", "___")
-    return make_example(sentence, [row["option1"], row["option2"]], int(row["answer"]) - 1)
+    return _chosen(sentence, [row["option1"], row["option2"]], row["answer"], first=1)
 
 
 def _socialiqa(row: Row) -> Example | None:
     """SocialIQA: ``context``, ``question``, ``answerA`` to ``answerC``, ``label`` counted from 1."""
-    if not row["label"]:
-        return None
     answers = [row["answerA"], row["answerB"], row["answerC"]]
-    return make_example(f"{row['context']} {row['question']}", answers, int(row["label"]) - 1)
+    return _chosen(f"{row['context']} {row['question']}", answers, row["label"], first=1)
 
 
 def _codemmlu(row: Row) -> Example | None:
     """CodeMMLU: ``question``, ``choices``, ``answer`` as a letter, sometimes ``problem_description``."""
-    if not row["answer"]:
-        return None
     description = (row.get("problem_description") or "").strip()
     question = f"{description}\n{row['question']}" if description else row["question"]
-    return make_example(question, row["choices"], _index_of(row["answer"]))
+    return _chosen(question, row["choices"], row["answer"])
 
 
 def _divlogiceval(row: Row) -> Example | None:
     """DivLogicEval: ``context`` if any, ``question``, ``options`` or ``choices``, ``answer`` or ``label``."""
     answer = row["answer"] if "answer" in row else row["label"]
     options = row["options"] if "options" in row else row["choices"]
-    if answer is None or answer == "":
-        return None
     parts = [str(row[key]).strip() for key in ("context", "question") if row.get(key)]
-    return make_example("\n".join(parts), options, _index_of(answer))
+    return _chosen("\n".join(parts), options, answer)
 
 
-def _index_of(answer: str | int) -> int:
-    """The index behind a letter, or a number counted from 0."""
-    if isinstance(answer, int):
-        return answer
-    text = answer.strip().strip("[]().").upper()
-    return int(text) if text.isdigit() else ord(text) - ord("A")
-
-
-def _gsm8k(row: Row) -> Example | None:
+def _gsm8k(row: Row) -> Example:
     """GSM8K as published: ``question``, ``answer``, a solution that ends with ``#### number``."""
-    if _number(row["answer"].rpartition("####")[2]) is None:
-        raise ValueError("its answer has no '#### number' line")
+    _result(row)
     return make_open_example(row["question"], row["answer"])
 
 
-def _gsm8k_options(row: Row) -> Example | None:
-    """GSM8K as multiple choice: wrong answers are results and numbers that the problem itself goes through."""
+def _result(row: Row) -> Decimal:
     result = _number(row["answer"].rpartition("####")[2])
     if result is None:
         raise ValueError("its answer has no '#### number' line")
+    return result
+
+
+def _gsm8k_options(row: Row) -> Example:
+    """GSM8K as multiple choice: wrong answers are results and numbers that the problem itself goes through."""
+    result = _result(row)
     steps = re.findall(r"<<[^<>=]*=([^<>]*)>>", row["answer"])
     stated = re.findall(r"\d[\d,]*(?:\.\d+)?", row["question"])
     found = [number for text in (*reversed(steps), *stated) if (number := _number(text))]
-    # Few problems have fewer than three numbers of their own: the rest are near misses of the
-    # result.
+    # few problems have fewer than three numbers of their own: the rest are near misses of the result
     misses = (result * 2, result / 2, result + 10, result + 1, result - 1, result + 5)
     wrong = dict.fromkeys(number for number in (*found, *misses) if number != result and number > 0)
     chosen = [_plain(number) for number in itertools.islice(wrong, WRONG_ANSWERS)]
@@ -204,7 +189,7 @@ def _shuffled(question: str, answer: str, wrong: Iterable[str]) -> Example:
     return make_example(question, options, options.index(answer))
 
 
-def _math(row: Row) -> Example | None:
+def _math(row: Row) -> Example:
     """MATH as published: ``problem``, ``solution`` with its answer in the last box."""
     solution, answer = row["solution"], boxed(row["solution"])
     start = max(solution.rfind(name) for name in _BOXES)
@@ -216,38 +201,29 @@ def _math(row: Row) -> Example | None:
 
 def _math_options(rows: Sequence[Row]) -> list[Mapped]:
     """MATH as multiple choice: wrong answers are right answers of other problems of the subject and level."""
-    keys: list[tuple[str, str]] = []
-    answers: list[str] = []
-    for index, row in enumerate(rows):
-        try:
-            keys.append((row["type"], row["level"]))
-            answers.append(boxed(row["solution"]))
-        except (KeyError, ValueError) as error:
-            raise HubError(
-                f"row {index}: {error} is missing; the mapping 'math_options' needs 'problem', 'type', "
-                "'level' and a "
-                f"'solution' with a \\boxed{{…}} answer."
-            ) from error
-    of_level: dict[tuple[str, str], list[str]] = {}
-    for key, answer in zip(keys, answers, strict=True):
-        of_level.setdefault(key, []).append(answer)
-    pools = {key: sorted(set(pool)) for key, pool in of_level.items()}
-    everything = sorted(set(answers))
 
-    examples: list[Mapped] = []
-    for index, (row, key, answer) in enumerate(zip(rows, keys, answers, strict=True)):
+    def solved(row: Row) -> tuple[tuple[str, str], str]:
+        return (row["type"], row["level"]), boxed(row["solution"])
+
+    of_level: dict[tuple[str, str], set[str]] = {}
+    for one in _each(solved)(rows):
+        if not isinstance(one, TaskError):
+            of_level.setdefault(one[0], set()).add(one[1])
+    pools = {level: sorted(answers) for level, answers in of_level.items()}
+    everything = sorted(set().union(*pools.values()))
+
+    def asked(row: Row) -> Example:
+        level, answer = solved(row)
         rng = random_of(row["problem"])
-        near = [other for other in pools[key] if other != answer]
+        near = [other for other in pools[level] if other != answer]
         wrong = rng.sample(near, min(WRONG_ANSWERS, len(near)))
         rest = [other for other in everything if other != answer and other not in wrong]
         if len(wrong) + len(rest) < WRONG_ANSWERS:
-            raise HubError(
-                f"row {index}: the dataset has fewer than {WRONG_ANSWERS + 1} different answers; "
-                "load more of it."
-            )
+            raise ValueError(f"the dataset has fewer than {WRONG_ANSWERS + 1} different answers")
         wrong += rng.sample(rest, WRONG_ANSWERS - len(wrong))
-        examples.append(_shuffled(row["problem"], answer, wrong))
-    return examples
+        return _shuffled(row["problem"], answer, wrong)
+
+    return [*_each(asked)(rows)]
 
 
 def boxed(solution: str) -> str:
@@ -293,58 +269,39 @@ MAPPINGS: dict[str, Mapper] = {
 
 
 def load_hub(source: HubSource, task: str) -> dict[str, list[Example]]:
-    """Load a hub dataset, or a local copy of one, and map its rows to examples.
+    """A hub dataset's examples by this project's split names.
 
-    Args:
-        source: The dataset, its splits and its mapping. With ``local_path`` nothing is downloaded:
-            that is a folder written by ``save_to_disk``, a folder with files named after the
-            splits, or a file.
-        task: The task's name, for messages.
-
-    Returns:
-        The examples by this project's split names.
+    With ``local_path`` nothing is downloaded: that is a folder written by ``save_to_disk``, a folder with files named
+    after the splits, or a file.
 
     Raises:
-        HubError: The mapping is unknown, the dataset cannot be reached or does not exist, or a row
-            does not fit.
+        TaskError: The mapping is unknown, the dataset cannot be reached or does not exist, or more than one in a
+            hundred of its rows does not fit.
     """
-    mapper = MAPPINGS.get(source.mapping)
-    if mapper is None:
-        near = difflib.get_close_matches(source.mapping, MAPPINGS, n=1)
-        hint = (
-            f"did you mean '{near[0]}'?" if near else f"use one of {', '.join(sorted(MAPPINGS))}."
-        )
-        raise HubError(f"Task '{task}': there is no mapping '{source.mapping}'; {hint}")
-    for split in source.splits:
-        if split not in SPLITS:
-            raise HubError(
-                f"Task '{task}': source.splits names the unknown split '{split}'; use {', '.join(SPLITS)}."
-            )
+    if source.mapping not in MAPPINGS:
+        hint = did_you_mean(source.mapping, MAPPINGS, f"use one of {', '.join(sorted(MAPPINGS))}.")
+        raise TaskError(f"Task '{task}': there is no mapping '{source.mapping}'; {hint}")
+    check_split_names(source.splits, "source.splits", task)
     loaded = {}
     for split, hub_split in source.splits.items():
-        rows = (
-            _local_rows(Path(source.local_path), hub_split, source, task)
-            if source.local_path is not None
-            else _hub_rows(source, hub_split, task)
-        )
+        called = f"Task '{task}', {source.id}, split '{hub_split}'"
         try:
-            mapped = _without_bad_rows(mapper(rows), f"Task '{task}', {source.id}, '{hub_split}'")
-        except HubError as error:
-            raise HubError(f"Task '{task}', {source.id}, split '{hub_split}', {error}") from error
-        examples = [example for example in mapped if example is not None]
-        if not examples:
-            raise HubError(
-                f"Task '{task}': the split '{hub_split}' of {source.id} has no published answers; "
-                f"map '{split}' to another split of it."
+            rows = _rows(source, hub_split)
+        except TaskError as error:
+            raise TaskError(f"Task '{task}': {error}") from error
+        try:
+            mapped = MAPPINGS[source.mapping](rows)
+            kept = _without_bad_rows(mapped, called)
+        except TaskError as error:
+            raise TaskError(f"{called}, {error}") from error
+        loaded[split] = [example for example in kept if example is not None]
+        if not loaded[split]:
+            raise TaskError(
+                f"Task '{task}': the split '{hub_split}' of {source.id} has no published answers; map '{split}' to "
+                "another split of it."
             )
-        if len(examples) < len(mapped):
-            logger.info(
-                "Task '%s': %d rows of '%s' have no published answer.",
-                task,
-                len(mapped) - len(examples),
-                hub_split,
-            )
-        loaded[split] = examples
+        if unpublished := len(kept) - len(loaded[split]):
+            logger.info("%s: %d rows have no published answer.", called, unpublished)
     return loaded
 
 
@@ -352,20 +309,17 @@ def _without_bad_rows(mapped: Sequence[Mapped], called: str) -> list[Example | N
     """What a benchmark's rows gave, without those that are no examples: these are counted, and the first is named.
 
     Raises:
-        HubError: more than one in a hundred is none.
+        TaskError: more than one in a hundred is none.
     """
-    bad: list[DegamlError] = []
+    bad: list[TaskError] = []
     kept: list[Example | None] = []
     answers: dict[str, str] = {}
     for index, one in enumerate(mapped):
-        if (
-            isinstance(one, Example)
-            and answers.setdefault(one.prompt, one.response) != one.response
-        ):
-            told = f"row {index}: the question {shorten(one.question)} was there before, with another answer"
-            bad.append(HubError(told))
-        elif isinstance(one, DegamlError):
+        if isinstance(one, TaskError):
             bad.append(one)
+        elif one and answers.setdefault(one.prompt, one.response) != one.response:
+            told = f"row {index}: the question {shorten(one.question)} was there before, with another answer"
+            bad.append(TaskError(told))
         else:
             kept.append(one)
     if len(bad) > _BAD_ROWS * len(mapped):
@@ -375,128 +329,112 @@ def _without_bad_rows(mapped: Sequence[Mapped], called: str) -> list[Example | N
     return kept
 
 
-def _configs(source: HubSource) -> list[str | None]:
-    return [None] if source.config is None else [*source.config.split(CONFIG_JOINT)]
+def _rows(source: HubSource, split: str) -> list[Row]:
+    """The rows of a split, of all the configurations that the source names."""
+    path = None if source.local_path is None else Path(source.local_path)
+    if path is not None and not path.exists():
+        raise TaskError(
+            f"there is no local copy '{path}' of {source.id}; correct source.local_path, or remove it to download the "
+            "dataset."
+        )
+    if path is not None and path.is_file():
+        return _file_rows(path)
+    if path and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
+        return _saved_rows(path, split)
+    rows: list[Row] = []
+    for config in [None] if source.config is None else source.config.split(CONFIG_JOINT):
+        if path is None:
+            rows += _hub_rows(source, config, split)
+            continue
+        folder = path / config if config and (path / config).is_dir() else path
+        for file in _split_files(folder, split):
+            rows += _file_rows(file)
+    return rows
 
 
-def _hub_rows(source: HubSource, split: str, task: str) -> list[Row]:
-    # Importing datasets takes over a second, and most runs never need it.
+_OFFLINE = (
+    "To run offline, download the dataset once where there is a network "
+    "(datasets.load_dataset(…).save_to_disk('FOLDER')), copy the folder here and set the task's source.local_path to "
+    "it; or fill the cache there (HF_HOME), copy it and set HF_HUB_OFFLINE=1."
+)
+
+
+def _hub_rows(source: HubSource, config: str | None, split: str) -> list[Row]:
+    # importing datasets takes over a second, and most runs never need it
     import datasets
 
-    rows: list[Row] = []
-    for config in _configs(source):
-        place = f"{source.id}{f' ({config})' if config else ''}, revision {source.revision}"
-        try:
-            rows += datasets.load_dataset(
-                source.id, config, revision=source.revision, split=split
-            ).to_list()
-        except ConnectionError as error:
-            raise HubError(
-                f"Task '{task}': the Hugging Face hub cannot be reached for {place} ({error}). To "
-                "run offline, download "
-                "the dataset once where there is a network "
-                "(datasets.load_dataset(…).save_to_disk('FOLDER')), copy "
-                "the folder here and set the task's source.local_path to it; or fill the cache "
-                "there (HF_HOME), copy "
-                f"it and set HF_HUB_OFFLINE=1."
-            ) from error
-        except FileNotFoundError as error:
-            raise HubError(
-                f"Task '{task}': the hub has no dataset {place}, or it needs a login ({error}); "
-                "correct source.id and "
-                f"source.revision, or set HF_TOKEN."
-            ) from error
-        except (ValueError, RuntimeError) as error:
-            raise HubError(
-                f"Task '{task}': {place} cannot be loaded, split '{split}' ({error}); correct "
-                "source.config, "
-                f"source.splits or source.revision."
-            ) from error
-        except OSError as error:
-            raise HubError(
-                f"Task '{task}': {place} cannot be stored ({error}); free space or set HF_HOME to "
-                "another disk."
-            ) from error
+    place = f"{source.id}{f' ({config})' if config else ''}, revision {source.revision}"
+    try:
+        rows: list[Row] = datasets.load_dataset(
+            source.id, config, revision=source.revision, split=split
+        ).to_list()
+    except ConnectionError as error:
+        raise TaskError(
+            f"the Hugging Face hub cannot be reached for {place} ({error}). {_OFFLINE}"
+        ) from error
+    except FileNotFoundError as error:
+        raise TaskError(
+            f"the hub has no dataset {place}, or it needs a login ({error}); correct source.id and source.revision, or "
+            "set HF_TOKEN."
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        raise TaskError(
+            f"{place} cannot be loaded, split '{split}' ({error}); correct source.config, source.splits or "
+            "source.revision."
+        ) from error
+    except OSError as error:
+        raise TaskError(
+            f"{place} cannot be stored ({error}); free space or set HF_HOME to another disk."
+        ) from error
     return rows
 
 
-def _local_rows(path: Path, split: str, source: HubSource, task: str) -> list[Row]:
-    if not path.exists():
-        raise HubError(
-            f"Task '{task}': there is no local copy '{path}' of {source.id}; correct "
-            "source.local_path, or remove it "
-            f"to download the dataset."
-        )
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _saved_rows(path, split, task)
-    if path.is_file():
-        return _file_rows(path, task)
-    rows: list[Row] = []
-    for config in _configs(source):
-        folder = path / config if config and (path / config).is_dir() else path
-        rows += [
-            row for file in _split_files(folder, split, task) for row in _file_rows(file, task)
-        ]
-    return rows
-
-
-def _saved_rows(path: Path, split: str, task: str) -> list[Row]:
+def _saved_rows(path: Path, split: str) -> list[Row]:
     import datasets
 
     try:
         saved = datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
-        raise HubError(
-            f"Task '{task}': the local copy '{path}' cannot be read ({error}); save it again with "
-            "save_to_disk."
+        raise TaskError(
+            f"the local copy '{path}' cannot be read ({error}); save it again with save_to_disk."
         ) from error
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
-            raise HubError(
-                f"Task '{task}': the local copy '{path}' has no split '{split}', only "
-                f"{', '.join(saved)}; "
-                f"correct source.splits."
+            raise TaskError(
+                f"the local copy '{path}' has no split '{split}', only {', '.join(saved)}; correct source.splits."
             )
         saved = saved[split]
     rows: list[Row] = saved.to_list()
     return rows
 
 
-def _split_files(folder: Path, split: str, task: str) -> list[Path]:
+def _split_files(folder: Path, split: str) -> list[Path]:
     """The files of a split as the hub lays them out.
 
     ``train-00000-of-00001.parquet``, ``train.json`` or ``train/0000.parquet``.
     """
     named = re.compile(rf"(^|[_.\-]){re.escape(split)}($|[_.\-])")
-    files = sorted(
+    files = [
         file
-        for file in folder.rglob("*")
-        if file.suffix in SUFFIXES
-        and (named.search(file.stem) or file.parent.name == split)
-        # backups of editors; the folder itself may lie below a hidden one
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    )
+        for file in data_files(folder, "**/*")
+        if named.search(file.stem) or file.parent.name == split
+    ]
     if not files:
-        raise HubError(
-            f"Task '{task}': the local copy '{folder}' has no file for the split '{split}' "
-            f"({split}.parquet, "
-            f"{split}-00000-of-00001.parquet, {split}.json, …); correct source.splits or "
-            "source.local_path."
+        raise TaskError(
+            f"the local copy '{folder}' has no file for the split '{split}' ({split}.parquet, "
+            f"{split}-00000-of-00001.parquet, {split}.json, …); correct source.splits or source.local_path."
         )
     return files
 
 
-def _file_rows(path: Path, task: str) -> list[Row]:
+def _file_rows(path: Path) -> list[Row]:
     rows: list[Row] = []
-    try:
-        for _, _, record in file_records(path):
-            if isinstance(record, str):
-                raise HubError(f"Task '{task}': {path}: {record}")
-            rows.append({key: _decoded(value) for key, value in record.items()})
-    except RecordError as error:
-        raise HubError(f"Task '{task}': {error}") from error
+    for _, _, record in file_records(path):
+        if isinstance(record, str):
+            raise TaskError(f"{path}: {record}")
+        rows.append({key: _decoded(value) for key, value in record.items()})
     if not rows:
-        raise HubError(f"Task '{task}': {path} has no records; copy or download it again.")
+        raise TaskError(f"{path} has no records; copy or download it again.")
     return rows
 
 

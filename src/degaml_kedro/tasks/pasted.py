@@ -23,15 +23,15 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.tasks.example import (
     MAX_OPTIONS,
     TRUE_FALSE,
     Example,
     Question,
+    TaskError,
     make_open_example,
-    make_true_false_example,
     shorten,
 )
 from degaml_kedro.tasks.file_records import (
@@ -45,38 +45,20 @@ from degaml_kedro.tasks.file_records import (
 )
 from degaml_kedro.tasks.records import (
     EXAMPLES,
-    MAX_FIELD,
+    TOO_DEEP,
     Found,
     Reading,
-    Record,
     RecordError,
     check_field,
+    check_fields,
     check_repeats,
-    found_at,
-    made,
-    made_question,
+    example_of,
     named_option,
     plain_text,
     read_record,
 )
 from degaml_kedro.tasks.text import text_records
 from degaml_kedro.texts import printable
-
-__all__ = [
-    "MAX_BYTES",
-    "MAX_FIELD",
-    "MAX_ROWS",
-    "MAX_SHOWN",
-    "Pasted",
-    "PastedError",
-    "PastedRow",
-    "Reading",
-    "read_data",
-    "read_file",
-    "read_pasted",
-    "read_question",
-    "read_rows",
-]
 
 MAX_BYTES = 1 << 20
 MAX_ROWS = 2000
@@ -137,15 +119,8 @@ class Pasted:
         return tuple(row for row in self.rows if row.mistake is not None)
 
 
-def read_file(
-    path: Path,
-    reading: Reading = EXAMPLES,
-) -> Pasted:
+def read_file(path: Path, reading: Reading = EXAMPLES) -> Pasted:
     """Read a file of examples or questions; its suffix decides the layout.
-
-    Args:
-        path: of the file.
-        reading: what keys are called, and whether answers may be missing.
 
     Raises:
         RecordError: the file cannot be read, or see ``read_pasted``.
@@ -164,17 +139,8 @@ def read_file(
     return read_data(data, path.name, reading)
 
 
-def read_data(
-    data: bytes,
-    name: str,
-    reading: Reading = EXAMPLES,
-) -> Pasted:
-    """Read what a file holds.
-
-    Args:
-        data: its bytes.
-        name: its name, whose suffix decides the layout.
-        reading: what keys are called, and whether answers may be missing.
+def read_data(data: bytes, name: str, reading: Reading = EXAMPLES) -> Pasted:
+    """Read what a file holds; the suffix of its name decides the layout.
 
     Raises:
         RecordError: it is too large, binary or in another encoding, or see ``read_pasted``.
@@ -185,15 +151,10 @@ def read_data(
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     if not wide and b"\0" in data:
         raise RecordError(_binary(called, data.count(b"\n", 0, data.index(b"\0")) + 1))
-    text = decode_text(data, called)
-    return read_pasted(text, name, reading)
+    return read_pasted(decode_text(data, called), name, reading)
 
 
-def read_pasted(
-    text: str,
-    name: str = "",
-    reading: Reading = EXAMPLES,
-) -> Pasted:
+def read_pasted(text: str, name: str = "", reading: Reading = EXAMPLES) -> Pasted:
     r"""Read examples, or questions, from a text.
 
     Records without options of their own are given ``reading.labels``, or all the answers of such records as options, in
@@ -205,9 +166,6 @@ def read_pasted(
         name: of the file that it comes from, whose suffix decides the layout; without a known one the layout is found
             from the text.
         reading: what keys are called, and whether answers may be missing.
-
-    Returns:
-        The records in order, examples and mistakes.
 
     Raises:
         RecordError: the text is empty, too large or binary, has too many records, or its layout cannot be read at
@@ -234,16 +192,13 @@ def read_pasted(
         raise RecordError(
             f"{called} is no text; Parquet is read by `degaml`, from a file of your own."
         )
-    records: Iterator[Record | Raw] = (
-        text_records(text, called)
-        if layout == "text"
-        else raw_records(text, layout, called, reading)
-    )
-    return read_rows(records, layout, called, reading)
+    if layout == "text":
+        return read_rows(text_records(text), layout, called, reading)
+    return read_rows(raw_records(text, layout, called, reading), layout, called, reading)
 
 
 def read_rows(
-    records: Iterator[Record | Raw],
+    records: Iterator[Raw] | Iterator[tuple[int, str, Found | str]],
     layout: str,
     called: str,
     reading: Reading = EXAMPLES,
@@ -253,7 +208,7 @@ def read_rows(
     """Records with what only the whole file can tell: options, what numbers are counted from, contradictions.
 
     Args:
-        records: as they were found.
+        records: their lines, how they look, and their keys, what they say or their mistakes.
         layout: what they were found in.
         called: how messages call the file.
         reading: what keys are called, and whether answers may be missing.
@@ -263,33 +218,45 @@ def read_rows(
     Raises:
         RecordError: there are none or too many, or their answers cannot be their options.
     """
-    found = [_read(record, reading) for record in itertools.islice(records, most and most + 1)]
+    found: list[_Record] = []
+    unread: dict[str, None] = {}
+    for line, raw, given in itertools.islice(records, most and most + 1):
+        content: Found | str
+        try:
+            content, keys = _read(given, f"Line {line}", reading)
+            unread |= dict.fromkeys(keys)
+        except TaskError as error:
+            content = str(error)
+        except RecursionError:
+            content = f"Line {line}: {TOO_DEEP}"
+        found.append((line, _on_one_line(raw, MAX_SHOWN), content))
     if most is not None and len(found) > most:
         raise RecordError(
             f"{called} has more than {most:,} examples; keep at most {most:,} of them."
         )
     if not found:
         raise RecordError(f"{called} has no examples; write at least two. {_FORMS}")
-    unread = dict.fromkeys(key for record in found for key in record.unread)
     rows = _Rows(found, layout, reading, repeats)
     return Pasted(layout, tuple(rows.read()), tuple(itertools.islice(unread, _MAX_UNREAD)))
 
 
-def _read(record: Record | Raw, reading: Reading) -> Record:
-    if isinstance(record, Record):
-        return record
-    line, raw, given = record
+# the line, what stands there on one line, and what it says or its mistake
+_Record = tuple[int, str, Found | str]
+
+
+def _read(
+    given: dict[str, Any] | Found | str, where: str, reading: Reading
+) -> tuple[Found, Sequence[str]]:
+    """What a record says, and which of its keys say nothing."""
     if isinstance(given, str):
-        return Record(line, raw, given)
-    return found_at(line, raw, lambda: read_record(given, f"Line {line}", reading))
+        raise RecordError(given)
+    found, unread = (given, ()) if isinstance(given, Found) else read_record(given, where, reading)
+    check_fields(found, where)
+    return found, unread
 
 
 def read_question(text: str, options: Sequence[str]) -> Question:
-    """A question of one's own, with its options.
-
-    Args:
-        text: the question.
-        options: the option texts; blank ones are left out.
+    """A question of one's own, with its options; blank ones are left out.
 
     Raises:
         RecordError: the question is blank or too long, an option comes twice, or there are fewer than 2 or more
@@ -299,11 +266,14 @@ def read_question(text: str, options: Sequence[str]) -> Question:
     texts = [option for given in options if (option := with_line_feeds(given).strip())]
     if not question:
         raise RecordError("The question is blank; write one.")
-    if tuple(texts) == TRUE_FALSE:
-        check_field(question, "The question: the question")
-        return Question.of(make_true_false_example(question, True))
-    check_repeats(texts, "The question")
-    return made_question(question, texts, "", "The question")
+    where = "The question"
+    check_field(question, f"{where}: the question")
+    for option in texts:
+        check_field(option, f"{where}: the option")
+    check_repeats(texts, where)
+    # true and false, in this order, are no option lines
+    own = None if tuple(texts) == TRUE_FALSE else tuple(texts)
+    return Question.of(example_of(Found(question, own), texts, 0, where))
 
 
 _FORMS = "Forms: 'question => answer', or 'question | wrong option | right option*'."
@@ -340,16 +310,12 @@ class _Rows:
     """Rows for people: records without options are given them, and contradictions are found."""
 
     def __init__(
-        self,
-        records: Sequence[Record],
-        layout: str,
-        reading: Reading,
-        repeats: bool,
+        self, records: Sequence[_Record], layout: str, reading: Reading, repeats: bool
     ) -> None:
         self._records, self._layout = records, layout
         self._answered, self._repeats = reading.answered, repeats
         self._open = reading.open_answers
-        contents = [r.content for r in records if isinstance(r.content, Found)]
+        contents = [content for _, _, content in records if isinstance(content, Found)]
         self._bases = _counted_from(contents)
         # answers that read the same are one, written as they first are
         answers: dict[str, str] = {}
@@ -364,67 +330,66 @@ class _Rows:
 
     def read(self) -> Iterator[PastedRow]:
         first: dict[str, tuple[int, Example]] = {}
-        for record in self._records:
-            where, shown = f"Line {record.line}", _on_one_line(record.raw, MAX_SHOWN)
+        for at, shown, content in self._records:
             try:
-                one = self._finished(record, where)
+                if isinstance(content, str):
+                    raise RecordError(content)
+                one = self._finished(content, f"Line {at}")
                 if isinstance(one, Example):
-                    line, other = first.setdefault(one.prompt, (record.line, one))
+                    line, other = first.setdefault(one.prompt, (at, one))
                     if (other.gold, other.response) != (one.gold, one.response):
                         right = shorten(other.options[other.gold])
                         raise RecordError(
-                            f"{where}: the same question has the answer {right} in line {line}; keep the right one."
+                            f"Line {at}: the same question has the answer {right} in line {line}; keep the right one."
                         )
-            except DegamlError as error:
-                yield PastedRow(record.line, shown, None, _on_one_line(str(error), _MAX_MESSAGE))
+            except TaskError as error:
+                yield PastedRow(at, shown, None, _on_one_line(str(error), _MAX_MESSAGE))
             else:
                 example = one if isinstance(one, Example) else None
                 question = Question.of(one) if isinstance(one, Example) else one
-                yield PastedRow(record.line, shown, example, None, question)
+                yield PastedRow(at, shown, example, None, question)
 
-    def _finished(self, record: Record, where: str) -> Example | Question:
-        content = record.content
-        if isinstance(content, str):
-            raise RecordError(content)
-        if isinstance(content, Found):
-            content = self._with_options(content, where)
-        elif not self._repeats:
-            check_repeats(content.options, where)
-        if isinstance(content, Question) and self._answered:
-            raise RecordError(
-                f"{where}: no option has a star; put a star after the right option, and after no other."
-                if self._layout == "text"
-                else f"{where}: the answer is blank or missing; give it a text."
-            )
-        return content
-
-    def _with_options(self, found: Found, where: str) -> Example | Question:
-        options = found.options
-        if options is None and self._open:
-            return self._opened(found, where)
-        if options is None:
-            if found.answer is None and (self._answered or not self._answers):
-                raise RecordError(_no_answer(self._layout, self._answered, where))
-            if self._unfit:
-                raise RecordError(f"{where} has no options of its own. {self._unfit}")
-            options = tuple(self._answers.values())
-            if found.answer is not None and plain_text(str(found.answer)) not in self._answers:
+    def _finished(self, found: Found, where: str) -> Example | Question:
+        if found.options is None:
+            options = self._shared_options(found, where)
+            if options is None:
+                return self._opened(found, where)
+        else:
+            options = found.options
+            if found.prompt is None or not self._repeats:
+                check_repeats(options, where)
+        # what is wrong with the options is said before an answer is missed
+        example = example_of(found, options, found.gold or 0, where)
+        if not found.is_answered:
+            if self._answered:
                 raise RecordError(
-                    f"{where}: the answer {shorten(str(found.answer))} is none of {', '.join(map(shorten, options))}."
+                    f"{where}: no option has a star; put a star after the right option, and after no other."
+                    if self._layout == "text"
+                    else f"{where}: the answer is blank or missing; give it a text."
                 )
-        else:
-            check_repeats(options, where)
-        if found.options is None and set(options) == set(TRUE_FALSE):
-            one = make_true_false_example(found.question, str(found.answer) == "True", found.system)
-            return Question.of(one) if found.answer is None else one
-        if found.answer is None:
-            return made_question(found.question, options, found.system, where)
-        if found.options is not None:
-            made_question(found.question, options, found.system, where)
-            gold = named_option(found, self._bases[_kind_of(found)], where)
-        else:
+            return Question.of(example)
+        if found.gold is not None:
+            return example
+        if found.options is None:
             gold = list(self._answers).index(plain_text(str(found.answer)))
-        return made(found.question, options, gold, found.system, where)
+        else:
+            gold = named_option(found, self._bases[_kind_of(found)], where)
+        return example_of(found, options, gold, where)
+
+    def _shared_options(self, found: Found, where: str) -> tuple[str, ...] | None:
+        """The answers of the whole file, for a record without options; None where answers are open."""
+        if self._open:
+            return None
+        if found.answer is None and (self._answered or not self._answers):
+            raise RecordError(_no_answer(self._layout, self._answered, where))
+        if self._unfit:
+            raise RecordError(f"{where} has no options of its own. {self._unfit}")
+        options = tuple(self._answers.values())
+        if found.answer is not None and plain_text(str(found.answer)) not in self._answers:
+            raise RecordError(
+                f"{where}: the answer {shorten(str(found.answer))} is none of {', '.join(map(shorten, options))}."
+            )
+        return options
 
     def _opened(self, found: Found, where: str) -> Example | Question:
         """A question without options, and its answer where there is one."""

@@ -6,22 +6,17 @@ They stand in ``suite/data/ready.json``. Most are of the development pools, whic
 
 from __future__ import annotations
 
-import difflib
 import random
 from dataclasses import dataclass
 from functools import cache
 
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.parameters import EpisodeSource
 from degaml_kedro.tasks.episodes import TooFewTextsError, episode_examples
-from degaml_kedro.tasks.example import Example
+from degaml_kedro.tasks.example import Example, TaskError, did_you_mean
 from degaml_kedro.tasks.suite import material
+from degaml_kedro.tasks.suite.data import read_data
 
 MAX_EXAMPLES = 1000
-
-
-class ReadyTaskError(DegamlError):
-    """Examples of a ready task that cannot be drawn as asked."""
 
 
 @dataclass(frozen=True)
@@ -46,32 +41,24 @@ class ReadyTask:
     seen: bool
 
     def draw(self, support: int, held_out: int, seed: int) -> tuple[list[Example], list[Example]]:
-        """Examples to adapt to, and others to score on; no question comes twice.
+        """Examples to adapt to, at least 1, and others to score on; no question comes twice.
 
-        Args:
-            support: How many to adapt to, at least 1.
-            held_out: How many to score on.
-            seed: Any integer; another one draws other examples.
-
-        Returns:
-            The support examples and the held-out ones. With the same seed, raising ``held_out`` moves no support
-            example.
+        With the same seed, raising ``held_out`` moves no support example.
 
         Raises:
-            ReadyTaskError: A number is out of range, or the task has fewer examples.
+            TaskError: A number is out of range, or the task has fewer examples.
         """
         asked = f"The ready task '{self.name}' was asked for {support} support and {held_out} held-out examples"
         if support < 1 or held_out < 0 or support + held_out > MAX_EXAMPLES:
-            raise ReadyTaskError(
+            raise TaskError(
                 f"{asked}; ask for at least 1 and at least 0, and for {MAX_EXAMPLES:,} together at most."
             )
-        source = _sources()[self.name].model_copy(
-            update={"seed": random.Random(seed).getrandbits(62)}
-        )
+        own_seed = random.Random(seed).getrandbits(62)
+        source = _sources()[self.name].model_copy(update={"seed": own_seed})
         try:
             found = episode_examples(source, {"support": support, "test": held_out})
         except TooFewTextsError:
-            raise ReadyTaskError(f"{asked}, and does not have so many; ask for fewer.") from None
+            raise TaskError(f"{asked}, and does not have so many; ask for fewer.") from None
         return found["support"], found["test"]
 
 
@@ -82,47 +69,38 @@ def ready_tasks() -> tuple[ReadyTask, ...]:
         ReadyTask(
             entry["name"], entry["title"], entry["description"], source.pool == material.TRAIN
         )
-        for entry, source in zip(material.ready(), _sources().values(), strict=True)
+        for entry, source in zip(read_data("ready"), _sources().values(), strict=True)
     ]
     return tuple(sorted(found, key=lambda task: task.seen))
+
+
+@cache
+def _sources() -> dict[str, EpisodeSource]:
+    """What the examples of each task follow from, but for the seed."""
+    found = {}
+    for entry in read_data("ready"):
+        form, subject, classes = entry["form"], entry["subject"], entry["classes"]
+        pool = (
+            material.pool_of_rule(subject, classes[0])[0]
+            if form == "rules"
+            else material.pool_of_subject(form, subject)
+        )
+        drawn = {
+            key: entry[key] for key in ("form", "subject", "classes", "labels") if key in entry
+        }
+        given = {"kind": "episode", **drawn, "pool": pool, "seed": 0}
+        found[entry["name"]] = EpisodeSource.model_validate(given)
+    return found
 
 
 def ready_task(name: str) -> ReadyTask:
     """The ready task of a name.
 
     Raises:
-        ReadyTaskError: There is none.
+        TaskError: There is none.
     """
     by_name = {task.name: task for task in ready_tasks()}
     if name in by_name:
         return by_name[name]
-    near = difflib.get_close_matches(name, by_name, n=3)
-    hint = (
-        f"did you mean {' or '.join(repr(other) for other in near)}?"
-        if near
-        else f"use one of {', '.join(sorted(by_name))}."
-    )
-    raise ReadyTaskError(f"There is no ready task '{name}'; {hint}")
-
-
-@cache
-def _sources() -> dict[str, EpisodeSource]:
-    found = {}
-    for entry in material.ready():
-        form, subject, classes = entry["form"], entry["subject"], tuple(entry["classes"])
-        if form == "rules":
-            pool, _ = material.pool_of_rule(subject, classes[0])
-        else:
-            pool = material.pool_of_subject(form, subject)
-        found[entry["name"]] = EpisodeSource.model_validate(
-            {
-                "kind": "episode",
-                "form": form,
-                "subject": subject,
-                "classes": classes,
-                "labels": tuple(entry.get("labels", ())),
-                "pool": pool,
-                "seed": 0,
-            }
-        )
-    return found
+    hint = did_you_mean(name, by_name, f"use one of {', '.join(sorted(by_name))}.", 3)
+    raise TaskError(f"There is no ready task '{name}'; {hint}")

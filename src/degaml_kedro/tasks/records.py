@@ -17,18 +17,18 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.tasks.example import (
     MAX_OPTIONS,
+    TRUE_FALSE,
     Example,
-    ExampleError,
-    Question,
+    TaskError,
+    did_you_mean,
     make_example,
-    parse_example,
+    make_true_false_example,
     shorten,
     split_prompt,
 )
@@ -66,7 +66,7 @@ _DISTRACTOR = re.compile(r"(?:distractor|wrong(?:_answer)?|incorrect(?:_answer)?
 _MAX_KEYS = 50
 
 
-class RecordError(DegamlError):
+class RecordError(TaskError):
     """A text or file that holds no examples, or one record of it that is wrong."""
 
 
@@ -90,11 +90,6 @@ class Reading:
     answered: bool = True
     open_answers: bool = False
 
-    @property
-    def names_keys(self) -> bool:
-        """Whether a key is named."""
-        return (self.question, self.options, self.answer) != (None, None, None)
-
 
 EXAMPLES = Reading()
 
@@ -111,6 +106,9 @@ class Found:
         labels: what the options are called in the record; none where they have no names of their own.
         counted_from: what the options' columns are numbered from; None where they are not.
         lettered: the options' columns have letters.
+        numbered: the answer may be an option's number.
+        gold: the place of the right option, where the record marks it.
+        prompt: the whole prompt, where the options stand in it or are true and false.
     """
 
     question: str
@@ -120,11 +118,21 @@ class Found:
     labels: tuple[str, ...] = ()
     counted_from: int | None = None
     lettered: bool = False
+    numbered: bool = True
+    gold: int | None = None
+    prompt: str | None = None
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the record has an answer."""
+        return self.answer is not None or self.gold is not None
 
     @property
     def number(self) -> int | None:
         """The answer as a number, where it is one and no text or label of an option."""
-        if self.options is None or isinstance(self.answer, bool) or self.answer is None:
+        if self.options is None or self.answer is None or isinstance(self.answer, bool):
+            return None
+        if not self.numbered or self.gold is not None:
             return None
         text = plain_text(str(self.answer)).strip("[]()")
         if isinstance(self.answer, float) and self.answer.is_integer():
@@ -133,27 +141,6 @@ class Found:
         if not re.fullmatch(r"\d{1,9}", text) or text in self.labels:
             return None
         return int(text)
-
-
-# an example or a question as a whole, what a record says, or its mistake
-Content = Example | Question | Found | str
-
-
-@dataclass(frozen=True)
-class Record:
-    """A record as it is found.
-
-    Attributes:
-        line: where it begins, from 1; of Parquet the row.
-        raw: how it looks.
-        content: what it is.
-        unread: keys that have no meaning here.
-    """
-
-    line: int
-    raw: str
-    content: Content
-    unread: tuple[str, ...] = ()
 
 
 def plain_key(key: str) -> str:
@@ -174,23 +161,20 @@ def plain_text(text: str) -> str:
 
 def read_record(
     given: Mapping[str, Any], where: str, reading: Reading = EXAMPLES
-) -> tuple[Content, list[str]]:
+) -> tuple[Found, list[str]]:
     """What a record with keys says, and which of its keys say nothing.
 
-    Args:
-        given: the record, of any layout that the documentation lists.
-        where: its place, for messages.
-        reading: names keys.
+    The documentation lists the layouts (``docs/command-line.md``); ``where`` is the record's place, for messages.
 
     Raises:
-        DegamlError: it is no question.
+        RecordError: it is no question.
     """
     record: dict[str, Any] = {}
     for key, value in given.items():
         if plain_key(key) in record:
             raise RecordError(f"{where}: the key {shorten(key)} comes twice; keep one of them.")
         record[plain_key(key)] = value
-    if not reading.names_keys:
+    if reading.question is reading.options is reading.answer is None:
         if isinstance(turns := record.get("messages", record.get("conversations")), list):
             used = {"messages", "conversations", *_ROW_NUMBERS}
             return _of_chat(turns, where), [key for key in record if key not in used]
@@ -201,47 +185,53 @@ def read_record(
         if _is_prompt(record):
             return _of_prompt(record, where), []
     question = _question_key(record, reading, where)
-    options = _options(record, reading, where)
-    answer = _answer_key(record, reading, options.keys)
+    keys, found = _options(record, reading, where)
+    answer = _answer_key(record, reading, keys)
     if answer is None and reading.answered:
         raise _no_key(record, ANSWERS, "answer", where)
     system = record.get("system")
+    found = replace(
+        found,
+        question=_question_text(record, question, where),
+        answer=_answer_value(record, answer, where),
+        system=system if isinstance(system, str) else "",
+    )
+    if any(_is_wrong(key) for key in keys):
+        found = _with_right_answer(found, where)
+    known = {question, answer, "system", *_ROW_NUMBERS, *keys, *CONTEXTS}
+    return found, [key for key in record if key and key not in known]
+
+
+def _question_text(record: Mapping[str, Any], question: str, where: str) -> str:
+    """The question with its context in front."""
     parts = [record[key] for key in CONTEXTS if key != question and _is_filled(record.get(key))]
     for key, text in ((question, record[question]), *(("context", part) for part in parts)):
         if not isinstance(text, str):
             raise RecordError(
                 f"{where}, key '{key}': expected a text, found {kind_of(text)}; put it in quotes."
             )
-    text = "\n".join(part.strip() for part in (*parts, record[question]))
-    if question == "input" and not record["input"].strip() and parts:
-        text = "\n".join(part.strip() for part in parts)
-    elif not record[question].strip():
+    # Alpaca's input may be blank where the instruction says all
+    if record[question].strip():
+        parts.append(record[question])
+    elif question != "input" or not parts:
         raise RecordError(f"{where}: the question is blank; give it a text.")
-    value = None if answer is None else record[answer]
-    if value is not None:
-        _check_number(value, f"{where}, key '{answer}'")
-        if isinstance(value, list | dict):
-            raise RecordError(
-                f"{where}, key '{answer}': expected a text, found {kind_of(value)}; give one answer."
-            )
-    if not _is_filled(value):
-        value = None
-    system = system if isinstance(system, str) else ""
-    found = Found(text, None, value, system)
-    if options.wrong:
-        found = _with_distractors(found, options.texts or (), where)
-    elif options.texts is not None:
-        named = (options.labels, options.counted_from, options.lettered)
-        found = Found(text, options.texts, value, system, *named)
-    known = {
-        question,
-        answer,
-        "system",
-        *_ROW_NUMBERS,
-        *options.keys,
-        *(key for key in CONTEXTS if key in record),
-    }
-    return found, [key for key in record if key and key not in known]
+    return "\n".join(part.strip() for part in parts)
+
+
+def _answer_value(
+    record: Mapping[str, Any], key: str | None, where: str
+) -> str | int | float | bool | None:
+    """An answer as it stands there; None where it is blank."""
+    value = None if key is None else record[key]
+    _check_number(value, f"{where}, key '{key}'")
+    if isinstance(value, list | dict):
+        raise RecordError(
+            f"{where}, key '{key}': expected a text, found {kind_of(value)}; give one answer."
+        )
+    return value if _is_filled(value) else None
+
+
+_PROMPT_KEYS = ("prompt", "response", "system")
 
 
 def _is_prompt(record: Mapping[str, Any]) -> bool:
@@ -252,22 +242,40 @@ def _is_prompt(record: Mapping[str, Any]) -> bool:
     if "response" in record and not isinstance(response, str):
         return True
     bracketed = isinstance(response, str) and re.fullmatch(r"\s*\[.*\]\s*", response) is not None
-    return bracketed or bool(split_prompt(prompt[:MAX_FIELD])[1] and not set(record) - _PROMPT_KEYS)
+    known = {*_PROMPT_KEYS, *_ROW_NUMBERS}
+    return bracketed or bool(split_prompt(prompt[:MAX_FIELD])[1] and not set(record) - known)
 
 
-_PROMPT_KEYS = {"prompt", "response", "system", *_ROW_NUMBERS}
-
-
-def _of_prompt(record: Mapping[str, Any], where: str) -> Content:
-    for key in ("prompt", "response"):
-        if isinstance(record.get(key), str):
-            check_field(record[key], f"{where}: the {key}")
-    if record.get("response") in (None, ""):
-        text, options = split_prompt(record["prompt"])
-        system = record.get("system")
-        return made_question(text, options, system if isinstance(system, str) else "", where)
-    known = {key: value for key, value in record.items() if key not in _ROW_NUMBERS}
-    return parse_example(known, where)
+def _of_prompt(record: Mapping[str, Any], where: str) -> Found:
+    """``{"prompt", "response", "system"}`` as the paper's code has them; the prompt stays as it is."""
+    for key in _PROMPT_KEYS:
+        value = record.get(key)
+        if value is not None and not isinstance(value, str):
+            raise RecordError(
+                f"{where}, key '{key}': expected a text, found {kind_of(value)}; put it in quotes."
+            )
+        if key != "system":
+            check_field(value or "", f"{where}: the {key}")
+    prompt, response = record["prompt"], (record.get("response") or "").strip()
+    system = record.get("system") or ""
+    question, options = split_prompt(prompt)
+    if not response:
+        return Found(question, options, system=system)
+    for key in record:
+        if key not in (*_PROMPT_KEYS, *_ROW_NUMBERS):
+            hint = did_you_mean(key, _PROMPT_KEYS, "remove it.")
+            raise RecordError(
+                f"{where}: unknown key '{key}'; known are {_listed(_PROMPT_KEYS)}: {hint}"
+            )
+    if response in ("[True]", "[False]"):
+        gold = TRUE_FALSE.index(response[1:-1])
+        return Found(prompt, TRUE_FALSE, system=system, gold=gold, prompt=prompt)
+    if not options:
+        raise RecordError(
+            f"{where}, key 'prompt': fewer than two option lines found; end the prompt with at least two lines "
+            "'A: …', 'B: …', or answer with [True] or [False]."
+        )
+    return Found(question, options, response, system, numbered=False, prompt=prompt)
 
 
 def _of_chat(turns: Sequence[Any], where: str) -> Found:
@@ -313,9 +321,8 @@ def _answer_key(record: Mapping[str, Any], reading: Reading, options: Sequence[s
 def _named_key(record: Mapping[str, Any], column: str, where: str) -> str:
     name = plain_key(column)
     if name not in record:
-        near = difflib.get_close_matches(name, list(itertools.islice(record, _MAX_KEYS)), n=1)
-        keys = ", ".join(f"'{key}'" for key in itertools.islice(record, _MAX_KEYS))
-        hint = f"did you mean '{near[0]}'?" if near else f"there are {keys}."
+        keys = list(itertools.islice(record, _MAX_KEYS))
+        hint = did_you_mean(name, keys, f"there are {_listed(keys)}.")
         raise RecordError(f"{where}: there is no column '{column}'; {hint}")
     return name
 
@@ -331,61 +338,50 @@ def _no_key(record: Mapping[str, Any], names: Sequence[str], what: str, where: s
     return RecordError(f"{where}: there is no {what} (the keys are {keys}); {hint}")
 
 
-@dataclass(frozen=True)
-class _Options:
-    """A record's options.
+def _options(
+    record: Mapping[str, Any], reading: Reading, where: str
+) -> tuple[Sequence[str], Found]:
+    """The keys that a record's options are read from, and what these say, as yet without a question.
 
-    Attributes:
-        keys: that they were read from.
-        texts: None where there are none.
-        labels: see :class:`Found`.
-        counted_from: see :class:`Found`.
-        lettered: see :class:`Found`.
-        wrong: the right one is not among them: it is the answer.
+    Of keys of wrong answers (see ``_is_wrong``) the options are these alone.
     """
-
-    keys: Sequence[str] = ()
-    texts: tuple[str, ...] | None = None
-    labels: tuple[str, ...] = ()
-    counted_from: int | None = None
-    lettered: bool = False
-    wrong: bool = False
-
-
-def _options(record: Mapping[str, Any], reading: Reading, where: str) -> _Options:
     if reading.options is not None and not isinstance(reading.options, str):
         keys = [_named_key(record, column, where) for column in reading.options]
-        return _of_columns(record, keys, where)
+        return keys, _of_columns(record, keys, where)
     listed = reading.options and _named_key(record, reading.options, where)
     listed = listed or next((name for name in OPTIONS if name in record), None)
     if listed is not None:
         if not _is_filled(record[listed]):
-            return _Options([listed])
+            return [listed], Found("")
         cells, labels = _listed_cell(record[listed], f"{where}, key '{listed}'")
-        return _Options([listed], _texts(cells, [listed], where), labels)
+        return [listed], Found("", _texts(cells, [listed], where), labels=labels)
     wrong = [key for key in record if _DISTRACTOR.fullmatch(key) and _is_filled(record[key])]
     if wrong:
-        return _Options(wrong, _texts([record[key] for key in wrong], wrong, where), wrong=True)
+        return wrong, Found("", _texts([record[key] for key in wrong], wrong, where))
     for key in _WRONG:
         if isinstance(record.get(key), list) and record[key]:
-            return _Options([key], _texts(record[key], [key], where), wrong=True)
+            return [key], Found("", _texts(record[key], [key], where))
     if keys := option_columns(record):
-        return _of_columns(record, keys, where)
+        return keys, _of_columns(record, keys, where)
     for key in itertools.islice(record, _MAX_KEYS):
         if difflib.get_close_matches(key[:40], OPTIONS[:2], n=1, cutoff=0.75):
             raise RecordError(
                 f"{where}: the key {shorten(key)} is not known; did you mean '{OPTIONS[0]}'?"
             )
-    return _Options()
+    return [], Found("")
 
 
-def _of_columns(record: Mapping[str, Any], keys: Sequence[str], where: str) -> _Options:
+def _is_wrong(key: str) -> bool:
+    return key in _WRONG or _DISTRACTOR.fullmatch(key) is not None
+
+
+def _of_columns(record: Mapping[str, Any], keys: Sequence[str], where: str) -> Found:
     cells = [record[key] for key in keys]
     # questions with fewer options leave the last columns blank
     while cells and not _is_filled(cells[-1]):
         cells.pop()
     if not cells:
-        return _Options(keys)
+        return Found("")
     marks = [match for key in keys if (match := _OPTION_COLUMN.fullmatch(key))]
     numbers = [int(match["number"]) for match in marks if match["number"]]
     first = numbers[0] if len(numbers) == len(keys) else None
@@ -394,23 +390,24 @@ def _of_columns(record: Mapping[str, Any], keys: Sequence[str], where: str) -> _
     lettered = len(marks) == len(keys) and not numbers
     texts = _texts(cells, keys[: len(cells)], where)
     # an answer may name the column, too
-    return _Options(keys, texts, tuple(keys[: len(cells)]), first, lettered)
+    labels = tuple(keys[: len(cells)])
+    return Found("", texts, labels=labels, counted_from=first, lettered=lettered)
 
 
 def _texts(cells: Sequence[Any], keys: Sequence[str], where: str) -> tuple[str, ...]:
     return tuple(_option_text(cell, f"{where}, key {_listed(keys)}") for cell in cells)
 
 
-def _with_distractors(found: Found, wrong: Sequence[str], where: str) -> Found:
-    """Wrong answers beside the right one: in an order that depends on the question alone."""
+def _with_right_answer(found: Found, where: str) -> Found:
+    """Wrong answers and the right one, in an order that depends on the question alone."""
     if found.answer is None:
         raise RecordError(
             f"{where}: there are wrong answers and no right one; without answers give 'options'."
         )
     right = str(found.answer).strip()
-    options = [right, *wrong]
+    options = [right, *(found.options or ())]
     random_of(found.question).shuffle(options)
-    return replace(found, options=tuple(options), answer=right)
+    return replace(found, options=tuple(options), gold=options.index(right))
 
 
 def random_of(question: str) -> random.Random:
@@ -512,11 +509,15 @@ def _check_number(value: object, where: str) -> None:
 # --- answers --------------------------------------------------------------------------------------
 
 
+# "B) April", where option B is April
+_LETTER_AND_TEXT = re.compile(r"[(\[]?(?P<letter>[A-Za-z])[:.)\]] ?(?P<text>.+)")
+
+
 def named_option(found: Found, counted_from: int | None, where: str) -> int:
     """The place of the right option.
 
-    An answer is an option's text, its label, its letter in any case, with or without brackets, or a number. Where two
-    of these name different options, it is refused rather than guessed.
+    An answer is an option's text, its label, its letter in any case, with or without brackets, both letter and text, or
+    a number. Where two of these name different options, it is refused rather than guessed.
 
     Args:
         found: a record with options and an answer.
@@ -549,6 +550,10 @@ def named_option(found: Found, counted_from: int | None, where: str) -> int:
         place = ord(bare.upper()) - ord("A")
         if place < len(options):
             readings["letter"] = place
+    elif not readings and (both := _LETTER_AND_TEXT.fullmatch(given)):
+        place = ord(both["letter"].upper()) - ord("A")
+        if place < len(options) and texts[place] == both["text"]:
+            readings["letter"] = place
     if (number := found.number) is not None:
         if counted_from is None and "text" not in readings:
             raise RecordError(
@@ -571,7 +576,8 @@ def named_option(found: Found, counted_from: int | None, where: str) -> int:
 def _not_among(found: Found, where: str, counted_from: int | None = None) -> str:
     count = len(found.options or ())
     last = string.ascii_uppercase[count - 1] if 0 < count <= MAX_OPTIONS else "…"
-    number = "" if counted_from is None else f", or its number counted from {counted_from}"
+    by_number = counted_from is not None and found.numbered
+    number = f", or its number counted from {counted_from}" if by_number else ""
     return (
         f"{where}: the answer {shorten(str(found.answer))} is not among the {count} options; give the option's text, "
         f"or its letter A to {last}{number}."
@@ -599,24 +605,18 @@ def check_field(text: str, what: str) -> None:
         )
 
 
-def check_content(content: Content, where: str) -> Content:
-    """The same, where its fields are short enough and can be encoded.
+def check_fields(found: Found, where: str) -> None:
+    """Refuse fields that are too long, or that cannot be encoded.
 
     Raises:
-        RecordError: one is not.
+        RecordError: one is.
     """
-    if isinstance(content, str):
-        return content
-    question = (
-        split_prompt(content.prompt)[0] if isinstance(content, Question) else content.question
-    )
-    check_field(question, f"{where}: the question")
-    check_field(content.system, f"{where}: the system message")
-    for option in content.options or ():
+    check_field(found.question, f"{where}: the question")
+    check_field(found.system, f"{where}: the system message")
+    for option in found.options or ():
         check_field(option, f"{where}: the option")
-    if isinstance(content, Found) and content.answer is not None and content.options is None:
-        check_field(str(content.answer), f"{where}: the answer")
-    return content
+    if found.answer is not None and found.options is None:
+        check_field(str(found.answer), f"{where}: the answer")
 
 
 def has_repeats(options: Sequence[str]) -> bool:
@@ -637,38 +637,22 @@ def check_repeats(options: Sequence[str], where: str) -> None:
         )
 
 
-def made(question: str, options: Sequence[str], gold: int, system: str, where: str) -> Example:
-    """An example of sound fields.
+def example_of(found: Found, options: Sequence[str], gold: int, where: str) -> Example:
+    """The example of a record, with these options.
 
     Raises:
-        RecordError: one of them is not.
+        RecordError: the question or an option is blank, or there are too few or too many options.
     """
+    # true and false are no option lines where the record has none, or where they are the answers of the whole file
+    bare = found.options is None or found.prompt == found.question
     try:
-        example = make_example(question, options, gold, system)
-    except ExampleError as error:
+        if bare and set(options) == set(TRUE_FALSE):
+            is_true = options[gold] == TRUE_FALSE[0]
+            return make_true_false_example(found.question, is_true, found.system)
+        example = make_example(found.question, options, gold, found.system)
+    except TaskError as error:
         raise RecordError(f"{where}: {error}") from error
-    check_content(example, where)
-    return example
-
-
-def made_question(question: str, options: Sequence[str], system: str, where: str) -> Question:
-    """A question of sound fields, without its answer.
-
-    Raises:
-        RecordError: one of them is not.
-    """
-    return Question.of(made(question, options, 0, system, where))
-
-
-def found_at(line: int, raw: str, read: Callable[[], tuple[Content, Sequence[str]]]) -> Record:
-    """A record as ``read`` reads it, with its mistake where it is wrong."""
-    try:
-        content, unread = read()
-        return Record(line, raw, check_content(content, f"Line {line}"), tuple(unread))
-    except DegamlError as error:
-        return Record(line, raw, str(error))
-    except RecursionError:
-        return Record(line, raw, f"Line {line}: the record is nested too deeply; {_FLAT}")
+    return example if found.prompt is None else replace(example, prompt=found.prompt)
 
 
 _FLAT = "write one flat object per example."

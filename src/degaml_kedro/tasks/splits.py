@@ -15,9 +15,8 @@ from typing import Literal
 
 import pandas as pd
 
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.parameters import SplitSizes
-from degaml_kedro.tasks.example import Example, shorten
+from degaml_kedro.tasks.example import Example, TaskError, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +32,6 @@ _POOLS = {
     "train": ("train",),
 }
 Overlap = Literal["error", "drop_from_train"]
-
-
-class SplitError(DegamlError):
-    """Examples that cannot be split as asked."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ class TaskSplits:
             for example in self[name]:
                 other = home.setdefault(example.prompt, name)
                 if other != name:
-                    raise SplitError(
+                    raise TaskError(
                         f"The prompt {shorten(example.prompt)} is in both '{other}' and '{name}'; "
                         f"remove it from one of them."
                     )
@@ -70,12 +65,24 @@ class TaskSplits:
         """The examples of a split by its name.
 
         Raises:
-            SplitError: There is no such split.
+            TaskError: There is no such split.
         """
         if name not in SPLITS:
-            raise SplitError(f"There is no split '{name}'; use one of {', '.join(SPLITS)}.")
+            raise TaskError(f"There is no split '{name}'; use one of {', '.join(SPLITS)}.")
         examples: tuple[Example, ...] = getattr(self, name)
         return examples
+
+
+def check_split_names(names: Iterable[str], where: str, task: str) -> None:
+    """Refuse names that are none of a split.
+
+    Raises:
+        TaskError: One is.
+    """
+    if unknown := [name for name in names if name not in SPLITS]:
+        raise TaskError(
+            f"Task '{task}': {where} names the unknown split '{unknown[0]}'; use {', '.join(SPLITS)}."
+        )
 
 
 def split_examples(
@@ -97,41 +104,31 @@ def split_examples(
         task: The task's name, for the seed and for messages.
 
     Raises:
-        SplitError: A split is missing or too small, a prompt is in two splits, or a prompt comes
+        TaskError: A split is missing or too small, a prompt is in two splits, or a prompt comes
             twice with different answers.
     """
     pools = dict(examples) if isinstance(examples, Mapping) else {ALL: examples}
-    _check_names(pools, task)
+    if not pools:
+        raise TaskError(f"Task '{task}': the source has no examples at all; check its path.")
+    if len(pools) > 1:
+        check_split_names(pools, "the source", task)
     unique = {name: _without_repeats(pool, name, task) for name, pool in pools.items()}
     keep_apart(unique, task, "error")
     dealt = {
         name: sorted(pool, key=lambda e: _rank(e, seed, task)) for name, pool in unique.items()
     }
 
-    taken: dict[str, list[Example]] = {}
+    taken: dict[str, tuple[Example, ...]] = dict.fromkeys(SPLITS, ())
     for name in ("support", "validation", "test", "train"):
         wanted: int = getattr(sizes, name)
         pool_name = _pool_of(name, wanted, dealt, task)
         if pool_name is None:
-            taken[name] = []
             continue
         pool = dealt[pool_name]
         if len(pool) < wanted:
-            raise SplitError(_too_few(task, name, pool_name, wanted, len(pool), unique, sizes))
-        taken[name], dealt[pool_name] = pool[:wanted], pool[wanted:]
-    return TaskSplits(**{name: tuple(taken[name]) for name in SPLITS})
-
-
-def _check_names(pools: Mapping[str, Sequence[Example]], task: str) -> None:
-    if not pools:
-        raise SplitError(f"Task '{task}': the source has no examples at all; check its path.")
-    if len(pools) > 1:
-        for name in pools:
-            if name not in SPLITS:
-                raise SplitError(
-                    f"Task '{task}': the source has an unknown split '{name}'; "
-                    f"name its splits {', '.join(SPLITS)}."
-                )
+            raise TaskError(_too_few(task, pool_name, unique, sizes))
+        taken[name], dealt[pool_name] = tuple(pool[:wanted]), pool[wanted:]
+    return TaskSplits(**taken)
 
 
 def _pool_of(
@@ -145,21 +142,14 @@ def _pool_of(
             return pool
     if wanted == 0:
         return None
-    raise SplitError(
-        f"Task '{task}': the split '{name}' needs {wanted} examples, but the source only has the "
-        "splits "
+    raise TaskError(
+        f"Task '{task}': the split '{name}' needs {wanted} examples, but the source only has the splits "
         f"{', '.join(pools)}; add {' or '.join(_POOLS[name])}, or set splits.{name} to 0."
     )
 
 
 def _too_few(
-    task: str,
-    name: str,
-    pool: str,
-    wanted: int,
-    left: int,
-    pools: Mapping[str, Sequence[Example]],
-    sizes: SplitSizes,
+    task: str, pool: str, pools: Mapping[str, Sequence[Example]], sizes: SplitSizes
 ) -> str:
     sharing = [
         f"{split} {getattr(sizes, split)}"
@@ -168,28 +158,21 @@ def _too_few(
     ]
     place = "the source" if pool == ALL else f"the source's split '{pool}'"
     return (
-        f"Task '{task}': the splits taken from {place} need {' + '.join(sharing)} examples, but it "
-        "has "
-        f"{len(pools[pool])} ({wanted - left} short when '{name}' is dealt); lower the task's "
-        "'splits' or add examples."
+        f"Task '{task}': the splits taken from {place} need {' + '.join(sharing)} examples, but it has "
+        f"{len(pools[pool])}; lower the task's 'splits' or add examples."
     )
 
 
-def _without_repeats(pool: Iterable[Example], name: str, task: str) -> list[Example]:
+def _without_repeats(pool: Sequence[Example], name: str, task: str) -> list[Example]:
     by_prompt: dict[str, Example] = {}
-    repeats = 0
     for example in pool:
         first = by_prompt.setdefault(example.prompt, example)
-        if first is not example:
-            repeats += 1
-            if first.response != example.response:
-                raise SplitError(
-                    f"Task '{task}', split '{name}': the prompt {shorten(example.prompt)} comes "
-                    "twice with "
-                    f"different answers, {first.response} and {example.response}; keep the right "
-                    "one."
-                )
-    if repeats:
+        if first.response != example.response:
+            raise TaskError(
+                f"Task '{task}', split '{name}': the prompt {shorten(example.prompt)} comes twice with different "
+                f"answers, {first.response} and {example.response}; keep the right one."
+            )
+    if repeats := len(pool) - len(by_prompt):
         logger.warning(
             "Task '%s', split '%s': %d repeated example(s) are used once.", task, name, repeats
         )
@@ -203,31 +186,26 @@ def keep_apart(
 
     Args:
         pools: Examples by the source's own split names.
-        task: The task's name, for messages.
+        task: For messages.
         overlap: What to do about a prompt in two splits: refuse, or keep it where it is tested on (test,
             then validation, then support) and leave it out of the other.
 
     Raises:
-        SplitError: A prompt is in two splits and ``overlap`` is ``"error"``.
+        TaskError: A prompt is in two splits and ``overlap`` is ``"error"``.
     """
     kept: dict[str, list[Example]] = {}
     home: dict[str, str] = {}
     for name in sorted(pools, key=(ALL, "test", "validation", "support", "train").index):
         shared = [example for example in pools[name] if example.prompt in home]
         if shared and overlap == "error":
-            raise SplitError(
+            raise TaskError(
                 f"Task '{task}': {len(shared)} prompt(s) of the source's '{name}' split are in its "
                 f"'{home[shared[0].prompt]}' split too, for one {shorten(shared[0].prompt)}; "
                 f"remove them from one of the two."
             )
         if shared:
-            logger.warning(
-                "Task '%s': %d example(s) of '%s' are in a split that is tested on and are left "
-                "out.",
-                task,
-                len(shared),
-                name,
-            )
+            told = "Task '%s': %d example(s) of '%s' are in a split that is tested on and are left out."
+            logger.warning(told, task, len(shared), name)
         kept[name] = [example for example in pools[name] if example.prompt not in home]
         home |= {example.prompt: name for example in kept[name]}
     return {name: kept[name] for name in pools}
@@ -250,13 +228,12 @@ def frame_to_examples(frame: pd.DataFrame) -> list[Example]:
     """The examples of a table made by ``examples_to_frame``, also after a trip through Parquet.
 
     Raises:
-        SplitError: A column is missing.
+        TaskError: A column is missing.
     """
     missing = [column for column in COLUMNS if column not in frame.columns]
     if missing:
-        raise SplitError(
-            f"The table of examples lacks the column(s) {', '.join(missing)}; make it anew from "
-            "the task's source."
+        raise TaskError(
+            f"The table of examples lacks the column(s) {', '.join(missing)}; make it anew from the task's source."
         )
     columns = [frame[column].tolist() for column in COLUMNS]
     return [
@@ -277,17 +254,16 @@ def frame_to_splits(frame: pd.DataFrame) -> TaskSplits:
     """The splits of a table that ``splits_to_frame`` made.
 
     Raises:
-        SplitError: A column is missing, a split's name is unknown, or a prompt is in two splits.
+        TaskError: A column is missing, a split's name is unknown, or a prompt is in two splits.
     """
     if "split" not in frame.columns:
-        raise SplitError(
+        raise TaskError(
             "The table of splits lacks the column 'split'; make it anew from the task's source."
         )
     unknown = sorted(set(frame["split"]) - set(SPLITS))
     if unknown:
-        raise SplitError(
-            f"The table of splits has the unknown split '{unknown[0]}'; use one of "
-            f"{', '.join(SPLITS)}."
+        raise TaskError(
+            f"The table of splits has the unknown split '{unknown[0]}'; use one of {', '.join(SPLITS)}."
         )
     return TaskSplits(
         **{name: tuple(frame_to_examples(frame[frame["split"] == name])) for name in SPLITS}

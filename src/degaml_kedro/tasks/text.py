@@ -9,25 +9,10 @@ from __future__ import annotations
 import itertools
 import re
 import string
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from degaml_kedro.tasks.example import (
-    MAX_OPTIONS,
-    Example,
-    Question,
-    make_true_false_example,
-    shorten,
-)
-from degaml_kedro.tasks.records import (
-    Content,
-    Found,
-    Record,
-    RecordError,
-    found_at,
-    made,
-    made_question,
-    plain_text,
-)
+from degaml_kedro.tasks.example import MAX_OPTIONS, TRUE_FALSE
+from degaml_kedro.tasks.records import Found, RecordError, named_option
 
 # A line with its number.
 _Line = tuple[int, str]
@@ -35,8 +20,6 @@ _Line = tuple[int, str]
 _ARROW = "=>"
 _ANSWER_LINE = re.compile(r"\s*(?:(?:correct |right )?answer\s*[:=]|=>)(.*)", re.IGNORECASE)
 _OPTION_LINE = re.compile(r"\s*[(\[]?([A-Za-z])(?:[:)\]]|\.(?=\s|$))(.*)")
-_LETTER = re.compile(r"[(\[]?([A-Za-z])[.:)\]]?")
-
 
 # what an open brace of GIFT is followed by
 _GIFT = re.compile(r"(?<!\\)\{\s*(?:[=~]|(?:T|F|TRUE|FALSE)\s*(?:#[^}]*)?\})", re.IGNORECASE)
@@ -46,22 +29,24 @@ _GIFT_UNIT = re.compile(
 _GIFT_WEIGHT = re.compile(r"%(-?\d+(?:\.\d+)?)%")
 
 
-def text_records(text: str, called: str) -> Iterator[Record]:
-    """The questions of a plain text; lines that begin with # are comments, in GIFT those that begin with //."""
-    numbered = list(enumerate(text.split("\n"), start=1))
-    if _GIFT.search(text):
-        lines = [one for one in numbered if not one[1].lstrip().startswith(("//", "$CATEGORY"))]
-        for block in _blocks(lines):
-            raw = "\n".join(text for _, text in block)
-            yield _found(block[0][0], raw, lambda raw=raw, line=block[0][0]: _from_gift(raw, line))
-        return
-    for unit in _units(line for line in numbered if not line[1].lstrip().startswith("#")):
+def text_records(text: str) -> Iterator[tuple[int, str, Found | str]]:
+    """The questions of a plain text: their lines, how they look, and what they say or their mistakes.
+
+    Lines that begin with # are comments, in GIFT those that begin with //.
+    """
+    lines: Iterable[_Line] = enumerate(text.split("\n"), start=1)
+    if is_gift := _GIFT.search(text) is not None:
+        lines = (one for one in lines if not one[1].lstrip().startswith(("//", "$CATEGORY")))
+    else:
+        lines = (one for one in lines if not one[1].lstrip().startswith("#"))
+    for unit in _blocks(lines) if is_gift else _units(lines):
         raw = "\n".join(text for _, text in unit)
-        yield _found(unit[0][0], raw, lambda unit=unit: _from_unit(unit))
-
-
-def _found(line: int, raw: str, read: Callable[..., Content]) -> Record:
-    return found_at(line, raw, lambda: (read(), ()))
+        where = f"Line {unit[0][0]}"
+        try:
+            found: Found | str = _from_gift(raw, where) if is_gift else _from_unit(unit, where)
+        except RecordError as error:
+            found = str(error)
+        yield unit[0][0], raw, found
 
 
 # --- GIFT -----------------------------------------------------------------------------------------
@@ -74,8 +59,7 @@ def _blocks(lines: Iterable[_Line]) -> Iterator[list[_Line]]:
             yield list(block)
 
 
-def _from_gift(raw: str, line: int) -> Content:
-    where = f"Line {line}"
+def _from_gift(raw: str, where: str) -> Found:
     match = _GIFT_UNIT.fullmatch(raw)
     if match is None:
         raise RecordError(
@@ -87,7 +71,8 @@ def _from_gift(raw: str, line: int) -> Content:
     body = match["body"].strip()
     verdict = body.partition("#")[0].strip().upper()
     if verdict in ("T", "TRUE", "F", "FALSE"):
-        return make_true_false_example(question, verdict.startswith("T"))
+        gold = int(verdict.startswith("F"))
+        return Found(question, TRUE_FALSE, gold=gold, prompt=question)
     parts = re.split(r"(?<!\\)(?=[=~])", body)
     rights: list[int] = []
     options: list[str] = []
@@ -111,7 +96,7 @@ def _from_gift(raw: str, line: int) -> Content:
         )
     if len(rights) == len(options):
         return _asked(question, options[0], where)
-    return made(question, options, rights[0], "", where)
+    return Found(question, tuple(options), gold=rights[0])
 
 
 def _unescaped(text: str) -> str:
@@ -122,11 +107,7 @@ def _unescaped(text: str) -> str:
 
 
 def _asked(question: str, answer: str | None, where: str) -> Found:
-    """A question without options of its own.
-
-    Raises:
-        RecordError: it is blank, or its answer is.
-    """
+    """A question without options of its own."""
     if not question.strip():
         raise RecordError(f"{where}: the question is blank; give it a text.")
     if answer is not None and not answer.strip():
@@ -208,8 +189,7 @@ def _option_lines(texts: Sequence[str]) -> int:
     return 0
 
 
-def _from_unit(unit: Sequence[_Line]) -> Content:
-    where = f"Line {unit[0][0]}"
+def _from_unit(unit: Sequence[_Line], where: str) -> Found:
     texts = [text.rstrip() for _, text in unit]
     answer = _answer(texts[-1])
     if answer is None and len(texts) == 1:
@@ -251,7 +231,7 @@ def _options(texts: Sequence[str], where: str) -> list[str]:
     return [option.strip() for option in options]
 
 
-def _from_line(text: str, where: str) -> Content:
+def _from_line(text: str, where: str) -> Found:
     left, arrow, right = text.rpartition(_ARROW)
     question, *options = (part.strip() for part in (left if arrow else text).split("|"))
     answer = right.strip() if arrow else None
@@ -260,56 +240,24 @@ def _from_line(text: str, where: str) -> Content:
     return _chosen(question, options, answer, where)
 
 
-def _chosen(
-    question: str, options: list[str], answer: str | None, where: str
-) -> Example | Question:
-    """The example of options of which one has a star, or is named by the answer; a question where none is."""
+def _chosen(question: str, options: list[str], answer: str | None, where: str) -> Found:
+    """A question with options, of which one has a star or is named by the answer; unanswered where none is.
+
+    Numbers are texts here, never those of options: people write ``1 + 1 = | 1 | 2 | 3 => 2``.
+    """
     starred = [i for i, option in enumerate(options) if option.endswith("*")]
     bare = [option[:-1].rstrip() if option.endswith("*") else option for option in options]
     if answer is None:
-        # What is wrong with the options is said before a star is missed.
-        made(question, bare, 0, "", where)
         if len(starred) > 1:
             raise RecordError(
                 f"{where}: {len(starred)} options have a star; put a star after the right option, and after no other."
             )
-        if not starred:
-            return made_question(question, bare, "", where)
-        return made(question, bare, starred[0], "", where)
-    made(question, options, 0, "", where)
-    # A star belongs to the option's text, unless it says the same as the answer.
-    if answer not in options and starred == [_named(answer, bare, where)]:
-        options = bare
-    return made(question, options, _named(answer, options, where), "", where)
-
-
-def _named(answer: str, options: Sequence[str], where: str) -> int:
-    """The index of the option that an answer names by its text or its letter, or by both.
-
-    Numbers are texts here, never indices: people write ``1 + 1 = | 1 | 2 | 3 => 2``.
-    """
+        return Found(question, tuple(bare), gold=starred[0] if starred else None)
     if not answer:
         raise RecordError(f"{where}: the answer is blank; give the right option or its letter.")
-    letter = _LETTER.fullmatch(answer)
-    by_letter = ord(letter[1].upper()) - ord("A") if letter else len(options)
-    plain = [plain_text(option) for option in options]
-    if plain_text(answer) in plain:
-        by_text = plain.index(plain_text(answer))
-        # A small letter is a letter only where it is no option.
-        if by_letter < len(options) and by_letter != by_text and answer.isupper():
-            raise RecordError(
-                f"{where}: the answer {shorten(answer)} is the text of one option and the letter of another; put a "
-                "star after the right option, or choose other texts."
-            )
-        return by_text
-    if by_letter < len(options):
-        return by_letter
-    both = _OPTION_LINE.match(answer)
-    if both:
-        index = ord(both[1].upper()) - ord("A")
-        if index < len(options) and both[2].strip() == options[index]:
-            return index
-    raise RecordError(
-        f"{where}: the answer {shorten(answer)} is not among the {len(options)} options; give the option's text, or "
-        f"its letter A to {string.ascii_uppercase[len(options) - 1]}."
-    )
+    # a star belongs to the option's text, unless it says the same as the answer
+    if answer not in options and len(starred) == 1:
+        found = Found(question, tuple(bare), answer, numbered=False)
+        if named_option(found, None, where) == starred[0]:
+            return found
+    return Found(question, tuple(options), answer, numbered=False)

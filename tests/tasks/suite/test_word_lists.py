@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from degaml_kedro.tasks.suite.drawing import word_lists
+from degaml_kedro.tasks.suite.data import read_data
 
-FILES = ("dates", "geography", "kinds", "stories", "units", "words")
+FILES = ("dates", "geography", "kinds", "stories", "units", "wordings", "words")
 
 
 def repeated(words):
@@ -18,11 +18,11 @@ def repeated(words):
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_list_can_be_read(name):
-    assert word_lists(name)
+    assert read_data(name)
 
 
 def test_no_thing_is_of_two_kinds():
-    kinds = word_lists("kinds")["kinds"]
+    kinds = read_data("kinds")["kinds"]
     things = [thing.lower() for words in kinds.values() for thing in words.split()]
     assert repeated(things) == []
     assert len(kinds) >= 12
@@ -30,16 +30,16 @@ def test_no_thing_is_of_two_kinds():
 
 
 def test_overlaps_name_kinds():
-    lists = word_lists("kinds")
+    lists = read_data("kinds")
     assert set(lists["overlaps"]) <= set(lists["kinds"])
     assert set(itertools.chain(*lists["overlaps"].values())) <= set(lists["kinds"])
 
 
 @pytest.mark.parametrize("name", ["names", "nouns"])
 def test_names_and_nouns_come_once(name):
-    assert repeated(word_lists("words")[name].split()) == []
+    assert repeated(read_data("words")[name].split()) == []
 
 
 def test_units_measure_one_quantity():
-    quantities = word_lists("units")["quantities"]
+    quantities = read_data("units")["quantities"]
     assert repeated(unit for units in quantities.values() for unit in units.split()) == []

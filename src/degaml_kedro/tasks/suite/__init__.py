@@ -1,32 +1,7 @@
-"""The built-in suite: families of short multiple-choice questions, made from a seed without end."""
+"""The built-in suite: families of questions that name their rule, and the material of drawn tasks."""
 
 from __future__ import annotations
 
-from degaml_kedro.tasks.suite import (
-    counting,
-    dates,
-    elements,
-    geography,
-    kinds,
-    letters,
-    stories,
-    units,
-)
-from degaml_kedro.tasks.suite.family import CapacityError, Family
+from degaml_kedro.tasks.suite.families import FAMILIES
 
-_GROUPS = (
-    kinds,
-    geography,
-    elements,
-    counting,
-    dates,
-    letters,
-    units,
-    stories,
-)
-
-FAMILIES: dict[str, Family] = {
-    family.name: family for group in _GROUPS for family in group.FAMILIES
-}
-
-__all__ = ["FAMILIES", "CapacityError", "Family"]
+__all__ = ["FAMILIES"]

@@ -12,17 +12,12 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.tasks.example import Example, make_example
+from degaml_kedro.tasks.example import Example, TaskError, make_example
 
 # Prompt length in words, options included: about 60 tokens of an English tokenizer.
 MAX_WORDS = 48
 # So many rejected draws in a row mean that hardly anything new is left to be drawn.
 PATIENCE = 3000
-
-
-class CapacityError(DegamlError):
-    """More examples asked for than a family can make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +39,11 @@ class Family:
 
     Attributes:
         name: Its name, unique in the suite.
-        group: The related families it belongs to.
-        description: What is asked, in one sentence.
         draw: Draws one question with the given number of options.
         options: The numbers of options that occur, each as often as the others.
     """
 
     name: str
-    group: str
-    description: str
     draw: Draw = field(repr=False)
     options: tuple[int, ...] = (4,)
 
@@ -63,12 +54,8 @@ class Family:
         examples with k options, every k in a row have their right answers in k different positions.
         No two examples have the same question with the same set of options.
 
-        Args:
-            count: How many examples, 0 or more.
-            seed: Any integer.
-
         Raises:
-            CapacityError: The family cannot make that many different examples.
+            TaskError: The family cannot make that many different examples.
         """
         draws = random.Random(f"{self.name}/draws/{seed}")
         order = random.Random(f"{self.name}/order/{seed}")
@@ -82,7 +69,7 @@ class Family:
             if question is None or not _is_sound(question, size) or _key(question) in seen:
                 rejected += 1
                 if rejected == PATIENCE:
-                    raise CapacityError(
+                    raise TaskError(
                         f"The family '{self.name}' makes about {len(examples)} different examples, "
                         f"but {count} were asked for; lower the split sizes of tasks that use it."
                     )

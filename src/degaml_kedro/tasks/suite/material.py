@@ -6,12 +6,12 @@ training.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
+
+from degaml_kedro.tasks.suite.data import read_data, read_folder
 
 # by input, the right answers; the first one is shown
 Rule = Mapping[str, tuple[str, ...]]
@@ -49,7 +49,7 @@ def rules() -> Mapping[str, Mapping[str, Rule]]:
             }
             for name, rule in content["rules"].items()
         }
-        for content in _folder("rules")
+        for content in read_folder("rules")
     }
 
 
@@ -58,7 +58,7 @@ def word_sets() -> Mapping[str, Classes]:
     """Words by class, by set."""
     return {
         name: {label: tuple(words) for label, words in classes.items()}
-        for name, classes in _file("word_sets.json").items()
+        for name, classes in read_data("word_sets").items()
     }
 
 
@@ -73,7 +73,7 @@ def topics() -> Mapping[str, Topic]:
             },
             slots={name: tuple(values) for name, values in content["slots"].items()},
         )
-        for content in _folder("messages")
+        for content in read_folder("messages")
     }
 
 
@@ -105,7 +105,7 @@ def label_words(pool: str) -> Mapping[str, tuple[str, ...]]:
     if pool != TRAIN:
         return {style: tuple(held[pool][style]) for style in STYLES}
     taken = {word for other in held.values() for words in other.values() for word in words}
-    every = _file("label_words.json")
+    every = read_data("label_words")
     return {style: tuple(word for word in every[style] if word not in taken) for style in STYLES}
 
 
@@ -116,24 +116,6 @@ def templates_of(templates: tuple[str, ...], pool: str) -> tuple[str, ...]:
     return tuple(template for number, template in enumerate(templates) if number % 10 in mine)
 
 
-@cache
-def ready() -> tuple[Mapping[str, Any], ...]:
-    """Tasks to try: name, title, description, form, subject, classes, and labels where it is a classification."""
-    return tuple(_file("ready.json"))
-
-
-@cache
 def _pools() -> dict[str, Any]:
-    content: dict[str, Any] = _file("pools.json")
+    content: dict[str, Any] = read_data("pools")
     return content
-
-
-def _file(name: str) -> Any:
-    return json.loads(resources.files(f"{__package__}.data").joinpath(name).read_text("utf-8"))
-
-
-def _folder(name: str) -> Iterator[dict[str, Any]]:
-    folder = resources.files(f"{__package__}.data").joinpath(name)
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.name.endswith(".json"):
-            yield json.loads(path.read_text("utf-8"))
