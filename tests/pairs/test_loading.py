@@ -22,9 +22,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from degaml_kedro.model_registry import RegistryError, find_models, register_models
 from degaml_kedro.pairs import PairError, load_trained_pair, loading
 from degaml_kedro.pairs.pair import CARD_FILE, PAIR_FILES
+from degaml_kedro.tracking.registry import RegistryError, find_models, register_models
 from tests.conftest import ROOT
 from tests.pairs.helpers import (
     tiny_pair,
