@@ -19,13 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 import numpy as np
 import pandas as pd
 from mlflow.entities import Metric, Param
 from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
+from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 from sqlalchemy.engine import make_url
@@ -419,9 +419,7 @@ def _is_there(uri: str) -> bool:
         except sqlite3.Error:
             # locked, or no database: that is said where MLflow's errors are
             return file.is_file()
-    if parts.scheme in ("", "file"):
-        return Path(url2pathname(parts.path) if parts.scheme else uri).is_dir()
-    return True
+    return parts.scheme not in ("", "file") or Path(local_file_uri_to_path(uri)).is_dir()
 
 
 def _view(client: MlflowClient, where: list[str], parent: MlflowRun, pool: str) -> ComparisonView:

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 import mlflow
 import numpy as np
@@ -34,6 +33,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking import MlflowClient
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 from degaml_kedro import __version__
 from degaml_kedro.adapters.adapter import CONFIG_FILE as ADAPTER_FILE
@@ -402,7 +402,11 @@ def _metrics(model: ModelFolder, model_id: str) -> list[Metric]:
         return []
     keys = ["accuracy", "nll", "ece"]
     rows = pd.DataFrame(model.results).set_index("pool").reindex(columns=[*keys, "n"])
-    pools = rows.apply(pd.to_numeric).replace([np.inf, -np.inf], np.nan).groupby(level="pool")
+    pools = (
+        rows.apply(pd.to_numeric, errors="coerce")
+        .replace([np.inf, -np.inf], np.nan)
+        .groupby(level="pool")
+    )
     # a mean that misses a task is none
     means = pools[keys].mean().where(pools[keys].count().eq(pools.size(), axis=0))
     now = int(time.time() * 1000)
@@ -661,7 +665,7 @@ def _opened(
 def _fetched(uri: str, tracking_uri: str | None, temporary: Path) -> Path:
     """The model's folder on this machine, downloaded where it is on another."""
     if not uri.startswith(("models:", "runs:")):
-        folder = _local(uri)
+        folder = Path(local_file_uri_to_path(uri))
         if not folder.is_dir():
             raise RegistryError(
                 f"'{uri}' is no model: give models:/NAME/VERSION, models:/NAME@ALIAS, runs:/RUN/NAME, or a folder"
@@ -680,18 +684,12 @@ def _fetched(uri: str, tracking_uri: str | None, temporary: Path) -> Path:
                 f"degaml_kedro.tracking FOLDER` registers what a run left in FOLDER"
             ) from error
         if urlparse(location).scheme in ("", "file"):
-            return _local(location)
+            return Path(local_file_uri_to_path(location))
         return Path(
             mlflow.artifacts.download_artifacts(
                 artifact_uri=location, dst_path=str(temporary), tracking_uri=server
             )
         )
-
-
-def _local(uri: str) -> Path:
-    """The path that a file's URI or a plain path stands for."""
-    parts = urlparse(uri)
-    return Path(url2pathname(parts.path)) if parts.scheme == "file" else Path(uri)
 
 
 def _location(client: MlflowClient, uri: str) -> str:
