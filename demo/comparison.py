@@ -11,7 +11,7 @@ from degaml_kedro.errors import DegamlError
 from demo.markup import axis, dot_row, escape, note
 
 if TYPE_CHECKING:
-    from degaml_kedro.comparison_reading import ComparisonView, MethodRow
+    from degaml_kedro.tracking.comparison import ComparisonView, MethodRow
 
 NOTHING = "Nothing there yet: `make compare` trains the baselines and logs how they do; then it is shown here."
 _POOLS = ("meta_test", "meta_train")
@@ -56,7 +56,7 @@ def newest(uri: str | None) -> list[ComparisonView]:
     if not uri:
         return []
     # seconds to import, which the page's start need not wait for
-    from degaml_kedro.comparison_reading import EXPERIMENT, read_comparison
+    from degaml_kedro.tracking.comparison import EXPERIMENT, read_comparison
 
     views = (read_comparison(uri, EXPERIMENT, pool=pool) for pool in _POOLS)
     return [view for view in views if view is not None and _measured(view)]

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 # imported while autodoc pretends to be a type checker, MLflow and Kedro would import each other in a circle
-import degaml_kedro.tracking  # noqa: E402, F401
+import degaml_kedro.tracking.hook  # noqa: E402, F401
 from degaml_kedro import __version__  # noqa: E402
 
 project = "degaml-kedro"

@@ -10,7 +10,7 @@ from kedro.utils import find_kedro_project
 
 from degaml_kedro.configuration import CONFIG_ENVIRONMENTS, ProjectConfigLoader
 from degaml_kedro.hooks import ExtentHook, ParametersHook, ResultsHook
-from degaml_kedro.tracking import ComparisonHook, TrackingHook
+from degaml_kedro.tracking.hook import TrackingHook
 
 # nothing is reported to anybody unless the user says so: Kedro, MLflow and the Hugging Face hub honor this
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -21,7 +21,7 @@ warnings.filterwarnings("ignore", r"(?s).*register_new_resolver\(\) is deprecate
 # kedro-mlflow's hook runs as part of TrackingHook; Kedro-Viz's keeps a log of its own and warns of every run that is
 # not of the whole pipeline
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry", "kedro-mlflow", "kedro_mlflow", "kedro-viz")
-HOOKS = (ParametersHook(), TrackingHook(), ComparisonHook(), ExtentHook(), ResultsHook())
+HOOKS = (ParametersHook(), TrackingHook(), ExtentHook(), ResultsHook())
 
 CONFIG_LOADER_CLASS = ProjectConfigLoader
 CONFIG_LOADER_ARGS = {

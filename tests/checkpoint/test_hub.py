@@ -26,7 +26,7 @@ from degaml_kedro.checkpoint import hub as sources
 from degaml_kedro.checkpoint.folder import PAIR_FILES
 from degaml_kedro.checkpoint.hub import load_trained_pair
 from degaml_kedro.checkpoint.layout import CARD_FILE, CheckpointError
-from degaml_kedro.model_registry import RegistryError, find_models, register_models
+from degaml_kedro.tracking.registry import RegistryError, find_models, register_models
 from tests.checkpoint.helpers import (
     tiny_pair,
     tiny_parameters,

@@ -7,26 +7,19 @@ from datetime import UTC, datetime
 import pytest
 from demo.comparison import NOTHING, Comparisons, newest, picture
 
-from degaml_kedro.comparison_reading import ComparisonView, MethodRow
-from degaml_kedro.mlflow_server import TrackingError
+from degaml_kedro.tracking.comparison import ComparisonView, MethodRow
+from degaml_kedro.tracking.server import TrackingError
 
 
 def method(name, accuracy, by_seed=(), bound=False, tokens=None):
-    low = None if accuracy is None else accuracy - 0.1
-    high = None if accuracy is None else accuracy + 0.05
     return MethodRow(
         method=name,
         bound=bound,
         accuracy=accuracy,
-        low=low,
-        high=high,
         by_seed=by_seed,
-        chance=0.25,
         n=200.0,
         tokens=tokens,
         seconds=None,
-        missing="",
-        tasks=(),
     )
 
 
@@ -37,9 +30,6 @@ def view(*methods, pool="meta_test"):
         profile="comparison",
         seeds=(999, 1000, 1001),
         pool=pool,
-        pools=(pool,),
-        command="",
-        base_model={},
         methods=methods,
     )
 

@@ -115,14 +115,14 @@ ELSEWHERE: dict[str, str] = {
     "kedro run --env files --params datasets=FOLDER": (
         "tests/test_conf.py::test_every_task_has_a_source_that_exists"
     ),
-    "python -m degaml_kedro.comparison_tracking data/comparison": (
-        "tests/test_comparison_tracking.py::test_the_command_imports_what_is_on_disk"
+    "python -m degaml_kedro.tracking data/comparison": (
+        "tests/tracking/test_comparison.py::test_the_command_imports_what_is_on_disk"
     ),
-    "python -m degaml_kedro.comparison_tracking data/comparison --uri http://tracking.example:5000": (
-        "tests/test_comparison_tracking.py::test_the_command_imports_what_is_on_disk"
+    "python -m degaml_kedro.tracking data/comparison --uri http://tracking.example:5000": (
+        "tests/tracking/test_comparison.py::test_the_command_imports_what_is_on_disk"
     ),
     "pip install 'degaml-kedro[postgres]'": (
-        "tests/test_comparison_tracking.py::test_a_missing_driver_is_named"
+        "tests/tracking/test_server.py::test_a_missing_driver_is_named"
     ),
     "make shipped": "tests/checkpoint/test_shipping.py::test_the_command",
     "degaml base-model base": "tests/interoperability/test_peft.py::test_on_the_embedded_model",
@@ -151,7 +151,7 @@ COMPILE_PYTHON: dict[str, str] = {
     "docs/generator.md": (
         "tests/pipelines/test_runs.py::test_adapters_are_drawn_from_the_generator_and_the_support_prompts"
     ),
-    "docs/mlflow.md": "tests/test_model_registry.py::test_every_kind_of_uri",
+    "docs/mlflow.md": "tests/tracking/test_registry.py::test_every_kind_of_uri",
     "docs/interoperability.md": "tests/interoperability/test_peft.py::test_the_documented_lines_give_our_scores",
     "docs/demo.md": "tests/demo",
 }

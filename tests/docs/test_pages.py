@@ -142,6 +142,7 @@ NOT_OURS = {
     "address already in use",
     "Cannot find empty port",
     "database is locked",
+    "out-of-date database schema",
     "HF_HUB_OFFLINE=1",
     "--env",
     "conf/local",

@@ -256,7 +256,7 @@ def _trained(
 
 def _from_mlflow(uri: str, policy: str | None, tracking_uri: str | None) -> TrainedPair:
     # takes seconds to import, and the other sources do without it
-    from degaml_kedro.model_registry.loading import describe_model, load_pair
+    from degaml_kedro.tracking.registry import describe_model, load_pair
 
     if policy is None:
         raise CheckpointError(

@@ -28,20 +28,6 @@ from degaml_kedro.generator.generator import save_generator
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.io.generators import GeneratorDataset
 from degaml_kedro.io.states import AdaptedStateDataset
-from degaml_kedro.mlflow_server import TrackingError
-from degaml_kedro.model_registry import (
-    ModelFolder,
-    RegistryError,
-    find_models,
-    load_adapter,
-    load_generator,
-    load_pair,
-    load_policy,
-    register_models,
-    registering,
-)
-from degaml_kedro.model_registry.folders import content_digest
-from degaml_kedro.model_registry.serving import ServingError
 from degaml_kedro.parameters import EncoderParameters, RandomEncoder
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.proposers import PolicyProposer
@@ -49,9 +35,24 @@ from degaml_kedro.strategies import state as states
 from degaml_kedro.strategies.answering import answer_questions
 from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Question, make_example
+from degaml_kedro.tracking.comparison import log_comparison
+from degaml_kedro.tracking.hook import log_outputs
+from degaml_kedro.tracking.registry import (
+    ModelFolder,
+    RegistryError,
+    _settings,
+    content_digest,
+    find_models,
+    load_adapter,
+    load_generator,
+    load_pair,
+    load_policy,
+    register_models,
+)
+from degaml_kedro.tracking.server import Place, TrackingError
 from tests.generator.helpers import CONDITION, tiny_generator
 from tests.strategies.helpers import PLAIN, TEXT, adapter, draw, examples, tiny_base
-from tests.test_comparison_tracking import Context, copy_of, log_comparison, nobody_listens, runs
+from tests.tracking.helpers import OLDEST, copy_of, nobody_listens, runs
 
 PARAMETERS = {
     "profile": "tests",
@@ -107,7 +108,7 @@ def make_run(folder: Path, seed: int = 0) -> Path:
     generator.identity = dataclasses.replace(
         generator.identity, encoder_fingerprint=encoder_fingerprint()
     )
-    generator.about = {"tasks": ["kind_member", "addition"], "seed": 7, "training": {"steps": 17}}
+    generator.about = {"tasks": ["kind_member", "addition"], "seed": 7}
     save_generator(generator, models / "mse.generator")
     save_generator(tiny_generator(seed=seed + 100), models / "without_a.mse.generator")
     save_peft_folder(adapter(seed + 1), models / "policy")
@@ -176,6 +177,7 @@ def test_every_model_of_a_run_gets_a_version(registered, uri):
     assert run.info.status == "FINISHED"
     assert run.data.metrics["accuracy/meta_test"] == 0.5
     assert run.data.metrics["n/meta_test"] == 40
+    assert run.data.params["generator.encoder.tokens"] == str(CONDITION.tokens)
     logged = client.get_logged_model(version.tags["logged_model"])
     assert {m.key for m in logged.metrics} >= {"accuracy/meta_test", "n/meta_test"}
     assert str(logged.status) == "READY"
@@ -201,7 +203,7 @@ def test_nothing_but_open_formats_is_written(registered, uri):
         content = yaml.safe_load((files_of(uri, model) / "MLmodel").read_text())
         flavor = content["flavors"]["python_function"]
         assert (flavor["loader_module"], flavor["code"]) == (
-            "degaml_kedro.model_registry.serving",
+            "degaml_kedro.tracking.serving",
             None,
         )
         assert content["signature"]["inputs"]
@@ -217,7 +219,6 @@ def test_a_card_says_what_a_model_is(registered, uri):
         "load_generator",
         "## License",
         "## Limits",
-        '"steps": 17',
     ):
         assert words in card
     version = MlflowClient(uri).get_model_version("degaml-generator", "1")
@@ -327,15 +328,14 @@ def test_results_of_groups_are_not_the_models_of_all_tasks(registered, uri, tmp_
 @pytest.mark.parametrize(
     "changes",
     [
-        {"tasks": {"one": {"source": {"kind": "suite", "family": "day_after"}, "old": 1}}},
         {"tasks": {"one": 5}},
         {"tasks": [1]},
-        {"scoring": {"mode": "telepathy"}},
         {"scoring": [1]},
+        {"scoring": {"mode": "telepathy"}},
     ],
 )
-def test_an_older_record_is_registered_without_what_is_not_read(
-    registered, uri, tmp_path, caplog, changes
+def test_an_older_record_is_registered_and_what_is_not_read_is_said_when_it_is_asked(
+    registered, uri, tmp_path, served, changes
 ):
     folder = tmp_path / "data"
     shutil.copytree(registered[0], folder)
@@ -345,13 +345,21 @@ def test_an_older_record_is_registered_without_what_is_not_read(
         states.AdaptedState((draw(len(str(changes)), 1),), states.Vote("sum_logprobs")), found.path
     )
     model = dataclasses.replace(found, parameters={**PARAMETERS, **changes})
-    settings = registering._settings(model)
-    assert "scoring" not in settings
-    assert settings["prompt"] == PARAMETERS["prompt"]
-    if changes != {"tasks": [1]}:
-        assert "the scoring of 'one' in a way that this version does not read" in caplog.text
     (made,) = register_models([model], uri, "models", tmp_path.as_uri())
-    assert made.startswith("models:/degaml-adapter-one/")
+    assert len(load_adapter(made, uri).members) == 1
+    asked = pd.DataFrame({"question": ["What?"], "options": [["this", "that"]]})
+    with pytest.raises(
+        RegistryError, match=r"'scoring' (of them is needed|that this version does)"
+    ):
+        served(made).predict(asked)
+
+
+def test_a_task_s_own_scoring_comes_with_its_adapter(registered, tmp_path):
+    (found,) = [model for model in find_models(registered[0]) if model.kind == "adapter"]
+    tasks = {"one": {**PARAMETERS["tasks"]["one"], "scoring": {"normalization": "characters"}}}
+    own = dataclasses.replace(found, parameters={**PARAMETERS, "tasks": tasks})
+    expected = {**PARAMETERS["scoring"], "normalization": "characters"}
+    assert _settings(own)["scoring"] == expected
 
 
 def test_a_record_without_settings_by_name_is_refused(registered, tmp_path):
@@ -444,7 +452,10 @@ def test_code_and_other_loaders_are_refused(theirs):
     rewrite(theirs, loader_module="os")
     with pytest.raises(RegistryError, match="no model of this project.*'os'"):
         load_policy(str(theirs))
-    rewrite(theirs, loader_module="degaml_kedro.model_registry.serving", code="code")
+    # the loader of models that were registered before this module moved
+    rewrite(theirs, loader_module="degaml_kedro.model_registry.serving")
+    assert load_policy(str(theirs)).config.rank == 4
+    rewrite(theirs, code="code")
     with pytest.raises(RegistryError, match="no code of its own"):
         load_policy(str(theirs))
 
@@ -488,7 +499,7 @@ def test_damaged_files_are_named(theirs):
         ('{"format": 1}', "does not say what the model is"),
     ):
         about.write_text(text)
-        with pytest.raises(ServingError, match=words):
+        with pytest.raises(RegistryError, match=words):
             load_policy(str(theirs))
     (theirs / "MLmodel").write_text("flavors: [")
     with pytest.raises(RegistryError, match="MLmodel cannot be read"):
@@ -516,7 +527,7 @@ def test_a_server_that_is_down_and_an_older_schema(registered, uri, tmp_path):
     dead = f"http://127.0.0.1:{nobody_listens()}"
     with pytest.raises(TrackingError, match="refused"):
         load_generator("models:/degaml-generator/1", dead)
-    old = copy_of(uri, tmp_path, "451aebb31d03")
+    old = copy_of(uri, tmp_path, OLDEST)
     with pytest.raises(TrackingError, match="mlflow db upgrade"):
         register_models(registered[0], old, "models")
 
@@ -582,7 +593,7 @@ def test_a_model_without_parameters_says_what_it_needs(tmp_path, uri, served):
     save_peft_folder(adapter(5), tmp_path / "policy")
     model = ModelFolder(tmp_path / "policy", "policy", "b", "f")
     (made,) = register_models([model], uri, "models", tmp_path.as_uri())
-    with pytest.raises(ServingError, match="registered without the run's parameters"):
+    with pytest.raises(RegistryError, match="registered without the run's parameters"):
         served(made).predict(pd.DataFrame({"prompt": ["What?"]}))
 
 
@@ -603,27 +614,24 @@ def test_the_digest_is_of_names_and_bytes(tmp_path):
         content_digest(ModelFolder(tmp_path / "c", "policy", "", ""))
 
 
-# --- the hook -------------------------------------------------------------------------------------
+# --- the end of a run -------------------------------------------------------------------------------------
 
 
 def make(parameters):
     return parameters
 
 
-def test_the_hook_registers_what_a_run_made(registered, uri, tmp_path):
-    from degaml_kedro.tracking import ComparisonHook
-
+def test_a_run_s_models_are_registered_at_its_end(registered, uri, tmp_path):
     folder = make_run(tmp_path / "data", seed=900)
     (folder / "08_reporting" / "run.json").unlink()
     entry = GeneratorDataset(filepath=folder / "06_models" / "mse.generator")
     pipeline = Pipeline([node(make, "parameters", "mse.generator", name="train")])
     catalog = DataCatalog({"mse.generator": entry, "parameters": MemoryDataset(PARAMETERS)})
-    hook = ComparisonHook()
-    hook.after_context_created(Context(uri, tmp_path))
+    place = Place(uri, tmp_path.name, (tmp_path / "mlruns").as_uri())
     before = len(versions(uri))
-    hook.after_pipeline_run(pipeline, catalog)
+    log_outputs(place, pipeline, catalog)
     assert len(versions(uri)) == before + 3
-    hook.after_pipeline_run(pipeline, catalog)
+    log_outputs(place, pipeline, catalog)
     assert len(versions(uri)) == before + 3
     newest = load_generator("models:/degaml-generator/latest", uri)
     expected = read_generator(folder / "06_models" / "mse.generator")
@@ -675,7 +683,8 @@ def test_postgresql(postgresql, tmp_path, caplog):
 @pytest.mark.slow
 def test_another_process_loads_by_uri(registered, uri):
     code = (
-        "import mlflow, sys; from degaml_kedro.model_registry import load_pair; mlflow.set_tracking_uri(sys.argv[1]); "
+        "import mlflow, sys; from degaml_kedro.tracking.registry import load_pair; "
+        "mlflow.set_tracking_uri(sys.argv[1]); "
         "p = load_pair('models:/degaml-generator/1', 'models:/degaml-policy/1'); print(p.base_model)"
     )
     said = subprocess.run(

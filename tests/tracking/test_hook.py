@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import socket
 import sqlite3
-import threading
 from contextlib import closing
 from types import SimpleNamespace
 
@@ -17,8 +15,9 @@ from mlflow.tracking import MlflowClient
 
 from degaml_kedro.generator.training import TrainingState
 from degaml_kedro.io.generators import GeneratorProgress
-from degaml_kedro.tracking import TrackingHook, _path
+from degaml_kedro.tracking.hook import TrackingHook, _path
 from tests.pipelines.test_runs import run
+from tests.tracking.helpers import OLDEST, copy_of
 
 pytestmark = pytest.mark.xdist_group("runs")
 
@@ -89,66 +88,41 @@ def test_a_failed_run_is_closed_as_failed(project, client, monkeypatch):
 
 
 def warnings_of(caplog):
-    return [r.message for r in caplog.records if "MLflow cannot be reached" in r.message]
+    return [r.getMessage() for r in caplog.records if "This run is not tracked" in r.getMessage()]
 
 
-@pytest.mark.parametrize("uri", ["sqlite:////proc/nowhere.db", "http://127.0.0.1:9"])
-def test_a_database_that_cannot_be_reached_is_said_once(project, caplog, uri):
+@pytest.mark.parametrize("place", ["no folder", "no database", "older", "refused"])
+def test_what_cannot_be_used_is_said_once(project, caplog, tracking_database, tmp_path, place):
+    text = tmp_path / "text.db"
+    text.write_text("this is a text, and long enough not to pass for a database")
+    uri, words = {
+        "no folder": ("sqlite:////proc/nowhere.db", "unable to open database file"),
+        "no database": (f"sqlite:///{text}", "file is not a database"),
+        "older": (copy_of(f"sqlite:///{tracking_database}", tmp_path, OLDEST), "mlflow db upgrade"),
+        "refused": ("http://127.0.0.1:9", "refused"),
+    }[place]
     project.edit("base/mlflow.yml", server={"mlflow_tracking_uri": uri})
-    run(project)
-    assert (project.data / "08_reporting/results.md").exists()
-    assert len(warnings_of(caplog)) == 1
-    assert "mlflow.yml" in warnings_of(caplog)[0]
-
-
-def test_a_file_that_is_no_database_is_said_once(project, caplog, tmp_path):
-    (tmp_path / "text.db").write_text("this is a text, and long enough not to pass for a database")
-    project.edit("base/mlflow.yml", server={"mlflow_tracking_uri": f"sqlite:///{tmp_path}/text.db"})
-    run(project, "tasks")
-    assert len(warnings_of(caplog)) == 1
+    # the whole run once: no node may need MLflow
+    run(project, *(() if place == "refused" else ("tasks",)))
+    (said,) = warnings_of(caplog)
+    assert words in said
+    assert f"-m degaml_kedro.tracking {project.data}" in said
+    if place == "refused":
+        assert (project.data / "08_reporting/results.md").exists()
 
 
 def test_a_database_that_another_program_holds_is_said_once(
     project, caplog, tracking_database, monkeypatch
 ):
-    monkeypatch.setattr("degaml_kedro.mlflow_server.WAIT_SECONDS", 0.1)
     run(project, "tasks")
-    held, done = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with sqlite3.connect(tracking_database) as database:
-            database.execute("BEGIN EXCLUSIVE")
-            held.set()
-            done.wait()
-            database.rollback()
-
-    other = threading.Thread(target=hold)
-    other.start()
-    held.wait()
     caplog.clear()
-    try:
+    monkeypatch.setattr("degaml_kedro.tracking.server.WAIT_SECONDS", 0.1)
+    with closing(sqlite3.connect(tracking_database)) as database:
+        database.execute("BEGIN EXCLUSIVE")
         run(project, "tasks")
-    finally:
-        done.set()
-        other.join()
-    assert len(warnings_of(caplog)) == 1
-    assert "locked" in warnings_of(caplog)[0]
-
-
-def test_a_database_of_an_older_schema_is_said_once(project, caplog, tracking_database, tmp_path):
-    MlflowClient(f"sqlite:///{tracking_database}").search_experiments()
-    old = shutil.copy(tracking_database, tmp_path / "old.db")
-    with closing(sqlite3.connect(old)) as database:
-        database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
-        database.commit()
-    project.edit("base/mlflow.yml", server={"mlflow_tracking_uri": f"sqlite:///{old}"})
-    run(project, "tasks")
+        database.rollback()
     (said,) = warnings_of(caplog)
-    assert f"mlflow db upgrade sqlite:///{old}" in said
-    assert "make a copy of the file first" in said
-    with closing(sqlite3.connect(old)) as database:
-        version = database.execute("SELECT version_num FROM alembic_version").fetchone()
-    assert version == ("451aebb31d03",)
+    assert "locked" in said
 
 
 def test_no_password_is_logged(project, caplog):
@@ -166,7 +140,7 @@ def test_no_password_is_logged(project, caplog):
 def test_an_address_in_the_environment_that_does_not_count_is_said(
     project, caplog, monkeypatch, client
 ):
-    monkeypatch.setattr("degaml_kedro.tracking._ASKED_FOR", "postgresql://me:s3cret@host/runs")
+    monkeypatch.setattr("degaml_kedro.tracking.hook._ASKED_FOR", "postgresql://me:s3cret@host/runs")
     run(project, "tasks")
     said = [r.getMessage() for r in caplog.records if "MLFLOW_TRACKING_URI" in r.getMessage()]
     assert len(said) == 1
@@ -174,7 +148,7 @@ def test_an_address_in_the_environment_that_does_not_count_is_said(
     # left open in mlflow.yml, the environment's is used
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     project.edit("base/mlflow.yml", server={"mlflow_tracking_uri": None})
-    monkeypatch.setattr("degaml_kedro.tracking._ASKED_FOR", "http://127.0.0.1:9")
+    monkeypatch.setattr("degaml_kedro.tracking.hook._ASKED_FOR", "http://127.0.0.1:9")
     caplog.clear()
     run(project, "tasks")
     (said,) = warnings_of(caplog)
@@ -276,7 +250,7 @@ def test_a_generator_s_training_is_sent_while_it_goes_on(hook, monkeypatch):
     tracking.after_dataset_saved("without_a.sft.generator", progress(2))
     # not at every chunk
     assert not recorder.batches
-    monkeypatch.setattr("degaml_kedro.tracking._FLUSH_SECONDS", -1.0)
+    monkeypatch.setattr("degaml_kedro.tracking.hook._FLUSH_SECONDS", -1.0)
     tracking.after_dataset_saved("without_a.sft.generator", progress(3, accuracy=0.25))
     ((run_id, sent),) = recorder.batches
     assert run_id == "without_a generator sft"

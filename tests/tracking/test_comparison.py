@@ -1,16 +1,15 @@
-"""A comparison in MLflow: what its runs say, that it is there once, and what is said when it cannot be."""
+"""A comparison in MLflow: what its runs say, that it is there once, and that it is read back as the report has it."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import os
-import socket
 import sqlite3
+import subprocess
 import sys
-import threading
 import time
-import types
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -18,114 +17,27 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kedro.io import DataCatalog, MemoryDataset
+from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline, node
 from mlflow.tracking import MlflowClient
 
-from degaml_kedro import comparison_tracking, mlflow_server
-from degaml_kedro.comparison_tracking import content_digest, log_comparison, main
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.io.atomic import AtomicTextDataset
 from degaml_kedro.io.local import LocalDataset
-from degaml_kedro.mlflow_server import TrackingError, explain, knock, masked, place_of
 from degaml_kedro.results.comparison import costs, table
 from degaml_kedro.results.runs import Run, Runs
-from degaml_kedro.tracking import ComparisonHook
-from tests.conftest import ROOT
-
-SEEDS = (999, 1000)
-TASKS = {"meta_test": ("a", "b"), "meta_train": ("c",)}
-
-
-def result(task: str, pool: str, method: str, seed: int, accuracy: float, **changes) -> dict:
-    row = {
-        "task": task,
-        "group": "g",
-        "pool": pool,
-        "method": method,
-        "profile": "tests",
-        "seed": seed,
-        "model": "random",
-        "split": "s",
-        "n": 200,
-        "accuracy": accuracy,
-        "accuracy_low": accuracy - 0.1,
-        "accuracy_high": accuracy + 0.1,
-        "chance": 0.25,
-        "nll": 1.5,
-        "ece": 0.25,
-        "invalid": 0.0,
-        "seconds": 2.0,
-        "tokens": 100,
-        "draws": 1,
-        "accuracy_spread": 0.0,
-    }
-    return {**row, **changes}
-
-
-def cost(method: str, stage: str, task: str | None, tokens: int, **changes: object) -> dict:
-    row = {
-        "method": method,
-        "stage": stage,
-        "task": task,
-        "pool": None if task is None else "meta_test",
-        "forward_tokens": tokens,
-        "backward_tokens": 2 * tokens,
-        "tokens": 3 * tokens,
-        "seconds": 0.5,
-    }
-    return {**row, **changes}
-
-
-def run(place: int, seed: int) -> Run:
-    results = [
-        result("a", "meta_test", "icl", seed, 0.5 + 0.25 * place),
-        result("b", "meta_test", "icl", seed, 0.25),
-        result("c", "meta_train", "icl", seed, 0.5, nll=float("inf")),
-        result("a", "meta_test", "abmll", seed, 0.75),
-        result("b", "meta_test", "abmll", seed, 0.5),
-        result("a", "meta_test", "oracle_strategy", seed, 1.0),
-    ]
-    compute = [
-        cost("abmll", "meta_training", None, 1000),
-        cost("abmll", "adaptation", "a", 10),
-        cost("abmll", "adaptation", "b", 30),
-        # two things that were counted, of one of them the sum alone
-        cost("icl", "adaptation", "a", 10),
-        cost("icl", "adaptation", "a", 10, forward_tokens=float("nan")),
-        *([cost("abmll", "search", None, 500)] if place == 0 else []),
-    ]
-    settings = pd.DataFrame(
-        [
-            {"method": "abmll", "chosen": chosen, "setting": {"steps": steps}}
-            for chosen, steps in ((False, 4), (True, 8))
-        ]
-    )
-    record = {
-        "command": f"kedro run --params seed={seed}",
-        "versions": {"mlflow": "3"},
-        "parameters": {
-            "profile": "tests",
-            "seed": seed,
-            "model": {"source": {"kind": "random"}},
-            "baselines": {"abmll": {"beta": 1e-8}, "icl": {"settings": [{"shots": 5}]}},
-        },
-    }
-    return Run(
-        f"seed_{seed}",
-        seed,
-        "tests",
-        pd.DataFrame(results),
-        pd.DataFrame(),
-        pd.DataFrame(compute),
-        record,
-        {"settings": settings},
-    )
-
-
-def runs() -> Runs:
-    methods = ("icl", "abmll", "maml_en_llm", "oracle_strategy")
-    return Runs(tuple(run(i, seed) for i, seed in enumerate(SEEDS)), methods, TASKS)
+from degaml_kedro.tracking.__main__ import main
+from degaml_kedro.tracking.comparison import (
+    ComparisonView,
+    MethodRow,
+    _comparison,
+    _digest,
+    log_comparison,
+    read_comparison,
+)
+from degaml_kedro.tracking.hook import log_outputs
+from degaml_kedro.tracking.server import Place, TrackingError
+from tests.tracking.helpers import OLDEST, copy_of, cost, nobody_listens, result, runs
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +54,17 @@ def logged(uri, tmp_path, request):
         return log_comparison(what, uri, request.node.name, (tmp_path / "art").as_uri(), **options)
 
     return log
+
+
+@pytest.fixture
+def read(uri, request) -> Callable[..., ComparisonView | None]:
+    return lambda **options: read_comparison(uri, request.node.name, **options)
+
+
+def one(view: ComparisonView | None, method: str) -> MethodRow:
+    assert view is not None
+    (row,) = (row for row in view.methods if row.method == method)
+    return row
 
 
 def below(client: MlflowClient, parent: str) -> dict[str, object]:
@@ -321,31 +244,34 @@ def test_the_same_content_is_logged_once(logged, uri, tmp_path):
     assert logged(other) != first
 
 
-def test_a_half_logged_one_is_replaced(logged, uri, monkeypatch):
+def test_a_half_logged_one_is_none_and_replaced(logged, read, uri, monkeypatch):
     client = MlflowClient(uri)
-    real, sent = comparison_tracking._send, []
+    real, sent = MlflowClient.log_batch, []
 
-    def killed(*args, **kwargs):
-        sent.append(args)
+    def killed(self, run, *args, **kwargs):
+        sent.append(run)
         if len(sent) == 4:
             raise KeyboardInterrupt
-        real(*args, **kwargs)
+        real(self, run, *args, **kwargs)
 
-    monkeypatch.setattr(comparison_tracking, "_send", killed)
-    with pytest.raises(KeyboardInterrupt):
-        logged(runs())
-    half = sent[0][1]
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            logged(runs())
+    half = sent[0]
     assert below(client, half)
-    monkeypatch.setattr(comparison_tracking, "_send", real)
+    assert read() is None
     whole = logged(runs())
     assert whole != half
     assert client.get_run(half).info.lifecycle_stage == "deleted"
     assert below(client, half) == {}
     assert set(below(client, whole)) == set(runs().methods)
-    assert logged(runs()) == whole
+    assert logged(runs()) == whole == read().run
+    client.delete_run(whole)
+    assert read() is None
 
 
-@settings(max_examples=20)
+@settings(max_examples=6)
 @given(st.sampled_from(["accuracy", "nll", "n"]), st.integers(0, 5), st.floats(0.01, 0.2))
 def test_any_other_number_is_other_content(name, row, by):
     one, two = runs().runs
@@ -354,7 +280,7 @@ def test_any_other_number_is_other_content(name, row, by):
     before = results.loc[row, name]
     results.loc[row, name] = 0.0 if before == float("inf") else before + by
     changed = dataclasses.replace(runs(), runs=(dataclasses.replace(one, results=results), two))
-    assert content_digest(changed) != content_digest(runs())
+    assert _digest(_comparison(changed)) != _digest(_comparison(runs()))
 
 
 @pytest.mark.slow
@@ -379,162 +305,145 @@ def test_a_whole_suite_is_logged_within_seconds(logged):
     assert seconds < 60
 
 
-# --- a server that cannot be used -----------------------------------------------------------------
+# --- what is read back ----------------------------------------------------------------------------
 
 
-def nobody_listens() -> int:
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return asked.getsockname()[1]
+def test_what_was_logged_comes_back(logged, read):
+    parent = logged(runs())
+    view = read()
+    assert view is not None
+    assert (view.run, view.profile, view.seeds) == (parent, "tests", (999, 1000))
+    assert view.pool == "meta_test"
+    assert view.when.tzinfo is not None
+    # as they were asked for, not by name
+    names = [row.method for row in view.methods]
+    assert names == ["icl", "abmll", "maml_en_llm", "oracle_strategy"]
+    icl, abmll = one(view, "icl"), one(view, "abmll")
+    # (0.5 + 0.25 + 0.75 + 0.25) / 4
+    assert icl.accuracy == pytest.approx(0.4375)
+    assert icl.by_seed == (0.375, 0.5)
+    assert (icl.n, icl.bound) == (200, False)
+    assert (abmll.tokens, abmll.seconds) == (60, 0.5)
+    # nothing at all; one task of two, so no accuracy, and no cost that would stand beside the others'
+    assert (one(view, "maml_en_llm").accuracy, one(view, "maml_en_llm").by_seed) == (None, ())
+    assert (one(view, "oracle_strategy").accuracy, one(view, "oracle_strategy").bound) == (
+        None,
+        True,
+    )
+    assert icl.tokens is None
+    assert one(read(pool="meta_train"), "icl").accuracy == 0.5
+    assert one(read(pool="left_out"), "icl").accuracy is None
 
 
-def copy_of(uri: str, folder: Path, revision: str) -> str:
-    """The database, stamped with another schema."""
-    MlflowClient(uri).search_experiments()
-    file = folder / "other.db"
-    file.write_bytes(Path(uri.removeprefix("sqlite:///")).read_bytes())
-    with closing(sqlite3.connect(file)) as database:
-        database.execute("UPDATE alembic_version SET version_num = ?", (revision,))
-        database.commit()
-    return f"sqlite:///{file}"
+def test_the_page_says_what_the_report_says(logged, read, tmp_path):
+    n, right = 20, {"icl": (10, 15, 5, 5), "abmll": (20, 10, 15, 4)}
+    finished = []
+    for seed, run in enumerate(runs().runs):
+        counts = {
+            (method, task): numbers[2 * seed + place]
+            for method, numbers in right.items()
+            for place, task in enumerate("ab")
+        }
+        frames = {
+            "results": [
+                result(task, "meta_test", method, run.seed, count / n, n=n)
+                for (method, task), count in counts.items()
+            ],
+            "answers": [
+                {
+                    "task": task,
+                    "pool": "meta_test",
+                    "method": method,
+                    "index": i,
+                    "right": i < count,
+                }
+                for (method, task), count in counts.items()
+                for i in range(n)
+            ],
+            "compute": [
+                cost(method, "adaptation", task, 10 * (seed + 1)) for method, task in counts
+            ],
+        }
+        # what the report reads are Parquet files
+        for name, rows in frames.items():
+            pd.DataFrame(rows).to_parquet(tmp_path / f"{seed}_{name}.parquet")
+        stored = {name: pd.read_parquet(tmp_path / f"{seed}_{name}.parquet") for name in frames}
+        finished.append(dataclasses.replace(run, **stored))
+    what = Runs(tuple(finished), ("icl", "abmll"), {"meta_test": ("a", "b")})
+    logged(what)
+    means = {row.method: row for row in table(what, "meta_test") if row.task is None}
+    spent = {row.method: row.adaptation for row in costs(what)}
+    for method in right:
+        row = one(read(), method)
+        assert row.accuracy == pytest.approx(means[method].accuracy, abs=1e-12)
+        assert len(row.by_seed) == means[method].seeds
+        assert pd.Series(row.by_seed).std() == pytest.approx(means[method].spread, abs=1e-12)
+        assert row.tokens == pytest.approx(spent[method].tokens)
+        assert row.seconds == pytest.approx(spent[method].seconds)
 
 
-def test_a_server_that_is_down():
-    uri = f"http://127.0.0.1:{nobody_listens()}"
-    with pytest.raises(TrackingError, match=r"cannot be used .*refused.*" + uri):
-        log_comparison(runs(), uri, "tests")
+def of_profile(name: str) -> Runs:
+    renamed = tuple(dataclasses.replace(run, profile=name) for run in runs().runs)
+    return dataclasses.replace(runs(), runs=renamed)
 
 
-def test_an_older_schema_names_the_command_and_a_copy(uri, tmp_path):
-    # the first schema that MLflow ever had a migration for
-    old = copy_of(uri, tmp_path, "451aebb31d03")
-    before = Path(old.removeprefix("sqlite:///")).read_bytes()
-    with pytest.raises(
-        TrackingError, match=f"make a copy of the file first.*mlflow db upgrade {old}"
+def test_the_newest_one_and_one_of_the_smoke_profile_only_where_there_is_no_other(logged, read):
+    smoke = of_profile("smoke")
+    first = logged(smoke)
+    assert read().run == first
+    logged(of_profile("other"))
+    newest = logged(runs())
+    logged(dataclasses.replace(smoke, runs=smoke.runs[:1]))
+    assert read().run == newest
+
+
+def test_nothing_is_made_by_looking(uri, read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read() is None
+    assert MlflowClient(uri).get_experiment_by_name("test_nothing_is_made_by_looking") is None
+    assert read_comparison(f"sqlite:///{tmp_path / 'none.db'}") is None
+    assert read_comparison((tmp_path / "mlruns").as_uri()) is None
+    # a database without tables, which MLflow would fill
+    empty = tmp_path / "empty.db"
+    with closing(sqlite3.connect(empty)) as database:
+        database.execute("CREATE TABLE cats (name TEXT)")
+    before = empty.read_bytes()
+    assert read_comparison(f"sqlite:///{empty}") is None
+    assert empty.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.db"]
+
+
+def test_what_cannot_be_read_is_said(tmp_path):
+    file = tmp_path / "mlflow.db"
+    file.write_text("not a database, but long enough to be taken for one\n" * 40)
+    for uri, words in (
+        (f"sqlite:///{file}", "not a database"),
+        (f"http://me:s3cret@127.0.0.1:{nobody_listens()}", "refused"),
     ):
-        log_comparison(runs(), old, "tests")
-    # MLflow itself migrates some of them unasked
-    assert Path(old.removeprefix("sqlite:///")).read_bytes() == before
+        with pytest.raises(TrackingError, match=f"MLflow cannot be used at .*{words}") as caught:
+            read_comparison(uri)
+        assert "s3cret" not in str(caught.value)
 
 
-def test_a_newer_schema_names_both(uri, tmp_path):
-    new = copy_of(uri, tmp_path, "ffffffffffff")
-    with pytest.raises(
-        TrackingError, match=r"newer MLflow: its schema is ffffffffffff, and MLflow 3\."
-    ):
-        knock(new)
+def test_reading_does_not_need_the_project_s_hooks():
+    code = "import sys, degaml_kedro.tracking.comparison; print('kedro.framework' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=Path(__file__).parent,
+    )
+    assert done.stdout.strip().endswith("False")
 
 
-def test_an_older_schema_that_is_upgraded_works(tmp_path, uri):
-    # as the message says: a copy, then the command's own function
-    from mlflow.store.db import utils
-
-    old = copy_of(uri, tmp_path, mlflow_server._revisions()[0])
-    knock(old)
-    utils._upgrade_db(utils.create_sqlalchemy_engine_with_retry(old))
-    knock(old)
-
-
-def test_a_locked_database_says_so(uri, monkeypatch):
-    monkeypatch.setattr(mlflow_server, "WAIT_SECONDS", 0.1)
-    MlflowClient(uri).search_experiments()
-    held, done = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
-            database.execute("BEGIN EXCLUSIVE")
-            held.set()
-            done.wait()
-            database.rollback()
-
-    other = threading.Thread(target=hold)
-    other.start()
-    held.wait()
-    try:
-        with pytest.raises(TrackingError, match="locked: another program writes to"):
-            log_comparison(runs(), uri, "tests")
-    finally:
-        done.set()
-        other.join()
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("postgresql://me:s3cret@h:5/d", "postgresql://me:***@h:5/d"),
-        (
-            "at postgresql+psycopg2://me:p@ss:w@h/d, then",
-            "at postgresql+psycopg2://me:***@h/d, then",
-        ),
-        (
-            "postgresql://h/d?user=me&password=s3cret&x=1",
-            "postgresql://h/d?user=me&password=***&x=1",
-        ),
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-        (f"sqlite:///{ROOT / 'mlflow.db'}", f"sqlite:///{ROOT / 'mlflow.db'}"),
-    ],
-)
-def test_passwords_are_masked(words, expected):
-    assert masked(words) == expected
-
-
-def test_a_dead_postgresql_server_does_not_hang(monkeypatch):
-    """One that takes connections and never answers, which a port check alone would not notice."""
-    psycopg2 = pytest.importorskip("psycopg2")
-    assert psycopg2
-    monkeypatch.setattr(mlflow_server, "WAIT_SECONDS", 1.0)
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        uri = f"postgresql+psycopg2://me:s3cret@127.0.0.1:{silent.getsockname()[1]}/runs"
-        began = time.perf_counter()
-        with pytest.raises(TrackingError) as caught:
-            log_comparison(runs(), uri, "tests")
-    assert time.perf_counter() - began < 10
-    assert "s3cret" not in str(caught.value)
-    assert "me:***@" in str(caught.value)
-
-
-def test_a_missing_driver_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "psycopg2", None)
-    with pytest.raises(TrackingError, match=r"degaml-kedro\[postgres\]") as caught:
-        knock("postgresql+psycopg2://me:s3cret@127.0.0.1/runs")
-    assert "s3cret" not in str(caught.value)
-
-
-def test_explanations_are_one_line_without_a_password():
-    error = OSError("no postgresql://a:b@c/d\nmore")
-    assert explain(error, "postgresql://a:b@c/d") == "no postgresql://a:***@c/d"
-
-
-# --- where to --------------------------------------------------------------------------------------
-
-
-def test_the_place_is_the_configuration_s(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://h/d")
-    config = {
-        "server": {"mlflow_tracking_uri": "sqlite:///x.db"},
-        "tracking": {
-            "experiment": {"name": "e", "create_experiment_kwargs": {"artifact_location": "mlruns"}}
-        },
-    }
-    place = place_of({"mlflow": config}, tmp_path)
-    assert (place.uri, place.experiment) == ("sqlite:///x.db", "e")
-    assert place.artifact_location == (tmp_path / "mlruns").as_uri()
-    # left open there, the environment says it
-    place = place_of({"mlflow": {"server": {"mlflow_tracking_uri": None}}}, tmp_path)
-    assert place.uri == "postgresql://h/d"
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert place_of({"mlflow": {}}, tmp_path).uri == (tmp_path / "mlruns").as_uri()
-
-
-# --- the command and the hook ---------------------------------------------------------------------
+# --- the command, and the end of a run ---------------------------------------------------------------------
 
 
 @pytest.fixture
 def stored(monkeypatch):
     """In place of finished runs on disk."""
-    module = types.ModuleType("degaml_kedro.io.runs")
 
     class Stored(LocalDataset[None, Runs]):
         def load(self) -> Runs:
@@ -545,8 +454,7 @@ def stored(monkeypatch):
         def save(self, data: None) -> None:
             raise NotImplementedError
 
-    module.RunsDataset = Stored
-    monkeypatch.setitem(sys.modules, "degaml_kedro.io.runs", module)
+    monkeypatch.setattr("degaml_kedro.tracking.__main__.RunsDataset", Stored)
     return Stored
 
 
@@ -581,21 +489,6 @@ def test_the_command_says_what_is_wrong(stored, tmp_path, uri, capsys, monkeypat
     assert "s3cret" not in said
 
 
-class Context:
-    def __init__(self, uri: str, folder: Path) -> None:
-        self.project_path = folder
-        experiment = {
-            "name": folder.name,
-            "create_experiment_kwargs": {"artifact_location": "mlruns"},
-        }
-        self.config_loader = {
-            "mlflow": {
-                "server": {"mlflow_tracking_uri": uri},
-                "tracking": {"experiment": experiment},
-            }
-        }
-
-
 def write(runs):
     return str(runs)
 
@@ -612,46 +505,32 @@ def reported(stored, tmp_path):
     return pipeline, catalog, folder
 
 
-def test_the_hook_logs_what_a_report_was_made_of(reported, uri, tmp_path):
+def test_a_report_s_comparison_is_logged_once(reported, uri, tmp_path):
     pipeline, catalog, _ = reported
-    hook = ComparisonHook()
-    hook.after_context_created(Context(uri, tmp_path))
-    hook.after_pipeline_run(pipeline, catalog)
-    hook.after_pipeline_run(pipeline, catalog)
+    place = Place(uri, tmp_path.name, (tmp_path / "art").as_uri())
+    for _ in range(2):
+        log_outputs(place, pipeline, catalog)
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(tmp_path.name).experiment_id
     (top,) = client.search_runs([experiment], "tags.kind = 'comparison'")
     assert [file.path for file in client.list_artifacts(top.info.run_id)] == ["report.html"]
 
 
-def test_the_hook_says_how_to_import_later(reported, tmp_path, caplog, uri):
+def test_what_cannot_be_logged_is_said_with_the_command_for_later(reported, tmp_path, caplog, uri):
     pipeline, catalog, folder = reported
     for place, words in (
         (f"http://127.0.0.1:{nobody_listens()}", "refused"),
-        (copy_of(uri, tmp_path, "451aebb31d03"), "mlflow db upgrade"),
+        (copy_of(uri, tmp_path, OLDEST), "mlflow db upgrade"),
     ):
         caplog.clear()
-        hook = ComparisonHook()
-        hook.after_context_created(Context(place, tmp_path))
         with caplog.at_level(logging.WARNING):
-            hook.after_pipeline_run(pipeline, catalog)
-        (said,) = [r.getMessage() for r in caplog.records if r.name == "degaml_kedro.tracking"]
+            log_outputs(Place(place, "tests"), pipeline, catalog)
+        (said,) = [r.getMessage() for r in caplog.records if r.name.startswith("degaml_kedro")]
         assert words in said
-        assert f"-m degaml_kedro.comparison_tracking {folder}" in said
+        assert f"-m degaml_kedro.tracking {folder}" in said
         assert "on disk" in said
 
 
-def test_the_hook_leaves_other_runs_and_other_processes_alone(reported, tmp_path, monkeypatch):
-    pipeline, catalog, _ = reported
-    dead = Context(f"http://127.0.0.1:{nobody_listens()}", tmp_path)
-    called = []
-    monkeypatch.setattr(ComparisonHook, "_log", lambda *_: called.append(1))
-    hook = ComparisonHook()
-    # no context yet
-    hook.after_pipeline_run(pipeline, catalog)
-    hook.after_context_created(dead)
+def test_other_runs_leave_the_place_alone():
     other = Pipeline([node(write, "a", "without_x.mse.generator", name="fold")])
-    hook.after_pipeline_run(other, DataCatalog({"a": MemoryDataset(1)}))
-    monkeypatch.setitem(os.environ, "RANK", "1")
-    hook.after_pipeline_run(pipeline, catalog)
-    assert called == []
+    log_outputs(Place(f"http://127.0.0.1:{nobody_listens()}", "tests"), other, DataCatalog())

@@ -1,7 +1,8 @@
 """What MLflow calls when it loads and asks a registered model: ``mlflow.pyfunc.load_model(uri).predict(...)``.
 
-MLflow's ``MLmodel`` names this module as the model's loader. To have the objects themselves, use
-``degaml_kedro.model_registry.load_generator`` and its like.
+MLflow's ``MLmodel`` names this module as the model's loader, so that there is no code in the model: MLflow's models
+from code would run a file that lies in its folder. To have the objects themselves, use
+``degaml_kedro.tracking.registry.load_generator`` and its like.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from mlflow.types.schema import Array
+from mlflow.models import ModelSignature, infer_signature
 from pydantic import ValidationError
 
 from degaml_kedro.adapters.adapter import Adapter, load_peft_folder, save_peft_folder
@@ -47,39 +46,26 @@ FORMAT = 1
 _TEXTS = ("kind", "base_model", "base_model_fingerprint")
 
 
-class ServingError(DegamlError):
-    """A registered model that cannot be used as MLflow's model."""
+class RegistryError(DegamlError):
+    """A model that cannot be registered, loaded or used."""
 
 
-def interface(kind: str) -> tuple[ModelSignature, pd.DataFrame]:
-    """What a kind of model reads and answers, and an example of it.
+def signature(kind: str) -> ModelSignature:
+    """What a kind of model reads and answers.
 
     Args:
         kind: ``generator``, ``policy`` or ``adapter``.
     """
-    seed = ParamSpec("seed", DataType.long, 0)
+    prompts = pd.DataFrame({"prompt": ["Which day follows Monday?"]})
     if kind == GENERATOR:
-        signature = ModelSignature(
-            Schema([ColSpec(DataType.string, "prompt")]),
-            # a PEFT folder on the machine that serves
-            Schema([ColSpec(DataType.string, "adapter")]),
-            ParamSchema([seed, ParamSpec("folder", DataType.string, "")]),
-        )
-        return signature, pd.DataFrame({"prompt": ["Which day follows Monday?"]})
+        # a PEFT folder on the machine that serves
+        made = pd.DataFrame({"adapter": ["a folder"]})
+        return infer_signature(prompts, made, {"seed": 0, "folder": ""})
     if kind == POLICY:
-        signature = ModelSignature(
-            Schema([ColSpec(DataType.string, "prompt")]),
-            Schema([ColSpec(DataType.string, "action")]),
-            ParamSchema([seed]),
-        )
-        return signature, pd.DataFrame({"prompt": ["what policy/prompts.py writes of a task"]})
-    columns = [ColSpec(DataType.string, "question"), ColSpec(Array(DataType.string), "options")]
-    signature = ModelSignature(
-        Schema([*columns]),
-        Schema([ColSpec(DataType.string, "answer"), ColSpec(DataType.long, "index")]),
-    )
-    example = {"question": ["Which day follows Monday?"], "options": [["Friday", "Tuesday"]]}
-    return signature, pd.DataFrame(example)
+        return infer_signature(prompts, pd.DataFrame({"action": ["{}"]}), {"seed": 0})
+    questions = {"question": ["Which day follows Monday?"], "options": [["Friday", "Tuesday"]]}
+    answers = {"answer": ["Tuesday"], "index": [1]}
+    return infer_signature(pd.DataFrame(questions), pd.DataFrame(answers))
 
 
 def read_about(data: Path, where: str) -> Mapping[str, Any]:
@@ -90,19 +76,19 @@ def read_about(data: Path, where: str) -> Mapping[str, Any]:
         where: for messages.
 
     Raises:
-        ServingError: it is missing, damaged or of another format.
+        RegistryError: it is missing, damaged or of another format.
     """
     path = data / ABOUT_FILE
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ServingError(f"{where}: its {ABOUT_FILE} cannot be read ({error})") from error
+        raise RegistryError(f"{where}: its {ABOUT_FILE} cannot be read ({error})") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise ServingError(
+        raise RegistryError(
             f"{where}: its {ABOUT_FILE} is not of format {FORMAT}, which this version reads; register the model again"
         )
     if not all(isinstance(about.get(name), str) for name in _TEXTS):
-        raise ServingError(f"{where}: its {ABOUT_FILE} does not say what the model is")
+        raise RegistryError(f"{where}: its {ABOUT_FILE} does not say what the model is")
     settings = about.get("settings")
     return {**about, "settings": settings if isinstance(settings, dict) else {}}
 
@@ -125,7 +111,7 @@ def _load_pyfunc(path: str) -> ServedGenerator | ServedPolicy | ServedAdapter:
         return ServedPolicy(load_peft_folder(content), about)
     if about["kind"] == ADAPTER:
         return ServedAdapter(read_state(content), about)
-    raise ServingError(f"{path}: this version knows no model of the kind '{about['kind']}'")
+    raise RegistryError(f"{path}: this version knows no model of the kind '{about['kind']}'")
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,12 +231,12 @@ def _base_model(about: Mapping[str, Any]) -> BaseModel:
     """The base model that the adapter was made for.
 
     Raises:
-        ServingError: the one that is found there now is another.
+        RegistryError: the one that is found there now is another.
     """
     base = load_base_model(_setting(about, "model", BaseModelParameters))
     expected = about["base_model_fingerprint"]
     if expected and base.fingerprint != expected:
-        raise ServingError(
+        raise RegistryError(
             f"the model was made for {about['base_model']} (fingerprint {expected}), and what is there under its name "
             f"is {base.name} ({base.fingerprint}); install the base model it was made for"
         )
@@ -263,15 +249,15 @@ Settings = TypeVar("Settings", bound=Parameters)
 def _setting(about: Mapping[str, Any], name: str, kind: type[Settings]) -> Settings:
     found = about["settings"].get(name)
     if found is None:
-        raise ServingError(
+        raise RegistryError(
             f"the model was registered without the run's parameters, and '{name}' of them is needed here; load it "
-            f"with degaml_kedro.model_registry instead, or register it from a folder that has 08_reporting/run.json"
+            f"with degaml_kedro.tracking.registry instead, or register it from a folder that has 08_reporting/run.json"
         )
     try:
         return kind.model_validate(found)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise ServingError(
+        raise RegistryError(
             f"the model was registered with parameters '{name}' that this version does not read "
             f"({'.'.join(map(str, first['loc']))}: {first['msg']}); use degaml-kedro of that time, or register it again"
         ) from error

@@ -1,0 +1,238 @@
+"""Where runs are logged, and MLflow's own errors as one sentence without a password."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from alembic.util import CommandError
+from kedro.config import AbstractConfigLoader, MissingConfigException
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+from sqlalchemy import create_engine, inspect
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool, StaticPool
+
+from degaml_kedro.errors import DegamlError
+
+WAIT_SECONDS = 3
+_QUIET = {
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+# the tables that have rows before MLflow opens a database for the first time
+_FILLED_BY_MIGRATIONS = {"alembic_version", "workspaces"}
+_PASSWORD = re.compile(r"(://[^:/@\s]*):\S+@")
+_QUERY_PASSWORD = re.compile(r"(password=)[^&\s'\"]+", re.IGNORECASE)
+# ImportError: a database's driver is not installed
+_MLFLOW_ERRORS = (
+    MlflowException,
+    SQLAlchemyError,
+    sqlite3.Error,
+    CommandError,
+    OSError,
+    ImportError,
+)
+
+
+class TrackingError(DegamlError):
+    """MLflow's server or database cannot be used."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs are logged.
+
+    Attributes:
+        uri: MLflow's tracking URI; it may hold a password, so never log it but through :func:`masked`.
+        experiment: its name.
+        artifact_location: where a new experiment keeps its files; None leaves it to MLflow.
+    """
+
+    uri: str
+    experiment: str
+    artifact_location: str | None = None
+
+
+def place_of(loader: AbstractConfigLoader, project: Path) -> Place:
+    """Where ``mlflow.yml``, or else ``MLFLOW_TRACKING_URI``, says that runs are logged.
+
+    Args:
+        loader: knows the files.
+        project: the folder that relative places start from.
+    """
+    try:
+        config: Mapping[str, Any] = loader["mlflow"]
+    except MissingConfigException:
+        config = {}
+    uri = (config.get("server") or {}).get("mlflow_tracking_uri")
+    experiment = (config.get("tracking") or {}).get("experiment") or {}
+    location = (experiment.get("create_experiment_kwargs") or {}).get("artifact_location")
+    if location is not None and not urlparse(location).scheme:
+        location = (project / location).as_uri()
+    return Place(
+        str(uri or os.environ.get("MLFLOW_TRACKING_URI") or (project / "mlruns").as_uri()),
+        experiment.get("name") or "Default",
+        location,
+    )
+
+
+def experiment_id(client: MlflowClient, place: Place) -> str:
+    """The experiment, made or taken out of the trash where it has to be."""
+    found = client.get_experiment_by_name(place.experiment)
+    if found is None:
+        return str(client.create_experiment(place.experiment, place.artifact_location))
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def flat_texts(values: Mapping[str, Any], front: str = "") -> Iterator[tuple[str, str]]:
+    """Settings as MLflow's parameters: names with dots between the levels, and texts; what is None is left out."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat_texts(value, f"{front}{name}.")
+        elif value is not None:
+            yield f"{front}{name}", str(value)[:MAX_PARAM_VAL_LENGTH]
+
+
+def masked(text: str) -> str:
+    """The same without passwords.
+
+    Example:
+        >>> masked("postgresql+psycopg2://me:secret@host/runs")
+        'postgresql+psycopg2://me:***@host/runs'
+    """
+    return _QUERY_PASSWORD.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
+
+
+@contextmanager
+def translate_errors(uri: str) -> Iterator[None]:
+    """Put a sentence in front of whatever MLflow and its database raise, and leave out MLflow's line for every run.
+
+    Args:
+        uri: the tracking URI.
+
+    Raises:
+        TrackingError: with the first line of MLflow's own error.
+    """
+    try:
+        with _environment(**_QUIET):
+            yield
+    except _MLFLOW_ERRORS as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise TrackingError(f"MLflow cannot be used at {masked(uri)}: {masked(reason)}") from error
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def check_server(uri: str) -> None:
+    """Ask MLflow's server or database once, where MLflow itself would try for minutes.
+
+    An older database is left as it is: MLflow migrates some of them unasked. A new SQLite database is made.
+
+    Args:
+        uri: the tracking URI.
+
+    Raises:
+        MlflowException: no server answers, or the database has another MLflow's schema.
+        SQLAlchemyError: the database does not answer, is none, or does not let us in.
+        sqlite3.Error: the file is no database, or is locked.
+        ImportError: the database's driver is not installed.
+    """
+    kind = urlparse(uri).scheme.split("+")[0]
+    if kind in ("http", "https"):
+        once = {"MAX_RETRIES": "0", "TIMEOUT": str(WAIT_SECONDS)}
+        with _environment(**{f"MLFLOW_HTTP_REQUEST_{name}": value for name, value in once.items()}):
+            MlflowClient(uri).search_experiments(max_results=1)
+    elif kind in ("sqlite", "postgresql"):
+        # imports all of MLflow's tables
+        from mlflow.store.db.utils import _verify_schema
+
+        if kind == "sqlite":
+            _make_database(make_url(uri).database or ":memory:")
+        wait = "timeout" if kind == "sqlite" else "connect_timeout"
+        engine = create_engine(uri, poolclass=NullPool, connect_args={wait: WAIT_SECONDS})
+        if inspect(engine).has_table("alembic_version"):
+            _verify_schema(engine)
+
+
+def _make_database(file: str) -> None:
+    """Make MLflow's tables in a new SQLite file, or in one that a killed program left between migrations.
+
+    MLflow's migrations cannot be resumed where they were stopped, so they run in memory, and the file gets the result
+    in one transaction.
+
+    Args:
+        file: the database; one that holds anything is left as it is.
+    """
+    with closing(sqlite3.connect(file, timeout=WAIT_SECONDS, isolation_level=None)) as database:
+        while True:
+            seen = _column(database, "PRAGMA data_version")
+            if not _is_unfinished(database):
+                return
+            # takes seconds, in which others should not find the database locked
+            statements = _empty_database()
+            database.execute("BEGIN IMMEDIATE")
+            # else another program was at it; look again
+            if _column(database, "PRAGMA data_version") == seen:
+                for table in _tables(database):
+                    database.execute(f'DROP TABLE "{table}"')
+                for statement in statements:
+                    database.execute(statement)
+            database.commit()
+
+
+def _is_unfinished(database: sqlite3.Connection) -> bool:
+    """Whether there are no tables, or MLflow's own of a schema between the first and the newest, without any run."""
+    tables = _tables(database)
+    filled = {one for one in tables if _column(database, f'SELECT 1 FROM "{one}" LIMIT 1')}
+    if not tables:
+        return True
+    if "alembic_version" not in filled or not filled <= _FILLED_BY_MIGRATIONS:
+        return False
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+
+    scripts = ScriptDirectory.from_config(_get_alembic_config(""))
+    older = {one.revision for one in scripts.walk_revisions()} - {scripts.get_current_head()}
+    return set(_column(database, "SELECT version_num FROM alembic_version")) <= older
+
+
+def _tables(database: sqlite3.Connection) -> list[str]:
+    return _column(database, "SELECT name FROM sqlite_master WHERE type = 'table'")
+
+
+def _column(database: sqlite3.Connection, query: str) -> list[Any]:
+    return [row[0] for row in database.execute(query)]
+
+
+def _empty_database() -> list[str]:
+    """What makes a database of this MLflow's schema, without runs, in SQL."""
+    from mlflow.store.db.utils import _initialize_tables
+
+    with closing(sqlite3.connect(":memory:")) as memory:
+        _initialize_tables(create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool))
+        # between the beginning and the end of a transaction
+        return list(memory.iterdump())[1:-1]
