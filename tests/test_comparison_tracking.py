@@ -28,8 +28,8 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.io.atomic import AtomicTextDataset
 from degaml_kedro.io.local import LocalDataset
 from degaml_kedro.mlflow_server import TrackingError, explain, knock, masked, place_of
-from degaml_kedro.results.comparison import costs, table
 from degaml_kedro.results.runs import Run, Runs
+from degaml_kedro.results.statistics import costs, pool_answers, table
 from degaml_kedro.tracking import ComparisonHook
 from tests.conftest import ROOT
 
@@ -259,18 +259,20 @@ def test_a_pool_s_mean_is_the_report_s_where_tasks_have_unequal_seeds(logged, ur
     client = MlflowClient(uri)
     icl = below(client, logged(what))["icl"]
     metrics = icl.data.metrics
-    (mean,) = [row for row in table(what, "meta_test") if row.task is None]
-    (spent,) = costs(what)
+    (mean,) = [row for row in table(pool_answers(what, "meta_test")) if row.task is None]
+    (spent,) = costs(what)["adaptation_tokens"]
     # a: (0.5 + 1) / 2, b: 0.25
     assert metrics["accuracy/meta_test"] == pytest.approx(0.5) == mean.accuracy
-    assert metrics["tokens_adaptation/meta_test"] == pytest.approx(spent.adaptation.tokens)
+    assert metrics["tokens_adaptation/meta_test"] == pytest.approx(spent)
     assert metrics["seeds/meta_test"] == mean.seeds == 1
     history = client.get_metric_history(icl.info.run_id, "by_seed/accuracy/meta_test")
     assert [(m.step, m.value) for m in history] == [(0, 0.375)]
     # a task that was asked for and that nobody answered: no mean, here as there
     what = dataclasses.replace(what, tasks={"meta_test": ("a", "b", "z")})
     assert "accuracy/meta_test" not in below(client, logged(what))["icl"].data.metrics
-    assert all(row.accuracy is None for row in table(what, "meta_test") if row.task is None)
+    assert all(
+        row.accuracy is None for row in table(pool_answers(what, "meta_test")) if row.task is None
+    )
 
 
 def test_what_is_missing_is_not_logged_and_named(logged, uri):

@@ -16,8 +16,7 @@ from degaml_kedro.parameters import (
     PackageModel,
     Parameters,
 )
-from degaml_kedro.results.report.words import counted
-from degaml_kedro.results.table import markdown
+from degaml_kedro.results.formatting import counted, markdown_table
 from degaml_kedro.tasks.episodes import describe
 
 # by the package that brings a model: its id on the hub, and its license
@@ -151,7 +150,7 @@ def shipped_card(
         support=(parameters.get("splits") or {}).get("support", "a task's"),
         draws=counted((parameters.get("generator") or {}).get("draws", 1), "draw"),
         stored=stored,
-        table=markdown(_table(measured)),
+        table=markdown_table(_table(measured)),
         differences=_filled(_differences(measured, stored)),
         strategies="\n".join(f"- {one.task}: {_strategy(one)}" for one in measured),
         files="\n".join(
