@@ -28,7 +28,7 @@ from degaml_kedro.parameters import (
     ScoringParameters,
     SuiteDistribution,
 )
-from degaml_kedro.results.table import markdown
+from degaml_kedro.results.formatting import markdown_table
 from degaml_kedro.strategies.generated import question_embedder
 from degaml_kedro.tasks.episodes import draw_episode
 from degaml_kedro.tasks.example import Example, Question
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chance = [np.mean([1 / len(e.options) for e in task["test"]]) for task in tasks]
         cells = [_cell([accuracy(embed, task) for task in tasks]) for embed in methods.values()]
         rows.append([name, kind, f"{np.mean(chance):.2f}", *cells])
-    print(markdown(rows))
+    print(markdown_table(rows))
     return 0
 
 

@@ -68,7 +68,7 @@ def picture(views: Sequence[ComparisonView]) -> str:
     Args:
         views: what was read, a pool each.
     """
-    from degaml_kedro.results.report.glossary import METHODS, POOLS
+    from degaml_kedro.results.glossary import METHODS, POOL_TITLES
 
     if not views:
         return note(NOTHING)
@@ -82,9 +82,9 @@ def picture(views: Sequence[ComparisonView]) -> str:
         n = methods[0].n
         told = "" if n is None else f"; {n:.0f} test questions a task and seed"
         parts.append(
-            f'<h4 class="dg-sub">{escape(POOLS.get(view.pool, view.pool))}</h4><p class="dg-quiet">Mean accuracy over '
-            f'the tasks; the line goes from the lowest seed to the highest{told}</p><div class="dg-dots dg-methods">'
-            f"{rows}{axis()}</div>"
+            f'<h4 class="dg-sub">{escape(POOL_TITLES.get(view.pool, view.pool))}</h4><p class="dg-quiet">Mean accuracy '
+            f"over the tasks; the line goes from the lowest seed to the highest{told}</p>"
+            f'<div class="dg-dots dg-methods">{rows}{axis()}</div>'
         )
     return f'<div class="dg-comparison">{"".join(parts)}</div>'
 

@@ -18,7 +18,7 @@ from kedro.runner import SequentialRunner
 from degaml_kedro.configuration import check_action_space, read_parameters
 from degaml_kedro.io.atomic import is_main_process
 from degaml_kedro.pipelines.naming import STAGES, stage_of
-from degaml_kedro.results.report.words import seconds
+from degaml_kedro.results.formatting import seconds
 
 logger = logging.getLogger(__name__)
 

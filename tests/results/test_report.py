@@ -1,10 +1,14 @@
-"""The report says what was measured, in HTML and Markdown alike, and what is missing."""
+"""The report says what was measured, in HTML and Markdown alike, what is missing, and escapes all that it is given."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import re
 from dataclasses import replace
 from functools import partial
+from html.parser import HTMLParser
 from io import BytesIO
 
 import numpy as np
@@ -12,32 +16,26 @@ import pandas as pd
 import pytest
 
 from degaml_kedro.pipelines.report import create_pipeline
-from degaml_kedro.results import comparison as statistics
-from degaml_kedro.results.comparison import (
-    AIM,
-    distributions,
-    resampled_means,
-    rightness,
-    winner,
-)
+from degaml_kedro.results import statistics
+from degaml_kedro.results.comparison_figures import accuracy_compute_figure, comparison_figure
+from degaml_kedro.results.glossary import meaning
 from degaml_kedro.results.paper import paper_table
-from degaml_kedro.results.report.accuracy import comparison
-from degaml_kedro.results.report.costs import compute
-from degaml_kedro.results.report.document import Picture, Span, Table, strong, walk
-from degaml_kedro.results.report.figures import accuracy_compute_figure, comparison_figure
-from degaml_kedro.results.report.findings import find
-from degaml_kedro.results.report.glossary import meaning
-from degaml_kedro.results.report.learning import generator
-from degaml_kedro.results.report.page import html_page
-from degaml_kedro.results.report.printed import beside_paper
-from degaml_kedro.results.report.report import PAGE, report, write
-from degaml_kedro.results.report.reproduction import reproduction
-from degaml_kedro.results.report.search import settings
-from degaml_kedro.results.report.summary import summary
+from degaml_kedro.results.rendering import (
+    PAGE,
+    Code,
+    Strong,
+    Table,
+    _aligned,
+    _as_markdown,
+    _fenced,
+    _paragraph,
+    render_html,
+)
+from degaml_kedro.results.report import context, write
 from degaml_kedro.results.runs import Run, Runs
+from degaml_kedro.results.statistics import AIM, find, resampled_means, winner
 from tests.results.test_generator_figure import checks, steps
 from tests.results.test_policy_measures import by_task, two_iterations
-from tests.results.test_report_page import Reader
 
 METHODS = ("base", "union_train", "maml_en_llm", "degaml", "oracle_strategy")
 TASKS = ("months", "capitals")
@@ -137,7 +135,9 @@ def make_run(
         name=f"seed_{seed}",
         seed=seed,
         profile=profile,
-        results=pd.DataFrame(results, columns=None if results else ["task", "pool", "chance"]),
+        results=pd.DataFrame(
+            results, columns=None if results else ["task", "pool", "method", "chance"]
+        ),
         answers=pd.concat(answers) if answers else pd.DataFrame(columns=names),
         compute=pd.DataFrame(compute, columns=columns),
         **{"record": record, **more},
@@ -166,12 +166,72 @@ TABLES = {
 }
 
 
+VOID = {"meta", "wbr", "br", "img", "link", "input", "hr"}
+
+
+class Reader(HTMLParser):
+    """What a browser would find: that tags are closed, what is loaded, the tables' cells, and what sections say."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.starts, self.loads, self.scripts = [], [], [], []
+        self.tables, self.ids, self.said, self._sections = [], set(), {}, []
+        self._cell = None
+        self.feed(page)
+        self.close()
+        assert self.open == []
+        self.said = {key: " ".join(text.split()) for key, text in self.said.items()}
+
+    @property
+    def tags(self):
+        return {tag for tag, _ in self.starts}
+
+    def handle_starttag(self, tag, attributes):
+        self.starts.append((tag, [(name, value or "") for name, value in attributes]))
+        for name, value in attributes:
+            inside = (value or "").startswith("#")
+            if name in ("src", "href", "srcset", "data", "action") and not inside:
+                self.loads.append((tag, value))
+            if name == "id":
+                assert value not in self.ids
+                self.ids.add(value)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._cell = ""
+        elif tag == "script":
+            self.scripts.append("")
+        elif tag == "section":
+            self._sections.append(dict(attributes)["aria-labelledby"])
+            self.said[self._sections[-1]] = ""
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append(self._cell)
+            self._cell = None
+        elif tag == "section":
+            self._sections.pop()
+
+    def handle_data(self, data):
+        if self._cell is not None:
+            self._cell += data
+        elif self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
+        elif self._sections:
+            self.said[self._sections[-1]] += data
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_resamples():
     """What is tested here is what is said, not how sure it is."""
     with pytest.MonkeyPatch.context() as patch:
         few = partial(resampled_means, resamples=1000)
-        patch.setattr("degaml_kedro.results.comparison.resampled_means", few)
+        patch.setattr("degaml_kedro.results.statistics.resampled_means", few)
         yield
 
 
@@ -182,50 +242,43 @@ def full():
 
 
 @pytest.fixture(scope="module")
-def document(full):
-    return report(full[1])
+def values(full):
+    return context(full[1])
 
 
 @pytest.fixture(scope="module")
 def written(full):
-    return write(find(full[0]))
+    return write(full[1])
 
 
-def section(document, key):
-    (found,) = [one for one in walk(document.sections) if one.key == key]
-    return found
+@pytest.fixture(scope="module")
+def page(written):
+    return Reader(written[0])
 
 
-def words(found):
-    """All text of a section."""
-    texts = []
-    for block in found.blocks:
-        for paragraph in getattr(block, "items", [block]):
-            texts += [getattr(part, "text", part) for part in getattr(paragraph, "parts", ())]
-    return "".join(texts)
+def said(runs_or_findings):
+    """What the sections of a report say, by their keys."""
+    findings = find(runs_or_findings) if isinstance(runs_or_findings, Runs) else runs_or_findings
+    return Reader(render_html(context(findings))).said
 
 
-def tables(found):
-    return [block for block in found.blocks if isinstance(block, Table)]
+def tables_of(values, pool="meta_test"):
+    """Accuracies, intervals, and contrasts."""
+    (view,) = [view for view in values["comparison"] if view["name"] == pool]
+    return [*view["tables"], *(one["table"] for one in view.get("contrasts", ()))]
 
 
-def text_of(cell):
-    return cell.text if isinstance(cell, Span) else cell
+def pool_tables(runs, pool="meta_test"):
+    return tables_of(context(find(runs)), pool)
+
+
+def rows_of(table):
+    return [tuple(row) for _, rows in table.groups for row in rows]
 
 
 def row_of(table, name):
-    (row,) = [row for row in table.rows if text_of(row[0]) == name]
+    (row,) = [row for row in rows_of(table) if row[0] == name]
     return dict(zip(table.columns, row, strict=True))
-
-
-def pool_of(runs, pool="meta_test"):
-    findings = find(runs)
-    (found,) = [
-        one
-        for one in comparison(findings, findings.comparison()).sections
-        if one.key == f"pool-{pool.replace('_', '-')}"
-    ]
-    return found
 
 
 def markdown_tables(text):
@@ -250,9 +303,8 @@ def plain(cell):
 # --- one source, two files ------------------------------------------------------------------------
 
 
-def test_markdown_and_page_hold_the_same_tables(written):
-    page, text = written
-    reader = Reader(page)
+def test_markdown_and_page_hold_the_same_tables(written, page):
+    text = written[1]
     in_text = [[[plain(cell) for cell in row] for row in table] for table in markdown_tables(text)]
     assert len(in_text) > 10
     # a group's title is one wide cell in the page, and one cell and empty ones in Markdown
@@ -261,7 +313,7 @@ def test_markdown_and_page_hold_the_same_tables(written):
             [" ".join(cell.split()) for cell in row] + [""] * (len(table[0]) - len(row))
             for row in table
         ]
-        for table in reader.tables
+        for table in page.tables
     ]
     assert in_text == in_page
 
@@ -271,26 +323,66 @@ def test_every_markdown_table_has_as_many_cells_in_every_line(written):
         assert len({len(row) for row in table}) == 1
 
 
-def test_figures_are_in_the_page_and_pointed_to_from_markdown(written):
-    page, text = written
-    keys = re.findall(rf"\(<{PAGE}#(figure-[a-z0-9-]+)>\)", text)
-    assert len(keys) == 7
-    assert set(keys) <= Reader(page).ids
-
-
-def test_a_report_is_the_same_every_time(full, written):
-    assert write(find(full[0])) == written
+def test_figures_are_in_the_page_and_pointed_to_from_markdown(written, page):
+    keys = re.findall(rf"\(<{PAGE}#(figure-[a-z0-9-]+)>\)", written[1])
+    assert keys == [
+        "figure-accuracy-meta-test",
+        "figure-accuracy-compute",
+        "figure-reliability",
+        "figure-strategies",
+        "figure-policy",
+        "figure-generator-1",
+        "figure-generator-2",
+    ]
+    assert set(keys) <= page.ids
 
 
 def test_the_page_is_below_six_megabytes(written):
     assert len(written[0].encode()) < 6e6
 
 
+def test_only_the_page_s_own_scripts_may_run(written, page):
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', written[0]).group(
+        1
+    )
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    programs = [script for script in page.scripts if not script.startswith("{")]
+    assert sum("plotly.js v" in program for program in programs) == 1
+    digests = [
+        base64.b64encode(hashlib.sha256(program.encode()).digest()).decode() for program in programs
+    ]
+    assert re.findall(r"sha256-([A-Za-z0-9+/=]+)", policy) == digests
+    for drawing in page.scripts:
+        if drawing not in programs:
+            json.loads(drawing, parse_constant=pytest.fail)
+
+
+def test_a_page_can_be_read_by_all(written, page):
+    assert written[0].startswith("<!DOCTYPE html>")
+    assert '<html lang="en">' in written[0]
+    attributes = [(tag, dict(pairs)) for tag, pairs in page.starts]
+    heads = [own for tag, own in attributes if tag == "th"]
+    assert {own.get("scope") for own in heads} == {"col", "row", "rowgroup"}
+    assert sum(tag == "caption" for tag, _ in attributes) == len(page.tables)
+    assert any(own.get("role") == "img" and own.get("aria-label") for _, own in attributes)
+    # every entry of the contents leads somewhere, and there is one for every section
+    targets = {own["href"][1:] for tag, own in attributes if tag == "a"}
+    assert targets == {"content", *page.said} <= page.ids
+    assert "@media print" in written[0]
+    assert "prefers-color-scheme" in written[0]
+
+
+def test_the_figure_itself_is_left_as_it_is(values):
+    before = values["policy"].figure.to_json()
+    assert values["policy"].drawing != before
+    assert values["policy"].figure.to_json() == before
+
+
 # --- what is said ---------------------------------------------------------------------------------
 
 
-def test_the_summary_gives_the_verdict_with_its_numbers(document):
-    said = words(section(document, "summary"))
+def test_the_summary_gives_the_verdict_with_its_numbers(page):
+    said = page.said["summary"]
     # 34 of 40 against 20 of 40
     assert (
         "degaml has a mean accuracy of 85.0 %. The best baseline, union_train, has 50.0 %." in said
@@ -303,12 +395,11 @@ def test_the_summary_gives_the_verdict_with_its_numbers(document):
     assert "Time beside it, which does not decide: 4.0 s, and 4.0 s at most" in said
     # of the four that were asked for, two have no answers
     assert "both corrected for 4 comparisons (n = 160 pairs" in said
-    (contrasts,) = tables(section(document, "pool-meta-test"))[2:]
-    assert any("Holm-adjusted p: for 3 comparisons." in note for note in contrasts.notes)
+    assert "Holm-adjusted p: for 3 comparisons." in page.said["pool-meta-test"]
     assert "2 seeds (999 and 1000)" in said
     assert "A claim wants 3 seeds" in said
     # two of the four baselines are missing
-    assert said.startswith("Whether the aim is met is open")
+    assert said.startswith("Summary Whether the aim is met is open")
     assert "abmll (months, capitals)" in said
 
 
@@ -321,12 +412,12 @@ def test_the_aim(count, verdict):
         known = run.compute[run.compute["method"] == "union_train"]
         others = [known.assign(method=name) for name in ("no_meta_train_support", "abmll")]
         counted.append(replace(run, compute=pd.concat([run.compute, *others])))
-    said = words(summary(find(replace(runs, runs=tuple(counted)))))
-    assert said.startswith(f"{verdict}: the aim is {100 * AIM:.0f} points")
+    found = said(replace(runs, runs=tuple(counted)))["summary"]
+    assert found.startswith(f"Summary {verdict}: the aim is {100 * AIM:.0f} points")
 
 
-def test_tables_hold_percent_and_deltas(document):
-    accuracies, intervals, contrasts = tables(section(document, "pool-meta-test"))
+def test_tables_hold_percent_and_deltas(values):
+    accuracies, intervals, contrasts = tables_of(values)
     row = row_of(accuracies, "union_train")
     # 20 of 40, base 12 of 40
     assert (row["months"], row["Avg"]) == ("50.0 (+20.0)", "50.0 (+20.0)")
@@ -336,27 +427,23 @@ def test_tables_hold_percent_and_deltas(document):
     assert difference["difference"] == "+35.0"
     assert difference["pairs"] == "160"
     # a bound is no method to be compared with
-    assert [row[0] for row in contrasts.rows] == ["base", "union_train", "maml_en_llm"]
+    assert [row[0] for row in rows_of(contrasts)] == ["base", "union_train", "maml_en_llm"]
 
 
-def test_only_winners_are_bold(full, document):
-    (table, *_) = tables(section(document, "pool-meta-test"))
+def test_only_winners_are_bold(full, values, page):
+    (accuracies, *_) = tables_of(values)
     bold = {
-        (text_of(row[0]), table.columns[column])
-        for row in table.rows
+        (row[0], accuracies.columns[column])
+        for row in rows_of(accuracies)
         for column, cell in enumerate(row)
-        if isinstance(cell, Span) and cell.strong
+        if isinstance(cell, Strong)
     }
-    assert winner(full[0], "meta_test") == "degaml"
+    assert winner(full[1].pools["meta_test"]) == "degaml"
     # oracle_strategy is higher everywhere
     assert bold == {("degaml", "months"), ("degaml", "capitals"), ("degaml", "Avg")}
-    assert any("Bold: better beyond chance than every other" in note for note in table.notes)
-
-
-def test_bold_says_what_it_is_corrected_for(document):
-    (table, *_) = tables(section(document, "pool-meta-test"))
-    note = "corrected for the comparisons within a column, not over columns"
-    assert any(note in own for own in table.notes)
+    notes = page.said["pool-meta-test"]
+    assert "Bold: better beyond chance than every other" in notes
+    assert "corrected for the comparisons within a column, not over columns" in notes
 
 
 @pytest.mark.parametrize("pool", ["meta_train", "left_out", "meta_test"])
@@ -366,27 +453,25 @@ def test_a_yardstick_does_not_compete_where_it_sees_more(pool):
     findings = find(runs)
     seen = pool == "meta_train"
     assert findings.winners[pool, None] == ("no_meta_train" if seen else "degaml")
-    (table, *_) = tables(pool_of(runs, pool))
-    cell = row_of(table, "no_meta_train")["Avg"]
-    assert (isinstance(cell, Span) and cell.strong) == seen
-    assert any("a yardstick, no competitor" in note for note in table.notes) != seen
-    said = words(summary(findings))
-    assert ("(no_meta_train, a yardstick, left out)" in said) != seen
+    (accuracies, *_) = tables_of(context(findings), pool)
+    assert isinstance(row_of(accuracies, "no_meta_train")["Avg"], Strong) == seen
+    found = said(findings)
+    notes = found[f"pool-{pool.replace('_', '-')}"]
+    assert ("no_meta_train is a yardstick, no competitor" in notes) != seen
+    assert ("(no_meta_train, a yardstick, left out)" in found["summary"]) != seen
 
 
 def test_nothing_is_bold_where_methods_are_alike():
-    (table, *_) = tables(pool_of(make_runs(right=dict.fromkeys(METHODS, 20))))
-    assert not any(isinstance(cell, Span) and cell.strong for row in table.rows for cell in row)
-    assert any("nothing is bold" in note for note in table.notes)
+    findings = find(make_runs(right=dict.fromkeys(METHODS, 20)))
+    (accuracies, *_) = tables_of(context(findings))
+    assert not any(isinstance(cell, Strong) for row in rows_of(accuracies) for cell in row)
+    assert "nothing is bold" in said(findings)["pool-meta-test"]
 
 
-def test_bounds_stand_apart_and_are_called_that(document):
-    (table, *_) = tables(section(document, "pool-meta-test"))
-    assert [group.title for group in table.groups] == [
-        "methods of the paper",
-        "bound, no result",
-    ]
-    assert [row[0] for row in table.groups[-1].rows] == ["oracle_strategy"]
+def test_bounds_stand_apart_and_are_called_that(values):
+    (_, (title, rows)) = tables_of(values)[0].groups
+    assert title == "bound, no result"
+    assert [row[0] for row in rows] == ["oracle_strategy"]
 
 
 # --- what is missing ------------------------------------------------------------------------------
@@ -398,13 +483,13 @@ def test_missing_methods_are_missing_and_not_0():
         asked=("base", "abmll", "degaml"),
         without=(("degaml", "months"),),
     )
-    accuracies, intervals, contrasts = tables(pool_of(runs))
+    accuracies, intervals, contrasts = pool_tables(runs)
     assert set(row_of(accuracies, "abmll").values()) == {"abmll", None}
     assert set(row_of(intervals, "abmll").values()) == {"abmll", None}
     assert row_of(accuracies, "degaml") == {
         "method": "degaml",
         "months": None,
-        "capitals": strong("85.0 (+55.0)"),
+        "capitals": "85.0 (+55.0)",
         "Avg": None,
     }
     assert row_of(contrasts, "abmll")["difference"] is None
@@ -428,7 +513,7 @@ def test_a_method_with_fewer_seeds_says_so():
         runs.runs[1],
         answers=runs.runs[1].answers[runs.runs[1].answers["method"] != "union_train"],
     )
-    accuracies, intervals, _ = tables(pool_of(replace(runs, runs=(runs.runs[0], second))))
+    accuracies, intervals, _ = pool_tables(replace(runs, runs=(runs.runs[0], second)))
     assert "union_train: 1 of 2 seeds with all its tasks." in accuracies.notes
     assert row_of(intervals, "union_train")["months (n\u00a0=\u00a080)"].endswith("(n = 40)")
 
@@ -447,7 +532,7 @@ def test_every_part_without_data_says_what_makes_it():
             for run in runs.runs
         ),
     )
-    document = report(find(runs))
+    page = Reader(render_html(context(find(runs))))
     for key, how in {
         "compute": "kedro run",
         "reliability": "scoring modes",
@@ -458,43 +543,30 @@ def test_every_part_without_data_says_what_makes_it():
         "paper": "kedro run --env paper_0_5b",
         "reproduction-versions": "08_reporting/run.json",
         "reproduction-settings": "08_reporting/run.json",
+        "pool-meta-test": "degaml has no results here",
+        "summary": "degaml has no mean accuracy",
     }.items():
-        found = section(document, key)
-        assert not tables(found), key
-        assert how in words(found), key
-    assert [picture.key for picture in document.pictures] == ["accuracy-meta-test"]
-    assert "degaml has no results here" in words(section(document, "pool-meta-test"))
-    assert "degaml has no mean accuracy" in words(section(document, "summary"))
+        assert how in page.said[key], key
+    assert {name for name in page.ids if name.startswith("figure-")} == {
+        "figure-accuracy-meta-test"
+    }
 
 
-def test_no_results_at_all_are_a_report_too():
-    document = report(find(make_runs(without=METHODS, tables={})))
-    assert "No method has results here" in words(section(document, "pool-meta-test"))
-    assert "degaml has no mean accuracy" in words(section(document, "summary"))
-    assert html_page(document)
-
-
-def test_sections_with_data_have_their_figures(document):
-    assert [picture.key for picture in document.pictures] == [
-        "accuracy-meta-test",
-        "accuracy-compute",
-        "reliability",
-        "strategies",
-        "policy",
-        "generator-1",
-        "generator-2",
-    ]
-    for key in ("compute", "reliability", "strategies", "policy", "generator"):
-        assert any(isinstance(block, Picture) for block in section(document, key).blocks), key
+def test_no_results_at_all_are_a_report_without_programs():
+    text = render_html(context(find(make_runs(without=METHODS, tables={}))))
+    page = Reader(text)
+    assert "No method has results here" in page.said["pool-meta-test"]
+    assert "degaml has no mean accuracy" in page.said["summary"]
+    assert "<script" not in text
+    assert "script-src 'none'" in text
 
 
 def test_many_generators_are_shown_of_the_first_run_only(full):
     many = pd.concat([steps().assign(variant=name) for name in ("a", "b", "c", "d")])
-    found = generator(replace(full[1], runs=make_runs(tables={"generator_steps": many})))
-    assert [block.key for block in found.blocks if isinstance(block, Picture)] == [
-        f"generator-{number}" for number in (1, 2, 3, 4)
-    ]
-    assert "Figures of seed_999; those of seed_1000 are beside" in words(found)
+    findings = replace(full[1], runs=make_runs(tables={"generator_steps": many}))
+    titles = [picture.title for picture in context(findings)["generators"]]
+    assert titles == [f"Generator {name}, seed_999" for name in ("a", "b", "c", "d")]
+    assert "Figures of seed_999; those of seed_1000 are beside" in said(findings)["generator"]
 
 
 def test_drawn_tasks_have_a_row_a_distribution():
@@ -509,34 +581,33 @@ def test_drawn_tasks_have_a_row_a_distribution():
         for run in runs.runs
     )
     runs = replace(runs, runs=marked)
-    assert distributions(runs, "meta_test") == {"a": ("a_1", "a_2"), "b": ("b_1",)}
-    found = {(row.method, row.task): row for row in statistics.table(runs, "meta_test")}
-    assert set(found) == {(m, t) for m in methods for t in ("a", "b", None)}
-    right = rightness(runs)
-    own = [
-        v.mean() for place, v in right.items() if place.method == "degaml" and place.task[0] == "a"
-    ]
-    assert found["degaml", "a"].accuracy == pytest.approx(np.mean(own))
-    assert found["degaml", "a"].tasks == 2
     findings = find(runs)
+    pool = findings.pools["meta_test"]
+    assert pool.distributions == {"a": ("a_1", "a_2"), "b": ("b_1",)}
+    found = {(row.method, row.task): row for row in statistics.table(pool)}
+    assert set(found) == {(m, t) for m in methods for t in ("a", "b", None)}
+    own = pool.accuracies["degaml"]
+    of_a = own[own.index.get_level_values("task").str.startswith("a")]
+    assert found["degaml", "a"].accuracy == pytest.approx(of_a.mean())
+    assert found["degaml", "a"].tasks == 2
     assert findings.tasks("meta_test") == ["a", "b"]
-    (contrast,) = findings.of_distributions["meta_test", "b"]
+    (contrast,) = findings.contrasts["meta_test", "b"]
     assert (contrast.distribution, contrast.tasks) == ("b", ("b_1",))
-    document = report(findings)
-    assert "2 distributions (3 tasks a seed)" in words(section(document, "summary"))
-    names = [block.caption for block in tables(section(document, "pool-meta-test"))]
-    assert "degaml against every method, b" in names
+    assert "2 distributions (3 tasks a seed)" in said(findings)["summary"]
+    captions = [one.caption for one in tables_of(context(findings))]
+    assert "degaml against every method, b" in captions
 
 
 # --- costs and calibration ------------------------------------------------------------------------
 
 
-def test_costs_are_tokens_and_time(document):
-    (table,) = tables(section(document, "compute"))
-    row = dict(zip(range(len(table.columns)), row_of(table, "degaml").values(), strict=False))
-    assert row[0] == "degaml"
-    (cells,) = [own for own in table.rows if own[0] == "degaml"]
-    assert cells == (
+def costs_of(values, method):
+    (row,) = [row for row in rows_of(values["compute"]["table"]) if row[0] == method]
+    return row
+
+
+def test_costs_are_tokens_and_time(values):
+    assert costs_of(values, "degaml") == (
         "degaml",
         "85.0",
         "8.00 k",
@@ -549,9 +620,8 @@ def test_costs_are_tokens_and_time(document):
         "3.00 M",
         "90.0 s",
     )
-    assert any(own[0] == "oracle_strategy (bound)" for own in table.rows)
-    (base,) = [own for own in table.rows if own[0] == "base"]
-    assert base[4] == "0"
+    assert costs_of(values, "oracle_strategy (bound)")
+    assert costs_of(values, "base")[4] == "0"
 
 
 def test_of_some_methods_only_the_sum_of_tokens_is_known():
@@ -559,30 +629,25 @@ def test_of_some_methods_only_the_sum_of_tokens_is_known():
     spent = runs.runs[0].compute.assign(forward_tokens=np.nan, backward_tokens=np.nan)
     for unknown in (spent, spent.astype({"forward_tokens": object}).replace({np.nan: None})):
         runs = replace(runs, runs=(replace(runs.runs[0], compute=unknown),))
-        findings = find(runs)
-        (table,) = tables(compute(findings, findings.comparison()))
-        (cells,) = [own for own in table.rows if own[0] == "degaml"]
-        assert cells[2:6] == (None, None, "16.0 k", "4.0 s")
-    assert "of tokens maybe only the sum" in table.missing
+        values = context(find(runs))
+        assert costs_of(values, "degaml")[2:6] == (None, None, "16.0 k", "4.0 s")
+    assert any("of tokens maybe only the sum" in n for n in values["compute"]["table"].all_notes)
 
 
 def test_what_does_nothing_at_a_task_costs_nothing_there():
     runs = make_runs(methods=("base", "pooled", "mean_adapter", "degaml"))
     findings = find(runs)
-    (table,) = tables(compute(findings, findings.comparison()))
+    values = context(findings)
     for method in ("pooled", "mean_adapter"):
-        (cells,) = [own for own in table.rows if own[0] == method]
-        assert cells[2:6] == ("0", "0", "0", "0.0 s")
+        assert costs_of(values, method)[2:6] == ("0", "0", "0", "0.0 s")
     figure = accuracy_compute_figure(findings.comparison())
     shown = {trace.name for trace in figure.data if trace.xaxis == "x"}
     assert {"pooled", "mean_adapter"} <= shown
 
 
-def test_calibration_is_that_of_the_curves(full, document):
-    runs, _ = full
-    (table,) = tables(section(document, "reliability"))
-    row = row_of(table, "degaml")
-    bins = find(runs).bins()
+def test_calibration_is_that_of_the_curves(full, values):
+    row = row_of(values["calibration"]["table"], "degaml")
+    bins = full[1].bins
     own = bins[(bins["method"] == "degaml") & (bins["n"] > 0)]
     by_hand = float((own["n"] * (own["accuracy"] - own["confidence"]).abs()).sum() / own["n"].sum())
     assert row["ECE, all answers"] == f"{by_hand:.3f}"
@@ -593,13 +658,13 @@ def test_calibration_is_that_of_the_curves(full, document):
 # --- settings, commands, paper --------------------------------------------------------------------
 
 
-def test_the_search_shows_what_was_tried_and_chosen(full):
-    (table,) = tables(settings(full[1]))
-    assert [tuple(text_of(cell) for cell in row) for row in table.rows] == [
+def test_the_search_shows_what_was_tried_and_chosen(values, page):
+    assert rows_of(values["settings"]["table"]) == [
         ("union_train", "steps 5", "", "999, 1000", "40.0", "40.0"),
         ("union_train", "steps 10", "chosen", "999, 1000", "55.0", "55.0"),
     ]
-    notes = " ".join(table.notes)
+    notes = page.said["settings"]
+    assert "on validation questions (n = 60 each) of meta-train tasks" in notes
     assert "Every baseline had the same number of settings to choose from." in notes
     assert "policy's settings were set by hand on meta-train tasks (docs/comparison.md)" in notes
 
@@ -609,61 +674,51 @@ def test_seeds_that_searched_for_themselves_have_rows_of_their_own(full):
     other = pd.DataFrame(TRIED).assign(accuracy=0.25)
     second = replace(runs.runs[1], tables={"settings": other})
     runs = replace(runs, runs=(runs.runs[0], second))
-    (table,) = tables(settings(replace(full[1], runs=runs)))
-    assert [row[3] for row in table.rows] == ["999", "999", "1000", "1000"]
+    tried = context(replace(full[1], runs=runs))["settings"]["table"]
+    assert [row[3] for row in rows_of(tried)] == ["999", "999", "1000", "1000"]
 
 
-def test_commands_are_those_of_the_runs(document):
-    listing = section(document, "reproduction-commands").blocks[1].text
-    assert (
-        "kedro run --env comparison --params seed=SEED --to-nodes evaluate.TASK.measure_degaml"
-        in listing
-    )
-    assert "--to-nodes baselines.TASK.measure_union_train" in listing
-    (runs,) = tables(section(document, "reproduction-runs"))
-    assert [text_of(row[3]) for row in runs.rows] == [
+def test_commands_are_those_of_the_runs(values, written):
+    command = "kedro run --env comparison --params seed=SEED --to-nodes"
+    assert f"{command} evaluate.TASK.measure_degaml" in values["commands"]
+    assert f"{command} baselines.TASK.measure_union_train" in values["commands"]
+    assert f"\n\n```sh\n{values['commands'][0]}\n" in written[1]
+    assert [row[3] for row in rows_of(values["run_table"])] == [
         f"kedro run --env comparison --params seed={seed}" for seed in (999, 1000)
     ]
 
 
 @pytest.mark.parametrize("command", ["kedro run --env='it", "", ["kedro", "run", "--env", "a b"]])
 def test_any_command_can_have_been_recorded(full, command):
-    found = reproduction(replace(full[1], runs=make_runs(record={"command": command})))
-    (part,) = [one for one in found.sections if one.key == "reproduction-commands"]
-    listing = part.blocks[1].text
+    found = context(replace(full[1], runs=make_runs(record={"command": command})))
     expected = (
         "kedro run --env 'a b' --params" if isinstance(command, list) else "kedro run --params"
     )
-    assert listing.startswith(expected)
+    assert found["commands"][0].startswith(expected)
 
 
-def test_settings_are_flat_and_those_that_differ_stand_first(document):
-    differing, alike = tables(section(document, "reproduction-settings"))
-    assert [tuple(map(text_of, row)) for row in differing.rows] == [("seed", "999", "1000")]
-    assert [tuple(map(text_of, row)) for row in alike.rows] == [
-        ("lora.rank", "8"),
-        ("lora.target_modules", '["q", "v"]'),
-    ]
-    versions, machine = tables(section(document, "reproduction-versions"))
-    assert ("torch", "2.13.0") in versions.rows
-    assert machine.notes == ("The same in all runs.",)
+def test_settings_are_flat_and_those_that_differ_stand_first(values):
+    differing, alike = values["parameters"]
+    assert rows_of(differing) == [("seed", "999", "1000")]
+    assert rows_of(alike) == [("lora.rank", "8"), ("lora.target_modules", '["q", "v"]')]
+    assert ("torch", "2.13.0") in rows_of(values["versions"][0])
+    assert values["machines"][0].notes == ["The same in all runs."]
 
 
 def test_versions_that_differ_stand_side_by_side(full):
     runs = make_runs()
     record = {**runs.runs[1].record, "versions": {"torch": "2.14.0"}}
     runs = replace(runs, runs=(runs.runs[0], replace(runs.runs[1], record=record)))
-    found = reproduction(replace(full[1], runs=runs))
-    (part,) = [one for one in found.sections if one.key == "reproduction-versions"]
-    versions, _ = tables(part)
+    (versions,) = context(replace(full[1], runs=runs))["versions"]
     assert versions.columns == ("package", "seed_999", "seed_1000")
-    assert versions.rows == [("degaml-kedro", "0.1", None), ("torch", "2.13.0", "2.14.0")]
+    assert rows_of(versions) == [("degaml-kedro", "0.1", None), ("torch", "2.13.0", "2.14.0")]
 
 
 def test_the_paper_s_figures_stand_beside_ours_in_its_profile():
     pools = {"meta_train": ("arc_challenge",), "meta_test": ("gsm8k", "math")}
     runs = make_runs(tasks=pools, profile="paper_0_5b")
-    seen, held_out = tables(beside_paper(find(runs)))
+    values = context(find(runs))
+    seen, held_out = values["beside_paper"]
     assert held_out.columns == ("method", "GSM-8K", "MATH", "Avg")
     printed = paper_table("Qwen2.5-0.5B-Instruct", "out_of_domain")
     row = row_of(held_out, "degaml")
@@ -671,25 +726,22 @@ def test_the_paper_s_figures_stand_beside_ours_in_its_profile():
     assert row_of(held_out, "abmll")["MATH"] == "— / 7.1"
     assert row_of(seen, "base")["ARC-c"] == "30.0 / 38.3"
     assert any("Not all of the paper's tasks ran" in note for note in held_out.notes)
+    assert held_out.caption in Reader(render_html(values)).said["paper"]
 
 
-def test_the_appendix_has_the_paper_s_tables_as_printed(document):
-    found = section(document, "appendix")
-    assert "Tables 1 and 2" in words(found)
-    assert len(tables(found)) == 4
+def test_the_appendix_has_the_paper_s_tables_as_printed(page, values):
+    assert "Tables 1 and 2" in page.said["appendix"]
+    assert len(values["paper_tables"]) == 4
     assert ("degaml", "55.5", "74.7", "48.3", "58.7", "60.1", "52.8", "58.4") in [
-        row for table in tables(found) for row in table.rows
+        row for table in values["paper_tables"] for row in rows_of(table)
     ]
 
 
-def test_all_pools_have_their_section(document):
+def test_all_pools_have_their_section(page):
     pools = {"meta_train": ("colors", "days"), "left_out": ("days",), "meta_test": TASKS}
-    findings = find(make_runs(tasks=pools))
-    found = comparison(findings, findings.comparison())
-    keys = [one.key for one in found.sections]
-    assert keys == ["pool-meta-train", "pool-left-out", "pool-meta-test"]
-    (table, *_) = tables(found.sections[0])
-    assert [row[0] for row in table.groups[0].rows] == [
+    values = context(find(make_runs(tasks=pools)))
+    assert [view["name"] for view in values["comparison"]] == list(pools)
+    assert [row[0] for row in tables_of(values, "meta_train")[0].groups[0][1]] == [
         "no_meta_train",
         "union_train",
         "abmll",
@@ -699,21 +751,71 @@ def test_all_pools_have_their_section(document):
         "degaml",
     ]
     # a pool that no task is in is not spoken of, where only groups have one
-    keys = [one.key for one in section(document, "comparison").sections]
+    keys = [key for key in page.said if key.startswith("pool-")]
     assert keys == ["pool-meta-train", "pool-meta-test"]
 
 
-def test_the_glossary_has_a_sentence_for_every_method(document):
-    found = section(document, "glossary-methods")
+def test_the_glossary_has_a_sentence_for_every_method(page):
     for method in (*METHODS, "abmll"):
-        assert f"{method}: " in words(found)
-    assert "A method of this configuration." not in words(found)
+        assert f"{method}: " in page.said["glossary-methods"]
+    assert "A method of this configuration." not in page.said["glossary-methods"]
 
 
 def test_the_glossary_says_what_is_chosen_on_what():
     assert "the best on the support examples" in meaning("random_policy")
     assert "the best on the support examples" in meaning("degaml")
     assert "the support prompts" in meaning("generalization_only")
+
+
+# --- Markdown ---------------------------------------------------------------------------------------
+
+
+def test_a_table_in_markdown():
+    groups = [("words", [("words", "1.5"), (Code("words"), None)]), ("", [(Strong("b"), "x")])]
+    made = Table("words", ("method", "words"), groups, ("a note",))
+    assert made.all_notes == [
+        "a note",
+        "—: missing; there is no result, which is not a result of 0.",
+    ]
+    assert (
+        _aligned(made)
+        == """\
+| method  | words |
+| ------- | ----: |
+| *words* |       |
+| words   |   1.5 |
+| `words` |     — |
+| **b**   |     x |"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a_b", "a_b"),
+        ("_a_", r"\_a\_"),
+        ("<b> & [x](y) *z* ~", r"\<b\> \& \[x\](y) \*z\* \~"),
+        ("two\nlines", "two lines"),
+        ("1. first", r"1\. first"),
+        ("# head", r"\# head"),
+        ("- item", r"\- item"),
+        ("-1.5 points", r"\-1.5 points"),
+        ("3 seeds", "3 seeds"),
+    ],
+)
+def test_markdown_escapes(text, expected):
+    assert _paragraph(_as_markdown(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("a|b", "`a\\|b`"), ("a`b", "``a`b``"), ("`", "`` ` ``"), ("", "")]
+)
+def test_code_in_markdown_tables(text, expected):
+    assert f"| {expected.ljust(3)}" in _aligned(Table("c", ("x",), [("", [(Code(text),)])]))
+
+
+def test_code_is_fenced_with_more_than_it_holds():
+    assert _fenced("```\nx", "") == "````\n```\nx\n````"
 
 
 # --- hostile names ---------------------------------------------------------------------------------
@@ -739,7 +841,10 @@ def test_hostile_names_stay_text_everywhere():
     page, text = write(find(runs))
     reader = Reader(page)
     assert not reader.loads
-    assert "img" not in reader.tags
+    assert not reader.tags & {"link", "img", "iframe", "object", "embed", "base", "form"}
+    assert all("onerror" not in dict(attributes) for _, attributes in reader.starts)
+    drawings = [json.loads(script) for script in reader.scripts if script.startswith("{")]
+    assert len(drawings) == 7
     assert "http://evil.example" not in "".join(
         value
         for _, attributes in reader.starts
@@ -776,6 +881,7 @@ def test_the_pipeline_makes_what_the_catalog_keeps(full, written):
         "report_page",
         "report_text",
     }
+    # a report is the same every time
     assert (made["report_page"], made["report_text"]) == written
     assert list(made["contrasts"]["other"]) == ["base", "union_train", "maml_en_llm"]
     own = made["comparison"].set_index(["pool", "task", "method"])

@@ -24,8 +24,8 @@ from mlflow.tracking import MlflowClient
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.io.atomic import AtomicTextDataset
 from degaml_kedro.io.local import LocalDataset
-from degaml_kedro.results.comparison import costs, table
 from degaml_kedro.results.runs import Run, Runs
+from degaml_kedro.results.statistics import costs, pool_answers, table
 from degaml_kedro.tracking.__main__ import main
 from degaml_kedro.tracking.comparison import (
     ComparisonView,
@@ -182,18 +182,20 @@ def test_a_pool_s_mean_is_the_report_s_where_tasks_have_unequal_seeds(logged, ur
     client = MlflowClient(uri)
     icl = below(client, logged(what))["icl"]
     metrics = icl.data.metrics
-    (mean,) = [row for row in table(what, "meta_test") if row.task is None]
-    (spent,) = costs(what)
+    (mean,) = [row for row in table(pool_answers(what, "meta_test")) if row.task is None]
+    (spent,) = costs(what)["adaptation_tokens"]
     # a: (0.5 + 1) / 2, b: 0.25
     assert metrics["accuracy/meta_test"] == pytest.approx(0.5) == mean.accuracy
-    assert metrics["tokens_adaptation/meta_test"] == pytest.approx(spent.adaptation.tokens)
+    assert metrics["tokens_adaptation/meta_test"] == pytest.approx(spent)
     assert metrics["seeds/meta_test"] == mean.seeds == 1
     history = client.get_metric_history(icl.info.run_id, "by_seed/accuracy/meta_test")
     assert [(m.step, m.value) for m in history] == [(0, 0.375)]
     # a task that was asked for and that nobody answered: no mean, here as there
     what = dataclasses.replace(what, tasks={"meta_test": ("a", "b", "z")})
     assert "accuracy/meta_test" not in below(client, logged(what))["icl"].data.metrics
-    assert all(row.accuracy is None for row in table(what, "meta_test") if row.task is None)
+    assert all(
+        row.accuracy is None for row in table(pool_answers(what, "meta_test")) if row.task is None
+    )
 
 
 def test_what_is_missing_is_not_logged_and_named(logged, uri):
@@ -371,15 +373,15 @@ def test_the_page_says_what_the_report_says(logged, read, tmp_path):
         finished.append(dataclasses.replace(run, **stored))
     what = Runs(tuple(finished), ("icl", "abmll"), {"meta_test": ("a", "b")})
     logged(what)
-    means = {row.method: row for row in table(what, "meta_test") if row.task is None}
-    spent = {row.method: row.adaptation for row in costs(what)}
+    means = {row.method: row for row in table(pool_answers(what, "meta_test")) if row.task is None}
+    spent = costs(what)
     for method in right:
         row = one(read(), method)
         assert row.accuracy == pytest.approx(means[method].accuracy, abs=1e-12)
         assert len(row.by_seed) == means[method].seeds
         assert pd.Series(row.by_seed).std() == pytest.approx(means[method].spread, abs=1e-12)
-        assert row.tokens == pytest.approx(spent[method].tokens)
-        assert row.seconds == pytest.approx(spent[method].seconds)
+        assert row.tokens == pytest.approx(spent.loc[method, "adaptation_tokens"])
+        assert row.seconds == pytest.approx(spent.loc[method, "adaptation_seconds"])
 
 
 def of_profile(name: str) -> Runs:

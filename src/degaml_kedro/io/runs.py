@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from degaml_kedro.io.atomic import StoredDataError
 from degaml_kedro.io.local import LocalDataset
 from degaml_kedro.results.measures import ResultsError
-from degaml_kedro.results.runs import Run, Runs, check_alike
-from degaml_kedro.results.table import POOLS
+from degaml_kedro.results.runs import POOLS, Run, Runs, check_alike
 
 logger = logging.getLogger(__name__)
 

@@ -11,21 +11,18 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
-from degaml_kedro.results.measures import wilson_interval
-from degaml_kedro.results.panels import (
+from degaml_kedro.results.figures import (
     BLUE,
     GRAY,
     GREEN,
     ORANGE,
     Panel,
-    count_tasks,
     draw_line,
-    figure_page,
+    error_bar,
     put_together,
 )
-
-# pipelines take both from here
-__all__ = ["figure_page", "generator_figure"]
+from degaml_kedro.results.formatting import counted
+from degaml_kedro.results.measures import wilson_interval
 
 STEP_COLUMNS = ("step", "loss", "mse", "sft", "learning_rate")
 CHECK_COLUMNS = (
@@ -80,16 +77,13 @@ def generator_figure(steps: pd.DataFrame, checks: pd.DataFrame, title: str = "")
         lambda: _error(whole),
         lambda: _accuracy(whole),
     )
-    made = [make() for make in makers]
-    panels = [part for part in made if isinstance(part, Panel)]
-    notes = [f"Not shown: {part}." for part in made if isinstance(part, str)]
-    notes += [note for panel in panels for note in panel.notes]
+    notes = []
     if len(steps) and steps["mse"].isna().all() and not parts.empty:
         notes.append(
             "This generator learned from answers alone (sft). It does not aim at the checkpoints, so errors and norm "
             "ratios far from theirs are no fault."
         )
-    return put_together(panels, notes, _heading(title, steps, whole))
+    return put_together(makers, notes, _heading(title, steps, whole))
 
 
 def _as_numbers(checks: pd.DataFrame) -> pd.DataFrame:
@@ -104,7 +98,7 @@ def _heading(title: str, steps: pd.DataFrame, whole: pd.DataFrame) -> list[str]:
     held_out = tasks[tasks["held_out"]]["task"].tolist()
     parts = [f"{len(steps)} steps"]
     if len(tasks):
-        parts.append(f"{count_tasks(len(tasks) - len(held_out))} seen")
+        parts.append(f"{counted(len(tasks) - len(held_out), 'task')} seen")
         named = f": {', '.join(held_out)}" if held_out else ""
         parts.append(f"{len(held_out)} held out{named}")
         parts.append(f"last check at step {whole['step'].max():.0f}")
@@ -212,7 +206,7 @@ def _map(parts: pd.DataFrame, column: str) -> Panel | str:
         )
     return Panel(
         title,
-        f"{reading}<br>mean of {count_tasks(count)} ({kind}), step {step}",
+        f"{reading}<br>mean of {counted(count, 'task')} ({kind}), step {step}",
         [heat],
         x="layer",
         x_axis={"type": "category"},
@@ -254,18 +248,15 @@ def _accuracy(whole: pd.DataFrame) -> Panel | str:
     traces = []
     for held_out, own in known.groupby("held_out"):
         traces += _tasks(own, "accuracy", bool(held_out))
-        right = (own["accuracy"] * own["questions"]).groupby(own["step"]).sum().round()
-        asked = own.groupby("step")["questions"].sum()
-        ends = [wilson_interval(int(r), int(n)) for r, n in zip(right, asked, strict=True)]
-        share = right / asked
-        curve = _curve(share.index, share, bool(held_out), own["task"].nunique())
-        curve.error_y = {
-            "type": "data",
-            "symmetric": False,
-            "array": [high - at for (_, high), at in zip(ends, share, strict=True)],
-            "arrayminus": [at - low for (low, _), at in zip(ends, share, strict=True)],
-            "thickness": 1,
-        }
+        asked = own.assign(right=own["accuracy"] * own["questions"])
+        sums = asked.groupby("step")[["right", "questions"]].sum()
+        sums["accuracy"] = sums["right"].round() / sums["questions"]
+        ends = [
+            wilson_interval(round(r), int(n)) for r, n in sums[["right", "questions"]].to_numpy()
+        ]
+        sums[["low", "high"]] = ends
+        curve = _curve(sums.index, sums["accuracy"], bool(held_out), own["task"].nunique())
+        curve.error_y = error_bar(sums, "accuracy", "low", "high")
         traces.append(curve)
     counts = sorted({int(count) for count in known["questions"]})
     asked_text = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -284,29 +275,19 @@ def _tasks(own: pd.DataFrame, column: str, held_out: bool) -> list[Any]:
     if own["task"].nunique() < 2:
         return []
     color = _STYLES[held_out]["color"]
-    lines = []
-    for task, of_task in own.groupby("task", sort=False):
-        line = draw_line(
-            of_task["step"],
-            of_task[column],
-            html.escape(str(task)),
-            color,
-            opacity=0.35,
-            legend=False,
-        )
-        # a single check has no line
-        line.mode, line.marker = "lines+markers", {"size": 4, "color": color}
-        lines.append(line)
-    return lines
+    # a single check has no line
+    look: dict[str, Any] = {"symbol": "circle", "size": 4, "opacity": 0.35, "legend": False}
+    return [
+        draw_line(of_task["step"], of_task[column], html.escape(str(task)), color, **look)
+        for task, of_task in own.groupby("task", sort=False)
+    ]
 
 
 def _curve(x: Any, y: Any, held_out: bool, tasks: int) -> Any:
     style = _STYLES[held_out]
-    label = f"{count_tasks(tasks)} {style['name']}"
-    curve = draw_line(x, y, label, style["color"], dash=style["dash"], width=3)
-    curve.mode = "lines+markers"
-    curve.marker = {"symbol": style["symbol"], "size": 9, "color": style["color"]}
-    return curve
+    label = f"{counted(tasks, 'task')} {style['name']}"
+    dash, symbol = style["dash"], style["symbol"]
+    return draw_line(x, y, label, style["color"], width=3, dash=dash, symbol=symbol, size=9)
 
 
 def _thinned(steps: pd.DataFrame) -> tuple[pd.DataFrame, int]:

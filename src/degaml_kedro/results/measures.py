@@ -56,11 +56,51 @@ def calibration_error(
     """
     p = np.asarray(confidence, dtype=np.float64)
     right = np.asarray(correct, dtype=np.float64)
-    place = np.clip(np.ceil(p * bins).astype(np.int64) - 1, 0, bins - 1)
+    place = _bin_of(p, bins)
     gaps = np.bincount(place, weights=right, minlength=bins) - np.bincount(
         place, weights=p, minlength=bins
     )
     return float(np.abs(gaps).sum() / len(p))
+
+
+def reliability(answers: pd.DataFrame, bins: int = CALIBRATION_BINS) -> pd.DataFrame:
+    """The reliability diagram behind :func:`calibration_error`: how often one method is right when it is so sure.
+
+    Args:
+        answers: a row an answer, with ``right`` (0 or 1) and ``confidence`` (NaN: none, options were ruled out).
+        bins: how many, of equal width.
+
+    Returns:
+        A row a bin, empty ones too: ``lower`` and ``upper`` (a bin holds its upper edge), ``n``, ``confidence`` and
+        ``accuracy`` (means; NaN in an empty bin), ``accuracy_low`` and ``accuracy_high`` (95 %, Wilson's). In every
+        row ``ece``, the calibration error of all answers together, which is not the mean of the tasks' errors (NaN if
+        there are none), and ``left_out``, how many have no confidence.
+    """
+    known = answers.dropna(subset=["confidence"]).astype({"confidence": float, "right": float})
+    rows = []
+    places = _bin_of(known["confidence"].to_numpy(), bins)
+    for number in range(bins):
+        inside = known[places == number]
+        n = len(inside)
+        ends = wilson_interval(round(inside["right"].sum()), n) if n else (np.nan, np.nan)
+        rows.append(
+            {
+                "lower": number / bins,
+                "upper": (number + 1) / bins,
+                "n": n,
+                "confidence": inside["confidence"].mean(),
+                "accuracy": inside["right"].mean(),
+                "accuracy_low": ends[0],
+                "accuracy_high": ends[1],
+            }
+        )
+    error = calibration_error(known["confidence"], known["right"], bins) if len(known) else np.nan
+    return pd.DataFrame(rows).assign(ece=error, left_out=len(answers) - len(known))
+
+
+def _bin_of(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
+    """The bin of each confidence, which holds its upper edge."""
+    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
 def measure(predictions: pd.DataFrame, where: str = "predictions") -> dict[str, Any]:

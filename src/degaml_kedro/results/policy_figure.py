@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
-from degaml_kedro.results.panels import (
+from degaml_kedro.results.figures import (
     AMBER,
     BLUE,
     GRAY,
@@ -21,12 +21,13 @@ from degaml_kedro.results.panels import (
     TOP,
     YELLOW,
     Panel,
-    count_tasks,
     draw_line,
+    error_bar,
     lay_out,
     put_together,
     write_below,
 )
+from degaml_kedro.results.formatting import counted
 from degaml_kedro.results.policy_measures import (
     NOT_VALID,
     TEST_TIME,
@@ -35,6 +36,7 @@ from degaml_kedro.results.policy_measures import (
     family_shares,
     iteration_measures,
     iteration_name,
+    iterations_of,
     prepared,
 )
 
@@ -78,7 +80,7 @@ def policy_figure(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
     frame = prepared(rollouts)
     measures = iteration_measures(frame)
     shares = family_shares(frame)
-    iterations = list(dict.fromkeys(measures["iteration"]))
+    iterations = iterations_of(frame)
     axis = _iteration_axis(iterations)
     at = _places(iterations)
     makers: tuple[Callable[[], Panel | str], ...] = (
@@ -86,23 +88,10 @@ def policy_figure(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
         lambda: _entropies(measures, at, axis, len(families_of(frame))),
         lambda: _families(shares, at, axis),
     )
-    made = [make() for make in makers]
-    panels = [part for part in made if isinstance(part, Panel)]
-    notes = [f"Not shown: {part}." for part in made if isinstance(part, str)]
-    notes += [note for panel in panels for note in panel.notes]
     methods = list(dict.fromkeys(frame["method"]))
-    if len(methods) > 1:
-        notes.append(f"Counted together: {', '.join(map(str, methods))}.")
-    figure = put_together(panels, notes, [title or "Policy", _counts(frame)])
-    figure.update_layout(barmode="stack", bargap=0.15)
-    for index, panel in enumerate(panels):
-        if any(isinstance(trace, go.Bar) for trace in panel.traces):
-            # bars fill their panel: the legend stands beside it
-            area = figure.get_subplot(index // 2 + 1, index % 2 + 1)
-            figure.update_layout(
-                {f"legend{index + 2}": {"x": area.xaxis.domain[1] + 0.01, "xanchor": "left"}}
-            )
-    return figure
+    notes = [f"Counted together: {', '.join(map(str, methods))}."] if len(methods) > 1 else []
+    figure = put_together(makers, notes, [title or "Policy", _counts(frame)])
+    return figure.update_layout(barmode="stack", bargap=0.15)
 
 
 def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
@@ -128,26 +117,18 @@ def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
         frame["task"] = [f"{t} ({m})" for t, m in zip(frame["task"], frame["method"], strict=True)]
     names = families_of(frame)
     tasks = [str(task) for task in dict.fromkeys(frame["task"])]
-    measures = family_measures(frame).set_index(["task", "family"])
-    cells = measures.to_dict("index")
+    cells = family_measures(frame).set_index(["task", "family"]).to_dict("index")
+    grid = [[cells.get((task, name)) for name in names] for task in tasks]
     tested = frame[frame["iteration"] == TEST_TIME].groupby("task")["executed"].any()
     # in training nothing is executed, and nothing is missing
-    marks = [UNREFINED] if len(tested) else []
-    columns = [*names, *marks]
-    grid = [[cells.get((task, name)) for name in columns] for task in tasks]
-    unrefined = [
-        [name == UNREFINED and not tested.get(task, True) for name in columns] for task in tasks
-    ]
+    unrefined = [not tested.get(task, True) for task in tasks] if len(tested) else []
     # names may be anybody's, and Plotly reads tags in them
-    across, down = [html.escape(name) for name in columns], [html.escape(task) for task in tasks]
+    across, down = [html.escape(name) for name in names], [html.escape(task) for task in tasks]
     figure = go.Figure()
     if names:
         figure.add_trace(
             _heat(
-                [
-                    [_share(cell, name) for cell, name in zip(row, columns, strict=True)]
-                    for row in grid
-                ],
+                [[cell["share"] if cell else 0.0 for cell in row] for row in grid],
                 across,
                 down,
                 text=[[_cell(cell) for cell in row] for row in grid],
@@ -167,13 +148,13 @@ def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
                 name="share",
             )
         )
-    if marks:
+    if unrefined:
         figure.add_trace(
             _heat(
-                [[1.0 if mark else None for mark in row] for row in unrefined],
-                across,
+                [[1.0 if mark else None] for mark in unrefined],
+                [UNREFINED],
                 down,
-                text=[[f"<b>{_STAR}</b>" if mark else "" for mark in row] for row in unrefined],
+                text=[[f"<b>{_STAR}</b>" if mark else ""] for mark in unrefined],
                 hovertemplate="%{y}: nothing was executed<extra></extra>",
                 colorscale=[[0, "#DDDDDD"], [1, "#DDDDDD"]],
                 showscale=False,
@@ -184,7 +165,7 @@ def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
         "In a cell: share of the task's proposals; share of these that were rewarded; mean gain in accuracy on D_val, "
         f"in points.<br>{_STAR} was executed"
     )
-    if marks:
+    if unrefined:
         note += (
             f"; {_STAR} under '{UNREFINED}': nothing was, and the generated adapter is the answer"
         )
@@ -196,9 +177,9 @@ def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
 
 def _counts(frame: pd.DataFrame) -> str:
     training = [i for i in frame["iteration"].unique() if i != TEST_TIME]
-    parts = [f"{len(frame)} rollouts", count_tasks(frame["task"].nunique())]
+    parts = [f"{len(frame)} rollouts", counted(frame["task"].nunique(), "task")]
     if training:
-        parts.append(f"{len(training)} iteration{'' if len(training) == 1 else 's'}")
+        parts.append(counted(len(training), "iteration"))
     if (frame["iteration"] == TEST_TIME).any():
         parts.append("test time")
     return "; ".join(parts)
@@ -231,13 +212,7 @@ def _reward_rates(measures: pd.DataFrame, at: dict[int, int], axis: dict[str, An
     for source, style in _SOURCES.items():
         for own, legend in _apart(measures[measures["source"] == source]):
             curve = _curve(own, "reward_rate", source, at, style, legend=legend)
-            curve.error_y = {
-                "type": "data",
-                "symmetric": False,
-                "array": (own["reward_rate_high"] - own["reward_rate"]).tolist(),
-                "arrayminus": (own["reward_rate"] - own["reward_rate_low"]).tolist(),
-                "thickness": 1,
-            }
+            curve.error_y = error_bar(own, "reward_rate", "reward_rate_low", "reward_rate_high")
             curve.customdata = own["n"].tolist()
             curve.hovertemplate = "%{y:.3f} of %{customdata}"
             traces.append(curve)
@@ -344,12 +319,16 @@ def _curve(
     legend: bool,
     dash: str = "solid",
 ) -> Any:
-    places = [at[i] for i in own["iteration"]]
     curve = draw_line(
-        places, own[column], name, style["color"], dash=dash, width=2.5, legend=legend
+        [at[i] for i in own["iteration"]],
+        own[column],
+        name,
+        style["color"],
+        dash=dash,
+        width=2.5,
+        symbol=style["symbol"],
+        legend=legend,
     )
-    curve.mode = "lines+markers"
-    curve.marker = {"symbol": style["symbol"], "size": 8, "color": style["color"]}
     curve.legendgroup = name
     return curve
 
@@ -357,12 +336,6 @@ def _curve(
 def _heat(z: list[list[float | None]], x: list[str], y: list[str], **more: Any) -> Any:
     look = {"texttemplate": "%{text}", "textfont": {"size": 11, "color": "#222222"}}
     return go.Heatmap(z=z, x=x, y=y, zmin=0, zmax=1, xgap=2, ygap=2, **look, **more)
-
-
-def _share(measured: Mapping[Any, Any] | None, column: str) -> float | None:
-    if column == UNREFINED:
-        return None
-    return float(measured["share"]) if measured else 0.0
 
 
 def _cell(measured: Mapping[Any, Any] | None) -> str:

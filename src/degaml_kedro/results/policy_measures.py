@@ -8,15 +8,14 @@ at one method.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy.stats import entropy
 
+from degaml_kedro.results.formatting import markdown_table
 from degaml_kedro.results.measures import ResultsError, wilson_interval
-from degaml_kedro.results.table import markdown
 
 # iterations of training count from 1
 TEST_TIME = 0
@@ -25,49 +24,9 @@ NOT_VALID = "not valid"
 
 _TEXTS = ("task", "method", "source", "action", "family", "error")
 _INTEGERS = ("iteration", "round")
-_NUMBERS = (
-    "reward",
-    "accuracy_before",
-    "accuracy_after",
-    "log_probability_before",
-    "log_probability_after",
-    "seconds",
-)
+_NUMBERS = ("reward", "accuracy_before", "accuracy_after", "seconds")
 _FLAGS = ("valid", "executed")
-_ITERATION_COLUMNS = {
-    "iteration": "int64",
-    "source": "object",
-    "n": "int64",
-    "valid": "float64",
-    "reward_rate": "float64",
-    "reward_rate_low": "float64",
-    "reward_rate_high": "float64",
-    "family_entropy": "float64",
-    "family_entropy_share": "float64",
-    "action_entropy": "float64",
-    "seconds": "float64",
-    "errors": "int64",
-}
-_FAMILY_COLUMNS = {
-    "task": "object",
-    "family": "object",
-    "n": "int64",
-    "share": "float64",
-    "reward_rate": "float64",
-    "reward_rate_low": "float64",
-    "reward_rate_high": "float64",
-    "accuracy_gain": "float64",
-    "log_probability_gain": "float64",
-    "seconds": "float64",
-    "executed": "int64",
-}
-_SHARE_COLUMNS = {
-    "iteration": "int64",
-    "source": "object",
-    "family": "object",
-    "n": "int64",
-    "share": "float64",
-}
+_FAMILY_COLUMNS = ("task", "family", "n", "share", "reward_rate", "accuracy_gain", "executed")
 _ITERATION_LEGEND = (
     "Reward rate: share of trials with a reward above 0, with its 95 % Wilson interval. Entropies are of valid "
     "proposals, in nats; in parentheses as a share of the most that so many families allow. A small n alone makes them "
@@ -117,7 +76,7 @@ def iteration_measures(rollouts: pd.DataFrame) -> pd.DataFrame:
                 "errors": int(part["error"].notna().sum()),
             }
         )
-    return _typed(rows, _ITERATION_COLUMNS)
+    return pd.DataFrame(rows)
 
 
 def family_shares(rollouts: pd.DataFrame) -> pd.DataFrame:
@@ -148,7 +107,7 @@ def family_shares(rollouts: pd.DataFrame) -> pd.DataFrame:
         for iteration, source, part in _by_source(frame)
         for family in names
     ]
-    return _typed(rows, _SHARE_COLUMNS)
+    return pd.DataFrame(rows)
 
 
 def family_measures(rollouts: pd.DataFrame) -> pd.DataFrame:
@@ -159,9 +118,8 @@ def family_measures(rollouts: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row a task (as they come) and family (by name) that was proposed for it: ``n``, ``share`` (of all the task's
-        proposals; what is missing to 1 was not valid), ``reward_rate`` with its 95 % Wilson interval
-        ``reward_rate_low`` and ``reward_rate_high``, ``accuracy_gain`` and ``log_probability_gain`` (means of after
-        less before, where both are finite; NaN where there is none), ``seconds`` (mean) and ``executed`` (count).
+        proposals; what is missing to 1 was not valid), ``reward_rate``, ``accuracy_gain`` (mean of after less before,
+        of those that have both; NaN where there is none) and ``executed`` (count).
 
     Raises:
         ResultsError: columns are missing.
@@ -176,14 +134,14 @@ def family_measures(rollouts: pd.DataFrame) -> pd.DataFrame:
                     "family": family,
                     "n": len(part),
                     "share": len(part) / len(of_task),
-                    **_reward_rate(part),
-                    "accuracy_gain": _gain(part, "accuracy"),
-                    "log_probability_gain": _gain(part, "log_probability"),
-                    "seconds": float(part["seconds"].mean()),
+                    "reward_rate": float((part["reward"] > 0).mean()),
+                    "accuracy_gain": float(
+                        (part["accuracy_after"] - part["accuracy_before"]).mean()
+                    ),
                     "executed": int(part["executed"].sum()),
                 }
             )
-    return _typed(rows, _FAMILY_COLUMNS)
+    return pd.DataFrame(rows, columns=list(_FAMILY_COLUMNS))
 
 
 def policy_text(rollouts: pd.DataFrame) -> str:
@@ -198,19 +156,10 @@ def policy_text(rollouts: pd.DataFrame) -> str:
     frame = prepared(rollouts)
     if frame.empty:
         return "There are no rollouts.\n"
-    rows = [
-        [
-            "iteration",
-            "source",
-            "rollouts",
-            "valid",
-            "reward rate",
-            "entropy of families",
-            "entropy of actions",
-            "seconds",
-            "errors",
-        ]
-    ]
+    columns = (
+        "iteration, source, rollouts, valid, reward rate, entropy of families, entropy of actions"
+    )
+    rows = [[*columns.split(", "), "seconds", "errors"]]
     for row in iteration_measures(frame).itertuples():
         rows.append(
             [
@@ -226,10 +175,10 @@ def policy_text(rollouts: pd.DataFrame) -> str:
             ]
         )
     methods = list(dict.fromkeys(frame["method"]))
-    text = [markdown(rows), _ITERATION_LEGEND]
+    text = [markdown_table(rows), _ITERATION_LEGEND]
     if len(methods) > 1:
         text.append(f"Counted together: {', '.join(map(str, methods))}.")
-    text += ["### Families", markdown(_share_rows(frame)), _FAMILY_LEGEND]
+    text += ["### Families", markdown_table(_share_rows(frame)), _FAMILY_LEGEND]
     return "\n\n".join(text) + "\n"
 
 
@@ -270,26 +219,25 @@ def families_of(rollouts: pd.DataFrame) -> list[str]:
     return sorted(str(family) for family in rollouts["family"].dropna().unique())
 
 
+def iterations_of(rollouts: pd.DataFrame) -> list[int]:
+    """The iterations of training in their order, then test time."""
+    return sorted(map(int, rollouts["iteration"].unique()), key=lambda i: (i == TEST_TIME, i))
+
+
 def iteration_name(iteration: Any) -> str:
     """``3``, or ``test`` for test time."""
     return "test" if iteration == TEST_TIME else f"{iteration}"
 
 
 def _by_source(frame: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]:
-    # test time comes after training
-    for iteration in sorted(frame["iteration"].unique(), key=lambda i: (i == TEST_TIME, i)):
+    for iteration in iterations_of(frame):
         of_iteration = frame[frame["iteration"] == iteration]
         for source in SOURCES:
             part = of_iteration
             if source != "all":
                 part = of_iteration[of_iteration["source"] == source]
             if len(part):
-                yield int(iteration), source, part
-
-
-def _typed(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
-    # an empty frame has the same types as a full one
-    return pd.DataFrame(rows, columns=list(columns)).astype(dict(columns))
+                yield iteration, source, part
 
 
 def _reward_rate(part: pd.DataFrame) -> dict[str, float]:
@@ -301,12 +249,6 @@ def _reward_rate(part: pd.DataFrame) -> dict[str, float]:
 def _entropy(chosen: pd.Series[Any]) -> float:
     counts = chosen.value_counts().to_numpy()
     return float(entropy(counts)) if len(counts) else math.nan
-
-
-def _gain(part: pd.DataFrame, score: str) -> float:
-    before, after = part[f"{score}_before"], part[f"{score}_after"]
-    known = np.isfinite(before) & np.isfinite(after)
-    return float((after[known] - before[known]).mean())
 
 
 def _share_rows(frame: pd.DataFrame) -> Sequence[Sequence[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import pandas as pd
 
 from degaml_kedro.results.measures import ResultsError
 
+POOLS = ("meta_train", "left_out", "meta_test")
 # a bound, chosen by the test split itself: never a result, never a winner
 BOUNDS = ("oracle_strategy",)
 # what may differ between runs of one table: what a seed is, which methods were asked for when, and where files lie
@@ -69,15 +70,32 @@ class Runs:
 
     def results(self) -> pd.DataFrame:
         """All runs' results, with the column ``run``."""
-        return pd.concat([run.results.assign(run=run.name) for run in self.runs], ignore_index=True)
+        return self._together(run.results for run in self.runs)
 
     def answers(self) -> pd.DataFrame:
         """All runs' answers, with the column ``run``."""
-        return pd.concat([run.answers.assign(run=run.name) for run in self.runs], ignore_index=True)
+        return self._together(run.answers for run in self.runs)
 
     def compute(self) -> pd.DataFrame:
         """All runs' costs, with the column ``run``."""
-        return pd.concat([run.compute.assign(run=run.name) for run in self.runs], ignore_index=True)
+        return self._together(run.compute for run in self.runs)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """One of the runs' other tables, with the column ``seed``; empty where no run has it.
+
+        Args:
+            name: as in ``Run.tables``.
+        """
+        frames = [
+            run.tables[name].assign(seed=run.seed)
+            for run in self.runs
+            if len(run.tables.get(name, ()))
+        ]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def _together(self, frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+        named = [frame.assign(run=run.name) for frame, run in zip(frames, self.runs, strict=True)]
+        return pd.concat(named, ignore_index=True)
 
 
 def check_alike(runs: Sequence[Run]) -> None:
@@ -107,66 +125,57 @@ def check_alike(runs: Sequence[Run]) -> None:
                 f"different profiles do not stand in one table: compare them apart, each in a folder of its own"
             )
         for column, own in (("seed", run.seed), ("profile", run.profile)):
-            _own(run, column, own)
-    _one_model(runs)
-    for run in runs:
-        _same_questions(run)
-    _same_sizes(runs)
+            for row in run.results[run.results[column] != own].to_dict("records"):
+                raise ResultsError(
+                    f"{run.name} has the {column} '{own}', but its result of {row['method']} on {row['task']} was made "
+                    f"with the {column} '{row[column]}'; delete what the other {column} left in the folder and run "
+                    f"with --only-missing-outputs"
+                )
+    _same_models_and_questions(runs)
     _same_parameters(runs)
 
 
-def _own(run: Run, column: str, own: object) -> None:
-    """Refuse a result that another run made."""
-    for row in run.results[run.results[column] != own].to_dict("records"):
+def _same_models_and_questions(runs: Sequence[Run]) -> None:
+    """Refuse results of several base models, and methods or runs that were scored on different test questions."""
+    by_run = [run.results.assign(run=run.name).to_dict("records") for run in runs]
+    rows = [row for own in by_run for row in own]
+    if found := _conflict(rows, "model"):
+        one, other = (f"{row['method']} on {row['task']} in {row['run']}" for row in found)
         raise ResultsError(
-            f"{run.name} has the {column} '{own}', but its result of {row['method']} on {row['task']} was made with "
-            f"the {column} '{row[column]}'; delete what the other {column} left in the folder and run with "
-            f"--only-missing-outputs"
+            f"{one} was scored with the base model {found[0]['model']}, and {other} with {found[1]['model']}; results "
+            f"of different base models do not stand in one table: compare them apart, each in a folder of its own"
+        )
+    for own in by_run:
+        if found := _conflict(own, "split", "task"):
+            first, second = found
+            raise ResultsError(
+                f"in {first['run']}, {first['method']} and {second['method']} answered different questions of "
+                f"{first['task']} (test splits {first['split']} and {second['split']}); delete the predictions and the "
+                f"result of the older one and run with --only-missing-outputs"
+            )
+    if found := _conflict(rows, "n", "task"):
+        one, other = (
+            f"n = {int(row['n'])}{questions} for {row['method']} in {row['run']}"
+            for row, questions in zip(found, (" questions", ""), strict=True)
+        )
+        raise ResultsError(
+            f"{found[0]['task']} has {one} and {other}; runs of different test splits do not stand in one table: set "
+            f"the same sizes of splits and make one of both again, or compare them apart, each in a folder of its own"
         )
 
 
-def _one_model(runs: Sequence[Run]) -> None:
-    """Refuse results of several base models."""
-    first: tuple[str, str] | None = None
-    for run in runs:
-        for row in run.results.to_dict("records"):
-            where = f"{row['method']} on {row['task']} in {run.name}"
-            model, place = first = first or (row["model"], where)
-            if row["model"] != model:
-                raise ResultsError(
-                    f"{place} was scored with the base model {model}, and {where} with {row['model']}; results of "
-                    f"different base models do not stand in one table: compare them apart, each in a folder of its own"
-                )
-
-
-def _same_questions(run: Run) -> None:
-    """Refuse a task whose methods were scored on different test splits."""
-    first: dict[str, tuple[str, str]] = {}
-    for row in run.results.to_dict("records"):
-        split, method = first.setdefault(row["task"], (row["split"], row["method"]))
-        if row["split"] != split:
-            raise ResultsError(
-                f"in {run.name}, {method} and {row['method']} answered different questions of {row['task']} (test "
-                f"splits {split} and {row['split']}); delete the predictions and the result of the older one and run "
-                f"with --only-missing-outputs"
-            )
-
-
-def _same_sizes(runs: Sequence[Run]) -> None:
-    """Refuse a task that has more test questions in one run than in another."""
-    first: dict[str, tuple[int, str]] = {}
-    for run in runs:
-        for row in run.results.to_dict("records"):
-            if row.get("n") is None or pd.isna(row["n"]):
-                continue
-            where = f"{row['method']} in {run.name}"
-            n, place = first.setdefault(row["task"], (int(row["n"]), where))
-            if row["n"] != n:
-                raise ResultsError(
-                    f"{row['task']} has n = {n} questions for {place} and n = {int(row['n'])} for {where}; runs of "
-                    f"different test splits do not stand in one table: set the same sizes of splits and make one of "
-                    f"both again, or compare them apart, each in a folder of its own"
-                )
+def _conflict(
+    rows: Sequence[Mapping[Any, Any]], value: str, key: str | None = None
+) -> tuple[Mapping[Any, Any], Mapping[Any, Any]] | None:
+    """The first two rows of one ``key`` that differ in ``value``; rows without it are passed over."""
+    first: dict[Any, Mapping[Any, Any]] = {}
+    for row in rows:
+        if row.get(value) is None or pd.isna(row[value]):
+            continue
+        other = first.setdefault(None if key is None else row[key], row)
+        if other[value] != row[value]:
+            return other, row
+    return None
 
 
 def _same_parameters(runs: Sequence[Run]) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import pandas as pd
 from scipy import stats
 
-POOLS = ("meta_train", "left_out", "meta_test")
+from degaml_kedro.results.formatting import markdown_table
+from degaml_kedro.results.runs import POOLS
+
 _LEGEND = (
     "Accuracy on the test split with its 95 % Wilson interval; 'chance' is a uniform guess. "
     "Mean rows weigh every task alike."
@@ -41,7 +43,7 @@ def results_table(results: pd.DataFrame, methods: Sequence[str], drawn: Sequence
             means = [of_pool[of_pool["method"] == method]["accuracy"].mean() for method in methods]
             chance = of_pool.drop_duplicates("task")["chance"].mean()
             rows.append(["**mean**", pool, "", _number(chance), *map(_number, means)])
-    return f"{markdown(rows)}\n\n{_LEGEND}{_DRAWN if drawn else ''}\n"
+    return f"{markdown_table(rows)}\n\n{_LEGEND}{_DRAWN if drawn else ''}\n"
 
 
 def _group_cells(results: pd.DataFrame, methods: Sequence[str]) -> list[str]:
@@ -68,21 +70,3 @@ def _cell(rows: pd.DataFrame) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None or pd.isna(value) else f"{value:.2f}"
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns: the first two to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = [
-        "-" * width if column < 2 else "-" * (width - 1) + ":"
-        for column, width in enumerate(widths)
-    ]
-    return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])])

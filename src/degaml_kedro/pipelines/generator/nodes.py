@@ -34,7 +34,8 @@ from degaml_kedro.parameters import (
 from degaml_kedro.pipelines.fingerprint import digest
 from degaml_kedro.pipelines.tokenize.nodes import check_alike
 from degaml_kedro.progress import progress_bar
-from degaml_kedro.results.generator_figure import figure_page, generator_figure
+from degaml_kedro.results.figures import figure_page
+from degaml_kedro.results.generator_figure import generator_figure
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.splits import frame_to_splits
 

@@ -44,7 +44,7 @@ from degaml_kedro.policy.search import (
 from degaml_kedro.policy.tabular import fit_rewards
 from degaml_kedro.policy.training import learn
 from degaml_kedro.progress import progress_bar
-from degaml_kedro.results.generator_figure import figure_page
+from degaml_kedro.results.figures import figure_page
 from degaml_kedro.results.policy_figure import policy_figure, strategy_map
 from degaml_kedro.results.policy_measures import policy_text
 from degaml_kedro.seeds import derive_seed

@@ -7,14 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from degaml_kedro.results.report.figures import (
+from degaml_kedro.results.comparison_figures import (
     accuracy_compute_figure,
     comparison_figure,
     reliability_figure,
 )
-from degaml_kedro.results.report.findings import find
-from degaml_kedro.results.report.report import write
+from degaml_kedro.results.report import write
 from degaml_kedro.results.runs import Runs
+from degaml_kedro.results.statistics import find
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def report_runs(runs: Runs) -> tuple[pd.DataFrame, pd.DataFrame, Any, str, str]:
         len(page.encode()) / 1e6,
         text.count("\n"),
     )
-    curves = reliability_figure(findings.bins())
+    curves = reliability_figure(findings.bins)
     return findings.comparison(), findings.differences(), curves, page, text
 
 

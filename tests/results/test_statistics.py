@@ -11,22 +11,18 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from degaml_kedro.results import comparison
-from degaml_kedro.results.comparison import (
-    RESAMPLES,
-    ResultKey,
-    compare,
-    costs,
-    resampled_means,
-    rightness,
-    rows_frame,
-    table,
-    two_sided_p,
-    verdict,
-    winner,
-)
+from degaml_kedro.results import statistics
 from degaml_kedro.results.measures import ResultsError, wilson_interval
-from degaml_kedro.results.runs import Run, Runs
+from degaml_kedro.results.runs import BOUNDS, Run, Runs
+from degaml_kedro.results.statistics import (
+    PAPER_BASELINES,
+    RESAMPLES,
+    costs,
+    find,
+    pool_answers,
+    resampled_means,
+    two_sided_p,
+)
 
 FEW = 2000
 COMPUTE = ["method", "stage", "task", "forward_tokens", "backward_tokens", "seconds"]
@@ -41,7 +37,7 @@ def many_resamples():
 def few_resamples(request, monkeypatch):
     if "many_resamples" not in request.fixturenames:
         few = partial(resampled_means, resamples=FEW)
-        monkeypatch.setattr(comparison, "resampled_means", few)
+        monkeypatch.setattr(statistics, "resampled_means", few)
 
 
 def first(share, n=100):
@@ -58,7 +54,9 @@ def make(answers, methods=None, tasks=None, pool="meta_test", compute=(), split=
             for method, given in by_method.items():
                 right = np.atleast_2d(np.asarray(given, dtype=float))
                 for draw, values in enumerate(right):
-                    frame = pd.DataFrame({"index": range(len(values)), "right": values})
+                    frame = pd.DataFrame(
+                        {"index": range(len(values)), "right": values, "confidence": math.nan}
+                    )
                     frames.append(frame.assign(task=task, pool=pool, method=method, draw=draw))
                 rows.append(
                     {
@@ -67,6 +65,7 @@ def make(answers, methods=None, tasks=None, pool="meta_test", compute=(), split=
                         "method": method,
                         "split": split or f"{task} {seed}",
                         "accuracy": right.mean(),
+                        "chance": 0.5,
                         "ece": 0.1 * (seed - 998),
                         "nll": None if method == "generates" else 1.0,
                     }
@@ -95,34 +94,51 @@ def one(methods, **kwargs):
     return make({999: {"rhymes": methods}}, **kwargs)
 
 
+def compare(runs, pool, method, others, tasks=None):
+    answers = pool_answers(runs, pool)
+    return statistics.compare(answers if tasks is None else answers.of(tasks), method, others)
+
+
+def winner(runs, pool, tasks=None, exclude=BOUNDS):
+    answers = pool_answers(runs, pool)
+    return statistics.winner(answers if tasks is None else answers.of(tasks), exclude)
+
+
+def table(runs, pool, against="base"):
+    return statistics.table(pool_answers(runs, pool), against)
+
+
+def verdict(runs, method="degaml", baselines=PAPER_BASELINES):
+    return statistics.verdict(pool_answers(runs, "meta_test"), costs(runs), method, baselines)
+
+
 # --- rightness ------------------------------------------------------------------------------------
 
 
 def test_rightness_is_a_mean_over_draws():
     runs = one({"base": [1, 0, 0], "drawn": [[1, 0, 1], [1, 0, 0]]})
-    found = rightness(runs)
-    assert found[ResultKey("seed_999", "rhymes", "meta_test", "drawn")].tolist() == [1, 0, 0.5]
-    assert rightness(runs, "meta_train") == {}
+    assert pool_answers(runs, "meta_test").right["drawn"].tolist() == [1, 0, 0.5]
+    assert pool_answers(runs, "meta_train").right.empty
 
 
 def test_different_questions_are_refused_by_name():
     with pytest.raises(ResultsError, match="seed_999, rhymes .*base answered 3 .*degaml 4"):
-        rightness(one({"base": [1, 0, 0], "degaml": [1, 0, 0, 1]}))
+        pool_answers(one({"base": [1, 0, 0], "degaml": [1, 0, 0, 1]}), "meta_test")
     runs = one({"base": [1, 0, 0], "degaml": [1, 0, 0]})
     answers = runs.runs[0].answers
     answers.loc[answers["method"] == "degaml", "index"] += 1
     with pytest.raises(ResultsError, match="not the same ones"):
-        rightness(runs)
+        pool_answers(runs, "meta_test")
 
 
 def test_draws_that_differ_and_answers_that_are_none_are_refused():
     runs = one({"drawn": [[1, 0, 1], [1, 0, 0]]})
     answers = runs.runs[0].answers
     with pytest.raises(ResultsError, match="the draws of drawn answered different questions"):
-        rightness(_with_answers(runs, answers.iloc[:-1]))
+        pool_answers(_with_answers(runs, answers.iloc[:-1]), "meta_test")
     answers.loc[0, "right"] = math.nan
     with pytest.raises(ResultsError, match="neither right nor wrong"):
-        rightness(runs)
+        pool_answers(runs, "meta_test")
 
 
 def _with_answers(runs, answers):
@@ -231,7 +247,7 @@ def test_a_contrast_does_not_depend_on_its_company():
 def test_many_questions_are_drawn_in_parts(monkeypatch):
     values = np.random.default_rng(6).random((50, 2))
     whole = resampled_means([("x", values)], resamples=1000)
-    monkeypatch.setattr(comparison, "_CHUNK", 50 * 7)
+    monkeypatch.setattr(statistics, "_CHUNK", 50 * 7)
     np.testing.assert_allclose(resampled_means([("x", values)], resamples=1000), whole)
     np.testing.assert_allclose(whole.mean(axis=0), values.mean(axis=0), atol=0.01)
     np.testing.assert_allclose(whole.std(axis=0), values.std(axis=0) / np.sqrt(50), rtol=0.1)
@@ -369,8 +385,7 @@ def test_adaptation_is_a_mean_over_seeds_then_tasks():
         spent("a", "adaptation", "y", 100, 0, 1.0, seed=1),
     ]
     answers = {1: {"x": {"a": [1]}, "y": {"a": [1]}}, 2: {"x": {"a": [1]}}, 3: {"x": {"a": [1]}}}
-    (found,) = costs(make(answers, compute=compute))
-    assert found.adaptation.tokens == (30 + 100) / 2
+    assert costs(make(answers, compute=compute)).loc["a", "adaptation_tokens"] == (30 + 100) / 2
 
 
 def test_a_part_that_one_task_does_not_know_the_mean_does_not_either():
@@ -383,9 +398,9 @@ def test_a_part_that_one_task_does_not_know_the_mean_does_not_either():
     for kind in ("float64", object):
         columns = ["forward_tokens", "backward_tokens", "tokens"]
         own = pd.DataFrame(compute).astype(dict.fromkeys(columns, kind))
-        (found,) = costs(Runs((replace(run, compute=own),), runs.methods, runs.tasks))
-        assert found.adaptation.tokens == 20
-        assert (found.adaptation.forward_tokens, found.adaptation.backward_tokens) == (None, None)
+        found = costs(Runs((replace(run, compute=own),), runs.methods, runs.tasks)).loc["a"]
+        assert found["adaptation_tokens"] == 20
+        assert found[["adaptation_forward_tokens", "adaptation_backward_tokens"]].isna().all()
 
 
 # --- the winner -----------------------------------------------------------------------------------
@@ -539,40 +554,37 @@ def priced(degaml=(100, 50, 2.0), shares=(0.9, 0.4, 0.5)):
 
 
 def test_costs_are_added_up_within_a_run_and_averaged_over_runs():
-    found = {cost.method: cost for cost in costs(priced())}
-    maml = found["maml_en_llm"]
-    assert maml.meta_training.tokens == 2500
-    assert maml.meta_training.seconds == 10
-    assert (maml.search.forward_tokens, maml.search.backward_tokens) == (30, 0)
-    assert (maml.adaptation.forward_tokens, maml.adaptation.tokens) == (100, 200)
-    assert maml.adaptation.seconds == 2
-    assert found["degaml"].adaptation.tokens == 150
-    assert found["degaml"].accuracy == pytest.approx(0.9)
-    assert found["degaml"].low < 0.9 < found["degaml"].high
+    found = costs(priced())
+    maml = found.loc["maml_en_llm"]
+    assert (maml["meta_training_tokens"], maml["meta_training_seconds"]) == (2500, 10)
+    assert (maml["search_forward_tokens"], maml["search_backward_tokens"]) == (30, 0)
+    assert (maml["adaptation_forward_tokens"], maml["adaptation_tokens"]) == (100, 200)
+    assert maml["adaptation_seconds"] == 2
+    assert found.loc["degaml", "adaptation_tokens"] == 150
 
 
-def test_costs_that_were_not_counted_are_none_and_what_does_nothing_costs_nothing():
-    found = {cost.method: cost for cost in costs(priced())}
+def test_costs_that_were_not_counted_are_missing_and_what_does_nothing_costs_nothing():
+    found = costs(priced())
     for name in ("pooled", "mean_adapter"):
-        (own,) = costs(one({name: [1]}))
+        own = costs(one({name: [1]})).loc[name]
         # they do nothing at a task, but have learned before
-        assert (own.adaptation.tokens, own.adaptation.seconds) == (0, 0)
-        assert own.search.tokens == 0
-        assert own.meta_training is None
-    assert costs(one({"generalization_only": [1]}))[0].adaptation is None
-    base = found["base"]
-    assert [stage.tokens for stage in (base.meta_training, base.search, base.adaptation)] == [0] * 3
-    assert base.accuracy is None
-    assert found["icl"].meta_training.tokens == 0
-    assert found["icl"].search is None
-    assert found["icl"].adaptation is None
-    assert found["degaml"].meta_training is None
+        assert (own["adaptation_tokens"], own["adaptation_seconds"], own["search_tokens"]) == (
+            0,
+        ) * 3
+        assert math.isnan(own["meta_training_tokens"])
+    assert costs(one({"generalization_only": [1]}))["adaptation_tokens"].isna().all()
+    stages = ["meta_training_tokens", "search_tokens", "adaptation_tokens"]
+    assert found.loc["base", stages].tolist() == [0, 0, 0]
+    assert found.loc["icl", "meta_training_tokens"] == 0
+    assert found.loc["icl", ["search_tokens", "adaptation_tokens"]].isna().all()
+    assert math.isnan(found.loc["degaml", "meta_training_tokens"])
+    assert found["search_seconds"].isna().sum() == 3
     compute = [spent("a", "adaptation", "rhymes", None, 0, 1.0)]
     compute += [spent("b", "adaptation", "rhymes", 5, 0, 1.0)]
     runs = one({"a": [1], "b": [1]}, compute=compute)
-    of_a, of_b = costs(_with_objects(runs))
-    assert of_a.adaptation is None
-    assert of_b.adaptation.tokens == 5
+    own = costs(_with_objects(runs))
+    assert own.loc["a", ["adaptation_tokens", "adaptation_seconds"]].isna().all()
+    assert own.loc["b", "adaptation_tokens"] == 5
 
 
 def _with_objects(runs):
@@ -582,18 +594,15 @@ def _with_objects(runs):
     return Runs((own,), runs.methods, runs.tasks)
 
 
-def test_the_budget_is_that_of_the_costliest_other():
+def test_the_budget_is_that_of_the_costliest_other_and_tokens_decide():
     found = verdict(priced(), baselines=("maml_en_llm", "abmll")).budget
-    assert (found.tokens, found.most_tokens, found.costliest_tokens) == (150, 200, "maml_en_llm")
-    assert (found.seconds, found.most_seconds, found.costliest_seconds) == (2, 3, "abmll")
+    assert (found.tokens, found.most_tokens) == (150, (200, "maml_en_llm"))
+    assert (found.seconds, found.most_seconds) == (2, (3, "abmll"))
     assert found.within is True
-    dear = verdict(priced((150, 51, 1.0)), baselines=("maml_en_llm", "abmll")).budget
-    assert (dear.tokens_within, dear.seconds_within, dear.within) == (False, True, False)
-
-
-def test_tokens_decide_and_seconds_are_told_beside():
+    assert (
+        verdict(priced((150, 51, 1.0)), baselines=("maml_en_llm", "abmll")).budget.within is False
+    )
     slow = verdict(priced((100, 50, 4.0)), baselines=("maml_en_llm", "abmll"))
-    assert (slow.budget.tokens_within, slow.budget.seconds_within) == (True, False)
     assert (slow.budget.within, slow.met) == (True, True)
 
 
@@ -601,10 +610,9 @@ def test_a_budget_against_what_was_not_counted():
     runs = priced((500, 0, 1.0))
     found = verdict(runs, baselines=("maml_en_llm", "icl")).budget
     # icl may cost more than 500 tokens
-    assert (found.tokens_within, found.seconds_within, found.within) == (None, True, None)
-    assert found.missing == ("icl",)
+    assert (found.within, found.missing) == (None, ("icl",))
     unknown = verdict(runs, "icl", ("abmll",)).budget
-    assert (unknown.tokens, unknown.within, unknown.most_tokens) == (None, None, 190)
+    assert (unknown.tokens, unknown.within, unknown.most_tokens) == (None, None, (190, "abmll"))
     assert verdict(runs, baselines=("icl",)).budget.most_tokens is None
 
 
@@ -687,7 +695,7 @@ def test_the_best_is_found_where_answers_can_be_compared():
 def test_baselines_without_answers_count_in_the_verdict_s_correction():
     few, all_four = (
         verdict(priced(shares=(0.53, 0.4, 0.5)), baselines=baselines).contrast
-        for baselines in (("maml_en_llm", "abmll"), comparison.PAPER_BASELINES)
+        for baselines in (("maml_en_llm", "abmll"), PAPER_BASELINES)
     )
     assert (few.family, all_four.family) == (2, 4)
     assert few.low == all_four.low
@@ -700,14 +708,14 @@ def test_baselines_without_answers_count_in_the_verdict_s_correction():
 # --- frames ---------------------------------------------------------------------------------------
 
 
-def test_rows_become_a_table():
-    runs = priced()
-    frame = rows_frame(costs(runs))
-    assert frame.set_index("method").loc["maml_en_llm", "adaptation_tokens"] == 200
-    assert frame["search_seconds"].isna().sum() == 3
-    contrasts = rows_frame(compare(runs, "meta_test", "degaml", ["abmll"]))
-    assert contrasts.loc[0, "tasks"] == "x, y"
-    assert set(rows_frame(table(runs, "meta_test"))["task"].dropna()) == {"x", "y"}
+def test_findings_become_tables():
+    findings = find(priced())
+    frame = findings.comparison().set_index(["method", "task"])
+    assert set(frame.index.unique("task")) == {"x", "y", "mean"}
+    assert frame.loc[("maml_en_llm", "mean"), "adaptation_tokens"] == 200
+    assert math.isnan(frame.loc[("maml_en_llm", "x"), "adaptation_tokens"])
+    contrasts = findings.differences().set_index("other")
+    assert contrasts.loc["abmll", "tasks"] == "x, y"
 
 
 def test_tasks_that_were_drawn_are_drawn_again_within_their_run():

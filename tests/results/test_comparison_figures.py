@@ -8,27 +8,27 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from degaml_kedro.results.report.figures import (
+from degaml_kedro.results.comparison_figures import (
     accuracy_compute_figure,
     comparison_figure,
-    in_short,
     reliability_figure,
 )
-from degaml_kedro.results.report.findings import MEAN, YARDSTICK, find
+from degaml_kedro.results.formatting import in_short
 from degaml_kedro.results.runs import BOUNDS
+from degaml_kedro.results.statistics import MEAN, YARDSTICK, find
 from tests.results.test_report import METHODS, few_resamples, make_runs
 
 __all__ = ["few_resamples"]
 
 
 @pytest.fixture(scope="module")
-def runs():
-    return make_runs(asked=(*METHODS[:3], "abmll", *METHODS[3:]))
+def findings():
+    return find(make_runs(asked=(*METHODS[:3], "abmll", *METHODS[3:])))
 
 
 @pytest.fixture(scope="module")
-def frame(runs):
-    return find(runs).comparison()
+def frame(findings):
+    return findings.comparison()
 
 
 def texts(figure):
@@ -133,8 +133,8 @@ def test_what_has_no_cost_or_no_accuracy_is_named(frame):
     )
 
 
-def test_reliability_curves_are_the_bins(runs):
-    bins = find(runs).bins()
+def test_reliability_curves_are_the_bins(findings):
+    bins = findings.bins
     figure = reliability_figure(bins)
     (curve,) = [trace for trace in figure.data if trace.name == "degaml"]
     own = bins[(bins["method"] == "degaml") & (bins["n"] > 0)]
@@ -145,8 +145,8 @@ def test_reliability_curves_are_the_bins(runs):
     assert f"ECE {own['ece'].iloc[0]:.3f}, n = 160" in title
 
 
-def test_methods_without_a_likelihood_are_named(runs):
-    bins = find(runs).bins()
+def test_methods_without_a_likelihood_are_named(findings):
+    bins = findings.bins.copy()
     bins.loc[bins["method"] == "base", ["n", "confidence", "accuracy"]] = [0, None, None]
     figure = reliability_figure(bins)
     assert "Not shown: base (its answers have no likelihood)." in texts(figure)[-1]
@@ -160,11 +160,11 @@ def test_nothing_is_said_to_be_nothing(draw):
     assert "nothing to show" in figure.layout.title.text
 
 
-def test_figures_are_strict_and_the_same_every_time(runs, frame):
+def test_figures_are_strict_and_the_same_every_time(findings, frame):
     for draw, rows in (
         (comparison_figure, frame),
         (accuracy_compute_figure, frame),
-        (reliability_figure, find(runs).bins()),
+        (reliability_figure, findings.bins),
     ):
         text = draw(rows).to_json()
         assert text == draw(rows.copy()).to_json()

@@ -1,11 +1,9 @@
-"""What the methods, pools and words of a report mean."""
+"""What the methods, pools and words of a report mean, and which kind of method one is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-
-from degaml_kedro.results.report.document import Bullets, Section, code, paragraph, strong
 
 # rows of the paper's Table 1, in its order
 PAPER_ROWS = (
@@ -17,7 +15,7 @@ PAPER_ROWS = (
     "generalization_only",
     "degaml",
 )
-POOLS: Mapping[str, str] = MappingProxyType(
+POOL_TITLES: Mapping[str, str] = MappingProxyType(
     {
         "meta_train": "In domain: tasks of meta-training",
         "left_out": "Left out: tasks of meta-training that this generator has not seen",
@@ -121,19 +119,3 @@ def kind(method: str, bounds: Sequence[str]) -> str:
     ) or method.startswith(("generalization_only", "other_prompts")):
         return "parts of DeGAML and controls"
     return "without training on the task"
-
-
-def glossary(methods: Sequence[str]) -> Section:
-    """What the methods and the words mean."""
-    methods = list(dict.fromkeys([*methods, *PAPER_ROWS]))
-    items = [paragraph(code(method), f": {meaning(method)}") for method in methods]
-    words = [paragraph(strong(word), f": {text}") for word, text in WORDS.items()]
-    return Section(
-        "glossary",
-        "Glossary",
-        (),
-        (
-            Section("glossary-methods", "Methods", (Bullets(tuple(items)),)),
-            Section("glossary-words", "Words", (Bullets(tuple(words)),)),
-        ),
-    )

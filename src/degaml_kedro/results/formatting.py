@@ -1,10 +1,12 @@
-"""Numbers as a report prints them."""
+"""Numbers, lists, settings and tables as text."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+_PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def percent(share: float) -> str:
@@ -44,6 +46,17 @@ def seconds(value: float) -> str:
     return f"{value / 3600:.1f} h"
 
 
+def in_short(value: float) -> str:
+    """``1.23 M``: a count with three digits."""
+    for size, prefix in _PREFIXES:
+        # 999.6 would be written as 1000
+        if value >= size * 0.9995:
+            scaled = value / size
+            digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
+            return f"{scaled:.{digits}f} {prefix}"
+    return f"{value:.0f}" if value >= 1 else f"{value:.3g}"
+
+
 def listed(names: Iterable[str]) -> str:
     """``a, b and c``."""
     parts = list(names)
@@ -65,3 +78,26 @@ def flat(value: Any, name: str = "") -> dict[str, str]:
             found |= flat(inner, f"{name}.{key}" if name else str(key))
         return found
     return {name: value if isinstance(value, str) else json.dumps(value, default=str)}
+
+
+def markdown_table(rows: Sequence[Sequence[str]], texts: int = 2) -> str:
+    """A Markdown table with aligned columns: texts to the left, numbers to the right.
+
+    Args:
+        rows: the column names, then the rows; cells are escaped already.
+        texts: how many of the first columns are text.
+    """
+    widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if column < texts else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [
+        "-" * width if column < texts else "-" * (width - 1) + ":"
+        for column, width in enumerate(widths)
+    ]
+    return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])])

@@ -1,0 +1,969 @@
+"""Method against method: differences with their uncertainty, what they cost, and what may be claimed.
+
+Methods are compared question by question. A stratum is a task of a run. Tasks weigh alike, and so do a task's seeds: a
+mean is over seeds within a task first, then over tasks. Within each stratum the questions are drawn again with
+replacement. Listed tasks and seeds stay: an interval says how sure these questions make us of these tasks and seeds,
+not how other tasks or other seeds would do. Tasks that were drawn from a distribution are drawn again as well, within
+their seed: their interval speaks of the distribution. Where several seeds were tested on the very same questions
+(``split`` is equal), these are drawn once for all of them: a question that is hard is hard for every seed.
+SciPy's bootstrap has neither strata that share their draws nor tasks that are drawn again.
+
+Shapes: n questions of a stratum, m methods or contrasts, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from statsmodels.stats.multitest import multipletests
+
+from degaml_kedro.results.measures import ResultsError, reliability, wilson_interval
+from degaml_kedro.results.runs import BOUNDS, POOLS, Runs
+from degaml_kedro.seeds import derive_seed
+
+RESAMPLES = 20_000
+ALPHA = 0.05
+# the aim: accuracy above the best of the paper's baselines
+AIM = 0.02
+# the method that the others are compared with
+METHOD = "degaml"
+# it learns from the task's whole training split where others have the support examples
+YARDSTICK = "no_meta_train"
+# what stored tables call the task of a row over all tasks
+MEAN = "mean"
+# the paper's four; on held-out tasks the one without meta-training has the support examples only, as the others do
+PAPER_BASELINES = ("no_meta_train_support", "union_train", "maml_en_llm", "abmll")
+# nothing is learned before the task comes, so that no record means no cost
+_WITHOUT_META_TRAINING = (
+    "base",
+    "icl",
+    "sentence_head",
+    "closed_form",
+    "no_meta_train",
+    "no_meta_train_support",
+)
+# nothing is done at a task, and so there are no settings of that to search: likewise
+_WITHOUT_ADAPTATION = ("base", "pooled", "mean_adapter")
+# counts of drawn questions held at once
+_CHUNK = 1_000_000
+_STAGES = ("meta_training", "search", "adaptation")
+_UNITS = ("forward_tokens", "backward_tokens", "tokens", "seconds")
+
+# a run's name and a task's
+Place = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class PoolAnswers:
+    """All answers on a pool's tasks.
+
+    Attributes:
+        pool: ``meta_train``, ``left_out`` or ``meta_test``.
+        tasks: those that are wanted, answered or not.
+        methods: those that are wanted, likewise.
+        right: [questions, methods that answered any], how right each answer was (0 or 1, or a mean over draws), with
+            the index ``run``, ``task``, ``index``; NaN where a method did not answer.
+        results: the runs' results of these tasks, with the index ``run``, ``task``, ``method``.
+        distributions: the tasks of each distribution, where tasks were drawn; nothing where they are listed.
+    """
+
+    pool: str
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    right: pd.DataFrame
+    results: pd.DataFrame
+    distributions: Mapping[str, tuple[str, ...]]
+
+    @cached_property
+    def accuracies(self) -> pd.DataFrame:
+        """[strata, methods], with the index ``run``, ``task``; NaN where a method did not answer."""
+        return self.right.groupby(level=["run", "task"]).mean()
+
+    @cached_property
+    def questions(self) -> dict[Place, str]:
+        """What a run was tested on in a task: the same text in two runs if the questions are the same."""
+        questions = {(run, task): f"{task}, {run}" for run, task in _places(self.accuracies)}
+        if "split" in self.results:
+            splits: dict[Any, str] = self.results["split"].dropna().to_dict()
+            questions |= {
+                (run, task): f"{task}, {split}" for (run, task, _), split in splits.items()
+            }
+        return questions
+
+    def of(self, tasks: Sequence[str]) -> PoolAnswers:
+        """The answers on some of the tasks."""
+        right, results = (
+            frame[frame.index.get_level_values("task").isin(tasks)]
+            for frame in (self.right, self.results)
+        )
+        return replace(
+            self,
+            tasks=tuple(tasks),
+            right=right.dropna(axis="columns", how="all"),
+            results=results,
+        )
+
+    def answered(self, method: str) -> pd.Series[float]:
+        """Accuracy by ``run`` and ``task``, where the method answered."""
+        if method not in self.accuracies:
+            return self.accuracies.iloc[:0].mean(axis="columns")
+        return self.accuracies[method].dropna()
+
+    def tasks_of(self, method: str) -> set[str]:
+        """The tasks that the method answered."""
+        return {task for _, task in _places(self.answered(method))}
+
+    def resampled(self, values: pd.DataFrame) -> NDArray[np.float64]:
+        """Bootstrap means [R, m] of values by question, [questions, m]."""
+        strata = _by_stratum(values)
+        named = [(self.questions[place], own) for place, own in strata.items()]
+        if self.distributions:
+            return resampled_means(named, runs=[run for run, _ in strata])
+        return resampled_means(named, [task for _, task in strata])
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """A method on a task, on a distribution's tasks, or on a pool. What is missing is None, never 0.
+
+    Attributes:
+        method: which method.
+        pool: the task's.
+        task: the task, or the distribution that tasks were drawn from; None in the row of the mean over the pool's
+            tasks.
+        accuracy: mean over seeds, and then over tasks in the mean row; there None unless all tasks are there.
+        low: lower end of the 95 % interval: Wilson's of all seeds' answers, where questions that several seeds share
+            count once. In the mean row the bootstrap's over strata.
+        high: upper end.
+        n: questions that the interval rests on.
+        seeds: runs with answers; in the mean row those with answers on all tasks that are there.
+        spread: standard deviation of accuracy over these seeds; None for a single one.
+        ece: mean over seeds; None if one has none.
+        nll: likewise.
+        delta: accuracy less that of the method to compare with, over seeds that both have; in the mean row None
+            unless both have all tasks.
+        tasks: tasks that are there: 0 or 1, or in the mean row how many.
+        partial: in the mean row where tasks are missing: the mean over those that are there. It is not to be compared
+            with a mean over all.
+        bound: chosen by the test split: never a result.
+    """
+
+    method: str
+    pool: str
+    task: str | None
+    accuracy: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    seeds: int = 0
+    spread: float | None = None
+    ece: float | None = None
+    nll: float | None = None
+    delta: float | None = None
+    tasks: int = 0
+    partial: float | None = None
+    bound: bool = False
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """How much better one method is than another.
+
+    Attributes:
+        method: the first.
+        other: the one that it is compared with.
+        pool: of which tasks.
+        tasks: those on which both have answers.
+        strata: tasks times seeds where both have answers.
+        pairs: questions that both answered, over all strata.
+        mean: mean accuracy of the first less that of the second, over seeds within tasks, then over tasks.
+        low: lower end of the 95 % interval.
+        high: upper end.
+        p: two-sided, see :func:`two_sided_p`.
+        family: contrasts that were made together, or were to be made, for which the next three are corrected.
+        p_adjusted: by Holm's method (1979).
+        low_adjusted: lower end of the simultaneous interval, at Bonferroni's level 1 - 0.05 / family. It is wider
+            than Holm's method needs: it may hold 0 where ``p_adjusted`` is below 0.05, never the reverse.
+        high_adjusted: upper end.
+        missing: what one of both has and the other lacks: ``abmll: rhymes``, or ``abmll: rhymes in seed_999`` where
+            it is not all seeds.
+        distribution: which one's tasks, where it is of one; None: of all the pool's.
+    """
+
+    method: str
+    other: str
+    pool: str
+    tasks: tuple[str, ...]
+    strata: int
+    pairs: int
+    mean: float
+    low: float
+    high: float
+    p: float
+    family: int
+    p_adjusted: float
+    low_adjusted: float
+    high_adjusted: float
+    missing: tuple[str, ...] = ()
+    distribution: str | None = None
+
+
+@dataclass(frozen=True)
+class ComputeBudget:
+    """A method's adaptation compute for a task beside that of the costliest other method.
+
+    Attributes:
+        tokens: its forward and backward tokens; None where they were not counted.
+        seconds: its wall time; likewise.
+        most_tokens: of the costliest other, and which one that is.
+        most_seconds: likewise; it may be another method.
+        within: whether it needs at most as many tokens; None where that is not known. Seconds decide nothing: they are
+            the machine's as much as the method's.
+        missing: methods whose adaptation was not counted.
+    """
+
+    tokens: float | None
+    seconds: float | None
+    most_tokens: tuple[float, str] | None
+    most_seconds: tuple[float, str] | None
+    within: bool | None
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a method reaches the aim: 2 points above the best baseline, interval above 0, no more tokens.
+
+    Attributes:
+        method: which method.
+        baselines: those that it has to beat.
+        accuracy: the method's mean; None where it misses tasks.
+        best: the baseline with the highest mean of those that have all tasks and seeds. Where none has, of those that
+            have all tasks, on what all of these answered; None if there is no such thing.
+        best_accuracy: its mean.
+        contrast: the method less ``best``, corrected for as many comparisons as baselines were asked for, because the
+            best was picked among them, whether or not all have answers yet.
+        enough: whether the difference is at least :data:`AIM`.
+        above_zero: whether the simultaneous interval lies above 0.
+        budget: the adaptation compute against the costliest baseline.
+        met: all three. None where something that is missing could still decide. A baseline that is missing cannot
+            make the difference to the best larger; more answers of the method itself or of ``best`` can.
+        missing: what is missing: ``abmll: rhymes``.
+    """
+
+    method: str
+    baselines: tuple[str, ...]
+    accuracy: float | None
+    best: str | None
+    best_accuracy: float | None
+    contrast: Contrast | None
+    enough: bool | None
+    above_zero: bool | None
+    budget: ComputeBudget
+    met: bool | None
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that a report says in numbers.
+
+    Attributes:
+        runs: what they are of.
+        pools: the answers on those that have tasks, in the order of reading.
+        rows: by pool.
+        contrasts: by pool and distribution (None: all the pool's tasks), of :data:`METHOD` against every method that
+            is no bound; each corrected for itself.
+        winners: by pool and task (None: all its tasks), where one method is better than every other beyond chance;
+            neither bounds nor yardsticks (:func:`yardsticks`) win or have to be beaten.
+        costs: by pool, see :func:`costs`.
+        verdict: on the held-out tasks; None where there are none.
+        bins: reliability curves, see :func:`~degaml_kedro.results.measures.reliability`, with ``pool`` and ``method``.
+        chance: accuracy of a uniform guess, by pool and task.
+    """
+
+    runs: Runs
+    pools: Mapping[str, PoolAnswers]
+    rows: Mapping[str, list[ComparisonRow]]
+    contrasts: Mapping[tuple[str, str | None], list[Contrast]]
+    winners: Mapping[tuple[str, str | None], str]
+    costs: Mapping[str, pd.DataFrame]
+    verdict: Verdict | None
+    bins: pd.DataFrame
+    chance: Mapping[tuple[str, str], float]
+
+    def tasks(self, pool: str) -> list[str]:
+        """A pool's tasks, or the distributions that they were drawn from."""
+        return list(dict.fromkeys(row.task for row in self.rows[pool] if row.task is not None))
+
+    def cells(self, pool: str) -> dict[tuple[str, str | None], ComparisonRow]:
+        """A pool's rows by method and task."""
+        return {(row.method, row.task): row for row in self.rows[pool]}
+
+    def comparison(self) -> pd.DataFrame:
+        """All rows of all pools as a table; the mean row's task is ``mean``, with the method's costs in it."""
+        frames = []
+        for pool, rows in self.rows.items():
+            frame = pd.DataFrame(map(asdict, rows))
+            chance = [self.chance.get((pool, str(task))) for task in frame["task"]]
+            priced = self.costs[pool].rename_axis("method").reset_index().assign(task=MEAN)
+            frame = frame.assign(
+                task=frame["task"].fillna(MEAN), chance=pd.Series(chance, dtype="float64")
+            )
+            frames.append(frame.merge(priced, on=["method", "task"], how="left"))
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def differences(self) -> pd.DataFrame:
+        """All contrasts of all pools, then those of all distributions, as a table."""
+        order = sorted(self.contrasts, key=lambda place: place[1] is not None)
+        frame = pd.DataFrame(asdict(one) for place in order for one in self.contrasts[place])
+        lists = [name for name in ("tasks", "missing") if name in frame]
+        return frame.assign(**{name: frame[name].map(", ".join) for name in lists})
+
+
+def find(runs: Runs) -> Findings:
+    """Work out the statistics of runs.
+
+    Args:
+        runs: finished runs.
+
+    Raises:
+        ResultsError: as :func:`pool_answers`.
+    """
+    pools = {name: pool for name in POOLS if (pool := pool_answers(runs, name)).tasks}
+    rows = {name: table(pool) for name, pool in pools.items()}
+    priced = {name: costs(runs, name) for name in pools}
+    others = [method for method in runs.methods if method not in BOUNDS]
+    winners: dict[tuple[str, str | None], str] = {}
+    contrasts: dict[tuple[str, str | None], list[Contrast]] = {}
+    for name, pool in pools.items():
+        contrasts[name, None] = compare(pool, METHOD, others)
+        for distribution, tasks in pool.distributions.items():
+            contrasts[name, distribution] = [
+                replace(one, distribution=distribution)
+                for one in compare(pool.of(tasks), METHOD, others)
+            ]
+        for task in dict.fromkeys(row.task for row in rows[name]):
+            own = pool if task is None else pool.of(pool.distributions.get(task, (task,)))
+            best = winner(own, (*BOUNDS, *yardsticks(name)))
+            if best is not None:
+                winners[name, task] = best
+    return Findings(
+        runs=runs,
+        pools=pools,
+        rows=rows,
+        contrasts=contrasts,
+        winners=winners,
+        costs=priced,
+        verdict=verdict(pools["meta_test"], priced["meta_test"]) if "meta_test" in pools else None,
+        bins=_curves(runs),
+        chance=_chance(runs),
+    )
+
+
+def yardsticks(pool: str) -> tuple[str, ...]:
+    """Methods that are no competitors on a pool: they see more of its tasks than the others do.
+
+    Args:
+        pool: ``meta_train``, ``left_out`` or ``meta_test``.
+    """
+    return (YARDSTICK,) if pool in ("left_out", "meta_test") else ()
+
+
+def _curves(runs: Runs) -> pd.DataFrame:
+    by_method = dict(list(runs.answers().groupby(["pool", "method"])))
+    curves = [
+        reliability(by_method[pool, method]).assign(pool=pool, method=method)
+        for pool in POOLS
+        for method in runs.methods
+        if (pool, method) in by_method
+    ]
+    return pd.concat(curves, ignore_index=True) if curves else pd.DataFrame()
+
+
+def _chance(runs: Runs) -> dict[tuple[str, str], float]:
+    known = runs.results().dropna(subset=["chance"])
+    if "drawn" in known:
+        # a drawn task is another one in every run
+        known = known.assign(task=known["task"].mask(_is_drawn(known), known["group"]))
+    means: dict[Any, float] = known.groupby(["pool", "task"])["chance"].mean().to_dict()
+    return means
+
+
+def _is_drawn(results: pd.DataFrame) -> pd.Series[bool]:
+    """Whether each result's task was drawn from a distribution."""
+    drawn = results["drawn"] if "drawn" in results else pd.Series(False, index=results.index)
+    return drawn.astype("boolean").fillna(False).astype(bool)
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def pool_answers(runs: Runs, pool: str) -> PoolAnswers:
+    """All answers on a pool's tasks, question by question.
+
+    Args:
+        runs: finished runs.
+        pool: ``meta_train``, ``left_out`` or ``meta_test``.
+
+    Raises:
+        ResultsError: two methods, or two draws of one, answered different questions of a task in one run; or an
+            answer is neither right nor wrong.
+    """
+    answers, results = runs.answers(), runs.results()
+    answers = answers[answers["pool"] == pool]
+    tasks = _tasks(runs, pool)
+    results = results[(results["pool"] == pool) & results["task"].isin(tasks)]
+    drawn = results[_is_drawn(results)]
+    by_group = drawn.drop_duplicates("task").groupby("group", sort=False) if len(drawn) else ()
+    right = _rightness(answers)
+    methods = [method for method in runs.methods if method in right]
+    found = PoolAnswers(
+        pool=pool,
+        tasks=tasks,
+        methods=runs.methods,
+        right=right[methods],
+        results=results.set_index(["run", "task", "method"]),
+        distributions={str(name): tuple(own["task"]) for name, own in by_group},
+    )
+    return found.of(tasks)
+
+
+def _tasks(runs: Runs, pool: str) -> tuple[str, ...]:
+    if pool in runs.tasks:
+        return tuple(runs.tasks[pool])
+    # a record may not list the tasks that groups leave out
+    answers = runs.answers()
+    return tuple(map(str, dict.fromkeys(answers.loc[answers["pool"] == pool, "task"])))
+
+
+def _rightness(answers: pd.DataFrame) -> pd.DataFrame:
+    """[questions, methods], how right each answer was, averaged over draws."""
+    for row in answers[answers["right"].isna()].to_dict("records"):
+        raise ResultsError(
+            f"{row['run']}, {row['task']} ({row['pool']}): an answer of {row['method']} is neither right nor wrong; "
+            f"delete its predictions and make them again"
+        )
+    keys = ["run", "task", "pool", "method"]
+    questions = answers.groupby([*keys, "index"], observed=True)["right"].agg(["mean", "count"])
+    draws = questions["count"].groupby(level=keys).nunique()
+    for run, task, pool, method in draws[draws > 1].index:
+        raise ResultsError(
+            f"{run}, {task} ({pool}): the draws of {method} answered different questions; delete its predictions and "
+            f"make them again"
+        )
+    right = questions["mean"].droplevel("pool").unstack("method").astype("float64")
+    strata = right.notna().groupby(level=["run", "task"])
+    counts = strata.sum()
+    sizes = strata.size()
+    for run, task in counts.index[(counts.gt(0) & counts.lt(sizes, axis=0)).any(axis=1)]:
+        own = right.loc[(run, task)].dropna(axis="columns", how="all").notna()
+        one = own.columns[0]
+        other = next(name for name in own if not own[name].equals(own[one]))
+        first, second = own[one].sum(), own[other].sum()
+        same = ", not the same ones" if first == second else ""
+        pool = answers["pool"].iloc[0]
+        raise ResultsError(
+            f"{run}, {task} ({pool}): {one} answered {first} questions and {other} {second}{same}; methods are "
+            f"compared question by question: score both on the same test split"
+        )
+    return right
+
+
+def _places(values: pd.DataFrame | pd.Series[float]) -> list[Place]:
+    """The strata of values with the index ``run``, ``task``."""
+    return [(str(run), str(task)) for run, task in values.index.tolist()]
+
+
+def _by_stratum(values: pd.DataFrame | pd.Series[float]) -> dict[Place, NDArray[np.float64]]:
+    """The questions' values in each stratum, [n] or [n, m]."""
+    strata: dict[Any, Any] = dict(list(values.groupby(level=["run", "task"])))
+    return {(str(run), str(task)): own.to_numpy() for (run, task), own in strata.items()}
+
+
+def over_tasks(values: pd.Series[float]) -> float:
+    """Mean over seeds within a task, then over tasks, which weigh alike however many seeds they have.
+
+    Args:
+        values: with the index ``run``, ``task``.
+    """
+    return float(values.groupby(level="task").mean().mean())
+
+
+# --- the bootstrap --------------------------------------------------------------------------------
+
+
+def resampled_means(
+    strata: Iterable[tuple[str, NDArray[np.float64]]],
+    tasks: Sequence[str] | None = None,
+    resamples: int = RESAMPLES,
+    runs: Sequence[str] | None = None,
+) -> NDArray[np.float64]:
+    """The bootstrap: means over questions that are drawn again, over a task's strata, and over tasks.
+
+    What is drawn depends on the stratum's questions alone, not on what else is compared: one contrast has the same
+    interval in every table.
+
+    Args:
+        strata: the name of its questions and [n, m] values. Strata of one name have the same questions, and so the same
+            draws. A column of NaN has no part in the stratum; one that has none in any is NaN.
+        tasks: each stratum's; None: a stratum is a task.
+        resamples: R.
+        runs: each stratum's, where strata are tasks that are drawn again, too, as many of a run as it has; None: tasks
+            stay.
+
+    Returns:
+        [R, m].
+    """
+    strata = list(strata)
+    times = None if runs is None else _times_drawn(runs, resamples)
+    there = np.stack([~np.isnan(values).any(axis=0) for _, values in strata])
+    weights = _weights(there, tasks)
+    # by questions, and by task where tasks are drawn again: what is drawn together
+    sums: dict[tuple[str, int, int], NDArray[np.float64]] = {}
+    for place, ((name, values), weight) in enumerate(zip(strata, weights, strict=True)):
+        n, alone = len(values), -1 if times is None else place
+        sums[name, n, alone] = sums.get((name, n, alone), 0.0) + np.nan_to_num(values) * weight / n
+    total = np.zeros((resamples, weights.shape[1]))
+    for (name, n, place), values in sums.items():
+        rng = np.random.default_rng(derive_seed(0, "comparison", name))
+        step = max(1, _CHUNK // n)
+        for begin in range(0, resamples, step):
+            size = min(step, resamples - begin)
+            drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+            means = counts.astype(np.float64) @ values
+            if times is not None:
+                means *= times[begin : begin + size, place, None]
+            total[begin : begin + size] += means
+    # a difference of 0 must not be counted as one of 1e-18
+    rounded: NDArray[np.float64] = np.round(total, 12)
+    return np.where(weights.any(axis=0), rounded, np.nan)
+
+
+def _times_drawn(runs: Sequence[str], resamples: int) -> NDArray[np.float64]:
+    """How often each task is drawn in each resample, [R, strata]: with replacement within its run."""
+    times = np.zeros((resamples, len(runs)))
+    for run in dict.fromkeys(runs):
+        own = [place for place, other in enumerate(runs) if other == run]
+        rng = np.random.default_rng(derive_seed(0, "comparison", "tasks", run))
+        times[:, own] = rng.multinomial(len(own), [1 / len(own)] * len(own), size=resamples)
+    return times
+
+
+def _weights(there: NDArray[np.bool_], tasks: Sequence[str] | None) -> NDArray[np.float64]:
+    """How much a stratum counts in each column's mean: seeds of a task alike, then tasks alike.
+
+    Args:
+        there: [strata, m], whether the column has a part in the stratum.
+        tasks: each stratum's; None: a stratum is a task.
+
+    Returns:
+        [strata, m]; 1 in sum over a column that has a part in any.
+    """
+    parts = there.astype(np.float64)
+    names = np.arange(len(parts)) if tasks is None else np.unique(tasks, return_inverse=True)[1]
+    seeds = np.zeros((names.max() + 1, parts.shape[1]))
+    np.add.at(seeds, names, parts)
+    weights: NDArray[np.float64] = parts / np.maximum(seeds[names] * (seeds > 0).sum(axis=0), 1)
+    return weights
+
+
+def two_sided_p(resampled: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Twice the smaller share of resampled differences on the other side of 0, which is the 95 % interval's dual.
+
+    p = min(1, 2 (1 + min(#{d <= 0}, #{d >= 0})) / (1 + R)), as in Davison and Hinkley (1997), chapter 4: with the 1
+    on both sides it is never 0.
+
+    Args:
+        resampled: [R, m] differences.
+
+    Returns:
+        [m].
+    """
+    beyond = np.minimum((resampled <= 0).sum(axis=0), (resampled >= 0).sum(axis=0))
+    p: NDArray[np.float64] = np.minimum(1.0, 2 * (1 + beyond) / (1 + len(resampled)))
+    return p
+
+
+# --- method against method ------------------------------------------------------------------------
+
+
+def compare(
+    answers: PoolAnswers, method: str, others: Sequence[str], family: int = 0
+) -> list[Contrast]:
+    """One method against others: a paired bootstrap over test questions within tasks and seeds.
+
+    Args:
+        answers: on the tasks to compare on.
+        method: the first.
+        others: those to compare it with. The method itself is left out.
+        family: the number of contrasts to correct for, if it is more than are made here.
+
+    Returns:
+        In the order of ``others``; an other that answered nothing where ``method`` did has no contrast.
+    """
+    own = answers.answered(method)
+    theirs = {other: _places(answers.answered(other)) for other in others if other != method}
+    places = _places(own)
+    # by method, the strata where both answered
+    both = {other: [place for place in places if place in theirs[other]] for other in theirs}
+    against = [other for other in both if both[other]]
+    if not against:
+        return []
+    right = answers.right[answers.right[method].notna()]
+    differences = right[against].rsub(right[method], axis=0)
+    means = differences.groupby(level=["run", "task"]).mean()
+    resampled = answers.resampled(differences)
+    p = two_sided_p(resampled)
+    family = max(family, len(against))
+    # those that could not be made are the last in Holm's order
+    p_adjusted = multipletests(np.concatenate([p, np.ones(family - len(p))]), method="holm")[1]
+    half, half_adjusted = ALPHA / 2, ALPHA / 2 / family
+    ends = np.quantile(resampled, [half, 1 - half, half_adjusted, 1 - half_adjusted], axis=0)
+    contrasts = []
+    for column, other in enumerate(against):
+        # drawn tasks of one name are different tasks in different runs
+        mean = means[other].mean() if answers.distributions else over_tasks(means[other])
+        contrasts.append(
+            Contrast(
+                method=method,
+                other=other,
+                pool=answers.pool,
+                tasks=tuple(t for t in answers.tasks if t in {task for _, task in both[other]}),
+                strata=len(both[other]),
+                pairs=int(differences[other].notna().sum()),
+                mean=float(np.round(mean, 12)),
+                low=float(ends[0, column]),
+                high=float(ends[1, column]),
+                p=float(p[column]),
+                family=family,
+                p_adjusted=float(p_adjusted[column]),
+                low_adjusted=float(ends[2, column]),
+                high_adjusted=float(ends[3, column]),
+                missing=(
+                    *_lacks(method, places, theirs[other]),
+                    *_lacks(other, theirs[other], places),
+                ),
+            )
+        )
+    return contrasts
+
+
+def _lacks(method: str, own: Sequence[Place], places: Iterable[Place]) -> list[str]:
+    """What a method lacks, task by task where it has no seed of it."""
+    tasks = {task for _, task in own}
+    return list(
+        dict.fromkeys(
+            f"{method}: {task} in {run}" if task in tasks else f"{method}: {task}"
+            for run, task in places
+            if (run, task) not in own
+        )
+    )
+
+
+def winner(answers: PoolAnswers, exclude: Sequence[str] = BOUNDS) -> str | None:
+    """The method that may stand in bold: the best mean, and better than every other one beyond chance.
+
+    Args:
+        answers: on the tasks to compare on.
+        exclude: methods that neither win nor have to be beaten.
+
+    Returns:
+        None unless its simultaneous interval against every other method lies above 0; if there is no other one; or if
+        it misses a task, or a seed that another one has.
+    """
+    strata = answers.accuracies.drop(columns=list(exclude), errors="ignore")
+    strata = strata.dropna(how="all").dropna(axis="columns", how="all")
+    if strata.shape[1] < 2:
+        return None
+    best = str(strata.apply(over_tasks).idxmax())
+    if strata[best].isna().any() or {task for _, task in _places(strata)} != set(answers.tasks):
+        return None
+    contrasts = compare(answers, best, list(map(str, strata)))
+    return best if all(contrast.low_adjusted > 0 for contrast in contrasts) else None
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def table(answers: PoolAnswers, against: str = "base") -> list[ComparisonRow]:
+    """Every method on every task, each method's tasks followed by its mean.
+
+    Of drawn tasks, which are many and of one kind, there is a row a distribution.
+
+    Args:
+        answers: of a pool.
+        against: the method that deltas are taken from.
+
+    Returns:
+        A row a method and task (or distribution), whether or not there are answers, and a row a method with ``task``
+        None. Nothing for a pool without tasks.
+    """
+    parts = answers.distributions or {task: (task,) for task in answers.tasks}
+    by_task: dict[str | None, PoolAnswers] = {task: answers.of(own) for task, own in parts.items()}
+    if answers.tasks:
+        # after the tasks, all of them together
+        by_task[None] = answers
+    ends = {
+        task: _mean_intervals(own) if task is None or answers.distributions else {}
+        for task, own in by_task.items()
+    }
+    return [
+        _row(own, task, method, against, ends[task].get(method))
+        for method in answers.methods
+        for task, own in by_task.items()
+    ]
+
+
+def _row(
+    answers: PoolAnswers,
+    task: str | None,
+    method: str,
+    against: str,
+    interval: tuple[float, float] | None,
+) -> ComparisonRow:
+    """A method's row over all tasks of ``answers``; without an interval it is Wilson's."""
+    own = answers.answered(method)
+    row = ComparisonRow(method, answers.pool, task, bound=method in BOUNDS)
+    if own.empty:
+        return row
+    shares = _questions_once(answers, method)
+    tasks = answers.tasks_of(method)
+    by_run = own.groupby(level="run").agg(["mean", "count"])
+    whole = by_run.loc[by_run["count"] == len(tasks), "mean"]
+    row = replace(
+        row,
+        n=len(shares),
+        seeds=len(whole),
+        spread=float(whole.std()) if len(whole) > 1 else None,
+        tasks=len(tasks),
+    )
+    if len(tasks) < len(answers.tasks):
+        return replace(row, partial=over_tasks(own))
+    low, high = interval or wilson_interval(round(float(shares.sum())), len(shares))
+    delta = None
+    if answers.tasks_of(against) == set(answers.tasks):
+        differences = answers.right[method] - answers.right[against]
+        by_stratum = differences.groupby(level=["run", "task"]).mean().dropna()
+        delta = over_tasks(by_stratum) if len(by_stratum) else None
+    return replace(
+        row,
+        accuracy=over_tasks(own),
+        low=low,
+        high=high,
+        ece=_mean_of(answers, method, "ece"),
+        nll=_mean_of(answers, method, "nll"),
+        delta=delta,
+    )
+
+
+def _questions_once(answers: PoolAnswers, method: str) -> NDArray[np.float64]:
+    """How right the method was on each question; one that several seeds share has their mean."""
+    shared: dict[tuple[str, int], list[NDArray[np.float64]]] = {}
+    for place, own in _by_stratum(answers.right[method].dropna()).items():
+        shared.setdefault((answers.questions[place], len(own)), []).append(own)
+    return np.concatenate([np.mean(rights, axis=0) for rights in shared.values()])
+
+
+def _mean_of(answers: PoolAnswers, method: str, name: str) -> float | None:
+    """Mean of one of the results' measures where the method answered; None if one of these has none."""
+    if name not in answers.results:
+        return None
+    known: dict[Any, float] = answers.results[name].astype("float64").to_dict()
+    places = _places(answers.answered(method))
+    values = pd.Series(
+        [known.get((*place, method), math.nan) for place in places],
+        index=pd.MultiIndex.from_tuples(places, names=["run", "task"]),
+    )
+    return None if values.isna().any() else over_tasks(values)
+
+
+def _mean_intervals(answers: PoolAnswers) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the methods' means over strata."""
+    if answers.right.empty:
+        return {}
+    ends = np.quantile(answers.resampled(answers.right), [ALPHA / 2, 1 - ALPHA / 2], axis=0)
+    return {
+        str(method): (float(ends[0, column]), float(ends[1, column]))
+        for column, method in enumerate(answers.right)
+    }
+
+
+# --- costs ----------------------------------------------------------------------------------------
+
+
+def costs(runs: Runs, pool: str = "meta_test") -> pd.DataFrame:
+    """What every method cost.
+
+    A stage's rows are added up within a run (and task, in adaptation), then averaged over those runs that counted it,
+    and over tasks. Methods that do nothing at a task cost nothing there, and those that learn nothing before it comes
+    have no meta-training.
+
+    Args:
+        runs: finished runs.
+        pool: whose tasks the methods adapted to.
+
+    Returns:
+        A row a method (the index), in the order of ``runs.methods``; NaN where nothing was counted. Columns are
+        ``meta_training_…`` (before any task of the pool comes), ``search_…`` (choosing settings) and ``adaptation_…``
+        (for one task), each ``forward_tokens`` and ``backward_tokens`` (NaN where only the sum was counted),
+        ``tokens`` and ``seconds``; and ``answer_seconds``, for one answer, the mean over tasks.
+    """
+    spent = runs.compute()
+    parts = spent["forward_tokens"].astype("float64") + spent["backward_tokens"].astype("float64")
+    tokens = spent["tokens"].astype("float64").fillna(parts) if "tokens" in spent else parts
+    spent = spent.assign(tokens=tokens).astype(dict.fromkeys(_UNITS, "float64"))
+    adapting = spent["stage"] == "adaptation"
+    # a task may be adapted to in two pools: by what has seen it and by what has not
+    own = spent["pool"] == pool if "pool" in spent else True
+    spent = spent[~adapting | (spent["task"].isin(_tasks(runs, pool)) & own)]
+    # of the other stages, all that was done in a run is one
+    spent = spent.assign(task=spent["task"].where(spent["stage"] == "adaptation", ""))
+    sums = spent.groupby(["method", "stage", "task", "run"])[[*_UNITS]].agg(_known, "sum")
+    over_runs = sums.groupby(["method", "stage", "task"]).agg(_known, "mean")
+    means = over_runs.groupby(["method", "stage"]).agg(_known, "mean")
+    # seconds and tokens are counted together
+    means = means.where(means[["tokens", "seconds"]].notna().all(axis="columns"))
+    found = pd.DataFrame(index=list(runs.methods))
+    for stage in _STAGES:
+        of_stage = means[means.index.get_level_values("stage") == stage].droplevel("stage")
+        for unit in _UNITS:
+            found[f"{stage}_{unit}"] = of_stage[unit].astype("float64")
+    for free, stages in (
+        (_WITHOUT_META_TRAINING, ("meta_training",)),
+        (_WITHOUT_ADAPTATION, ("search", "adaptation")),
+    ):
+        for stage in stages:
+            columns = [f"{stage}_{unit}" for unit in _UNITS]
+            nothing = found.index.isin(free) & found[f"{stage}_tokens"].isna()
+            found.loc[nothing, columns] = 0.0
+    return found.assign(answer_seconds=_answer_seconds(runs, pool))
+
+
+def _known(values: pd.Series[float], way: str) -> float:
+    """A sum or a mean; what one value does not know, it does not."""
+    return float(getattr(values, way)(skipna=False))
+
+
+def _answer_seconds(runs: Runs, pool: str) -> pd.Series[float]:
+    results = runs.results()
+    if not {"method", "seconds", "n"} <= set(results):
+        return pd.Series(dtype="float64")
+    own = results[results["pool"] == pool]
+    return (own["seconds"] / own["n"]).astype("float64").groupby(own["method"]).mean()
+
+
+# --- the verdict ----------------------------------------------------------------------------------
+
+
+def verdict(
+    answers: PoolAnswers,
+    priced: pd.DataFrame,
+    method: str = METHOD,
+    baselines: Sequence[str] = PAPER_BASELINES,
+) -> Verdict:
+    """Whether a method beats the best baseline by :data:`AIM`, beyond chance, with no more tokens of adaptation.
+
+    Args:
+        answers: on the tasks to judge by.
+        priced: :func:`costs` of adapting to them.
+        method: which method.
+        baselines: those that it has to beat.
+    """
+    strata = answers.accuracies
+    # seeds without any answers on the pool were not asked
+    seeds = dict.fromkeys(run for run, _ in _places(strata))
+    places = [(run, task) for task in answers.tasks for run in seeds]
+    others = [name for name in dict.fromkeys(baselines) if name != method]
+    means = {name: _whole_mean(answers, name) for name in (method, *others)}
+    best = _best(answers, [name for name in others if means[name] is not None], places)
+    # those without answers yet were asked for as well
+    contrasts = compare(answers, method, others, len(others))
+    contrast = next((one for one in contrasts if one.other == best), None)
+    missing = tuple(
+        item
+        for name in (method, *baselines)
+        for item in _lacks(name, _places(answers.answered(name)), places)
+    )
+    # a multiple of 1 / n may be 0.02 less a rounding error
+    enough = None if contrast is None else round(contrast.mean, 12) >= AIM
+    above_zero = None if contrast is None else contrast.low_adjusted > 0
+    budget = _budget(priced, method, baselines)
+    met = _all((enough, above_zero, budget.within))
+    if missing:
+        own = any(item.split(": ", 1)[0] in (method, best) for item in missing)
+        # the best of more baselines is no worse; in all else, more answers may turn it
+        met = False if enough is False and not own else None
+    return Verdict(
+        method=method,
+        baselines=tuple(baselines),
+        accuracy=means[method],
+        best=best,
+        best_accuracy=None if best is None else means[best],
+        contrast=contrast,
+        enough=enough,
+        above_zero=above_zero,
+        budget=budget,
+        met=met,
+        missing=missing,
+    )
+
+
+def _whole_mean(answers: PoolAnswers, method: str) -> float | None:
+    """A method's mean; None unless it has all tasks."""
+    own = answers.answered(method)
+    return over_tasks(own) if answers.tasks_of(method) == set(answers.tasks) else None
+
+
+def _best(answers: PoolAnswers, names: Sequence[str], places: Sequence[Place]) -> str | None:
+    """The method with the highest mean of those that answered everywhere, or else where all of them did."""
+    if not names:
+        return None
+    index = pd.MultiIndex.from_tuples(places, names=["run", "task"])
+    strata = answers.accuracies[list(names)].reindex(index)
+    whole = strata.dropna(axis="columns")
+    common = whole if whole.shape[1] else strata.dropna()
+    return None if common.empty else str(common.apply(over_tasks).idxmax())
+
+
+def _budget(priced: pd.DataFrame, method: str, others: Sequence[str]) -> ComputeBudget:
+    spent: dict[str, dict[Any, float]] = {
+        unit: priced[f"adaptation_{unit}"].dropna().to_dict() for unit in ("tokens", "seconds")
+    }
+    most = {
+        unit: max(
+            ((own[name], name) for name in others if name in own and name != method),
+            key=lambda item: item[0],
+            default=None,
+        )
+        for unit, own in spent.items()
+    }
+    tokens = spent["tokens"].get(method)
+    missing = tuple(name for name in (method, *others) if name not in spent["tokens"])
+    within = None
+    if tokens is not None and most["tokens"] is not None:
+        # one that was not counted may be costlier still
+        within = True if tokens <= most["tokens"][0] else (None if missing else False)
+    return ComputeBudget(
+        tokens=tokens,
+        seconds=spent["seconds"].get(method),
+        most_tokens=most["tokens"],
+        most_seconds=most["seconds"],
+        within=within,
+        missing=missing,
+    )
+
+
+def _all(values: Sequence[bool | None]) -> bool | None:
+    """Three-valued and: one that fails decides, one that is not known leaves it open."""
+    if any(value is False for value in values):
+        return False
+    return None if any(value is None for value in values) else True
