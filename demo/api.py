@@ -36,16 +36,10 @@ class VisitorTokens:
     Gradio's session is one load of a page, and at the same time the stream of its answers. A browser has a cookie
     besides, so that what is its visitor's outlives a reload. Programs name the visitor by the session of their
     requests; where each request has a stream of its own (``/call``), the session is taken off it, for otherwise
-    requests at the same time would read each other's answers.
+    requests at the same time would read each other's answers. The service is told who has a page open.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        """Stand in front of an app.
-
-        Args:
-            app: Gradio's.
-            service: is told who has a page open.
-        """
         self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,11 +104,7 @@ def _giving_cookie(send: Send, secure: bool) -> Send:
 
 
 def add_endpoints(service: Service) -> None:
-    """Add them to the page that is being laid out.
-
-    Args:
-        service: serves them.
-    """
+    """Add the service's endpoints to the page that is being laid out."""
     endpoints = _Endpoints(service)
     api(endpoints.tasks)
     api(endpoints.task)

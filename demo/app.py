@@ -99,7 +99,6 @@ class Calm(Base):
     """Paper and ink, one strong color for what is to be pressed; fonts are the system's, and nothing is fetched."""
 
     def __init__(self) -> None:
-        """Set what the style sheet does not."""
         super().__init__(
             primary_hue=colors.teal,
             secondary_hue=colors.teal,
@@ -148,14 +147,9 @@ class Calm(Base):
 
 
 class DemoApp(gr.Blocks):
-    """The page, which starts as its settings say."""
+    """The page over a service, which starts as its settings say."""
 
     def __init__(self, service: Service) -> None:
-        """Lay it out.
-
-        Args:
-            service: what it does.
-        """
         # uploads and zips are deleted with their visitors; this is for what a killed client left
         age = service.settings.session_ttl
         super().__init__(
@@ -200,9 +194,6 @@ class DemoApp(gr.Blocks):
 
 def build_app(settings: DemoSettings) -> DemoApp:
     """Load a pair, and lay out the page.
-
-    Args:
-        settings: how to serve.
 
     Raises:
         DegamlError: no pair can be loaded.

@@ -410,9 +410,6 @@ class Service:
     async def follow(self, run: QueuedAdaptation) -> AsyncIterator[list[Progress]]:
         """Wait for an adaptation, looking at it a few times a second; who stops listening does not stop it.
 
-        Args:
-            run: the adaptation.
-
         Yields:
             What was reported since the last time, the latest of each stage: short stages are seen too.
         """
@@ -616,10 +613,7 @@ class OfferedPairs:
     """The trained pairs on offer, each loaded once: the first at the start, the others when they are asked for."""
 
     def __init__(self, offered: Sequence[tuple[str, str | None]]) -> None:
-        """Load the first that can be loaded.
-
-        Args:
-            offered: labels and sources.
+        """Load the first that can be loaded of labels and their sources.
 
         Raises:
             DegamlError: none can be loaded.

@@ -133,11 +133,7 @@ def newest(uri: str | None) -> list[ComparisonView]:
 
 
 def comparison(views: Sequence[ComparisonView]) -> str:
-    """Methods as dots, with what adapting costs.
-
-    Args:
-        views: what was read, a pool each.
-    """
+    """What was read, a pool each: methods as dots, with what adapting costs."""
     from degaml_kedro.results.report.glossary import METHODS, POOLS
 
     return render("comparison", views, POOLS, METHODS)
