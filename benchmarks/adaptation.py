@@ -240,7 +240,8 @@ def _page_seconds(source: str | None) -> float | None:
         return None
     # imports belong to the program's start, not to the page's
     from demo.app import build_app
-    from demo.settings import DemoSettings
+
+    from demo import DemoSettings
 
     began = time.perf_counter()
     app = build_app(DemoSettings(port=0, pairs=(("benchmark", source),)))

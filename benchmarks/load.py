@@ -428,7 +428,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if not 1 <= asked.users <= 500 or not 0 < asked.minutes <= 60:
         parser.error("there may be 1 to 500 users, for up to 60 minutes")
-    options = ["--queue-size", str(asked.users), *(["--pair", asked.pair] if asked.pair else [])]
+    options = ["--queue-size", str(asked.users), "--grace", "10"]
+    options += ["--pair", asked.pair] if asked.pair else []
     with (
         tempfile.TemporaryDirectory() as folder,
         running_app(Path(folder) / "app", *options) as app,

@@ -9,28 +9,17 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from degaml_kedro.errors import DegamlError
-from demo.settings import SHIPPED_LABEL, DemoSettings
+from demo import SHIPPED_LABEL, DemoSettings
 
 # threads that wait for each other give way to whoever else computes; read when torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _RUN = Path("data")
-_LIMITS = {
-    "max-examples": "examples of one adaptation, held-out ones included",
-    "max-characters": "characters of pasted text",
-    "max-question-characters": "characters of a typed question with its options",
-    "max-seconds": "seconds of trying strategies",
-    "max-models": "adapted models kept of each visitor",
-    "max-models-total": "adapted models kept of all visitors",
-    "concurrency": "adaptations at once",
-    "queue-size": "adaptations that may wait",
-    "session-ttl": "seconds after which an idle visitor is forgotten",
-    "grace": "seconds after which a visitor whose page was closed is forgotten",
-}
 _EXPOSED = """
 This page is about to be reachable from other machines. Before that:
   1. Ask for a password: --auth-file FILE, with one user:password a line, readable by you alone.
@@ -62,11 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ModuleNotFoundError as error:
             if (error.name or "").split(".")[0] != "gradio":
                 raise
-            print(
-                "Error: Gradio is not installed; run `pip install '.[demo]'` in the project's folder",
-                file=sys.stderr,
-            )
-            return 1
+            raise DegamlError(
+                "Gradio is not installed; run `pip install '.[demo]'` in the project's folder"
+            ) from error
         print("Loading the models …", flush=True)
         app = build_app(settings)
     except DegamlError as error:
@@ -86,10 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    plain = DemoSettings()
     parser = argparse.ArgumentParser(
         prog="python -m demo", description="A page for adapting a language model to a few examples."
     )
+    plain = DemoSettings()
     parser.add_argument("--host", default=plain.host, help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=plain.port, help="%(default)s; 0 for any")
     parser.add_argument(
@@ -99,11 +86,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a trained pair to offer: a folder, an MLflow URI or a hub id; several may be given, 'shipped' is the one "
         "that ships (default: that one, and what `make run` trained)",
     )
-    for name, told in _LIMITS.items():
-        default = getattr(plain, name.replace("-", "_"))
-        parser.add_argument(
-            f"--{name}", type=_positive, default=default, help=f"{told} (%(default)s)"
-        )
+    for name, limit in _limits().items():
+        option = f"--{name.replace('_', '-')}"
+        told = f"{limit.metadata['help']} (%(default)s)"
+        parser.add_argument(option, type=_positive, default=limit.default, help=told)
     parser.add_argument(
         "--tracking-uri", help="MLflow's, for the comparison (default: mlflow.db here)"
     )
@@ -112,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
         "--i-know-it-is-public", action="store_true", help="listen on other addresses without one"
     )
     return parser
+
+
+def _limits() -> dict[str, Any]:
+    return {one.name: one for one in fields(DemoSettings) if "help" in one.metadata}
 
 
 def _positive(text: str) -> int:
@@ -125,18 +115,9 @@ def _settings(asked: argparse.Namespace) -> DemoSettings:
     return DemoSettings(
         host=asked.host,
         port=asked.port,
-        pairs=tuple(_labeled(text) for text in asked.pair) if asked.pair else _found_pairs(),
-        max_examples=asked.max_examples,
-        max_characters=asked.max_characters,
-        max_question_characters=asked.max_question_characters,
-        max_seconds=asked.max_seconds,
-        concurrency=asked.concurrency,
-        queue_size=asked.queue_size,
+        pairs=tuple(map(_labeled, asked.pair)) if asked.pair else _found_pairs(),
         tracking_uri=asked.tracking_uri or _found_tracking(),
-        session_ttl=asked.session_ttl,
-        max_models=asked.max_models,
-        max_models_total=asked.max_models_total,
-        grace=asked.grace,
+        **{name: getattr(asked, name) for name in _limits()},
     )
 
 
@@ -165,28 +146,24 @@ def _found_tracking() -> str | None:
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
 def _check_port(host: str, port: int) -> None:
+    """Refuse a port that is taken before the models are loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.socket(
-            socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM
-        ) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+        socket.create_server((host, port), family=family).close()
     except (OSError, OverflowError) as error:
         raise DegamlError(
             f"port {port} of {host} cannot be listened on ({error}); name another one with --port, or 0 for any"
         ) from error
 
 
-def _users(file: Path) -> Any:
+def _users(file: Path) -> list[tuple[str, str]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,76 +1,150 @@
-"""The app's endpoints for programs: the same desk, JSON in and out."""
+"""Who asks, and the page's endpoints for programs: the same service, JSON in and out."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, get_type_hints
 
 import gradio as gr
 from gradio.events import api
 from pydantic import TypeAdapter, ValidationError
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.session import Budget
-from demo.desk import PROPOSALS, ROUNDS, Desk
-from demo.runs import QueuedAdaptation
+from demo.service import PROPOSALS, ROUNDS, DemoError, QueuedAdaptation, Service
+
+_COOKIE = "degaml_visitor"
+_TOKEN = re.compile(r"[\w-]{32,64}")
 
 
-def add_endpoints(desk: Desk) -> None:
-    """Add them to the page that is being laid out.
+def token_of(request: gr.Request) -> str:
+    """The token of the visitor who asks: a browser's cookie, or the session of a program."""
+    return request.state.visitor or str(request.session_hash)
 
-    Args:
-        desk: serves them.
+
+class VisitorTokens:
+    """Middleware that gives each browser a token, and notes for each request whose it is.
+
+    Gradio's session is one load of a page, and at the same time the stream of its answers. A browser has a cookie
+    besides, so that what is its visitor's outlives a reload. Programs name the visitor by the session of their
+    requests; where each request has a stream of its own (``/call``), the session is taken off it, for otherwise
+    requests at the same time would read each other's answers. The service is told who has a page open.
     """
-    endpoints = _Endpoints(desk)
-    api(endpoints.tasks, api_name="tasks")
-    api(endpoints.task, api_name="task")
-    api(endpoints.read, api_name="read")
-    api(endpoints.adapt, api_name="adapt", concurrency_limit=None)
-    api(endpoints.cancel, api_name="cancel", queue=False)
-    api(endpoints.predict, api_name="predict", concurrency_limit=2)
-    api(endpoints.forget, api_name="forget")
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request, path = Request(scope, receive), scope["path"]
+        token = request.cookies.get(_COOKIE, "")
+        if not _TOKEN.fullmatch(token):
+            token = ""
+        if scope["method"] == "POST" and "/gradio_api/call/" in path:
+            session, body = _without_session(await request.body())
+            token, receive = session or token, _replayed(body, receive)
+        elif scope["method"] == "GET" and not token:
+            send = _giving_cookie(send, scope["scheme"] == "https")
+        scope.setdefault("state", {})["visitor"] = token
+        # a page or a client has a connection that is open as long as it is
+        _, heartbeat, session = path.rpartition("/heartbeat/")
+        if heartbeat:
+            with self._service.connected(token or session):
+                await self._app(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def _without_session(body: bytes) -> tuple[str, bytes]:
+    """The session that a request names, and the request without it."""
+    try:
+        asked = json.loads(body)
+        session = asked.pop("session_hash", None)
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        # Gradio refuses what is no object
+        return "", body
+    if not session or not isinstance(session, str):
+        return "", body
+    return session, json.dumps(asked).encode()
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """What an app receives of a request whose body has been read: that body, and then what comes."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return receive_again
+
+
+def _giving_cookie(send: Send, secure: bool) -> Send:
+    """Add a new visitor's cookie to an answer that is a page; scripts and other sites cannot read or use it."""
+
+    async def send_with_cookie(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            if headers.get("content-type", "").startswith("text/html"):
+                cookie = f"{_COOKIE}={secrets.token_urlsafe(24)}; Path=/; HttpOnly; SameSite=Lax"
+                headers.append("set-cookie", cookie + "; Secure" * secure)
+        await send(message)
+
+    return send_with_cookie
+
+
+def add_endpoints(service: Service) -> None:
+    """Add the service's endpoints to the page that is being laid out."""
+    endpoints = _Endpoints(service)
+    api(endpoints.tasks)
+    api(endpoints.task)
+    api(endpoints.read)
+    api(endpoints.adapt, concurrency_limit=None)
+    api(endpoints.cancel, queue=False)
+    asking = max(2, service.settings.concurrency)
+    api(endpoints.predict, concurrency_limit=asking, concurrency_id="ask")
+    api(endpoints.forget)
     # a file is served by a component alone
     model, archive = gr.Textbox(visible=False), gr.File(visible=False)
-    gr.on(
-        [model.submit],
+    model.submit(
         endpoints.download,
         model,
         archive,
         api_name="download",
-        api_description="A model of this session as a zip: a PEFT folder, and what PEFT does not know beside it.",
+        api_description="A model of this visitor as a zip: a PEFT folder, and what PEFT does not know beside it.",
     )
 
 
 class _Endpoints:
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, service: Service) -> None:
+        self._service = service
 
     def tasks(self) -> list[dict[str, Any]]:
         """The ready tasks."""
+        names = ("name", "title", "description", "seen")
         return [
-            {
-                "name": task.name,
-                "title": task.title,
-                "description": task.description,
-                "seen": task.seen,
-            }
-            for task in self._desk.tasks
+            {name: getattr(task, name) for name in names} for task in self._service.tasks.values()
         ]
 
     def task(self, name: str, seed: int = 0) -> str:
         """A ready task's examples as text for /adapt; the first 20 are meant to be adapted to."""
-        try:
-            return self._desk.ready_text(_typed("name", name, str), _typed("seed", seed, int))
-        except DegamlError as error:
-            raise _refused(error) from error
+        with _refusing(self.task, name=name, seed=seed):
+            return self._service.ready_text(name, seed)
 
     def read(self, text: str, name: str = "") -> dict[str, Any]:
         """Examples as they are understood: text, JSON, JSON lines or CSV; a file's name may decide which."""
-        try:
-            pasted = self._desk.read(_typed("text", text, str), _typed("name", name, str))
-        except DegamlError as error:
-            raise _refused(error) from error
+        with _refusing(self.read, text=text, name=name):
+            pasted = self._service.read(text, name)
         rows = []
         for row in pasted.rows:
             one = row.example
@@ -93,38 +167,31 @@ class _Endpoints:
         text: str,
         request: gr.Request,
         held_out: int = 0,
-        pair: str = "",
+        pair: str | None = None,
         rounds: int = ROUNDS,
         proposals: int = PROPOSALS,
         seconds: float = 60,
         seed: int = 0,
     ) -> AsyncIterator[dict[str, Any]]:
         """Adapt to examples; tells how far it is, and at last the model's id and the report."""
-        key = str(request.session_hash)
-        desk = self._desk
-        try:
+        given: dict[str, Any] = {"text": text, "held_out": held_out, "pair": pair, "seed": seed}
+        budget = {"rounds": rounds, "proposals": proposals, "seconds": seconds}
+        service = self._service
+        with _refusing(self.adapt, **given, **budget):
+            seconds = min(seconds, service.settings.max_seconds)
             run = await asyncio.to_thread(
-                desk.start,
-                key,
-                _typed("text", text, str),
-                held_out=_typed("held_out", held_out, int),
-                pair=_typed("pair", pair, str | None) or None,
-                budget=Budget(
-                    _typed("rounds", rounds, int),
-                    _typed("proposals", proposals, int),
-                    min(_typed("seconds", seconds, float), desk.settings.max_seconds),
-                ),
-                seed=_typed("seed", seed, int),
+                service.start,
+                token_of(request),
+                **given,
+                budget=Budget(rounds, proposals, seconds),
             )
-        except DegamlError as error:
-            raise _refused(error) from error
         last: dict[str, Any] = {}
-        kept = None
-        async for kept in desk.follow(key, run):
-            now = _standing(desk, run)
-            if kept is None and now != last:
+        async for _ in service.follow(run):
+            now = self._standing(run)
+            if now != last:
                 last = now
                 yield now
+        kept = run.kept
         if kept is None:
             raise gr.Error(run.error or "Stopped.", print_exception=False)
         yield {
@@ -133,80 +200,64 @@ class _Endpoints:
             "number": kept.number,
             "report": kept.report.as_json(),
             "explanation": kept.model.explain(),
-            "trained_on": kept.seen,
+            "trained_on": kept.trained_on,
         }
+
+    def _standing(self, run: QueuedAdaptation) -> dict[str, Any]:
+        found: dict[str, Any] = {"state": run.state, "queue": self._service.ahead(run)}
+        if run.progress:
+            progress = list(run.progress.values())[-1]
+            names = ("stage", "message", "share", "seconds", "seconds_left")
+            found |= {name: getattr(progress, name) for name in names}
+            found["report"] = progress.report.as_json()
+        return found
 
     def cancel(self, request: gr.Request) -> dict[str, Any]:
-        """Stop this session's adaptation."""
-        self._desk.runs.cancel(str(request.session_hash))
+        """Stop this visitor's adaptation."""
+        self._service.cancel(token_of(request))
         return {"cancelled": True}
 
-    async def predict(
+    def predict(
         self, model: str, question: str, options: list[str], request: gr.Request
     ) -> dict[str, Any]:
-        """Ask a model of this session, and the base model, one question; no options: those of its examples."""
-        try:
-            _, base, adapted, kept = await asyncio.to_thread(
-                self._desk.ask,
-                str(request.session_hash),
-                _typed("model", model, str),
-                _typed("question", question, str),
-                _typed("options", options, list[str]),
-            )
-        except DegamlError as error:
-            raise _refused(error) from error
-        return {
-            "model": kept.id,
-            "base": {"choice": base.choice, "text": base.text, "probabilities": base.probabilities},
-            "adapted": {
-                "choice": adapted.choice,
-                "text": adapted.text,
-                "probabilities": adapted.probabilities,
-            },
-        }
+        """Ask a model of this visitor, and the base model, one question; no options: those of its examples."""
+        with _refusing(self.predict, model=model, question=question, options=options):
+            _, base, adapted, kept = self._service.ask(token_of(request), model, question, options)
+        names = ("choice", "text", "probabilities")
+        sides = {"base": base, "adapted": adapted}
+        told = {who: {name: getattr(one, name) for name in names} for who, one in sides.items()}
+        return {"model": kept.id, **told}
 
     def download(self, model: str, request: gr.Request) -> str:
-        try:
-            return str(self._desk.archive(str(request.session_hash), model))
-        except DegamlError as error:
-            raise _refused(error) from error
+        with _refusing(self.download, model=model):
+            return str(self._service.archive(token_of(request), model))
 
     def forget(self, request: gr.Request, model: str = "") -> dict[str, Any]:
-        """Free a model of this session, or all that it has."""
-        key = str(request.session_hash)
-        try:
-            if model:
-                self._desk.visitors.drop(key, _typed("model", model, str))
-            else:
-                self._desk.leave(key)
-        except DegamlError as error:
-            raise _refused(error) from error
-        return {"models": len(self._desk.visitors.all_of(key))}
+        """Free a model of this visitor, or all that there is."""
+        with _refusing(self.forget, model=model):
+            return {"models": self._service.forget(token_of(request), model)}
 
 
-def _typed(name: str, value: Any, kind: Any) -> Any:
-    """The value, which Gradio passes on as it came."""
+@contextmanager
+def _refusing(endpoint: Callable[..., Any], **given: Any) -> Iterator[None]:
+    """Check what Gradio passes on as it came, and say what is refused as Gradio's errors.
+
+    Args:
+        endpoint: its annotations are what the values are to be.
+        **given: the values.
+
+    Raises:
+        gr.Error: a value is of another type, or the block raised a DegamlError.
+    """
+    hints = get_type_hints(endpoint)
     try:
-        return TypeAdapter(kind).validate_python(value, strict=True)
-    except ValidationError as error:
-        told = kind.__name__ if isinstance(kind, type) else kind
-        raise DegamlError(f"'{name}' is to be of type {told}; mend the request") from error
-
-
-def _standing(desk: Desk, run: QueuedAdaptation) -> dict[str, Any]:
-    found: dict[str, Any] = {"state": run.state, "queue": desk.runs.ahead(run)}
-    if run.progress is not None:
-        progress = run.progress
-        found |= {
-            "stage": progress.stage,
-            "message": progress.message,
-            "share": progress.share,
-            "seconds": progress.seconds,
-            "seconds_left": progress.seconds_left,
-            "report": progress.report.as_json(),
-        }
-    return found
-
-
-def _refused(error: DegamlError) -> gr.Error:
-    return gr.Error(str(error), print_exception=False)
+        for name, value in given.items():
+            try:
+                TypeAdapter(hints[name]).validate_python(value, strict=True)
+            except ValidationError as error:
+                kind = hints[name]
+                told = kind.__name__ if isinstance(kind, type) else kind
+                raise DemoError(f"'{name}' is to be of type {told}; mend the request") from error
+        yield
+    except DegamlError as error:
+        raise gr.Error(str(error), print_exception=False) from error

@@ -6,45 +6,46 @@ import asyncio
 import hashlib
 import os
 import secrets
-import shutil
-from collections.abc import AsyncIterator
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from demo.uploads import own_folder, upload_folder
-
 # before Gradio is imported: nothing is reported to anybody
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-# seconds after which a page that was closed is noticed, and what it holds is freed
+# seconds after which a page that was closed is noticed
 os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "5")
-
-os.environ["GRADIO_TEMP_DIR"] = upload_folder()
+if not os.environ.get("GRADIO_TEMP_DIR"):
+    # readable by its owner alone, and deleted at the end
+    _OWN_FOLDER = tempfile.TemporaryDirectory(prefix="degaml-demo-", ignore_cleanup_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(Path(_OWN_FOLDER.name).resolve())
 
 import gradio as gr
+from gradio.themes import Base
+from gradio.themes.utils import colors, sizes
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from degaml_kedro.checkpoint.card import peft_code
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.session import Budget, Progress
 from degaml_kedro.tasks.ready import ReadyTask
-from demo import reading, results
-from demo.api import add_endpoints
-from demo.comparison import Comparisons
-from demo.desk import (
+from demo import DemoSettings
+from demo.api import VisitorTokens, add_endpoints, token_of
+from demo.service import (
     MAX_PROPOSALS,
     MAX_ROUNDS,
     PROPOSALS,
     READY_HELD_OUT,
     ROUNDS,
-    Desk,
+    Kept,
+    QueuedAdaptation,
+    Service,
+    UnknownModelError,
     options_of,
 )
-from demo.markup import alert, escape, note
-from demo.runs import QueuedAdaptation
-from demo.settings import DemoSettings
-from demo.theme import CSS, Calm
-from demo.visitors import Kept, UnknownModelError
+from demo.views import escape, newest_comparison, render
 
 Updates = dict[Any, Any]
 
@@ -59,6 +60,7 @@ _HELD_OUT = 5
 _EMPTY = (
     '<div class="dg-empty">Nothing has been adapted yet. Results appear here, step by step.</div>'
 )
+_DOWNLOAD = "Download the adapter (zip)"
 # regions that are read aloud, and names of what Gradio leaves without one
 _ACCESSIBLE = """() => {
   const live = (id, kind) => { const e = document.getElementById(id); if (e) e.setAttribute('aria-live', kind); };
@@ -71,37 +73,105 @@ _TO_RESULTS = """(...values) => {
   document.getElementById('happened').scrollIntoView({ behavior: calm ? 'auto' : 'smooth', block: 'start' });
   return values;
 }"""
-_READ: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_QUIETLY: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+# the style sheet's color of each of the theme's parts
+_COLORS = {
+    "paper": "body_background_fill",
+    "ink": "body_text_color block_title_text_color button_secondary_text_color",
+    "quiet": "body_text_color_subdued block_label_text_color block_info_text_color",
+    "hint": "input_placeholder_color",
+    "line": "border_color_primary block_border_color",
+    "edge": "input_border_color button_secondary_border_color",
+    "card": "background_fill_primary",
+    "fold": "background_fill_secondary",
+    "field": "input_background_fill",
+    "button": "button_secondary_background_fill",
+    "button-pressed": "button_secondary_background_fill_hover",
+    "adapted": "button_primary_background_fill input_border_color_focus slider_color link_text_color",
+    "adapted-pressed": "button_primary_background_fill_hover",
+    "on-adapted": "button_primary_text_color",
+}
+
+
+class Calm(Base):
+    """Paper and ink, one strong color for what is to be pressed; fonts are the system's, and nothing is fetched."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            primary_hue=colors.teal,
+            secondary_hue=colors.teal,
+            neutral_hue=colors.stone,
+            text_size=sizes.text_md,
+            radius_size=sizes.radius_md,
+            font=(
+                "ui-sans-serif",
+                "system-ui",
+                "-apple-system",
+                "Segoe UI",
+                "Roboto",
+                "sans-serif",
+            ),
+            font_mono=(
+                "ui-monospace",
+                "SF Mono",
+                "Menlo",
+                "Consolas",
+                "DejaVu Sans Mono",
+                "monospace",
+            ),
+        )
+        parts = {
+            part: f"var(--dg-{name})" for name, every in _COLORS.items() for part in every.split()
+        }
+        parts |= dict.fromkeys(
+            ("block_background_fill", "block_label_background_fill"), "transparent"
+        )
+        # a part without a value of its own by night would get Gradio's
+        night = {f"{part}_dark": value for part, value in parts.items()}
+        self.set(
+            **parts,
+            **night,
+            block_title_text_weight="600",
+            block_border_width="0px",
+            block_label_border_width="0px",
+            block_padding="0px",
+            block_label_padding="0px",
+            block_shadow="none",
+            form_gap_width="14px",
+            layout_gap="14px",
+            input_border_width="1px",
+            button_border_width="1px",
+        )
 
 
 class DemoApp(gr.Blocks):
-    """The page, which starts as its settings say."""
+    """The page over a service, which starts as its settings say."""
 
-    def __init__(self, settings: DemoSettings) -> None:
-        """An empty page.
-
-        Args:
-            settings: where it listens, and its limits.
-        """
+    def __init__(self, service: Service) -> None:
         # uploads and zips are deleted with their visitors; this is for what a killed client left
-        age = round(settings.session_ttl)
+        age = service.settings.session_ttl
         super().__init__(
             title="degaml · adapters from a few examples",
             analytics_enabled=False,
             fill_width=True,
             delete_cache=(min(600, age), age),
         )
-        self.settings = settings
-        self.desk: Desk | None = None
+        self.service = service
+        with self:
+            _Page(service).lay_out(self)
+            add_endpoints(service)
+        self.queue(default_concurrency_limit=4, api_open=False)
 
     def launch(self, **options: Any) -> Any:  # type: ignore[override]
         """Start the server; options are Gradio's."""
-        assert self.desk is not None
+        settings = self.service.settings
         defaults = {
-            "server_name": self.settings.host,
-            "server_port": self.settings.port or None,
+            "server_name": settings.host,
+            "server_port": settings.port or None,
             "theme": Calm(),
-            "css_paths": CSS,
+            "css_paths": Path(__file__).with_name("style.css"),
             "js": _ACCESSIBLE,
             "share": False,
             "quiet": True,
@@ -109,111 +179,72 @@ class DemoApp(gr.Blocks):
             "run_history": False,
             "enable_monitoring": False,
             "footer_links": ["api"],
-            "max_file_size": 4 * self.settings.max_characters,
+            "max_file_size": 4 * settings.max_characters,
             # what Gradio remembers of sessions is only let go when there are so many newer ones
             "state_session_capacity": 500,
-            "app_kwargs": {"middleware": [Middleware(_Heartbeats, desk=self.desk)]},
+            "app_kwargs": {"middleware": [Middleware(VisitorTokens, service=self.service)]},
         }
         return super().launch(**(defaults | options))
 
     def close(self, verbose: bool = True) -> None:
         """Stop the server and all that goes on."""
-        if self.desk is not None:
-            self.desk.close()
+        self.service.close()
         super().close(verbose)
-        if (own := own_folder()) is not None:
-            shutil.rmtree(own, ignore_errors=True)
-
-
-class _Heartbeats:
-    """Tells the desk which pages are open: each has a connection for nothing else."""
-
-    def __init__(self, app: ASGIApp, desk: Desk) -> None:
-        self._app, self._desk = app, desk
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        _, mark, key = scope.get("path", "").rpartition("/heartbeat/")
-        if scope["type"] != "http" or not mark:
-            await self._app(scope, receive, send)
-            return
-        self._desk.connect(key)
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._desk.disconnect(key)
 
 
 def build_app(settings: DemoSettings) -> DemoApp:
     """Load a pair, and lay out the page.
 
-    Args:
-        settings: how to serve.
-
     Raises:
         DegamlError: no pair can be loaded.
     """
     # Gradio serves files from here without copying them
-    uploads = Path(upload_folder())
+    uploads = Path(os.environ["GRADIO_TEMP_DIR"])
     uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
-    downloads = uploads / f"downloads-{secrets.token_urlsafe(16)}"
-    desk = Desk(settings, downloads, own_folder())
-    app = DemoApp(settings)
-    with app:
-        app.desk = desk
-        _Page(desk).lay_out(app)
-        add_endpoints(desk)
-    app.queue(default_concurrency_limit=4, api_open=False)
-    return app
+    return DemoApp(Service(settings, uploads / f"downloads-{secrets.token_urlsafe(16)}"))
 
 
 class _Page:
-    """The parts of the page; what they do is the desk's."""
+    """The parts of the page; what they do is the service's."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        self.comparisons = Comparisons(desk.settings.tracking_uri)
+    def __init__(self, service: Service) -> None:
+        self.service = service
 
     # --- layout -----------------------------------------------------------------------------------
 
     def lay_out(self, app: gr.Blocks) -> None:
-        session = self.desk.pairs.session(self.desk.pairs.labels[0])
-        gr.HTML(
-            '<header class="dg-header"><h1>A few examples in, an adapter out</h1><p>Show a small language model '
-            "some questions with their answers. A generator writes LoRA weights for the task, a policy proposes how to "
-            "refine them, and you see what each step changed, and how sure that is.</p>"
-            f'<span class="dg-model dg-quiet">Base model: {escape(session.base_model)}</span></header>',
-            apply_default_css=False,
-        )
+        session = self.service.pairs.session(self.service.pairs.labels[0])
+        _html(None, render("header", session.base_model))
         # the file that the text came from: a digest of the text, and the name
-        self.source = gr.Textbox("", visible=False)
+        self.source = gr.State(("", ""))
         # what the visitor set: the slider follows what a shorter text leaves room for, and comes back
         self.wanted = gr.State(_HELD_OUT)
+        # whether an adaptation has been followed on this page
+        self.followed = gr.State(False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=300):
-                self._lay_out_examples()
+                self._lay_out_examples(self.service.trained_on(session))
                 self._lay_out_adapt()
             with gr.Column(scale=6, min_width=300):
                 self._lay_out_results()
         self._lay_out_below()
         self._connect(app)
 
-    def _lay_out_examples(self) -> None:
-        limits = self.desk.settings
-        known = self.desk.trained_on(self.desk.pairs.labels[0])
-        with gr.Column(elem_classes="dg-card"):
-            _head(1, "Examples", _HOW)
+    def _lay_out_examples(self, known: frozenset[str]) -> None:
+        tasks = list(self.service.tasks.values())
+        with _card(1, "Examples", _HOW):
             self.text = gr.Textbox(
                 label="Your examples",
                 lines=8,
                 max_lines=12,
                 placeholder=_PLACEHOLDER,
                 elem_id="examples-text",
-                info=f"At most {limits.max_examples} examples. Nothing is passed on to other services.",
+                info=f"At most {self.service.settings.max_examples} examples. Nothing is passed on to other services.",
             )
             with gr.Row(equal_height=True):
                 self.task = gr.Dropdown(
-                    [(_task_label(task, known), task.name) for task in self.desk.tasks],
-                    value=self.desk.tasks[0].name if self.desk.tasks else None,
+                    [(_task_label(task, known), task.name) for task in tasks],
+                    value=tasks[0].name if tasks else None,
                     label="… or a ready task",
                     elem_id="ready-task",
                     scale=3,
@@ -221,34 +252,21 @@ class _Page:
                 )
                 self.use = gr.Button("Use it", elem_id="use-ready", scale=1, min_width=90)
             self.file = gr.File(
-                label="… or a file: .txt, .json, .jsonl, .csv",
-                elem_id="examples-file",
-                height=150,
+                label="… or a file: .txt, .json, .jsonl, .csv", elem_id="examples-file", height=150
             )
-            self.summary = gr.HTML(elem_id="parse-summary", apply_default_css=False)
+            self.summary = _html("parse-summary")
             self.skip = gr.Checkbox(
-                label="Leave out the lines with mistakes",
-                elem_id="skip-mistakes",
-                visible=False,
+                label="Leave out the lines with mistakes", elem_id="skip-mistakes", visible=False
             )
-            self.parsed = gr.HTML(elem_id="parsed-table", apply_default_css=False)
+            self.parsed = _html("parsed-table")
 
     def _lay_out_adapt(self) -> None:
-        limits, labels = self.desk.settings, self.desk.pairs.labels
-        with gr.Column(elem_classes="dg-card"):
-            _head(
-                2,
-                "Adapt",
-                "What is held out is not adapted to: it shows what the adapter is worth.",
-            )
-            self.held_out = gr.Slider(
-                0,
-                limits.max_examples - 2,
-                value=_HELD_OUT,
-                step=1,
-                label="Examples to hold out",
-                elem_id="held-out",
-            )
+        limits, labels = self.service.settings, self.service.pairs.labels
+        with _card(
+            2, "Adapt", "What is held out is not adapted to: it shows what the adapter is worth."
+        ):
+            most = limits.max_examples - 2
+            self.held_out = _slider("Examples to hold out", "held-out", 0, most, _HELD_OUT)
             self.pair = gr.Dropdown(
                 labels,
                 value=labels[0],
@@ -257,36 +275,21 @@ class _Page:
                 interactive=len(labels) > 1,
             )
             with gr.Accordion("Budget", open=False, elem_id="budget"):
-                self.rounds = gr.Slider(
-                    1,
-                    MAX_ROUNDS,
-                    value=ROUNDS,
-                    step=1,
-                    label="Rounds",
-                    info="The best strategy of a round is carried out; the next round starts from there.",
-                    elem_id="budget-rounds",
+                told = (
+                    "The best strategy of a round is carried out; the next round starts from there."
                 )
-                self.proposals = gr.Slider(
-                    1,
-                    MAX_PROPOSALS,
-                    value=PROPOSALS,
-                    step=1,
-                    label="Proposals a round",
-                    elem_id="budget-proposals",
+                self.rounds = _slider("Rounds", "budget-rounds", 1, MAX_ROUNDS, ROUNDS, told)
+                self.proposals = _slider(
+                    "Proposals a round", "budget-proposals", 1, MAX_PROPOSALS, PROPOSALS
                 )
-                self.seconds = gr.Slider(
-                    min(5, limits.max_seconds),
-                    limits.max_seconds,
-                    value=min(60, limits.max_seconds),
-                    step=1,
-                    label="Seconds of trying",
-                    elem_id="budget-seconds",
+                least, most = min(5, limits.max_seconds), limits.max_seconds
+                self.seconds = _slider(
+                    "Seconds of trying", "budget-seconds", least, most, min(60, most)
                 )
             self.adapt = gr.Button("Adapt", variant="primary", interactive=False, elem_id="adapt")
 
     def _lay_out_results(self) -> None:
-        with gr.Column(elem_classes="dg-card", elem_id="happened"):
-            _head(3, "What happened")
+        with _card(3, "What happened", elem_id="happened"):
             self.error = _html("error")
             self.queue = _html("queue")
             self.progress = _html("progress")
@@ -296,8 +299,7 @@ class _Page:
             self.strategy = _html("strategy")
             self.tried = _html("proposals")
             self.changed = _html("changes")
-        with gr.Column(elem_classes="dg-card"):
-            _head(4, "Ask both", "The same question to the base model and to the adapted one.")
+        with _card(4, "Ask both", "The same question to the base model and to the adapted one."):
             self.question = gr.Textbox(
                 label="Question",
                 placeholder="What month comes after April?",
@@ -313,15 +315,9 @@ class _Page:
             )
             self.ask = gr.Button("Ask", interactive=False, elem_id="side-ask")
             self.answers = _html("side-answers")
-        with gr.Column(elem_classes="dg-card"):
-            _head(
-                5,
-                "Take it along",
-                "A PEFT folder: Transformers, lm-evaluation-harness and vLLM open it too.",
-            )
-            self.download = gr.DownloadButton(
-                "Download the adapter (zip)", interactive=False, elem_id="download"
-            )
+        told = "A PEFT folder: Transformers, lm-evaluation-harness and vLLM open it too."
+        with _card(5, "Take it along", told):
+            self.download = gr.DownloadButton(_DOWNLOAD, interactive=False, elem_id="download")
             self.code = gr.Code(
                 label="Load it in PEFT",
                 language="python",
@@ -334,14 +330,10 @@ class _Page:
             )
 
     def _lay_out_below(self) -> None:
-        with gr.Column(elem_classes="dg-card"):
-            _head(6, "Your adaptations", "Of this page; they are freed when it is closed.")
-            self.history = _html("history", results.history((), None, 0))
+        with _card(6, "Your adaptations", "Of this browser, until its pages are closed."):
+            self.history = _html("history", render("history", (), None, 0))
             self.chosen = gr.Dropdown(
-                [],
-                label="Show, ask and download",
-                elem_id="history-choice",
-                visible=False,
+                [], label="Show, ask and download", elem_id="history-choice", visible=False
             )
         with gr.Accordion(
             "How it compares: the trained baselines",
@@ -350,89 +342,81 @@ class _Page:
             elem_classes="dg-panel",
         ) as self.baselines:
             self.comparison = _html(
-                "comparison", note("It is read from MLflow when this is opened.")
+                "comparison", render("note", "It is read from MLflow when this is opened.")
             )
 
     # --- what happens -----------------------------------------------------------------------------
 
     def _connect(self, app: gr.Blocks) -> None:
-        read = [self.summary, self.skip, self.parsed, self.held_out, self.adapt, self.error]
+        text = [self.text, self.source, self.skip]
         gr.on(
             [self.text.change, self.skip.change],
             self._read,
-            [self.text, self.source, self.skip, self.wanted],
-            read,
+            [*text, self.wanted],
+            [self.summary, self.skip, self.parsed, self.held_out, self.adapt, self.error],
             trigger_mode="always_last",
-            **_READ,
+            **_QUIETLY,
         )
-        self.held_out.input(lambda value: value, self.held_out, self.wanted, **_READ)
+        self.held_out.input(lambda value: value, self.held_out, self.wanted, **_QUIETLY)
         self.file.upload(
             self._upload,
             self.file,
             [self.text, self.source, self.file, self.summary, self.error],
-            **_READ,
-        )
-        # what is typed over a file's text is not of the file's layout any longer
-        self.text.input(lambda: "", None, self.source, trigger_mode="always_last", **_READ).then(
-            self._read, [self.text, self.source, self.skip, self.held_out], read, **_READ
+            **_QUIETLY,
         )
         self.use.click(
             self._use,
             self.task,
             [self.text, self.source, self.file, self.held_out, self.wanted, self.error],
-            **_READ,
+            **_QUIETLY,
         )
-        shown = [self.results, self.strategy, self.tried, self.changed]
+        shown = [self.results, self.strategy, self.tried, self.changed, self.progress, self.error]
         mine = [self.history, self.chosen, self.download, self.code, self.ask, self.answers]
+        followed = [
+            *shown,
+            *mine,
+            self.queue,
+            self.announce,
+            self.adapt,
+            self.cancel,
+            self.followed,
+        ]
+        budget = [self.held_out, self.pair, self.rounds, self.proposals, self.seconds]
+        # the service has a queue of its own
         adapting = self.adapt.click(
             self._adapt,
-            [
-                self.text,
-                self.source,
-                self.skip,
-                self.held_out,
-                self.pair,
-                self.rounds,
-                self.proposals,
-                self.seconds,
-            ],
-            [
-                *shown,
-                *mine,
-                self.error,
-                self.queue,
-                self.progress,
-                self.announce,
-                self.adapt,
-                self.cancel,
-            ],
+            [*text, *budget],
+            followed,
             concurrency_limit=None,
             js=_TO_RESULTS,
-            **_READ,
+            **_QUIETLY,
         )
-        adapting.then(self._ready, [self.text, self.source, self.skip], self.adapt, **_READ)
+        # what is the visitor's is there again when the page is
+        coming = app.load(self._resume, None, followed, concurrency_limit=None, **_QUIETLY)
+        for event in (adapting, coming):
+            event.then(self._ready, [*text, self.followed], self.adapt, **_QUIETLY)
         self.cancel.click(
-            self._cancel,
-            [self.text, self.source, self.skip],
-            [self.cancel, self.adapt, self.progress],
-            queue=False,
-            **_READ,
+            self._cancel, text, [self.cancel, self.adapt, self.progress], queue=False, **_QUIETLY
         )
         gr.on(
             [self.ask.click, self.options.submit, self.question.submit],
             self._ask,
             [self.chosen, self.question, self.options],
             [*mine, self.error],
-            concurrency_limit=max(2, self.desk.settings.concurrency),
-            **_READ,
+            concurrency_limit=max(2, self.service.settings.concurrency),
+            concurrency_id="ask",
+            **_QUIETLY,
         )
-        self.chosen.input(
-            self._choose, self.chosen, [*shown, *mine, self.error, self.progress], **_READ
-        )
-        self.baselines.expand(self.comparisons.show, None, self.comparison, **_READ)
+        self.chosen.input(self._choose, self.chosen, [*shown, *mine], **_QUIETLY)
+        self.baselines.expand(self._compare, None, self.comparison, concurrency_limit=1, **_QUIETLY)
 
     def _read(
-        self, text: str, source: str, skip: bool, wanted: float | None, request: gr.Request
+        self,
+        text: str,
+        source: tuple[str, str],
+        skip: bool,
+        wanted: float | None,
+        request: gr.Request,
     ) -> Updates:
         off: Updates = {
             self.parsed: "",
@@ -443,61 +427,62 @@ class _Page:
         if not text.strip():
             return {**off, self.summary: ""}
         try:
-            pasted = self.desk.read(text, _name(text, source))
+            pasted = self.service.read(text, _name(text, source))
         except DegamlError as error:
-            return {**off, self.summary: alert(str(error))}
-        good, wrong, most = (
-            len(pasted.examples),
-            len(pasted.mistakes),
-            self.desk.settings.max_examples,
-        )
+            return {**off, self.summary: _alert(error)}
+        good, most = len(pasted.examples), self.service.settings.max_examples
         more = ""
         if good > most:
             more = f"The page takes at most {most} examples; these are {good}. Remove some."
         elif good < 2:
             more = "At least 2 examples are needed; add some."
-        told, fits = reading.summary(pasted, more), not more
         highest = max(1, min(good, most) - 2)
         wanted = wanted or 0
-        value = wanted if wanted <= highest else min(highest, good // 4)
+        wrong, busy = bool(pasted.mistakes), self.service.run_of(token_of(request)) is not None
         return {
-            self.summary: told,
-            self.skip: gr.Checkbox(visible=wrong > 0 and fits),
-            self.parsed: reading.parsed_table(pasted),
-            self.held_out: gr.Slider(maximum=highest, value=value),
-            self.adapt: gr.Button(
-                interactive=fits and (not wrong or skip) and not self.desk.runs.busy(_key(request))
+            self.summary: render("summary", pasted, more),
+            self.skip: gr.Checkbox(visible=wrong and not more),
+            self.parsed: render("parsed_table", pasted),
+            self.held_out: gr.Slider(
+                maximum=highest, value=wanted if wanted <= highest else min(highest, good // 4)
             ),
+            self.adapt: gr.Button(interactive=not more and (not wrong or skip) and not busy),
             self.error: "",
         }
 
-    def _ready(self, text: str, source: str, skip: bool, request: gr.Request) -> Any:
-        """Whether Adapt can be pressed again: the text may have been edited meanwhile."""
+    def _ready(
+        self, text: str, source: tuple[str, str], skip: bool, followed: bool, request: gr.Request
+    ) -> Any:
+        """Whether Adapt can be pressed again, once an adaptation is over: the text may have been edited meanwhile."""
+        if not followed:
+            # a page that has just been opened: what it is told of its first text may be on its way
+            return gr.skip()
         return self._read(text, source, skip, None, request)[self.adapt]
 
     def _upload(self, file: str | None) -> Updates:
         if file is None:
-            return {self.source: ""}
+            return {self.source: ("", "")}
         path = Path(file)
         try:
-            text = self.desk.read_upload(path)
-            return {self.text: text, self.source: f"{_digest(text)} {path.name}", self.error: ""}
+            text = self.service.read_upload(path)
+            return {self.text: text, self.source: (_digest(text), path.name), self.error: ""}
         except DegamlError as error:
-            return {self.summary: alert(str(error)), self.source: "", self.file: None}
+            return {self.summary: _alert(error), self.source: ("", ""), self.file: None}
         finally:
             # the text is all that is needed of it
             path.unlink(missing_ok=True)
 
     def _use(self, task: str | None) -> Updates:
         try:
-            text = self.desk.ready_text(task or "")
+            text = self.service.ready_text(task or "")
         except DegamlError as error:
-            return {self.error: alert(str(error))}
+            return {self.error: _alert(error)}
+        most = self.service.settings.max_examples
         return {
             self.text: text,
-            self.source: "",
+            self.source: ("", ""),
             self.file: None,
-            self.held_out: gr.Slider(maximum=self.desk.settings.max_examples, value=READY_HELD_OUT),
+            self.held_out: gr.Slider(maximum=most, value=READY_HELD_OUT),
             self.wanted: READY_HELD_OUT,
             self.error: "",
         }
@@ -505,7 +490,7 @@ class _Page:
     async def _adapt(
         self,
         text: str,
-        source: str,
+        source: tuple[str, str],
         skip: bool,
         held_out: float,
         pair: str,
@@ -514,11 +499,10 @@ class _Page:
         seconds: float,
         request: gr.Request,
     ) -> AsyncIterator[Updates]:
-        key = _key(request)
         try:
             run = await asyncio.to_thread(
-                self.desk.start,
-                key,
+                self.service.start,
+                token_of(request),
                 text,
                 name=_name(text, source),
                 held_out=round(held_out or 0),
@@ -527,8 +511,22 @@ class _Page:
                 skip_mistakes=skip,
             )
         except DegamlError as error:
-            yield {self.error: alert(str(error))}
+            yield {self.error: _alert(error)}
             return
+        async for updates in self._follow(run):
+            yield updates
+
+    async def _resume(self, request: gr.Request) -> AsyncIterator[Updates]:
+        """What is the visitor's already, whose page was reloaded or is another one."""
+        token = token_of(request)
+        yield {self.error: ""}
+        if models := self.service.models(token):
+            yield await asyncio.to_thread(self._all, token, models[-1])
+        if run := self.service.run_of(token):
+            async for updates in self._follow(run):
+                yield updates
+
+    async def _follow(self, run: QueuedAdaptation) -> AsyncIterator[Updates]:
         last: Updates = {}
 
         def changed(updates: Updates) -> Updates:
@@ -537,82 +535,74 @@ class _Page:
             return new
 
         yield {
+            self.followed: True,
             self.adapt: gr.Button(interactive=False),
             self.cancel: gr.Button(interactive=True),
             **changed({self.error: "", self.results: "", self.strategy: "", self.tried: ""}),
             self.changed: "",
-            self.progress: note("Starting …"),
+            self.progress: render("note", "Starting …"),
         }
-        kept = None
-        async for made in self.desk.follow(key, run):
-            kept = made
-            for progress in [*run.take_news(), None]:
-                if new := changed(self._progress(run, progress)):
+        async for news in self.service.follow(run):
+            for progress in [*news, None]:
+                if new := changed(self._standing(run, progress)):
                     yield new
-        if kept is not None:
-            yield await asyncio.to_thread(self._all, key, kept)
+        if run.kept is not None:
+            yield await asyncio.to_thread(self._all, run.token, run.kept)
         yield {
             self.cancel: gr.Button("Cancel", interactive=False),
             self.queue: "",
             **({} if run.state == "done" else self._stopped(run)),
         }
 
-    def _progress(self, run: QueuedAdaptation, progress: Progress | None) -> Updates:
+    def _standing(self, run: QueuedAdaptation, progress: Progress | None) -> Updates:
         """What is known so far."""
-        updates: Updates = {self.queue: results.waiting_line(self.desk.runs.ahead(run))}
-        if progress is None:
-            return updates
-        report = progress.report
-        return {
-            **updates,
-            self.progress: results.progress_bar(progress),
-            self.announce: escape(progress.message)
-            if progress.stage != "trying"
-            else "Trying strategies",
-            self.results: results.accuracies(report),
-            self.tried: results.proposals(report),
-        }
+        updates: Updates = {self.queue: render("queue", self.service.ahead(run))}
+        if progress is not None:
+            trying = progress.stage == "trying"
+            updates |= {
+                self.progress: render("progress", progress),
+                self.announce: "Trying strategies" if trying else str(escape(progress.message)),
+                self.results: render("accuracies", progress.report),
+                self.tried: render("proposals", progress.report),
+            }
+        return updates
 
     def _stopped(self, run: QueuedAdaptation) -> Updates:
         if run.state == "cancelled":
             return {
-                self.progress: note(run.error),
-                self.announce: escape(run.error),
+                self.progress: render("note", run.error),
+                self.announce: str(escape(run.error)),
                 self.results: _EMPTY,
                 self.tried: "",
             }
-        return {self.progress: "", self.error: alert(run.error)}
+        return {self.progress: "", self.error: _alert(run.error)}
 
-    def _cancel(self, text: str, source: str, skip: bool, request: gr.Request) -> Updates:
-        key = _key(request)
-        if self.desk.runs.busy(key):
-            self.desk.runs.cancel(key)
+    def _cancel(
+        self, text: str, source: tuple[str, str], skip: bool, request: gr.Request
+    ) -> Updates:
+        token = token_of(request)
+        if self.service.run_of(token):
+            self.service.cancel(token)
             return {self.cancel: gr.Button("Stopping …", interactive=False)}
         # the page has not heard of the end
         return {
             self.cancel: gr.Button("Cancel", interactive=False),
-            self.adapt: self._ready(text, source, skip, request),
-            self.progress: note("It is not under way any longer; press Adapt again."),
+            self.adapt: self._ready(text, source, skip, True, request),
+            self.progress: render("note", "It is not under way any longer; press Adapt again."),
         }
 
-    def _all(self, key: str, kept: Kept) -> Updates:
+    def _all(self, token: str, kept: Kept) -> Updates:
         """Everything about one of the visitor's models."""
         report = kept.report
-        models = self.desk.visitors.all_of(key)
         return {
-            self.results: results.accuracies(report, kept.seen),
-            self.strategy: results.strategy(report, kept.model.explain()),
-            self.tried: results.proposals(report),
-            self.changed: results.changes(report),
-            self.history: results.history(models, kept.id, self.desk.visitors.freed(key)),
-            self.chosen: gr.Dropdown(
-                [(_model_label(one), one.id) for one in reversed(models)],
-                value=kept.id,
-                visible=True,
-            ),
+            self.results: render("accuracies", report, kept.trained_on),
+            self.strategy: render("strategy", report, kept.model.explain()),
+            self.tried: render("proposals", report),
+            self.changed: render("changes", report),
+            **self._history(token, kept.id),
             self.download: gr.DownloadButton(
                 f"Download adapter {kept.number} (zip)",
-                value=str(self.desk.archive(key, kept.id)),
+                value=str(self.service.archive(token, kept.id)),
                 interactive=True,
             ),
             self.code: gr.Code(peft_code(report.base_model), visible=True),
@@ -620,48 +610,51 @@ class _Page:
             self.answers: "",
         }
 
-    def _choose(self, model: str, request: gr.Request) -> Updates:
-        key = _key(request)
-        try:
-            kept = self.desk.visitors.find(key, model)
-            return {**self._all(key, kept), self.progress: "", self.error: ""}
-        except UnknownModelError as error:
-            return {**self._without(key), self.error: alert(str(error))}
-        except DegamlError as error:
-            return {self.error: alert(str(error))}
-
-    def _without(self, key: str) -> Updates:
+    def _without(self, token: str) -> Updates:
         """What is there after all, where a model that the page shows is not."""
-        models = self.desk.visitors.all_of(key)
         return {
-            self.history: results.history(models, None, self.desk.visitors.freed(key)),
-            self.chosen: gr.Dropdown(
-                [(_model_label(one), one.id) for one in reversed(models)],
-                value=None,
-                visible=bool(models),
-            ),
-            self.download: gr.DownloadButton(
-                "Download the adapter (zip)", value=None, interactive=False
-            ),
+            **self._history(token, None),
+            self.download: gr.DownloadButton(_DOWNLOAD, value=None, interactive=False),
             self.code: gr.Code(visible=False),
             self.ask: gr.Button(interactive=False),
             self.answers: "",
         }
 
-    def _ask(self, model: str | None, question: str, options: str, request: gr.Request) -> Updates:
-        key = _key(request)
+    def _history(self, token: str, chosen: str | None) -> Updates:
+        models, freed = self.service.models(token), self.service.visitor(token).freed
+        return {
+            self.history: render("history", models, chosen, freed),
+            self.chosen: gr.Dropdown(
+                [(_model_label(one), one.id) for one in reversed(models)],
+                value=chosen,
+                visible=bool(models),
+            ),
+        }
+
+    def _choose(self, model: str, request: gr.Request) -> Updates:
+        token = token_of(request)
         try:
-            asked, base, adapted, kept = self.desk.ask(
-                key, model or "", question, options_of(options)
+            kept = self.service.find(token, model)
+            return {**self._all(token, kept), self.progress: "", self.error: ""}
+        except UnknownModelError as error:
+            return {**self._without(token), self.error: _alert(error)}
+        except DegamlError as error:
+            return {self.error: _alert(error)}
+
+    def _ask(self, model: str | None, question: str, options: str, request: gr.Request) -> Updates:
+        token = token_of(request)
+        try:
+            asked, base, adapted, kept = self.service.ask(
+                token, model or "", question, options_of(options)
             )
         except UnknownModelError as error:
-            return {**self._without(key), self.answers: alert(str(error))}
+            return {**self._without(token), self.answers: _alert(error)}
         except DegamlError as error:
-            return {self.answers: alert(str(error))}
-        return {
-            self.answers: results.answers(asked, base, adapted, f"#{kept.number}"),
-            self.error: "",
-        }
+            return {self.answers: _alert(error)}
+        return {self.answers: render("answers", asked, base, adapted, kept.number), self.error: ""}
+
+    def _compare(self) -> str:
+        return newest_comparison(self.service.settings.tracking_uri, int(time.monotonic() // 60))
 
 
 def _digest(text: str) -> str:
@@ -669,26 +662,35 @@ def _digest(text: str) -> str:
     return hashlib.sha256("\n".join(text.splitlines()).encode("utf-8", "replace")).hexdigest()
 
 
-def _name(text: str, source: str) -> str:
+def _name(text: str, source: tuple[str, str]) -> str:
     """The name of the file that the text came from; empty where it was edited since."""
-    digest, _, name = source.partition(" ")
+    digest, name = source
     return name if name and digest == _digest(text) else ""
 
 
-def _key(request: gr.Request) -> str:
-    return str(request.session_hash)
+def _alert(error: object) -> str:
+    return render("alert", str(error))
 
 
-def _html(elem_id: str, value: str = "") -> gr.HTML:
+def _html(elem_id: str | None, value: str = "") -> gr.HTML:
     return gr.HTML(value, elem_id=elem_id, apply_default_css=False)
 
 
-def _head(number: int, title: str, lead: str = "") -> None:
+def _slider(
+    label: str, elem_id: str, least: float, most: float, value: float, info: str | None = None
+) -> gr.Slider:
+    return gr.Slider(least, most, value, step=1, label=label, elem_id=elem_id, info=info)
+
+
+@contextmanager
+def _card(number: int, title: str, lead: str = "", elem_id: str | None = None) -> Iterator[None]:
     told = f'<p class="dg-lead">{lead}</p>' if lead else ""
-    gr.HTML(
-        f'<div class="dg-head"><span aria-hidden="true">{number}</span><h2>{title}</h2></div>{told}',
-        apply_default_css=False,
-    )
+    with gr.Column(elem_classes="dg-card", elem_id=elem_id):
+        _html(
+            None,
+            f'<div class="dg-head"><span aria-hidden="true">{number}</span><h2>{title}</h2></div>{told}',
+        )
+        yield
 
 
 def _task_label(task: ReadyTask, known: frozenset[str]) -> str:

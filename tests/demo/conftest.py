@@ -161,5 +161,5 @@ def same_page(used_page: tuple[DemoPage, Watch]) -> Iterator[DemoPage]:
 
 @pytest.fixture
 def page(open_page: Callable[..., DemoPage], app: AppProcess) -> DemoPage:
-    """The page over the tiny pair, on a desk."""
+    """The page over the tiny pair, on a large screen."""
     return open_page(app)

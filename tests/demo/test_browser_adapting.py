@@ -89,15 +89,18 @@ def test_from_pasting_to_plain_peft(page, tmp_path):
 
 
 def test_every_stage_is_shown(page):
-    page.paste(TWENTY)
+    # long questions: a picture takes its time
+    page.paste(
+        "\n".join(f"{'word ' * 40}{i}? => {('yes', 'no', 'perhaps')[i % 3]}" for i in range(24))
+    )
     page.choose("pair", "slow")
     stages_seen(page)
     page.start()
     page.wait_text("progress", "left")
-    page.picture("progress")
     page.wait_text("results", "Base model")
     assert not page.enabled("side-ask"), "the first numbers were to be seen before the end"
-    page.wait_done()
+    page.picture("progress")
+    page.wait_button("adapt", True, timeout=120_000)
     told = page.page.evaluate("window.told")
     assert told[0] == "Base model"
     assert "Try strategies" in told

@@ -150,34 +150,48 @@ def test_closed_page_stops_and_frees(open_page, app):
     page.wait_stage("Try strategies")
     assert app.watch().running == 1
     page.page.close()
-    app.wait_idle(10, models=0)
+    # the fixture's grace, and a step of the work
+    app.wait_idle(20, models=0)
     assert not list(app.temporary.rglob("adapter-*.zip"))
     assert stands_still(app)
 
 
-def test_what_was_freed_is_not_offered(open_page, app):
-    page = open_page(app)
-    sessions = []
-    page.page.on(
-        "request",
-        lambda request: (
-            sessions.append(json.loads(request.post_data)["session_hash"])
-            if "/queue/join" in request.url
-            else None
-        ),
-    )
+def test_what_was_freed_is_not_offered(page, app):
     page.paste(TWENTY)
     page.wait_rows("parsed-table", 20)
     page.adapt()
-    body = {"data": [""], "session_hash": sessions[-1]}
-    asked = httpx.post(f"{app.url}/gradio_api/call/forget", json=body).json()
-    httpx.get(f"{app.url}/gradio_api/call/forget/{asked['event_id']}", timeout=20)
+    cookies = {one["name"]: one["value"] for one in page.page.context.cookies()}
+    with httpx.Client(base_url=f"{app.url}/gradio_api", cookies=cookies, timeout=20) as http:
+        asked = http.post("/call/forget", json={"data": [""]}).json()
+        assert '"models": 0' in http.get(f"/call/forget/{asked['event_id']}").text
     page.part("side-question").locator("textarea").fill("Next?")
     page.part("side-options").locator("textarea").fill("a | b")
     page.press("side-ask")
     page.wait_text("side-answers", "no such model", timeout=8000)
     page.wait_button("download", False)
     page.wait_rows("history", 0)
+
+
+def test_a_reloaded_page_has_what_is_its_visitor_s(page, app, watch):
+    """Models, and an adaptation that goes on: they are the browser's, and neither the page's nor its stream's."""
+    # a page that is left says so in its console
+    watch.expected += ["AbortError", "Connection errored out"]
+    (cookie,) = page.page.context.cookies()
+    assert cookie["httpOnly"]
+    assert cookie["sameSite"] == "Lax"
+    page.paste(TWENTY)
+    page.wait_rows("parsed-table", 20)
+    page.adapt()
+    begin_slowly(page)
+    page.wait_stage("Try strategies")
+    page.page.reload()
+    page.wait_rows("history", 1)
+    page.wait_stage("Try strategies")
+    assert app.watch().running == 1
+    page.wait_button("cancel", False, timeout=120_000)
+    page.wait_rows("history", 2)
+    assert "Adapted model" in page.text("results")
+    assert page.enabled("side-ask")
 
 
 def test_adapt_stays_off_while_one_is_under_way(page):

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 from demo.__main__ import _labeled, _parser, _settings, main
-from demo.settings import SHIPPED_LABEL, DemoSettings
+
+from demo import SHIPPED_LABEL, DemoSettings
 
 
 def test_loopback_by_default():

@@ -70,9 +70,6 @@ INSTEAD: dict[str, tuple[str, ...]] = {
     'python -m demo --pair shipped --pair "Mine=data/comparison/seed_999"': (
         "python -m demo --help",
     ),
-    "python -m demo.client --url http://127.0.0.1:7860 examples.txt --held-out 5 --out adapter.zip": (
-        "python -m demo.client --help",
-    ),
     "make mlflow": ("kedro mlflow ui --help",),
     "make viz": ("kedro viz run --help",),
     "kedro viz run": ("kedro viz run --help",),

@@ -1,26 +1,36 @@
-"""HTML out of reports: numbers as they are, and texts as texts."""
+"""What the page shows: numbers as they are, texts as texts, and the comparison as it is read from MLflow."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
+from demo.views import (
+    comparison,
+    cut,
+    escape,
+    newest,
+    newest_comparison,
+    render,
+    user_text,
+    verdict,
+)
 from hypothesis import given
 from hypothesis import strategies as st
-
-pytest.importorskip("gradio")
-
-from demo.markup import alert, cut, escape, table, user_text
 
 from degaml_kedro.session import Accuracy, Answer, Change, Progress, Report, Tried
 from degaml_kedro.tasks.example import Question, make_example
 from degaml_kedro.tasks.pasted import PastedError, read_pasted
-from demo import reading, results
+from degaml_kedro.tracking.comparison import ComparisonView, MethodRow
+from degaml_kedro.tracking.server import TrackingError
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)> ${1+1} {{x}} \" ' &amp; `"
 _ALLOWED = {
+    *("header", "h1"),
     *("b", "bdi", "code", "details", "div", "h4", "i", "li", "ol", "p", "progress", "section"),
     *("span", "summary", "table", "tbody", "td", "th", "thead", "tr", "ul"),
 }
@@ -85,6 +95,34 @@ def report(**changes):
     return replace(plain, **changes)
 
 
+def kept(title):
+    """What the history shows of a model."""
+    return SimpleNamespace(id="0", number=1, title=title, report=report(), trained_on=True)
+
+
+def method(name, accuracy, by_seed=(), bound=False, tokens=None):
+    return MethodRow(
+        method=name,
+        bound=bound,
+        accuracy=accuracy,
+        by_seed=by_seed,
+        n=200.0,
+        tokens=tokens,
+        seconds=None,
+    )
+
+
+def view(*methods, pool="meta_test"):
+    return ComparisonView(
+        run="0",
+        when=datetime(2026, 11, 23, tzinfo=UTC),
+        profile="comparison",
+        seeds=(999, 1000, 1001),
+        pool=pool,
+        methods=methods,
+    )
+
+
 @given(st.text())
 def test_any_text_is_shown_letter_by_letter(text):
     assert _Tags(f"<p>{escape(text)}</p>").text.replace("\r\n", "\n") == text.replace("\r\n", "\n")
@@ -94,22 +132,30 @@ def test_any_text_is_shown_letter_by_letter(text):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: alert(EVIL),
+        lambda: render("alert", EVIL),
+        lambda: render("note", EVIL),
         lambda: user_text(EVIL),
-        lambda: table((EVIL,), [(user_text(EVIL),)], EVIL),
-        lambda: results.strategy(report(words=EVIL, strategy=(EVIL,), seconds={EVIL: 1}), EVIL),
-        lambda: results.proposals(report(tried=(tried(words=EVIL), tried(after=None, error=EVIL)))),
-        lambda: results.changes(report(changes=(Change(EVIL, (EVIL, "y"), 1, 0, None),))),
-        lambda: results.accuracies(report(warnings=(EVIL,))),
-        lambda: results.progress_bar(Progress("trying", EVIL, 0.5, 1, None, report())),
-        lambda: results.answers(
+        lambda: render("header", EVIL),
+        lambda: render("strategy", report(words=EVIL, strategy=(EVIL,), seconds={EVIL: 1}), EVIL),
+        lambda: render(
+            "proposals", report(tried=(tried(words=EVIL), tried(after=None, error=EVIL)))
+        ),
+        lambda: render("changes", report(changes=(Change(EVIL, (EVIL, "y"), 1, 0, None),))),
+        lambda: render("accuracies", report(warnings=(EVIL,))),
+        lambda: render("progress", Progress("trying", EVIL, 0.5, 1, None, report())),
+        lambda: render(
+            "answers",
             Question.of(make_example(EVIL, [EVIL, "y"], 0)),
             Answer(0, EVIL, (0.5, 0.5)),
             Answer(1, "y", (0.1, 0.9)),
             EVIL,
         ),
-        lambda: reading.parsed_table(read_pasted(f"{EVIL} => a\nb => {EVIL}\nno answer {EVIL}")),
-        lambda: reading.summary(read_pasted("Which? | a | b => <i>alert(1)</i>\na => b\nc => d")),
+        lambda: render("parsed_table", read_pasted(f"{EVIL} => a\nb => {EVIL}\nno answer {EVIL}")),
+        lambda: render(
+            "summary", read_pasted("Which? | a | b => <i>alert(1)</i>\na => b\nc => d"), EVIL
+        ),
+        lambda: render("history", [kept(EVIL)], None, 0),
+        lambda: comparison([view(method(EVIL, 0.9))]),
     ],
 )
 def test_scripts_are_shown_as_text(make):
@@ -117,14 +163,14 @@ def test_scripts_are_shown_as_text(make):
 
 
 def test_the_accuracies_come_with_interval_and_n():
-    text = _Tags(results.accuracies(report())).text
+    text = _Tags(render("accuracies", report())).text
     for accuracy in (Accuracy(20, 40), Accuracy(30, 40), Accuracy(39, 40)):
         assert accuracy.text in text
     assert "On the 15 examples it was given" in text
 
 
 def test_dots_lie_at_the_estimate_and_bands_span_the_interval():
-    html = results.accuracies(report(adapted=Accuracy(1, 4), held_out=4))
+    html = render("accuracies", report(adapted=Accuracy(1, 4), held_out=4))
     low, high = Accuracy(1, 4).interval
     row = html[html.index("Adapted model") :]
     assert 'class="dg-point" style="left:25.0%"' in row
@@ -150,42 +196,43 @@ def test_dots_lie_at_the_estimate_and_bands_span_the_interval():
     ],
 )
 def test_the_verdict_says_how_sure_it_is(before, after, told):
-    assert told in results.verdict(report(base=before, adapted=after))
+    assert told in verdict(report(base=before, adapted=after))
 
 
 def test_without_held_out_examples_nothing_is_claimed():
     plain = report(held_out=0, base=None, generated=None, adapted=None, changes=())
-    text = _Tags(results.accuracies(plain)).text
+    text = _Tags(render("accuracies", plain)).text
     assert "Nothing was held out" in text
     assert "held-out examples" not in text
     assert Accuracy(7, 15).text in text
-    assert results.changes(plain) == ""
+    assert render("changes", plain) == ""
 
 
 def test_what_is_not_known_yet_is_said():
-    text = _Tags(results.accuracies(report(generated=None, adapted=None))).text
+    text = _Tags(render("accuracies", report(generated=None, adapted=None))).text
     assert text.count("not yet known") == 2
 
 
 def test_proposals_with_scores_and_failures():
-    found = results.proposals(
-        report(tried=(tried(), tried(number=2, after=None, executed=False, error="too slow")))
+    found = render(
+        "proposals",
+        report(tried=(tried(), tried(number=2, after=None, executed=False, error="too slow"))),
     )
     assert Accuracy(12, 15).text in found
     assert found.count("carried out</b>") == 1
     assert "could not be carried out: too slow" in found
-    assert results.proposals(report(tried=())) == ""
+    assert render("proposals", report(tried=())) == ""
 
 
 def test_changes_are_counted_by_kind():
-    text = _Tags(results.changes(report())).text
+    text = _Tags(render("changes", report())).text
     assert "1 mended, 1 broken, 0 wrong in another way." in text
     many = (Change("q", ("x", "y"), 1, 0, 1),) * 150
-    assert "And 50 more." in results.changes(report(changes=many))
+    assert "And 50 more." in render("changes", report(changes=many))
 
 
 def test_progress_names_the_stage_and_the_time_left():
-    html = results.progress_bar(Progress("trying", "Trying 2 of 6", 0.4, 10, 15.2, report()))
+    html = render("progress", Progress("trying", "Trying 2 of 6", 0.4, 10, 15.2, report()))
     assert '<li class="now" aria-current="step">Try strategies</li>' in html
     assert html.count('class="done"') == 2
     assert "10 s · about 15 s left" in html
@@ -193,16 +240,16 @@ def test_progress_names_the_stage_and_the_time_left():
 
 
 def test_places_in_the_queue():
-    assert results.waiting_line(0) == ""
-    assert "1 adaptation is ahead" in results.waiting_line(1)
-    assert "3 adaptations are ahead" in results.waiting_line(3)
+    assert render("queue", 0) == ""
+    assert "1 adaptation is ahead" in render("queue", 1)
+    assert "3 adaptations are ahead" in render("queue", 3)
 
 
 def test_answers_side_by_side():
     question = Question.of(make_example("Which?", ["May", "June"], 0))
     text = _Tags(
-        results.answers(
-            question, Answer(0, "May", (0.75, 0.25)), Answer(1, "June", (0.1, 0.9)), "#1"
+        render(
+            "answers", question, Answer(0, "May", (0.75, 0.25)), Answer(1, "June", (0.1, 0.9)), 1
         )
     ).text
     assert "75.0 %" in text
@@ -212,16 +259,16 @@ def test_answers_side_by_side():
 
 def test_mistakes_are_named_once_with_their_line():
     pasted = read_pasted("a => b\nno answer\nc => d")
-    told = _Tags(reading.summary(pasted)).text
+    told = _Tags(render("summary", pasted)).text
     assert "2 examples read as plain text" in told
     assert len(re.findall("Line 2", told)) == 1
-    assert "dg-wrong" in reading.parsed_table(pasted)
+    assert "dg-wrong" in render("parsed_table", pasted)
 
 
 def test_mistakes_are_shown_before_the_rest_of_a_long_list():
     lines = [f"q{n} => {n % 3}" for n in range(150)]
     pasted = read_pasted("\n".join([*lines, "no answer"]))
-    html = reading.parsed_table(pasted)
+    html = render("parsed_table", pasted)
     assert html.index("dg-wrong") < html.index("q0")
     assert "And 51 more rows" in html
 
@@ -232,9 +279,55 @@ def test_whatever_is_pasted_is_shown(text):
         pasted = read_pasted(text)
     except PastedError:
         return
-    check_harmless(reading.parsed_table(pasted) + reading.summary(pasted))
+    check_harmless(render("parsed_table", pasted) + render("summary", pasted))
 
 
 def test_long_texts_are_cut():
     assert cut("x" * 300).endswith("…")
     assert len(cut("x" * 300)) == 200
+
+
+def test_methods_are_shown_best_first_with_their_seeds_and_costs():
+    html = comparison(
+        [
+            view(
+                method("base", 0.4, (0.38, 0.4, 0.42)),
+                method("oracle_strategy", 0.99, (0.98, 1.0), bound=True),
+                method("degaml", 0.9, (0.88, 0.92), tokens=1234.0),
+                method("cut_off", None),
+            )
+        ]
+    )
+    assert html.index("degaml") < html.index(">base<") < html.index("oracle strategy (bound)")
+    assert "0.900 (0.880–0.920)" in html
+    assert "1,234 tokens" in html
+    assert "200 test questions a task and seed" in html
+    assert "3 seeds" in html
+    assert "2026-11-23" in html
+    assert "cut off" not in html
+
+
+@pytest.mark.parametrize("by_seed", [(0.9,), ()])
+def test_one_seed_has_no_range(by_seed):
+    html = comparison([view(method("degaml", 0.9, by_seed))])
+    assert "0.900" in html
+    assert "0.900 (" not in html
+
+
+def test_nothing_is_made_where_nothing_is(tmp_path):
+    file = tmp_path / "mlflow.db"
+    assert newest(f"sqlite:///{file}") == []
+    assert not file.exists()
+    file.touch()
+    assert newest(f"sqlite:///{file}") == []
+    assert file.stat().st_size == 0
+    assert newest(None) == []
+    assert "make compare" in newest_comparison(None, 0)
+
+
+def test_what_cannot_be_read_is_told(tmp_path):
+    file = tmp_path / "mlflow.db"
+    file.write_text("this is no database, and long enough to be taken for one", encoding="utf-8")
+    with pytest.raises(TrackingError):
+        newest(f"sqlite:///{file}")
+    assert "cannot be read" in newest_comparison(f"sqlite:///{file}", 0)

@@ -1,0 +1,684 @@
+"""What the page and its endpoints do for visitors: read examples, adapt in a queue, ask, hand out adapters.
+
+Everything belongs to a visitor, who is known by a token that cannot be guessed: not to a page, a stream or a
+connection, which end while the visitor stays (``gr.State`` belongs to a page, and is gone with it after an hour).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.session import (
+    AdaptationCancelled,
+    AdaptedModel,
+    Answer,
+    Budget,
+    Progress,
+    Report,
+    Session,
+)
+from degaml_kedro.tasks.example import Example, Question, make_example, shorten
+from degaml_kedro.tasks.file_records import decode_text
+from degaml_kedro.tasks.pasted import Pasted, PastedError, read_data, read_pasted, read_question
+from degaml_kedro.tasks.ready import ReadyTask, ready_tasks
+from demo import DemoSettings
+
+logger = logging.getLogger(__name__)
+
+MAX_ROUNDS, MAX_PROPOSALS = 4, 6
+# where nobody says otherwise: the shipped pair's own search
+ROUNDS, PROPOSALS = 1, 1
+READY_SUPPORT, READY_HELD_OUT = 20, 40
+_POLL_SECONDS = 0.2
+_SWEEP_SECONDS = 1.0
+
+
+class DemoError(DegamlError):
+    """What a visitor asked for cannot be done, and why."""
+
+
+class UnknownModelError(DemoError):
+    """The visitor has no such model."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An adapted model and where it came from.
+
+    Attributes:
+        id: cannot be guessed.
+        number: from 1, in the order the visitor made them.
+        title: for people.
+        model: the model.
+        trained_on: whether its generator was trained on that very task.
+        made: when.
+    """
+
+    id: str
+    number: int
+    title: str
+    model: AdaptedModel
+    trained_on: bool
+    made: float
+
+    @property
+    def report(self) -> Report:
+        """What its adaptation came to."""
+        return self.model.report
+
+
+@dataclass(eq=False)
+class Visitor:
+    """Somebody with a token, in whatever pages and streams.
+
+    Attributes:
+        models: what is kept, by id, oldest first.
+        made: how many models there have been.
+        pages: open connections of pages and clients.
+        seen: when anything was last done.
+        left: when the last connection was lost; None while there is one, and for those who never had one.
+        folder: the downloads; its name cannot be guessed, for whoever knows a file's path may fetch it.
+    """
+
+    folder: Path
+    models: dict[str, Kept] = field(default_factory=dict)
+    made: int = 0
+    pages: int = 0
+    seen: float = field(default_factory=time.monotonic)
+    left: float | None = None
+
+    @property
+    def freed(self) -> int:
+        """How many models are not there any longer."""
+        return self.made - len(self.models)
+
+
+@dataclass(eq=False)
+class QueuedAdaptation:
+    """One adaptation, waiting, going on, or over.
+
+    Attributes:
+        token: of the visitor whose it is.
+        title: what it is adapted to, for people.
+        trained_on: whether its generator was trained on that very task.
+        state: where it stands.
+        progress: what was reported last, and before that what was last reported of the other stages.
+        kept: the model, once it is done.
+        error: why it failed or was stopped, for people.
+        cancelled: stops it after its current step.
+        begun: when it began; None while it waits.
+        seen: when somebody last listened.
+    """
+
+    token: str
+    title: str = ""
+    trained_on: bool = False
+    state: Literal["waiting", "running", "done", "cancelled", "failed"] = "waiting"
+    progress: dict[str, Progress] = field(default_factory=dict)
+    kept: Kept | None = None
+    error: str = ""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    begun: float | None = None
+    seen: float = field(default_factory=time.monotonic)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it goes on any longer."""
+        return self.state in ("done", "cancelled", "failed")
+
+    def tell(self, progress: Progress) -> None:
+        """Note what goes on now, as the last entry."""
+        self.progress.pop(progress.stage, None)
+        self.progress[progress.stage] = progress
+
+    def cancel(self, reason: str) -> None:
+        """Stop it as soon as its next step is over; a second reason does not count."""
+        if not self.cancelled.is_set():
+            self.error = reason
+            self.cancelled.set()
+
+
+class Service:
+    """Serves all visitors of one server.
+
+    Attributes:
+        settings: how it was started.
+        pairs: the trained pairs on offer.
+        tasks: the ready tasks, by name.
+    """
+
+    def __init__(self, settings: DemoSettings, downloads: Path) -> None:
+        """Load the first pair.
+
+        Args:
+            settings: how to serve.
+            downloads: where zips are put; nobody else's folder.
+
+        Raises:
+            DegamlError: no pair can be loaded.
+        """
+        self.settings = settings
+        self.pairs = OfferedPairs(settings.pairs)
+        self.tasks = {task.name: task for task in ready_tasks()}
+        # by text: which ready task it is, unchanged
+        self._ready: dict[str, ReadyTask] = {}
+        self._downloads = downloads
+        self._lock, self._saving = threading.RLock(), threading.Lock()
+        self._visitors: dict[str, Visitor] = {}
+        # waiting or going on, in the order they came. Gradio's own queue would hold a stream's events: they end with
+        # the stream, where an adaptation is the visitor's, and its REST streams tell nobody their place
+        self._queue: list[QueuedAdaptation] = []
+        self._pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="adaptation")
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    # --- examples ---------------------------------------------------------------------------------
+
+    def read(self, text: str, name: str = "") -> Pasted:
+        """Examples that were pasted.
+
+        Args:
+            text: what was pasted.
+            name: of the file it came from, if any.
+
+        Raises:
+            DemoError: it is longer than this page allows.
+            PastedError: nothing can be made of the whole.
+        """
+        self._check_length(len(text))
+        return read_pasted(text, name)
+
+    def read_upload(self, path: Path) -> str:
+        """The text of a file that was dropped.
+
+        Raises:
+            DemoError: it is larger than this page allows.
+            PastedError: it is no text.
+        """
+        # four bytes a character at most
+        if path.stat().st_size > 4 * self.settings.max_characters:
+            self._check_length(path.stat().st_size)
+        data = path.read_bytes()
+        read_data(data, path.name)
+        text = decode_text(data, f"The file {path.name}")
+        self._check_length(len(text))
+        return text
+
+    def _check_length(self, length: int) -> None:
+        if length > self.settings.max_characters:
+            raise DemoError(
+                f"This is {length:,} characters long, and the page takes at most {self.settings.max_characters:,}; "
+                "paste fewer examples, or use `degaml adapt` on your own machine, which reads up to 1 MiB of text."
+            )
+
+    def ready_text(self, name: str, seed: int = 0) -> str:
+        """A ready task's examples as text that can be edited.
+
+        Raises:
+            DemoError: there is no such task.
+        """
+        task = self.tasks.get(name)
+        if task is None:
+            raise DemoError(f"There is no ready task {shorten(name)}; pick one from the list.")
+        total = min(READY_SUPPORT + READY_HELD_OUT, self.settings.max_examples)
+        support = min(READY_SUPPORT, max(1, total // 2))
+        given, held_out = task.draw(support, total - support, seed)
+        text = examples_text([*given, *held_out])
+        if seed == 0:
+            self._ready[text] = task
+        return text
+
+    # --- adapting ---------------------------------------------------------------------------------
+
+    def start(
+        self,
+        token: str,
+        text: str,
+        *,
+        name: str = "",
+        held_out: int = 0,
+        pair: str | None = None,
+        budget: Budget | None = None,
+        seed: int = 0,
+        skip_mistakes: bool = False,
+    ) -> QueuedAdaptation:
+        """Put an adaptation into the queue.
+
+        Args:
+            token: the visitor's.
+            text: examples, as they were pasted.
+            name: of the file they came from, if any.
+            held_out: so many are not adapted to, and scored on.
+            pair: its label; None for the first.
+            budget: how much may be tried, within this page's limits.
+            seed: of all randomness.
+            skip_mistakes: leave out the examples with mistakes.
+
+        Raises:
+            DegamlError: the examples cannot be used, a number is out of range, or the queue is full.
+        """
+        pasted = self.read(text, name)
+        if pasted.mistakes and not skip_mistakes:
+            raise DemoError(
+                f"{len(pasted.mistakes)} of {len(pasted.rows)} examples have a mistake; mend or remove them first. "
+                f"{pasted.mistakes[0].mistake}"
+            )
+        examples = pasted.examples
+        if len(examples) > self.settings.max_examples:
+            raise DemoError(
+                f"These are {len(examples)} examples, and the page takes at most {self.settings.max_examples}; "
+                "remove some, or use `degaml adapt` on your own machine, which reads up to 2,000."
+            )
+        if not 0 <= held_out < len(examples):
+            raise DemoError(
+                f"{held_out} of {len(examples)} examples cannot be held out; hold out 0 to {len(examples) - 1}."
+            )
+        allowed = self._allowed(budget or Budget())
+        label = pair or self.pairs.labels[0]
+        task = self._ready.get(text)
+        title = task.title if task else " ".join(examples[0].prompt.split("\n", 1)[0].split())[:80]
+
+        def work(run: QueuedAdaptation) -> AdaptedModel:
+            session = self.pairs.session(label)
+            run.trained_on = task is not None and task.name in self.trained_on(session)
+            return session.adapt(
+                examples,
+                held_out=held_out,
+                budget=allowed,
+                seed=seed,
+                progress=run.tell,
+                cancel=run.cancelled,
+            )
+
+        return self.submit(token, work, title)
+
+    def trained_on(self, session: Session) -> frozenset[str]:
+        """The ready tasks whose like a session's generator was trained on, by name."""
+        about = session.trained.about
+        listed = frozenset(map(str, about.get("tasks") or ()))
+        if about.get("drawn_from") != "suite":
+            return listed
+        return listed | {task.name for task in self.tasks.values() if task.seen}
+
+    def _allowed(self, budget: Budget) -> Budget:
+        seconds = budget.seconds if budget.seconds is not None else self.settings.max_seconds
+        for value, most, what in (
+            (budget.rounds, MAX_ROUNDS, "rounds"),
+            (budget.proposals, MAX_PROPOSALS, "proposals a round"),
+            (seconds, self.settings.max_seconds, "seconds"),
+        ):
+            if value is not None and not 0 < value <= most:
+                raise DemoError(
+                    f"{value:g} {what} cannot be had here; ask for more than 0, at most {most:g}."
+                )
+        return Budget(budget.rounds, budget.proposals, seconds)
+
+    def submit(
+        self, token: str, work: Callable[[QueuedAdaptation], AdaptedModel], title: str = ""
+    ) -> QueuedAdaptation:
+        """Put work at the end of the queue: first come, first served, so many at once.
+
+        Args:
+            token: the visitor's, who may have one adaptation at a time.
+            work: is called when it is its turn; it tells the adaptation of progress, and looks whether it is stopped.
+            title: what it is adapted to, for people.
+
+        Raises:
+            DemoError: the visitor has one already, or the queue is full.
+        """
+        with self._lock:
+            if any(one.token == token and not one.over for one in self._queue):
+                raise DemoError(
+                    "An adaptation of yours is under way already; wait for it, or cancel it."
+                )
+            if len(self._queue) >= self.settings.concurrency + self.settings.queue_size:
+                raise DemoError(
+                    f"The queue is full: {len(self._queue)} adaptations are under way or waiting. "
+                    "Try again in a minute."
+                )
+            self.visitor(token)
+            run = QueuedAdaptation(token, title)
+            self._queue.append(run)
+        self._pool.submit(self._carry_out, run, work)
+        return run
+
+    def _carry_out(
+        self, run: QueuedAdaptation, work: Callable[[QueuedAdaptation], AdaptedModel]
+    ) -> None:
+        with self._lock:
+            if run.over:
+                return
+            run.state, run.begun = "running", time.monotonic()
+        try:
+            model = work(run)
+            with self._lock:
+                run.kept = self._keep(run, model)
+            run.state = "done"
+        except AdaptationCancelled:
+            run.state, run.error = "cancelled", run.error or "Stopped."
+        except DegamlError as error:
+            run.state, run.error = "failed", str(error)
+        except Exception:
+            logger.exception("an adaptation failed")
+            run.error = "Something went wrong here that is not your fault; the server's log has it."
+            run.state = "failed"
+        finally:
+            with self._lock:
+                self._queue.remove(run)
+
+    def _keep(self, run: QueuedAdaptation, model: AdaptedModel) -> Kept:
+        # what was stopped in its last step is nobody's
+        if run.cancelled.is_set():
+            raise AdaptationCancelled
+        visitor = self._visitors[run.token]
+        visitor.made += 1
+        kept = Kept(
+            secrets.token_urlsafe(24),
+            visitor.made,
+            run.title,
+            model,
+            run.trained_on,
+            time.monotonic(),
+        )
+        visitor.models[kept.id] = kept
+        if len(visitor.models) > self.settings.max_models:
+            self._free(visitor, next(iter(visitor.models)))
+        every = [
+            (one.made, one.id, owner)
+            for owner in self._visitors.values()
+            for one in owner.models.values()
+        ]
+        if len(every) > self.settings.max_models_total:
+            _, oldest, owner = min(every, key=lambda one: one[0])
+            self._free(owner, oldest)
+        return kept
+
+    async def follow(self, run: QueuedAdaptation) -> AsyncIterator[list[Progress]]:
+        """Wait for an adaptation, looking at it a few times a second; who stops listening does not stop it.
+
+        Yields:
+            What was reported since the last time, the latest of each stage: short stages are seen too.
+        """
+        told: dict[str, Progress] = {}
+        while True:
+            # looked at first: what was told before the end is still to be passed on
+            over, now = run.over, dict(run.progress)
+            run.seen = time.monotonic()
+            if visitor := self._visitors.get(run.token):
+                visitor.seen = run.seen
+            yield [one for stage, one in now.items() if told.get(stage) is not one]
+            if over:
+                return
+            told = now
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def run_of(self, token: str) -> QueuedAdaptation | None:
+        """The visitor's adaptation that waits or goes on, and is not being stopped."""
+        with self._lock:
+            own = (one for one in self._queue if one.token == token)
+            return next((run for run in own if not (run.over or run.cancelled.is_set())), None)
+
+    def ahead(self, run: QueuedAdaptation) -> int:
+        """How many have to be done before it may begin."""
+        with self._lock:
+            if run.state != "waiting":
+                return 0
+            return max(0, self._queue.index(run) - self.settings.concurrency + 1)
+
+    def cancel(self, token: str, reason: str = "Stopped, as you asked.") -> None:
+        """Stop the visitor's adaptation, if there is one; one that waits leaves the queue at once."""
+        with self._lock:
+            for run in [one for one in self._queue if one.token == token]:
+                run.cancel(reason)
+                if run.state == "waiting":
+                    run.state = "cancelled"
+                    self._queue.remove(run)
+
+    # --- what was made ----------------------------------------------------------------------------
+
+    def visitor(self, token: str) -> Visitor:
+        """The visitor with that token, who has just done something."""
+        with self._lock:
+            found = self._visitors.get(token)
+            if found is None:
+                found = Visitor(self._downloads / secrets.token_urlsafe(24))
+                self._visitors[token] = found
+            found.seen, found.left = time.monotonic(), None
+            return found
+
+    def find(self, token: str, model: str) -> Kept:
+        """A visitor's own model.
+
+        Raises:
+            UnknownModelError: this visitor has none with that id; whether another one has is not said.
+        """
+        with self._lock:
+            if token not in self._visitors or model not in self._visitors[token].models:
+                raise UnknownModelError(
+                    "This visitor has no such model: models are freed when their page is closed, after a while without "
+                    "use, and when there are newer ones. Adapt again."
+                )
+            return self.visitor(token).models[model]
+
+    def models(self, token: str) -> list[Kept]:
+        """A visitor's models, oldest first."""
+        with self._lock:
+            visitor = self._visitors.get(token)
+            return list(visitor.models.values()) if visitor else []
+
+    def ask(
+        self, token: str, model: str, text: str, options: Sequence[str]
+    ) -> tuple[Question, Answer, Answer, Kept]:
+        """A question to the base model and to an adapted one.
+
+        Args:
+            token: the visitor's.
+            model: the adapted model's id.
+            text: the question.
+            options: the answers to choose from; none for those that all examples had.
+
+        Returns:
+            The question, the base model's answer, the adapted model's, and which one that is.
+
+        Raises:
+            DegamlError: the model is not this visitor's, or the question cannot be asked.
+        """
+        kept = self.find(token, model)
+        length = len(text) + sum(map(len, options))
+        if length > self.settings.max_question_characters:
+            raise DemoError(
+                f"The question and its options are {length:,} characters long, and the page takes at most "
+                f"{self.settings.max_question_characters:,}; shorten them."
+            )
+        if not options and not kept.model.labels:
+            raise DemoError(
+                "The examples had options of their own, so this question needs some, too; write two or more."
+            )
+        question = read_question(text, options or kept.model.labels)
+        (base,) = kept.model.predict_base([question])
+        (adapted,) = kept.model.predict([question])
+        return question, base, adapted, kept
+
+    def archive(self, token: str, model: str) -> Path:
+        """The model's folder as a zip, written once.
+
+        Raises:
+            UnknownModelError: the model is not this visitor's.
+        """
+        kept = self.find(token, model)
+        visitor = self.visitor(token)
+        path = visitor.folder / kept.id / f"adapter-{kept.number}.zip"
+        # two downloads of one model at once would write one file
+        with self._saving:
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                with tempfile.TemporaryDirectory(dir=path.parent) as draft:
+                    kept.model.save(Path(draft, "adapter"))
+                    made = shutil.make_archive(str(Path(draft, "made")), "zip", draft, "adapter")
+                    Path(made).replace(path)
+        if kept.id not in visitor.models:
+            shutil.rmtree(path.parent, ignore_errors=True)
+            raise UnknownModelError("The model was freed meanwhile.")
+        return path
+
+    def forget(self, token: str, model: str = "") -> int:
+        """Free a model of a visitor, or stop and free all that is theirs; how many models are left.
+
+        Raises:
+            UnknownModelError: this visitor has none with that id.
+        """
+        with self._lock:
+            if model:
+                self.find(token, model)
+            else:
+                self.cancel(token, "Stopped: the page was closed.")
+            if visitor := self._visitors.get(token):
+                for one in [model] if model else list(visitor.models):
+                    self._free(visitor, one)
+                if not model:
+                    shutil.rmtree(visitor.folder, ignore_errors=True)
+                    if not visitor.pages:
+                        del self._visitors[token]
+        return len(self.models(token))
+
+    def _free(self, visitor: Visitor, model: str) -> None:
+        del visitor.models[model]
+        shutil.rmtree(visitor.folder / model, ignore_errors=True)
+
+    # --- coming and leaving -----------------------------------------------------------------------
+
+    @contextmanager
+    def connected(self, token: str) -> Iterator[None]:
+        """While a page or a client of the visitor is open."""
+        with self._lock:
+            visitor = self.visitor(token)
+            visitor.pages += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                visitor.pages -= 1
+                if not visitor.pages:
+                    visitor.left = time.monotonic()
+
+    def close(self) -> None:
+        """Stop everything, and leave no file behind."""
+        self._closed.set()
+        with self._lock:
+            for run in list(self._queue):
+                self.cancel(run.token, "Stopped: the server is shutting down.")
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        shutil.rmtree(self._downloads, ignore_errors=True)
+
+    def _watch(self) -> None:
+        while not self._closed.wait(_SWEEP_SECONDS):
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Stop what nobody waits for or what takes too long; forget visitors who are gone or idle."""
+        now, grace = time.monotonic(), self.settings.grace
+        limit = 2 * self.settings.max_seconds
+        with self._lock:
+            for run in list(self._queue):
+                owner = self._visitors.get(run.token)
+                if not (owner and owner.pages) and now - run.seen > grace:
+                    self.cancel(run.token, "Stopped: the page was closed.")
+                if run.begun is not None and now - run.begun > limit:
+                    self.cancel(
+                        run.token,
+                        f"Stopped after {limit:.0f} seconds, the most that this page allows; give it fewer or shorter "
+                        "examples.",
+                    )
+            for token, visitor in list(self._visitors.items()):
+                lost = visitor.left is not None and now - visitor.left > grace
+                if lost or now - visitor.seen > self.settings.session_ttl:
+                    self.forget(token)
+
+
+class OfferedPairs:
+    """The trained pairs on offer, each loaded once: the first at the start, the others when they are asked for."""
+
+    def __init__(self, offered: Sequence[tuple[str, str | None]]) -> None:
+        """Load the first that can be loaded of labels and their sources.
+
+        Raises:
+            DegamlError: none can be loaded.
+        """
+        self._sources = dict(offered)
+        self._loaded: dict[str, Session] = {}
+        self._lock = threading.Lock()
+        problems: list[str] = []
+        for label in list(self._sources):
+            try:
+                self.session(label)
+                return
+            except DegamlError as error:
+                logger.warning("'%s' is not offered: %s", label, error)
+                problems.append(f"'{label}': {error}")
+                del self._sources[label]
+        raise DegamlError(
+            "No trained pair can be loaded, so there is nothing to show. " + " ".join(problems)
+        )
+
+    @property
+    def labels(self) -> list[str]:
+        """What is offered; the first is loaded."""
+        return list(self._sources)
+
+    def session(self, label: str) -> Session:
+        """The session of a label, loaded if need be.
+
+        Raises:
+            DegamlError: the label is unknown, or what it stands for cannot be loaded.
+        """
+        with self._lock:
+            if label not in self._loaded:
+                if label not in self._sources:
+                    raise DegamlError(
+                        f"There is no pair '{label}' here; there is {', '.join(map(repr, self._sources))}."
+                    )
+                session = Session.load(self._sources[label])
+                # the first question pays for what is made lazily
+                session.predict([Question.of(make_example("Which is odd?", ["2", "3"], 1))])
+                self._loaded[label] = session
+            return self._loaded[label]
+
+
+def examples_text(examples: Sequence[Example]) -> str:
+    """Examples as text for people, which :func:`read_pasted` reads back as the same; as JSONL where it would not."""
+    text = "\n\n".join(f"{one.prompt}\nAnswer: {one.response.strip('[]')}" for one in examples)
+    try:
+        if list(read_pasted(text).examples) == list(examples):
+            return text
+    except PastedError:
+        pass
+    records = []
+    for one in examples:
+        system = {"system": one.system} if one.system else {}
+        records.append({"prompt": one.prompt, "response": one.response, **system})
+    return "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+
+
+def options_of(text: str) -> list[str]:
+    """Options that were typed, one a line or with ``|`` between them.
+
+    Example:
+        >>> options_of("May | June |")
+        ['May', 'June']
+    """
+    lines = text.splitlines() if "\n" in text.strip() else text.split("|")
+    return [option for line in lines if (option := line.strip())]

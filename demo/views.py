@@ -1,0 +1,179 @@
+"""What the page shows, as HTML: the macros of ``views.html.j2``, into which every text goes letter by letter."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from degaml_kedro.errors import DegamlError
+from degaml_kedro.session import Accuracy, Report
+from degaml_kedro.tasks.example import Example, Question, split_prompt
+from degaml_kedro.tasks.pasted import Pasted, PastedRow
+
+if TYPE_CHECKING:
+    from degaml_kedro.tracking.comparison import ComparisonView, MethodRow
+
+_MOST = 100
+_LAYOUTS = {"text": "plain text", "json": "JSON", "jsonl": "JSON lines", "csv": "CSV"}
+_POOLS = ("meta_test", "meta_train")
+# Gradio's HTML component reads these as a template's placeholders
+_PLACEHOLDERS = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
+
+
+def escape(text: object) -> Markup:
+    """A text that a browser shows letter by letter.
+
+    Example:
+        >>> str(escape("<b>${x}</b>"))
+        '&lt;b&gt;&#36;&#123;x&#125;&lt;/b&gt;'
+    """
+    return Markup(html.escape(str(text)).translate(_PLACEHOLDERS))
+
+
+def render(part: str, *values: Any, **more: Any) -> str:
+    """A part of the page; empty where there is nothing to show.
+
+    Args:
+        part: a macro of ``views.html.j2``.
+        *values: what it is given.
+        **more: what it is given by name.
+    """
+    return str(getattr(_PARTS, part)(*values, **more)).strip()
+
+
+def cut(text: str, most: int = 200) -> str:
+    r"""On one line, and not too long.
+
+    Example:
+        >>> cut("one  two\nthree", 8)
+        'one two…'
+    """
+    flat = " ".join(text.split())
+    return flat if len(flat) <= most else f"{flat[: most - 1].rstrip()}…"
+
+
+def user_text(text: str, most: int = 200) -> Markup:
+    """A text of the user or of a model, in its own writing direction."""
+    return Markup(f'<bdi dir="auto">{escape(cut(text, most))}</bdi>')
+
+
+def percent(share: float) -> str:
+    """A place on a track.
+
+    Example:
+        >>> percent(0.3333)
+        '33.3%'
+    """
+    return f"{100 * min(1.0, max(0.0, share)):.1f}%"
+
+
+def verdict(report: Report) -> str:
+    """The numbers of an adaptation with held-out examples in a sentence, with how sure they are."""
+    before, after = report.base, report.adapted
+    if before is None or after is None:
+        return "More is measured while the adaptation goes on."
+    n = f"n = {after.n}"
+    if after.right == before.right:
+        return f"The adapted model is right as often as the base model ({n})."
+    word = "more" if after.right > before.right else "fewer"
+    told = f"The adapted model has {abs(after.right - before.right)} {word} of {after.n} right than the base model. "
+    if _overlap(before, after):
+        return f"{told}The intervals overlap: with {n} the difference may be chance. Hold out more examples to know."
+    return f"{told}The intervals do not overlap, so this is unlikely to be chance ({n})."
+
+
+def _overlap(one: Accuracy, other: Accuracy) -> bool:
+    (low, high), (other_low, other_high) = one.interval, other.interval
+    return low <= other_high and other_low <= high
+
+
+def _first_rows(pasted: Pasted) -> list[PastedRow]:
+    """As many as are shown; those with a mistake come first where that is not all."""
+    if len(pasted.rows) <= _MOST:
+        return list(pasted.rows)
+    return sorted(pasted.rows, key=lambda row: not row.mistake)[:_MOST]
+
+
+def _count_answers(pasted: Pasted) -> int:
+    return len({one.options[one.gold] for one in pasted.examples})
+
+
+def _question(asked: Example | Question) -> str:
+    return split_prompt(asked.prompt)[0]
+
+
+def _measured(view: ComparisonView) -> list[MethodRow]:
+    """The methods that have a mean, results first and the best of them first."""
+    found = [one for one in view.methods if one.accuracy is not None]
+    return sorted(found, key=lambda one: (one.bound, -(one.accuracy or 0.0)))
+
+
+def newest(uri: str | None) -> list[ComparisonView]:
+    """The newest whole comparison in MLflow, once for each of its pools; nothing is written there.
+
+    Args:
+        uri: MLflow's tracking URI; None where there is none.
+
+    Raises:
+        TrackingError: MLflow's server or database cannot be used.
+    """
+    if not uri:
+        return []
+    # seconds to import, which the page's start need not wait for
+    from degaml_kedro.tracking.comparison import EXPERIMENT, read_comparison
+
+    views = (read_comparison(uri, EXPERIMENT, pool=pool) for pool in _POOLS)
+    return [view for view in views if view is not None and _measured(view)]
+
+
+def comparison(views: Sequence[ComparisonView]) -> str:
+    """What was read, a pool each: methods as dots, with what adapting costs."""
+    from degaml_kedro.results.glossary import METHODS, POOL_TITLES
+
+    return render("comparison", views, POOL_TITLES, METHODS)
+
+
+@lru_cache(maxsize=1)
+def newest_comparison(uri: str | None, minute: int) -> str:
+    """The newest comparison as HTML, or what went wrong where it cannot be read.
+
+    Args:
+        uri: MLflow's tracking URI; None where there is none.
+        minute: of the clock: so long what was read is shown again.
+    """
+    try:
+        return comparison(newest(uri))
+    except DegamlError as error:
+        return render("note", f"The comparison cannot be read: {error}", "dg-warn")
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=lambda value: value if hasattr(value, "__html__") else escape(value),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    made.globals["most"] = _MOST
+    made.filters |= {
+        "user": user_text,
+        "percent": percent,
+        "verdict": verdict,
+        "first_rows": _first_rows,
+        "count_answers": _count_answers,
+        "question": _question,
+        "layout": _LAYOUTS.__getitem__,
+        "measured": _measured,
+    }
+    return made
+
+
+_PARTS = _environment().get_template("views.html.j2").module
