@@ -48,7 +48,7 @@ from degaml_kedro.mlflow_server import (
     place_of,
     tracking_uri,
 )
-from degaml_kedro.pipelines.groups import generator_groups
+from degaml_kedro.pipelines.task_folds import generator_folds
 
 # MLflow's advice to kedro-mlflow's authors, given at every start; it sets its own filter, so it is taken aside
 with warnings.catch_warnings(record=True):
@@ -181,8 +181,8 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         super().before_pipeline_run(run_params, pipeline, catalog)
         if self.run_id is not None:
             self._log_parameters(self.run_id, catalog.load("parameters"))
-            found = generator_groups(read_parameters(current_loader()))
-            self._labels = frozenset(group.label for group in found if group.left_out)
+            found = generator_folds(read_parameters(current_loader()))
+            self._labels = frozenset(fold.label for fold in found if fold.left_out)
 
     @hook_impl
     @_tolerant

@@ -18,10 +18,10 @@ from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.io.atomic import replace_file
 from degaml_kedro.io.local import LocalDataset
+from degaml_kedro.io.tensors import DTYPES, safetensors_head
 
 _TENSOR = "tokens"
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
-_WAY_OUT = "delete it, then `kedro run --pipelines tokenize --only-missing-outputs` makes it again"
+_FIX = "delete it, then `kedro run --pipelines tokenize --only-missing-outputs` makes it again"
 
 
 class TokenFileError(DegamlError):
@@ -77,7 +77,7 @@ class TokensDataset(LocalDataset[TokenSequence, TokenSequence]):
         grid = TokenGrid.from_json(meta["grid"])
         if shape[1:] != (grid.tokens, grid.rank, grid.token_width):
             raise TokenFileError(
-                f"{self._path} holds tokens {shape[1:]}, but describes {grid}; {_WAY_OUT}"
+                f"{self._path} holds tokens {shape[1:]}, but describes {grid}; {_FIX}"
             )
         return TokenSequence(grid, shape[0], dtype, meta["about"], _MappedTokens(self._path))
 
@@ -85,23 +85,11 @@ class TokensDataset(LocalDataset[TokenSequence, TokenSequence]):
         """Write the file, whole or not at all."""
         grid = data.grid
         shape = (data.count, grid.tokens, grid.rank, grid.token_width)
-        size = torch.Size(shape).numel() * data.dtype.itemsize
-        header = json.dumps(
-            {
-                "__metadata__": _metadata({"grid": grid.as_json(), "about": dict(data.about)}),
-                _TENSOR: {
-                    "dtype": _DTYPES[data.dtype],
-                    "shape": list(shape),
-                    "data_offsets": [0, size],
-                },
-            }
-        ).encode("utf-8")
-        # the format wants the tensors to begin at a multiple of eight
-        header += b" " * (-len(header) % 8)
+        metadata = _metadata({"grid": grid.as_json(), "about": dict(data.about)})
+        head = safetensors_head([(_TENSOR, data.dtype, shape)], metadata)
 
         def write(stream: BinaryIO) -> None:
-            stream.write(len(header).to_bytes(8, "little"))
-            stream.write(header)
+            stream.write(head)
             for index in range(data.count):
                 tokens = data.read(index).to(data.dtype).contiguous()
                 stream.write(tokens.view(torch.uint8).numpy().tobytes())
@@ -144,7 +132,7 @@ def _metadata(content: Mapping[str, Any]) -> dict[str, str]:
 
 def _damaged(path: Path, error: Exception) -> TokenFileError:
     return TokenFileError(
-        f"{path} cannot be read ({error}); the file is truncated or damaged: {_WAY_OUT}"
+        f"{path} cannot be read ({error}); the file is truncated or damaged: {_FIX}"
     )
 
 
@@ -165,7 +153,7 @@ def _header(path: Path, tensor: str) -> tuple[dict[str, Any], tuple[int, ...], t
         try:
             meta = json.loads(file.metadata()["degaml"])
             part = file.get_slice(tensor)
-            names = {name: dtype for dtype, name in _DTYPES.items()}
+            names = {name: dtype for dtype, name in DTYPES.items()}
             return meta, tuple(part.get_shape()), names[part.get_dtype()]
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise _damaged(path, error) from error

@@ -52,12 +52,6 @@ class Decoder(nn.Module):
     ) -> None:
         """Build one with fresh weights.
 
-        Args:
-            parameters: which decoder.
-            grid: what it has to fill.
-            condition: what it is given.
-            seed: decides the fresh weights.
-
         Raises:
             FlowError: the flow cannot be followed, or does not begin at the condition.
             GridError: the flow does not end on the grid.
