@@ -57,7 +57,7 @@ StepLoss = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Moments:
-    """What Adam remembers.
+    """Adam's moments.
 
     Attributes:
         first: running mean of gradients, [P].
@@ -76,7 +76,7 @@ class Moments:
 
 
 def adam_direction(gradient: Tensor, moments: Moments) -> tuple[Tensor, Moments]:
-    """Where Adam goes from a gradient, and what it remembers then: the outer step, and the inner one.
+    """Adam's direction for a gradient, and its moments afterwards: of the outer step, and of the inner one.
 
     It can be differentiated by the gradient, through both moments: a second moment held constant would make of the
     first step from empty moments, which is the gradient's sign, something with the slope ``1 / |gradient|``. Where the

@@ -141,7 +141,7 @@ def predict(
 
 
 def _shots(most: int, step: int, seed: int) -> int:
-    """How many demonstrations an episode of a step has: 1 to ``most``."""
+    """The number of demonstrations of a step's episodes: 1 to ``most``."""
     generator = torch.Generator().manual_seed(derive_seed(seed, METHOD, "shots", str(step)))
     return int(torch.randint(1, most + 1, (), generator=generator))
 

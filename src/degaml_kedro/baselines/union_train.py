@@ -55,7 +55,7 @@ def listed(pools: Sequence[Sequence[Example]], seed: int) -> Draw:
 def episodes_of_step(
     training: WarmupParameters, seed: int, step: int
 ) -> list[tuple[int, int, int]]:
-    """What a step draws: one episode with support examples in the prompt, or queries of several tasks without.
+    """The episodes of a step: one with support examples in the prompt, or queries of several tasks without.
 
     Args:
         training: share, shots, queries, batch size.

@@ -42,7 +42,7 @@ class GeneratorError(DegamlError):
 
 @dataclass(frozen=True)
 class Identity:
-    """What a generator belongs to.
+    """The base model and the prompt encoder that a generator belongs to.
 
     Attributes:
         base_model: the base model's name.
@@ -83,12 +83,12 @@ class Generator:
 
     @property
     def grid(self) -> TokenGrid:
-        """How its adapters are cut."""
+        """The token grid of its adapters."""
         return self.scales.grid
 
     @property
     def device(self) -> torch.device:
-        """Where the decoder is."""
+        """The decoder's device."""
         return next(self.decoder.parameters()).device
 
     @torch.no_grad()

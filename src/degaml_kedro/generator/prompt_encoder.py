@@ -83,7 +83,7 @@ class PromptEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The weights' device."""
         return self.model.device  # type: ignore[no-any-return]
 
     @property
@@ -148,7 +148,7 @@ class PromptEncoder:
         )
 
     def too_long(self, prompts: Sequence[str], tokens: int = 512) -> int:
-        """How many prompts lose their end when they are encoded."""
+        """The number of prompts that are truncated when they are encoded."""
         limit = min(tokens, self.context_length)
         with self._tokenizing:
             ids = self.tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]

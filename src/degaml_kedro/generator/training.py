@@ -41,7 +41,7 @@ class GeneratorTrainingError(DegamlError):
 
 @dataclass(frozen=True, eq=False)
 class TrainingTask:
-    """What a generator learns of one task.
+    """A generator's training data of one task.
 
     Attributes:
         name: the task's.
@@ -64,7 +64,7 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class GeneratorStep:
-    """What one step was.
+    """The record of one training step.
 
     Attributes:
         step: counted from 1.

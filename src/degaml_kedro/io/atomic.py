@@ -79,7 +79,7 @@ def _readable(path: Path, load: Callable[[], T]) -> T:
 
 
 class _Atomic:
-    """What goes in front of one of Kedro's datasets for local files: they are written whole or not at all."""
+    """A mixin for Kedro's datasets of local files, which makes writing atomic."""
 
     def load(self: Any) -> Any:
         """Read the value."""

@@ -47,7 +47,7 @@ class AdapterDataset(LocalDataset[Adapter, Adapter]):
 
 
 class AdaptedStateDataset(LocalDataset[AdaptedState, AdaptedState]):
-    """Where adaptation ended: a PEFT folder a member, ``state.json`` and, where there are any, its tensors."""
+    """An adapted state: a PEFT folder a member, ``state.json`` and, where there are any, its tensors."""
 
     files = (STATE_FILE,)
 
@@ -116,12 +116,12 @@ class TrajectoryDataset(LocalDataset[TrajectoryChunk, Trajectory]):
 
 
 class TrajectoryResumeDataset(ReadOnlyDataset[TrajectoryState | None]):
-    """What an earlier run left of a trajectory: the training node's way to go on."""
+    """The resume checkpoint that an earlier run left of a trajectory, for the training node."""
 
     written = "written through the trajectory's dataset; save there"
 
     def load(self) -> TrajectoryState | None:
-        """What is there; None for nothing to go on from."""
+        """The state; None where there is nothing to go on from."""
         return read_state(self._path)
 
     def _exists(self) -> bool:

@@ -30,7 +30,7 @@ _WAIT_SECONDS = 600.0
 
 @dataclass(frozen=True, eq=False)
 class GeneratorProgress:
-    """What a training node hands over now and then: all that a killed run needs to go on.
+    """A resume checkpoint of a generator's training.
 
     Attributes:
         fingerprint: of the run.
@@ -78,7 +78,7 @@ class GeneratorDataset(LocalDataset[Generator | GeneratorProgress, Generator]):
 
 
 class GeneratorResumeDataset(ReadOnlyDataset[Generator | GeneratorProgress | None]):
-    """What an earlier run left of a generator's training: the node's way to go on."""
+    """The resume checkpoint or the generator that an earlier run left, for the training node."""
 
     written = "written through the generator's dataset; save there"
 

@@ -1,4 +1,4 @@
-"""What a baseline learned, as a folder: a PEFT adapter that other tools open, and beside it what only we read."""
+"""A baseline's weights as a folder: a PEFT adapter that other tools open, and beside it what only we read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the project's own Kedro datasets have in common: a place on the local disk."""
+"""The base of the project's own Kedro datasets: a place on the local disk."""
 
 from __future__ import annotations
 

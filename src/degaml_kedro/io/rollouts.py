@@ -81,7 +81,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RolloutsStart:
-    """What comes first.
+    """The first piece.
 
     Attributes:
         fingerprint: of all that the rows depend on.
@@ -94,7 +94,7 @@ class RolloutsStart:
 
 @dataclass(frozen=True)
 class RolloutRows:
-    """The next rows.
+    """The next piece.
 
     Attributes:
         rows: each with all of ``ROLLOUT_COLUMNS`` and nothing else.
@@ -105,7 +105,7 @@ class RolloutRows:
 
 @dataclass(frozen=True)
 class RolloutsEnd:
-    """What comes last; alone where an earlier run had finished already."""
+    """The last piece; alone where an earlier run had finished already."""
 
 
 RolloutsChunk = RolloutsStart | RolloutRows | RolloutsEnd
@@ -113,7 +113,7 @@ RolloutsChunk = RolloutsStart | RolloutRows | RolloutsEnd
 
 @dataclass(frozen=True)
 class RolloutsState:
-    """What an earlier run left.
+    """The rollouts that an earlier run left.
 
     Attributes:
         fingerprint: of that run.
@@ -214,7 +214,7 @@ class RolloutsDataset(LocalDataset[RolloutsChunk, pd.DataFrame]):
 
 
 class RolloutsResumeDataset(ReadOnlyDataset[RolloutsState | None]):
-    """What an earlier run left of a task's rollouts: the node's way to go on."""
+    """The rollouts that an earlier run left of a task, for the node that goes on."""
 
     written = "written through the rollouts' dataset; save there"
 

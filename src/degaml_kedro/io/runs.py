@@ -349,7 +349,7 @@ def confidences(
 
 
 def _compute(folder: Path, methods: Sequence[str] | None, results: pd.DataFrame) -> pd.DataFrame:
-    """What was counted, with the columns of ``Run.compute``."""
+    """The costs, with the columns of ``Run.compute``."""
     seen = results[results["pool"] != "left_out"]
     pools = dict(zip(seen["task"], seen["pool"], strict=True))
     rows = []
@@ -402,7 +402,7 @@ def _tables(folder: Path, methods: Sequence[str] | None) -> dict[str, pd.DataFra
 
 
 def _settings(folder: Path, methods: Sequence[str] | None) -> pd.DataFrame:
-    """What searches tried; of every method the chosen setting first."""
+    """The settings that searches tried; of every method the chosen one first."""
     frames = []
     for path in sorted(_files(folder, "settings")):
         outcome = _json(path)

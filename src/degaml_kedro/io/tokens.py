@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +22,7 @@ from degaml_kedro.io.local import LocalDataset
 from degaml_kedro.io.tensors import DTYPES, safetensors_head
 
 _TENSOR = "tokens"
+_STORED = (torch.float32, torch.bfloat16)
 _FIX = "delete it, then `kedro run --pipelines tokenize --only-missing-outputs` makes it again"
 
 
@@ -73,7 +75,10 @@ class TokensDataset(LocalDataset[TokenSequence, TokenSequence]):
 
     def load(self) -> TokenSequence:
         """Open the file; nothing but its header is read."""
-        meta, shape, dtype = _header(self._path, _TENSOR)
+        with _opened(self._path) as (file, meta):
+            part = file.get_slice(_TENSOR)
+            shape = tuple(part.get_shape())
+            dtype = {DTYPES[dtype]: dtype for dtype in _STORED}[part.get_dtype()]
         grid = TokenGrid.from_json(meta["grid"])
         if shape[1:] != (grid.tokens, grid.rank, grid.token_width):
             raise TokenFileError(
@@ -130,40 +135,27 @@ def _metadata(content: Mapping[str, Any]) -> dict[str, str]:
     return {"degaml": json.dumps(content)}
 
 
-def _damaged(path: Path, error: Exception) -> TokenFileError:
-    return TokenFileError(
-        f"{path} cannot be read ({error}); the file is truncated or damaged: {_FIX}"
-    )
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A file, and its description.
 
-
-def _open(path: Path) -> Any:
+    Raises:
+        TokenFileError: it is not there, truncated or damaged.
+    """
     if not path.is_file():
         raise TokenFileError(
             f"{path} is not there; `kedro run --pipelines tokenize --only-missing-outputs` makes it"
         )
     try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
-
-
-def _header(path: Path, tensor: str) -> tuple[dict[str, Any], tuple[int, ...], torch.dtype]:
-    """What a file describes, and the shape and dtype of one of its tensors."""
-    with _open(path) as file:
-        try:
-            meta = json.loads(file.metadata()["degaml"])
-            part = file.get_slice(tensor)
-            names = {name: dtype for dtype, name in DTYPES.items()}
-            return meta, tuple(part.get_shape()), names[part.get_dtype()]
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise _damaged(path, error) from error
+        with safe_open(path, framework="pt") as file:
+            yield file, json.loads(file.metadata()["degaml"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise TokenFileError(
+            f"{path} cannot be read ({error}); the file is truncated or damaged: {_FIX}"
+        ) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All tensors of a small file, and what it describes."""
-    with _open(path) as file:
-        try:
-            meta = json.loads(file.metadata()["degaml"])
-            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise _damaged(path, error) from error
+    """All tensors of a small file, and its description."""
+    with _opened(path) as (file, meta):
+        return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118

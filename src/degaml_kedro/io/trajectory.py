@@ -32,7 +32,7 @@ class TrajectoryError(DegamlError):
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one optimiser step was.
+    """The record of one optimiser step.
 
     Attributes:
         step: counted from 1.
@@ -114,7 +114,7 @@ class TrajectoryEnd:
 
 @dataclass(frozen=True)
 class TrajectoryState:
-    """What is on disk when a training node starts.
+    """The state on disk when a training node starts.
 
     Attributes:
         fingerprint: of the run that wrote it.
@@ -175,7 +175,7 @@ class Trajectory:
         return len(self.steps)
 
     def __repr__(self) -> str:
-        """Where it is and how long."""
+        """Its folder and its length."""
         return f"Trajectory({str(self.folder)!r}, {len(self.records)} steps, {len(self)} kept)"
 
     @property
@@ -229,7 +229,7 @@ def _fix(folder: Path) -> str:
 
 
 def step_prefix(step: int) -> str:
-    """What the names of a step's tensors begin with."""
+    """The prefix of the names of a step's tensors."""
     return f"step_{step:05d}/"
 
 

@@ -4,8 +4,8 @@ While it grows there are two files: ``trajectory.safetensors.partial``, allocate
 step's tensors go to their place; and ``resume.safetensors``, what training needs to go on. A step is written to
 the first, brought to the disk, and then the second is replaced in one rename: **that rename makes the step
 whole**. Anything a killed run left behind it is overwritten by the next. At the end the index is written, the
-partial file gets its name, and the resume file goes. Where only the last step is kept, every tenth step is a place
-to go on from.
+partial file gets its name, and the resume file goes. Where only the last step is kept, every tenth step is a resume
+checkpoint.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Layout:
-    """Where every kept step lies in the file.
+    """The offset of every kept step in the file.
 
     Attributes:
         head: the safetensors header with its length, as it stands at the start of the file.
@@ -243,7 +243,7 @@ class TrajectoryWriter:
 
 
 def read_state(folder: Path) -> TrajectoryState | None:
-    """What a run left in a folder: a complete trajectory, whole steps to go on from, or nothing.
+    """The state that a run left in a folder: a complete trajectory, whole steps to go on from, or nothing.
 
     Steps that are not what was written are no steps: whoever asks starts over, which costs time and nothing else.
     """

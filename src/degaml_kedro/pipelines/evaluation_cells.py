@@ -1,4 +1,4 @@
-"""Where results are measured: a task in a part of the results table, whichever pipeline makes its answers."""
+"""The cells of the results table: a task in a pool, whichever pipeline makes its answers."""
 
 from __future__ import annotations
 

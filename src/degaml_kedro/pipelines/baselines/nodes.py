@@ -55,7 +55,7 @@ def take_union(trajectory: Trajectory) -> Learned:
 
 
 def union_warmup(warmup: WarmupParameters, baselines: BaselinesParameters) -> WarmupParameters:
-    """How union is meta-trained where the pooled warm-up has examples in the prompt: without, in batches of its own."""
+    """Union's training where the pooled warm-up has examples in the prompt: without them, in batches of its own."""
     own = baselines.union_train.batch_size if baselines.union_train else None
     return warmup.model_copy(update={"context_share": 0.0, "batch_size": own or warmup.batch_size})
 
@@ -145,7 +145,7 @@ def fit_baseline(
 
 
 def _distribution(parameters: ProjectParameters) -> SuiteDistribution | FileDistribution:
-    """What the meta-train tasks are drawn from."""
+    """The distribution of the meta-train tasks."""
     assert parameters.meta_train_distribution is not None
     return parameters.distributions[parameters.meta_train_distribution]
 
@@ -303,7 +303,7 @@ def _check_search(method: str, tried: pd.DataFrame, settings: Sequence[methods.S
 
 
 def count_meta_training(learned: Learned) -> dict[str, Any]:
-    """What a baseline's meta-training cost."""
+    """The cost of a baseline's meta-training."""
     return compute_record(learned.method, "meta_training", None, learned.compute)
 
 

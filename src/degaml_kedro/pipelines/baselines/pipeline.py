@@ -83,7 +83,7 @@ def _sum(cell: EvaluationCell, method: str) -> list[Node]:
 
 
 def _counting(method: str, stage: str, task: str | None) -> Node:
-    """What two baselines cost together."""
+    """The node that adds up the costs of two baselines."""
     ending = f".{stage}.compute" if task is None else ".compute"
     prefix = "" if task is None else f"{task}."
     return node(
@@ -116,7 +116,7 @@ def _fit(parameters: ProjectParameters, method: str, fold: TaskFold, learned: st
 
 
 def _absent(inputs: list[str]) -> list[None]:
-    """What stands for a node's first argument where there is no input for it."""
+    """None for a node's first argument where there is no input for it."""
     return [] if inputs else [None]
 
 

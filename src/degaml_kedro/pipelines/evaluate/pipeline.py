@@ -67,7 +67,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
 
 
 def _counting(parameters: ProjectParameters) -> list[Node]:
-    """What meta-training cost every method that has one, on all meta-train tasks."""
+    """The nodes that add up the meta-training cost of every method that has one."""
     everything = task_folds(parameters)[0]
     pool = [f"{everything.pool}.trajectory"] if parameters.needs_warmup else []
     own_pool = pool if parameters.trajectory.start == "pooled_warmup" else []

@@ -186,7 +186,7 @@ def last_policy(adapter: Adapter) -> Adapter:
 def learn_fallback(
     parameters: ProjectParameters, *material: pd.DataFrame, tasks: Sequence[str]
 ) -> dict[str, Any]:
-    """What a search executes where the support examples cannot tell: the action that was best on the meta-train tasks.
+    """The fallback of a search where the support examples cannot tell: the best action on the meta-train tasks.
 
     ``material`` is the support examples of each of the tasks, then rollouts of all of them and of all iterations.
 
@@ -231,7 +231,7 @@ def collect_rollouts(*rollouts: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_policy(rollouts: pd.DataFrame, *, title: str) -> tuple[Any, str, str]:
-    """How the policy learned over all iterations: a Plotly figure, an HTML page, and tables in Markdown."""
+    """The policy's learning over all iterations: a Plotly figure, an HTML page, and tables in Markdown."""
     figure = policy_figure(rollouts, title)
     return figure, figure_page(figure), policy_text(rollouts)
 
@@ -297,7 +297,7 @@ def rollouts_fingerprint(
     seed: int,
     settings: Sequence[Any],
 ) -> str:
-    """What rollouts were made from.
+    """A fingerprint of everything that rollouts depend on.
 
     Examples are what trials learn from and are scored on. Without a policy model draws are uniform; without an adapter
     it proposes as it came.
