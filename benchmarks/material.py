@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
-from degaml_kedro.parameters import BaseModelParameters, PromptParameters
+from degaml_kedro.parameters import BaseModelParameters, ProjectParameters, PromptParameters
 from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.suite import FAMILIES
 
@@ -48,6 +48,39 @@ class Settings:
     def base(self) -> BaseModel:
         """The model, loaded as the project loads it."""
         return load_base_model(self.model)
+
+
+def node_parameters(
+    model: BaseModelParameters, steps: int, batch_size: int, token_width: int = 128
+) -> ProjectParameters:
+    """Parameters with which nodes train a trajectory on the task ``suite`` and cut it into tokens."""
+    training = {
+        "phases": [{"steps": steps, "learning_rate": 5e-4}],
+        "batch_size": batch_size,
+    }
+    factorized = {"decoder": {"kind": "factorized"}, "training": {}}
+    return ProjectParameters.model_validate(
+        {
+            "profile": "benchmark",
+            "seed": SEED,
+            "model": model,
+            "prompt": PROMPT,
+            "scoring": {"mode": "text"},
+            "splits": {"train": 0, "validation": 0, "test": 1},
+            "lora": {},
+            "warmup": training,
+            "trajectory": {"start": "shared_random", "training": training},
+            "no_meta_train": training,
+            "generator": {
+                "tokenization": {"token_width": token_width},
+                "encoder": {"source": {"kind": "random"}},
+                "variants": {"factorized": factorized},
+            },
+            "methods": ["base"],
+            "tasks": {"suite": {"source": {"kind": "suite", "family": "suite"}}},
+            "meta_train": ["suite"],
+        }
+    )
 
 
 class SkippedError(Exception):

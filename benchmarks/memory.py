@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.material import PROMPT, SEED, Settings, suite_examples
+from benchmarks.material import Settings, node_parameters, suite_examples
 from benchmarks.measure import Result, Row, Spread, found_in_child
 
 STEPS = 5
@@ -46,22 +46,10 @@ def node(settings: Settings) -> None:
     examples = suite_examples(60)
     parts = (examples[:40], examples[40:50], examples[50:55], examples[55:])
     splits = splits_to_frame(TaskSplits(*(tuple(part) for part in parts)))
-    training = {"phases": [{"steps": STEPS, "learning_rate": 5e-4}], "batch_size": 8}
     with tempfile.TemporaryDirectory() as folder:
         dataset = TrajectoryDataset(filepath=folder)
-        chunks = train_trajectory(
-            settings.model.model_dump(),
-            PROMPT.model_dump(),
-            {"mode": "text"},
-            {},
-            {"start": "shared_random", "training": training},
-            {"source": {"kind": "suite", "family": "suite"}},
-            SEED,
-            None,
-            splits,
-            task="suite",
-        )
-        for chunk in chunks:
+        parameters = node_parameters(settings.model, STEPS, batch_size=8)
+        for chunk in train_trajectory(parameters, None, splits, task="suite"):
             dataset.save(chunk)
 
 

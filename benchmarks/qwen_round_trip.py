@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.material import PROMPT, SEED, Settings, SkippedError, suite_examples
+from benchmarks.material import PROMPT, Settings, SkippedError, node_parameters, suite_examples
 from benchmarks.measure import Result, Row, Spread, now
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.io.datasets import TrajectoryDataset
@@ -26,7 +26,7 @@ from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.finetune import AnswerSequence, answer_sequences
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
-from degaml_kedro.parameters import BaseModelParameters
+from degaml_kedro.parameters import BaseModelParameters, ProjectParameters
 from degaml_kedro.pipelines.checkpoints.nodes import train_trajectory
 from degaml_kedro.pipelines.tokenize.nodes import tokenize_trajectory
 from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame
@@ -48,10 +48,11 @@ def run(settings: Settings) -> Result:
     same = 0
     with tempfile.TemporaryDirectory() as folder:
         began = now(base.device)
-        trajectory = _trajectory(parameters, Path(folder) / "trajectory")
+        given = node_parameters(parameters, STEPS, batch_size=4, token_width=TOKEN_WIDTH)
+        trajectory = _trajectory(given, Path(folder) / "trajectory")
         trained = now(base.device) - began
         tokens = TokensDataset(filepath=Path(folder) / "tokens.safetensors")
-        tokens.save(tokenize_trajectory({"token_width": TOKEN_WIDTH}, trajectory, task="suite"))
+        tokens.save(tokenize_trajectory(given, trajectory, task="suite"))
         read = tokens.load()
         grid = read.grid
         if not settings.quick and grid.shape != PAPER_GRID:
@@ -128,24 +129,13 @@ def _model() -> BaseModelParameters:
     return BaseModelParameters.model_validate({"source": source})
 
 
-def _trajectory(parameters: BaseModelParameters, folder: Path) -> Trajectory:
+def _trajectory(parameters: ProjectParameters, folder: Path) -> Trajectory:
     """A few steps on the suite's questions, written by the pipeline's own node."""
     examples = suite_examples(20)
     parts = (examples[:8], examples[8:12], examples[12:16], examples[16:])
     dataset = TrajectoryDataset(filepath=folder)
-    training = {"phases": [{"steps": STEPS, "learning_rate": 5e-4}], "batch_size": 4}
-    for chunk in train_trajectory(
-        parameters.model_dump(),
-        PROMPT.model_dump(),
-        {"mode": "text"},
-        {},
-        {"start": "shared_random", "training": training},
-        {"source": {"kind": "suite", "family": "suite"}},
-        SEED,
-        None,
-        splits_to_frame(TaskSplits(*(tuple(part) for part in parts))),
-        task="suite",
-    ):
+    splits = splits_to_frame(TaskSplits(*(tuple(part) for part in parts)))
+    for chunk in train_trajectory(parameters, None, splits, task="suite"):
         dataset.save(chunk)
     return dataset.load()
 

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class DegamlError(ValueError):
-    """Something the user can put right: the message names the thing, the place and the way out."""
+    """Something the user can put right: the message names the thing, the place and the fix."""

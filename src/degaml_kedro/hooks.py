@@ -11,20 +11,21 @@ from typing import Any
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines
-from kedro.io import DataCatalog, DatasetError
+from kedro.io import DataCatalog, DatasetError, MemoryDataset
 from kedro.pipeline import Pipeline
 from kedro.runner import SequentialRunner
 
 from degaml_kedro.configuration import check_action_space, read_parameters
 from degaml_kedro.io.atomic import is_main_process
-from degaml_kedro.pipelines.naming import STAGES, stage_of
+from degaml_kedro.parameters import ProjectParameters
+from degaml_kedro.pipelines.naming import PARAMETERS, STAGES, stage_of
 from degaml_kedro.results.formatting import seconds
 
 logger = logging.getLogger(__name__)
 
 
 class ParametersHook:
-    """Checks all parameters before anything runs, and lets the pipelines follow them."""
+    """Checks all parameters before anything runs, hands them to the nodes, and lets the pipelines follow them."""
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -32,6 +33,16 @@ class ParametersHook:
         parameters = read_parameters(context.config_loader)
         check_action_space(parameters)
         pipelines.configure(f"{__package__}.pipeline_registry")
+
+    @hook_impl
+    def after_catalog_created(self, catalog: DataCatalog, parameters: dict[str, Any]) -> None:
+        """Give nodes all parameters as one typed object.
+
+        Kedro's own validation types one key for each input of a node: most nodes would have more than ten inputs, and
+        which entries of `params:tasks` are typed would depend on the pipelines that are asked for.
+        """
+        typed = ProjectParameters.model_validate(parameters["parameters"])
+        catalog[PARAMETERS] = MemoryDataset(typed, copy_mode="assign")
 
     @hook_impl
     def on_pipeline_error(self, pipeline: Pipeline, catalog: DataCatalog) -> None:

@@ -1,7 +1,7 @@
 """The configuration's shape: every key of ``conf/*/parameters*.yml``, validated once, at the edge.
 
-Unknown keys and out-of-range values are errors. Nothing below this module reads configuration: nodes receive
-plain mappings from Kedro and turn the part they need into one of these frozen models.
+Unknown keys and out-of-range values are errors. Nothing below this module reads configuration: nodes receive all of it
+as one frozen ``ProjectParameters``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import regex
 from pydantic import (
@@ -69,6 +69,9 @@ class Parameters(_PydanticModel):
     """Base of all parameter groups: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+Part = TypeVar("Part", bound=Parameters)
 
 
 # --- base model -----------------------------------------------------------------------------------
@@ -846,6 +849,12 @@ class TaskParameters(Parameters):
             return scoring
         own = {name: getattr(self.scoring, name) for name in self.scoring.model_fields_set}
         return scoring.model_copy(update=own)
+
+
+def required(part: Part | None) -> Part:
+    """A part that the configuration has wherever it is asked for: without it there is no node that needs it."""
+    assert part is not None
+    return part
 
 
 def task_scoring(

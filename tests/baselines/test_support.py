@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from degaml_kedro.baselines import no_meta_train, union_train
-from degaml_kedro.baselines.learned import Learned
+from degaml_kedro.baselines import union_train
+from degaml_kedro.baselines.support import train_on_support
 from degaml_kedro.llm.finetune import fine_tune, initial_adapter
 from degaml_kedro.parameters import (
     AdaptationSetting,
@@ -17,6 +17,7 @@ from degaml_kedro.parameters import (
 from degaml_kedro.tasks.example import make_example
 from tests.llm.helpers import tiny_base
 
+ALONE = "no_meta_train_support"
 PROMPT = PromptParameters(format="plain", options="inline")
 
 
@@ -53,42 +54,39 @@ def test_union_is_one_of_each_task_in_turn_and_loses_none():
     ]
 
 
-def test_union_equals_fine_tuning_on_the_concatenation(base, start):
+def test_the_pool_holds_every_task_s_examples_once():
     pools = [[example(f"task {t} question {i}", gold=i % 2) for i in range(4)] for t in range(3)]
     whole = union_train.pooled(pools)
-    *_, mine = union_train.fit(base, pools, PROMPT, "text", training(), start, 7)
-    *_, theirs = fine_tune(base, whole, PROMPT, "text", training(), start, 7)
-    assert alike(mine.adapter, theirs.adapter)
     assert sorted(e.prompt for e in whole) == sorted(e.prompt for pool in pools for e in pool)
 
 
 def test_union_adapts_by_fine_tuning_from_what_it_learned(base, start):
     support = [example(f"new {i}", gold=i % 2) for i in range(5)]
-    *_, pooled = union_train.fit(base, [support[:2]], PROMPT, "text", training(), start, 7)
+    *_, pooled = fine_tune(base, support[:2], PROMPT, "text", training(), start, 7)
     setting = AdaptationSetting(steps=3, learning_rate=1e-2, batch_size=2)
-    learned = Learned("union_train", pooled.adapter)
-    adapted = union_train.adapt(base, learned, support, PROMPT, "text", setting, 11)
+    given = ("union_train", base, pooled.adapter, support, PROMPT, "text", setting, 11)
+    adapted = train_on_support(*given)
     *_, expected = fine_tune(base, support, PROMPT, "text", training(3, 2), pooled.adapter, 11)
     assert alike(adapted.adapter, expected.adapter)
     assert adapted.method == "union_train"
     # every token went forward and back once
     assert adapted.compute.forward_tokens == adapted.compute.backward_tokens > 0
     assert [record["step"] for record in adapted.records] == [1, 2, 3]
-    again = union_train.adapt(base, learned, support, PROMPT, "text", setting, 11)
+    again = train_on_support(*given)
     assert alike(adapted.adapter, again.adapter)
 
 
 def test_without_meta_training_it_starts_where_all_runs_start(base, start):
     support = [example(f"new {i}", gold=i % 2) for i in range(4)]
     setting = AdaptationSetting(steps=2, learning_rate=1e-2, batch_size=2)
-    mine = no_meta_train.adapt(base, start, support, PROMPT, "text", setting, 3)
+    mine = train_on_support(ALONE, base, start, support, PROMPT, "text", setting, 3)
     *_, theirs = fine_tune(base, support, PROMPT, "text", training(2, 2), start, 3)
     assert alike(mine.adapter, theirs.adapter)
 
 
 def test_no_steps_leave_the_start_as_it_is(base, start):
     setting = AdaptationSetting(steps=0, learning_rate=1e-2)
-    adapted = no_meta_train.adapt(base, start, [example("x")], PROMPT, "text", setting, 3)
+    adapted = train_on_support(ALONE, base, start, [example("x")], PROMPT, "text", setting, 3)
     assert alike(adapted.adapter, start)
     assert adapted.compute.backward_tokens == 0
 
@@ -96,7 +94,7 @@ def test_no_steps_leave_the_start_as_it_is(base, start):
 def test_a_batch_is_never_larger_than_the_support(base, start):
     support = [example("only one")]
     setting = AdaptationSetting(steps=1, learning_rate=1e-2, batch_size=8)
-    mine = no_meta_train.adapt(base, start, support, PROMPT, "text", setting, 3)
+    mine = train_on_support(ALONE, base, start, support, PROMPT, "text", setting, 3)
     *_, theirs = fine_tune(base, support, PROMPT, "text", training(1, 1), start, 3)
     assert alike(mine.adapter, theirs.adapter)
     assert mine.compute.forward_tokens == theirs.tokens

@@ -1,4 +1,4 @@
-"""A generator's dataset: a resting place while it trains, the folder at the end."""
+"""A generator's dataset: a resume checkpoint while it trains, the folder at the end."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def resume(folder: Path) -> GeneratorResumeDataset:
     return GeneratorResumeDataset(filepath=folder)
 
 
-def test_a_resting_place_comes_back_and_is_no_generator_yet(
+def test_a_resume_checkpoint_comes_back_and_is_no_generator_yet(
     dataset: GeneratorDataset, resume: GeneratorResumeDataset
 ) -> None:
     assert resume.load() is None
@@ -70,7 +70,7 @@ def test_a_resting_place_comes_back_and_is_no_generator_yet(
     assert found.checks == progress().checks
 
 
-def test_the_latest_resting_place_counts(
+def test_the_latest_resume_checkpoint_counts(
     dataset: GeneratorDataset, resume: GeneratorResumeDataset
 ) -> None:
     for step in (2, 4, 6):
@@ -80,7 +80,7 @@ def test_the_latest_resting_place_counts(
     assert found.state.step == len(found.records) == 6
 
 
-def test_the_generator_takes_the_resting_place_s_stead(
+def test_the_generator_takes_the_resume_checkpoint_s_stead(
     dataset: GeneratorDataset, resume: GeneratorResumeDataset, folder: Path
 ) -> None:
     dataset.save(progress())
@@ -104,7 +104,7 @@ def test_half_a_folder_is_none(dataset: GeneratorDataset, folder: Path) -> None:
     assert dataset.exists()
 
 
-def test_a_resting_place_that_cannot_be_written_leaves_the_old_one(
+def test_a_resume_checkpoint_that_cannot_be_written_leaves_the_old_one(
     dataset: GeneratorDataset, resume: GeneratorResumeDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset.save(progress(2))
@@ -122,7 +122,7 @@ def test_a_resting_place_that_cannot_be_written_leaves_the_old_one(
 
 
 @pytest.mark.parametrize("cut", [0, 4, 60, -1])
-def test_a_truncated_resting_place_is_named_with_the_way_out(
+def test_a_truncated_resume_checkpoint_is_named_with_the_way_out(
     dataset: GeneratorDataset, resume: GeneratorResumeDataset, folder: Path, cut: int
 ) -> None:
     dataset.save(progress())

@@ -26,7 +26,6 @@ from degaml_kedro.io import rollouts as module
 from degaml_kedro.io.atomic import StoredDataError
 from degaml_kedro.io.rollouts import (
     ADDED_COLUMNS,
-    ADDITIONS,
     NULLABLE_COLUMNS,
     ROLLOUT_COLUMNS,
     RolloutRows,
@@ -360,37 +359,9 @@ def test_a_run_of_the_first_version_is_gone_on_with(
     assert_rows(found.rows, [row(0, **none), row(1, **none), row(2), row(3)])
 
 
-def test_a_file_and_a_run_of_the_second_version_are_read_too(
-    dataset: RolloutsDataset, resume: RolloutsResumeDataset, partial: Path, path: Path
-) -> None:
-    none = dict.fromkeys(ADDITIONS[1])
-    old = [
-        {name: value for name, value in row(number).items() if name not in none}
-        for number in range(TOTAL)
-    ]
-    dataset.save(RolloutsStart("one", 0))
-    dataset.release()
-    with partial.open("a") as file:
-        file.writelines(json.dumps(one) + "\n" for one in old[:2])
-    found = resume.load()
-    assert found is not None
-    assert_rows(found.rows, [row(number, **none) for number in range(2)])
-    partial.unlink()
-    fields = [
-        pa.field(n, k, n in NULLABLE_COLUMNS) for n, k in ROLLOUT_COLUMNS.items() if n not in none
-    ]
-    schema = pa.schema(fields, metadata={"format": "1", "fingerprint": "one"})
-    pq.write_table(pa.Table.from_pylist(old, schema=schema), path, write_page_checksum=True)
-    found = resume.load()
-    assert found is not None
-    assert_rows(found.rows, [row(number, **none) for number in range(TOTAL)])
-
-
 def test_a_new_row_needs_every_column(dataset: RolloutsDataset) -> None:
     dataset.save(RolloutsStart("one", 0))
-    with pytest.raises(
-        DatasetError, match="without forward_tokens, backward_tokens, overhead_seconds"
-    ):
+    with pytest.raises(DatasetError, match="without option_scores, poolable, p_value, decided_by"):
         dataset.save(RolloutRows([without_added(row(0))]))
 
 

@@ -9,7 +9,7 @@ from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import node, pipeline
 from kedro.runner import SequentialRunner
 
-from degaml_kedro.io.states import AdaptedStateDataset
+from degaml_kedro.io.datasets import AdaptedStateDataset
 from degaml_kedro.strategies.state import STATE_FILE, TENSORS_FILE, StateError
 from tests.io.sending import sent
 from tests.strategies.test_state import assert_same, ensemble

@@ -34,11 +34,18 @@ from degaml_kedro.pipelines.baselines.nodes import (
 )
 from degaml_kedro.pipelines.baselines.pipeline import create_pipeline
 from degaml_kedro.pipelines.checkpoints.pipeline import create_pipeline as create_checkpoints
-from degaml_kedro.pipelines.groups import folds, groups, search_group, warmup_groups
+from degaml_kedro.pipelines.naming import PARAMETERS
+from degaml_kedro.pipelines.task_folds import (
+    rollout_folds,
+    search_fold,
+    task_folds,
+    warmup_folds,
+)
 from degaml_kedro.results.measures import PREDICTION_COLUMNS
 from degaml_kedro.tasks.example import make_example
 from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame
 from tests.llm.helpers import tiny_base
+from tests.pipelines.helpers import SMOKE, smoke_parameters
 from tests.test_configuration import loader
 
 MODEL = {"source": {"kind": "random"}, "dtype": "float32", "device": "cpu"}
@@ -65,7 +72,7 @@ BASELINE_PARAMETERS = {
     "sentence_head": {"settings": [{"c": 1.0}, {"c": 100.0}]},
     "closed_form": {"settings": [{"rounds": 1}, {"rounds": 2}]},
 }
-PARAMETERS = BaselinesParameters.model_validate(BASELINE_PARAMETERS)
+ENTRIES = BaselinesParameters.model_validate(BASELINE_PARAMETERS)
 
 
 def questions(name, count):
@@ -80,9 +87,17 @@ FRAME = splits_to_frame(
 SUPPORT = FRAME[FRAME["split"] == "support"].reset_index(drop=True)
 
 
-def searched(method="no_meta_train_support", learned=None, parameters=BASELINE_PARAMETERS):
-    settings = (MODEL, PROMPT, SCORING, LORA, parameters, TASK, 3, FRAME, None, learned)
-    return search_settings(*settings, task="day_after", method=method)
+def given(**changes):
+    """The project's parameters with those of this file."""
+    tasks = {"day_after": TASK, "described": DESCRIBED, "a": DESCRIBED, "b": DESCRIBED}
+    generator = {**SMOKE["generator"], "encoder": ENCODER}
+    every = {"model": MODEL, "prompt": PROMPT, "scoring": SCORING, "lora": LORA, "seed": 3}
+    every |= {"baselines": BASELINE_PARAMETERS, "generator": generator, "methods": ["base"]}
+    return smoke_parameters(tasks, **{**every, **changes})
+
+
+def searched(method="no_meta_train_support", learned=None):
+    return search_settings(given(), FRAME, learned, task="day_after", method=method)
 
 
 @pytest.mark.parametrize(("own", "used"), [(None, 4), (24, 24)])
@@ -110,18 +125,7 @@ def test_a_search_tries_every_setting_on_validation_examples_alone():
     other = FRAME.copy()
     unread = other["split"].isin(["test", "train"])
     other.loc[unread, "prompt"] = "other " + other["prompt"]
-    same = search_settings(
-        MODEL,
-        PROMPT,
-        SCORING,
-        LORA,
-        BASELINE_PARAMETERS,
-        TASK,
-        3,
-        other,
-        task="day_after",
-        method="no_meta_train_support",
-    )
+    same = search_settings(given(), other, task="day_after", method="no_meta_train_support")
     columns = ["accuracy", "nll", "forward_tokens"]
     assert found[columns].equals(same[columns])
 
@@ -139,9 +143,7 @@ def test_a_setting_that_diverges_is_not_chosen(monkeypatch):
     assert list(found["accuracy"])[1] == 0
     assert math.isinf(found["nll"][1])
     assert "nan at step 2" in found["error"][1]
-    record, _ = choose_setting(
-        BASELINE_PARAMETERS, found, method="no_meta_train_support", fitted=False
-    )
+    record, _ = choose_setting(None, given(), found, method="no_meta_train_support")
     assert record["chosen"] == 0
 
 
@@ -159,7 +161,7 @@ def start():
 
 
 def trials(*accuracies, nll=(1.0, 1.0), task="a", **changes):
-    settings = [s.model_dump_json() for s in methods.settings_of("union_train", PARAMETERS)]
+    settings = [s.model_dump_json() for s in methods.settings_of("union_train", ENTRIES)]
     rows = [
         {
             "method": "union_train",
@@ -181,10 +183,8 @@ def trials(*accuracies, nll=(1.0, 1.0), task="a", **changes):
     return pd.DataFrame(rows)
 
 
-def chosen(*frames, fitted=False, learned=()):
-    return choose_setting(
-        BASELINE_PARAMETERS, *frames, *learned, method="union_train", fitted=fitted
-    )
+def chosen(*frames, learned=None):
+    return choose_setting(learned, given(), *frames, method="union_train")
 
 
 def test_the_best_mean_is_chosen_and_the_likelier_answers_between_equal_ones():
@@ -196,7 +196,7 @@ def test_the_best_mean_is_chosen_and_the_likelier_answers_between_equal_ones():
     assert record["chosen"] == 1
     # what it learned for the search is a part of the search's cost
     learned = Learned("union_train", start(), compute=Compute(100, 50, 2.0))
-    _, spent = chosen(trials(0.9, 0.1), fitted=True, learned=[learned])
+    _, spent = chosen(trials(0.9, 0.1), learned=learned)
     assert (spent["forward_tokens"], spent["backward_tokens"], spent["seconds"]) == (120, 60, 4.0)
 
 
@@ -218,36 +218,14 @@ def test_a_search_of_two_seeds_is_refused():
 def test_adapting_sees_the_support_examples_and_counts_what_it_takes(method):
     learned = fitted(method) if method in META_TRAINED else None
     record = {"setting": {"rounds": 2} if method == "closed_form" else SFT[1]}
-    settings = (
-        MODEL,
-        PROMPT,
-        SCORING,
-        LORA,
-        BASELINE_PARAMETERS,
-        TASK,
-        3,
-        record,
-        SUPPORT,
-        learned,
-    )
+    settings = (given(), record, SUPPORT, learned)
     adapted, spent = adapt_baseline(*settings, task="day_after", method=method)
     assert (spent["method"], spent["stage"], spent["task"]) == (method, "adaptation", "day_after")
     assert spent["tokens"] == spent["forward_tokens"] + spent["backward_tokens"] > 0
     again, _ = adapt_baseline(*settings, task="day_after", method=method)
     for key, tensor in adapted.adapter.tensors.items():
         assert torch.equal(tensor, again.adapter.tensors[key])
-    frame = predict_baseline(
-        MODEL,
-        PROMPT,
-        SCORING,
-        BASELINE_PARAMETERS,
-        TASK,
-        3,
-        FRAME,
-        adapted,
-        task="day_after",
-        method=method,
-    )
+    frame = predict_baseline(given(), FRAME, adapted, task="day_after", method=method)
     assert len(frame) == 6
     assert list(frame["gold"]) == [i % 3 for i in range(6)]
 
@@ -255,22 +233,11 @@ def test_adapting_sees_the_support_examples_and_counts_what_it_takes(method):
 def fitted(method):
     if method == "union_train":
         return Learned(method, start())
-    frames = [FRAME, FRAME]
     parameters = dict(BASELINE_PARAMETERS)
     entry = BASELINES[method]
     parameters[entry] = {**parameters[entry], "support": 2, "query": 2, "tasks_per_step": 1}
     return nodes.fit_baseline(
-        MODEL,
-        PROMPT,
-        SCORING,
-        LORA,
-        parameters,
-        {"a": DESCRIBED, "b": DESCRIBED},
-        3,
-        *frames,
-        method=method,
-        tasks=("a", "b"),
-        from_pool=False,
+        None, given(baselines=parameters), FRAME, FRAME, method=method, tasks=("a", "b")
     )
 
 
@@ -281,23 +248,10 @@ def test_both_orders_of_maml_see_the_same_episodes():
     assert first.about["seed"] == second.about["seed"]
 
 
-def answered(method, setting, task_parameters=TASK):
+def answered(method, setting, task="day_after"):
     learned = fitted(method) if method in META_TRAINED else None
     return adapt_and_predict(
-        MODEL,
-        PROMPT,
-        SCORING,
-        LORA,
-        BASELINE_PARAMETERS,
-        task_parameters,
-        3,
-        FRAME,
-        {"setting": setting},
-        SUPPORT,
-        ENCODER if method == "sentence_head" else None,
-        learned,
-        task="day_after",
-        method=method,
+        given(), FRAME, {"setting": setting}, SUPPORT, learned, task=task, method=method
     )
 
 
@@ -312,7 +266,9 @@ def test_reading_the_support_examples_costs_nothing_until_it_answers(method):
 
 
 def test_metaict_reads_the_description_where_there_is_one():
-    without, with_it = (answered("metaict", {"shots": 2}, task)[0] for task in (TASK, DESCRIBED))
+    without, with_it = (
+        answered("metaict", {"shots": 2}, task)[0] for task in ("day_after", "described")
+    )
     assert with_it["tokens"].sum() > without["tokens"].sum()
     # in meta-training, too: the episodes are those of metaicl, and longer
     plain, instructed = fitted("metaicl"), fitted("metaict")
@@ -323,9 +279,7 @@ def test_metaict_reads_the_description_where_there_is_one():
 @pytest.mark.parametrize("method", ["metaicl", "metaict", "sentence_head", "closed_form"])
 def test_all_that_take_no_gradient_are_searched(method):
     learned = fitted(method) if method in META_TRAINED else None
-    encoder = ENCODER if method == "sentence_head" else None
-    settings = (MODEL, PROMPT, SCORING, LORA, BASELINE_PARAMETERS, DESCRIBED, 3, FRAME, encoder)
-    found = search_settings(*settings, learned, task="day_after", method=method)
+    found = search_settings(given(), FRAME, learned, task="described", method=method)
     assert list(found["number"]) == [0, 1]
     assert found["error"].isna().all()
     assert set(found["backward_tokens"]) == {0}
@@ -337,11 +291,11 @@ def test_all_that_take_no_gradient_are_searched(method):
 
 def test_the_search_is_on_the_policy_s_first_fold(project):
     parameters = read_parameters(loader(project, "named_rules"))
-    everything = groups(parameters)[0]
-    searched = search_group(parameters)
-    assert searched == folds(parameters, everything)[parameters.meta_train[0]]
+    everything = task_folds(parameters)[0]
+    searched = search_fold(parameters)
+    assert searched == rollout_folds(parameters, everything)[parameters.meta_train[0]]
     # its warm-up is one that the policy needs anyway
-    assert len({group.label for group in warmup_groups(parameters)}) == 3
+    assert len({fold.label for fold in warmup_folds(parameters)}) == 3
     # nobody is tried on what it was fitted to
     assert not set(searched.tasks) & set(searched.left_out)
 
@@ -349,15 +303,15 @@ def test_the_search_is_on_the_policy_s_first_fold(project):
 def test_with_tasks_of_development_nothing_is_fitted_for_the_search(project):
     parameters = read_parameters(loader(project, "comparison"))
     assert parameters.baselines_from_pool
-    assert [group.label for group in warmup_groups(parameters)] == [
-        group.label for group in groups(parameters)
+    assert [fold.label for fold in warmup_folds(parameters)] == [
+        fold.label for fold in task_folds(parameters)
     ]
 
 
 def test_without_folds_every_other_task_is_held_out(project):
     project.edit("smoke/parameters.yml", methods=["base", "icl", "union_train"])
     parameters = read_parameters(loader(project))
-    searched = search_group(parameters)
+    searched = search_fold(parameters)
     assert (searched.left_out, searched.tasks) == (("kind_member",), ("day_after",))
     names = {node.name for node in create_pipeline(parameters).nodes}
     assert "baselines.search.union_train.try_on_kind_member" in names
@@ -366,7 +320,7 @@ def test_without_folds_every_other_task_is_held_out(project):
     assert f"{searched.pool}.trajectory" in made
     # everything that the pipeline reads is made by those before it, or is in the catalog as data of a task
     free = create_pipeline(parameters).inputs() - made
-    assert {name.split(".")[-1] for name in free if not name.startswith("param")} == {
+    assert {name.split(".")[-1] for name in free if name != PARAMETERS} == {
         "splits",
         "support",
     }
@@ -378,7 +332,6 @@ def test_what_reads_the_support_examples_keeps_no_weights_of_a_task(project):
     for method in READ_SUPPORT:
         inputs = nodes[f"baselines.day_before.predict_{method}"].inputs
         assert (f"{method}.learned" in inputs) == (method in META_TRAINED)
-        assert ("params:generator.encoder" in inputs) == (method == "sentence_head")
         assert f"baselines.day_before.adapt_{method}" not in nodes
 
 

@@ -27,7 +27,7 @@ from degaml_kedro.parameters import BaseModelParameters, LoraParameters, Project
 from degaml_kedro.pipelines.evaluate import pipeline as evaluate
 from degaml_kedro.pipelines.evaluate.nodes import generate_adapters
 from degaml_kedro.pipelines.generator.nodes import read_health, train
-from degaml_kedro.pipelines.groups import Group, groups
+from degaml_kedro.pipelines.task_folds import TaskFold, task_folds
 from degaml_kedro.pipelines.tokenize.nodes import (
     MixedTrajectoriesError,
     encode_prompts,
@@ -36,17 +36,20 @@ from degaml_kedro.pipelines.tokenize.nodes import (
     tokenize_trajectory,
 )
 from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame
-from tests.conftest import ROOT
 from tests.generator.helpers import questions
 from tests.llm.helpers import random_adapter
+from tests.pipelines.helpers import SMOKE, smoke_parameters
 
-SMOKE = yaml.safe_load((ROOT / "conf/smoke/parameters.yml").read_text())
 LORA = LoraParameters(rank=2, alpha=4.0)
 TASKS = ("one", "two")
 TASK_ENTRIES = {
     name: {"group": name, "source": {"kind": "suite", "family": "day_after"}}
     for name in (*TASKS, "three")
 }
+
+
+def parameters(**changes: Any) -> ProjectParameters:
+    return smoke_parameters(TASK_ENTRIES, **changes)
 
 
 def base_model(**changes: Any) -> Any:
@@ -78,12 +81,12 @@ class FakeTrajectory:
 
 def tokens_of(task: str, number: int, lora: LoraParameters = LORA, **model: Any) -> TokenSequence:
     made: Any = FakeTrajectory(number, lora, **model)
-    return tokenize_trajectory(SMOKE["generator"]["tokenization"], made, task=task)
+    return tokenize_trajectory(parameters(), made, task=task)
 
 
 def scales_of(*sequences: TokenSequence) -> TokenScales:
     statistics = [measure_tokens(part, task=part.about["task"]) for part in sequences]
-    return take_scales(SMOKE["generator"]["tokenization"], *sequences, *statistics)
+    return take_scales(parameters(), *sequences, *statistics)
 
 
 def splits(seed: int, train: int = 6, support: int = 2) -> pd.DataFrame:
@@ -99,7 +102,9 @@ def splits(seed: int, train: int = 6, support: int = 2) -> pd.DataFrame:
 
 
 def states_of(frame: pd.DataFrame, **changes: Any) -> PromptEmbeddings:
-    return encode_prompts({**SMOKE["generator"]["encoder"], **changes}, frame, task="one")
+    encoder = {**SMOKE["generator"]["encoder"], **changes}
+    given = parameters(generator={**SMOKE["generator"], "encoder": encoder})
+    return encode_prompts(given, frame, task="one")
 
 
 # --- tokenize -------------------------------------------------------------------------------------
@@ -107,7 +112,7 @@ def states_of(frame: pd.DataFrame, **changes: Any) -> PromptEmbeddings:
 
 def test_a_trajectory_s_tokens_are_its_adapters() -> None:
     made: Any = FakeTrajectory(1)
-    tokens = tokenize_trajectory(SMOKE["generator"]["tokenization"], made, task="one")
+    tokens = tokenize_trajectory(parameters(), made, task="one")
     assert len(tokens) == 3
     for step, index in ((1, 0), (3, 2)):
         found = tokens.grid.detokenize(tokens.read(index))
@@ -172,7 +177,7 @@ def test_weights_that_are_not_finite_are_placed(value: float) -> None:
     made: Any = FakeTrajectory(1)
     name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
     made.adapters[1].tensors[name][0, 0] = value
-    tokens = tokenize_trajectory(SMOKE["generator"]["tokenization"], made, task="one")
+    tokens = tokenize_trajectory(parameters(), made, task="one")
     with pytest.raises(
         ScaleError, match=r"checkpoint 2 of the trajectory of one .*layer 1, mlp\.up_proj, B"
     ):
@@ -214,22 +219,12 @@ def run(
     **changes: Any,
 ) -> list[Generator | GeneratorProgress]:
     names, left_out = changes.pop("names", TASKS), changes.pop("left_out", ())
-    made = [part for part in parts if isinstance(part, TokenSequence)][: len(names)]
-    arguments: dict[str, Any] = {
-        "model": SMOKE["model"],
-        "prompt": SMOKE["prompt"],
-        "scoring": SMOKE["scoring"],
-        "generator": SMOKE["generator"],
-        "tasks": TASK_ENTRIES,
-        "seed": 3,
-        "resume": resume,
-        "scales": changes.pop("scales", None) or scales_of(*made),
-        **changes,
-    }
+    made = parts[: len(names)]
+    scales = changes.pop("scales", None) or scales_of(*made)
+    given = parameters(**{"seed": 3, **changes})
+    fold = TaskFold(names, left_out, False)
     chunks = []
-    for chunk in train(
-        *arguments.values(), *parts, variant=variant, group="all", names=names, left_out=left_out
-    ):
+    for chunk in train(given, resume, scales, *parts, variant=variant, fold=fold):
         chunks.append(chunk)
         if len(chunks) == stop:
             break
@@ -371,9 +366,7 @@ def generate(
 ) -> list[Adapter]:
     model = changes.pop("model", SMOKE["model"])
     *adapters, spent = generate_adapters(
-        model,
-        {**SMOKE["generator"], **changes},
-        3,
+        parameters(seed=3, model=model, generator={**SMOKE["generator"], **changes}),
         made,
         states,
         frame,
@@ -430,15 +423,10 @@ def test_a_generator_of_another_base_model_or_encoder_is_refused(trained: Genera
 # --- which tasks belong together ------------------------------------------------------------------
 
 
-def project(**changes: Any) -> ProjectParameters:
-    base = yaml.safe_load((ROOT / "conf/base/parameters.yml").read_text())
-    return ProjectParameters.model_validate({**base, **SMOKE, **changes})
-
-
-def test_groups_leave_tasks_out() -> None:
-    everything, fold = groups(project())
-    assert everything == Group(("kind_member", "day_after"), (), False)
-    assert fold == Group(("kind_member",), ("day_after",), True)
+def test_folds_leave_tasks_out() -> None:
+    everything, fold = task_folds(smoke_parameters())
+    assert everything == TaskFold(("kind_member", "day_after"), (), False)
+    assert fold == TaskFold(("kind_member",), ("day_after",), True)
     assert (everything.label, fold.label) == ("all", "without_day_after")
     assert everything.name("token_scales") == "token_scales"
     assert fold.name("token_scales") == "without_day_after.token_scales"
@@ -446,9 +434,9 @@ def test_groups_leave_tasks_out() -> None:
     assert fold.trajectory_of("day_after") == "without_day_after.day_after"
 
 
-def test_trajectories_from_the_shared_start_serve_every_group() -> None:
+def test_trajectories_from_the_shared_start_serve_every_fold() -> None:
     trajectory = {**SMOKE["trajectory"], "start": "shared_random"}
-    _, fold = groups(project(trajectory=trajectory))
+    _, fold = task_folds(smoke_parameters(trajectory=trajectory))
     assert fold.trajectory_of("day_after") == "day_after"
 
 
@@ -466,12 +454,12 @@ def test_the_control_gets_another_task_s_prompts(
     meta_test: list[str], leave_out: list[list[str]], expected: dict[str, str]
 ) -> None:
     generator = {**SMOKE["generator"], "leave_out": leave_out}
-    parameters = project(generator=generator, meta_test=meta_test)
-    cells = [cell for cell in evaluate.evaluation_cells(parameters) if cell.pool != "meta_train"]
-    assert {cell.task: evaluate.other_task(parameters, cell) for cell in cells} == expected
+    given = smoke_parameters(generator=generator, meta_test=meta_test)
+    cells = [cell for cell in evaluate.evaluation_cells(given) if cell.pool != "meta_train"]
+    assert {cell.task: evaluate.other_task(given, cell) for cell in cells} == expected
 
 
 def test_what_the_generator_needs_is_made_only_where_a_method_needs_it(tmp_path: Path) -> None:
-    assert project().trained_variants == ("mse", "sft")
-    assert project(methods=["base", "generalization_only"]).trained_variants == ("mse",)
-    assert project(methods=["base", "other_prompts_sft"]).trained_variants == ("sft",)
+    assert smoke_parameters().trained_variants == ("mse", "sft")
+    assert smoke_parameters(methods=["base", "generalization_only"]).trained_variants == ("mse",)
+    assert smoke_parameters(methods=["base", "other_prompts_sft"]).trained_variants == ("sft",)

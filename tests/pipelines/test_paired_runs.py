@@ -21,8 +21,8 @@ from degaml_kedro.strategies.state import load_state
 from degaml_kedro.tasks.example import make_example
 from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame
 from tests.conftest import Project
+from tests.pipelines.helpers import SMOKE
 from tests.pipelines.test_policy_runs import (
-    SMOKE,
     chosen,
     executed,
     generator,
@@ -68,7 +68,7 @@ def test_the_fallback_is_learned_where_a_search_needs_it(project):
         if "policy_fallback" in one.inputs and one.func.__name__ == "choose_strategies"
     }
     assert methods == {"degaml", "no_generator", "paper_families", "random_policy"}
-    # what a group leaves out teaches its fallback nothing
+    # what a fold leaves out teaches its fallback nothing
     (learning,) = (
         one for one in pipeline.nodes if "without_day_after.policy_fallback" in one.outputs
     )
@@ -165,7 +165,7 @@ def test_a_table_of_all_trials_says_who_decided_at_the_end():
 def test_nothing_is_learned_of_nothing():
     frame = pd.DataFrame(columns=list(ROLLOUT_COLUMNS))
     nothing = {"actions": [], "closed": None, "open": None, "ranking": []}
-    assert learn_fallback(searching(), frame, tasks=()) == nothing
+    assert learn_fallback(settings(searching()), frame, tasks=()) == nothing
 
 
 def test_a_task_s_kind_is_seen_by_its_support_examples():
@@ -185,7 +185,7 @@ def test_a_task_s_kind_is_seen_by_its_support_examples():
             row |= {"task": task, "action": action, "family": family, "valid": True, "round": 1}
             row |= {"log_probability_before": -2.0, "log_probability_after": -1.0, "seconds": 1.0}
             rows.append(row | {"accuracy_before": 0.2, "accuracy_after": 0.2 + gain})
-    found = learn_fallback(searching(), *supports, pd.DataFrame(rows), tasks=tasks)
+    found = learn_fallback(settings(searching()), *supports, pd.DataFrame(rows), tasks=tasks)
     assert (found["closed"], found["open"]) == ([sft], [LORA])
 
 
@@ -243,7 +243,7 @@ def test_the_fallback_is_carried_out_without_a_search(generator):
     frame = splits(1)
     support = take_split(frame, split="support")
     state, spent = execute_fallback(
-        *settings(), generator, states_of(frame), support, {"actions": [LORA]}, task="one",
+        settings(), generator, states_of(frame), support, {"actions": [LORA]}, task="one",
         method="best_fixed",
     )  # fmt: skip
     unrefined = executed(generator, frame, [])

@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-import yaml
 from kedro.framework.project import pipelines
 
 from degaml_kedro.adapters.adapter import load_peft_folder
@@ -38,6 +37,7 @@ from degaml_kedro.parameters import (
     BaseModelParameters,
     FactorizedDecoder,
     LoraParameters,
+    ProjectParameters,
 )
 from degaml_kedro.pipelines.evaluate import nodes as evaluate_nodes
 from degaml_kedro.pipelines.evaluate.nodes import (
@@ -58,12 +58,12 @@ from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame
 from tests.conftest import ROOT, Project
 from tests.generator.helpers import LORA, questions, tiny_grid, tiny_scales
 from tests.llm.helpers import random_adapter, tiny_base
+from tests.pipelines.helpers import SMOKE, smoke_parameters
 from tests.pipelines.test_runs import run
 from tests.policy.toys import Killed, bytes_of, keep, raw
 
 pytestmark = pytest.mark.xdist_group("policy_runs")
 
-SMOKE = yaml.safe_load((ROOT / "conf/smoke/parameters.yml").read_text())
 TASK = {"group": "one", "source": {"kind": "suite", "family": "day_after"}}
 SEED = 5
 
@@ -114,7 +114,7 @@ def test_who_chooses_is_given_support_examples_and_nothing_else_of_the_task(proj
     pipeline = graph(project)
     for node in of_function(pipeline, "choose_strategies", "execute_strategies"):
         task = node.func.keywords["task"]
-        given = {name for name in node.inputs if not name.startswith("params:")}
+        given = set(node.inputs)
         assert not [name for name in given if name.endswith(UNSEEN)]
         assert f"{task}.validation" not in given
         assert {f"{task}.support", f"{task}.prompt_embeddings"} < given
@@ -188,7 +188,7 @@ def splits(seed: int, test: int = 6) -> pd.DataFrame:
 
 
 def states_of(frame: pd.DataFrame) -> PromptEmbeddings:
-    return encode_prompts(SMOKE["generator"]["encoder"], frame, task="one")
+    return encode_prompts(settings(), frame, task="one")
 
 
 @pytest.fixture(scope="module")
@@ -212,10 +212,8 @@ def policy(**changes: Any) -> dict[str, Any]:
     return {**SMOKE["policy"], **changes}
 
 
-def settings(given: dict[str, Any] | None = None, **changes: Any) -> tuple[Any, ...]:
-    every = {**SMOKE, **changes}
-    shared = tuple(every[name] for name in ("model", "prompt", "scoring", "generator"))
-    return (*shared, given or policy(), TASK, SEED)
+def settings(given: dict[str, Any] | None = None, **changes: Any) -> ProjectParameters:
+    return smoke_parameters({"one": TASK}, policy=given or policy(), seed=SEED, **changes)
 
 
 def rolled(
@@ -224,7 +222,7 @@ def rolled(
     adapter, iteration = changes.pop("adapter", None), changes.pop("iteration", 1)
     support, validation = (take_split(frame, split=name) for name in ("support", "validation"))
     return roll_out_task(
-        *settings(given, **changes), resume, made, states_of(frame), support, validation, adapter,
+        settings(given, **changes), resume, made, states_of(frame), support, validation, adapter,
         task="one", iteration=iteration,
     )  # fmt: skip
 
@@ -235,7 +233,7 @@ def chosen(
     adapter = changes.pop("adapter", None)
     support = take_split(frame, split="support")
     return choose_strategies(
-        *settings(given, **changes), resume, made, states_of(frame), support, adapter,
+        settings(given, **changes), resume, made, states_of(frame), support, adapter,
         task="one", method="degaml" if adapter else "random_policy",
     )  # fmt: skip
 
@@ -244,7 +242,7 @@ def executed(made: Generator, frame: pd.DataFrame, rows: list[dict[str, Any]]) -
     support = take_split(frame, split="support")
     table = pd.DataFrame(rows, columns=list(ROLLOUT_COLUMNS))
     state, spent = execute_strategies(
-        *settings(), made, states_of(frame), support, table, task="one", method="x"
+        settings(), made, states_of(frame), support, table, task="one", method="x"
     )
     # all trials, what was between them, and carrying out what was chosen
     for name in ("forward_tokens", "backward_tokens"):
@@ -308,11 +306,9 @@ def test_the_support_and_the_validation_split_are_what_is_seen(generator):
 def test_a_task_with_the_test_split_in_hand_answers_the_test_split(generator):
     frame = splits(1)
     state = executed(generator, frame, rows_of(chosen(generator, frame)))
-    model, prompt, scoring, made, *_ = settings()
     found = predict_adapted(
-        model, prompt, scoring, made, TASK, generator, states_of(frame), frame, state,
-        task="one", method="x",
-    )  # fmt: skip
+        settings(), generator, states_of(frame), frame, state, task="one", method="x"
+    )
     assert len(found) == 6
     assert list(found["gold"]) == list(frame[frame["split"] == "test"]["gold"])
 
@@ -356,7 +352,7 @@ def test_the_oracle_survives_a_candidate_that_fails(error, generator, monkeypatc
     changed = {**registry._FAMILIES, "lora": dataclasses.replace(own, refine=fails)}
     monkeypatch.setattr(registry, "_FAMILIES", changed)
     given = policy(families={"lora": {}}, oracle_candidates=2)
-    found = predict_oracle(*settings(given), generator, states_of(frame), frame, task="one")
+    found = predict_oracle(settings(given), generator, states_of(frame), frame, task="one")
     assert set(found["strategy"]) == {"unrefined"}
     assert len(found) == 6
     assert caplog.text.count("is no candidate") == 2
@@ -385,10 +381,7 @@ def test_no_gradient_and_no_byte_of_the_generator_changes(generator, tmp_path):
         rows = rows_of(rolled(made, frame, adapter=pilot, iteration=iteration,
                               given=policy(rollouts={"count": 10, "at_once": 5, "examples": 4})))  # fmt: skip
         assert any(row["reward"] > 0 for row in rows)
-        parts = [pilot] if pilot else []
-        pilot, record = train_policy(
-            SMOKE["model"], policy(), SEED, *parts, pd.DataFrame(rows), iteration=iteration
-        )
+        pilot, record = train_policy(pilot, settings(), pd.DataFrame(rows), iteration=iteration)
         assert record["steps"] > 0
     rows = rows_of(chosen(made, frame, adapter=pilot))
     executed(made, frame, rows)
@@ -534,14 +527,14 @@ def test_other_data_another_policy_or_another_generator_start_over(generator, ad
     ]
     assert first not in [next(iter(chunks)).fingerprint for chunks in others]
     # the same settings, and other weights in the policy's own model
-    real = nodes.policy_model
+    real = nodes.load_policy_model
 
     def retrained(*arguments):
         return dataclasses.replace(real(*arguments), fingerprint="m" * 16)
 
     with monkeypatch.context() as patch:
         for place in (nodes, evaluate_nodes):
-            patch.setattr(place, "policy_model", retrained)
+            patch.setattr(place, "load_policy_model", retrained)
         assert next(iter(rolled(generator, frame))).fingerprint != first
         other = next(iter(chosen(generator, frame, adapter=adapter))).fingerprint
         drawn = next(iter(chosen(generator, frame))).fingerprint
@@ -573,19 +566,17 @@ def table(rewards: list[float], iteration: int = 1) -> pd.DataFrame:
 
 def test_without_any_reward_the_policy_stays_and_the_log_says_so(adapter, caplog):
     caplog.set_level(logging.WARNING)
-    made, record = train_policy(
-        SMOKE["model"], policy(), SEED, adapter, table([0.0, 0.0, 0.0], 2), iteration=2
-    )
+    made, record = train_policy(adapter, settings(), table([0.0, 0.0, 0.0], 2), iteration=2)
     assert made is adapter
     assert (record["steps"], record["learned"], record["reward_rate"]) == (0, 0, 0.0)
     assert "policy, iteration 2: none of 3 rollouts was rewarded" in caplog.text
     assert "the policy stays as it is" in caplog.text
     # as well where every iteration starts from the untrained one
     untrained = policy(training={**SMOKE["policy"]["training"], "start": "untrained"})
-    made, _ = train_policy(SMOKE["model"], untrained, SEED, adapter, table([0.0], 2), iteration=2)
+    made, _ = train_policy(adapter, settings(untrained), table([0.0], 2), iteration=2)
     assert made is adapter
     # and in the first iteration it is the untrained one
-    made, _ = train_policy(SMOKE["model"], policy(), SEED, table([0.0]), iteration=1)
+    made, _ = train_policy(None, settings(), table([0.0]), iteration=1)
     fresh = initial_adapter(tiny_base(), LoraParameters.model_validate(SMOKE["policy"]["lora"]))
     assert all(torch.equal(made.tensors[name], t) for name, t in fresh.tensors.items())
 
@@ -598,15 +589,13 @@ def test_an_iteration_without_a_reward_does_not_learn_from_earlier_ones_again(
     caplog.set_level(logging.WARNING)
     given = policy(training={**SMOKE["policy"]["training"], "start": start, "learn_from": "all"})
     old, new = table([1.0, 1.0]), table(fresh, 2)
-    made, record = train_policy(SMOKE["model"], given, SEED, adapter, old, new, iteration=2)
+    made, record = train_policy(adapter, settings(given), old, new, iteration=2)
     assert made is adapter
     assert (record["steps"], record["learned"], record["losses"]) == (0, 0, [])
     assert (record["rollouts"], record["reward_rate"]) == (len(fresh), 0.0)
     assert f"policy, iteration 2: none of {len(fresh)} rollouts was rewarded" in caplog.text
     # where there is a policy to keep; one reward is enough to learn from all
-    made, record = train_policy(
-        SMOKE["model"], given, SEED, adapter, old, table([0.0, 1.0], 2), iteration=2
-    )
+    made, record = train_policy(adapter, settings(given), old, table([0.0, 1.0], 2), iteration=2)
     assert made is not adapter
     assert record["learned"] == 3
 
@@ -614,7 +603,7 @@ def test_an_iteration_without_a_reward_does_not_learn_from_earlier_ones_again(
 def test_where_an_iteration_s_learning_starts(adapter):
     def made(start: str) -> Any:
         given = policy(training={**SMOKE["policy"]["training"], "start": start})
-        return train_policy(SMOKE["model"], given, SEED, adapter, table([1.0], 2), iteration=2)[0]
+        return train_policy(adapter, settings(given), table([1.0], 2), iteration=2)[0]
 
     fresh = initial_adapter(tiny_base(), LoraParameters.model_validate(SMOKE["policy"]["lora"]))
     for start, first in (("previous", adapter), ("untrained", fresh)):
@@ -625,7 +614,7 @@ def test_where_an_iteration_s_learning_starts(adapter):
 
 def test_rates_are_of_this_iteration_and_learning_is_of_all_that_came_in():
     old, new = table([1.0, 1.0]), table([1.0, 0.0, 0.0, 0.0], iteration=2)
-    _, record = train_policy(SMOKE["model"], policy(), SEED, old, new, iteration=2)
+    _, record = train_policy(None, settings(), old, new, iteration=2)
     assert (record["rollouts"], record["reward_rate"], record["learned"]) == (4, 0.25, 3)
 
 

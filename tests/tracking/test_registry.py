@@ -26,8 +26,8 @@ from degaml_kedro.adapters.adapter import load_peft_folder, save_peft_folder
 from degaml_kedro.generator.generator import load_generator as read_generator
 from degaml_kedro.generator.generator import save_generator
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
+from degaml_kedro.io.datasets import AdaptedStateDataset
 from degaml_kedro.io.generators import GeneratorDataset
-from degaml_kedro.io.states import AdaptedStateDataset
 from degaml_kedro.parameters import EncoderParameters, RandomEncoder
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.proposers import PolicyProposer

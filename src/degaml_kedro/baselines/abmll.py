@@ -1,6 +1,7 @@
-"""ABMLL: amortized Bayesian meta-learning for LoRA (Zhang, Snell and Griffiths, 2025; after Ravi and Beatson, 2019).
+"""ABMLL with a bounded σ = c e^s, where the paper has σ = B_σ A_σ + c (Zhang, Snell and Griffiths, 2025).
 
-The weights of a task are random, and so are those that all tasks share, the prior of a task's:
+Amortized Bayesian meta-learning for LoRA, after Ravi and Beatson (2019). The weights of a task are random, and so are
+those that all tasks share, the prior of a task's:
 
     q(W | φ) = N(W0 + μ_φ, σ_φ²)      p(W | θ) = N(W0 + μ_θ, σ_θ²)
 
@@ -8,13 +9,12 @@ with, in every adapted layer,
 
     μ = (α / r) B_μ A_μ      σ = c e^s,  s = u / √(1 + (u / k)²),  u = B_σ A_σ / c,  k = log 10
 
-The paper has σ = B_σ A_σ + c, which can become negative. Ours equals it to first order and stays between c / 10 and
-10 c: c says how uncertain weights are, the pair where they are more or less so, and no step can make noise that drowns
-the model. At the start B_σ = 0, so that σ = c. A sample W = W0 + μ + σ ε has full rank: the model computes with dense
+The paper's σ can become negative. Ours equals it to first order and stays between c / 10 and 10 c: c says how uncertain
+weights are, the pair where they are more or less so, and no step can make noise that drowns the model. At the start
+B_σ = 0, so that σ = c. A sample W = W0 + μ + σ ε has full rank: the model computes with dense
 weights (:class:`~degaml_kedro.llm.lora.DenseWeights`) and adds μ as a product of low rank.
 
-What is as large as the model is made layer by layer, and its gradients are written by hand: nothing of the size of a
-layer is ever in a graph. Of the divergence nothing outlives its layer.
+What is as large as the model is made layer by layer: the graphs of σ and of the divergence hold one layer at a time.
 
 Shapes: O outputs and I inputs of a layer, r rank, P parameters: [A_μ and B_μ of all layers | A_σ and B_σ of all].
 """
@@ -23,17 +23,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Gamma, Normal, kl_divergence
 
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, parse_key
 from degaml_kedro.baselines.compute import Clock
-from degaml_kedro.baselines.episodes import Draw, tasks_of_step
+from degaml_kedro.baselines.episodes import Draw, checked_tasks, tasks_of_step
 from degaml_kedro.baselines.learned import BaselineError, Learned, Progress, TaskExamples
 from degaml_kedro.baselines.support import support_batches
 from degaml_kedro.llm.base_model import BaseModel
@@ -94,29 +94,16 @@ class Divergence(NamedTuple):
     scale_curvature: float
 
 
-def gaussian_kl(mean_q: Tensor, scale_q: Tensor, mean_p: Tensor, scale_p: Tensor) -> Tensor:
-    """KL(N(mean_q, scale_q²) || N(mean_p, scale_p²)), summed over all weights.
-
-        log(σ_p / σ_q) + (σ_q² + (μ_q - μ_p)²) / (2 σ_p²) - 1/2
-
-    Args:
-        mean_q: any shape.
-        scale_q: standard deviations, positive.
-        mean_p: the other mean.
-        scale_p: its standard deviations, positive.
-
-    Returns:
-        A scalar.
-    """
-    shift = mean_q - mean_p
-    growth = (scale_q / scale_p).log()
-    return _kl(shift, shift * scale_p**-2, growth, torch.expm1(2 * growth))
+def spread(layer: Pairs, scale: float) -> Tensor:
+    """σ [O, I] of a layer, between c / 10 and 10 c; ``scale`` is c."""
+    u = (layer.scale_b / scale) @ layer.scale_a
+    return scale * (u * (1 + (u / _RANGE) ** 2).rsqrt()).exp()
 
 
-def _kl(shift: Tensor, weighted: Tensor, growth: Tensor, widening: Tensor) -> Tensor:
-    """The same from μ_q - μ_p, that over σ_p², log(σ_q / σ_p) and σ_q² / σ_p² - 1: exact where q is close to p."""
-    excess = torch.add(widening, growth, alpha=-2).sum()
-    return 0.5 * (excess + torch.dot(shift.reshape(-1), weighted.reshape(-1)))
+def distribution(layer: Pairs, factor: float, scale: float) -> Normal:
+    """N(μ, σ²) of a layer's weights around W0, [O, I]; ``factor`` is α / r, ``scale`` is c."""
+    mean = factor * layer.mean_b @ layer.mean_a
+    return Normal(mean, spread(layer, scale), validate_args=False)
 
 
 def layer_divergence(
@@ -130,10 +117,6 @@ def layer_divergence(
 ) -> Divergence:
     """KL(q || p) of one layer, and its gradients.
 
-    With d = μ_q - μ_p and t = s_q - s_p the derivatives are
-
-        ∂/∂μ_q = d / σ_p² = -∂/∂μ_p      ∂/∂s_q = e^{2t} - 1      ∂/∂s_p = 1 - e^{2t} - d² / σ_p²
-
     Args:
         task: q.
         shared: p.
@@ -143,73 +126,53 @@ def layer_divergence(
         into_task: gradients by φ are added to these.
         into_shared: and those by θ to these.
     """
-    log_p, slope_p = _log_scale(shared, scale)
-    precision = torch.exp(-2 * log_p).mul_(scale**-2)
-    steepest = float(precision.amax())
-    if all(torch.equal(one, other) for one, other in zip(task, shared, strict=True)):
-        # value and gradients are 0 where q is p
-        return Divergence(0.0, factor**2 * steepest, 2 / scale**2)
-    log_q, slope_q = _log_scale(task, scale)
-    growth = log_q - log_p
-    # μ_q - μ_p from the differences, which are exact where the two are close
-    b = torch.cat([task.mean_b - shared.mean_b, shared.mean_b], dim=1)
-    shift = b.mul_(factor) @ torch.cat([task.mean_a, task.mean_a - shared.mean_a])
-    weighted = shift * precision
-    widening = (2 * growth).expm1_().expand_as(shift)
-    value = float(_kl(shift, weighted, growth.expand_as(shift), widening))
-    widest = 1 + float(widening.amax())
-    if into_task is not None:
-        _chain(weighted, task.mean_b, task.mean_a, weight * factor, into_task[:2])
-        _chain(widening * slope_q, task.scale_b, task.scale_a, weight / scale, into_task[2:])
-    if into_shared is not None:
-        _chain(weighted, shared.mean_b, shared.mean_a, -weight * factor, into_shared[:2])
-        by_log = torch.addcmul(widening, shift, weighted).mul_(slope_p)
-        _chain(by_log, shared.scale_b, shared.scale_a, -weight / scale, into_shared[2:])
-    return Divergence(value, factor**2 * steepest, 2 * widest / scale**2)
-
-
-def _log_scale(layer: Pairs, scale: float) -> tuple[Tensor, Tensor]:
-    """Log of σ / c, which is s, and ds / du, both [O, I]; scalars where B_σ is 0."""
-    if not layer.scale_b.any():
-        return layer.scale_b.new_zeros(()), layer.scale_b.new_ones(())
-    s = (layer.scale_b / scale) @ layer.scale_a
-    # (1 + (u / k)²)^-1/2, whose third power is the slope
-    shrink = torch.addcmul(s.new_ones(()), s, s, value=_RANGE**-2).rsqrt_()
-    return s.mul_(shrink), shrink.pow_(3)
-
-
-def _chain(gradient: Tensor, b: Tensor, a: Tensor, factor: float, into: Sequence[Tensor]) -> None:
-    """Add the gradients of A and B, given that of B A [O, I], times a factor."""
-    into[0].addmm_(b.T, gradient, alpha=factor)
-    into[1].addmm_(gradient, a.T, alpha=factor)
+    # where q is close to p, the divergence is a small difference of large terms
+    phi, theta = _leaves(task, torch.float64), _leaves(shared, torch.float64)
+    with torch.enable_grad():
+        q, p = distribution(phi, factor, scale), distribution(theta, factor, scale)
+        value = kl_divergence(q, p).sum()
+    _add_gradients(value, ((phi, into_task), (theta, into_shared)), weight)
+    sigma_q, sigma_p = q.scale.detach(), p.scale.detach()
+    steepest = float(sigma_p.amin()) ** -2
+    widest = float((sigma_q / sigma_p).amax()) ** 2
+    return Divergence(value.item(), factor**2 * steepest, 2 * widest / scale**2)
 
 
 def hyper_prior(
     layer: Pairs, factor: float, scale: float, weight: float = 0.0, into: Pairs | None = None
 ) -> float:
-    """-log p(θ) of one layer up to a constant, and its gradient: μ_θ ~ N(0, 1), 1 / σ_θ² ~ Gamma(1, 0.01).
+    """-log p(θ) of one layer, and its gradient: μ_θ ~ N(0, 1), 1 / σ_θ² ~ Gamma(1, 0.01).
 
-        Σ μ² / 2 + 0.01 Σ 1 / σ²
-
-    Args:
-        layer: θ.
-        factor: α / r.
-        scale: c.
-        weight: what the gradients are multiplied by.
-        into: they are added to these.
+    ``weight`` times its gradient is added to ``into``; ``factor`` is α / r, ``scale`` is c.
     """
-    # |B A|² needs no [O, I]: it is the trace of (Bᵀ B) (A Aᵀ)
-    inner, outer = layer.mean_a @ layer.mean_a.T, layer.mean_b.T @ layer.mean_b
-    shape = len(layer.scale_b), layer.scale_a.shape[1]
-    log_scale, slope = _log_scale(layer, scale)
-    precision = torch.exp(-2 * log_scale).mul_(scale**-2).expand(shape)
-    value = 0.5 * factor**2 * (inner * outer).sum() + _GAMMA_RATE * precision.sum()
-    if into is not None:
-        into.mean_a.addmm_(outer, layer.mean_a, alpha=weight * factor**2)
-        into.mean_b.addmm_(layer.mean_b, inner, alpha=weight * factor**2)
-        rate = -2 * _GAMMA_RATE * weight / scale
-        _chain(precision * slope, layer.scale_b, layer.scale_a, rate, into[2:])
-    return float(value)
+    theta = _leaves(layer, torch.float64)
+    one = theta.mean_a.new_ones(())
+    with torch.enable_grad():
+        own = distribution(theta, factor, scale)
+        log_p = Normal(0 * one, one).log_prob(own.loc).sum()
+        log_p = log_p + Gamma(one, _GAMMA_RATE * one).log_prob(own.scale**-2).sum()
+    _add_gradients(-log_p, ((theta, into),), weight)
+    return float(-log_p.detach())
+
+
+def _leaves(layer: Pairs, dtype: torch.dtype) -> Pairs:
+    return Pairs(*(tensor.detach().to(dtype, copy=True).requires_grad_() for tensor in layer))
+
+
+def _add_gradients(
+    value: Tensor, parts: Sequence[tuple[Pairs, Pairs | None]], weight: float
+) -> None:
+    """Add a weight times the value's gradients by each part's leaves, where there is something to add them to."""
+    wanted = [
+        (leaf, to)
+        for leaves, into in parts
+        if into is not None
+        for leaf, to in zip(leaves, into, strict=True)
+    ]
+    if wanted:
+        found = torch.autograd.grad(value, [leaf for leaf, _ in wanted])
+        for (_, to), gradient in zip(wanted, found, strict=True):
+            to.add_(gradient.to(to.dtype), alpha=weight)
 
 
 @dataclass(frozen=True)
@@ -286,28 +249,29 @@ def _family_of(learned: Learned) -> _Family:
     return _Family.of(learned.adapter, float(learned.extra[_SCALE]))
 
 
-def _draw(
-    base: BaseModel, layers: Mapping[str, Pairs], scale: float, seed: int, slopes: bool
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """W0 + σ ε [O, I] by layer, in the model's dtype, and where asked for its derivative by B_σ A_σ.
+def _noise(
+    base: BaseModel, layers: Mapping[str, Pairs], seed: int
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The name, W0 and noise ε, float32 [O, I], of every layer.
 
     The order of the model's layers decides which numbers of the stream a layer gets, not that of ``layers``.
     """
     generator = torch.Generator(device=base.device).manual_seed(seed)
-    weights: dict[str, Tensor] = {}
-    by_scale: dict[str, Tensor] = {}
     for group in base.groups:
         for name, frozen in zip(group.names, group.weight.split(group.outputs), strict=True):
-            if name not in layers:
-                continue
-            drawn = torch.empty(frozen.shape, dtype=torch.float32, device=base.device)
-            drawn.normal_(generator=generator)
-            log_scale, slope = _log_scale(layers[name], scale)
-            drawn.mul_(log_scale.exp_())
-            if slopes:
-                by_scale[name] = slope.mul(drawn).to(base.dtype)
-            weights[name] = torch.add(frozen, drawn, alpha=scale).to(base.dtype)
-    return weights, by_scale
+            if name in layers:
+                noise = torch.empty(frozen.shape, dtype=torch.float32, device=base.device)
+                yield name, frozen, noise.normal_(generator=generator)
+
+
+def _draw(
+    base: BaseModel, layers: Mapping[str, Pairs], scale: float, seed: int
+) -> dict[str, Tensor]:
+    """W0 + σ ε [O, I] by layer, in the model's dtype."""
+    return {
+        name: noise.mul_(spread(layers[name], scale)).add_(frozen).to(base.dtype)
+        for name, frozen, noise in _noise(base, layers, seed)
+    }
 
 
 def _likelihood(
@@ -315,14 +279,14 @@ def _likelihood(
 ) -> tuple[float, Tensor]:
     """-log p(answers | W) per answer token for one sample W, and its gradient [P].
 
-    With g the gradient by W: ∂/∂μ = g, and ∂/∂(B_σ A_σ) = g ε e^s ds/du.
+    The gradient by W is pulled back through σ layer by layer, with the same noise drawn again.
     """
     half = len(flat) // 2
     mean = flat[:half].clone().requires_grad_()
     # cast as one vector: a cast per layer costs more than its product
     views = family.views(mean.to(base.dtype))
     layers = family.pairs(flat)
-    weights, by_scale = _draw(base, layers, family.scale, seed, slopes=True)
+    weights = _draw(base, layers, family.scale, seed)
     for weight in weights.values():
         weight.requires_grad_()
     active = base.activate_weights(
@@ -333,10 +297,13 @@ def _likelihood(
     by_mean, *by_weight = torch.autograd.grad(loss, [mean, *weights.values()])
     gradient[:half] = by_mean
     into = family.pairs(gradient)
-    for name, slope in zip(weights, by_weight, strict=True):
-        layer = layers[name]
-        product = by_scale.pop(name).float().mul_(slope)
-        _chain(product, layer.scale_b, layer.scale_a, 1.0, into[name][2:])
+    for (name, _, noise), slope in zip(_noise(base, layers, seed), by_weight, strict=True):
+        leaves = _leaves(layers[name], torch.float32)
+        with torch.enable_grad():
+            sigma = spread(leaves, family.scale)
+        found = torch.autograd.grad(sigma, leaves[2:], noise.mul_(slope))
+        for to, part in zip(into[name][2:], found, strict=True):
+            to.add_(part)
     return loss.item(), gradient
 
 
@@ -456,16 +423,8 @@ def fit(
     in ABML: φ_i counts as θ plus a constant, so that θ gets the gradient by φ_i at φ_i, and the direct one by θ. Tasks
     are done one after another and only their gradients added up: memory is the same for any number of them.
 
-    Args:
-        base: the frozen model.
-        tasks: the meta-train tasks.
-        prompt: how an example becomes text.
-        mode: what the answer is.
-        parameters: of the method.
-        start: where μ_θ starts, and the shape of all four pairs.
-        seed: decides the episodes, A_σ and the noise; an episode follows from it and its step alone.
-        progress: called with (outer steps done, outer steps in all).
-        draw: a source of tasks without end, in place of the list.
+    μ_θ starts from ``start``, whose shape all four pairs have. The seed decides the episodes, A_σ and the noise: an
+    episode follows from it and its step alone. With ``draw`` tasks come from a source without end in place of the list.
 
     Returns:
         μ_θ, and the pairs of σ_θ in ``extra``.
@@ -474,7 +433,7 @@ def fit(
         BaselineError: there are no tasks, a task has too few examples, or the loss stops being finite.
     """
     if draw is None:
-        tasks = _checked(tasks, parameters)
+        tasks = checked_tasks(tasks, parameters, entry=METHOD)
     clock = Clock()
     family = _Family.of(start, parameters.scale)
     theta = family.start(start, seed).to(base.device).requires_grad_()
@@ -490,7 +449,7 @@ def fit(
         losses, before, divergences = [], [], []
         if draw is not None:
             drawn = tasks_of_step((), draw, parameters.tasks_per_step, step)
-            tasks = _checked(drawn, parameters)
+            tasks = checked_tasks(drawn, parameters, entry=METHOD)
             sequences.clear()
         for place, number in enumerate(_chosen_tasks(len(tasks), parameters, step, seed)):
             task = tasks[number]
@@ -568,15 +527,8 @@ def adapt(
 ) -> Learned:
     """A task's posterior from its support examples: φ from θ by steps on E_q[-log p(D | W)] + β KL(q || p(· | θ)).
 
-    Args:
-        base: the frozen model.
-        learned: what :func:`fit` returned.
-        support: the labelled examples.
-        prompt: how an example becomes text.
-        mode: what the answer is.
-        parameters: of the method; only β is read.
-        setting: steps, learning rate and batch size; without steps the posterior is the prior.
-        seed: decides the order of the examples and the noise.
+    Of the method's parameters only β is read. Without steps the posterior is the prior. The seed decides the order of
+    the examples and the noise.
 
     Returns:
         μ_φ, and the pairs of σ_φ in ``extra``.
@@ -627,15 +579,8 @@ def predict(
     Where answers are generated, the options are the answers that all samples write, and a sample's scores of them its
     likelihoods of these texts.
 
-    Args:
-        base: the frozen model.
-        posterior: what :func:`adapt` returned, or :func:`fit`.
-        examples: what is asked; right answers are only copied into the predictions.
-        prompt: how an example becomes text.
-        scoring: mode, normalisation and batch size in tokens.
-        samples: S; every sample answers all examples.
-        seed: decides the samples.
-        progress: called with (answers given, answers in all), a sample's to an example being one.
+    Each of S samples answers all examples; the seed decides them. ``progress`` counts a sample's answer to an example
+    as one.
 
     Returns:
         One prediction an example, in order; ``option_scores`` are log p(option).
@@ -660,7 +605,7 @@ def predict(
     def each_sample() -> Iterator[tuple[int, ActiveLora]]:
         for sample in range(samples):
             own = derive_seed(seed, METHOD, "sample", str(sample))
-            weights, _ = _draw(base, layers, family.scale, own, slopes=False)
+            weights = _draw(base, layers, family.scale, own)
             active = base.activate_weights(weights, mean, family.config.scale)
             del weights
             yield sample, active
@@ -721,23 +666,6 @@ def _log_softmax(row: Sequence[float]) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
-
-
-def _checked(tasks: Sequence[TaskExamples], parameters: AbmllParameters) -> list[TaskExamples]:
-    if not tasks:
-        raise BaselineError("abmll has no tasks to learn from; name some under meta_train")
-    name, count = Counter(task.name for task in tasks).most_common(1)[0]
-    if count > 1:
-        raise BaselineError(f"the task {name} is listed {count} times for abmll; once will do")
-    needed = parameters.support + parameters.query
-    for task in tasks:
-        if len(task.examples) < needed:
-            raise BaselineError(
-                f"the task {task.name} has {len(task.examples)} training examples, and an episode of abmll needs "
-                f"{needed} (baselines.abmll.support + query); lower them or raise the task's splits.train"
-            )
-    # however they are listed, a step draws the same ones
-    return sorted(tasks, key=lambda task: task.name)
 
 
 def _chosen_tasks(count: int, parameters: AbmllParameters, step: int, seed: int) -> list[int]:

@@ -29,14 +29,6 @@ def adapt(
 ) -> Learned:
     """Write an adapter from the support examples.
 
-    Args:
-        base: the frozen model.
-        shape: the adapter's rank and alpha.
-        support: the labelled examples.
-        prompt: how an example becomes text.
-        mode: what the answer is.
-        setting: layer, lambda, scale and rounds.
-
     Raises:
         BaselineError: there are no examples.
         AssociativeError: the model has no layer to write to.

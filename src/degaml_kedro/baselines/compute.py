@@ -1,4 +1,4 @@
-"""What a method costs, in one currency for all: tokens through the base model, and seconds."""
+"""The cost of a method, in one currency for all: tokens through the base model, and seconds."""
 
 from __future__ import annotations
 

@@ -22,11 +22,7 @@ def tasks_of_step(
 ) -> Sequence[TaskExamples]:
     """The tasks that a step draws its episodes from: those that are listed, or its own from a source without end.
 
-    Args:
-        tasks: a fixed list; not read where there is a source.
-        draw: the source; None for the list.
-        count: tasks of a step.
-        step: counted from 1.
+    Where there is no source (``draw``), it is the list as it is. Steps are counted from 1.
     """
     if draw is None:
         return tasks
@@ -73,7 +69,7 @@ def draw_episodes(
     Raises:
         BaselineError: there are no tasks, two have one name, or one has too few examples.
     """
-    tasks = _checked(tasks, parameters, shown, entry)
+    tasks = checked_tasks(tasks, parameters, shown, entry)
     order: list[int] = []
     while len(order) < parameters.tasks_per_step:
         order += _shuffle(len(tasks), seed, str(step), "tasks", str(len(order)))
@@ -103,9 +99,17 @@ def draw_episodes(
     return sorted(episodes, key=lambda episode: episode.task)
 
 
-def _checked(
-    tasks: Sequence[TaskExamples], parameters: MetaTraining, shown: int, entry: str
+def checked_tasks(
+    tasks: Sequence[TaskExamples],
+    parameters: MetaTraining,
+    shown: int = 0,
+    entry: str = "maml_en_llm",
 ) -> list[TaskExamples]:
+    """The tasks by name: however they are listed, a step draws the same ones.
+
+    Raises:
+        BaselineError: there are no tasks, two have one name, or one has too few examples.
+    """
     if not tasks:
         raise BaselineError("there are no tasks to meta-train on; name some under meta_train")
     name, count = Counter(task.name for task in tasks).most_common(1)[0]

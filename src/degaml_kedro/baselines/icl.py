@@ -31,10 +31,7 @@ logger = logging.getLogger(__name__)
 def adapt(support: Sequence[Example], setting: InContextSetting, seed: int) -> tuple[Example, ...]:
     """The demonstrations: the first ``shots`` of the support examples in the seed's order.
 
-    Args:
-        support: the task's labeled examples.
-        setting: how many are shown.
-        seed: decides the order; a task and a run have one each.
+    A task and a run have one seed, and so one order, each.
     """
     return shuffled(support, derive_seed(seed, "icl"))[: setting.shots]
 
@@ -49,13 +46,7 @@ def predict(
 ) -> list[Prediction]:
     """Answers to examples behind demonstrations, as many of them as fit in front of the longest.
 
-    Args:
-        base: the frozen model.
-        demonstrations: what :func:`adapt` chose.
-        examples: what to ask; their answers are only compared with in the end.
-        prompt: how examples become text.
-        scoring: how answers are scored.
-        progress: called with (examples done, examples in all) after every batch.
+    Answers of ``examples`` are only compared with in the end.
 
     Returns:
         One prediction an example, in order. ``tokens`` is what no other example needed, and a share of the rest.

@@ -1,4 +1,4 @@
-"""What a method has learned: over all meta-train tasks, or for one task from there."""
+"""The weights of a method: over all meta-train tasks, or for one task from there."""
 
 from __future__ import annotations
 

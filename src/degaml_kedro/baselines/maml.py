@@ -57,7 +57,7 @@ StepLoss = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Moments:
-    """What Adam remembers.
+    """Adam's moments.
 
     Attributes:
         first: running mean of gradients, [P].
@@ -76,7 +76,7 @@ class Moments:
 
 
 def adam_direction(gradient: Tensor, moments: Moments) -> tuple[Tensor, Moments]:
-    """Where Adam goes from a gradient, and what it remembers then: the outer step, and the inner one.
+    """Adam's direction for a gradient, and its moments afterwards: of the outer step, and of the inner one.
 
     It can be differentiated by the gradient, through both moments: a second moment held constant would make of the
     first step from empty moments, which is the gradient's sign, something with the slope ``1 / |gradient|``. Where the
@@ -203,17 +203,8 @@ def fit(
     Compute: a token of the support is read once an inner step, and a gradient goes back through it once; in second
     order twice more, through the forward and through the backward pass. A query's token is read once, back once.
 
-    Args:
-        base: the frozen model.
-        tasks: the meta-train tasks; their order does not matter.
-        prompt: how an example becomes text.
-        mode: what the answer is.
-        parameters: steps, tasks and examples a step, learning rates.
-        start: where the shared weights start.
-        seed: decides the episodes.
-        first_order: the labelled variant without second derivatives.
-        progress: called with (outer steps done, outer steps in all).
-        draw: a source of tasks without end, in place of the list.
+    The seed decides the episodes; the order of the tasks does not matter. With ``draw`` tasks come from a source
+    without end in place of the list. ``first_order`` is the labelled variant without second derivatives.
 
     Returns:
         The shared weights; in ``extra`` the outer optimiser's ``first_moment`` and ``second_moment`` [P] and its
@@ -305,15 +296,8 @@ def adapt(
 ) -> Learned:
     """The inner loop on a new task.
 
-    Args:
-        base: the frozen model.
-        learned: what :func:`fit` returned.
-        support: the labelled examples.
-        prompt: how an example becomes text.
-        mode: what the answer is.
-        parameters: whether the inner steps are Adam's, from the moments that were learned with the weights.
-        setting: steps, learning rate and batch size; no steps return the shared weights.
-        seed: decides the order of the examples.
+    The inner steps are Adam's, from the moments that were learned with the weights, where they are shared. No steps
+    return the shared weights. The seed decides the order of the examples.
 
     Raises:
         BaselineError: there are no examples, the moments are missing, or the loss stops being finite.

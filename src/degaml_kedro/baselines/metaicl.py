@@ -71,17 +71,8 @@ def fit(
 
     Compute: every token that is computed is read once and a gradient goes back through it once.
 
-    Args:
-        base: the frozen model.
-        tasks: the meta-train tasks; their order does not matter.
-        prompt: how an example becomes text.
-        mode: what the answer is.
-        parameters: steps, tasks and examples a step, learning rate, tokens a step.
-        start: where the LoRA starts.
-        seed: decides the episodes and their numbers of demonstrations.
-        progress: called with (outer steps done, outer steps in all).
-        method: whose weights they are: ``metaict`` trains the same way.
-        draw: a source of tasks without end, in place of the list.
+    The seed decides the episodes and their numbers of demonstrations; the order of the tasks does not matter. With
+    ``draw`` tasks come from a source without end in place of the list. ``metaict`` trains the same way.
 
     Returns:
         The LoRA; a record an outer step: ``loss`` of the queries before it, ``seconds``, ``tokens``.
@@ -130,11 +121,7 @@ def adapt(
 ) -> Demonstrated:
     """The demonstrations of a task, chosen as ``icl`` chooses them, and the meta-trained LoRA.
 
-    Args:
-        learned: what :func:`fit` returned; None for the base model.
-        support: the labelled examples.
-        setting: how many are shown.
-        seed: decides their order.
+    Without a meta-trained LoRA it is the base model that reads them. The seed decides their order.
     """
     adapter = None if learned is None else learned.adapter
     return Demonstrated(icl.adapt(support, setting, seed), adapter)
@@ -148,22 +135,13 @@ def predict(
     scoring: ScoringParameters,
     progress: Progress | None = None,
 ) -> list[Prediction]:
-    """Answers to examples behind the demonstrations, under the meta-trained LoRA (see :func:`icl.predict`).
-
-    Args:
-        base: the frozen model.
-        demonstrated: what :func:`adapt` returned.
-        examples: what to ask; their answers are only compared with in the end.
-        prompt: how examples become text.
-        scoring: how answers are scored.
-        progress: called with (examples done, examples in all) after every batch.
-    """
+    """Answers to examples behind the demonstrations, under the meta-trained LoRA (see :func:`icl.predict`)."""
     with active_lora(base.activate_adapter(demonstrated.adapter)):
         return icl.predict(base, demonstrated.examples, examples, prompt, scoring, progress)
 
 
 def _shots(most: int, step: int, seed: int) -> int:
-    """How many demonstrations an episode of a step has: 1 to ``most``."""
+    """The number of demonstrations of a step's episodes: 1 to ``most``."""
     generator = torch.Generator().manual_seed(derive_seed(seed, METHOD, "shots", str(step)))
     return int(torch.randint(1, most + 1, (), generator=generator))
 

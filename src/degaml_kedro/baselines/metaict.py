@@ -18,12 +18,7 @@ METHOD = "metaict"
 
 
 def instructed(examples: Sequence[Example], instruction: str) -> list[Example]:
-    """Examples with their task's instruction in front of the system message.
-
-    Args:
-        examples: of one task.
-        instruction: in words; empty for none.
-    """
+    """Examples with their task's instruction in front of the system message."""
     return [
         replace(example, system="\n\n".join(filter(None, (instruction, example.system))))
         for example in examples

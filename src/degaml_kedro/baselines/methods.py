@@ -11,12 +11,11 @@ from degaml_kedro.baselines import (
     closed_form,
     maml,
     metaicl,
-    no_meta_train,
     sentence_head,
-    union_train,
 )
 from degaml_kedro.baselines.episodes import Draw
 from degaml_kedro.baselines.learned import BaselineError, Learned, Progress, TaskExamples
+from degaml_kedro.baselines.support import train_on_support
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.parameters import (
@@ -81,17 +80,8 @@ def fit(
 ) -> Learned:
     """Meta-training by episodes: MAML-en-LLM, ABMLL, MetaICL and in-context tuning.
 
-    Args:
-        method: which.
-        base: the frozen model.
-        tasks: the meta-train tasks.
-        prompt: how an example becomes text.
-        mode: what the answer is.
-        parameters: all baselines'.
-        start: where the shared weights start.
-        seed: decides tasks and examples of every episode.
-        progress: called with (outer steps done, outer steps in all).
-        draw: a source of tasks without end, in place of the list.
+    The weights start from ``start``; the seed decides tasks and examples of every episode. With ``draw`` tasks come
+    from a source without end in place of the list.
 
     Raises:
         BaselineError: the method has no episodes, a task has too few examples, or the loss stops being finite.
@@ -121,18 +111,8 @@ def adapt(
 ) -> Adapted:
     """A method on a task, from its support examples.
 
-    Args:
-        method: which.
-        base: the frozen model.
-        learned: what meta-training left; the shared initialization where there was none; None for ``icl`` and
-            ``sentence_head``, which have no weights.
-        support: the labelled examples.
-        prompt: how an example becomes text.
-        mode: what the answer is.
-        parameters: all baselines'.
-        setting: one of the method's.
-        seed: decides orders and draws.
-        embed: sentence embeddings of questions, for ``sentence_head``.
+    ``learned`` is what meta-training left, the shared initialization where there was none, and None for ``icl`` and
+    ``sentence_head``, which have no weights. The latter needs ``embed``. The seed decides orders and draws.
 
     Raises:
         BaselineError: what the method needs is missing, or its loss stops being finite.
@@ -147,10 +127,9 @@ def adapt(
         raise BaselineError(f"{method} has no weights to start from; fit it first")
     if isinstance(setting, ClosedFormSetting):
         return closed_form.adapt(base, learned.adapter.config, support, prompt, mode, setting)
-    if method == "no_meta_train_support":
-        return no_meta_train.adapt(base, learned.adapter, support, prompt, mode, setting, seed)
-    if method == "union_train":
-        return union_train.adapt(base, learned, support, prompt, mode, setting, seed)
+    if method in ("no_meta_train_support", "union_train"):
+        start = learned.adapter
+        return train_on_support(method, base, start, support, prompt, mode, setting, seed)
     if method == "abmll":
         own = _entry(method, parameters, AbmllParameters)
         return abmll.adapt(base, learned, support, prompt, mode, own, setting, seed)
@@ -171,16 +150,7 @@ def answer(
 ) -> list[Prediction]:
     """Answers to examples.
 
-    Args:
-        method: which.
-        base: the frozen model.
-        adapted: what :func:`adapt` returned.
-        examples: what is asked; their answers are only copied into the predictions.
-        prompt: how an example becomes text.
-        scoring: how answers are scored.
-        parameters: all baselines'.
-        seed: decides weight samples.
-        progress: called with (examples done, examples in all).
+    The right answers are only copied into the predictions; the seed decides weight samples.
     """
     if isinstance(adapted, metaicl.Demonstrated):
         return metaicl.predict(base, adapted, examples, prompt, scoring, progress)

@@ -42,11 +42,6 @@ class Classifier:
 def adapt(embed: Embed, support: Sequence[Example], setting: RegressionSetting) -> Classifier:
     """Fit the regression to the support examples.
 
-    Args:
-        embed: gives the embeddings of questions.
-        support: the labelled examples.
-        setting: C.
-
     Raises:
         BaselineError: there are no examples.
     """
@@ -70,15 +65,7 @@ def predict(
     scoring: ScoringParameters,
     progress: Progress | None = None,
 ) -> list[Prediction]:
-    """Answers to examples; ``option_scores`` are log-probabilities, and the language model computes no token.
-
-    Args:
-        adapted: what :func:`adapt` returned.
-        examples: what to ask; their answers are only compared with in the end.
-        prompt: how an answer becomes text.
-        scoring: the mode.
-        progress: called with (examples done, examples in all) at the end.
-    """
+    """Answers to examples; ``option_scores`` are log-probabilities, and the language model computes no token."""
     if not examples:
         return []
     known = adapted.head.log_probabilities(_embedded(adapted.embed, examples))

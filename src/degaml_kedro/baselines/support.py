@@ -1,4 +1,7 @@
-"""Fine-tuning on a task's support examples, from wherever a method starts."""
+"""Fine-tuning on a task's support examples, from wherever a method starts.
+
+``no_meta_train_support`` starts from the initialization that all runs share, ``union_train`` from the pooled adapter.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,7 @@ def support_batches(
 ) -> list[list[AnswerSequence]]:
     """A batch of the support examples for every step.
 
-    Args:
-        sequences: the support examples as the model reads them; at least one.
-        setting: steps and batch size.
-        seed: decides the order of the examples.
+    The seed decides the order of the examples, of which there is at least one.
     """
     size = _batch_size(setting, len(sequences))
     # only the batch size is read; a plain gradient step's rate may be one that AdamW's may not
@@ -55,15 +55,7 @@ def train_on_support(
 ) -> Learned:
     """AdamW on the support examples' answers, at one learning rate.
 
-    Args:
-        method: whose adaptation it is.
-        base: the frozen model.
-        start: where the adapter starts.
-        support: the labelled examples.
-        prompt: how an example becomes text.
-        mode: what the answer is.
-        setting: steps, learning rate and batch size; no steps leave the start as it is.
-        seed: decides the order of the examples.
+    No steps leave the start as it is. The seed decides the order of the examples.
 
     Raises:
         TrainingError: there are no examples, or the loss stops being finite.

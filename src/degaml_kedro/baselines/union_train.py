@@ -1,4 +1,4 @@
-"""Union: one LoRA on all meta-train tasks pooled, then fine-tuning on the support examples from there."""
+"""``union_train``: one LoRA on all meta-train tasks pooled, the pooled warm-up, then ``support.py`` from there."""
 
 from __future__ import annotations
 
@@ -7,23 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, zip_longest
 
 from degaml_kedro.adapters.adapter import Adapter
-from degaml_kedro.baselines.learned import Learned
-from degaml_kedro.baselines.support import train_on_support
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import (
     AnswerSequence,
     FineTuneState,
     FineTuneStep,
     answer_sequences,
-    fine_tune,
     train_on_batches,
 )
 from degaml_kedro.llm.in_context import in_context_sequences
 from degaml_kedro.parameters import (
-    AdaptationSetting,
     AnswerForm,
     PromptParameters,
-    TrainingParameters,
     WarmupParameters,
 )
 from degaml_kedro.seeds import derive_seed
@@ -37,48 +32,15 @@ def pooled(pools: Sequence[Sequence[Example]]) -> list[Example]:
     """All tasks' examples as one set: one of each task in turn.
 
     In turn, so that however many of them are used every task has its share.
-
-    Args:
-        pools: a task's examples each.
     """
     turns = chain.from_iterable(zip_longest(*pools))
     return [example for example in turns if example is not None]
 
 
-def fit(
-    base: BaseModel,
-    pools: Sequence[Sequence[Example]],
-    prompt: PromptParameters,
-    mode: AnswerForm,
-    training: TrainingParameters,
-    start: Adapter,
-    seed: int,
-    resume: FineTuneState | None = None,
-) -> Iterator[FineTuneStep]:
-    """Meta-training: supervised fine-tuning on the union of the tasks, nothing else.
-
-    Args:
-        base: the frozen model.
-        pools: a meta-train task's examples each.
-        prompt: how an example becomes text.
-        mode: what the answer is.
-        training: phases, batch size, optimiser settings.
-        start: where the adapter starts.
-        seed: decides the order of the examples.
-        resume: state after an earlier step of the same call.
-
-    Yields:
-        One step at a time; the last one's adapter is the method's.
-    """
-    yield from fine_tune(base, pooled(pools), prompt, mode, training, start, seed, resume)
-
-
 def listed(pools: Sequence[Sequence[Example]], seed: int) -> Draw:
     """Episodes of listed tasks: the tasks in turn, support and query drawn from a task's examples.
 
-    Args:
-        pools: a meta-train task's examples each.
-        seed: decides the draws.
+    The seed decides the draws.
     """
 
     def draw(number: int, support: int, query: int) -> tuple[list[Example], list[Example]]:
@@ -93,7 +55,7 @@ def listed(pools: Sequence[Sequence[Example]], seed: int) -> Draw:
 def episodes_of_step(
     training: WarmupParameters, seed: int, step: int
 ) -> list[tuple[int, int, int]]:
-    """What a step draws: one episode with support examples in the prompt, or queries of several tasks without.
+    """The episodes of a step: one with support examples in the prompt, or queries of several tasks without.
 
     Args:
         training: share, shots, queries, batch size.
@@ -129,15 +91,7 @@ def fit_on_episodes(
     any other learns queries of several tasks as they are. Share 0 is union training on tasks that never come twice,
     share 1 is MetaICL.
 
-    Args:
-        base: the frozen model.
-        draw: gives the episodes.
-        prompt: how an example becomes text.
-        mode: what the answer is.
-        training: phases, optimiser settings, share, shots and queries.
-        start: where the adapter starts.
-        seed: decides which steps have examples in the prompt, and how many.
-        resume: state after an earlier step of the same call.
+    The seed decides which steps have examples in the prompt, and how many; the last step's adapter is the method's.
 
     Yields:
         One step at a time; the last one's adapter is the method's.
@@ -156,28 +110,3 @@ def fit_on_episodes(
 
     # queries behind the same demonstrations: these are computed once
     yield from train_on_batches(base, batch, training, start, resume, share_prefixes=True)
-
-
-def adapt(
-    base: BaseModel,
-    learned: Learned,
-    support: Sequence[Example],
-    prompt: PromptParameters,
-    mode: AnswerForm,
-    setting: AdaptationSetting,
-    seed: int,
-) -> Learned:
-    """Fine-tuning on the support examples from the pooled adapter.
-
-    Args:
-        base: the frozen model.
-        learned: the pooled adapter.
-        support: the labelled examples.
-        prompt: how an example becomes text.
-        mode: what the answer is.
-        setting: steps, learning rate and batch size.
-        seed: decides the order of the examples.
-    """
-    return train_on_support(
-        "union_train", base, learned.adapter, support, prompt, mode, setting, seed
-    )

@@ -42,7 +42,7 @@ class GeneratorError(DegamlError):
 
 @dataclass(frozen=True)
 class Identity:
-    """What a generator belongs to.
+    """The base model and the prompt encoder that a generator belongs to.
 
     Attributes:
         base_model: the base model's name.
@@ -83,12 +83,12 @@ class Generator:
 
     @property
     def grid(self) -> TokenGrid:
-        """How its adapters are cut."""
+        """The token grid of its adapters."""
         return self.scales.grid
 
     @property
     def device(self) -> torch.device:
-        """Where the decoder is."""
+        """The decoder's device."""
         return next(self.decoder.parameters()).device
 
     @torch.no_grad()
@@ -191,10 +191,6 @@ class Generator:
     def check_base_model(self, name: str, fingerprint: str) -> None:
         """Refuse another base model.
 
-        Args:
-            name: the base model's name.
-            fingerprint: of its weights and its tokenizer.
-
         Raises:
             GeneratorError: it is not the generator's.
         """
@@ -207,12 +203,7 @@ class Generator:
 
 
 def save_generator(generator: Generator, folder: Path) -> None:
-    """Write a generator's folder; whole or not at all.
-
-    Args:
-        generator: what to save.
-        folder: where; an earlier one there is replaced.
-    """
+    """Write a generator's folder; whole or not at all."""
     with replaced_folder(folder) as temporary:
         tensors = {
             _DECODER + name: value.detach().cpu().contiguous()
@@ -242,23 +233,18 @@ def save_generator(generator: Generator, folder: Path) -> None:
 def load_generator(folder: Path) -> Generator:
     """Read a generator's folder.
 
-    Args:
-        folder: where :func:`save_generator` wrote.
-
     Raises:
         GeneratorError: a file is missing, damaged, or of another format.
     """
-    way_out = f"delete the folder {folder} and make it with `kedro run --pipelines generator --only-missing-outputs`"
+    fix = f"delete the folder {folder} and make it with `kedro run --pipelines generator --only-missing-outputs`"
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
-            raise GeneratorError(
-                f"{folder} is not a generator's folder: it has no {name}; {way_out}"
-            )
+            raise GeneratorError(f"{folder} is not a generator's folder: it has no {name}; {fix}")
     try:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise GeneratorError(
-                f"{folder / CONFIG_FILE} has format {content['format']}, this version reads {FORMAT}; {way_out}"
+                f"{folder / CONFIG_FILE} has format {content['format']}, this version reads {FORMAT}; {fix}"
             )
         settings: HyperconvolutionalDecoder | FactorizedDecoder = TypeAdapter(
             HyperconvolutionalDecoder | FactorizedDecoder
@@ -278,19 +264,15 @@ def load_generator(folder: Path) -> Generator:
     except GeneratorError:
         raise
     except DegamlError as error:
-        raise GeneratorError(
-            f"{folder / CONFIG_FILE} cannot be used: {error}; {way_out}"
-        ) from error
+        raise GeneratorError(f"{folder / CONFIG_FILE} cannot be used: {error}; {fix}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GeneratorError(
-            f"{folder / CONFIG_FILE} cannot be read ({error!r}); {way_out}"
-        ) from error
+        raise GeneratorError(f"{folder / CONFIG_FILE} cannot be read ({error!r}); {fix}") from error
     try:
         # they may be stored in bfloat16
         tensors = {name: value.float() for name, value in load_file(folder / WEIGHTS_FILE).items()}
     except (SafetensorError, OSError) as error:
         raise GeneratorError(
-            f"{folder / WEIGHTS_FILE} cannot be read ({error}); the file is truncated or damaged: {way_out}"
+            f"{folder / WEIGHTS_FILE} cannot be read ({error}); the file is truncated or damaged: {fix}"
         ) from error
     stored = _below(tensors, _DECODER)
     expected = {name: tuple(value.shape) for name, value in decoder.state_dict().items()}
@@ -299,18 +281,18 @@ def load_generator(folder: Path) -> Generator:
         wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
         raise GeneratorError(
             f"{folder / WEIGHTS_FILE} does not hold the decoder that {CONFIG_FILE} describes: '{wrong}' is "
-            f"{found.get(wrong, 'missing')} there and {expected.get(wrong, 'not')} expected; {way_out}"
+            f"{found.get(wrong, 'missing')} there and {expected.get(wrong, 'not')} expected; {fix}"
         )
     decoder.load_state_dict(stored)
     bad = next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
     if bad is not None:
         raise GeneratorError(
-            f"{folder / WEIGHTS_FILE}: '{bad}' holds NaN or infinite weights; {way_out}"
+            f"{folder / WEIGHTS_FILE}: '{bad}' holds NaN or infinite weights; {fix}"
         )
     try:
         scales = TokenScales.from_tensors(grid, _below(tensors, _SCALES))
     except DegamlError as error:
-        raise GeneratorError(f"{folder / WEIGHTS_FILE}: {error}; {way_out}") from error
+        raise GeneratorError(f"{folder / WEIGHTS_FILE}: {error}; {fix}") from error
     return Generator(
         decoder.eval(),
         scales,

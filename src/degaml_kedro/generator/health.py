@@ -1,4 +1,4 @@
-"""How well a generator does, while it trains: errors by module and layer, norms, and what its adapters answer.
+"""Health checks of a generator while it trains: errors by module and layer, norms, and what its adapters answer.
 
 Shapes: T tokens, r rank, k token width, S slots.
 """

@@ -24,7 +24,7 @@ class PromptEmbeddingsError(DegamlError):
 
 
 class TokenStates(Protocol):
-    """Where the states are: a tensor, or a file that is read when it is sliced."""
+    """The storage of the states: a tensor, or a file that is read when it is sliced."""
 
     def __getitem__(self, tokens: slice, /) -> Tensor:
         """The states of some tokens, [tokens, C]."""
@@ -59,7 +59,7 @@ class PromptEmbeddings:
         return len(self.lengths)
 
     def __repr__(self) -> str:
-        """How much there is, not the numbers."""
+        """The sizes, not the numbers."""
         return f"PromptEmbeddings({len(self)} x {self.tokens} x {self.width}, {self.encoder})"
 
     @property
@@ -142,7 +142,7 @@ class PromptEmbeddings:
 
 
 def digest_prompts(prompts: Sequence[str]) -> str:
-    """What a list of prompts is recognised by: sixteen hexadecimal digits."""
+    """A digest of a list of prompts and their order: sixteen hexadecimal digits."""
     digest = hashlib.sha256()
     for prompt in prompts:
         data = prompt.encode("utf-8", "surrogatepass")

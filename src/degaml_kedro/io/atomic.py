@@ -78,59 +78,42 @@ def _readable(path: Path, load: Callable[[], T]) -> T:
         ) from error
 
 
-class AtomicParquetDataset(ParquetDataset):  # type: ignore[misc]
-    """``pandas.ParquetDataset`` for local files, written whole or not at all."""
+class _Atomic:
+    """A mixin for Kedro's datasets of local files, which makes writing atomic."""
 
-    def load(self) -> pd.DataFrame:
-        """Read the frame."""
-        load: Callable[[], pd.DataFrame] = super().load
-        return _readable(Path(self._get_load_path()), load)
-
-    def save(self, data: pd.DataFrame) -> None:
-        """Write the frame."""
-        replace_file(
-            Path(self._get_save_path()), lambda file: data.to_parquet(file, **self._save_args)
-        )
-        self._invalidate_cache()
-
-
-class AtomicJSONDataset(JSONDataset):  # type: ignore[misc]
-    """``json.JSONDataset`` for local files, written whole or not at all."""
-
-    def load(self) -> Any:
+    def load(self: Any) -> Any:
         """Read the value."""
-        return _readable(Path(self._get_load_path()), super().load)
+        return _readable(Path(self._get_load_path()), super().load)  # type: ignore[misc]
 
-    def save(self, data: Any) -> None:
+    def save(self: Any, data: Any) -> None:
         """Write the value."""
-        text = json.dumps(data, **self._save_args) + "\n"
-        replace_file(Path(self._get_save_path()), lambda file: file.write(text.encode("utf-8")))
+        replace_file(Path(self._get_save_path()), lambda file: self._write(data, file))
         self._invalidate_cache()
 
 
-class AtomicTextDataset(TextDataset):  # type: ignore[misc]
-    """``text.TextDataset`` for local files, written whole or not at all."""
+class AtomicParquetDataset(_Atomic, ParquetDataset):  # type: ignore[misc]
+    """``pandas.ParquetDataset``, written whole or not at all."""
 
-    def load(self) -> str:
-        """Read the text."""
-        load: Callable[[], str] = super().load
-        return _readable(Path(self._get_load_path()), load)
-
-    def save(self, data: str) -> None:
-        """Write the text."""
-        replace_file(Path(self._get_save_path()), lambda file: file.write(data.encode("utf-8")))
-        self._invalidate_cache()
+    def _write(self, data: pd.DataFrame, file: BinaryIO) -> None:
+        data.to_parquet(file, **self._save_args)
 
 
-class AtomicPlotlyDataset(PlotlyDataset):  # type: ignore[misc]
-    """``plotly.JSONDataset`` for local files, written whole or not at all."""
+class AtomicJSONDataset(_Atomic, JSONDataset):  # type: ignore[misc]
+    """``json.JSONDataset``, written whole or not at all."""
 
-    def load(self) -> Any:
-        """Read the figure."""
-        return _readable(Path(self._get_load_path()), super().load)
+    def _write(self, data: Any, file: BinaryIO) -> None:
+        file.write((json.dumps(data, **self._save_args) + "\n").encode("utf-8"))
 
-    def save(self, data: Any) -> None:
-        """Write the figure."""
-        text: str = data.to_json(**self._save_args)
-        replace_file(Path(self._get_save_path()), lambda file: file.write(text.encode("utf-8")))
-        self._invalidate_cache()
+
+class AtomicTextDataset(_Atomic, TextDataset):  # type: ignore[misc]
+    """``text.TextDataset``, written whole or not at all."""
+
+    def _write(self, data: str, file: BinaryIO) -> None:
+        file.write(data.encode("utf-8"))
+
+
+class AtomicPlotlyDataset(_Atomic, PlotlyDataset):  # type: ignore[misc]
+    """``plotly.JSONDataset``, written whole or not at all."""
+
+    def _write(self, data: Any, file: BinaryIO) -> None:
+        file.write(data.to_json(**self._save_args).encode("utf-8"))

@@ -1,4 +1,4 @@
-"""Kedro datasets for what this project makes: adapters and trajectories."""
+"""Kedro datasets for what this project makes: adapters, adapted states and trajectories."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from degaml_kedro.adapters.adapter import (
     load_peft_folder,
     save_peft_folder,
 )
-from degaml_kedro.io import trajectory as files
-from degaml_kedro.io.local import LocalDataset
+from degaml_kedro.io.local import LocalDataset, ReadOnlyDataset
 from degaml_kedro.io.trajectory import (
+    INDEX_FILE,
     Trajectory,
     TrajectoryChunk,
     TrajectoryStart,
     TrajectoryState,
     TrajectoryStep,
 )
+from degaml_kedro.io.trajectory import WEIGHTS_FILE as TRAJECTORY_FILE
 from degaml_kedro.io.trajectory_writer import TrajectoryWriter, read_state, remove_leftovers
+from degaml_kedro.strategies.state import STATE_FILE, AdaptedState, load_state, save_state
 
 
 class AdapterDataset(LocalDataset[Adapter, Adapter]):
@@ -33,6 +35,8 @@ class AdapterDataset(LocalDataset[Adapter, Adapter]):
         ``"{task}.final_adapter": {type: degaml_kedro.io.datasets.AdapterDataset, filepath: data/06_models/{task}}``
     """
 
+    files = (CONFIG_FILE, WEIGHTS_FILE)
+
     def load(self) -> Adapter:
         """Read the adapter."""
         return load_peft_folder(self._path)
@@ -41,8 +45,23 @@ class AdapterDataset(LocalDataset[Adapter, Adapter]):
         """Write the adapter, whole or not at all."""
         save_peft_folder(data, self._path)
 
-    def _exists(self) -> bool:
-        return self._holds(CONFIG_FILE, WEIGHTS_FILE)
+
+class AdaptedStateDataset(LocalDataset[AdaptedState, AdaptedState]):
+    """An adapted state: a PEFT folder a member, ``state.json`` and, where there are any, its tensors."""
+
+    files = (STATE_FILE,)
+
+    def load(self) -> AdaptedState:
+        """Read the state.
+
+        Raises:
+            StateError: a file is missing, damaged or of another format.
+        """
+        return load_state(self._path)
+
+    def save(self, data: AdaptedState) -> None:
+        """Write the state, whole or not at all."""
+        save_state(data, self._path)
 
 
 class TrajectoryDataset(LocalDataset[TrajectoryChunk, Trajectory]):
@@ -52,22 +71,13 @@ class TrajectoryDataset(LocalDataset[TrajectoryChunk, Trajectory]):
     as it comes. The dataset exists once the last of them is on the disk.
     """
 
-    def __init__(
-        self,
-        *,
-        filepath: str | os.PathLike[str],
-        verify: bool = True,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        """Point at a folder.
+    files = (INDEX_FILE, TRAJECTORY_FILE)
 
-        Args:
-            filepath: the trajectory's folder.
-            verify: compare a step's checksum when it is read.
-            metadata: for plugins such as Kedro-Viz.
-        """
+    def __init__(
+        self, *, filepath: str | os.PathLike[str], metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Point at a folder."""
         super().__init__(filepath=filepath, metadata=metadata)
-        self._verify = verify
         self._writer: TrajectoryWriter | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,7 +86,7 @@ class TrajectoryDataset(LocalDataset[TrajectoryChunk, Trajectory]):
 
     def load(self) -> Trajectory:
         """Open the trajectory."""
-        return Trajectory(self._path, self._verify)
+        return Trajectory(self._path)
 
     def save(self, data: TrajectoryChunk) -> None:
         """Take the next piece."""
@@ -96,9 +106,6 @@ class TrajectoryDataset(LocalDataset[TrajectoryChunk, Trajectory]):
             # nothing was trained: the trajectory was complete already
             remove_leftovers(self._path)
 
-    def _exists(self) -> bool:
-        return self._holds(files.INDEX_FILE, files.WEIGHTS_FILE)
-
     def _release(self) -> None:
         self._close()
 
@@ -107,24 +114,15 @@ class TrajectoryDataset(LocalDataset[TrajectoryChunk, Trajectory]):
             self._writer.close()
             self._writer = None
 
-    def _describe(self) -> dict[str, Any]:
-        return {**super()._describe(), "verify": self._verify}
 
+class TrajectoryResumeDataset(ReadOnlyDataset[TrajectoryState | None]):
+    """The resume checkpoint that an earlier run left of a trajectory, for the training node."""
 
-class TrajectoryResumeDataset(LocalDataset[None, TrajectoryState | None]):
-    """What an earlier run left of a trajectory: the training node's way to go on. Read-only."""
+    written = "written through the trajectory's dataset; save there"
 
     def load(self) -> TrajectoryState | None:
-        """What is there; None for nothing to go on from."""
+        """The state; None where there is nothing to go on from."""
         return read_state(self._path)
-
-    def save(self, data: None) -> None:
-        """Not possible: the trajectory's own dataset writes it.
-
-        Raises:
-            DatasetError: always.
-        """
-        raise DatasetError(f"{self._path} is written through the trajectory's dataset; save there")
 
     def _exists(self) -> bool:
         return self._path.is_dir()

@@ -1,4 +1,4 @@
-"""A generator's folder as a Kedro dataset, written once at the end, with a resting place while it trains."""
+"""A generator's folder as a Kedro dataset, written once at the end, with a resume checkpoint while it trains."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from degaml_kedro.generator.generator import (
 )
 from degaml_kedro.generator.training import TrainingState
 from degaml_kedro.io.atomic import is_main_process, replace_file
-from degaml_kedro.io.local import LocalDataset
+from degaml_kedro.io.local import LocalDataset, ReadOnlyDataset
 
 _WAIT_SECONDS = 600.0
 
 
 @dataclass(frozen=True, eq=False)
 class GeneratorProgress:
-    """What a training node hands over now and then: all that a killed run needs to go on.
+    """A resume checkpoint of a generator's training.
 
     Attributes:
         fingerprint: of the run.
@@ -48,19 +48,21 @@ class GeneratorProgress:
 class GeneratorDataset(LocalDataset[Generator | GeneratorProgress, Generator]):
     """A trained generator. The node yields a ``GeneratorProgress`` now and then, and the ``Generator`` at the end."""
 
+    files = (CONFIG_FILE, WEIGHTS_FILE)
+
     def load(self) -> Generator:
         """Read the generator."""
         return load_generator(self._path)
 
     def save(self, data: Generator | GeneratorProgress) -> None:
-        """Write a resting place or the generator; of several processes only the first one writes."""
+        """Write a resume checkpoint or the generator; of several processes only the first one writes."""
         if isinstance(data, GeneratorProgress):
             if is_main_process():
-                _write_progress(data, _resting_place(self._path))
+                _write_progress(data, _resume_file(self._path))
             return
         if is_main_process():
             save_generator(data, self._path)
-            _resting_place(self._path).unlink(missing_ok=True)
+            _resume_file(self._path).unlink(missing_ok=True)
         else:
             self._wait_for(data.fingerprint)
 
@@ -74,33 +76,24 @@ class GeneratorDataset(LocalDataset[Generator | GeneratorProgress, Generator]):
             f"{self._path} was not written by the first process within {_WAIT_SECONDS:.0f} s"
         )
 
-    def _exists(self) -> bool:
-        return self._holds(CONFIG_FILE, WEIGHTS_FILE)
 
+class GeneratorResumeDataset(ReadOnlyDataset[Generator | GeneratorProgress | None]):
+    """The resume checkpoint or the generator that an earlier run left, for the training node."""
 
-class GeneratorResumeDataset(LocalDataset[None, Generator | GeneratorProgress | None]):
-    """What an earlier run left of a generator's training: the node's way to go on. Read-only."""
+    written = "written through the generator's dataset; save there"
 
     def load(self) -> Generator | GeneratorProgress | None:
-        """A resting place, else a finished generator, else None."""
-        progress = _read_progress(_resting_place(self._path))
+        """A resume checkpoint, else a finished generator, else None."""
+        progress = _read_progress(_resume_file(self._path))
         if progress is None and self._holds(CONFIG_FILE):
             return load_generator(self._path)
         return progress
 
-    def save(self, data: None) -> None:
-        """Not possible: the generator's own dataset writes it.
-
-        Raises:
-            DatasetError: always.
-        """
-        raise DatasetError(f"{self._path} is written through the generator's dataset; save there")
-
     def _exists(self) -> bool:
-        return _resting_place(self._path).is_file() or self._holds(CONFIG_FILE)
+        return _resume_file(self._path).is_file() or self._holds(CONFIG_FILE)
 
 
-def _resting_place(folder: Path) -> Path:
+def _resume_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.resume.safetensors")
 
 

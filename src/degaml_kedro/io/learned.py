@@ -1,4 +1,4 @@
-"""What a baseline learned, as a folder: a PEFT adapter that other tools open, and beside it what only we read."""
+"""A baseline's weights as a folder: a PEFT adapter that other tools open, and beside it what only we read."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ FORMAT = 1
 class LearnedDataset(LocalDataset[Learned, Learned]):
     """A baseline's weights: a PEFT folder with ``extra.safetensors`` and ``learned.json`` in it."""
 
+    files = (CONFIG_FILE, WEIGHTS_FILE, EXTRA_FILE, ABOUT_FILE)
+
     def load(self) -> Learned:
         """Read the folder."""
         return load_learned(self._path)
@@ -36,17 +38,9 @@ class LearnedDataset(LocalDataset[Learned, Learned]):
         """Write the folder, whole or not at all."""
         save_learned(data, self._path)
 
-    def _exists(self) -> bool:
-        return self._holds(CONFIG_FILE, WEIGHTS_FILE, EXTRA_FILE, ABOUT_FILE)
-
 
 def save_learned(learned: Learned, folder: Path) -> None:
-    """Write a folder, whole or not at all.
-
-    Args:
-        learned: what to write.
-        folder: its place.
-    """
+    """Write a folder, whole or not at all."""
     about = {
         "format": FORMAT,
         "method": learned.method,
@@ -64,9 +58,6 @@ def save_learned(learned: Learned, folder: Path) -> None:
 
 def load_learned(folder: Path) -> Learned:
     """Read a folder.
-
-    Args:
-        folder: its place.
 
     Raises:
         DatasetError: a file is missing or damaged, or was written by a newer version.

@@ -6,8 +6,6 @@ made them of which prompts.
 
 from __future__ import annotations
 
-import json
-import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,13 +16,10 @@ from torch import Tensor
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings, PromptEmbeddingsError
 from degaml_kedro.io.atomic import replace_file
 from degaml_kedro.io.local import LocalDataset
+from degaml_kedro.io.tensors import DTYPES, safetensors_head
 
 FORMAT = "degaml prompt embeddings 1"
-_DTYPES = {
-    "starts": ("I64", torch.int64),
-    "lengths": ("I32", torch.int32),
-    "states": ("F16", torch.float16),
-}
+_DTYPES = {"starts": torch.int64, "lengths": torch.int32, "states": torch.float16}
 
 
 class MappedStates:
@@ -81,43 +76,26 @@ class PromptEmbeddingsDataset(LocalDataset[PromptEmbeddings, PromptEmbeddings]):
 
 
 def write_prompt_embeddings(embeddings: PromptEmbeddings, path: Path) -> None:
-    """Write embeddings; an earlier file stays until the new one is whole.
-
-    Args:
-        embeddings: in memory, or of another file.
-        path: where to.
-    """
+    """Write embeddings; an earlier file stays until the new one is whole."""
     tensors = {
         "starts": embeddings.starts,
         "lengths": embeddings.lengths,
         "states": embeddings.token_states[:],
     }
-    header: dict[str, object] = {
-        "__metadata__": {
-            "format": FORMAT,
-            "tokens": str(embeddings.tokens),
-            "encoder": embeddings.encoder,
-            "fingerprint": embeddings.fingerprint,
-            "prompts_digest": embeddings.prompts_digest,
-        }
+    metadata = {
+        "format": FORMAT,
+        "tokens": str(embeddings.tokens),
+        "encoder": embeddings.encoder,
+        "fingerprint": embeddings.fingerprint,
+        "prompts_digest": embeddings.prompts_digest,
     }
-    position = 0
-    for name, tensor in tensors.items():
-        end = position + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _DTYPES[name][0],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    text = json.dumps(header).encode("utf-8")
-    text += b" " * (-len(text) % 8)
+    parts = [(name, _DTYPES[name], tensor.shape) for name, tensor in tensors.items()]
+    head = safetensors_head(parts, metadata)
 
     def write(file: BinaryIO) -> None:
-        # by hand, since safetensors would first copy it all into one string of bytes
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(head)
         for name, tensor in tensors.items():
-            file.write(tensor.to(_DTYPES[name][1]).contiguous().numpy().data)
+            file.write(tensor.to(_DTYPES[name]).contiguous().numpy().data)
 
     replace_file(path, write)
 
@@ -127,9 +105,6 @@ def read_prompt_embeddings(path: Path) -> PromptEmbeddings:
 
     The states have no checksum, which would read them all: what can be seen from the outside is seen, a number
     changed inside is not.
-
-    Args:
-        path: written by :func:`write_prompt_embeddings`.
 
     Raises:
         PromptEmbeddingsError: the file is not there, truncated, damaged or something else; the message names it and
@@ -142,7 +117,8 @@ def read_prompt_embeddings(path: Path) -> PromptEmbeddings:
             about = file.metadata() or {}
             if about.get("format") != FORMAT:
                 raise _unreadable(path, f"its format is {about.get('format')}, not {FORMAT}")
-            for name, (code, _) in _DTYPES.items():
+            for name, dtype in _DTYPES.items():
+                code = DTYPES[dtype]
                 if (found := file.get_slice(name).get_dtype()) != code:
                     raise _unreadable(path, f"its {name} are {found}, not {code}")
             starts, lengths = file.get_tensor("starts"), file.get_tensor("lengths")

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from kedro.io import DatasetError
 
 from degaml_kedro.io.atomic import StoredDataError, replace_file, sync_folder
-from degaml_kedro.io.local import LocalDataset
+from degaml_kedro.io.local import LocalDataset, ReadOnlyDataset
 
 FORMAT = 1
 
@@ -63,32 +63,25 @@ ROLLOUT_COLUMNS: Mapping[str, pa.DataType] = {
     "executed": pa.bool_(),
     "error": pa.string(),
 }
-# what rows did not have at first, version by version: in those from then it is None
-ADDITIONS = (
-    frozenset({"forward_tokens", "backward_tokens", "overhead_seconds"}),
-    frozenset({"option_scores", "poolable", "p_value", "decided_by"}),
-)
-ADDED_COLUMNS = frozenset[str]().union(*ADDITIONS)
+# what rows did not have at first: in those from then it is None
+ADDED_COLUMNS = frozenset({"option_scores", "poolable", "p_value", "decided_by"})
 # where None is a value: the action was not valid, was not executed, nothing went wrong, or nobody counted
-NULLABLE_COLUMNS = ADDED_COLUMNS | {"family", "accuracy_after", "log_probability_after", "error"}
+NULLABLE_COLUMNS = ADDED_COLUMNS | {
+    *("family", "accuracy_after", "log_probability_after", "error"),
+    *("forward_tokens", "backward_tokens", "overhead_seconds"),
+}
 
 _SCHEMA = pa.schema(
     [pa.field(name, kind, name in NULLABLE_COLUMNS) for name, kind in ROLLOUT_COLUMNS.items()]
 )
-# what a file of each version lacks, the newest first
-_LACKING = tuple(
-    frozenset[str]().union(*ADDITIONS[first:]) for first in reversed(range(len(ADDITIONS) + 1))
-)
-_SCHEMAS = tuple(
-    pa.schema([field for field in _SCHEMA if field.name not in lacking]) for lacking in _LACKING
-)
+_FIRST_SCHEMA = pa.schema([field for field in _SCHEMA if field.name not in ADDED_COLUMNS])
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RolloutsStart:
-    """What comes first.
+    """The first piece.
 
     Attributes:
         fingerprint: of all that the rows depend on.
@@ -101,7 +94,7 @@ class RolloutsStart:
 
 @dataclass(frozen=True)
 class RolloutRows:
-    """The next rows.
+    """The next piece.
 
     Attributes:
         rows: each with all of ``ROLLOUT_COLUMNS`` and nothing else.
@@ -112,7 +105,7 @@ class RolloutRows:
 
 @dataclass(frozen=True)
 class RolloutsEnd:
-    """What comes last; alone where an earlier run had finished already."""
+    """The last piece; alone where an earlier run had finished already."""
 
 
 RolloutsChunk = RolloutsStart | RolloutRows | RolloutsEnd
@@ -120,7 +113,7 @@ RolloutsChunk = RolloutsStart | RolloutRows | RolloutsEnd
 
 @dataclass(frozen=True)
 class RolloutsState:
-    """What an earlier run left.
+    """The rollouts that an earlier run left.
 
     Attributes:
         fingerprint: of that run.
@@ -147,12 +140,7 @@ class RolloutsDataset(LocalDataset[RolloutsChunk, pd.DataFrame]):
     def __init__(
         self, *, filepath: str | os.PathLike[str], metadata: dict[str, Any] | None = None
     ) -> None:
-        """Point at a Parquet file.
-
-        Args:
-            filepath: the file.
-            metadata: for plugins such as Kedro-Viz.
-        """
+        """Point at a Parquet file."""
         super().__init__(filepath=filepath, metadata=metadata)
         self._file: BinaryIO | None = None
 
@@ -225,8 +213,10 @@ class RolloutsDataset(LocalDataset[RolloutsChunk, pd.DataFrame]):
             file.close()
 
 
-class RolloutsResumeDataset(LocalDataset[None, RolloutsState | None]):
-    """What an earlier run left of a task's rollouts: the node's way to go on. Read-only."""
+class RolloutsResumeDataset(ReadOnlyDataset[RolloutsState | None]):
+    """The rollouts that an earlier run left of a task, for the node that goes on."""
+
+    written = "written through the rollouts' dataset; save there"
 
     def load(self) -> RolloutsState | None:
         """The whole rows of an unfinished run, else a finished one's, else None.
@@ -241,14 +231,6 @@ class RolloutsResumeDataset(LocalDataset[None, RolloutsState | None]):
             return None
         fingerprint, table = _read_parquet(self._path)
         return RolloutsState(fingerprint, tuple(table.to_pylist()), complete=True)
-
-    def save(self, data: None) -> None:
-        """Not possible: the rollouts' own dataset writes them.
-
-        Raises:
-            DatasetError: always.
-        """
-        raise DatasetError(f"{self._path} is written through the rollouts' dataset; save there")
 
     def _exists(self) -> bool:
         return _partial_file(self._path).is_file() or self._path.is_file()
@@ -387,9 +369,9 @@ class _RowError(ValueError):
 
 
 def _with_added(row: Any) -> Any:
-    """A row of an earlier version, with None in what it lacks; any other one as it is."""
-    if isinstance(row, dict) and (lacking := ADDED_COLUMNS - row.keys()) in _LACKING:
-        return {**row, **dict.fromkeys(lacking)}
+    """A row of the first version, with None in what it lacks; any other one as it is."""
+    if isinstance(row, dict) and not ADDED_COLUMNS & row.keys():
+        return {**row, **dict.fromkeys(ADDED_COLUMNS)}
     return row
 
 
@@ -440,22 +422,22 @@ def _read_parquet(path: Path) -> tuple[str, pa.Table]:
     Raises:
         StoredDataError: it is not there, damaged or something else.
     """
-    way_out = "`kedro run --only-missing-outputs` makes"
+    fix = "`kedro run --only-missing-outputs` makes"
     if not path.is_file():
-        raise StoredDataError(f"{path} is not there; {way_out} what is missing")
+        raise StoredDataError(f"{path} is not there; {fix} what is missing")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             about = file.schema_arrow.metadata or {}
             found = about.get(b"format", b"none").decode("utf-8")
             if found != str(FORMAT):
                 raise ValueError(f"its format is {found}, this version reads {FORMAT}")
-            if not any(file.schema_arrow.equals(known) for known in _SCHEMAS):
+            if not any(map(file.schema_arrow.equals, (_SCHEMA, _FIRST_SCHEMA))):
                 raise ValueError("its columns are not those of rollouts")
             return about[b"fingerprint"].decode("utf-8"), _with_nulls(file.read())
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise StoredDataError(
             f"{path} cannot be read as rollouts ({error}); it is truncated, damaged or another file: delete it, then "
-            f"{way_out} it again"
+            f"{fix} it again"
         ) from error
 
 

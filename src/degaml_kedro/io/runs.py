@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import numpy as np
 import pandas as pd
-from kedro.io import DatasetError
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from degaml_kedro.io.atomic import StoredDataError
-from degaml_kedro.io.local import LocalDataset
+from degaml_kedro.io.local import ReadOnlyDataset
 from degaml_kedro.results.measures import ResultsError
 from degaml_kedro.results.runs import POOLS, Run, Runs, check_alike
 
@@ -32,7 +31,6 @@ RECORD = f"{REPORTING}/run.json"
 # what makes a JSON file a result, and what results say since they may be put together
 _RESULT = ("task", "method", "pool", "accuracy")
 _ORIGIN = ("profile", "seed", "model", "split")
-_NUMBERS = ("accuracy_low", "accuracy_high", "chance", "nll", "ece", "invalid", "seconds", "tokens")
 # accuracies are means of the same answers, added up in another order
 _TOLERANCE = 1e-9
 _ANSWERS = ("task", "pool", "method", "draw", "index", "right", "confidence")
@@ -51,12 +49,14 @@ _LONGEST = 80
 _APART = "without_"  # in front of the name of what belongs to a group that leaves tasks out
 
 
-class RunsDataset(LocalDataset[None, Runs]):
+class RunsDataset(ReadOnlyDataset[Runs]):
     """Finished runs: a run's data folder, or a folder that holds one a seed (``seed_999``). Read only.
 
     Example catalog entry:
         ``runs: {type: degaml_kedro.io.runs.RunsDataset, filepath: data/comparison}``
     """
+
+    written = "only read here; `kedro run` makes a run's files"
 
     def __init__(
         self,
@@ -65,13 +65,7 @@ class RunsDataset(LocalDataset[None, Runs]):
         methods: Sequence[str] | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        """Point at a folder.
-
-        Args:
-            filepath: the folder.
-            methods: only these, in this order; None: those that the runs asked for, and others that have results.
-            metadata: for plugins such as Kedro-Viz.
-        """
+        """Point at a folder, and at some methods in it, as :func:`read_runs` takes them."""
         super().__init__(filepath=filepath, metadata=metadata)
         self._methods = None if methods is None else tuple(methods)
 
@@ -84,14 +78,6 @@ class RunsDataset(LocalDataset[None, Runs]):
             StoredDataError: a file is missing or damaged.
         """
         return read_runs(self._path, self._methods)
-
-    def save(self, data: None) -> None:
-        """Not possible: runs are made by the other pipelines.
-
-        Raises:
-            DatasetError: always.
-        """
-        raise DatasetError(f"{self._path} is only read here; `kedro run` makes a run's files")
 
     def _exists(self) -> bool:
         return any(_result_files(path / OUTPUT) for path in data_folders(self._path))
@@ -180,6 +166,60 @@ def _read_run(folder: Path, methods: Sequence[str] | None) -> Run | None:
     )
 
 
+class _File(BaseModel):
+    """A JSON file of a run: what is read of it has to be of its type; the rest may be anything."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Record(_File):
+    seed: int
+    profile: str
+    methods: list[str] | None = None
+    tasks: dict[str, list[str]] | None = None
+    parameters: dict[str, Any] | None = None
+    versions: dict[str, Any] | None = None
+    machine: dict[str, Any] | None = None
+
+
+class _Result(_File):
+    task: str
+    method: str
+    pool: Literal[POOLS]  # type: ignore[valid-type]  # a tuple of its own values
+    accuracy: Annotated[FiniteFloat, Field(ge=0, le=1)]
+    # of older versions some are missing
+    profile: str | None = None
+    model: str | None = None
+    split: str | None = None
+    seed: int | None = None
+    n: int = 0
+    accuracy_low: FiniteFloat | None = None
+    accuracy_high: FiniteFloat | None = None
+    chance: FiniteFloat | None = None
+    nll: FiniteFloat | None = None
+    ece: FiniteFloat | None = None
+    invalid: FiniteFloat | None = None
+    seconds: FiniteFloat | None = None
+    tokens: FiniteFloat | None = None
+
+
+class _Cost(_File):
+    seconds: FiniteFloat | None
+    forward_tokens: FiniteFloat | None = None
+    backward_tokens: FiniteFloat | None = None
+    tokens: FiniteFloat | None = None
+
+
+def _check(path: Path, kind: type[_File], content: Mapping[str, Any]) -> None:
+    """Refuse a file in which an entry is of another type."""
+    try:
+        kind.model_validate(content)
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        text = json.dumps(content.get(name))
+        _unreadable(path, f"'{name}' is {text[:_LONGEST]}, which it cannot be")
+
+
 def _record(path: Path) -> Mapping[str, Any]:
     record = _json(path)
     if not isinstance(record, dict) or not {"seed", "profile"} <= set(record):
@@ -187,39 +227,8 @@ def _record(path: Path) -> Mapping[str, Any]:
             f"{path} does not say which seed and profile the run has; delete it, then "
             f"`kedro run --only-missing-outputs` makes it again"
         )
-    tasks = record.get("tasks") or {}
-    wrong = {
-        "seed": not _is_whole(record["seed"]),
-        "profile": not isinstance(record["profile"], str),
-        "methods": not _are_names(record.get("methods") or []),
-        "tasks": not isinstance(tasks, dict) or not all(map(_are_names, tasks.values())),
-        **{
-            name: not isinstance(record.get(name) or {}, dict)
-            for name in ("parameters", "versions", "machine")
-        },
-    }
-    _check(path, record, wrong)
+    _check(path, _Record, record)
     return record
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _check(path: Path, content: Mapping[str, Any], wrong: Mapping[str, bool]) -> None:
-    """Refuse a file in which one of these entries is wrong."""
-    for name, is_wrong in wrong.items():
-        if is_wrong:
-            text = json.dumps(content.get(name))
-            _unreadable(path, f"'{name}' is {text[:_LONGEST]}, which it cannot be")
 
 
 def _results(
@@ -235,7 +244,7 @@ def _results(
             continue
         if missing:
             _unreadable(path, f"it is no result: it does not say its {', '.join(missing)}")
-        _check_result(path, result)
+        _check(path, _Result, result)
         if methods is None or result["method"] in methods:
             found[path] = result
     _check_origins(found)
@@ -260,30 +269,6 @@ def _results(
             )
         answers.append(frame)
     return list(found.values()), answers
-
-
-def _check_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Refuse a result that says something else than a result does."""
-    accuracy = result["accuracy"]
-    _check(
-        path,
-        result,
-        {
-            **{name: not isinstance(result[name], str) for name in ("task", "method")},
-            **{
-                name: not isinstance(result.get(name), str | None)
-                for name in ("profile", "model", "split")
-            },
-            "pool": result["pool"] not in POOLS,
-            "accuracy": not _is_number(accuracy) or not 0 <= accuracy <= 1,
-            "seed": result.get("seed") is not None and not _is_whole(result["seed"]),
-            "n": "n" in result and not _is_whole(result["n"]),
-            **{
-                name: result.get(name) is not None and not _is_number(result[name])
-                for name in _NUMBERS
-            },
-        },
-    )
 
 
 def _result_files(folder: Path) -> list[Path]:
@@ -363,7 +348,7 @@ def confidences(
 
 
 def _compute(folder: Path, methods: Sequence[str] | None, results: pd.DataFrame) -> pd.DataFrame:
-    """What was counted, with the columns of ``Run.compute``."""
+    """The costs, with the columns of ``Run.compute``."""
     seen = results[results["pool"] != "left_out"]
     pools = dict(zip(seen["task"], seen["pool"], strict=True))
     rows = []
@@ -374,9 +359,7 @@ def _compute(folder: Path, methods: Sequence[str] | None, results: pd.DataFrame)
         if methods is not None and row["method"] not in methods:
             continue
         task = row.get("task")
-        counted = ("forward_tokens", "backward_tokens", "tokens", "seconds")
-        wrong = [name for name in counted if not _is_number(row.get(name) or 0)]
-        _check(path, row, dict.fromkeys(wrong, True))
+        _check(path, _Cost, row)
         parts = [row.get("forward_tokens"), row.get("backward_tokens")]
         if row.get("tokens") is None and None not in parts:
             row["tokens"] = sum(parts)
@@ -418,7 +401,7 @@ def _tables(folder: Path, methods: Sequence[str] | None) -> dict[str, pd.DataFra
 
 
 def _settings(folder: Path, methods: Sequence[str] | None) -> pd.DataFrame:
-    """What searches tried; of every method the chosen setting first."""
+    """The settings that searches tried; of every method the chosen one first."""
     frames = []
     for path in sorted(_files(folder, "settings")):
         outcome = _json(path)

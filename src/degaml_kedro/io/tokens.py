@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,10 +19,11 @@ from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.io.atomic import replace_file
 from degaml_kedro.io.local import LocalDataset
+from degaml_kedro.io.tensors import DTYPES, safetensors_head
 
 _TENSOR = "tokens"
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
-_WAY_OUT = "delete it, then `kedro run --pipelines tokenize --only-missing-outputs` makes it again"
+_STORED = (torch.float32, torch.bfloat16)
+_FIX = "delete it, then `kedro run --pipelines tokenize --only-missing-outputs` makes it again"
 
 
 class TokenFileError(DegamlError):
@@ -73,11 +75,14 @@ class TokensDataset(LocalDataset[TokenSequence, TokenSequence]):
 
     def load(self) -> TokenSequence:
         """Open the file; nothing but its header is read."""
-        meta, shape, dtype = _header(self._path, _TENSOR)
+        with _opened(self._path) as (file, meta):
+            part = file.get_slice(_TENSOR)
+            shape = tuple(part.get_shape())
+            dtype = {DTYPES[dtype]: dtype for dtype in _STORED}[part.get_dtype()]
         grid = TokenGrid.from_json(meta["grid"])
         if shape[1:] != (grid.tokens, grid.rank, grid.token_width):
             raise TokenFileError(
-                f"{self._path} holds tokens {shape[1:]}, but describes {grid}; {_WAY_OUT}"
+                f"{self._path} holds tokens {shape[1:]}, but describes {grid}; {_FIX}"
             )
         return TokenSequence(grid, shape[0], dtype, meta["about"], _MappedTokens(self._path))
 
@@ -85,23 +90,11 @@ class TokensDataset(LocalDataset[TokenSequence, TokenSequence]):
         """Write the file, whole or not at all."""
         grid = data.grid
         shape = (data.count, grid.tokens, grid.rank, grid.token_width)
-        size = torch.Size(shape).numel() * data.dtype.itemsize
-        header = json.dumps(
-            {
-                "__metadata__": _metadata({"grid": grid.as_json(), "about": dict(data.about)}),
-                _TENSOR: {
-                    "dtype": _DTYPES[data.dtype],
-                    "shape": list(shape),
-                    "data_offsets": [0, size],
-                },
-            }
-        ).encode("utf-8")
-        # the format wants the tensors to begin at a multiple of eight
-        header += b" " * (-len(header) % 8)
+        metadata = _metadata({"grid": grid.as_json(), "about": dict(data.about)})
+        head = safetensors_head([(_TENSOR, data.dtype, shape)], metadata)
 
         def write(stream: BinaryIO) -> None:
-            stream.write(len(header).to_bytes(8, "little"))
-            stream.write(header)
+            stream.write(head)
             for index in range(data.count):
                 tokens = data.read(index).to(data.dtype).contiguous()
                 stream.write(tokens.view(torch.uint8).numpy().tobytes())
@@ -142,40 +135,27 @@ def _metadata(content: Mapping[str, Any]) -> dict[str, str]:
     return {"degaml": json.dumps(content)}
 
 
-def _damaged(path: Path, error: Exception) -> TokenFileError:
-    return TokenFileError(
-        f"{path} cannot be read ({error}); the file is truncated or damaged: {_WAY_OUT}"
-    )
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A file, and its description.
 
-
-def _open(path: Path) -> Any:
+    Raises:
+        TokenFileError: it is not there, truncated or damaged.
+    """
     if not path.is_file():
         raise TokenFileError(
             f"{path} is not there; `kedro run --pipelines tokenize --only-missing-outputs` makes it"
         )
     try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
-
-
-def _header(path: Path, tensor: str) -> tuple[dict[str, Any], tuple[int, ...], torch.dtype]:
-    """What a file describes, and the shape and dtype of one of its tensors."""
-    with _open(path) as file:
-        try:
-            meta = json.loads(file.metadata()["degaml"])
-            part = file.get_slice(tensor)
-            names = {name: dtype for dtype, name in _DTYPES.items()}
-            return meta, tuple(part.get_shape()), names[part.get_dtype()]
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise _damaged(path, error) from error
+        with safe_open(path, framework="pt") as file:
+            yield file, json.loads(file.metadata()["degaml"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise TokenFileError(
+            f"{path} cannot be read ({error}); the file is truncated or damaged: {_FIX}"
+        ) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All tensors of a small file, and what it describes."""
-    with _open(path) as file:
-        try:
-            meta = json.loads(file.metadata()["degaml"])
-            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise _damaged(path, error) from error
+    """All tensors of a small file, and its description."""
+    with _opened(path) as (file, meta):
+        return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118

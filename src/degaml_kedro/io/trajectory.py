@@ -32,7 +32,7 @@ class TrajectoryError(DegamlError):
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one optimiser step was.
+    """The record of one optimiser step.
 
     Attributes:
         step: counted from 1.
@@ -80,7 +80,7 @@ class TrajectoryStart:
         """The steps whose tensors are stored."""
         return (self.steps,) if self.keep == "last" else tuple(range(1, self.steps + 1))
 
-    def is_resting_place(self, step: int) -> bool:
+    def is_resume_checkpoint(self, step: int) -> bool:
         """Whether a killed run can go on after this step.
 
         Every step of a run whose steps are all kept; every tenth of one that only its last step counts of: saving
@@ -114,7 +114,7 @@ class TrajectoryEnd:
 
 @dataclass(frozen=True)
 class TrajectoryState:
-    """What is on disk when a training node starts.
+    """The state on disk when a training node starts.
 
     Attributes:
         fingerprint: of the run that wrote it.
@@ -144,21 +144,16 @@ class Trajectory:
         about: task, seed, recipe, base model.
     """
 
-    def __init__(self, folder: Path, verify: bool = True) -> None:
+    def __init__(self, folder: Path) -> None:
         """Open a trajectory.
-
-        Args:
-            folder: holds ``trajectory.safetensors`` and ``index.json``.
-            verify: compare a step's checksum when it is read.
 
         Raises:
             TrajectoryError: it is not there, not complete, or its index cannot be read.
         """
         self.folder = folder
-        self._verify = verify
         self._weights = folder / WEIGHTS_FILE
         if not (folder / INDEX_FILE).is_file() or not self._weights.is_file():
-            raise TrajectoryError(f"{folder} holds no complete trajectory; {_WAY_OUT}")
+            raise TrajectoryError(f"{folder} holds no complete trajectory; {_FIX}")
         index = read_index(folder)
         self.fingerprint: str = index["fingerprint"]
         self.config = AdapterConfig(
@@ -180,7 +175,7 @@ class Trajectory:
         return len(self.steps)
 
     def __repr__(self) -> str:
-        """Where it is and how long."""
+        """Its folder and its length."""
         return f"Trajectory({str(self.folder)!r}, {len(self.records)} steps, {len(self)} kept)"
 
     @property
@@ -213,41 +208,28 @@ class Trajectory:
         except (SafetensorError, OSError) as error:
             raise TrajectoryError(
                 f"{self._weights} cannot be read at step {step}: {error}. The file is truncated or damaged; "
-                f"{_way_out(self.folder)}"
+                f"{_fix(self.folder)}"
             ) from error
-        if self._verify:
-            self._compare(step, tensors)
-        return Adapter(self.config, tensors)
-
-    def verify(self) -> None:
-        """Compare every stored step's checksum.
-
-        Raises:
-            TrajectoryError: one differs; the message names it.
-        """
-        for step in self.steps:
-            self._compare(step, Trajectory(self.folder, verify=False).adapter(step).tensors)
-
-    def _compare(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         if checksum(tensor_bytes(tensors)) != self.records[step - 1].sha256:
             raise TrajectoryError(
                 f"{self._weights}: the tensors of step {step} are not the ones that were written "
-                f"(their checksum differs); {_way_out(self.folder)}"
+                f"(their checksum differs); {_fix(self.folder)}"
             )
+        return Adapter(self.config, tensors)
 
 
-_WAY_OUT = (
+_FIX = (
     "make it with `kedro run --pipelines checkpoints --only-missing-outputs` (a run that was "
     "interrupted goes on where it stopped)"
 )
 
 
-def _way_out(folder: Path) -> str:
-    return f"delete the folder {folder} and {_WAY_OUT}"
+def _fix(folder: Path) -> str:
+    return f"delete the folder {folder} and {_FIX}"
 
 
 def step_prefix(step: int) -> str:
-    """What the names of a step's tensors begin with."""
+    """The prefix of the names of a step's tensors."""
     return f"step_{step:05d}/"
 
 
@@ -289,9 +271,9 @@ def read_index(folder: Path) -> dict[str, Any]:
         index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = index["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrajectoryError(f"{path} cannot be read ({error}); {_way_out(folder)}") from error
+        raise TrajectoryError(f"{path} cannot be read ({error}); {_fix(folder)}") from error
     if found != FORMAT:
         raise TrajectoryError(
-            f"{path} has format {found}, this version reads {FORMAT}; {_way_out(folder)}"
+            f"{path} has format {found}, this version reads {FORMAT}; {_fix(folder)}"
         )
     return index

@@ -4,8 +4,8 @@ While it grows there are two files: ``trajectory.safetensors.partial``, allocate
 step's tensors go to their place; and ``resume.safetensors``, what training needs to go on. A step is written to
 the first, brought to the disk, and then the second is replaced in one rename: **that rename makes the step
 whole**. Anything a killed run left behind it is overwritten by the next. At the end the index is written, the
-partial file gets its name, and the resume file goes. Where only the last step is kept, every tenth step is a place
-to go on from.
+partial file gets its name, and the resume file goes. Where only the last step is kept, every tenth step is a resume
+checkpoint.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from degaml_kedro.io.atomic import replace_file, sync_folder
+from degaml_kedro.io.tensors import safetensors_head
 from degaml_kedro.io.trajectory import (
     FORMAT,
     INDEX_FILE,
@@ -48,14 +49,14 @@ if os.name == "posix":
 
 PARTIAL_FILE = f"{WEIGHTS_FILE}.partial"
 RESUME_FILE = "resume.safetensors"
-_DTYPES = {"float32": ("F32", torch.float32), "bfloat16": ("BF16", torch.bfloat16)}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where every kept step lies in the file.
+    """The offset of every kept step in the file.
 
     Attributes:
         head: the safetensors header with its length, as it stands at the start of the file.
@@ -75,28 +76,15 @@ class Layout:
 
 def plan_layout(start: TrajectoryStart) -> Layout:
     """Lay a trajectory out: all shapes are known before the first step, so the header is written once."""
-    code, dtype = _DTYPES[start.dtype]
-    position = 0
-    header: dict[str, object] = {
-        "__metadata__": {"format": "pt", "fingerprint": start.fingerprint},
-    }
-    begins = {}
-    for step in start.kept:
-        begins[step] = position
-        for name in sorted(start.shapes):
-            shape = start.shapes[name]
-            end = position + torch.Size(shape).numel() * dtype.itemsize
-            header[step_prefix(step) + name] = {
-                "dtype": code,
-                "shape": list(shape),
-                "data_offsets": [position, end],
-            }
-            position = end
-    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    head = struct.pack("<Q", len(text)) + text
-    offsets = {step: len(head) + begin for step, begin in begins.items()}
-    return Layout(head, offsets, position // len(start.kept))
+    dtype = _DTYPES[start.dtype]
+    shapes = sorted(start.shapes.items())
+    head = safetensors_head(
+        ((step_prefix(step) + name, dtype, shape) for step in start.kept for name, shape in shapes),
+        {"format": "pt", "fingerprint": start.fingerprint},
+    )
+    step_bytes = dtype.itemsize * sum(torch.Size(shape).numel() for _, shape in shapes)
+    offsets = {step: len(head) + place * step_bytes for place, step in enumerate(start.kept)}
+    return Layout(head, offsets, step_bytes)
 
 
 class TrajectoryWriter:
@@ -105,9 +93,7 @@ class TrajectoryWriter:
     def __init__(self, folder: Path, start: TrajectoryStart) -> None:
         """Open a trajectory for writing, and make sure that it fits on the disk.
 
-        Args:
-            folder: where it goes; an earlier trajectory there is replaced unless it is gone on with.
-            start: what will be written.
+        An earlier trajectory in the folder is replaced unless it is gone on with.
 
         Raises:
             TrajectoryError: there is no room for it, another process is writing it, or it is to go on from a
@@ -236,13 +222,13 @@ class TrajectoryWriter:
         record = step.record
         try:
             if record.step in self._layout.offsets:
-                dtype = _DTYPES[self._start.dtype][1]
+                dtype = _DTYPES[self._start.dtype]
                 data = tensor_bytes({name: t.to(dtype) for name, t in step.tensors.items()})
                 record = replace(record, sha256=checksum(data))
                 self._file.seek(self._layout.offsets[record.step])
                 self._file.write(data)
                 self._sync()
-            if not self._start.is_resting_place(record.step):
+            if not self._start.is_resume_checkpoint(record.step):
                 return record
             index = write_index(self._start, [*self._records, record])
             resume = save(dict(step.state), metadata={"index": json.dumps(index)})
@@ -257,7 +243,7 @@ class TrajectoryWriter:
 
 
 def read_state(folder: Path) -> TrajectoryState | None:
-    """What a run left in a folder: a complete trajectory, whole steps to go on from, or nothing.
+    """The state that a run left in a folder: a complete trajectory, whole steps to go on from, or nothing.
 
     Steps that are not what was written are no steps: whoever asks starts over, which costs time and nothing else.
     """

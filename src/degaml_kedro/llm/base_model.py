@@ -603,6 +603,16 @@ def _model_folder(source: FolderModel) -> Path:
         if not file.is_file():
             raise ModelError(f"{folder} holds no file named {source.gguf_file}")
         return _converted(file)
+    check_model_files(folder)
+    return folder
+
+
+def check_model_files(folder: Path) -> None:
+    """Refuse a folder that is no whole Transformers model with safetensors weights.
+
+    Raises:
+        ModelError: the configuration, the weights or the tokenizer is missing.
+    """
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json; it is not a Transformers model folder")
     if not any(folder.glob("*.safetensors")):
@@ -610,12 +620,12 @@ def _model_folder(source: FolderModel) -> Path:
             f"{folder} has no safetensors weights; other formats can run code when they are loaded "
             f"and are refused: save the model once with `save_pretrained` from a trusted place"
         )
-    if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    if not any((folder / name).is_file() for name in names):
         raise ModelError(
-            f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json); "
+            f"{folder} has no tokenizer ({', '.join(names[:-1])} or {names[-1]}); "
             f"save the model's tokenizer there with `tokenizer.save_pretrained`"
         )
-    return folder
 
 
 def in_package(package: str, name: str) -> Path | None:
@@ -707,15 +717,21 @@ def _converted(gguf: Path) -> Path:
     return target
 
 
-def _random_model(source: RandomModel) -> tuple[Any, PreTrainedTokenizerBase]:
+def byte_tokenizer(specials: Sequence[str]) -> Any:
+    """A tokenizer of bytes: special tokens first, then one token a byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    specials = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
-    vocabulary = {token: index for index, token in enumerate(specials + alphabet)}
+    vocabulary = {token: index for index, token in enumerate([*specials, *alphabet])}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
+    return core
+
+
+def _random_model(source: RandomModel) -> tuple[Any, PreTrainedTokenizerBase]:
+    specials = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    core = byte_tokenizer(specials)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token=specials[0], eos_token=specials[2]
     )
@@ -725,7 +741,7 @@ def _random_model(source: RandomModel) -> tuple[Any, PreTrainedTokenizerBase]:
     )
     heads = 4 if source.hidden_size % 4 == 0 else 1
     config = LlamaConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=core.get_vocab_size(),
         hidden_size=source.hidden_size,
         intermediate_size=2 * source.hidden_size,
         num_hidden_layers=source.layers,

@@ -1,4 +1,4 @@
-"""Names of nodes: the stage that a node is of, and its task's name, bound when the pipeline is made."""
+"""Names of nodes and of their common input: the stage that a node is of, and its task's name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from functools import partial, update_wrapper
 from typing import Any
 
 from kedro.pipeline.node import Node
+
+# the dataset of all parameters as one ProjectParameters: `ParametersHook` puts it into the catalog
+PARAMETERS = "project_parameters"
 
 # in the order of the data flow; `other` holds the nodes of somebody else's pipelines
 STAGES = (
@@ -25,9 +28,12 @@ STAGES = (
 ALONE = "alone"
 
 
-def bound(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
-    """A node function with some names filled in; it keeps its own name and can be sent to another process."""
-    return update_wrapper(partial(function, **names), function)
+def bound(function: Callable[..., Any], *first: Any, **names: Any) -> Callable[..., Any]:
+    """A node function with its first arguments and some names filled in.
+
+    It keeps its own name and can be sent to another process.
+    """
+    return update_wrapper(partial(function, *first, **names), function)
 
 
 def stage_of(node: Node) -> str:

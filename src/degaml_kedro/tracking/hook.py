@@ -40,7 +40,7 @@ from degaml_kedro.io.trajectory import (
     TrajectoryStart,
     TrajectoryStep,
 )
-from degaml_kedro.pipelines.groups import generator_groups
+from degaml_kedro.pipelines.task_folds import generator_folds
 from degaml_kedro.tracking.server import (
     Place,
     TrackingError,
@@ -176,8 +176,8 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
             for name, value in flat.items()
         ]
         self._client.log_batch(self.run_id, params=params)
-        found = generator_groups(read_parameters(current_loader()))
-        self._labels = frozenset(group.label for group in found if group.left_out)
+        found = generator_folds(read_parameters(current_loader()))
+        self._labels = frozenset(fold.label for fold in found if fold.left_out)
 
     @hook_impl
     @_tolerant

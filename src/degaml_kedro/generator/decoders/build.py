@@ -25,7 +25,7 @@ from degaml_kedro.parameters import FactorizedDecoder, HyperconvolutionalDecoder
 
 @dataclass(frozen=True)
 class ConditionSize:
-    """What a decoder is conditioned on.
+    """The sizes of a decoder's condition.
 
     Attributes:
         prompts: N.
@@ -51,12 +51,6 @@ class Decoder(nn.Module):
         seed: int,
     ) -> None:
         """Build one with fresh weights.
-
-        Args:
-            parameters: which decoder.
-            grid: what it has to fill.
-            condition: what it is given.
-            seed: decides the fresh weights.
 
         Raises:
             FlowError: the flow cannot be followed, or does not begin at the condition.
@@ -96,7 +90,7 @@ class Decoder(nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """How many numbers are learned."""
+        """The number of parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property

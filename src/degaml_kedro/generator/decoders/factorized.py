@@ -153,12 +153,7 @@ class FactorizedNetwork(nn.Module):
         return tokens.view(-1, *self.shape) * self.output_scale
 
     def multiply_adds(self, prompts: int, tokens: int) -> int:
-        """Multiply-adds of one sample forward; element-wise work is not counted.
-
-        Args:
-            prompts: N.
-            tokens: L.
-        """
+        """Multiply-adds of one sample forward; element-wise work is not counted."""
         encoder = self.pooling.norm.normalized_shape[0]
         condition, width = self.enter_condition.in_features, self.enter_condition.out_features
         rank = self.leave.out_features

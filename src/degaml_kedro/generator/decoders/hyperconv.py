@@ -115,7 +115,7 @@ def _text(size: Sequence[object]) -> str:
 
 @dataclass(frozen=True)
 class DecoderCost:
-    """What a layer, or a whole decoder, takes.
+    """The cost of a layer, or of a whole decoder.
 
     Attributes:
         parameters: how many numbers are learned.
@@ -227,7 +227,7 @@ class AxisConvolution(nn.Module):
 
 
 def _mean_taps(length: int, kernel_size: int) -> float:
-    """How many of a kernel's taps lie inside a line, on average over the positions of its middle."""
+    """The number of a kernel's taps that lie inside a line, on average over the positions of its middle."""
     reach = kernel_size // 2
     inside = (min(i + reach, length - 1) - max(i - reach, 0) + 1 for i in range(length))
     return sum(inside) / length

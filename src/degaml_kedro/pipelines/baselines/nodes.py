@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
 
-from degaml_kedro.baselines import metaict, methods, union_train
+from degaml_kedro.baselines import metaict, methods, sentence_head, union_train
 from degaml_kedro.baselines.compute import Clock, Compute
 from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
 from degaml_kedro.baselines.sentence_head import Embed
@@ -24,17 +25,13 @@ from degaml_kedro.llm.finetune import TrainingError, initial_adapter, total_step
 from degaml_kedro.parameters import (
     BASELINES,
     AdaptationSetting,
-    AnswerForm,
     BaselinesParameters,
-    BaseModelParameters,
     ClosedFormSetting,
-    EncoderParameters,
-    LoraParameters,
-    PromptParameters,
-    ScoringParameters,
-    TaskParameters,
+    FileDistribution,
+    ProjectParameters,
+    SuiteDistribution,
     WarmupParameters,
-    task_scoring,
+    required,
 )
 from degaml_kedro.pipelines.checkpoints.nodes import drawn_episodes
 from degaml_kedro.pipelines.counting import compute_record, trajectory_compute
@@ -51,69 +48,40 @@ logger = logging.getLogger(__name__)
 
 
 def take_union(trajectory: Trajectory) -> Learned:
-    """Union's meta-training is the pooled warm-up: the same tasks, the same loss, nothing else.
-
-    Args:
-        trajectory: the pooled warm-up's.
-    """
+    """Union's meta-training is the pooled warm-up: the same tasks, the same loss, nothing else."""
     records = [{"step": record.step, "loss": record.loss} for record in trajectory.records]
     spent = trajectory_compute(trajectory)
     return Learned("union_train", trajectory.last, {}, records, spent, dict(trajectory.about))
 
 
 def union_warmup(warmup: WarmupParameters, baselines: BaselinesParameters) -> WarmupParameters:
-    """How union is meta-trained where the pooled warm-up has examples in the prompt.
-
-    Args:
-        warmup: the pooled warm-up.
-        baselines: how many examples a step of union has.
-    """
+    """Union's training where the pooled warm-up has examples in the prompt: without them, in batches of its own."""
     own = baselines.union_train.batch_size if baselines.union_train else None
     return warmup.model_copy(update={"context_share": 0.0, "batch_size": own or warmup.batch_size})
 
 
-def fit_union(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    lora: Mapping[str, Any],
-    warmup: Mapping[str, Any],
-    baselines: Mapping[str, Any],
-    seed: int,
-    *material: Any,
-) -> Learned:
+def fit_union(parameters: ProjectParameters, *splits: pd.DataFrame) -> Learned:
     """Union's meta-training where the pooled warm-up is something else: as many steps, no examples in any prompt.
 
-    Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: its mode says what the answers are.
-        lora: the adapter's shape.
-        warmup: how the pooled warm-up is trained.
-        baselines: how many examples a step has.
-        seed: the run's.
-        *material: the distribution that tasks are drawn from, or the splits of those that are listed.
+    It draws from the tasks' train splits, or from the distribution of meta-train tasks where there are no splits.
     """
-    base = load_base_model(BaseModelParameters.model_validate(model))
-    training = union_warmup(
-        WarmupParameters.model_validate(warmup), BaselinesParameters.model_validate(baselines)
-    )
-    own = derive_seed(seed, "union_train", "fit")
-    frames = [part for part in material if isinstance(part, pd.DataFrame)]
+    base = load_base_model(parameters.model)
+    training = union_warmup(parameters.warmup, required(parameters.baselines))
+    own = derive_seed(parameters.seed, "union_train", "fit")
     draw = (
-        union_train.listed([frame_to_splits(frame).train for frame in frames], own)
-        if frames
-        else drawn_episodes(material[0], own)
+        union_train.listed([frame_to_splits(frame).train for frame in splits], own)
+        if splits
+        else drawn_episodes(_distribution(parameters), own)
     )
     clock, records, adapter = Clock(), [], None
     with progress_bar("union_train", "step") as progress:
         for step in union_train.fit_on_episodes(
             base,
             draw,
-            PromptParameters.model_validate(prompt),
-            ScoringParameters.model_validate(scoring).answers,
+            parameters.prompt,
+            parameters.scoring.answers,
             training,
-            initial_adapter(base, LoraParameters.model_validate(lora)),
+            initial_adapter(base, parameters.lora),
             own,
         ):
             clock.trained(step.tokens)
@@ -127,80 +95,63 @@ def fit_union(
 
 
 def fit_baseline(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    lora: Mapping[str, Any],
-    baselines: Mapping[str, Any],
-    task_parameters: Mapping[str, Mapping[str, Any]],
-    seed: int,
-    *inputs: Any,
+    pool: Trajectory | None,
+    parameters: ProjectParameters,
+    *splits: pd.DataFrame,
     method: str,
     tasks: Sequence[str],
-    from_pool: bool,
 ) -> Learned:
     """Meta-train a method by episodes.
 
     Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: its mode says what the answers are.
-        lora: the adapter's shape.
-        baselines: all baselines' parameters.
-        task_parameters: every task's entry in the configuration; all that are trained on are scored in one mode.
-        seed: the run's.
-        *inputs: the tasks' splits, of which only ``train`` is read, or the distribution that they are drawn from; last,
-            where the method starts from the pooled warm-up, its trajectory.
+        pool: the pooled warm-up, whose cost is then a part of the method's; None where it does not start from it.
+        parameters: the project's; all tasks that are trained on are scored in one mode.
+        *splits: the tasks' splits, of which only ``train`` is read; none where tasks are drawn from a distribution.
         method: which method.
         tasks: the tasks' names; with a distribution those that have trajectories, which are not read.
-        from_pool: whether it starts from the pooled warm-up, whose cost is then a part of its own.
     """
-    base = load_base_model(BaseModelParameters.model_validate(model))
-    how = task_scoring(scoring, task_parameters[tasks[0]])
+    base = load_base_model(parameters.model)
     # both orders of MAML see the same episodes
-    own = derive_seed(seed, BASELINES[method], "fit")
-    parameters = BaselinesParameters.model_validate(baselines)
-    start, spent = initial_adapter(base, LoraParameters.model_validate(lora)), Compute()
-    if from_pool:
-        pool: Trajectory = inputs[-1]
+    own = derive_seed(parameters.seed, BASELINES[method], "fit")
+    baselines = required(parameters.baselines)
+    if pool is None:
+        start, spent = initial_adapter(base, parameters.lora), Compute()
+    else:
         start, spent = pool.last, trajectory_compute(pool)
     draw, examples = None, list[TaskExamples]()
-    if isinstance(inputs[0], Mapping):
-        episode = getattr(parameters, BASELINES[method])
-        draw = _drawn_tasks(inputs[0], episode.support, episode.query, own)
-    else:
+    if splits:
         examples = [
-            TaskExamples(
-                name, _as_read(method, frame_to_splits(frame).train, task_parameters[name])
-            )
-            for name, frame in zip(tasks, inputs, strict=False)
+            TaskExamples(name, _as_read(method, frame_to_splits(frame).train, parameters, name))
+            for name, frame in zip(tasks, splits, strict=True)
         ]
+    else:
+        episode = getattr(baselines, BASELINES[method])
+        draw = _drawn_tasks(_distribution(parameters), episode.support, episode.query, own)
     with progress_bar(f"{method} on {len(tasks)} tasks", "step") as progress:
         learned = methods.fit(
             method,
             base,
             examples,
-            PromptParameters.model_validate(prompt),
-            how.answers,
-            parameters,
+            parameters.prompt,
+            parameters.scoring_of(tasks[0]).answers,
+            baselines,
             start,
             own,
             progress,
             draw,
         )
     logger.info("%s: meta-trained in %.0f s", method, learned.compute.seconds)
-    return Learned(
-        learned.method,
-        learned.adapter,
-        learned.extra,
-        learned.records,
-        learned.compute + spent,
-        learned.about,
-    )
+    return replace(learned, compute=learned.compute + spent)
+
+
+def _distribution(parameters: ProjectParameters) -> SuiteDistribution | FileDistribution:
+    """The distribution of the meta-train tasks."""
+    assert parameters.meta_train_distribution is not None
+    return parameters.distributions[parameters.meta_train_distribution]
 
 
 def _drawn_tasks(
-    distribution: Mapping[str, Any], support: int, query: int, seed: int
+    distribution: SuiteDistribution | FileDistribution, support: int, query: int, seed: int
 ) -> Callable[[int], TaskExamples]:
     """Tasks of a distribution, by number, each with the examples of one episode."""
     episodes = drawn_episodes(distribution, seed)
@@ -213,15 +164,8 @@ def _drawn_tasks(
 
 
 def search_settings(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    lora: Mapping[str, Any],
-    baselines: Mapping[str, Any],
-    task_parameters: Mapping[str, Any],
-    seed: int,
+    parameters: ProjectParameters,
     splits: pd.DataFrame,
-    encoder: Mapping[str, Any] | None = None,
     learned: Learned | None = None,
     *,
     task: str,
@@ -229,54 +173,30 @@ def search_settings(
 ) -> pd.DataFrame:
     """Try every setting of a method on a meta-train task that its weights have not seen.
 
-    Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: how answers are scored.
-        lora: the adapter's shape.
-        baselines: all baselines' parameters.
-        task_parameters: the task's entry in the configuration.
-        seed: the run's.
-        splits: the task's splits; ``support`` and ``validation`` are read, or ``test`` where that is empty.
-        encoder: what reads questions, if the method is ``sentence_head``.
-        learned: what the method learned from the other tasks, if it learns.
-        task: the task's name.
-        method: the method's name.
+    Of the splits ``support`` and ``validation`` are read, or ``test`` where the latter is empty.
 
     Returns:
         One row a setting: its number, accuracy and likelihood on the validation examples, and what it cost.
     """
-    parameters = BaselinesParameters.model_validate(baselines)
-    base = load_base_model(BaseModelParameters.model_validate(model))
-    how = task_scoring(scoring, task_parameters)
-    shape = PromptParameters.model_validate(prompt)
+    baselines = required(parameters.baselines)
+    how = parameters.scoring_of(task)
     parts = frame_to_splits(splits)
-    support = _as_read(method, parts.support, task_parameters)
     # tasks of development have nothing but a test split to ask, and are asked nothing else
-    asked = (parts.validation or parts.test)[: parameters.search.examples]
-    questions = _as_read(method, asked, task_parameters)
-    embed = _embedder(encoder)
+    asked = (parts.validation or parts.test)[: baselines.search.examples]
+    questions = _as_read(method, asked, parameters, task)
+    base = load_base_model(parameters.model)
+    embed = _embedder(method, parameters)
     rows = []
-    for number, setting in enumerate(methods.settings_of(method, parameters)):
-        own = derive_seed(seed, task, BASELINES[method], "search")
+    for number, setting in enumerate(methods.settings_of(method, baselines)):
+        own = derive_seed(parameters.seed, task, BASELINES[method], "search")
         clock, spent = Clock(), Compute()
         accuracy, nll, failure = 0.0, math.inf, None
         try:
             adapted, spent = _adapted(
-                method,
-                base,
-                learned,
-                support,
-                shape,
-                how.answers,
-                lora,
-                parameters,
-                setting,
-                own,
-                embed,
+                method, base, learned, parts.support, parameters, task, setting, own, embed
             )
             predictions = methods.answer(
-                method, base, adapted, questions, shape, how, parameters, own
+                method, base, adapted, questions, parameters.prompt, how, baselines, own
             )
             clock.read(sum(prediction.tokens for prediction in predictions))
             found = measure(predictions_frame(predictions, 0.0), f"{task}, {method}")
@@ -306,7 +226,7 @@ def search_settings(
                 "accuracy": accuracy,
                 "nll": nll,
                 "n": len(questions),
-                "seed": seed,
+                "seed": parameters.seed,
                 "error": failure,
                 "forward_tokens": total.forward_tokens + spent.forward_tokens,
                 "backward_tokens": spent.backward_tokens,
@@ -322,23 +242,17 @@ def search_settings(
 
 
 def choose_setting(
-    baselines: Mapping[str, Any], *inputs: Any, method: str, fitted: bool
+    learned: Learned | None, parameters: ProjectParameters, *searches: pd.DataFrame, method: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The setting with the best mean accuracy over the search's tasks; the likelier answers decide between equal ones.
 
-    Args:
-        baselines: all baselines' parameters.
-        *inputs: what :func:`search_settings` returned of every task; after them, where the method learns, what it
-            learned for the search.
-        method: which method.
-        fitted: whether it learns.
+    What the method learned for the search is a part of its cost; ``learned`` is None where it learned nothing for it.
 
     Returns:
         The choice with everything that was tried, and what the search cost.
     """
-    learned: Learned | None = inputs[-1] if fitted else None
-    tried = pd.concat(inputs[:-1] if fitted else inputs, ignore_index=True)
-    settings = methods.settings_of(method, BaselinesParameters.model_validate(baselines))
+    tried = pd.concat(searches, ignore_index=True)
+    settings = methods.settings_of(method, required(parameters.baselines))
     _check_search(method, tried, settings)
     # equal numbers of right answers may differ in the last bit of their means
     means = tried.groupby("number")[["accuracy", "nll"]].mean().round({"accuracy": 12})
@@ -370,7 +284,7 @@ def choose_setting(
 def _check_search(method: str, tried: pd.DataFrame, settings: Sequence[methods.Setting]) -> None:
     """Searches are kept, and shared by runs: what was tried has to be what is configured, with one seed."""
     asked = {number: setting.model_dump_json() for number, setting in enumerate(settings)}
-    way_out = (
+    fix = (
         f"delete the files *.{method}.search.parquet and search.{method}.learned of the search (05_model_input and "
         f"06_models in the folder `search` of globals.yml), and run again"
     )
@@ -379,28 +293,22 @@ def _check_search(method: str, tried: pd.DataFrame, settings: Sequence[methods.S
         if found != asked:
             raise BaselineError(
                 f"the search for {method} on {task} tried {', '.join(found.values())}, and "
-                f"baselines.{BASELINES[method]}.settings asks for {', '.join(asked.values())}; {way_out}"
+                f"baselines.{BASELINES[method]}.settings asks for {', '.join(asked.values())}; {fix}"
             )
     seeds = sorted(set(tried["seed"])) if "seed" in tried else []
     if len(seeds) > 1:
         raise BaselineError(
-            f"the search for {method} was begun with seed {seeds[0]} and goes on with {seeds[1]}; {way_out}"
+            f"the search for {method} was begun with seed {seeds[0]} and goes on with {seeds[1]}; {fix}"
         )
 
 
 def count_meta_training(learned: Learned) -> dict[str, Any]:
-    """What a baseline's meta-training cost."""
+    """The cost of a baseline's meta-training."""
     return compute_record(learned.method, "meta_training", None, learned.compute)
 
 
 def adapt_baseline(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    lora: Mapping[str, Any],
-    baselines: Mapping[str, Any],
-    task_parameters: Mapping[str, Any],
-    seed: int,
+    parameters: ProjectParameters,
     chosen: Mapping[str, Any],
     support: pd.DataFrame,
     learned: Learned | None = None,
@@ -408,39 +316,20 @@ def adapt_baseline(
     task: str,
     method: str,
 ) -> tuple[Learned, dict[str, Any]]:
-    """Adapt a method to a task. Nothing but the support examples of the task comes in here.
-
-    Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: how answers are scored.
-        lora: the adapter's shape.
-        baselines: all baselines' parameters.
-        task_parameters: the task's entry in the configuration.
-        seed: the run's.
-        chosen: what the search chose.
-        support: the support examples.
-        learned: what the method learned, if it learns.
-        task: the task's name.
-        method: the method's name.
+    """Adapt a method to a task, as the search chose. Nothing but the support examples of the task comes in here.
 
     Returns:
         The weights, and what they cost.
     """
-    parameters = BaselinesParameters.model_validate(baselines)
-    base = load_base_model(BaseModelParameters.model_validate(model))
-    setting = methods.setting_of(method, chosen["setting"])
     adapted, spent = _adapted(
         method,
-        base,
+        load_base_model(parameters.model),
         learned,
         frame_to_splits(support).support,
-        PromptParameters.model_validate(prompt),
-        task_scoring(scoring, task_parameters).answers,
-        lora,
         parameters,
-        setting,
-        derive_seed(seed, task, BASELINES[method]),
+        task,
+        methods.setting_of(method, chosen["setting"]),
+        derive_seed(parameters.seed, task, BASELINES[method]),
     )
     assert isinstance(adapted, Learned)
     logger.info("%s, %s: adapted in %.1f s", task, method, spent.seconds)
@@ -448,61 +337,23 @@ def adapt_baseline(
 
 
 def predict_baseline(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    baselines: Mapping[str, Any],
-    task_parameters: Mapping[str, Any],
-    seed: int,
+    parameters: ProjectParameters,
     splits: pd.DataFrame,
     adapted: Learned,
     *,
     task: str,
     method: str,
 ) -> pd.DataFrame:
-    """A baseline's answers to a task's test split.
-
-    Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: how answers are scored.
-        baselines: all baselines' parameters.
-        task_parameters: the task's entry in the configuration.
-        seed: the run's.
-        splits: the task's splits; only ``test`` is read.
-        adapted: the method's weights for the task.
-        task: the task's name.
-        method: the method's name.
-
-    Returns:
-        One row per example with the columns of ``PREDICTION_COLUMNS``.
-    """
-    base = load_base_model(BaseModelParameters.model_validate(model))
-    return _answers(
-        method,
-        base,
-        adapted,
-        frame_to_splits(splits).test,
-        prompt,
-        task_scoring(scoring, task_parameters),
-        BaselinesParameters.model_validate(baselines),
-        derive_seed(seed, task, BASELINES[method], "answers"),
-        task,
-    )
+    """A baseline's answers to a task's test split: one row per example with the columns of ``PREDICTION_COLUMNS``."""
+    seed = derive_seed(parameters.seed, task, BASELINES[method], "answers")
+    return _answers(method, adapted, frame_to_splits(splits).test, parameters, seed, task)
 
 
 def adapt_and_predict(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    lora: Mapping[str, Any],
-    baselines: Mapping[str, Any],
-    task_parameters: Mapping[str, Any],
-    seed: int,
+    parameters: ProjectParameters,
     splits: pd.DataFrame,
     chosen: Mapping[str, Any],
     support: pd.DataFrame,
-    encoder: Mapping[str, Any] | None = None,
     learned: Learned | None = None,
     *,
     task: str,
@@ -510,64 +361,43 @@ def adapt_and_predict(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Answers to a task's test split by a method that reads the support examples when it answers.
 
-    Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: how answers are scored.
-        lora: the adapter's shape.
-        baselines: all baselines' parameters.
-        task_parameters: the task's entry in the configuration.
-        seed: the run's.
-        splits: the task's splits; only ``test`` is read.
-        chosen: what the search chose.
-        support: the support examples.
-        encoder: what reads questions, if the method is ``sentence_head``.
-        learned: what the method learned, if it learns.
-        task: the task's name.
-        method: the method's name.
-
     Returns:
         The answers, and what adapting cost: no token. That every answer reads the examples is a cost of answering, and
         stands in the result's ``tokens``.
     """
-    parameters = BaselinesParameters.model_validate(baselines)
-    base = load_base_model(BaseModelParameters.model_validate(model))
-    how = task_scoring(scoring, task_parameters)
     adapted, spent = _adapted(
         method,
-        base,
+        load_base_model(parameters.model),
         learned,
-        _as_read(method, frame_to_splits(support).support, task_parameters),
-        PromptParameters.model_validate(prompt),
-        how.answers,
-        lora,
+        frame_to_splits(support).support,
         parameters,
+        task,
         methods.setting_of(method, chosen["setting"]),
         # all that show examples show the same ones
-        derive_seed(seed, task, "icl"),
-        _embedder(encoder),
+        derive_seed(parameters.seed, task, "icl"),
+        _embedder(method, parameters),
     )
-    questions = _as_read(method, frame_to_splits(splits).test, task_parameters)
-    frame = _answers(method, base, adapted, questions, prompt, how, parameters, seed, task)
+    questions = _as_read(method, frame_to_splits(splits).test, parameters, task)
+    frame = _answers(method, adapted, questions, parameters, parameters.seed, task)
     return frame, compute_record(method, "adaptation", task, spent)
 
 
 def _as_read(
-    method: str, examples: Sequence[Example], task_parameters: Mapping[str, Any]
+    method: str, examples: Sequence[Example], parameters: ProjectParameters, task: str
 ) -> Sequence[Example]:
     """A task's examples as a method reads them: for ``metaict`` with the task's instruction in front."""
     if method != metaict.METHOD:
         return examples
-    return metaict.instructed(examples, TaskParameters.model_validate(task_parameters).description)
+    return metaict.instructed(examples, parameters.tasks[task].description)
 
 
-def _embedder(encoder: Mapping[str, Any] | None) -> Embed | None:
-    """What gives sentence embeddings of questions; it is loaded here, so that no task pays for that."""
-    if encoder is None:
+def _embedder(method: str, parameters: ProjectParameters) -> Embed | None:
+    """Sentence embeddings of questions for ``sentence_head``; the encoder is loaded here: no task pays for that."""
+    if method != sentence_head.METHOD:
         return None
-    parameters = EncoderParameters.model_validate(encoder)
-    load_prompt_encoder(parameters)
-    return question_embedder(parameters)
+    encoder = required(parameters.generator).encoder
+    load_prompt_encoder(encoder)
+    return question_embedder(encoder)
 
 
 def _adapted(
@@ -575,19 +405,20 @@ def _adapted(
     base: BaseModel,
     learned: Learned | None,
     support: Sequence[Example],
-    prompt: PromptParameters,
-    mode: AnswerForm,
-    lora: Mapping[str, Any],
-    parameters: BaselinesParameters,
+    parameters: ProjectParameters,
+    task: str,
     setting: methods.Setting,
     seed: int,
     embed: Embed | None = None,
 ) -> tuple[methods.Adapted, Compute]:
+    """A method on a task, and its cost; the wall time is of adapting alone."""
     if learned is None and isinstance(setting, AdaptationSetting | ClosedFormSetting):
-        learned = Learned(method, initial_adapter(base, LoraParameters.model_validate(lora)))
+        learned = Learned(method, initial_adapter(base, parameters.lora))
+    shown, mode = _as_read(method, support, parameters, task), parameters.scoring_of(task).answers
+    baselines = required(parameters.baselines)
     clock = Clock()
     adapted = methods.adapt(
-        method, base, learned, support, prompt, mode, parameters, setting, seed, embed
+        method, base, learned, shown, parameters.prompt, mode, baselines, setting, seed, embed
     )
     own = adapted.compute if isinstance(adapted, Learned) else Compute()
     return adapted, Compute(own.forward_tokens, own.backward_tokens, clock.compute.seconds)
@@ -595,24 +426,21 @@ def _adapted(
 
 def _answers(
     method: str,
-    base: BaseModel,
     adapted: methods.Adapted,
     examples: Sequence[Example],
-    prompt: Mapping[str, Any],
-    scoring: ScoringParameters,
-    parameters: BaselinesParameters,
+    parameters: ProjectParameters,
     seed: int,
     task: str,
 ) -> pd.DataFrame:
     answer = partial(
         methods.answer,
         method,
-        base,
+        load_base_model(parameters.model),
         adapted,
         examples,
-        PromptParameters.model_validate(prompt),
-        scoring,
-        parameters,
+        parameters.prompt,
+        parameters.scoring_of(task),
+        required(parameters.baselines),
         seed,
     )
     return timed_answers(f"{task}, {method}", answer)
@@ -622,10 +450,6 @@ def sum_predictions(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Two methods asked together: the sum of their log-probabilities decides, and the costs add up.
 
     Where answers are generated, neither says how likely the other's text is: the likelier text is the answer.
-
-    Args:
-        first: answers to a task's test split, a row a question.
-        second: the other method's answers to the same questions.
 
     Returns:
         One row a question with the columns of ``PREDICTION_COLUMNS``; ``scores`` are log-probabilities of options,

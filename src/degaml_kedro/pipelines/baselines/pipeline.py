@@ -6,10 +6,12 @@ and once more to all of them for what is scored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
-from degaml_kedro.baselines import sentence_head
 from degaml_kedro.parameters import META_TRAINED, READ_SUPPORT, SUMMED, ProjectParameters
 from degaml_kedro.pipelines.baselines.nodes import (
     adapt_and_predict,
@@ -23,14 +25,10 @@ from degaml_kedro.pipelines.baselines.nodes import (
     sum_predictions,
     take_union,
 )
-from degaml_kedro.pipelines.checkpoints.pipeline import SETTINGS
 from degaml_kedro.pipelines.counting import count_training
 from degaml_kedro.pipelines.evaluation_cells import EvaluationCell, evaluation_cells, measuring
-from degaml_kedro.pipelines.groups import Group, groups, search_group
-from degaml_kedro.pipelines.naming import bound
-
-BASELINE_SETTINGS = (*SETTINGS, "params:baselines")
-_SETTINGS_BY_NAME = {name.removeprefix("params:"): name for name in BASELINE_SETTINGS}
+from degaml_kedro.pipelines.naming import PARAMETERS, bound
+from degaml_kedro.pipelines.task_folds import TaskFold, search_fold, task_folds
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
@@ -47,9 +45,9 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     for method in parameters.baseline_methods:
         if method in META_TRAINED:
             if not parameters.development:
-                searched = search_group(parameters)
+                searched = search_fold(parameters)
                 nodes.append(_fit(parameters, method, searched, f"search.{method}.learned"))
-            nodes.append(_fit(parameters, method, groups(parameters)[0], f"{method}.learned"))
+            nodes.append(_fit(parameters, method, task_folds(parameters)[0], f"{method}.learned"))
             nodes.append(
                 node(
                     count_meta_training,
@@ -85,7 +83,7 @@ def _sum(cell: EvaluationCell, method: str) -> list[Node]:
 
 
 def _counting(method: str, stage: str, task: str | None) -> Node:
-    """What two baselines cost together."""
+    """The node that adds up the costs of two baselines."""
     ending = f".{stage}.compute" if task is None else ".compute"
     prefix = "" if task is None else f"{task}."
     return node(
@@ -97,47 +95,29 @@ def _counting(method: str, stage: str, task: str | None) -> Node:
     )
 
 
-def _fit(parameters: ProjectParameters, method: str, group: Group, learned: str) -> Node:
+def _fit(parameters: ProjectParameters, method: str, fold: TaskFold, learned: str) -> Node:
     for_search = learned.startswith("search.")
     name = "fit_for_search" if for_search else "fit"
     # Kedro wants nothing from elsewhere between the nodes of a namespace
     namespace = f"baselines.{'search' if for_search else 'fit'}.{method}"
-    drawn_from = parameters.meta_train_distribution
-    material = (
-        [f"params:distributions.{drawn_from}"]
-        if drawn_from
-        else [f"{task}.splits" for task in group.tasks]
-    )
+    drawn = parameters.meta_train_distribution is not None
+    splits = [] if drawn else [f"{task}.splits" for task in fold.tasks]
+    pool = [f"{fold.pool}.trajectory"]
+    function: Callable[..., Any]
     if method == "union_train" and parameters.warmup.context_share:
-        return node(
-            fit_union,
-            inputs=[*SETTINGS, "params:warmup", "params:baselines", "params:seed", *material],
-            outputs=learned,
-            name=name,
-            namespace=namespace,
-        )
-    if method == "union_train":
-        return node(
-            take_union,
-            inputs=f"{group.pool}.trajectory",
-            outputs=learned,
-            name=name,
-            namespace=namespace,
-        )
-    from_pool = method in parameters.baselines_from_pool
-    return node(
-        bound(fit_baseline, method=method, tasks=group.tasks, from_pool=from_pool),
-        inputs=[
-            *BASELINE_SETTINGS,
-            "params:tasks",
-            "params:seed",
-            *material,
-            *([f"{group.pool}.trajectory"] if from_pool else []),
-        ],
-        outputs=learned,
-        name=name,
-        namespace=namespace,
-    )
+        function, inputs = fit_union, [PARAMETERS, *splits]
+    elif method == "union_train":
+        function, inputs = take_union, pool
+    else:
+        first = pool if method in parameters.baselines_from_pool else []
+        function = bound(fit_baseline, *_absent(first), method=method, tasks=fold.tasks)
+        inputs = [*first, PARAMETERS, *splits]
+    return node(function, inputs=inputs, outputs=learned, name=name, namespace=namespace)
+
+
+def _absent(inputs: list[str]) -> list[None]:
+    """None for a node's first argument where there is no input for it."""
+    return [] if inputs else [None]
 
 
 def _search(parameters: ProjectParameters, method: str) -> list[Node]:
@@ -149,13 +129,17 @@ def _search(parameters: ProjectParameters, method: str) -> list[Node]:
     apart = bool(parameters.development)
     tasks = parameters.development
     if not apart:
-        tasks = search_group(parameters).left_out[: parameters.baselines.search.tasks]
+        tasks = search_fold(parameters).left_out[: parameters.baselines.search.tasks]
     weights = f"{method}.learned" if apart else f"search.{method}.learned"
     learned = [weights] if method in META_TRAINED and not apart else []
     searching = [
         node(
             bound(search_settings, task=task, method=method),
-            inputs=_on_task(task, method, weights, splits=f"{task}.splits"),
+            inputs=[
+                PARAMETERS,
+                f"{task}.splits",
+                *([weights] if method in META_TRAINED else []),
+            ],
             outputs=f"{task}.{method}.search",
             name=f"try_on_{task}",
             namespace=f"baselines.search.{method}",
@@ -163,8 +147,8 @@ def _search(parameters: ProjectParameters, method: str) -> list[Node]:
         for task in tasks
     ]
     choosing = node(
-        bound(choose_setting, method=method, fitted=bool(learned)),
-        inputs=["params:baselines", *(f"{task}.{method}.search" for task in tasks), *learned],
+        bound(choose_setting, *_absent(learned), method=method),
+        inputs=[*learned, PARAMETERS, *(f"{task}.{method}.search" for task in tasks)],
         outputs=[f"{method}.settings", f"{method}.search.compute"],
         name="choose",
         namespace=f"baselines.search.{method}",
@@ -176,59 +160,33 @@ def _evaluation(cell: EvaluationCell, method: str) -> list[Node]:
     task = cell.task
     namespace = f"baselines.{task}"
     predictions, result = f"{task}.{method}.predictions", f"{task}.{method}.result"
-    own = [f"params:tasks.{task}", "params:seed"]
-    answering = [name for name in BASELINE_SETTINGS if name != "params:lora"]
+    settings, support = f"{method}.settings", f"{task}.support"
+    learned = [f"{method}.learned"] if method in META_TRAINED else []
     if method in READ_SUPPORT:
-        return [
+        answering = [
             node(
                 bound(adapt_and_predict, task=task, method=method),
-                inputs=_on_task(
-                    task,
-                    method,
-                    f"{method}.learned",
-                    splits=f"{task}.splits",
-                    chosen=f"{method}.settings",
-                    support=f"{task}.support",
-                ),
+                inputs=[PARAMETERS, f"{task}.splits", settings, support, *learned],
                 outputs=[predictions, f"{task}.{method}.compute"],
                 name=f"predict_{method}",
                 namespace=namespace,
-            ),
-            measuring(cell, method, predictions, result),
+            )
         ]
-    learned = [f"{method}.learned"] if method in META_TRAINED else []
-    return [
-        node(
-            bound(adapt_baseline, task=task, method=method),
-            inputs=[*BASELINE_SETTINGS, *own, f"{method}.settings", f"{task}.support", *learned],
-            outputs=[f"{task}.{method}.adapted", f"{task}.{method}.compute"],
-            name=f"adapt_{method}",
-            namespace=namespace,
-        ),
-        node(
-            bound(predict_baseline, task=task, method=method),
-            inputs=[*answering, *own, f"{task}.splits", f"{task}.{method}.adapted"],
-            outputs=predictions,
-            name=f"predict_{method}",
-            namespace=namespace,
-        ),
-        measuring(cell, method, predictions, result),
-    ]
-
-
-def _on_task(task: str, method: str, learned: str, **data: str) -> dict[str, str]:
-    """By argument, what a node of a method on a task reads.
-
-    In the order of the arguments: Kedro looks their types up by position, though it fills them in by name.
-    """
-    found = {
-        **_SETTINGS_BY_NAME,
-        "task_parameters": f"params:tasks.{task}",
-        "seed": "params:seed",
-        **data,
-    }
-    if method == sentence_head.METHOD:
-        found["encoder"] = "params:generator.encoder"
-    if method in META_TRAINED:
-        found["learned"] = learned
-    return found
+    else:
+        answering = [
+            node(
+                bound(adapt_baseline, task=task, method=method),
+                inputs=[PARAMETERS, settings, support, *learned],
+                outputs=[f"{task}.{method}.adapted", f"{task}.{method}.compute"],
+                name=f"adapt_{method}",
+                namespace=namespace,
+            ),
+            node(
+                bound(predict_baseline, task=task, method=method),
+                inputs=[PARAMETERS, f"{task}.splits", f"{task}.{method}.adapted"],
+                outputs=predictions,
+                name=f"predict_{method}",
+                namespace=namespace,
+            ),
+        ]
+    return [*answering, measuring(cell, method, predictions, result)]

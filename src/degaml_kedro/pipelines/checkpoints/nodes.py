@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -32,19 +32,17 @@ from degaml_kedro.llm.finetune import (
 )
 from degaml_kedro.parameters import (
     AnswerForm,
-    BaseModelParameters,
-    LoraParameters,
+    FileDistribution,
+    ProjectParameters,
     PromptParameters,
-    ScoringParameters,
+    SuiteDistribution,
     TrainingParameters,
-    TrajectoryParameters,
-    WarmupParameters,
-    task_scoring,
 )
-from degaml_kedro.pipelines.fingerprint import digest
+from degaml_kedro.pipelines.fingerprint import digest, stated
+from degaml_kedro.pipelines.task_folds import TaskFold
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.seeds import derive_seed
-from degaml_kedro.tasks.episodes import distribution_of, draw_episode
+from degaml_kedro.tasks.episodes import draw_episode
 from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.splits import frame_to_splits
 
@@ -52,53 +50,35 @@ logger = logging.getLogger(__name__)
 
 
 def train_on_pool(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    lora: Mapping[str, Any],
-    warmup: Mapping[str, Any],
-    first_task: Mapping[str, Any],
-    seed: int,
+    parameters: ProjectParameters,
     resume: TrajectoryState | None,
     *splits: pd.DataFrame,
-    group: str,
+    fold: TaskFold,
 ) -> Iterator[TrajectoryChunk]:
-    """The pooled warm-up: one adapter, trained on the tasks of a group in turn.
+    """The pooled warm-up: one adapter, trained on the train splits of a fold's tasks in turn.
 
-    Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: its mode says what the answers are.
-        lora: the adapter's shape.
-        warmup: how it is trained; with a share of examples in the prompt, the tasks' episodes are.
-        first_task: the first task's entry in the configuration; all are scored in one mode.
-        seed: the run's.
-        resume: what an earlier run left.
-        *splits: the tasks' splits; only ``train`` is read.
-        group: which tasks they are, in words.
-
-    Yields:
-        What the trajectory's dataset takes; only the last step's tensors are kept.
+    With a share of examples in the prompt it is trained on episodes of the tasks. All are scored in one mode. Of its
+    steps only the last one's tensors are kept.
     """
-    base = load_base_model(BaseModelParameters.model_validate(model))
-    training: TrainingParameters = WarmupParameters.model_validate(warmup)
+    base = load_base_model(parameters.model)
+    training: TrainingParameters = parameters.warmup
     pools = [frame_to_splits(frame).train for frame in splits]
-    own = derive_seed(seed, "pool", "train")
-    if isinstance(training, WarmupParameters) and training.context_share:
+    own = derive_seed(parameters.seed, "pool", "train")
+    steps = None
+    if parameters.warmup.context_share:
         steps = partial(union_train.fit_on_episodes, base, union_train.listed(pools, own))
     else:
-        steps = partial(union_train.fit, base, pools)
         # settings of episodes that are not used change no fingerprint
         plain = training.model_dump(include=set(TrainingParameters.model_fields))
-        training = TrainingParameters.model_validate(plain)
+        training = TrainingParameters(**plain)
     yield from _train(
-        "pooled warm-up" if group == "all" else f"pooled warm-up {group}",
+        f"pooled warm-up {fold.label}" if fold.left_out else "pooled warm-up",
         base,
         union_train.pooled(pools),
-        PromptParameters.model_validate(prompt),
-        _mode(scoring, first_task),
+        parameters.prompt,
+        parameters.scoring_of(fold.tasks[0]).answers,
         training,
-        initial_adapter(base, LoraParameters.model_validate(lora)),
+        initial_adapter(base, parameters.lora),
         own,
         resume,
         keep="last",
@@ -107,64 +87,41 @@ def train_on_pool(
 
 
 def train_on_drawn_tasks(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    lora: Mapping[str, Any],
-    warmup: Mapping[str, Any],
-    distribution: Mapping[str, Any],
-    seed: int,
-    resume: TrajectoryState | None,
+    parameters: ProjectParameters, resume: TrajectoryState | None, *, distribution: str
 ) -> Iterator[TrajectoryChunk]:
     """The pooled warm-up on tasks of a distribution, new ones in every step.
 
-    Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: its mode says what the answers are.
-        lora: the adapter's shape.
-        warmup: how it is trained, and how many steps have examples in the prompt.
-        distribution: what tasks are drawn from.
-        seed: the run's.
-        resume: what an earlier run left.
-
-    Yields:
-        What the trajectory's dataset takes; only the last step's tensors are kept.
+    Some of its steps have examples in the prompt. Only the last step's tensors are kept.
     """
-    base = load_base_model(BaseModelParameters.model_validate(model))
-    own = derive_seed(seed, "pool", "train")
-    draw = drawn_episodes(distribution, own)
+    base = load_base_model(parameters.model)
+    own = derive_seed(parameters.seed, "pool", "train")
+    drawn_from = parameters.distributions[distribution]
+    draw = drawn_episodes(drawn_from, own)
     yield from _train(
         "warm-up on drawn tasks",
         base,
         draw(0, 0, 1)[1],
-        PromptParameters.model_validate(prompt),
-        _mode(scoring, {}),
-        WarmupParameters.model_validate(warmup),
-        initial_adapter(base, LoraParameters.model_validate(lora)),
+        parameters.prompt,
+        parameters.scoring.answers,
+        parameters.warmup,
+        initial_adapter(base, parameters.lora),
         own,
         resume,
         keep="last",
         steps=partial(union_train.fit_on_episodes, base, draw),
-        drawn_from=dict(distribution),
+        drawn_from=stated(drawn_from),
     )
 
 
-def record_drawn_tasks(
-    warmup: Mapping[str, Any], distribution: Mapping[str, Any], seed: int
-) -> pd.DataFrame:
-    """The tasks that the warm-up on drawn tasks draws: form, subject, classes, labels and seed by step.
-
-    Args:
-        warmup: how it is trained.
-        distribution: what tasks are drawn from.
-        seed: the run's.
-    """
-    training = WarmupParameters.model_validate(warmup)
-    known, own = distribution_of(distribution), derive_seed(seed, "pool", "train")
+def record_drawn_tasks(parameters: ProjectParameters, *, distribution: str) -> pd.DataFrame:
+    """The tasks that the warm-up on drawn tasks draws: form, subject, classes, labels and seed by step."""
+    known, own = (
+        parameters.distributions[distribution],
+        derive_seed(parameters.seed, "pool", "train"),
+    )
     rows = []
-    for step in range(1, total_steps(training) + 1):
-        for number, support, query in union_train.episodes_of_step(training, own, step):
+    for step in range(1, total_steps(parameters.warmup) + 1):
+        for number, support, query in union_train.episodes_of_step(parameters.warmup, own, step):
             sizes = {"support": support, "test": query}
             source, _ = draw_episode(known, sizes, own, str(number))
             drawn = source.model_dump(
@@ -174,31 +131,21 @@ def record_drawn_tasks(
     return pd.DataFrame(rows)
 
 
-def drawn_episodes(distribution: Mapping[str, Any], seed: int) -> union_train.Draw:
-    """Episodes of a distribution: a new task every time.
-
-    Args:
-        distribution: its entry in the configuration.
-        seed: decides the draws.
-    """
-    known = distribution_of(distribution)
+def drawn_episodes(
+    distribution: SuiteDistribution | FileDistribution, seed: int
+) -> union_train.Draw:
+    """Episodes of a distribution: a new task every time; the seed decides the draws."""
 
     def draw(number: int, support: int, query: int) -> tuple[list[Example], list[Example]]:
         sizes = {"support": support, "test": query}
-        _, examples = draw_episode(known, sizes, seed, str(number))
+        _, examples = draw_episode(distribution, sizes, seed, str(number))
         return examples["support"], examples["test"]
 
     return draw
 
 
 def train_trajectory(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    lora: Mapping[str, Any],
-    trajectory: Mapping[str, Any],
-    task_parameters: Mapping[str, Any],
-    seed: int,
+    parameters: ProjectParameters,
     resume: TrajectoryState | None,
     splits: pd.DataFrame,
     start: Adapter | None = None,
@@ -207,78 +154,44 @@ def train_trajectory(
 ) -> Iterator[TrajectoryChunk]:
     """One task's trajectory (App. C step 1.1): LoRA on its train split, a checkpoint after every step.
 
-    Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: its mode says what the answers are.
-        lora: the adapter's shape.
-        trajectory: how it is trained and stored.
-        task_parameters: the task's entry in the configuration.
-        seed: the run's.
-        resume: what an earlier run left.
-        splits: the task's splits; only ``train`` is read.
-        start: where it starts; None for the initialization that all tasks share.
-        task: the task's name.
-
-    Yields:
-        What the trajectory's dataset takes.
+    It starts from the initialization that all tasks share where no ``start`` is given.
     """
-    parameters = TrajectoryParameters.model_validate(trajectory)
-    base = load_base_model(BaseModelParameters.model_validate(model))
+    base = load_base_model(parameters.model)
     yield from _train(
         task,
         base,
         frame_to_splits(splits).train,
-        PromptParameters.model_validate(prompt),
-        _mode(scoring, task_parameters),
-        parameters.training,
-        start or initial_adapter(base, LoraParameters.model_validate(lora)),
-        derive_seed(seed, task, "train"),
+        parameters.prompt,
+        parameters.scoring_of(task).answers,
+        parameters.trajectory.training,
+        start or initial_adapter(base, parameters.lora),
+        derive_seed(parameters.seed, task, "train"),
         resume,
-        dtype=parameters.store_dtype,
+        dtype=parameters.trajectory.store_dtype,
     )
 
 
 def train_alone(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    lora: Mapping[str, Any],
-    training: Mapping[str, Any],
-    task_parameters: Mapping[str, Any],
-    seed: int,
+    parameters: ProjectParameters,
     resume: TrajectoryState | None,
     splits: pd.DataFrame,
     *,
     task: str,
 ) -> Iterator[TrajectoryChunk]:
-    """A task's own LoRA without meta-training: from the shared initialization, on the task's own examples.
+    """A task's own LoRA without meta-training: from the shared initialization, on the task's own train split.
 
-    Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: its mode says what the answers are.
-        lora: the adapter's shape.
-        training: how it is trained.
-        task_parameters: the task's entry in the configuration.
-        seed: the run's.
-        resume: what an earlier run left.
-        splits: the task's splits; only ``train`` is read.
-        task: the task's name.
-
-    Yields:
-        What the trajectory's dataset takes; only the last step's tensors are kept.
+    Only the last step's tensors are kept.
     """
-    base = load_base_model(BaseModelParameters.model_validate(model))
+    base = load_base_model(parameters.model)
     yield from _train(
         f"{task} alone",
         base,
         frame_to_splits(splits).train,
-        PromptParameters.model_validate(prompt),
-        _mode(scoring, task_parameters),
-        TrainingParameters.model_validate(training),
-        initial_adapter(base, LoraParameters.model_validate(lora)),
-        derive_seed(seed, task, "train"),
+        parameters.prompt,
+        parameters.scoring_of(task).answers,
+        parameters.no_meta_train,
+        initial_adapter(base, parameters.lora),
+        derive_seed(parameters.seed, task, "train"),
         resume,
         keep="last",
     )
@@ -291,9 +204,6 @@ def last_adapter(trajectory: Trajectory) -> Adapter:
 
 def mean_adapter(*adapters: Adapter) -> Adapter:
     """The element-wise mean of adapters: what a generator has to beat to show that its prompts matter.
-
-    Args:
-        *adapters: the last ones of the meta-train trajectories.
 
     Raises:
         AdapterError: they are not of one shape.
@@ -314,7 +224,7 @@ def _train(
     keep: Literal["all", "last"] = "all",
     dtype: Literal["float32", "bfloat16"] = "float32",
     steps: Callable[..., Iterator[FineTuneStep]] | None = None,
-    drawn_from: Mapping[str, Any] | None = None,
+    drawn_from: dict[str, Any] | None = None,
 ) -> Iterator[TrajectoryChunk]:
     """A run, step by step; ``steps`` makes them where plain fine-tuning does not."""
     make = steps or partial(fine_tune, base, examples)
@@ -332,7 +242,7 @@ def _train(
     }
     if drawn_from is not None:
         # tasks are drawn in the steps: this, the seed and the words that come with the package say which
-        about["drawn_from"] = dict(drawn_from)
+        about["drawn_from"] = drawn_from
     fingerprint = digest(
         {**about, "alpha": start.config.alpha, "names": list(start.tensors), "store": [keep, dtype]}
     )
@@ -367,12 +277,6 @@ def _train(
             yield TrajectoryStep(record, step.adapter.tensors, step.state.tensors)
             progress(step.step, total)
     yield TrajectoryEnd(tuple(records))
-
-
-def _mode(scoring: Mapping[str, Any], task_parameters: Mapping[str, Any]) -> AnswerForm:
-    if not task_parameters:
-        return ScoringParameters.model_validate(scoring).answers
-    return task_scoring(scoring, task_parameters).answers
 
 
 def _plan(training: TrainingParameters, examples: int, done: int) -> str:

@@ -26,21 +26,19 @@ from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.parameters import (
     GENERATED,
     PAPER_FAMILIES,
-    BaseModelParameters,
     EpisodeSource,
-    GeneratorParameters,
     PolicyParameters,
-    PromptParameters,
-    TaskParameters,
-    task_scoring,
+    ProjectParameters,
+    required,
 )
 from degaml_kedro.pipelines.counting import compute_record, count_training
-from degaml_kedro.pipelines.fingerprint import digest
+from degaml_kedro.pipelines.fingerprint import digest, stated
 from degaml_kedro.pipelines.policy.nodes import (
-    policy_model,
+    load_policy_model,
     recorded,
     rollout_rows,
     rollouts_fingerprint,
+    task_settings,
     task_workbench,
 )
 from degaml_kedro.policy.actions import ActionSpace
@@ -65,39 +63,24 @@ _PACKAGES = ("kedro", "torch", "transformers", "peft")
 
 
 def predict(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    task_parameters: Mapping[str, Any],
+    parameters: ProjectParameters,
     splits: pd.DataFrame,
     *adapters: Adapter,
     task: str,
     method: str,
 ) -> pd.DataFrame:
-    """Answers to a task's test split.
-
-    Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: how answers are scored.
-        task_parameters: the task's entry in the configuration.
-        splits: the task's splits; only ``test`` is read.
-        *adapters: the method's weights: none for the base model itself, several for a method that draws them.
-        task: the task's name.
-        method: the method's name.
+    """Answers to a task's test split, by the base model itself, by an adapter, or by each of several that were drawn.
 
     Returns:
         One row per example and adapter with the columns of ``PREDICTION_COLUMNS``, and ``draw`` where there are
         several adapters; ``seconds`` is the example's share of the wall time, by its tokens.
     """
-    how = task_scoring(scoring, task_parameters)
-    base = load_base_model(BaseModelParameters.model_validate(model))
+    how = parameters.scoring_of(task)
+    base = load_base_model(parameters.model)
     examples = frame_to_splits(splits).test
     frames = []
     for draw, adapter in enumerate(adapters or (None,)):
-        scoring_once = partial(
-            score_examples, base, examples, PromptParameters.model_validate(prompt), how, adapter
-        )
+        scoring_once = partial(score_examples, base, examples, parameters.prompt, how, adapter)
         frame = timed_answers(f"{task}, {method}", scoring_once)
         seconds = frame["seconds"].sum()
         logger.info("%s, %s: %d examples scored in %.1f s", task, method, len(examples), seconds)
@@ -108,12 +91,7 @@ def predict(
 
 
 def timed_answers(title: str, answer: Callable[[Progress], Sequence[Prediction]]) -> pd.DataFrame:
-    """Answers as rows, with the time they took, under a progress bar.
-
-    Args:
-        title: of the bar.
-        answer: gives the predictions, and calls what it is given with (examples done, examples in all).
-    """
+    """Answers as rows, with the time they took, under a progress bar."""
     began = time.perf_counter()
     with progress_bar(title, "example") as progress:
         predictions = answer(progress)
@@ -123,9 +101,7 @@ def timed_answers(title: str, answer: Callable[[Progress], Sequence[Prediction]]
 def predictions_frame(predictions: Sequence[Prediction], seconds: float) -> pd.DataFrame:
     """Predictions as rows with the columns of ``PREDICTION_COLUMNS``.
 
-    Args:
-        predictions: in the order of the questions.
-        seconds: wall time of all; each has its share by its tokens, or an equal one where there are none.
+    Each has its share of the wall time by its tokens, or an equal one where there are none.
     """
     tokens = sum(prediction.tokens for prediction in predictions)
     rows = [
@@ -145,9 +121,7 @@ def predictions_frame(predictions: Sequence[Prediction], seconds: float) -> pd.D
 
 
 def generate_adapters(
-    model: Mapping[str, Any],
-    generator: Mapping[str, Any],
-    seed: int,
+    parameters: ProjectParameters,
     trained: Generator,
     embeddings: PromptEmbeddings,
     splits: pd.DataFrame,
@@ -158,30 +132,22 @@ def generate_adapters(
 ) -> tuple[Adapter | dict[str, Any], ...]:
     """Adapters for a task from its support prompts alone: no answer is read.
 
-    Args:
-        model: which base model, to refuse a generator of another one.
-        generator: how many adapters are drawn.
-        seed: the run's.
-        trained: the generator.
-        embeddings: prompt states; the support prompts are the last ones.
-        splits: the splits of the same task, for the number of support prompts.
-        task: the task's name.
-        method: the method's name.
-        prompts_of: whose prompts these are: the task's own, or another's for the control.
+    The support prompts are the last ones of the embeddings, as many as the splits say. For the control the prompts are
+    those of another task (``prompts_of``).
 
     Returns:
-        One adapter a draw, and what one of them cost: no token of the base model.
+        One adapter a draw, and the cost of one of them: no token of the base model.
 
     Raises:
         GeneratorError: the generator belongs to another base model or encoder.
     """
-    base = load_base_model(BaseModelParameters.model_validate(model))
+    base = load_base_model(parameters.model)
     trained.check_base_model(base.name, base.fingerprint)
     support = int((splits["split"] == "support").sum())
     rows = range(len(embeddings) - support, len(embeddings))
-    draws = GeneratorParameters.model_validate(generator).draws
+    draws = required(parameters.generator).draws
     began = time.perf_counter()
-    own = derive_seed(seed, task, method)
+    own = derive_seed(parameters.seed, task, method)
     adapters = [trained.sample(embeddings, own, draw, rows) for draw in range(draws)]
     seconds = time.perf_counter() - began
     logger.info(
@@ -198,13 +164,7 @@ def generate_adapters(
 
 
 def choose_strategies(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    generator: Mapping[str, Any],
-    policy: Mapping[str, Any],
-    task_parameters: Mapping[str, Any],
-    seed: int,
+    parameters: ProjectParameters,
     resume: RolloutsState | None,
     trained: Generator,
     embeddings: PromptEmbeddings,
@@ -219,50 +179,26 @@ def choose_strategies(
 ) -> Iterator[RolloutsChunk]:
     """Propose strategies for a new task and try them on its support examples. Nothing else of the task comes in here.
 
-    Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: how answers are scored.
-        generator: the generator's parameters.
-        policy: the policy's.
-        task_parameters: the task's entry in the configuration.
-        seed: the run's.
-        resume: what an earlier run left.
-        trained: the generator.
-        embeddings: prompt states.
-        support: the support examples.
-        adapter: the policy; None for uniform draws, or those of ``tabular``.
-        fallback: what was best on the meta-train tasks; None where the search needs none.
-        tabular: the logistic regression of ``tabular_policy``.
-        start: what is refined in place of a generated adapter (``no_generator``).
-        task: the task's name.
-        method: the method's name.
+    The policy proposes (``adapter``), or the logistic regression ``tabular``, or uniform draws. ``fallback`` is the
+    best action on the meta-train tasks, where the search needs it; ``start`` is refined in place of a generated
+    adapter (``no_generator``).
 
     Yields:
         What the rollouts' dataset takes.
     """
+    given: Mapping[str, Any] = required(parameters.policy).model_dump(exclude_unset=True)
     if method == "paper_families":
-        policy, fallback = narrowed(policy, fallback, PAPER_FAMILIES)
-    parameters = PolicyParameters.model_validate(with_fallback(policy, fallback))
-    bench = task_workbench(
-        model,
-        prompt,
-        scoring,
-        generator,
-        task_parameters,
-        trained,
-        embeddings,
-        len(support),
-        True,
-        start,
-    )
-    refinement = _refinement(bench, parameters, support, seed, task)
-    pilot = None if adapter is None else policy_model(model, parameters)
-    proposer = refinement.proposer(pilot or bench.base, adapter)
+        given, fallback = narrowed(given, fallback, PAPER_FAMILIES)
+    # what was learned is data, and checked as such
+    policy = PolicyParameters.model_validate(with_fallback(given, fallback))
+    bench = task_workbench(parameters, task, trained, embeddings, len(support), True, start)
+    refinement = _refinement(bench, policy, support, parameters.seed, task)
+    policy_model = None if adapter is None else load_policy_model(parameters)
+    proposer = refinement.proposer(policy_model or bench.base, adapter)
     if adapter is None and tabular is not None:
         proposer = TabularProposer(refinement.space, RewardModel.from_json(tabular))
-    own = derive_seed(seed, task, method)
-    chosen = parameters.model_dump(
+    own = derive_seed(parameters.seed, task, method)
+    chosen = policy.model_dump(
         mode="json",
         exclude={
             "rollouts",
@@ -279,11 +215,11 @@ def choose_strategies(
         trained,
         embeddings,
         support,
-        pilot,
+        policy_model,
         adapter,
         own,
         [
-            *(chosen, dict(prompt), dict(scoring), dict(task_parameters), tabular),
+            *(chosen, *task_settings(parameters, task), tabular),
             *([] if start is None else [checksum(tensor_bytes(start.tensors))]),
         ],
     )
@@ -291,18 +227,12 @@ def choose_strategies(
     def trials(finished: Sequence[Row]) -> Iterator[Row]:
         return refinement.search(proposer, own, Tag(task, method), finished)
 
-    most = most_trials(parameters.search, refinement.space)
+    most = most_trials(policy.search, refinement.space)
     yield from recorded(f"{task}, {method}", trials, most, fingerprint, resume)
 
 
 def execute_fallback(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    generator: Mapping[str, Any],
-    policy: Mapping[str, Any],
-    task_parameters: Mapping[str, Any],
-    seed: int,
+    parameters: ProjectParameters,
     trained: Generator,
     embeddings: PromptEmbeddings,
     support: pd.DataFrame,
@@ -311,35 +241,20 @@ def execute_fallback(
     task: str,
     method: str,
 ) -> tuple[AdaptedState, dict[str, Any]]:
-    """Carry out what was best on the meta-train tasks, without a search.
-
-    Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: how answers are scored.
-        generator: the generator's parameters.
-        policy: the policy's.
-        task_parameters: the task's entry in the configuration.
-        seed: the run's.
-        trained: the generator.
-        embeddings: prompt states.
-        support: the support examples.
-        fallback: of the node ``learn_fallback``.
-        task: the task's name.
-        method: the method's name.
+    """Carry out what was best on the meta-train tasks (the node ``learn_fallback``), without a search.
 
     Returns:
         The refined adapter, or the generated one as it is where nothing gained anything on the meta-train tasks or
-        carrying it out fails; and what it cost.
+        carrying it out fails; and its cost.
     """
-    parameters = PolicyParameters.model_validate(policy)
-    space = ActionSpace.of(parameters.families)
+    policy = required(parameters.policy)
+    space = ActionSpace.of(policy.families)
     rows = [
         {
             "task": task,
             "action": action,
             "family": space.parse(action)[0].family,
-            "seed": derive_seed(seed, task, method),
+            "seed": derive_seed(parameters.seed, task, method),
             "round": 1,
             "rollout": 0,
             "n": len(support),
@@ -347,22 +262,14 @@ def execute_fallback(
         }
         for action in fallback["actions"]
     ]
-    bench = task_workbench(
-        model, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), True
-    )
-    refinement = _refinement(bench, parameters, support, seed, task)
+    bench = task_workbench(parameters, task, trained, embeddings, len(support), True)
+    refinement = _refinement(bench, policy, support, parameters.seed, task)
     state, spent = _carried_out(refinement, rows, f"{task}, {method}")
     return state, count_training(spent, method=method, stage="adaptation", task=task)
 
 
 def execute_strategies(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    generator: Mapping[str, Any],
-    policy: Mapping[str, Any],
-    task_parameters: Mapping[str, Any],
-    seed: int,
+    parameters: ProjectParameters,
     trained: Generator,
     embeddings: PromptEmbeddings,
     support: pd.DataFrame,
@@ -372,42 +279,15 @@ def execute_strategies(
     task: str,
     method: str,
 ) -> tuple[AdaptedState, dict[str, Any]]:
-    """Carry out what was chosen; the generated adapter as it is where nothing beat it.
-
-    Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: how answers are scored.
-        generator: the generator's parameters.
-        policy: the policy's.
-        task_parameters: the task's entry in the configuration.
-        seed: the run's.
-        trained: the generator.
-        embeddings: prompt states.
-        support: the support examples.
-        rollouts: what was tried.
-        start: what is refined in place of a generated adapter.
-        task: the task's name.
-        method: the method's name.
+    """Carry out what was chosen among the rollouts; what was generated (or ``start``) stays where nothing beat it.
 
     Returns:
-        The refined adapter, and what adapting cost: the search with all that it computed between its trials, and
+        The refined adapter, and the cost of adapting: the search with all that it computed between its trials, and
         carrying out what was chosen once more.
     """
-    bench = task_workbench(
-        model,
-        prompt,
-        scoring,
-        generator,
-        task_parameters,
-        trained,
-        embeddings,
-        len(support),
-        True,
-        start,
-    )
-    parameters = PolicyParameters.model_validate(policy)
-    refinement = _refinement(bench, parameters, support, seed, task)
+    policy = required(parameters.policy)
+    bench = task_workbench(parameters, task, trained, embeddings, len(support), True, start)
+    refinement = _refinement(bench, policy, support, parameters.seed, task)
     state, spent = _carried_out(refinement, rollout_rows(rollouts), f"{task}, {method}")
     return state, count_training(rollouts, spent, method=method, stage="adaptation", task=task)
 
@@ -436,11 +316,7 @@ def _carried_out(
 
 
 def predict_adapted(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    generator: Mapping[str, Any],
-    task_parameters: Mapping[str, Any],
+    parameters: ProjectParameters,
     trained: Generator,
     embeddings: PromptEmbeddings,
     splits: pd.DataFrame,
@@ -449,38 +325,13 @@ def predict_adapted(
     task: str,
     method: str,
 ) -> pd.DataFrame:
-    """An adapted state's answers to a task's test split.
-
-    Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: how answers are scored.
-        generator: the generator's parameters.
-        task_parameters: the task's entry in the configuration.
-        trained: the generator, for its encoder.
-        embeddings: prompt states.
-        splits: the task's splits; only ``test`` is read.
-        state: who answers.
-        task: the task's name.
-        method: the method's name.
-
-    Returns:
-        One row per example with the columns of ``PREDICTION_COLUMNS``.
-    """
-    bench = task_workbench(
-        model, prompt, scoring, generator, task_parameters, trained, embeddings, 0, False
-    )
+    """An adapted state's answers to a task's test split: one row per example with ``PREDICTION_COLUMNS``."""
+    bench = task_workbench(parameters, task, trained, embeddings, 0, False)
     return _answer(bench, state, frame_to_splits(splits).test, f"{task}, {method}")
 
 
 def predict_oracle(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    generator: Mapping[str, Any],
-    policy: Mapping[str, Any],
-    task_parameters: Mapping[str, Any],
-    seed: int,
+    parameters: ProjectParameters,
     trained: Generator,
     embeddings: PromptEmbeddings,
     splits: pd.DataFrame,
@@ -489,40 +340,25 @@ def predict_oracle(
 ) -> pd.DataFrame:
     """The best answers that any of many strategies gives, chosen by the test split itself: a bound, and no result.
 
-    Candidates are the unrefined adapter, strategies drawn from every family in turn, and what other methods chose.
-
-    Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: how answers are scored.
-        generator: the generator's parameters.
-        policy: the policy's.
-        task_parameters: the task's entry in the configuration.
-        seed: the run's.
-        trained: the generator.
-        embeddings: prompt states.
-        splits: the task's splits.
-        *others: predictions of the other methods that refine.
-        task: the task's name.
+    Candidates are the unrefined adapter, strategies drawn from every family in turn, and what ``others``, the
+    predictions of the other methods that refine, chose.
 
     Returns:
         The best candidate's predictions, with its action in the column ``strategy``.
     """
-    parameters = PolicyParameters.model_validate(policy)
+    policy = required(parameters.policy)
     parts = frame_to_splits(splits)
     examples, known = parts.test, parts.support
-    bench = task_workbench(
-        model, prompt, scoring, generator, task_parameters, trained, embeddings, len(known), True
-    )
-    start = _unrefined(bench, seed, task)
+    bench = task_workbench(parameters, task, trained, embeddings, len(known), True)
+    start = _unrefined(bench, parameters.seed, task)
     best = _answer(bench, start, examples, f"{task}, unrefined").assign(strategy="unrefined")
     for number, other in enumerate(others):
         best = _better(best, other.assign(strategy=f"what method {number + 1} chose"))
-    names = [family.name for family in ActionSpace.of(parameters.families).proposed]
-    for number in range(parameters.oracle_candidates):
+    names = [family.name for family in ActionSpace.of(policy.families).proposed]
+    for number in range(policy.oracle_candidates):
         one = names[number % len(names)]
-        space = ActionSpace.of({one: parameters.families[one]})
-        own = derive_seed(seed, task, "oracle", str(number))
+        space = ActionSpace.of({one: policy.families[one]})
+        own = derive_seed(parameters.seed, task, "oracle", str(number))
         text = space.draw(np.random.default_rng(own)).text
         try:
             state = execute(bench, space, start, known, text, own)
@@ -556,10 +392,7 @@ def _answer(
 
 
 def measure_predictions(
-    task_parameters: Mapping[str, Any],
-    profile: str,
-    model: Mapping[str, Any],
-    seed: int,
+    parameters: ProjectParameters,
     splits: pd.DataFrame,
     predictions: pd.DataFrame,
     *,
@@ -567,20 +400,10 @@ def measure_predictions(
     method: str,
     pool: str,
 ) -> dict[str, Any]:
-    """What the predictions amount to, with what they are of.
+    """The measures of a method's predictions on a task, with what they are of.
 
-    So results of other questions, seeds, profiles or base models can be told apart wherever they are put together.
-
-    Args:
-        task_parameters: the task's entry in the configuration.
-        profile: the configuration's name.
-        model: which base model.
-        seed: the run's.
-        splits: the task's splits; of ``test`` a digest goes into the result.
-        predictions: what :func:`predict` returned.
-        task: the task's name.
-        method: the method's name.
-        pool: ``meta_train``, ``left_out`` or ``meta_test``.
+    So results of other questions, seeds, profiles or base models can be told apart wherever they are put together: of
+    the test split a digest goes into the result. ``pool`` is ``meta_train``, ``left_out`` or ``meta_test``.
     """
     test = frame_to_splits(splits).test
     measures = measure_draws(predictions, f"{task}.{method}.predictions")
@@ -595,17 +418,17 @@ def measure_predictions(
         measures["accuracy_high"],
         measures["n"],
     )
-    parameters = TaskParameters.model_validate(task_parameters)
+    entry = parameters.tasks[task]
     return {
         "task": task,
-        "group": parameters.group,
+        "group": entry.group,
         # one of many that a distribution gives: statistics draw such tasks again, too
-        "drawn": isinstance(parameters.source, EpisodeSource),
+        "drawn": isinstance(entry.source, EpisodeSource),
         "pool": pool,
         "method": method,
-        "profile": profile,
-        "model": describe(BaseModelParameters.model_validate(model)),
-        "seed": seed,
+        "profile": parameters.profile,
+        "model": describe(parameters.model),
+        "seed": parameters.seed,
         "split": digest([_asked(example) for example in test]),
         **measures,
     }
@@ -616,27 +439,18 @@ def _asked(example: Example) -> list[Any]:
 
 
 def collect_results(
-    profile: str,
-    model: Mapping[str, Any],
-    seed: int,
-    methods: Sequence[str],
-    *results: Mapping[str, Any],
+    parameters: ProjectParameters, *results: Mapping[str, Any]
 ) -> tuple[pd.DataFrame, dict[str, Any], str]:
-    """All results as a table for programs, as JSON with what they were made with, and as a table to read.
+    """All results of :func:`measure_predictions` as a data frame, as JSON with the run's settings, and as Markdown.
 
-    Args:
-        profile: the configuration's name.
-        model: which base model.
-        seed: the run's.
-        methods: the readable table's columns.
-        *results: what :func:`measure_predictions` returned.
+    The Markdown table has a column a method.
     """
     frame = pd.DataFrame([dict(result) for result in results])
     drawn = list(dict.fromkeys(frame.loc[frame["drawn"], "group"]))
     record = {
-        "profile": profile,
-        "model": dict(model["source"]),
-        "seed": seed,
+        "profile": parameters.profile,
+        "model": stated(parameters.model.source),
+        "seed": parameters.seed,
         "versions": {
             "degaml-kedro": __version__,
             "python": platform.python_version(),
@@ -644,4 +458,4 @@ def collect_results(
         },
         "results": [dict(result) for result in results],
     }
-    return frame, record, results_table(frame, methods, drawn)
+    return frame, record, results_table(frame, parameters.methods, drawn)

@@ -7,7 +7,6 @@ from kedro.pipeline.node import Node
 
 from degaml_kedro.parameters import BASELINES, FROM_ROLLOUTS, SUMMED, ProjectParameters
 from degaml_kedro.pipelines.checkpoints.nodes import last_adapter, train_alone
-from degaml_kedro.pipelines.checkpoints.pipeline import SETTINGS
 from degaml_kedro.pipelines.counting import count_training
 from degaml_kedro.pipelines.evaluate.nodes import (
     choose_strategies,
@@ -20,13 +19,9 @@ from degaml_kedro.pipelines.evaluate.nodes import (
     predict_oracle,
 )
 from degaml_kedro.pipelines.evaluation_cells import EvaluationCell, evaluation_cells, measuring
-from degaml_kedro.pipelines.groups import folds, groups
-from degaml_kedro.pipelines.naming import bound
+from degaml_kedro.pipelines.naming import PARAMETERS, bound
 from degaml_kedro.pipelines.policy.nodes import collect_rollouts, draw_strategies
-from degaml_kedro.pipelines.policy.pipeline import SETTINGS as SETTINGS_OF_POLICY
-
-# what `choose_strategies` calls the parameters that it reads
-_CHOICE = ("model", "prompt", "scoring", "generator", "policy", "task_parameters", "seed")
+from degaml_kedro.pipelines.task_folds import rollout_folds, task_folds
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
@@ -48,7 +43,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
             )
             if generated and cell.pool == "meta_train" and not parameters.scores_seen:
                 continue
-            result = cell.group.name(f"{cell.task}.{method}.result")
+            result = cell.fold.name(f"{cell.task}.{method}.result")
             if method in parameters.adapted_methods:
                 every = _adapted(parameters, cell, method, result)
                 if method not in ("oracle_strategy", "best_fixed"):
@@ -63,7 +58,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
         nodes[made.name] = made
     collect = node(
         collect_results,
-        inputs=["params:profile", "params:model", "params:seed", "params:methods", *results],
+        inputs=[PARAMETERS, *results],
         outputs=["results", "results_record", "results_table"],
         name="collect_results",
         namespace="evaluate",
@@ -72,8 +67,8 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
 
 
 def _counting(parameters: ProjectParameters) -> list[Node]:
-    """What meta-training cost every method that has one, on all meta-train tasks."""
-    everything = groups(parameters)[0]
+    """The nodes that add up the meta-training cost of every method that has one."""
+    everything = task_folds(parameters)[0]
     pool = [f"{everything.pool}.trajectory"] if parameters.needs_warmup else []
     own_pool = pool if parameters.trajectory.start == "pooled_warmup" else []
     trajectories = [f"{everything.trajectory_of(task)}.trajectory" for task in everything.tasks]
@@ -85,7 +80,7 @@ def _counting(parameters: ProjectParameters) -> list[Node]:
         parts["random_policy"] = [*own_pool, *trajectories, steps]
         policy = []
         if parameters.policy is not None and parameters.needs_policy:
-            apart = {fold.label: fold for fold in folds(parameters, everything).values()}
+            apart = {fold.label: fold for fold in rollout_folds(parameters, everything).values()}
             for fold in apart.values():
                 if fold.left_out:
                     if own_pool:
@@ -141,13 +136,13 @@ def _adapters(
     parameters: ProjectParameters, cell: EvaluationCell, method: str
 ) -> tuple[list[str], list[Node]]:
     """The names of a method's adapters, if it has any, and the nodes that make them."""
-    task, group = cell.task, cell.group
+    task, fold = cell.task, cell.fold
     if method == "base":
         return [], []
     if method == "pooled":
-        return [f"{group.pool}.warmup_adapter"], []
+        return [f"{fold.pool}.warmup_adapter"], []
     if method == "mean_adapter":
-        return [group.name("mean.adapter")], []
+        return [fold.name("mean.adapter")], []
     if method in parameters.generated_methods:
         return _generated(parameters, cell, method)
     run = f"{task}.{method}"
@@ -166,10 +161,7 @@ def _adapters(
     training = node(
         bound(train_alone, task=task),
         inputs=[
-            *SETTINGS,
-            "params:no_meta_train",
-            f"params:tasks.{task}",
-            "params:seed",
+            PARAMETERS,
             f"{run}.trajectory_resume",
             f"{task}.splits",
         ],
@@ -200,15 +192,13 @@ def _generated(
     generating = node(
         bound(generate_adapters, task=cell.task, method=method, prompts_of=prompts_of),
         inputs=[
-            "params:model",
-            "params:generator",
-            "params:seed",
-            cell.group.name(f"{parameters.generated_methods[method]}.generator"),
+            PARAMETERS,
+            cell.fold.name(f"{parameters.generated_methods[method]}.generator"),
             f"{prompts_of}.prompt_embeddings",
             f"{prompts_of}.splits",
         ],
         outputs=[*draws, cell.name(method, "compute")],
-        name=f"generate_{method}{cell.group.suffix}",
+        name=f"generate_{method}{cell.fold.suffix}",
         namespace=f"evaluate.{cell.task}",
     )
     return draws, [generating]
@@ -222,9 +212,8 @@ def _adapted(
     The node that chooses is given the task's support examples, and neither its splits nor anything made from its test
     split.
     """
-    task, suffix = cell.task, cell.group.suffix
-    settings = (*SETTINGS_OF_POLICY, f"params:tasks.{task}", "params:seed")
-    generator = cell.group.name(f"{parameters.policy_variant}.generator")
+    task, suffix = cell.task, cell.fold.suffix
+    generator = cell.fold.name(f"{parameters.policy_variant}.generator")
     embeddings = f"{task}.prompt_embeddings"
     predictions = cell.name(method, "predictions")
     measured = measuring(cell, method, predictions, result)
@@ -233,7 +222,7 @@ def _adapted(
         oracle = node(
             bound(predict_oracle, task=task),
             inputs=[
-                *settings,
+                PARAMETERS,
                 generator,
                 embeddings,
                 f"{task}.splits",
@@ -248,15 +237,15 @@ def _adapted(
     known = [generator, embeddings, f"{task}.support"]
     learned = {}
     if method in ("degaml", "no_generator", "paper_families"):
-        learned["adapter"] = cell.group.name("policy")
+        learned["adapter"] = cell.fold.name("policy")
     if method == "tabular_policy":
-        learned["tabular"] = cell.group.name("tabular_policy")
-    fallback = cell.group.name("policy_fallback")
+        learned["tabular"] = cell.fold.name("tabular_policy")
+    fallback = cell.fold.name("policy_fallback")
     if parameters.falls_back:
         learned["fallback"] = fallback
-    names = (*_CHOICE, "resume", "trained", "embeddings", "support")
-    choice = dict(zip(names, [*settings, f"{rollouts}_resume", *known], strict=True))
-    start = {"start": f"{cell.group.pool}.warmup_adapter"} if method == "no_generator" else {}
+    names = ("parameters", "resume", "trained", "embeddings", "support")
+    choice = dict(zip(names, [PARAMETERS, f"{rollouts}_resume", *known], strict=True))
+    start = {"start": f"{cell.fold.pool}.warmup_adapter"} if method == "no_generator" else {}
     without_search = method == "best_fixed"
     choosing = node(
         bound(choose_strategies, task=task, method=method),
@@ -270,20 +259,14 @@ def _adapted(
         *([] if without_search else [choosing]),
         node(
             bound(executing, task=task, method=method),
-            inputs=[*settings, *known, fallback if without_search else rollouts, *start.values()],
+            inputs=[PARAMETERS, *known, fallback if without_search else rollouts, *start.values()],
             outputs=[state, cell.name(method, "compute")],
             name=f"execute_{method}{suffix}",
             namespace=f"evaluate.{task}",
         ),
         node(
             bound(predict_adapted, task=task, method=method),
-            inputs=[
-                *(name for name in settings if name not in ("params:policy", "params:seed")),
-                generator,
-                embeddings,
-                f"{task}.splits",
-                state,
-            ],
+            inputs=[PARAMETERS, generator, embeddings, f"{task}.splits", state],
             outputs=predictions,
             name=f"predict_{method}{suffix}",
             namespace=f"evaluate.{task}",
@@ -296,7 +279,7 @@ def other_task(parameters: ProjectParameters, cell: EvaluationCell) -> str:
     """Whose prompts the control gets: the next task of another kind, among those that the generator knows as well."""
     alike = {
         "meta_train": parameters.meta_train,
-        "left_out": (*cell.group.left_out, *parameters.meta_test),
+        "left_out": (*cell.fold.left_out, *parameters.meta_test),
         "meta_test": parameters.meta_test,
     }[cell.pool]
     start = alike.index(cell.task)
@@ -305,24 +288,17 @@ def other_task(parameters: ProjectParameters, cell: EvaluationCell) -> str:
     apart = [task for task in following if task != cell.task]
     strangers = [task for task in apart if parameters.tasks[task].group != own]
     # a project with one unseen task has only its meta-train tasks to take prompts from
-    return next(iter([*strangers, *apart, *cell.group.tasks]))
+    return next(iter([*strangers, *apart, *cell.fold.tasks]))
 
 
 def _scoring(cell: EvaluationCell, method: str, adapters: list[str], result: str) -> list[Node]:
-    task, suffix = cell.task, cell.group.suffix
+    task, suffix = cell.task, cell.fold.suffix
     shared = method in ("base", "no_meta_train")
     predictions = cell.name(method, "predictions")
     return [
         node(
             bound(predict, task=task, method=method),
-            inputs=[
-                "params:model",
-                "params:prompt",
-                "params:scoring",
-                f"params:tasks.{task}",
-                f"{task}.splits",
-                *adapters,
-            ],
+            inputs=[PARAMETERS, f"{task}.splits", *adapters],
             outputs=predictions,
             name=f"predict_{method}{'' if shared else suffix}",
             namespace=f"evaluate.{task}",

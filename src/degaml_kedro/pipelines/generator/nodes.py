@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,14 +24,16 @@ from degaml_kedro.io.tokens import TokenSequence
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.finetune import answer_sequences
 from degaml_kedro.parameters import (
-    BaseModelParameters,
-    GeneratorParameters,
+    FactorizedDecoder,
     GeneratorTraining,
+    HyperconvolutionalDecoder,
+    ProjectParameters,
     PromptParameters,
     ScoringParameters,
-    task_scoring,
+    required,
 )
-from degaml_kedro.pipelines.fingerprint import digest
+from degaml_kedro.pipelines.fingerprint import digest, stated
+from degaml_kedro.pipelines.task_folds import TaskFold
 from degaml_kedro.pipelines.tokenize.nodes import check_alike
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.results.figures import figure_page
@@ -43,69 +45,54 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    generator: Mapping[str, Any],
-    tasks: Mapping[str, Any],
-    seed: int,
+    parameters: ProjectParameters,
     resume: Generator | GeneratorProgress | None,
     scales: TokenScales,
-    *material: TokenSequence | PromptEmbeddings | pd.DataFrame,
+    *material: Any,
     variant: str,
-    group: str,
-    names: tuple[str, ...],
-    left_out: tuple[str, ...],
+    fold: TaskFold,
 ) -> Iterator[Generator | GeneratorProgress]:
-    """Train a generator on a group of meta-train tasks.
+    """Train a generator on a fold of the meta-train tasks; on those left out only errors are measured.
 
     Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: how answers are scored, for the accuracy of generated adapters on validation questions.
-        generator: the generator's parameters.
-        tasks: the tasks' entries in the configuration.
-        seed: the run's.
+        parameters: the project's.
         resume: what an earlier run left.
-        scales: units of the tokens, over ``names``.
-        *material: tokens of every task, then prompt states, then splits; ``names`` first, then ``left_out``.
+        scales: units of the tokens, over the tasks that it learns from.
+        *material: of every task of the fold with a trajectory: tokens (``TokenSequence``), then prompt states
+            (``PromptEmbeddings``), then splits; those that it learns from come first.
         variant: which entry of ``generator.variants``.
-        group: its label.
-        names: the tasks to learn from.
-        left_out: tasks that it never sees; errors are measured on them.
+        fold: which tasks.
 
     Yields:
-        A resting place now and then, and the generator.
+        A resume checkpoint now and then, and the generator.
     """
-    parameters = GeneratorParameters.model_validate(generator)
-    settings = parameters.variants[variant]
-    training = settings.training
+    settings = required(parameters.generator)
+    training, decoder = settings.variants[variant].training, settings.variants[variant].decoder
     # it chooses the device of this process: the base model must come after it
-    accelerator = join_processes(cpu=_is_cpu(model))
-    base = load_base_model(BaseModelParameters.model_validate(model))
-    every = (*names, *left_out)
-    tokens = [part for part in material if isinstance(part, TokenSequence)]
-    embeddings = [part for part in material if isinstance(part, PromptEmbeddings)]
-    splits = [part for part in material if isinstance(part, pd.DataFrame)]
+    accelerator = join_processes(cpu=parameters.model.device == "cpu")
+    base = load_base_model(parameters.model)
+    names, every, seed = fold.tasks, fold.with_trajectory, parameters.seed
+    count = len(every)
+    tokens, embeddings, splits = (
+        material[first : first + count] for first in range(0, 3 * count, count)
+    )
     # the scales were taken of those that are learned from; errors are measured on the others
     check_alike(tokens)
     starts = [str(part.about["start"]) for part in tokens]
     states = permutation_states(starts[: len(names)]).tolist()
     condition = ConditionSize(
-        parameters.prompts, embeddings[0].tokens, embeddings[0].width, max(states) + 1
+        settings.prompts, embeddings[0].tokens, embeddings[0].width, max(states) + 1
     )
-    fresh = _fresh(settings.decoder, scales, condition, tokens[0], embeddings[0], base, seed)
+    fresh = _fresh(decoder, scales, condition, tokens[0], embeddings[0], base, seed)
     fresh.check_base_model(base.name, base.fingerprint)
-    learned, asked = _tasks(
-        every, tokens, embeddings, splits, [*states, *[0] * len(left_out)], training, base, prompt,
-        scoring, tasks,
-    )  # fmt: skip
+    states += [0] * (count - len(names))
+    learned, asked = _tasks(every, tokens, embeddings, splits, states, training, base, parameters)
     about = {
         "variant": variant,
         "tasks": list(names),
-        "left_out": list(left_out),
+        "left_out": list(every[len(names) :]),
         "training": training.model_dump(mode="json"),
-        "decoder": settings.decoder.model_dump(mode="json"),
+        "decoder": decoder.model_dump(mode="json"),
         "condition": asdict(condition),
         "seed": seed,
         "version": __version__,
@@ -115,9 +102,11 @@ def train(
         "multiply_adds": fresh.decoder.multiply_adds,
     }
     identity = {**asdict(fresh.identity), "computed_in": f"{base.dtype} on {accelerator.device}"}
-    fingerprint = digest([about, identity, dict(prompt), parameters.tokenization.model_dump()])
+    fingerprint = digest(
+        [about, identity, stated(parameters.prompt), settings.tokenization.model_dump()]
+    )
     fresh.fingerprint, fresh.about = fingerprint, about
-    title = f"generator {variant}" + (f" {group}" if left_out else "")
+    title = f"generator {variant}" + (f" {fold.label}" if count > len(names) else "")
     records: list[dict[str, Any]] = []
     checks: list[dict[str, Any]] = []
     state = None
@@ -142,7 +131,7 @@ def train(
         fresh.decoder.multiply_adds / 1e9,
         f"; goes on after step {state.step}" if state else "",
     )
-    own_seed = derive_seed(seed, "generator", variant, group)
+    own_seed = derive_seed(seed, "generator", variant, fold.label)
     with progress_bar(title, "step", len(records)) as progress:
         for step in train_generator(
             fresh, learned[: len(names)], training, own_seed, accelerator, base, state
@@ -162,35 +151,18 @@ def train(
 
 
 def read_health(generator: Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A generator's training as two tables: one row a step, and one a health check.
-
-    Args:
-        generator: a trained one.
-    """
+    """A generator's training as two tables: one row a step, and one a health check."""
     return pd.DataFrame(list(generator.records)), pd.DataFrame(list(generator.checks))
 
 
 def draw_health(steps: pd.DataFrame, checks: pd.DataFrame, *, title: str) -> tuple[Any, str]:
-    """A generator's health as a picture, for Kedro-Viz and the report, and as a page for a browser.
-
-    Args:
-        steps: one row a training step.
-        checks: one row a health check.
-        title: which generator.
-
-    Returns:
-        The Plotly figure, and an HTML page that holds all it needs.
-    """
+    """A generator's health as a Plotly figure, for Kedro-Viz and the report, and as an HTML page without network."""
     figure = generator_figure(steps, checks, title)
     return figure, figure_page(figure)
 
 
-def _is_cpu(model: Mapping[str, Any]) -> bool:
-    return BaseModelParameters.model_validate(model).device == "cpu"
-
-
 def _fresh(
-    settings: Any,
+    settings: FactorizedDecoder | HyperconvolutionalDecoder,
     scales: TokenScales,
     condition: ConditionSize,
     tokens: TokenSequence,
@@ -226,17 +198,15 @@ def _tasks(
     states: Sequence[int],
     training: GeneratorTraining,
     base: BaseModel,
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    tasks: Mapping[str, Any],
+    parameters: ProjectParameters,
 ) -> tuple[list[TrainingTask], list[tuple[Any, PromptParameters, ScoringParameters]]]:
-    """What is learned of each task, and the validation questions its adapters are asked."""
-    how = PromptParameters.model_validate(prompt)
+    """The material of each task, and the validation questions its adapters are asked."""
+    how = parameters.prompt
     learned, asked = [], []
     for name, own_tokens, states_of, frame, state in zip(
         names, tokens, embeddings, splits, states, strict=True
     ):
-        score = task_scoring(scoring, tasks[name])
+        score = parameters.scoring_of(name)
         parts = frame_to_splits(frame)
         if states_of.fingerprint != embeddings[0].fingerprint:
             raise GeneratorError(

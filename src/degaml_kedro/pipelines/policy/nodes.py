@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,13 +24,10 @@ from degaml_kedro.io.trajectory import checksum, tensor_bytes
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.parameters import (
-    BaseModelParameters,
-    GeneratorParameters,
-    PolicyParameters,
-    PromptParameters,
-    task_scoring,
+    ProjectParameters,
+    required,
 )
-from degaml_kedro.pipelines.fingerprint import digest
+from degaml_kedro.pipelines.fingerprint import digest, stated
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.fallback import KINDS, learned_fallback
 from degaml_kedro.policy.proposers import PolicyProposer
@@ -58,13 +55,7 @@ logger = logging.getLogger(__name__)
 
 
 def roll_out_task(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    generator: Mapping[str, Any],
-    policy: Mapping[str, Any],
-    task_parameters: Mapping[str, Any],
-    seed: int,
+    parameters: ProjectParameters,
     resume: RolloutsState | None,
     trained: Generator,
     embeddings: PromptEmbeddings,
@@ -77,37 +68,21 @@ def roll_out_task(
 ) -> Iterator[RolloutsChunk]:
     """One iteration's trials on a meta-train task.
 
-    Args:
-        model: which base model.
-        prompt: how examples become text.
-        scoring: how answers are scored.
-        generator: the generator's parameters.
-        policy: the policy's.
-        task_parameters: the task's entry in the configuration.
-        seed: the run's.
-        resume: what an earlier run left.
-        trained: the generator; it is not changed.
-        embeddings: prompt states.
-        support: the task's support examples: what families that read answers learn from.
-        validation: what trials are scored on.
-        adapter: the policy so far; None for the first iteration.
-        task: the task's name.
-        iteration: from 1.
+    Families that read answers learn from the support examples, and trials are scored on the validation split. The
+    policy so far proposes, which in the first iteration is the untrained one (None).
 
     Yields:
         What the rollouts' dataset takes.
     """
-    parameters = PolicyParameters.model_validate(policy)
-    space = ActionSpace.of(parameters.families)
-    bench = task_workbench(
-        model, prompt, scoring, generator, task_parameters, trained, embeddings, len(support), False
-    )
+    policy = required(parameters.policy)
+    space = ActionSpace.of(policy.families)
+    bench = task_workbench(parameters, task, trained, embeddings, len(support), False)
     examples = frame_to_splits(validation).validation
-    exploration = parameters.exploration * (1 - (iteration - 1) / parameters.iterations)
-    pilot = policy_model(model, parameters)
-    proposer = PolicyProposer(pilot, adapter, space, parameters.temperature, exploration)
-    own = derive_seed(seed, task, "rollouts", str(iteration))
-    settings = parameters.model_dump(
+    exploration = policy.exploration * (1 - (iteration - 1) / policy.iterations)
+    policy_model = load_policy_model(parameters)
+    proposer = PolicyProposer(policy_model, adapter, space, policy.temperature, exploration)
+    own = derive_seed(parameters.seed, task, "rollouts", str(iteration))
+    chosen = policy.model_dump(
         mode="json", exclude={"search", "training", "lora", "oracle_candidates", "folds"}
     )
     fingerprint = rollouts_fingerprint(
@@ -115,22 +90,24 @@ def roll_out_task(
         trained,
         embeddings,
         pd.concat([support, validation]),
-        pilot,
+        policy_model,
         adapter,
         own,
-        [settings, dict(prompt), dict(scoring), dict(task_parameters)],
+        [chosen, *task_settings(parameters, task)],
     )
 
     def trials(finished: Sequence[Row]) -> Iterator[Row]:
-        start = generated_state(bench, derive_seed(seed, task, "initialization"), iteration)
+        start = generated_state(
+            bench, derive_seed(parameters.seed, task, "initialization"), iteration
+        )
         return roll_out(
             bench,
             space,
             proposer,
             start,
             examples,
-            parameters.rollouts,
-            parameters.reward,
+            policy.rollouts,
+            policy.reward,
             own,
             Tag(task, "degaml", iteration),
             finished,
@@ -138,43 +115,35 @@ def roll_out_task(
         )
 
     title = f"{task}, rollouts of iteration {iteration}"
-    most = parameters.rollouts.count * parameters.rollouts.steps
+    most = policy.rollouts.count * policy.rollouts.steps
     yield from recorded(title, trials, most, fingerprint, resume)
 
 
 def train_policy(
-    model: Mapping[str, Any],
-    policy: Mapping[str, Any],
-    seed: int,
-    *material: Adapter | pd.DataFrame,
+    before: Adapter | None,
+    parameters: ProjectParameters,
+    *rollouts: pd.DataFrame,
     iteration: int,
 ) -> tuple[Adapter, dict[str, Any]]:
-    """One learning step of the policy.
-
-    Args:
-        model: which base model.
-        policy: the policy's parameters.
-        seed: the run's.
-        *material: the policy before this step, if there is one, and rollouts of all tasks.
-        iteration: from 1.
+    """One learning step of the policy, counted from 1, on rollouts of all tasks; ``before`` is None in the first one.
 
     Returns:
-        The policy's adapter, and what the step came to.
+        The policy's adapter, and a record of the step.
     """
-    parameters = PolicyParameters.model_validate(policy)
-    base = policy_model(model, parameters)
-    frames = [part for part in material if isinstance(part, pd.DataFrame)]
-    rows = [row for frame in frames for row in rollout_rows(frame)]
-    before = next((part for part in material if isinstance(part, Adapter)), None)
-    untrained = initial_adapter(base, parameters.lora)
-    start = untrained if before is None or parameters.training.start == "untrained" else before
+    policy = required(parameters.policy)
+    base = load_policy_model(parameters)
+    rows = [row for frame in rollouts for row in rollout_rows(frame)]
+    untrained = initial_adapter(base, policy.lora)
+    start = untrained if before is None or policy.training.start == "untrained" else before
     title = f"policy, iteration {iteration}"
     fresh = [row for row in rows if row["iteration"] == iteration]
     rate = sum(row["reward"] > 0 for row in fresh) / max(1, len(fresh))
     # an iteration without a reward teaches nothing: learning from the earlier ones again would move the policy
     taught = rows if any(row["valid"] and row["reward"] > 0 for row in fresh) else []
     with progress_bar(title, "step") as progress:
-        step = learn(base, start, taught, parameters.training, derive_seed(seed, title), progress)
+        step = learn(
+            base, start, taught, policy.training, derive_seed(parameters.seed, title), progress
+        )
     if step.steps:
         logger.info(
             "%s: %d of %d rollouts rewarded (%.0f %%); %d steps on %d actions, loss %.3f to %.3f, %.0f s",
@@ -215,41 +184,33 @@ def last_policy(adapter: Adapter) -> Adapter:
 
 
 def learn_fallback(
-    policy: Mapping[str, Any], *material: pd.DataFrame, tasks: Sequence[str]
+    parameters: ProjectParameters, *material: pd.DataFrame, tasks: Sequence[str]
 ) -> dict[str, Any]:
-    """What a search executes where the support examples cannot tell: the action that was best on the meta-train tasks.
+    """The fallback of a search where the support examples cannot tell: the best action on the meta-train tasks.
 
-    Args:
-        policy: the policy's parameters.
-        *material: the support examples of each task, then rollouts of all of them and of all iterations.
-        tasks: their names.
+    ``material`` is the support examples of each of the tasks, then rollouts of all of them and of all iterations.
 
     Returns:
         Of :func:`~degaml_kedro.policy.fallback.learned_fallback`.
     """
-    parameters = PolicyParameters.model_validate(policy)
-    space = ActionSpace.of(parameters.families)
+    policy = required(parameters.policy)
+    space = ActionSpace.of(policy.families)
     shown = {
         task: shares_options(frame_to_splits(frame).support)
         for task, frame in zip(tasks, material, strict=False)
     }
     rows = [row for frame in material[len(tasks) :] for row in rollout_rows(frame)]
     open_tasks = {task for task, closed in shown.items() if not closed}
-    learned = learned_fallback(rows, space, open_tasks, parameters.reward.price_per_second)
+    learned = learned_fallback(rows, space, open_tasks, policy.reward.price_per_second)
     for key, kind in (("actions", "all tasks"), *KINDS.items()):
         for action in learned[key] or ():
             logger.info("the fallback of %s: %s", kind, action)
     return learned
 
 
-def learn_tabular(policy: Mapping[str, Any], *rollouts: pd.DataFrame) -> dict[str, Any]:
-    """The control of the policy: a logistic regression of rewards on the state's numbers and the action, as JSON.
-
-    Args:
-        policy: the policy's parameters.
-        *rollouts: of all meta-train tasks and iterations.
-    """
-    space = ActionSpace.of(PolicyParameters.model_validate(policy).families)
+def learn_tabular(parameters: ProjectParameters, *rollouts: pd.DataFrame) -> dict[str, Any]:
+    """The control of the policy: a logistic regression of rewards on the state's numbers and the action, as JSON."""
+    space = ActionSpace.of(required(parameters.policy).families)
     return fit_rewards((row for frame in rollouts for row in rollout_rows(frame)), space).as_json()
 
 
@@ -270,23 +231,13 @@ def collect_rollouts(*rollouts: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_policy(rollouts: pd.DataFrame, *, title: str) -> tuple[Any, str, str]:
-    """How the policy learned, as a picture, as a page for a browser, and as tables to read.
-
-    Args:
-        rollouts: of all iterations.
-        title: which policy.
-    """
+    """The policy's learning over all iterations: a Plotly figure, an HTML page, and tables in Markdown."""
     figure = policy_figure(rollouts, title)
     return figure, figure_page(figure), policy_text(rollouts)
 
 
 def draw_strategies(rollouts: pd.DataFrame, *, title: str) -> tuple[Any, str]:
-    """Which family was proposed and executed for which task, as a picture and as a page (the paper's F.4).
-
-    Args:
-        rollouts: of tasks that were adapted to.
-        title: which policy.
-    """
+    """Families by task, as proposed and as executed (the paper's F.4): a Plotly figure and an HTML page."""
     figure = strategy_map(rollouts, title)
     return figure, figure_page(figure)
 
@@ -297,11 +248,8 @@ def rollout_rows(frame: pd.DataFrame) -> list[Row]:
 
 
 def task_workbench(
-    model: Mapping[str, Any],
-    prompt: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    generator: Mapping[str, Any],
-    task_parameters: Mapping[str, Any],
+    parameters: ProjectParameters,
+    task: str,
     trained: Generator,
     embeddings: PromptEmbeddings,
     support: int,
@@ -314,22 +262,29 @@ def task_workbench(
     """
     first = len(embeddings) - support
     bench = generated_workbench(
-        load_base_model(BaseModelParameters.model_validate(model)),
-        PromptParameters.model_validate(prompt),
-        task_scoring(scoring, task_parameters),
+        load_base_model(parameters.model),
+        parameters.prompt,
+        parameters.scoring_of(task),
         trained,
         embeddings,
         range(first, len(embeddings)) if from_support else range(first),
-        GeneratorParameters.model_validate(generator).encoder,
+        required(parameters.generator).encoder,
     )
     if start is None:
         return bench
     return replace(bench, draw=lambda seed, number: Member(start))
 
 
-def policy_model(model: Mapping[str, Any], policy: PolicyParameters) -> BaseModel:
+def load_policy_model(parameters: ProjectParameters) -> BaseModel:
     """The model that the policy adapts: the base model, or one of its own."""
-    return load_base_model(policy.model or BaseModelParameters.model_validate(model))
+    return load_base_model(required(parameters.policy).model or parameters.model)
+
+
+def task_settings(parameters: ProjectParameters, task: str) -> list[dict[str, Any]]:
+    """The prompt's and the scoring's parameters and the task's entry, for a fingerprint."""
+    return [
+        stated(part) for part in (parameters.prompt, parameters.scoring, parameters.tasks[task])
+    ]
 
 
 def rollouts_fingerprint(
@@ -337,28 +292,23 @@ def rollouts_fingerprint(
     trained: Generator,
     embeddings: PromptEmbeddings,
     examples: pd.DataFrame,
-    pilot: BaseModel | None,
+    policy_model: BaseModel | None,
     adapter: Adapter | None,
     seed: int,
     settings: Sequence[Any],
 ) -> str:
-    """What rollouts were made from.
+    """A fingerprint of everything that rollouts depend on.
 
-    Args:
-        base: the model that is adapted.
-        trained: the generator.
-        embeddings: prompt states.
-        examples: what trials learn from and are scored on.
-        pilot: the model that proposes; None for uniform draws.
-        adapter: the policy; None for the model as it came.
-        seed: of these rollouts.
-        settings: all parameters that decide about a row.
+    Examples are what trials learn from and are scored on. Without a policy model draws are uniform; without an adapter
+    it proposes as it came.
     """
     return digest(
         {
             "base_model": base.fingerprint,
             "computed_in": _computed_in(base),
-            "policy_model": None if pilot is None else [pilot.fingerprint, _computed_in(pilot)],
+            "policy_model": None
+            if policy_model is None
+            else [policy_model.fingerprint, _computed_in(policy_model)],
             "generator": trained.fingerprint,
             "prompts": embeddings.prompts_digest,
             "examples": examples.to_json(orient="records"),

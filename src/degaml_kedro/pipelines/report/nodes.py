@@ -22,9 +22,6 @@ logger = logging.getLogger(__name__)
 def report_runs(runs: Runs) -> tuple[pd.DataFrame, pd.DataFrame, Any, str, str]:
     """The statistics as tables, and what is written of them: one node, since they are worked out once.
 
-    Args:
-        runs: finished runs.
-
     Returns:
         A row a pool, task and method with accuracy, interval, calibration and, in the rows of the mean over tasks,
         costs; a row a contrast of DeGAML against another method; reliability curves on held-out tasks, a panel a
@@ -46,9 +43,5 @@ def report_runs(runs: Runs) -> tuple[pd.DataFrame, pd.DataFrame, Any, str, str]:
 
 
 def draw_comparison(comparison: pd.DataFrame) -> tuple[Any, Any]:
-    """Accuracy by task, and accuracy against compute, on held-out tasks.
-
-    Args:
-        comparison: a row a pool, task and method.
-    """
+    """Accuracy by task, and accuracy against compute, on held-out tasks."""
     return comparison_figure(comparison), accuracy_compute_figure(comparison)

@@ -11,8 +11,7 @@ from degaml_kedro.pipelines.report.nodes import draw_comparison, report_runs
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     """Compare what is on disk, and report it.
 
-    Args:
-        parameters: not read: what is reported is what has run, of whatever methods and tasks.
+    No parameter is read: what has run is reported, of whatever methods and tasks.
     """
     return Pipeline(
         [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import torch
 
 from degaml_kedro import __version__
 from degaml_kedro.llm.base_model import choose_device, choose_dtype
-from degaml_kedro.parameters import EpisodeSource, SplitSizes, TaskParameters
+from degaml_kedro.parameters import EpisodeSource, ProjectParameters
+from degaml_kedro.pipelines.fingerprint import stated
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.episodes import describe
 from degaml_kedro.tasks.sources import load_examples
@@ -32,25 +32,13 @@ _PACKAGES = ("kedro", "torch", "transformers", "peft", "mlflow", "scipy", "stats
 logger = logging.getLogger(__name__)
 
 
-def read_source(
-    task_parameters: Mapping[str, Any], splits: Mapping[str, Any], seed: int, *, task: str
-) -> pd.DataFrame:
-    """Examples as their source has them.
-
-    Args:
-        task_parameters: the task's entry in the configuration.
-        splits: the profile's split sizes.
-        seed: the run's.
-        task: the task's name.
-
-    Returns:
-        One row per example; ``split`` is the source's own split, or ``all``.
-    """
-    parameters = TaskParameters.model_validate(task_parameters)
-    sizes = parameters.splits or SplitSizes.model_validate(splits)
-    if isinstance(parameters.source, EpisodeSource):
-        logger.info("%s is %s", task, describe(parameters.source))
-    pools = load_examples(parameters.source, sizes, derive_seed(seed, task, "examples"), task)
+def read_source(parameters: ProjectParameters, *, task: str) -> pd.DataFrame:
+    """A task's examples as their source has them; ``split`` is the source's own split, or ``all``."""
+    entry = parameters.tasks[task]
+    if isinstance(entry.source, EpisodeSource):
+        logger.info("%s is %s", task, describe(entry.source))
+    seed = derive_seed(parameters.seed, task, "examples")
+    pools = load_examples(entry.source, entry.splits or parameters.splits, seed, task)
     frames = []
     for name, examples in pools.items():
         frame = examples_to_frame(examples)
@@ -60,50 +48,30 @@ def read_source(
 
 
 def deal_splits(
-    task_parameters: Mapping[str, Any],
-    splits: Mapping[str, Any],
-    seed: int,
-    examples: pd.DataFrame,
-    *,
-    task: str,
+    parameters: ProjectParameters, examples: pd.DataFrame, *, task: str
 ) -> pd.DataFrame:
-    """The task's four splits, disjoint.
-
-    Args:
-        task_parameters: the task's entry in the configuration.
-        splits: the profile's split sizes.
-        seed: the run's.
-        examples: what :func:`read_source` returned.
-        task: the task's name.
-
-    Returns:
-        One row per example that is used, with its ``split``.
-    """
-    parameters = TaskParameters.model_validate(task_parameters)
-    sizes = parameters.splits or SplitSizes.model_validate(splits)
+    """The task's four disjoint splits: one row per example of :func:`read_source` that is used, with its ``split``."""
+    sizes = parameters.tasks[task].splits or parameters.splits
     pools = {
         str(name): frame_to_examples(frame) for name, frame in examples.groupby("split", sort=False)
     }
-    dealt = split_examples(pools, sizes, derive_seed(seed, task, "splits"), task)
+    dealt = split_examples(pools, sizes, derive_seed(parameters.seed, task, "splits"), task)
     counts = ", ".join(f"{len(dealt[name])} {name}" for name in SPLITS)
     logger.info("%s: %s", task, counts)
     return splits_to_frame(dealt)
 
 
-def describe_run(*, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run was made with, for whoever reads its results later.
-
-    Args:
-        parameters: all that were given.
-    """
-    profile, seed = str(parameters["profile"]), int(parameters["seed"])
-    device = choose_device(parameters["model"].get("device", "auto"))
+def describe_run(parameters: ProjectParameters) -> dict[str, Any]:
+    """A run's parameters, versions and machine, for whoever reads its results later."""
+    given = stated(parameters)
+    device = choose_device(parameters.model.device)
+    profile, seed = parameters.profile, parameters.seed
     environment = "" if profile == "embedded" else f" --env {profile}"
     return {
         "profile": profile,
         "seed": seed,
-        "methods": list(parameters["methods"]),
-        "tasks": {pool: list(parameters.get(pool, ())) for pool in ("meta_train", "meta_test")},
+        "methods": given["methods"],
+        "tasks": {pool: list(given.get(pool, ())) for pool in ("meta_train", "meta_test")},
         "command": f"kedro run{environment} --params seed={seed}",
         "versions": {
             "degaml-kedro": __version__,
@@ -116,9 +84,9 @@ def describe_run(*, parameters: Mapping[str, Any]) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "device": str(device),
-            "dtype": str(choose_dtype(parameters["model"].get("dtype", "auto"), device)),
+            "dtype": str(choose_dtype(parameters.model.dtype, device)),
         },
-        "parameters": dict(parameters),
+        "parameters": given,
     }
 
 
@@ -131,10 +99,5 @@ def _processor() -> str:
 
 
 def take_split(splits: pd.DataFrame, *, split: str) -> pd.DataFrame:
-    """One split of a task alone: who is given it can see no other.
-
-    Args:
-        splits: all of them.
-        split: which.
-    """
+    """One split of a task alone: who is given it can see no other."""
     return splits[splits["split"] == split].reset_index(drop=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Pipeline, node
 
 from degaml_kedro.parameters import ProjectParameters
-from degaml_kedro.pipelines.naming import bound
+from degaml_kedro.pipelines.naming import PARAMETERS, bound
 from degaml_kedro.pipelines.tasks.nodes import (
     deal_splits,
     describe_run,
@@ -16,12 +16,10 @@ from degaml_kedro.pipelines.tasks.nodes import (
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     """Read and split every task that is in a pool."""
-    # bound, not an input: where a runner starts processes anew, kedro-mlflow's own hook refuses inputs as long as these
-    given = parameters.model_dump(mode="json", exclude_unset=True)
     nodes = [
         node(
-            bound(describe_run, parameters=given),
-            inputs=None,
+            describe_run,
+            inputs=PARAMETERS,
             outputs="run_record",
             name="describe_run",
             namespace="tasks",
@@ -33,18 +31,17 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
         *parameters.development,
         *parameters.meta_test,
     ):
-        settings = [f"params:tasks.{task}", "params:splits", "params:seed"]
         nodes += [
             node(
                 bound(read_source, task=task),
-                inputs=settings,
+                inputs=PARAMETERS,
                 outputs=f"{task}.examples",
                 name="read_source",
                 namespace=f"tasks.{task}",
             ),
             node(
                 bound(deal_splits, task=task),
-                inputs=[*settings, f"{task}.examples"],
+                inputs=[PARAMETERS, f"{task}.examples"],
                 outputs=f"{task}.splits",
                 name="deal_splits",
                 namespace=f"tasks.{task}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,7 +17,7 @@ from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.io.tokens import TokenSequence
 from degaml_kedro.io.trajectory import Trajectory
 from degaml_kedro.llm.prompting import question_text
-from degaml_kedro.parameters import EncoderParameters, TokenizationParameters
+from degaml_kedro.parameters import ProjectParameters, required
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.tasks.splits import frame_to_splits
 
@@ -29,19 +29,13 @@ class MixedTrajectoriesError(DegamlError):
 
 
 def tokenize_trajectory(
-    tokenization: Mapping[str, Any], trajectory: Trajectory, *, task: str
+    parameters: ProjectParameters, trajectory: Trajectory, *, task: str
 ) -> TokenSequence:
-    """A trajectory's checkpoints as tokens; they are cut while they are written.
-
-    Args:
-        tokenization: the tokens' width.
-        trajectory: the task's.
-        task: the task's name.
-    """
-    parameters = TokenizationParameters.model_validate(tokenization)
+    """A trajectory's checkpoints as tokens; they are cut while they are written."""
+    width = required(parameters.generator).tokenization.token_width
     first = trajectory.adapter(trajectory.steps[0])
     shapes = {name: tuple(tensor.shape) for name, tensor in _by_module(first.tensors).items()}
-    grid = TokenGrid.from_shapes(shapes, parameters.token_width)
+    grid = TokenGrid.from_shapes(shapes, width)
     logger.info("%s: %d checkpoints as %s", task, len(trajectory), grid)
     about = {
         "task": task,
@@ -65,11 +59,7 @@ def tokenize_trajectory(
 
 
 def measure_tokens(tokens: TokenSequence, *, task: str) -> TokenStatistics:
-    """Mean and spread of a trajectory's tokens.
-
-    Args:
-        tokens: what :func:`tokenize_trajectory` made.
-        task: the task's name.
+    """Mean and spread of the tokens of a trajectory.
 
     Raises:
         ScaleError: a checkpoint holds NaN or infinite weights.
@@ -78,29 +68,25 @@ def measure_tokens(tokens: TokenSequence, *, task: str) -> TokenStatistics:
     return TokenStatistics.of(tokens.grid, checkpoints, f"the trajectory of {task}")
 
 
-def take_scales(
-    tokenization: Mapping[str, Any], *parts: TokenSequence | TokenStatistics
-) -> TokenScales:
+def take_scales(parameters: ProjectParameters, *parts: Any) -> TokenScales:
     """The units of the tokens, over the trajectories that a generator learns from.
 
     Args:
-        tokenization: what normalisation subtracts.
-        *parts: the tokens of every trajectory, then the statistics of every one.
+        parameters: the project's; they say what normalisation subtracts.
+        *parts: the tokens of every trajectory (``TokenSequence``), then as many ``TokenStatistics``.
 
     Raises:
         MixedTrajectoriesError: the trajectories are of different base models or scales.
         GridError: they are of different LoRA shapes.
     """
-    parameters = TokenizationParameters.model_validate(tokenization)
-    tokens = [part for part in parts if isinstance(part, TokenSequence)]
-    statistics = [part for part in parts if isinstance(part, TokenStatistics)]
+    half = len(parts) // 2
+    tokens, statistics = parts[:half], parts[half:]
     check_alike(tokens)
-    return TokenScales.from_statistics(
-        tokens[0].grid, TokenStatistics.combine(statistics), parameters.center
-    )
+    center = required(parameters.generator).tokenization.center
+    return TokenScales.from_statistics(tokens[0].grid, TokenStatistics.combine(statistics), center)
 
 
-def check_alike(sequences: list[TokenSequence]) -> None:
+def check_alike(sequences: Sequence[TokenSequence]) -> None:
     """Refuse trajectories that do not belong together, naming two of them.
 
     Raises:
@@ -129,22 +115,19 @@ def check_alike(sequences: list[TokenSequence]) -> None:
 
 
 def encode_prompts(
-    encoder: Mapping[str, Any], splits: pd.DataFrame, *, task: str
+    parameters: ProjectParameters, splits: pd.DataFrame, *, task: str
 ) -> PromptEmbeddings:
     """States of a task's unlabelled prompts: of its train split, then of its support examples.
 
-    Args:
-        encoder: which encoder, and how many prompts.
-        splits: the task's splits; answers are not read, nor are validation and test.
-        task: the task's name.
+    Answers are not read, nor are validation and test.
     """
-    parameters = EncoderParameters.model_validate(encoder)
+    encoder = required(parameters.generator).encoder
     parts = frame_to_splits(splits)
-    examples = [*parts.train[: parameters.train_prompts], *parts.support]
-    prompts = [question_text(example, parameters.options) for example in examples]
+    examples = [*parts.train[: encoder.train_prompts], *parts.support]
+    prompts = [question_text(example, encoder.options) for example in examples]
     with progress_bar(f"{task}, prompts", "prompt") as progress:
-        return load_prompt_encoder(parameters).encode(
-            prompts, parameters.tokens, parameters.batch_tokens, progress
+        return load_prompt_encoder(encoder).encode(
+            prompts, encoder.tokens, encoder.batch_tokens, progress
         )
 
 

@@ -1,4 +1,4 @@
-"""The tokenize pipeline: two nodes a trajectory, one a group of trajectories, one a task's prompts."""
+"""The tokenize pipeline: two nodes a trajectory, one a fold of trajectories, one a task's prompts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
 from degaml_kedro.parameters import ProjectParameters
-from degaml_kedro.pipelines.groups import Group, generator_groups
-from degaml_kedro.pipelines.naming import bound
+from degaml_kedro.pipelines.naming import PARAMETERS, bound
+from degaml_kedro.pipelines.task_folds import TaskFold, generator_folds
 from degaml_kedro.pipelines.tokenize.nodes import (
     encode_prompts,
     measure_tokens,
@@ -17,29 +17,29 @@ from degaml_kedro.pipelines.tokenize.nodes import (
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
-    """Tokens and scales of every group of trajectories, and every task's prompt states."""
+    """Tokens and scales of every fold of trajectories, and every task's prompt states."""
     if not parameters.needs_generator:
         return Pipeline([])
     nodes = []
     made: set[str] = set()
-    for group in generator_groups(parameters):
-        for task in group.with_trajectory:
-            run = group.trajectory_of(task)
-            # trajectories that start from the shared initialization serve every group
+    for fold in generator_folds(parameters):
+        for task in fold.with_trajectory:
+            run = fold.trajectory_of(task)
+            # trajectories that start from the shared initialization serve every fold
             if run not in made:
                 made.add(run)
-                nodes += _trajectory(group, task, run)
-        scaled = [group.trajectory_of(task) for task in group.tasks]
+                nodes += _trajectory(fold, task, run)
+        scaled = [fold.trajectory_of(task) for task in fold.tasks]
         nodes.append(
             node(
                 take_scales,
                 inputs=[
-                    "params:generator.tokenization",
+                    PARAMETERS,
                     *(f"{run}.tokens" for run in scaled),
                     *(f"{run}.token_statistics" for run in scaled),
                 ],
-                outputs=group.name("token_scales"),
-                name=f"take_scales_{group.label}",
+                outputs=fold.name("token_scales"),
+                name=f"take_scales_{fold.label}",
                 namespace="tokenize",
             )
         )
@@ -47,7 +47,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
         nodes.append(
             node(
                 bound(encode_prompts, task=task),
-                inputs=["params:generator.encoder", f"{task}.splits"],
+                inputs=[PARAMETERS, f"{task}.splits"],
                 outputs=f"{task}.prompt_embeddings",
                 name="encode_prompts",
                 namespace=f"tokenize.{task}",
@@ -56,20 +56,20 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     return Pipeline(nodes)
 
 
-def _trajectory(group: Group, task: str, run: str) -> list[Node]:
+def _trajectory(fold: TaskFold, task: str, run: str) -> list[Node]:
     return [
         node(
             bound(tokenize_trajectory, task=task),
-            inputs=["params:generator.tokenization", f"{run}.trajectory"],
+            inputs=[PARAMETERS, f"{run}.trajectory"],
             outputs=f"{run}.tokens",
-            name=f"tokenize_trajectory{group.suffix}",
+            name=f"tokenize_trajectory{fold.suffix}",
             namespace=f"tokenize.{task}",
         ),
         node(
             bound(measure_tokens, task=task),
             inputs=f"{run}.tokens",
             outputs=f"{run}.token_statistics",
-            name=f"measure_tokens{group.suffix}",
+            name=f"measure_tokens{fold.suffix}",
             namespace=f"tokenize.{task}",
         ),
     ]

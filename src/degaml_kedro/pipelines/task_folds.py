@@ -1,4 +1,4 @@
-"""Groups of meta-train tasks: all of them, and all but some, for results on tasks that a generator never saw."""
+"""Folds of the meta-train tasks: all of them, and all but some, for results on tasks that a generator never saw."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from degaml_kedro.parameters import ProjectParameters
 
 
 @dataclass(frozen=True)
-class Group:
-    """What one generator learns from.
+class TaskFold:
+    """The tasks that one generator learns from, and those that are held out from it.
 
     Attributes:
-        tasks: the meta-train tasks it sees.
+        tasks: the meta-train tasks it learns from.
         left_out: those it does not.
         own_start: its trajectories start from a pooled warm-up of its own, without the left-out tasks.
         scored: results are measured on its left-out tasks. One that is not only serves the policy's rollouts.
@@ -34,7 +34,7 @@ class Group:
         return f"without_{'_'.join(self.left_out)}" if self.left_out else "all"
 
     def name(self, dataset: str) -> str:
-        """A dataset's name in this group."""
+        """A dataset's name in this fold."""
         return f"{self.label}.{dataset}" if self.left_out else dataset
 
     @property
@@ -44,12 +44,12 @@ class Group:
 
     @property
     def suffix(self) -> str:
-        """What tells this group's nodes of a task from those of all tasks."""
+        """The end of this fold's node names, which tells them from those of all tasks."""
         return f"_{self.label}" if self.left_out else ""
 
     @property
     def title(self) -> str:
-        """What a heading says of it: nothing, or `` without a, b``."""
+        """The end of a heading: nothing, or `` without a, b``."""
         return f" without {', '.join(self.left_out)}" if self.left_out else ""
 
     def trajectory_of(self, task: str) -> str:
@@ -57,68 +57,64 @@ class Group:
         return f"{self.label}.{task}" if self.own_start else task
 
 
-def groups(parameters: ProjectParameters) -> list[Group]:
-    """All meta-train tasks, then one group for every entry of ``generator.leave_out``."""
-    found = [Group(parameters.meta_train, (), False)]
+def task_folds(parameters: ProjectParameters) -> list[TaskFold]:
+    """All meta-train tasks, then one fold for every entry of ``generator.leave_out``."""
+    found = [TaskFold(parameters.meta_train, (), False)]
     if parameters.generator is not None and parameters.needs_generator:
         from_pool = parameters.trajectory.start == "pooled_warmup"
         for left_out in parameters.generator.leave_out:
             rest = tuple(task for task in parameters.meta_train if task not in left_out)
-            found.append(Group(rest, left_out, from_pool))
+            found.append(TaskFold(rest, left_out, from_pool))
     return found
 
 
-def folds(parameters: ProjectParameters, group: Group) -> dict[str, Group]:
-    """By task of a group, the group whose generator never saw that task: what the policy's rollouts start from.
+def rollout_folds(parameters: ProjectParameters, fold: TaskFold) -> dict[str, TaskFold]:
+    """By task of a fold, the fold whose generator never saw that task: the policy's rollouts start from its adapters.
 
     A generator's adapters for tasks that it saw are better than those for new tasks, and what helps there is not what
-    helps here. With ``policy.folds`` 0 rollouts start from the group's own generator, as in the paper.
-
-    Args:
-        parameters: the project's.
-        group: what the policy learns from.
+    helps here. With ``policy.folds`` 0 rollouts start from the fold's own generator, as in the paper.
     """
     if parameters.policy is None or not parameters.needs_policy or parameters.policy.folds == 0:
-        return dict.fromkeys(group.tasks, group)
+        return dict.fromkeys(fold.tasks, fold)
     from_pool = parameters.trajectory.start == "pooled_warmup"
     found = {}
     for number in range(parameters.policy.folds):
-        apart = group.tasks[number :: parameters.policy.folds]
-        rest = tuple(task for task in group.tasks if task not in apart)
-        fold = Group(rest, (*group.left_out, *apart), from_pool, scored=False)
-        found.update(dict.fromkeys(apart, fold))
-    return {task: found[task] for task in group.tasks}
+        apart = fold.tasks[number :: parameters.policy.folds]
+        rest = tuple(task for task in fold.tasks if task not in apart)
+        without = TaskFold(rest, (*fold.left_out, *apart), from_pool, scored=False)
+        found.update(dict.fromkeys(apart, without))
+    return {task: found[task] for task in fold.tasks}
 
 
-def generator_groups(parameters: ProjectParameters) -> list[Group]:
-    """Every group that a generator is trained on: for results, and for rollouts."""
-    found = {group.label: group for group in groups(parameters)}
-    for group in list(found.values()):
-        for fold in folds(parameters, group).values():
-            found.setdefault(fold.label, fold)
+def generator_folds(parameters: ProjectParameters) -> list[TaskFold]:
+    """Every fold that a generator is trained on: for results, and for rollouts."""
+    found = {fold.label: fold for fold in task_folds(parameters)}
+    for fold in list(found.values()):
+        for without in rollout_folds(parameters, fold).values():
+            found.setdefault(without.label, without)
     return list(found.values())
 
 
-def search_group(parameters: ProjectParameters) -> Group:
+def search_fold(parameters: ProjectParameters) -> TaskFold:
     """The tasks that baselines are fitted to while their settings are chosen; the choice is made on its left-out tasks.
 
     Where the policy has folds it is the first of them, which shares its pooled warm-up; else every other task is left
     out.
     """
-    everything = groups(parameters)[0]
-    first = next(iter(folds(parameters, everything).values()))
+    everything = task_folds(parameters)[0]
+    first = next(iter(rollout_folds(parameters, everything).values()))
     if first.left_out:
         return first
     apart = parameters.meta_train[0::2]
     rest = tuple(task for task in parameters.meta_train if task not in apart)
-    return Group(rest, apart, parameters.needs_warmup, scored=False)
+    return TaskFold(rest, apart, parameters.needs_warmup, scored=False)
 
 
-def warmup_groups(parameters: ProjectParameters) -> list[Group]:
-    """Every group that a pooled warm-up is trained on: what generators start from, and what baselines do."""
-    found = {group.label: group for group in generator_groups(parameters)}
+def warmup_folds(parameters: ProjectParameters) -> list[TaskFold]:
+    """Every fold that a pooled warm-up is trained on: generators start from them, and some baselines do."""
+    found = {fold.label: fold for fold in generator_folds(parameters)}
     # tasks of development try settings of the weights that are scored: nothing is fitted for the search
     if parameters.baselines_from_pool and not parameters.development:
-        searched = search_group(parameters)
+        searched = search_fold(parameters)
         found.setdefault(searched.label, searched)
     return list(found.values())
