@@ -134,9 +134,12 @@ def newest(uri: str | None) -> list[ComparisonView]:
 
 def comparison(views: Sequence[ComparisonView]) -> str:
     """What was read, a pool each: methods as dots, with what adapting costs."""
-    from degaml_kedro.results.glossary import METHODS, POOL_TITLES
+    from degaml_kedro.methods import METHODS
+    from degaml_kedro.results.glossary import POOL_TITLES
 
-    return render("comparison", views, POOL_TITLES, METHODS)
+    return render(
+        "comparison", views, POOL_TITLES, {name: row.meaning for name, row in METHODS.items()}
+    )
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -80,6 +81,37 @@ def test_a_killed_run_goes_on_and_ends_bit_identical(project):
         path.unlink() if path.is_file() else path.rmdir()
     run(project, "checkpoints")
     assert numbers(project.data) == interrupted
+
+
+STAGES = {
+    "tasks": "02_intermediate/day_before.parquet",
+    "checkpoints": "06_models/day_after.final_adapter/adapter_config.json",
+    "tokenize": "04_feature/day_after.tokens.safetensors",
+    "generator": "06_models/mse.generator/generator.safetensors",
+    "policy": "06_models/policy_2.adapter/adapter_config.json",
+    "evaluate": "08_reporting/results.json",
+}
+
+
+def test_the_stages_run_one_after_another_from_an_empty_folder(project, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    project.edit(
+        "smoke/parameters.yml",
+        methods=["base", "generalization_only", "degaml"],
+        generator={"leave_out": []},
+    )
+    for stage, made in STAGES.items():
+        assert not (project.data / made).exists()
+        command = ("run", "--env", "smoke", "--conf-source", str(project.conf))
+        result = kedro(*command, "--pipelines", stage)
+        assert result.exit_code == 0, result.output
+        assert (project.data / made).exists(), stage
+    results = json.loads((project.data / STAGES["evaluate"]).read_text())["results"]
+    assert {row["method"] for row in results if row["pool"] == "meta_test"} == {
+        "base",
+        "generalization_only",
+        "degaml",
+    }
 
 
 def test_a_bad_parameter_is_one_sentence(project, monkeypatch):

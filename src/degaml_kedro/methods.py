@@ -273,3 +273,9 @@ def method_of(name: str) -> Method | None:
     return next(
         (row for row in _ROWS if row.kind == "generated" and name.startswith(f"{row.name}_")), None
     )
+
+
+def method_group(name: str) -> MethodGroup:
+    """Which group of methods one belongs to; one in no row counts as without training on the task."""
+    row = method_of(name)
+    return row.group if row else "without training on the task"

@@ -11,6 +11,7 @@ KEPT = "--only-missing-outputs"
 
 # executed as they stand, in a copy of the project after `SMOKE`
 LITERALLY = (
+    "kedro run --env smoke --pipelines tasks",
     "kedro run --env smoke --pipelines checkpoints",
     "kedro run --env smoke --pipelines tokenize",
     "kedro run --env smoke --pipelines generator",
@@ -27,7 +28,6 @@ LITERALLY = (
     "degaml info",
     "python -m degaml_kedro.checkpoint.shipping data/smoke --out pair",
     'degaml predict pets --question "Which pet purrs?" --option cat --option dog --option fish --base',
-    "python -m degaml_kedro.checkpoint.shipping data/smoke --out pair",
     'python -c "import torch; print(torch.__version__, torch.cuda.is_available())"',
 )
 

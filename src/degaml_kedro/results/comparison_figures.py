@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
+from degaml_kedro.methods import method_group, names
 from degaml_kedro.results.figures import (
     BLUE,
     GRAY,
@@ -28,7 +29,7 @@ from degaml_kedro.results.figures import (
     small,
 )
 from degaml_kedro.results.formatting import in_short
-from degaml_kedro.results.glossary import POOL_TITLES, kind
+from degaml_kedro.results.glossary import POOL_TITLES
 from degaml_kedro.results.runs import BOUNDS
 from degaml_kedro.results.statistics import MEAN, YARDSTICK
 
@@ -53,7 +54,7 @@ _COSTS = {
     "answer_seconds": ("seconds an answer", "seconds"),
 }
 # what answers without the language model is drawn, and no frontier is drawn through it
-_NO_LANGUAGE_MODEL = ("sentence_head",)
+_NO_LANGUAGE_MODEL = names(lambda row: not row.asks_model)
 
 
 def comparison_figure(
@@ -300,7 +301,7 @@ def _looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     taken = dict.fromkeys(_KINDS, 0)
     looks = {}
     for method in methods:
-        of_kind = kind(method, BOUNDS)
+        of_kind = method_group(method)
         color, symbols = _KINDS[of_kind]
         looks[method] = (color, symbols[taken[of_kind] % len(symbols)])
         taken[of_kind] += 1
@@ -314,7 +315,7 @@ def _marker(color: str, symbol: str, size: int) -> dict[str, Any]:
 
 def _dots(of_task: pd.DataFrame, names: Mapping[str, str]) -> list[Any]:
     known = of_task[of_task["accuracy"].notna()]
-    kinds = known["method"].map(lambda method: kind(method, BOUNDS))
+    kinds = known["method"].map(lambda method: method_group(method))
     traces = []
     for name, (color, symbols) in _KINDS.items():
         part = known[kinds == name]

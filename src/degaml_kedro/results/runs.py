@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+from degaml_kedro.methods import names
 from degaml_kedro.results.measures import ResultsError
 
 POOLS = ("meta_train", "left_out", "meta_test")
 # a bound, chosen by the test split itself: never a result, never a winner
-BOUNDS = ("oracle_strategy",)
+BOUNDS = names(lambda row: row.is_bound)
 # what may differ between runs of one table: what a seed is, which methods were asked for when, and where files lie
 _FREE = ("seed", "methods")
 _LONGEST = 200

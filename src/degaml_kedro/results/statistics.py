@@ -24,6 +24,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
 
+from degaml_kedro.methods import names
 from degaml_kedro.results.measures import ResultsError, reliability, wilson_interval
 from degaml_kedro.results.runs import BOUNDS, POOLS, Runs
 from degaml_kedro.seeds import derive_seed
@@ -41,16 +42,9 @@ MEAN = "mean"
 # the paper's four; on held-out tasks the one without meta-training has the support examples only, as the others do
 PAPER_BASELINES = ("no_meta_train_support", "union_train", "maml_en_llm", "abmll")
 # nothing is learned before the task comes, so that no record means no cost
-_WITHOUT_META_TRAINING = (
-    "base",
-    "icl",
-    "sentence_head",
-    "closed_form",
-    "no_meta_train",
-    "no_meta_train_support",
-)
+_WITHOUT_META_TRAINING = names(lambda row: not row.meta_trained)
 # nothing is done at a task, and so there are no settings of that to search: likewise
-_WITHOUT_ADAPTATION = ("base", "pooled", "mean_adapter")
+_WITHOUT_ADAPTATION = names(lambda row: not row.adapts)
 # counts of drawn questions held at once
 _CHUNK = 1_000_000
 _STAGES = ("meta_training", "search", "adaptation")
