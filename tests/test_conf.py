@@ -6,7 +6,8 @@ import pytest
 
 from degaml_kedro.adapters.adapter import tensor_key
 from degaml_kedro.adapters.tokens import TokenGrid
-from degaml_kedro.generator.decoders.build import ConditionSize, check_decoder
+from degaml_kedro.generator.decoders.build import ConditionSize, whole_flow
+from degaml_kedro.generator.decoders.hyperconv import PAPER_FLOWS
 from degaml_kedro.parameters import HubSource, HyperconvolutionalDecoder, SuiteSource
 from degaml_kedro.tasks.hub import MAPPINGS
 from degaml_kedro.tasks.suite import FAMILIES
@@ -87,7 +88,8 @@ def test_the_paper_s_decoder_ends_on_its_model_s_grid(project, env, sizes):
     # the encoder's width is all-MiniLM-L6-v2's
     condition = ConditionSize(generator.prompts, generator.encoder.tokens, 384)
     assert isinstance(variant.decoder, HyperconvolutionalDecoder)
-    check_decoder(variant.decoder, grid, condition)
+    flow = whole_flow(variant.decoder, grid, condition)
+    assert flow == PAPER_FLOWS[{"paper_0_5b": "qwen2.5-0.5b", "paper_1_5b": "qwen2.5-1.5b"}[env]]
     assert variant.training.sft == 0
     # in-domain results come from generators that never saw the task
     assert [name for group in generator.leave_out for name in group] == list(parameters.meta_train)

@@ -288,8 +288,9 @@ class EncoderParameters(Parameters):
 class TokenizationParameters(Parameters):
     """How LoRA weights become tokens (E.2)."""
 
-    # k: columns of a token; its height is the rank
-    token_width: int = Field(128, ge=1, le=65536)
+    # k: columns of a token; its height is the rank. None: the greatest common divisor of all adapted widths, so that no
+    # token has padding (Qwen2.5-0.5B: 128, 1.5B: 256, SmolLM2-135M: 192)
+    token_width: int | None = Field(None, ge=1, le=65536)
     # what normalisation subtracts: the mean of each layer's, module's and matrix's cells (the paper), or every
     # cell's own mean over the trajectories, so that the generator only makes what tells adapters apart
     center: Literal["matrix", "element"] = "matrix"
@@ -299,8 +300,9 @@ class HyperconvolutionalDecoder(Parameters):
     """The paper's decoder (eq. 9)."""
 
     kind: Literal["hyperconvolutional"]
-    # sizes (prompts, height, width) from the condition to the bordered token grid
-    flow: tuple[tuple[int, int, int], ...] = Field(min_length=2)
+    # sizes (prompts, height, width) from the condition on; the token grid with its border follows where it is not the
+    # last of them
+    flow: tuple[tuple[int, int, int], ...] = Field(min_length=1)
     kernel_size: int = Field(9, ge=1, le=63)
     # computes a layer again in the backward pass instead of keeping what it made
     checkpoint: bool = False

@@ -5,7 +5,7 @@ from benchmarks.decoders import faithful_decoder, in_child, run
 from benchmarks.generator_material import encoder_of, grid_of, sizes
 from benchmarks.material import Settings
 
-from degaml_kedro.generator.decoders.build import ConditionSize, check_decoder
+from degaml_kedro.generator.decoders.build import ConditionSize, whole_flow
 from degaml_kedro.generator.decoders.hyperconv import flow_costs, total_cost
 
 QUICK = Settings(quick=True)
@@ -29,7 +29,8 @@ def test_counts_times_and_memory_of_both():
 def test_the_full_flow_leads_from_the_profile_s_condition_to_any_grid():
     size, grid = sizes(quick=False), grid_of(QUICK)
     condition = ConditionSize(size.prompts, size.encoder.tokens, 384)
-    check_decoder(faithful_decoder(condition, grid, quick=False), grid, condition)
+    flow = whole_flow(faithful_decoder(condition, grid, quick=False), grid, condition)
+    assert flow[-1] == grid.shape
 
 
 @pytest.mark.slow

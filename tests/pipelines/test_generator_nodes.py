@@ -15,6 +15,7 @@ import yaml
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.adapters.scales import ScaleError, TokenScales
 from degaml_kedro.adapters.tokens import GridError
+from degaml_kedro.generator.decoders.hyperconv import FlowError
 from degaml_kedro.generator.generator import Generator, GeneratorError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.generator.prompt_encoder import EncoderError
@@ -353,8 +354,8 @@ def test_a_task_without_train_prompts() -> None:
 
 
 def test_a_flow_that_does_not_fit_is_refused_before_training() -> None:
-    decoder = {"kind": "hyperconvolutional", "flow": [[3, 24, 16], [5, 4, 18]], "kernel_size": 3}
-    with pytest.raises(GridError, match="the flow ends with 5 x 4 x 18, but the token grid is"):
+    decoder = {"kind": "hyperconvolutional", "flow": [[3, 25, 16], [5, 4, 18]], "kernel_size": 3}
+    with pytest.raises(FlowError, match="prompt tokens \\(L\\) 24 instead of 25"):
         run(material(), generator=settings(variants__mse__decoder=decoder))
 
 

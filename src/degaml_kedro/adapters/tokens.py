@@ -8,7 +8,8 @@ Shapes: T tokens, r rank, k token width, S slots, I inputs, O outputs, n slots o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from degaml_kedro.errors import DegamlError
 
 Matrix = Literal["A", "B"]
 _MATRICES: tuple[Matrix, Matrix] = ("A", "B")
+# token widths that no configuration names: below the first, tokens are padded to the second
+_NARROWEST, _PADDED = 32, 128
 
 
 class GridError(DegamlError):
@@ -88,7 +91,9 @@ class TokenGrid:
     slots: tuple[Slot, ...]
 
     @classmethod
-    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], token_width: int) -> TokenGrid:
+    def from_shapes(
+        cls, shapes: Mapping[str, tuple[int, ...]], token_width: int | None = None
+    ) -> TokenGrid:
         """Lay out the tensors of an adapter.
 
         Layers go by their index: the first whole number in the module's path. Modules without one come first.
@@ -96,12 +101,13 @@ class TokenGrid:
 
         Args:
             shapes: by PEFT's tensor name, A (r, I) and B (O, r).
-            token_width: k.
+            token_width: k; None for the greatest common divisor of all widths, so that no token has padding; for 128
+                where that is below 32.
 
         Raises:
             GridError: a tensor is not LoRA's, a module has only one of the two, ranks differ, or there is nothing.
         """
-        if token_width < 1:
+        if token_width is not None and token_width < 1:
             raise GridError(f"token_width is {token_width}; it must be at least 1")
         if not shapes:
             raise GridError("there is no LoRA tensor to cut into tokens")
@@ -122,6 +128,15 @@ class TokenGrid:
                 )
             rank, rank_key = found, rank_key or key
             modules.setdefault(path, {})[matrix] = key
+        if token_width is None:
+            common = math.gcd(
+                *(
+                    shapes[key][1 if matrix == "A" else 0]
+                    for pair in modules.values()
+                    for matrix, key in pair.items()
+                )
+            )
+            token_width = common if common >= _NARROWEST else _PADDED
         slots: list[Slot] = []
         # sorting is stable: inside a layer the order of appearance stays
         for path in sorted(modules, key=lambda path: _split_layer(path)[0]):
@@ -374,69 +389,6 @@ class TokenGrid:
         slot, their = next((slot, their) for slot, their in pairs if slot != their)
         return f"where {mine} has {slot.name}, {theirs} has {their.name} (another order)"
 
-    def other_sizes(self, widths: Iterable[int]) -> str:
-        """What other token widths would give, for messages.
-
-        Args:
-            widths: values of k.
-
-        Returns:
-            such as ``64: 8592 x 10 x 66, 128: 4296 x 10 x 130``.
-        """
-        return ", ".join(
-            f"{width}: {_size((self._tokens_at(width), self.rank + 2, width + 2))}"
-            for width in widths
-        )
-
-    def check_flow_end(self, size: Sequence[int]) -> None:
-        """Refuse a decoder flow that does not end on the grid.
-
-        Args:
-            size: the last size of the flow: tokens, height and width, with the border.
-
-        Raises:
-            GridError: it is not the grid's; the message says which token widths would do, if any.
-        """
-        if tuple(size) == self.shape:
-            return
-        start = (
-            f"the flow ends with {_size(size)}, but the token grid is {_size(self.shape)} (rank "
-            f"{self.rank} and token_width {self.token_width}, each plus 2 for the border)"
-        )
-        raise GridError(
-            f"{start}; {self._way_to(tuple(size))}, or end the flow with {list(self.shape)}"
-        )
-
-    def _way_to(self, size: tuple[int, ...]) -> str:
-        if len(size) != 3:
-            return "a size has three numbers: tokens, height and width"
-        tokens, height, width = size
-        k = width - 2
-        if height != self.rank + 2:
-            fits = ", but rank and token width must both fit" if k != self.token_width else ""
-            return f"no token width gives height {height}, for that the rank must be {height - 2}{fits}"
-        if k < 1:
-            return "no token width gives it: the width must be at least 3"
-        if self._tokens_at(k) == tokens:
-            return f"set token_width to {k}"
-        near = sorted({k, max(1, k // 2), 2 * k, self.token_width})
-        same = self._widths_giving(tokens)
-        could = f"; {tokens} tokens come from {same}" if same else ""
-        return f"no token width gives it ({self.other_sizes(near)}{could})"
-
-    def _widths_giving(self, tokens: int) -> str:
-        """The token widths with that many tokens: they lie side by side."""
-        widest = max(slot.width for slot in self.slots)
-        found = [k for k in range(1, widest + 1) if self._tokens_at(k) == tokens]
-        if not found:
-            return ""
-        return f"token_width {found[0]}" + (f" to {found[-1]}" if len(found) > 1 else "")
-
-    def _tokens_at(self, token_width: int) -> int:
-        return sum(
-            len(group.members) * _tokens_of(group.width, token_width) for group in self._groups
-        )
-
 
 def permutation_states(starts: Sequence[str]) -> Tensor:
     """Number the starting points of trajectories, as in Recurrent Parameter Generation.
@@ -492,7 +444,3 @@ def _tokens_of(width: int, token_width: int) -> int:
 def _first_missing(grid: TokenGrid, other: TokenGrid) -> str | None:
     keys = {slot.key for slot in other.slots}
     return next((slot.name for slot in grid.slots if slot.key not in keys), None)
-
-
-def _size(size: Sequence[int]) -> str:
-    return " x ".join(str(number) for number in size)

@@ -42,6 +42,7 @@ from degaml_kedro.checkpoint.layout import (
 )
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.folders import replaced_folder
+from degaml_kedro.generator.decoders.build import ConditionSize, whole_flow
 from degaml_kedro.generator.decoders.hyperconv import flow_costs, total_cost
 from degaml_kedro.generator.generator import CONFIG_FILE as GENERATOR_CONFIG
 from degaml_kedro.generator.generator import WEIGHTS_FILE as GENERATOR_WEIGHTS
@@ -571,7 +572,8 @@ def _check_size(folder: Path) -> None:
         HyperconvolutionalDecoder | FactorizedDecoder
     ).validate_python(content["decoder"])
     if isinstance(settings, HyperconvolutionalDecoder):
-        needed = total_cost(flow_costs(settings.flow, settings.kernel_size)).parameters
+        flow = whole_flow(settings, grid, ConditionSize(**content["condition"]))
+        needed = total_cost(flow_costs(flow, settings.kernel_size)).parameters
     else:
         inputs = int(content["condition"]["width"]) + int(content["condition"]["states"])
         needed = (

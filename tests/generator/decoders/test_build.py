@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from degaml_kedro.adapters.tokens import GridError
-from degaml_kedro.generator.decoders.build import ConditionSize, Decoder, check_decoder
+from degaml_kedro.generator.decoders.build import ConditionSize, Decoder, whole_flow
 from degaml_kedro.generator.decoders.hyperconv import FlowError
 from degaml_kedro.parameters import FactorizedDecoder, HyperconvolutionalDecoder
 from tests.adapters.test_tokens import small_grid
@@ -57,30 +56,19 @@ def test_the_border_is_what_is_cut_off() -> None:
 @pytest.mark.parametrize("start", [(4, 6, 8), (3, 7, 8), (3, 6, 9), (8, 6, 3)])
 def test_a_flow_that_does_not_begin_at_the_condition(start: tuple[int, int, int]) -> None:
     with pytest.raises(FlowError) as caught:
-        check_decoder(flow(start, GRID.shape), GRID, CONDITION)
+        whole_flow(flow(start, GRID.shape), GRID, CONDITION)
     message = str(caught.value)
     assert all(str(number) in message for number in (*start, *START))
 
 
-def test_a_flow_that_does_not_end_on_the_grid() -> None:
-    tokens, height, width = GRID.shape
-    with pytest.raises(GridError, match="the flow ends with .* but the token grid is"):
-        check_decoder(flow(START, (tokens + 1, height, width)), GRID, CONDITION)
-    # another token width would do: the message says which
-    other = small_grid(token_width=3)
-    with pytest.raises(GridError, match="set token_width to 3"):
-        check_decoder(flow(START, other.shape), GRID, CONDITION)
-    with pytest.raises(GridError, match="for that the rank must be 3"):
-        check_decoder(flow(START, (tokens, height + 1, width)), GRID, CONDITION)
-    # without the border
-    with pytest.raises(GridError, match="plus 2 for the border"):
-        Decoder(flow(START, (tokens, height - 2, width - 2)), GRID, CONDITION, seed=0)
+def test_the_grid_follows_a_flow_that_does_not_end_with_it() -> None:
+    whole = whole_flow(flow(START, (5, 4, 6), GRID.shape), GRID, CONDITION)
+    assert whole == (START, (5, 4, 6), GRID.shape)
+    assert whole_flow(flow(START, (5, 4, 6)), GRID, CONDITION) == whole
+    decoder = Decoder(flow(START), GRID, CONDITION, seed=0)
+    assert decoder(*condition()).shape == (2, GRID.tokens, GRID.rank, GRID.token_width)
 
 
 def test_a_kernel_without_a_middle() -> None:
     with pytest.raises(FlowError, match="4"):
-        check_decoder(flow(START, GRID.shape, kernel_size=4), GRID, CONDITION)
-
-
-def test_a_flow_that_fits_is_accepted() -> None:
-    check_decoder(flow(START, (5, 4, 6), GRID.shape), GRID, CONDITION)
+        whole_flow(flow(START, GRID.shape, kernel_size=4), GRID, CONDITION)

@@ -5,7 +5,6 @@ Shapes: B batch, N prompts, L prompt tokens, C encoder width, T tokens, r rank, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.generator.decoders.factorized import FactorizedNetwork
 from degaml_kedro.generator.decoders.hyperconv import (
     HyperconvDecoder,
+    Size,
     check_flow,
     check_flow_start,
     flow_costs,
@@ -54,7 +54,6 @@ class Decoder(nn.Module):
 
         Raises:
             FlowError: the flow cannot be followed, or does not begin at the condition.
-            GridError: the flow does not end on the grid.
         """
         super().__init__()
         self.grid = grid
@@ -63,9 +62,9 @@ class Decoder(nn.Module):
         self.network: HyperconvDecoder | FactorizedNetwork
         with library_weights(seed):
             if isinstance(parameters, HyperconvolutionalDecoder):
-                check_decoder(parameters, grid, condition)
+                flow = whole_flow(parameters, grid, condition)
                 self.network = HyperconvDecoder(
-                    parameters.flow, parameters.kernel_size, checkpoint=parameters.checkpoint
+                    flow, parameters.kernel_size, checkpoint=parameters.checkpoint
                 )
             else:
                 self.network = FactorizedNetwork(
@@ -97,22 +96,25 @@ class Decoder(nn.Module):
     def multiply_adds(self) -> int:
         """Multiply-adds of one sample forward."""
         if isinstance(self.settings, HyperconvolutionalDecoder):
-            return total_cost(
-                flow_costs(self.settings.flow, self.settings.kernel_size)
-            ).multiply_adds
+            flow = whole_flow(self.settings, self.grid, self.condition)
+            return total_cost(flow_costs(flow, self.settings.kernel_size)).multiply_adds
         assert isinstance(self.network, FactorizedNetwork)
         return self.network.multiply_adds(self.condition.prompts, self.condition.tokens)
 
 
-def check_decoder(
+def whole_flow(
     parameters: HyperconvolutionalDecoder, grid: TokenGrid, condition: ConditionSize
-) -> None:
-    """See that a flow leads from the condition to the grid.
+) -> tuple[Size, ...]:
+    """The flow's sizes (N, H, W) from the condition to the token grid with its border.
+
+    The grid follows where it is not the last size that ``parameters`` names.
 
     Raises:
-        FlowError: it is none, or begins elsewhere.
-        GridError: it ends elsewhere.
+        FlowError: no decoder can be built for them, or they do not begin at the condition.
     """
-    flow: Sequence[tuple[int, int, int]] = check_flow(parameters.flow, parameters.kernel_size)
+    sizes = parameters.flow
+    if sizes[-1] != grid.shape:
+        sizes = (*sizes, grid.shape)
+    flow = check_flow(sizes, parameters.kernel_size)
     check_flow_start(flow, (condition.prompts, condition.tokens, condition.width))
-    grid.check_flow_end(flow[-1])
+    return flow

@@ -58,8 +58,6 @@ class FlowError(DegamlError):
 def check_flow(flow: Sequence[Sequence[int]], kernel_size: int) -> tuple[Size, ...]:
     """The flow as tuples, once it is one that a decoder can be built for.
 
-    Whether its end is the token grid is for :meth:`degaml_kedro.adapters.tokens.TokenGrid.check_flow_end` to say.
-
     Args:
         flow: sizes (N, H, W), the condition's first.
         kernel_size: k, of all convolutions.
