@@ -43,7 +43,7 @@ class Sizes:
     Attributes:
         encoder: which encoder, and L.
         prompts: N.
-        token_width: k.
+        token_width: k; None where it follows from the model.
         center: what normalisation subtracts.
         variant: the decoder and the training of the variant that learns from tokens alone.
         lora: the adapters' shape.
@@ -51,7 +51,7 @@ class Sizes:
 
     encoder: EncoderParameters
     prompts: int
-    token_width: int
+    token_width: int | None
     center: str
     variant: GeneratorVariant
     lora: LoraParameters
