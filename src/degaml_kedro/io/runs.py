@@ -169,7 +169,7 @@ def _read_run(folder: Path, methods: Sequence[str] | None) -> Run | None:
 class _File(BaseModel):
     """A JSON file of a run: what is read of it has to be of its type; the rest may be anything."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True)
 
 
 class _Record(_File):
