@@ -81,7 +81,7 @@ def test_our_tasks_are_the_papers_benchmarks():
 
 @pytest.mark.parametrize("profile", ["paper_0_5b", "paper_1_5b"])
 def test_a_papers_profile_matches_its_model(profile):
-    parameters = yaml.safe_load((CONF / profile / "parameters.yml").read_text())
-    model = PROFILES[parameters["profile"]]
-    assert parameters["model"]["source"]["id"] == f"Qwen/{model}"
+    own = yaml.safe_load((CONF / profile / "globals.yml").read_text())
+    model = PROFILES[own["profile"]]
+    assert own["base_model"] == f"Qwen/{model}"
     assert model in paper_results()["models"]
