@@ -261,8 +261,8 @@ def test_a_mistake_in_the_generator_s_parameters(project, changes, expected):
     assert expected in mistake(project)
 
 
-def test_a_flow_needs_two_sizes_of_three_numbers(project):
-    for flow in ([[3, 24, 16]], [[3, 24], [4, 18]]):
+def test_a_flow_needs_sizes_of_three_numbers(project):
+    for flow in ([], [[3, 24], [4, 18]]):
         decoder = {"kind": "hyperconvolutional", "flow": flow}
         project.edit("smoke/parameters.yml", generator={"variants": {"mse": {"decoder": None}}})
         project.edit("smoke/parameters.yml", generator={"variants": {"mse": {"decoder": decoder}}})
