@@ -23,7 +23,6 @@ from degaml_kedro.parameters import Parameters, ProjectParameters
 from degaml_kedro.policy.actions import ActionError, ActionSpace, ActionSpaceError
 from degaml_kedro.tasks.episodes import with_drawn_tasks
 
-CONFIG_ENVIRONMENTS = {"base_env": "base", "default_run_env": "local"}
 _NOT_THERE = object()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kedro.utils import find_kedro_project
 
-from degaml_kedro.configuration import CONFIG_ENVIRONMENTS, ProjectConfigLoader
+from degaml_kedro.configuration import ProjectConfigLoader
 from degaml_kedro.hooks import ExtentHook, ParametersHook, ResultsHook
 from degaml_kedro.tracking.hook import TrackingHook
 
@@ -25,7 +25,8 @@ HOOKS = (ParametersHook(), TrackingHook(), ExtentHook(), ResultsHook())
 
 CONFIG_LOADER_CLASS = ProjectConfigLoader
 CONFIG_LOADER_ARGS = {
-    **CONFIG_ENVIRONMENTS,
+    "base_env": "base",
+    "default_run_env": "local",
     "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},
     "custom_resolvers": {
         # for URIs: unlike file paths, Kedro does not make them absolute

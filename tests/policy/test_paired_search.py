@@ -17,7 +17,7 @@ from degaml_kedro.policy.proposers import UniformProposer
 from degaml_kedro.policy.search import (
     Tag,
     adapt,
-    build_state,
+    carry_out,
     executed_rows,
     most_trials,
     roll_out,
@@ -94,7 +94,7 @@ def test_what_the_test_prefers_is_executed_and_of_these_the_likeliest():
     assert chosen["action"] == toy.text(preferred[0])
     assert [row["decided_by"] for row in rows] == ["initialization", "test", "test", "test"]
     assert [row["p_value"] for row in rows] == [p[worst], p[preferred[1]], p[preferred[0]], 1.0]
-    made = build_state(workbench(), toy.space, state(), ASKED, rows)
+    made = carry_out(workbench(), toy.space, state(), ASKED, rows).state
     assert bytes_of(made) == bytes_of(moved(state(), preferred[0]))
 
 
@@ -228,7 +228,7 @@ def test_later_rounds_have_no_fallback_and_go_on_from_what_was_executed():
     assert second[0]["decided_by"] == "initialization"
     assert most_trials(settings, toy.space) == 5
     assert most_trials(settings, with_ensemble(toy)) == 7
-    made = build_state(workbench(), toy.space, state(), ASKED, rows)
+    made = carry_out(workbench(), toy.space, state(), ASKED, rows).state
     expected = state()
     for row in executed_rows(rows):
         expected = moved(expected, json.loads(row["action"])["which"])
@@ -314,7 +314,7 @@ def test_a_killed_search_goes_on_with_the_same_rows_and_repeats_none(done, sees)
     again = {call.seed for call in toy.calls} - set(seeds)
     assert len(again) <= 1
     one, other = (
-        build_state(workbench(), space, state(), ASKED, rows) for rows in (every, stored + rest)
+        carry_out(workbench(), space, state(), ASKED, rows).state for rows in (every, stored + rest)
     )
     assert bytes_of(one) == bytes_of(other)
 
@@ -402,7 +402,7 @@ def test_an_executed_ensemble_trains_each_member_once_on_all_of_the_support(rule
     # whatever was chosen
     rows = [{**row, "executed": row["family"] == "ensemble"} for row in rows]
     toy.calls.clear()
-    made = build_state(workbench(), space, state(), ASKED, rows)
+    made = carry_out(workbench(), space, state(), ASKED, rows).state
     assert [call.which for call in toy.calls] == order[:2]
     assert {call.seed for call in toy.calls} == {row["seed"] for row in rows[:2]}
     for call in toy.calls:

@@ -16,7 +16,7 @@ from degaml_kedro.policy.search import (
     ResumeMismatchError,
     Tag,
     adapt,
-    build_state,
+    carry_out,
     executed_rows,
     roll_out,
 )
@@ -326,7 +326,7 @@ def test_the_best_of_a_round_is_executed():
     best = best_of(state(), range(12))
     assert best is not None
     assert executed(rows) == [best]
-    made = build_state(workbench(), toy.space, state(), ASKED, rows)
+    made = carry_out(workbench(), toy.space, state(), ASKED, rows).state
     assert bytes_of(made) == bytes_of(moved(state(), best))
     assert score(made) > score(state())
     assert {row["iteration"] for row in rows} == {0}
@@ -345,7 +345,9 @@ def test_rounds_go_on_from_what_was_executed():
         assert bytes_of(call.state) == bytes_of(after_first)
     assert {row["log_probability_before"] for row in rows[6:]} == {score(after_first)[1]}
     expected = after_first if second is None else moved(after_first, second)
-    assert bytes_of(build_state(workbench(), toy.space, state(), ASKED, rows)) == bytes_of(expected)
+    assert bytes_of(carry_out(workbench(), toy.space, state(), ASKED, rows).state) == bytes_of(
+        expected
+    )
     # what was tried from the start says nothing of where it stands now
     assert not any("Tried:" in prompt for prompts, _ in script.asked for prompt in prompts)
 
@@ -363,7 +365,7 @@ def test_families_chain():
         if len(set(chosen)) == 2:
             break
     assert set(chosen) == {"one", "other"}
-    made = build_state(workbench(), space, state(), ASKED, rows)
+    made = carry_out(workbench(), space, state(), ASKED, rows).state
     expected = state()
     for row in executed_rows(rows):
         expected = moved(expected, json.loads(row["action"])["which"])
@@ -376,8 +378,8 @@ def test_where_nothing_beats_the_start_the_start_is_the_answer():
     # nothing was executed, so there is no second round
     assert {row["round"] for row in rows} == {1}
     assert not any(row["executed"] for row in rows)
-    assert build_state(workbench(), toy.space, start, ASKED, rows) is start
-    assert build_state(workbench(), toy.space, start, ASKED, []) is start
+    assert carry_out(workbench(), toy.space, start, ASKED, rows).state is start
+    assert carry_out(workbench(), toy.space, start, ASKED, []).state is start
 
 
 def test_where_everything_fails_the_start_is_the_answer():
@@ -385,7 +387,7 @@ def test_where_everything_fails_the_start_is_the_answer():
     rows = list(adapted(toy, start=start))
     assert len(rows) == 3
     assert all(row["error"] for row in rows)
-    assert build_state(workbench(), toy.space, start, ASKED, rows) is start
+    assert carry_out(workbench(), toy.space, start, ASKED, rows).state is start
 
 
 def test_only_rewarded_trials_are_executed_whatever_the_reward():
@@ -520,7 +522,7 @@ def test_an_adaptation_whose_proposals_changed_says_which_rows_can_stay():
 def test_answers_of_the_support_are_not_seen_by_families_without_labels():
     toy = Toy(move)
     rows = list(adapted(toy))
-    build_state(workbench(), toy.space, state(), ASKED, rows)
+    carry_out(workbench(), toy.space, state(), ASKED, rows)
     assert {type(call.seen).__name__ for call in toy.calls} == {"Prompts"}
 
 
@@ -536,7 +538,7 @@ def test_a_support_of_one_example():
             assert toy.calls == []
         else:
             assert all(row["error"] is None for row in rows)
-        made = build_state(workbench(), toy.space, state(), ASKED[:1], rows)
+        made = carry_out(workbench(), toy.space, state(), ASKED[:1], rows).state
         if not executed_rows(rows):
             assert bytes_of(made) == bytes_of(state())
 
@@ -562,7 +564,7 @@ def test_a_support_of_five_thousand():
             toy.calls.clear()
             rows = list(adapted(toy, settings, support=support, seed=seed))
             if executed_rows(rows):
-                build_state(workbench(), toy.space, state(), support, rows)
+                carry_out(workbench(), toy.space, state(), support, rows)
                 break
         assert time.perf_counter() - began < 60
         assert {row["n"] for row in rows} == {20}
@@ -601,7 +603,7 @@ def test_a_used_up_budget_ends_the_search_and_what_was_found_is_kept():
     rows = list(adapted(toy, settings))
     assert time.perf_counter() - began < 10
     assert 0 < len(rows) < 50
-    made = build_state(workbench(), toy.space, state(), ASKED, rows)
+    made = carry_out(workbench(), toy.space, state(), ASKED, rows).state
     expected = state()
     for row in executed_rows(rows):
         expected = moved(expected, json.loads(row["action"])["which"])
@@ -636,7 +638,7 @@ def test_a_budget_that_ends_between_a_round_and_its_execution(monkeypatch):
     assert len(rows) == count
     best = best_of(state(), range(count))
     assert executed(rows) == [best]
-    made = build_state(workbench(), toy.space, state(), ASKED, rows)
+    made = carry_out(workbench(), toy.space, state(), ASKED, rows).state
     assert bytes_of(made) == bytes_of(moved(state(), best))
 
 
@@ -653,7 +655,7 @@ def test_an_action_that_fails_on_the_whole_support_leaves_the_state_before_it(ro
     rows = list(adapted(toy, settings, start=start))
     assert len(executed_rows(rows)) == 1
     assert {row["round"] for row in rows} == {1}
-    assert build_state(workbench(), toy.space, start, ASKED, rows) is start
+    assert carry_out(workbench(), toy.space, start, ASKED, rows).state is start
     assert (
         "carrying it out on all 8 support examples failed (RuntimeError: this one fails"
         in caplog.text
@@ -677,7 +679,7 @@ def test_what_was_executed_and_answers_with_no_numbers_leaves_the_state_before_i
     assert {row["round"] for row in rows} == {1}
     # one search carried it out between its rounds, and found the same
     assert caplog.text.count("on all 8 support examples failed (IndicatorError") == rounds - 1
-    assert build_state(workbench(), toy.space, start, ASKED, rows) is start
+    assert carry_out(workbench(), toy.space, start, ASKED, rows).state is start
     assert caplog.text.count("on all 8 support examples failed (IndicatorError") == rounds
     assert "the state before it stays" in caplog.text
 
@@ -697,7 +699,7 @@ def test_a_second_round_that_explodes_leaves_the_first(caplog):
     first, second = executed(rows)
     assert first != second
     explode.append(second)
-    made = build_state(workbench(), toy.space, state(), ASKED, rows)
+    made = carry_out(workbench(), toy.space, state(), ASKED, rows).state
     assert bytes_of(made) == bytes_of(moved(state(), first))
     assert "IndicatorError" in caplog.text
 
@@ -723,14 +725,14 @@ def test_the_end_of_the_process_is_no_failure_of_an_action():
     rows = list(adapted(toy, SearchParameters(rounds=1, proposals=12)))
     toy.does = killed
     with pytest.raises(Killed):
-        build_state(workbench(), toy.space, state(), ASKED, rows)
+        carry_out(workbench(), toy.space, state(), ASKED, rows)
 
 
 def test_executing_is_repeatable():
     toy = Toy(lambda bench, one, seen, config, seed: moved(one, seed % 7))
     rows = list(adapted(toy, SearchParameters(rounds=1, proposals=12)))
     (row,) = executed_rows(rows)
-    one, other = (build_state(workbench(), toy.space, state(), ASKED, rows) for _ in range(2))
+    one, other = (carry_out(workbench(), toy.space, state(), ASKED, rows).state for _ in range(2))
     assert bytes_of(one) == bytes_of(other)
     again = execute(workbench(), toy.space, state(), ASKED, row["action"], row["seed"])
     assert bytes_of(again) == bytes_of(one)
@@ -746,5 +748,5 @@ def test_rows_of_a_table_are_rows_too():
     rows = list(adapted(toy, SearchParameters(rounds=2, proposals=6)))
     table = pd.DataFrame(rows).to_dict("records")
     assert isinstance(table[0]["seed"], int | np.integer)
-    one, other = (build_state(workbench(), toy.space, state(), ASKED, r) for r in (rows, table))
+    one, other = (carry_out(workbench(), toy.space, state(), ASKED, r).state for r in (rows, table))
     assert bytes_of(one) == bytes_of(other)

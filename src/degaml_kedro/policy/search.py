@@ -641,28 +641,6 @@ class CarriedOut:
     failed: Mapping[str, Any] | None = None
 
 
-def build_state(
-    bench: Workbench,
-    space: ActionSpace,
-    start: AdaptedState,
-    support: Sequence[Example],
-    rows: Sequence[Mapping[str, Any]],
-) -> AdaptedState:
-    """Carry out what was chosen, from the initialization; the initialization itself where nothing was.
-
-    Where an action fails, or what it made answers with what are no numbers, the state before it is the last one, and a
-    warning says so: :func:`adapt` ended there as well.
-
-    Args:
-        bench: the model.
-        space: the actions.
-        start: the initialization.
-        support: the labeled examples there are.
-        rows: all that :func:`adapt` yielded for one task.
-    """
-    return carry_out(bench, space, start, support, rows).state
-
-
 def carry_out(
     bench: Workbench,
     space: ActionSpace,
@@ -671,7 +649,10 @@ def carry_out(
     rows: Sequence[Mapping[str, Any]],
     kept: Mapping[int, AdaptedState] | None = None,
 ) -> CarriedOut:
-    """The same, with what was carried out and what failed.
+    """Carry out what was chosen, from the initialization; the initialization itself where nothing was.
+
+    Where an action fails, or what it made answers with what are no numbers, the state before it is the last one, and a
+    warning says so: :func:`adapt` ended there as well.
 
     Args:
         bench: the model.

@@ -48,4 +48,8 @@ WORDS: Mapping[str, str] = MappingProxyType(
 def meaning(method: str) -> str:
     """One sentence on a method."""
     row = method_of(method)
-    return row.meaning if row else "A method of this configuration."
+    if row is None:
+        return "A method of this configuration."
+    if method == row.name or row.name == "other_prompts":
+        return row.meaning
+    return "The unrefined adapter of another variant of the generator."
