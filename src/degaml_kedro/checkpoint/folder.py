@@ -1,10 +1,10 @@
 """The folders of a trained pair and of a saved adaptation: both are written, and read, by the same steps.
 
-A pair       ``pair.json`` (settings, sizes and digests of the files), ``generator`` (safetensors and JSON), ``policy``
-             (a PEFT folder), ``README.md`` (a model card)
-An           ``adapter_config.json`` and ``adapter_model.safetensors`` (the adapter; of several, the one that counts
-adaptation   most), ``degaml.json`` (what it was made for, with what settings, and its report), ``state`` (several
-             adapters, contexts, or a vector δ; only where there are any), ``README.md``
+- A pair: ``pair.json`` (settings, sizes and digests of the files), ``generator`` (safetensors and JSON), ``policy`` (a
+  PEFT folder), ``README.md`` (a model card).
+- An adaptation: ``adapter_config.json`` and ``adapter_model.safetensors`` (the adapter; of several, the one that counts
+  most), ``degaml.json`` (what it was made for, with what settings, and its report), ``state`` (several adapters,
+  contexts, or a vector δ; only where there are any), ``README.md``.
 
 Both are read as untrusted input: nothing is opened but these files, none through a link, and nothing but safetensors
 and JSON.
