@@ -45,7 +45,7 @@ def run(settings: Settings) -> Result:
     size, grid = sizes(settings.quick), grid_of(settings)
     condition = ConditionSize(size.prompts, size.encoder.tokens, encoder_of(settings).width)
     decoders: dict[str, FactorizedDecoder | HyperconvolutionalDecoder] = {
-        "efficient": size.variant.decoder,
+        "efficient": size.variant.token_decoder,
         "faithful": faithful_decoder(condition, grid, settings.quick),
     }
     turns: dict[str, list[dict[str, Any]]] = {kind: [] for kind in decoders}
@@ -163,6 +163,8 @@ def in_child(
 
 if __name__ == "__main__":
     _asked = json.load(sys.stdin)
-    _decoder = GeneratorVariant(decoder=_asked["decoder"], training=GeneratorTraining()).decoder
+    _decoder = GeneratorVariant(
+        decoder=_asked["decoder"], training=GeneratorTraining()
+    ).token_decoder
     _grid = TokenGrid.from_json(_asked["grid"])
     print(json.dumps(measure(_decoder, _grid, ConditionSize(**_asked["condition"]))))

@@ -130,7 +130,7 @@ def fresh_generator(
     """
     base, size, grid = settings.base(), sizes(settings.quick), grid_of(settings)
     statistics = TokenStatistics.of(grid, (part.float() for part in checkpoints), "noise")
-    decoder = Decoder(size.variant.decoder, grid, condition, SEED)
+    decoder = Decoder(size.variant.token_decoder, grid, condition, SEED)
     source = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for parameter in decoder.parameters():

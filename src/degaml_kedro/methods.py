@@ -186,14 +186,22 @@ _ROWS = (
         "generalization_only",
         "generated",
         "parts of DeGAML and controls",
-        "The adapter that the generator makes from the support prompts, without their answers, unrefined.",
+        "The adapter that the generator makes of the support prompts, unrefined; an associative "
+        "decoder reads their answers, too.",
         meta_trained=True,
     ),
     Method(
         "other_prompts",
         "generated",
         "parts of DeGAML and controls",
-        "A control: the adapter that the generator makes from another task's prompts.",
+        "A control: the adapter that the generator makes of another task's support set.",
+        meta_trained=True,
+    ),
+    Method(
+        "shuffled_answers",
+        "generated",
+        "parts of DeGAML and controls",
+        "A control: what a generator that reads answers makes of the support questions with each other's answers.",
         meta_trained=True,
     ),
     Method(
@@ -263,7 +271,7 @@ def names(chosen: Callable[[Method], bool]) -> tuple[str, ...]:
 
 
 def method_of(name: str) -> Method | None:
-    """The row of a method; of ``generalization_only_NAME`` and ``other_prompts_NAME`` the row of the first part.
+    """The row of a method; of ``generalization_only_NAME`` and other generated ones the row of the first part.
 
     Args:
         name: as the configuration's ``methods`` has it. None for one that is in no row, as another version's may be.

@@ -320,6 +320,32 @@ class FactorizedDecoder(Parameters):
     output_scale: float = Field(1.0, gt=0)
 
 
+class AssociativeDecoder(Parameters):
+    """A decoder that reads questions and answers: memories in a few layers, written by ridge regression.
+
+    See ``llm/associative.py``. Beside the memories there is one LoRA for all tasks, of the profile's
+    ``lora``.
+    """
+
+    kind: Literal["associative"]
+    # which layers: the share that lies below each of those that add to the hidden state, attention's and the MLP's in
+    # turn
+    depths: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(min_length=1)
+    # of a memory, at most; an adapter has this and the shared LoRA's together
+    rank: int = Field(16, ge=1, le=1024)
+    # of what is learned of a memory's metric and values
+    metric_rank: int = Field(32, ge=1, le=1024)
+    # where training starts: how much of the keys' mean direction is left out of them, lambda for keys of mean square
+    # length 1, and the length of what a recalled answer adds, in lengths of the hidden state there
+    center: float = Field(0.0, ge=-10, le=10)
+    ridge: float = Field(0.1, gt=0, le=1.0e6)
+    scale: float = Field(0.33, gt=0, le=1.0e3)
+    seed: int = 0
+    # learning rates in units of the shared LoRA's: of the maps, and of the numbers above
+    map_rate: float = Field(4.0, ge=0, le=1.0e4)
+    number_rate: float = Field(30.0, ge=0, le=1.0e4)
+
+
 class GeneratorTraining(Parameters):
     """How a generator is trained: AdamW, linear warm-up, cosine decay to a tenth."""
 
@@ -342,6 +368,8 @@ class GeneratorTraining(Parameters):
     precision: Literal["float32", "bfloat16"] = "float32"
     # examples that the sft objective draws for every generated adapter
     sft_examples: int = Field(8, ge=1, le=65536)
+    # and how many examples of a task an adapter is written from, where the decoder reads them: drawn of these numbers
+    support: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field((20,), min_length=1)
     # a killed run goes on from the last multiple of it
     save_every: int = Field(100, ge=1)
     # held-out error and accuracy on meta-train validation questions; 0 for never
@@ -360,8 +388,31 @@ class GeneratorTraining(Parameters):
 class GeneratorVariant(Parameters):
     """A generator that is trained: a decoder, and how it learns."""
 
-    decoder: Annotated[HyperconvolutionalDecoder | FactorizedDecoder, Field(discriminator="kind")]
+    decoder: Annotated[
+        HyperconvolutionalDecoder | FactorizedDecoder | AssociativeDecoder,
+        Field(discriminator="kind"),
+    ]
     training: GeneratorTraining
+
+    @property
+    def condition(self) -> Literal["prompts", "examples"]:
+        """What of a task is read: unlabelled prompts (the paper), or questions with their answers."""
+        return "examples" if isinstance(self.decoder, AssociativeDecoder) else "prompts"
+
+    @property
+    def token_decoder(self) -> HyperconvolutionalDecoder | FactorizedDecoder:
+        """The decoder of a variant that reads prompts."""
+        assert not isinstance(self.decoder, AssociativeDecoder)
+        return self.decoder
+
+    @model_validator(mode="after")
+    def _learns_from_answers(self) -> GeneratorVariant:
+        if self.condition == "examples" and self.training.mse:
+            raise ValueError(
+                "the associative decoder learns from answers (sft): it makes no tokens that could be compared with a "
+                "trajectory's; set training.mse to 0 and training.sft to 1"
+            )
+        return self
 
 
 class GeneratorParameters(Parameters):
@@ -533,8 +584,6 @@ class ClosedFormSetting(Parameters):
     ridge: float = Field(0.1, gt=0, le=1.0e6)
     # length of what a recalled answer adds, in lengths of the hidden state there
     scale: float = Field(1.0, gt=0, le=1.0e3)
-    # after the first, what is still expected wrongly under what is written is written, too
-    rounds: int = Field(1, ge=1, le=100)
 
 
 MetaStart = Literal["shared_random", "pooled_warmup"]
@@ -902,7 +951,8 @@ class ProjectParameters(Parameters):
     generator: GeneratorParameters | None = None
     policy: PolicyParameters | None = None
     baselines: BaselinesParameters | None = None
-    # rows of the table in methods.py; generalization_only_NAME and other_prompts_NAME are those of another variant
+    # rows of the table in methods.py; generalization_only_NAME, other_prompts_NAME and shuffled_answers_NAME are those
+    # of another variant
     methods: tuple[str, ...] = Field(min_length=1)
     tasks: dict[Name, TaskParameters]
     # a folder of files that are no part of the project, where an environment's tasks or distributions read some:
@@ -952,6 +1002,11 @@ class ProjectParameters(Parameters):
         if method == prefix:
             return next(iter(self.generator.variants))
         return method.removeprefix(f"{prefix}_")
+
+    def reads_examples(self, method: str) -> bool:
+        """Whether a generated method's adapters are written from questions with their answers."""
+        assert self.generator is not None
+        return self.generator.variants[self._variant_of(method)].condition == "examples"
 
     @property
     def needs_generator(self) -> bool:
@@ -1125,6 +1180,11 @@ class ProjectParameters(Parameters):
                 raise ValueError(
                     f"methods names the unknown method '{method}'; use of: {', '.join(known)}"
                 )
+            if method.startswith("shuffled_answers") and not self.reads_examples(method):
+                raise ValueError(
+                    f"{method} is a control of generators that read answers, and the decoder of that variant reads "
+                    f"prompts alone; leave it out, or name one with decoder.kind: associative"
+                )
         if self.generator is not None:
             for group in self.generator.leave_out:
                 strange = [name for name in group if name not in self.meta_train]
@@ -1219,6 +1279,12 @@ class ProjectParameters(Parameters):
             raise ValueError(
                 f"policy.variant is '{self.policy.variant}', which is none of generator.variants: "
                 f"{', '.join(self.generator.variants)}"
+            )
+        if self.generator.variants[self.policy_variant].condition == "examples":
+            raise ValueError(
+                f"the policy refines adapters that know no answer yet: its trials are scored on the answers, and the "
+                f"generator '{self.policy_variant}' reads them; set policy.variant to another of "
+                f"generator.variants"
             )
         if self.further_tasks and self.policy.iterations < 2:
             raise ValueError(

@@ -10,10 +10,9 @@ import torch
 from degaml_kedro.adapters.adapter import AdapterConfig
 from degaml_kedro.llm.associative import (
     AssociativeError,
-    Metric,
+    ExampleReader,
     low_rank,
-    read_examples,
-    write_adapter,
+    write_closed_form,
     writing_layers,
 )
 from degaml_kedro.llm.finetune import answer_sequences
@@ -48,20 +47,13 @@ def test_a_product_is_approximated_as_by_its_singular_values(rank):
     torch.testing.assert_close(b @ a, best, atol=1e-4, rtol=0)
 
 
-def test_a_metric_takes_the_mean_direction_out_and_makes_the_mean_square_one():
-    keys = torch.randn(6, 5, generator=torch.Generator().manual_seed(2)) + 3
-    found = Metric.of(keys, 1.0)(keys)
-    assert (found @ keys.mean(dim=0)).abs().max() < 1e-5
-    assert float(found.square().sum(dim=1).mean()) == pytest.approx(1.0)
-
-
 # Conv1D, which GPT-2 has, is not adapted
 @pytest.mark.parametrize("name", [name for name in BASES if name != "gpt2"])
 def test_keys_are_the_layer_s_inputs_and_values_the_gradients_of_log_likelihoods(name):
     base = BASES[name]()
     sequences = answer_sequences(base, labelled(3), PLAIN, "text")
     layers = writing_layers(base)
-    found = read_examples(base, sequences, layers)
+    found = ExampleReader.of(base, layers).read(sequences)
     modules, row = dict(base.model.named_modules()), 0
     for one in sequences:
         kept: dict[str, torch.Tensor] = {}
@@ -89,11 +81,11 @@ def test_keys_are_the_layer_s_inputs_and_values_the_gradients_of_log_likelihoods
 
 def test_what_is_written_answers_as_the_examples_do_and_the_other_way_with_other_answers():
     base, scoring = tiny_base(), ScoringParameters(mode="text")
-    setting = ClosedFormSetting(depth=0.3, center=False, ridge=0.01, rounds=3)
+    setting = ClosedFormSetting(depth=0.3, center=False, ridge=0.01, scale=3.0)
 
     def right(flip: bool) -> int:
         sequences = answer_sequences(base, labelled(10, flip), PLAIN, "text")
-        adapter = write_adapter(base, sequences, SHAPE, setting)
+        adapter = write_closed_form(base, sequences, SHAPE, setting)
         assert adapter.config.target_modules == ("model.layers.0.mlp.down_proj",)
         answers = score_examples(base, labelled(10), PLAIN, scoring, adapter)
         return sum(answer.predicted == answer.gold for answer in answers)
@@ -105,11 +97,15 @@ def test_what_is_written_answers_as_the_examples_do_and_the_other_way_with_other
 def test_threads_read_their_own_examples():
     base = tiny_base()
     layers = writing_layers(base)
+
+    def read(one):
+        return ExampleReader.of(base, layers).read(one)
+
     packs = [answer_sequences(base, labelled(count), PLAIN, "text") for count in range(1, 9)]
-    alone = [read_examples(base, one, layers) for one in packs]
+    alone = [read(one) for one in packs]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(5):
-            together = pool.map(lambda one: read_examples(base, one, layers), packs)
+            together = pool.map(read, packs)
             for mine, theirs in zip(alone, together, strict=True):
                 torch.testing.assert_close(mine.keys, theirs.keys)
                 torch.testing.assert_close(mine.values, theirs.values)

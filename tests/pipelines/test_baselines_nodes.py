@@ -70,7 +70,7 @@ BASELINE_PARAMETERS = {
         "settings": [{"shots": 1}, {"shots": 2}],
     },
     "sentence_head": {"settings": [{"c": 1.0}, {"c": 100.0}]},
-    "closed_form": {"settings": [{"rounds": 1}, {"rounds": 2}]},
+    "closed_form": {"settings": [{"scale": 1.0}, {"scale": 0.5}]},
 }
 ENTRIES = BaselinesParameters.model_validate(BASELINE_PARAMETERS)
 
@@ -217,7 +217,7 @@ def test_a_search_of_two_seeds_is_refused():
 @pytest.mark.parametrize("method", [name for name in BASELINES if name not in READ_SUPPORT])
 def test_adapting_sees_the_support_examples_and_counts_what_it_takes(method):
     learned = fitted(method) if method in META_TRAINED else None
-    record = {"setting": {"rounds": 2} if method == "closed_form" else SFT[1]}
+    record = {"setting": {"scale": 0.5} if method == "closed_form" else SFT[1]}
     settings = (given(), record, SUPPORT, learned)
     adapted, spent = adapt_baseline(*settings, task="day_after", method=method)
     assert (spent["method"], spent["stage"], spent["task"]) == (method, "adaptation", "day_after")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from degaml_kedro.adapters.adapter import AdapterConfig
 from degaml_kedro.baselines.compute import Clock
 from degaml_kedro.baselines.learned import BaselineError, Learned
-from degaml_kedro.llm.associative import write_adapter
+from degaml_kedro.llm.associative import write_closed_form
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import answer_sequences
 from degaml_kedro.parameters import AnswerForm, ClosedFormSetting, PromptParameters
@@ -37,6 +37,6 @@ def adapt(
         raise BaselineError("closed_form has no support examples to write; set splits.support")
     clock = Clock()
     sequences = answer_sequences(base, support, prompt, mode)
-    adapter = write_adapter(base, sequences, shape, setting)
-    clock.read(setting.rounds * sum(len(one.ids) for one in sequences))
+    adapter = write_closed_form(base, sequences, shape, setting)
+    clock.read(sum(len(one.ids) for one in sequences))
     return Learned(METHOD, adapter, {}, [], clock.compute, setting.model_dump(mode="json"))

@@ -18,7 +18,7 @@ import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig
 from degaml_kedro.adapters.scales import TokenScales
@@ -55,6 +55,18 @@ class Identity:
     base_model_fingerprint: str
     encoder: str
     encoder_fingerprint: str
+
+    def check_base_model(self, name: str, fingerprint: str) -> None:
+        """Refuse another base model.
+
+        Raises:
+            GeneratorError: it is not the generator's.
+        """
+        if fingerprint != self.base_model_fingerprint:
+            raise GeneratorError(
+                f"the generator makes adapters for {self.base_model} (fingerprint {self.base_model_fingerprint}), but "
+                f"the base model is {name} ({fingerprint}); use that base model, or train a generator for this one"
+            )
 
 
 @dataclass(eq=False)
@@ -194,47 +206,49 @@ class Generator:
         Raises:
             GeneratorError: it is not the generator's.
         """
-        if fingerprint != self.identity.base_model_fingerprint:
-            raise GeneratorError(
-                f"the generator makes adapters for {self.identity.base_model} (fingerprint "
-                f"{self.identity.base_model_fingerprint}), but the base model is {name} ({fingerprint}); "
-                f"use that base model, or train a generator for this one"
-            )
+        self.identity.check_base_model(name, fingerprint)
 
 
 def save_generator(generator: Generator, folder: Path) -> None:
     """Write a generator's folder; whole or not at all."""
+    decoder = {_DECODER + name: value for name, value in generator.decoder.state_dict().items()}
+    scales = {_SCALES + name: value for name, value in generator.scales.tensors().items()}
+    content = {
+        "fingerprint": generator.fingerprint,
+        "identity": asdict(generator.identity),
+        "adapter": asdict(generator.adapter),
+        "condition": asdict(generator.decoder.condition),
+        "decoder": generator.decoder.settings.model_dump(mode="json"),
+        "grid": generator.grid.as_json(),
+        "about": dict(generator.about),
+        "records": list(generator.records),
+        "checks": list(generator.checks),
+    }
+    write_generator_files(folder, decoder | scales, content)
+
+
+def write_generator_files(
+    folder: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
+) -> None:
+    """Write the two files of any generator; whole or not at all.
+
+    Args:
+        folder: where.
+        tensors: its weights.
+        content: what describes it, as JSON can hold it.
+    """
     with replaced_folder(folder) as temporary:
-        tensors = {
-            _DECODER + name: value.detach().cpu().contiguous()
-            for name, value in generator.decoder.state_dict().items()
-        }
-        tensors |= {
-            _SCALES + name: value.cpu().contiguous()
-            for name, value in generator.scales.tensors().items()
-        }
-        save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
-        content = {
-            "format": FORMAT,
-            "fingerprint": generator.fingerprint,
-            "identity": asdict(generator.identity),
-            "adapter": asdict(generator.adapter),
-            "condition": asdict(generator.decoder.condition),
-            "decoder": generator.decoder.settings.model_dump(mode="json"),
-            "grid": generator.grid.as_json(),
-            "about": dict(generator.about),
-            "records": list(generator.records),
-            "checks": list(generator.checks),
-        }
-        text = json.dumps(content, indent=1) + "\n"
+        stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(stored, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+        text = json.dumps({"format": FORMAT, **content}, indent=1) + "\n"
         (temporary / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
-def load_generator(folder: Path) -> Generator:
-    """Read a generator's folder.
+def read_generator_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """The description and the weights, in float32, of any generator's folder, and how to make it anew.
 
     Raises:
-        GeneratorError: a file is missing, damaged, or of another format.
+        GeneratorError: a file is missing, damaged, or of another format, or weights are not finite.
     """
     fix = f"delete the folder {folder} and make it with `kedro run --pipelines generator --only-missing-outputs`"
     for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -242,9 +256,67 @@ def load_generator(folder: Path) -> Generator:
             raise GeneratorError(f"{folder} is not a generator's folder: it has no {name}; {fix}")
     try:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
+        found = content["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GeneratorError(f"{folder / CONFIG_FILE} cannot be read ({error!r}); {fix}") from error
+    if found != FORMAT:
+        raise GeneratorError(
+            f"{folder / CONFIG_FILE} has format {found}, this version reads {FORMAT}; {fix}"
+        )
+    try:
+        # they may be stored in bfloat16
+        tensors = {name: value.float() for name, value in load_file(folder / WEIGHTS_FILE).items()}
+    except (SafetensorError, OSError) as error:
+        raise GeneratorError(
+            f"{folder / WEIGHTS_FILE} cannot be read ({error}); the file is truncated or damaged: {fix}"
+        ) from error
+    return content, tensors, fix
+
+
+def checked_weights(
+    folder: Path, tensors: Mapping[str, Tensor], prefix: str, network: nn.Module, fix: str
+) -> dict[str, Tensor]:
+    """A network's weights, by its own names, out of a folder's.
+
+    Args:
+        folder: which, for an error.
+        tensors: all that it holds.
+        prefix: of the network's.
+        network: built as the folder describes it.
+        fix: how the folder is made anew.
+
+    Raises:
+        GeneratorError: they are not those of the network, or not finite.
+    """
+    stored = _below(tensors, prefix)
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in stored.items()}
+    if found != expected:
+        wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
+        raise GeneratorError(
+            f"{folder / WEIGHTS_FILE} does not hold the decoder that {CONFIG_FILE} describes: '{wrong}' is "
+            f"{found.get(wrong, 'missing')} there and {expected.get(wrong, 'not')} expected; {fix}"
+        )
+    bad = next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
+    if bad is not None:
+        raise GeneratorError(
+            f"{folder / WEIGHTS_FILE}: '{bad}' holds NaN or infinite weights; {fix}"
+        )
+    return stored
+
+
+def load_generator(folder: Path) -> Generator:
+    """Read the folder of a generator that reads prompts.
+
+    Raises:
+        GeneratorError: a file is missing, damaged, of another format, or of a generator that reads examples.
+    """
+    content, tensors, fix = read_generator_files(folder)
+    try:
+        if content["decoder"]["kind"] == "associative":
             raise GeneratorError(
-                f"{folder / CONFIG_FILE} has format {content['format']}, this version reads {FORMAT}; {fix}"
+                f"{folder} holds a generator that reads examples, and one that reads prompts is needed here; name the "
+                f"folder of another variant"
             )
         settings: HyperconvolutionalDecoder | FactorizedDecoder = TypeAdapter(
             HyperconvolutionalDecoder | FactorizedDecoder
@@ -265,30 +337,9 @@ def load_generator(folder: Path) -> Generator:
         raise
     except DegamlError as error:
         raise GeneratorError(f"{folder / CONFIG_FILE} cannot be used: {error}; {fix}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise GeneratorError(f"{folder / CONFIG_FILE} cannot be read ({error!r}); {fix}") from error
-    try:
-        # they may be stored in bfloat16
-        tensors = {name: value.float() for name, value in load_file(folder / WEIGHTS_FILE).items()}
-    except (SafetensorError, OSError) as error:
-        raise GeneratorError(
-            f"{folder / WEIGHTS_FILE} cannot be read ({error}); the file is truncated or damaged: {fix}"
-        ) from error
-    stored = _below(tensors, _DECODER)
-    expected = {name: tuple(value.shape) for name, value in decoder.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in stored.items()}
-    if found != expected:
-        wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
-        raise GeneratorError(
-            f"{folder / WEIGHTS_FILE} does not hold the decoder that {CONFIG_FILE} describes: '{wrong}' is "
-            f"{found.get(wrong, 'missing')} there and {expected.get(wrong, 'not')} expected; {fix}"
-        )
-    decoder.load_state_dict(stored)
-    bad = next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
-    if bad is not None:
-        raise GeneratorError(
-            f"{folder / WEIGHTS_FILE}: '{bad}' holds NaN or infinite weights; {fix}"
-        )
+    decoder.load_state_dict(checked_weights(folder, tensors, _DECODER, decoder, fix))
     try:
         scales = TokenScales.from_tensors(grid, _below(tensors, _SCALES))
     except DegamlError as error:

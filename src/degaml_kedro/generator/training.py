@@ -203,7 +203,7 @@ def train_generator(
     done = 0
     if resume is not None:
         done = resume.step
-        _restore(parameters, optimizer, resume)
+        restore_training(parameters, optimizer, resume)
     model: nn.Module = decoder
     if accelerator.num_processes > 1:
         model, optimizer = accelerator.prepare(decoder, optimizer)
@@ -257,7 +257,7 @@ def train_generator(
             )
         seconds = time.perf_counter() - began
         record = GeneratorStep(step, total, mse, sft, norm.item(), rate, seconds, computed)
-        yield TrainingStep(record, lambda step=step: _state(parameters, optimizer, step))  # type: ignore[misc]
+        yield TrainingStep(record, lambda step=step: training_state(parameters, optimizer, step))  # type: ignore[misc]
     decoder.eval()
 
 
@@ -385,9 +385,10 @@ def _answer_gradient(
     return total, torch.stack(gradients), computed
 
 
-def _state(
+def training_state(
     parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int
 ) -> TrainingState:
+    """Parameters and moments after a step, copied."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         moments = optimizer.state[parameter]
@@ -397,11 +398,12 @@ def _state(
     return TrainingState(step, tensors)
 
 
-def _restore(
+def restore_training(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
 ) -> None:
+    """Give parameters and moments what a resume checkpoint holds of them."""
     with torch.no_grad():
         for name, parameter in parameters.items():
             device = parameter.device

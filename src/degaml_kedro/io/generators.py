@@ -13,6 +13,12 @@ from kedro.io import DatasetError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from degaml_kedro.generator.examples import (
+    ExampleGenerator,
+    load_example_generator,
+    reads_examples,
+    save_example_generator,
+)
 from degaml_kedro.generator.generator import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -26,6 +32,8 @@ from degaml_kedro.io.atomic import is_main_process, replace_file
 from degaml_kedro.io.local import LocalDataset, ReadOnlyDataset
 
 _WAIT_SECONDS = 600.0
+
+AnyGenerator = Generator | ExampleGenerator
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,23 +53,26 @@ class GeneratorProgress:
     checks: Sequence[Mapping[str, Any]]
 
 
-class GeneratorDataset(LocalDataset[Generator | GeneratorProgress, Generator]):
+class GeneratorDataset(LocalDataset[AnyGenerator | GeneratorProgress, AnyGenerator]):
     """A trained generator. The node yields a ``GeneratorProgress`` now and then, and the ``Generator`` at the end."""
 
     files = (CONFIG_FILE, WEIGHTS_FILE)
 
-    def load(self) -> Generator:
+    def load(self) -> AnyGenerator:
         """Read the generator."""
-        return load_generator(self._path)
+        return _read(self._path)
 
-    def save(self, data: Generator | GeneratorProgress) -> None:
+    def save(self, data: AnyGenerator | GeneratorProgress) -> None:
         """Write a resume checkpoint or the generator; of several processes only the first one writes."""
         if isinstance(data, GeneratorProgress):
             if is_main_process():
                 _write_progress(data, _resume_file(self._path))
             return
         if is_main_process():
-            save_generator(data, self._path)
+            if isinstance(data, ExampleGenerator):
+                save_example_generator(data, self._path)
+            else:
+                save_generator(data, self._path)
             _resume_file(self._path).unlink(missing_ok=True)
         else:
             self._wait_for(data.fingerprint)
@@ -69,7 +80,7 @@ class GeneratorDataset(LocalDataset[Generator | GeneratorProgress, Generator]):
     def _wait_for(self, fingerprint: str) -> None:
         deadline = time.monotonic() + _WAIT_SECONDS
         while time.monotonic() < deadline:
-            if self._exists() and load_generator(self._path).fingerprint == fingerprint:
+            if self._exists() and _read(self._path).fingerprint == fingerprint:
                 return
             time.sleep(0.5)
         raise DatasetError(
@@ -77,20 +88,27 @@ class GeneratorDataset(LocalDataset[Generator | GeneratorProgress, Generator]):
         )
 
 
-class GeneratorResumeDataset(ReadOnlyDataset[Generator | GeneratorProgress | None]):
+class GeneratorResumeDataset(ReadOnlyDataset[AnyGenerator | GeneratorProgress | None]):
     """The resume checkpoint or the generator that an earlier run left, for the training node."""
 
     written = "written through the generator's dataset; save there"
 
-    def load(self) -> Generator | GeneratorProgress | None:
+    def load(self) -> AnyGenerator | GeneratorProgress | None:
         """A resume checkpoint, else a finished generator, else None."""
         progress = _read_progress(_resume_file(self._path))
         if progress is None and self._holds(CONFIG_FILE):
-            return load_generator(self._path)
+            return _read(self._path)
         return progress
 
     def _exists(self) -> bool:
         return _resume_file(self._path).is_file() or self._holds(CONFIG_FILE)
+
+
+def _read(folder: Path) -> AnyGenerator:
+    """The generator of a folder, whatever it reads."""
+    if reads_examples(folder):
+        return load_example_generator(folder)
+    return load_generator(folder)
 
 
 def _resume_file(folder: Path) -> Path:

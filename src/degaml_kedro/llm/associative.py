@@ -1,28 +1,34 @@
-"""LoRA weights written from labelled examples in closed form: an associative memory in one linear layer.
+"""An adapter written from labelled examples by ridge regression: associative memories in a few linear layers.
 
-At every position p that predicts a token of a right answer the layer's input is a key k_p, and the direction in which
-the final hidden state makes that token likelier is a value v_p: the token's row of the LM head less its expectation
-under the model. Ridge regression from keys to values (the solver of R2-D2, Bertinetto et al. 2019; weights as a
-key-value memory as in ROME, Meng et al. 2022) has the solution
+At every position p that predicts a token of a right answer a layer's input is a key k_p, and the direction in which the
+final hidden state makes that token likelier is a value v_p: the token's row of the LM head less its expectation under
+the model. Ridge regression from keys to values (the solver of R2-D2, Bertinetto et al. 2019; weights as a key-value
+memory as in ROME, Meng et al. 2022) has the solution
 
-    W = V^T (K K^T + lambda I)^-1 K,
+    W = s V^T (K K^T + lambda I)^-1 K,
 
-of which the best approximation of rank r is written as the layer's A and B. One forward pass over the examples and one
-P x P system; nothing is trained.
+of which the best approximation of a given rank is written as the layer's A and B. One forward pass over the examples
+and one P x P system a layer; nothing of a task is trained.
 
-Shapes: P answer tokens of all examples, I inputs and C outputs of the layer (C is the model's width), r rank.
+Untrained, keys are compared as they are: that is the baseline ``closed_form``. Trained over tasks
+(:mod:`~degaml_kedro.generator.examples`), a memory has a metric of its own, x -> x + V^T U^T x, a map of values, lambda
+and scale, and beside the memories there is one LoRA for all tasks.
+
+Shapes: P answer tokens of all examples, I inputs and C outputs of a layer (C is the model's width), r rank, m rank of
+the learned maps.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, tensor_key
 from degaml_kedro.errors import DegamlError
@@ -31,31 +37,21 @@ from degaml_kedro.llm.finetune import AnswerSequence
 from degaml_kedro.llm.general import rows_of
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import Pack, TokenTree, pack_trees
-from degaml_kedro.parameters import ClosedFormSetting
+from degaml_kedro.parameters import AssociativeDecoder, ClosedFormSetting
+from degaml_kedro.seeds import derive_seed
 
 # what architectures call the last linear layer of attention and of the MLP, whose output is added to the residual
 _WRITING = re.compile(
     r".*\.\d+\.(.*\.)?(o_proj|down_proj|out_proj|dense|dense_4h_to_h|fc2|fc_out|c_proj|w2|wo)"
 )
+_BLOCK = re.compile(r".*?\.\d+(?=\.)")
+
+# A [r, I] and B [C, r] by layer
+Layers = Mapping[str, tuple[Tensor, Tensor]]
 
 
 class AssociativeError(DegamlError):
     """A model or examples that no associative memory can be written for."""
-
-
-@dataclass(frozen=True)
-class Readings:
-    """What one forward pass over labelled examples leaves of each answer token.
-
-    Attributes:
-        keys: the layer's inputs where answer tokens are predicted, float32 [P, I] by layer.
-        norms: mean length of the hidden state behind each layer's block.
-        values: rows of the LM head less their expectation, float32 [P, C].
-    """
-
-    keys: Mapping[str, Tensor]
-    norms: Mapping[str, float]
-    values: Tensor
 
 
 def writing_layers(base: BaseModel) -> list[str]:
@@ -76,121 +72,295 @@ def writing_layers(base: BaseModel) -> list[str]:
     if not found:
         raise AssociativeError(
             f"{base.name} has no linear layer that adds to its hidden state (o_proj, down_proj and the like), so "
-            "nothing can be written in closed form; leave closed_form out"
+            "nothing can be written from examples; leave closed_form and the associative decoder out"
         )
     return found
 
 
-@torch.inference_mode()
-def read_examples(
-    base: BaseModel,
-    sequences: Sequence[AnswerSequence],
-    layers: Sequence[str],
-    written: Mapping[str, tuple[Tensor, Tensor]] | None = None,
-) -> Readings:
-    """One forward pass over labelled examples.
+def layers_at(base: BaseModel, depths: Sequence[float]) -> tuple[str, ...]:
+    """The layers that stand at given shares of :func:`writing_layers`, each once, in module order.
 
-    Args:
-        base: the frozen model.
-        sequences: prompts with their right answers.
-        layers: whose inputs are kept.
-        written: A [r, I] and B [C, r] by layer, which the model computes with; None for the base model.
+    Raises:
+        AssociativeError: the model has no such layers.
     """
-    pack = pack_trees([TokenTree(one.ids) for one in sequences], base.device, base.dtype)
-    rows: list[int] = []  # of the pack, that predict a token of an answer
-    labels: list[int] = []
-    for one, start in zip(sequences, pack.starts, strict=True):
-        end = start + len(one.ids)
-        rows.extend(range(end - one.answer - 1, end - 1))
-        labels.extend(one.ids[-one.answer :])
-    keys: dict[str, Tensor] = {}
-    norms: dict[str, float] = {}
-    own = _recording(base, pack, layers, rows, keys, norms) if layers else base
-    with active_lora(base.activate(written, 1.0) if written else None):
-        hidden = own.hidden_states(pack, elementary=True)[rows]
-    head = base.head.float()
-    likely = base.logits(hidden).softmax(-1)
-    return Readings(keys, norms, head[labels] - likely @ head)
+    layers = writing_layers(base)
+    places = sorted({int(depth * len(layers)) for depth in depths})
+    return tuple(layers[place] for place in places)
 
 
-def _recording(
-    base: BaseModel,
-    pack: Pack,
-    layers: Sequence[str],
-    rows: Sequence[int],
-    keys: dict[str, Tensor],
-    norms: dict[str, float],
-) -> BaseModel:
-    """The model with modules of its own that write down what passes at rows of a pack; the weights are shared.
-
-    A hook on a shared module would write down what other threads compute there.
-
-    Args:
-        base: the frozen model.
-        pack: what is computed.
-        layers: names of linear layers.
-        rows: of the pack.
-        keys: is given the layers' inputs.
-        norms: is given the mean length of the hidden states behind the layers' blocks.
-    """
-    shared = {id(part): part for part in (*base.groups, *base.model.parameters())}
-    model = copy.deepcopy(base.model, shared)
-    separate = rows_of(pack)
-
-    def at_rows(states: Tensor) -> Tensor:
-        """States of a pack [1, T, ...], or of its sequences laid one a row [R, L, ...]."""
-        if states.shape[0] == 1 and states.shape[1] == len(separate.row):
-            return states[0, rows].float()
-        return states[separate.row[rows], separate.place[rows]].float()
-
-    def keep_input(name: str) -> Any:
-        def hook(module: Any, arguments: tuple[Tensor, ...]) -> None:
-            keys[name] = at_rows(arguments[0])
-
-        return hook
-
-    def keep_length(name: str) -> Any:
-        def hook(module: Any, arguments: Any, output: Any) -> None:
-            states = output[0] if isinstance(output, tuple) else output
-            norms[name] = float(at_rows(states).norm(dim=1).mean())
-
-        return hook
-
-    modules = dict(model.named_modules())
-    for name in layers:
-        block = re.match(r".*?\.\d+(?=\.)", name)
-        assert block is not None
-        modules[name].register_forward_pre_hook(keep_input(name))
-        modules[block.group()].register_forward_hook(keep_length(name))
-    return replace(base, model=model)
+# --- reading the examples -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A linear map of a layer's inputs, x -> (x - c (x d) d) / n, after which they are compared by inner products.
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """What one forward pass over labelled examples leaves of each answer token.
 
     Attributes:
-        direction: d, the unit vector of the keys' mean, [I].
-        share: c, how much of what lies in that direction is taken out: 0 or 1.
-        length: n, which makes the keys' mean square length 1.
+        keys: the layer's inputs where answer tokens are predicted, float32 [P, I] by layer.
+        norms: mean length of the hidden state behind each layer's block.
+        values: rows of the LM head less their expectation, float32 [P, C]; no gradient flows to them.
     """
 
-    direction: Tensor
-    share: float
-    length: Tensor
+    keys: Mapping[str, Tensor]
+    norms: Mapping[str, float]
+    values: Tensor
+
+
+@dataclass(eq=False)
+class ExampleReader:
+    """Reads labelled examples: the model with modules of its own that keep what passes; the weights are shared.
+
+    A hook on a shared module would keep what other threads compute there.
+
+    Attributes:
+        base: the frozen model, with modules of its own.
+        layers: whose inputs are kept.
+    """
+
+    base: BaseModel
+    layers: tuple[str, ...]
+    _inputs: dict[str, Tensor] = field(default_factory=dict)
+    _outputs: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, keys: Tensor, share: float) -> Metric:
-        """The metric of keys [P, I]."""
-        mean = keys.mean(dim=0)
-        plain = cls(mean / mean.norm().clamp_min(1e-12), share, keys.new_tensor(1.0))
-        length = plain(keys).square().sum(dim=1).mean().sqrt().clamp_min(1e-12)
-        return cls(plain.direction, share, length)
+    def of(cls, base: BaseModel, layers: Sequence[str]) -> ExampleReader:
+        """A reader of some layers' inputs."""
+        shared = {id(part): part for part in (*base.groups, *base.model.parameters())}
+        model = copy.deepcopy(base.model, shared)
+        reader = cls(replace(base, model=model), tuple(layers))
+        modules = dict(model.named_modules())
+        for name in layers:
+            modules[name].register_forward_pre_hook(reader._keeping(reader._inputs, name))
+            block = _block_of(name)
+            modules[block].register_forward_hook(reader._keeping(reader._outputs, block))
+        return reader
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The map of [..., I]; it is symmetric."""
-        along = (x @ self.direction)[..., None] * self.direction
-        return (x - self.share * along) / self.length
+    def _keeping(self, kept: dict[str, Tensor], name: str) -> Any:
+        def hook(module: Any, given: Any, output: Any = None) -> None:
+            found = given if output is None else output
+            kept[name] = found[0] if isinstance(found, tuple) else found
+
+        return hook
+
+    def read(self, sequences: Sequence[AnswerSequence], lora: Layers | None = None) -> Readings:
+        """One forward pass over labelled examples; the gradient flows from the keys to ``lora``.
+
+        Args:
+            sequences: prompts with their right answers.
+            lora: A and B, times the scale, by layer, which the model computes with; None for the model as it is.
+        """
+        base = self.base
+        pack = pack_trees([TokenTree(one.ids) for one in sequences], base.device, base.dtype)
+        rows: list[int] = []  # of the pack, that predict a token of an answer
+        labels: list[int] = []
+        for one, start in zip(sequences, pack.starts, strict=True):
+            end = start + len(one.ids)
+            rows.extend(range(end - one.answer - 1, end - 1))
+            labels.extend(one.ids[-one.answer :])
+        with active_lora(base.activate(lora, 1.0) if lora else None):
+            hidden = base.hidden_states(pack, elementary=True)[rows]
+        keys = {name: _at_rows(self._inputs[name], pack, rows) for name in self.layers}
+        lengths = {
+            name: _at_rows(self._outputs[_block_of(name)].detach(), pack, rows).norm(dim=1)
+            for name in self.layers
+        }
+        self._inputs.clear()
+        self._outputs.clear()
+        with torch.no_grad():
+            head = base.head.float()
+            likely = base.logits(hidden).softmax(-1)
+            values = head[labels] - likely @ head
+        return Readings(keys, {name: float(x.mean()) for name, x in lengths.items()}, values)
+
+
+def _block_of(layer: str) -> str:
+    found = _BLOCK.match(layer)
+    assert found is not None
+    return found.group()
+
+
+def _at_rows(states: Tensor, pack: Pack, rows: Sequence[int]) -> Tensor:
+    """Rows of a pack [1, T, ...], or of its sequences laid one a row [R, L, ...], in float32."""
+    if states.shape[0] == 1 and states.shape[1] == pack.tokens:
+        return states[0, rows].float()
+    separate = rows_of(pack)
+    return states[separate.row[rows], separate.place[rows]].float()
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+class Memory(nn.Module):
+    """What is learned of one layer's memory; fresh, keys and values are taken as they are.
+
+    Attributes:
+        center: c, how much of a key is taken out that lies in the direction of the keys' mean.
+        metric_in: U [I, m].
+        metric_out: V [m, I]; keys are compared as x + V^T U^T x.
+        value_in: [C, m].
+        value_out: [m, C]; values likewise.
+        log_ridge: log lambda.
+        log_scale: log s: the length of what a recalled answer adds, in lengths of the hidden state there.
+    """
+
+    def __init__(
+        self, inputs: int, width: int, settings: AssociativeDecoder, source: torch.Generator
+    ) -> None:
+        """Fresh weights for a layer [C, I]: both maps are the identity."""
+        super().__init__()
+        rank = settings.metric_rank
+
+        def drawn(size: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(size, rank, generator=source) / math.sqrt(size))
+
+        self.center = nn.Parameter(torch.tensor(float(settings.center)))
+        self.metric_in, self.metric_out = drawn(inputs), nn.Parameter(torch.zeros(rank, inputs))
+        self.value_in, self.value_out = drawn(width), nn.Parameter(torch.zeros(rank, width))
+        self.log_ridge = nn.Parameter(torch.tensor(math.log(settings.ridge)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(settings.scale)))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """C and I of the layer."""
+        return self.value_in.shape[0], self.metric_in.shape[0]
+
+    def write(self, keys: Tensor, values: Tensor, norm: float) -> tuple[Tensor, Tensor]:
+        """The memory W = B A.
+
+        Args:
+            keys: [P, I].
+            values: [P, C].
+            norm: mean length of the hidden state behind the layer's block.
+
+        Returns:
+            A [P, I] and B [C, P].
+        """
+        mean = keys.detach().mean(dim=0)
+        direction = mean / mean.norm().clamp_min(1e-12)
+
+        def compared(x: Tensor) -> Tensor:
+            x = x - self.center * (x @ direction)[:, None] * direction
+            return x + (x @ self.metric_in) @ self.metric_out
+
+        seen = compared(keys)
+        length = seen.square().sum(dim=1).mean().sqrt().clamp_min(1e-12)
+        seen = seen / length
+        ridge = self.log_ridge.exp() * torch.eye(len(seen), device=seen.device)
+        recall = torch.linalg.solve(seen @ seen.T + ridge, seen)
+        # recalled from x as a function of x: the transposed map once more
+        recall = recall + (recall @ self.metric_out.T) @ self.metric_in.T
+        recall = recall - self.center * (recall @ direction)[:, None] * direction
+        unit = self.log_scale.exp() * norm / values.norm(dim=1).mean().clamp_min(1e-12)
+        written = values + (values @ self.value_in) @ self.value_out
+        return recall / length, unit * written.T
+
+
+class AssociativeWriter(nn.Module):
+    """The associative decoder: labelled examples in, an adapter out.
+
+    Attributes:
+        settings: its own.
+        shape: rank, alpha and layers of the LoRA that all tasks share, and the base model.
+        layers: that memories are written to.
+        adapted: the layers of that LoRA.
+        a: its A [r, I].
+        b: its B [C, r].
+        memories: one a layer of ``layers``.
+    """
+
+    def __init__(
+        self, settings: AssociativeDecoder, start: Adapter, sizes: Mapping[str, tuple[int, int]]
+    ) -> None:
+        """A fresh one.
+
+        Args:
+            settings: its own.
+            start: where the shared LoRA starts.
+            sizes: outputs C and inputs I of the layers that memories are written to.
+        """
+        super().__init__()
+        self.settings, self.shape, self.layers = settings, start.config, tuple(sizes)
+        layers = start.layers()
+        self.adapted = tuple(layers)
+        self.a = nn.ParameterList(a.float().clone() for a, _ in layers.values())
+        self.b = nn.ParameterList(b.float().clone() for _, b in layers.values())
+        self.memories = nn.ModuleList(
+            Memory(inputs, outputs, settings, _source(settings.seed, name))
+            for name, (outputs, inputs) in sizes.items()
+        )
+
+    def shared_layers(self, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
+        """The LoRA that all tasks share, A and B by layer; the scale is in B."""
+        scale = self.shape.scale
+        return {
+            name: (a.to(dtype), (scale * b).to(dtype))
+            for name, a, b in zip(self.adapted, self.a, self.b, strict=True)
+        }
+
+    def memory(self, layer: str) -> Memory:
+        """What is learned of a layer's memory."""
+        found = self.memories[self.layers.index(layer)]
+        assert isinstance(found, Memory)
+        return found
+
+    def write(
+        self, reader: ExampleReader, sequences: Sequence[AnswerSequence], rank: int | None = None
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """The shared LoRA with memories of the examples, as products B A without a scale; differentiable.
+
+        Args:
+            reader: of the layers that memories are written to.
+            sequences: prompts with their right answers, at least one.
+            rank: of the memories, at most; None for the exact solution, of rank P.
+
+        Raises:
+            AssociativeError: there are no examples.
+        """
+        if not sequences:
+            raise AssociativeError("there are no examples to write from; give at least one")
+        dtype = reader.base.dtype
+        shared = self.shared_layers(dtype)
+        readings = reader.read(sequences, shared)
+        found = dict(shared)
+        for name in self.layers:
+            a, b = self.memory(name).write(
+                readings.keys[name], readings.values, readings.norms[name]
+            )
+            if rank is not None:
+                a, b = low_rank(b, a, rank)
+            a, b = a.to(dtype), b.to(dtype)
+            if name in shared:
+                a, b = torch.cat([shared[name][0], a]), torch.cat([shared[name][1], b], dim=1)
+            found[name] = (a, b)
+        return found
+
+    @torch.no_grad()
+    def adapter(self, base: BaseModel, sequences: Sequence[AnswerSequence]) -> Adapter:
+        """The adapter of a task, on the CPU: the shared LoRA's rank and that of the memories together.
+
+        Args:
+            base: the frozen model.
+            sequences: prompts with their right answers, at least one.
+
+        Raises:
+            AssociativeError: there are no examples.
+        """
+        reader = ExampleReader.of(base, self.layers)
+        layers = self.write(reader, sequences, self.settings.rank)
+        rank = max(a.shape[0] for a, _ in layers.values())
+        tensors: dict[str, Tensor] = {}
+        for name, (a, b) in layers.items():
+            rest = rank - a.shape[0]
+            tensors[tensor_key(name, "A")] = nn.functional.pad(a, (0, 0, 0, rest)).float().cpu()
+            tensors[tensor_key(name, "B")] = nn.functional.pad(b, (0, rest)).float().cpu()
+        known = set(layers) == set(self.adapted)
+        modules = self.shape.target_modules if known else tuple(layers)
+        shape = replace(self.shape, rank=rank, alpha=float(rank), target_modules=modules)
+        return Adapter(shape, tensors)
+
+
+def _source(seed: int, layer: str) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, "memory", layer))
 
 
 def low_rank(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -215,36 +385,33 @@ def low_rank(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def write_adapter(
+def write_closed_form(
     base: BaseModel,
     sequences: Sequence[AnswerSequence],
     shape: AdapterConfig,
     setting: ClosedFormSetting,
 ) -> Adapter:
-    """An adapter of one layer that answers as the examples do, without training.
+    """An adapter of one layer that answers as the examples do, with nothing trained at all.
 
     Args:
         base: the frozen model.
         sequences: prompts with their right answers, at least one.
-        shape: rank, alpha and base model.
-        setting: which layer, lambda, scale and rounds.
+        shape: rank and base model.
+        setting: which layer, lambda and scale.
 
     Raises:
-        AssociativeError: the model has no layer to write to.
+        AssociativeError: the model has no layer to write to, or there are no examples.
     """
-    layers = writing_layers(base)
-    layer = layers[int(setting.depth * len(layers))]
-    readings = read_examples(base, sequences, [layer])
-    metric = Metric.of(readings.keys[layer], 1.0 if setting.center else 0.0)
-    keys = metric(readings.keys[layer])
-    # recalled from x: (G + lambda I)^-1 K M x, with the metric's M on both sides
-    ridge = setting.ridge * torch.eye(len(keys), dtype=keys.dtype, device=keys.device)
-    recall = metric(torch.linalg.solve(keys @ keys.T + ridge, keys))
-    values = readings.values
-    unit = setting.scale * readings.norms[layer] / values.norm(dim=1).mean()
-    a, b = low_rank(unit * values.T, recall, shape.rank)
-    for _ in range(setting.rounds - 1):
-        values = values + read_examples(base, sequences, [], {layer: (a, b)}).values
-        a, b = low_rank(unit * values.T, recall, shape.rank)
-    tensors = {tensor_key(layer, "A"): a, tensor_key(layer, "B"): b / shape.scale}
-    return Adapter(replace(shape, target_modules=(layer,)), tensors)
+    (layer,) = layers_at(base, (setting.depth,))
+    settings = AssociativeDecoder(
+        kind="associative",
+        depths=(setting.depth,),
+        rank=shape.rank,
+        metric_rank=1,
+        center=1.0 if setting.center else 0.0,
+        ridge=setting.ridge,
+        scale=setting.scale,
+    )
+    sizes = {layer: base.linear_layers()[layer]}
+    writer = AssociativeWriter(settings, Adapter(shape, {}), sizes).to(base.device)
+    return writer.adapter(base, sequences)

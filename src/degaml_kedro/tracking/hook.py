@@ -29,6 +29,7 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from degaml_kedro.configuration import current_loader, read_parameters
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.generator.examples import ExampleGenerator
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.health import WHOLE
 from degaml_kedro.io.atomic import is_main_process
@@ -272,9 +273,9 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
             # what is missing: the end, and in a resumed run the beginning too
             self._take_steps(name, data.records)
             self._send(name)
-        elif isinstance(data, (GeneratorProgress, Generator)):
+        elif isinstance(data, (GeneratorProgress, Generator, ExampleGenerator)):
             self._take_generator(name, data.records, data.checks)
-            if isinstance(data, Generator):
+            if isinstance(data, (Generator, ExampleGenerator)):
                 self._send(name)
             else:
                 self._send_now_and_then(name)

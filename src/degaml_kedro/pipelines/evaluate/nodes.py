@@ -16,12 +16,14 @@ import pandas as pd
 from degaml_kedro import __version__
 from degaml_kedro.adaptation import Refinement
 from degaml_kedro.adapters.adapter import Adapter
-from degaml_kedro.baselines.compute import Compute
+from degaml_kedro.baselines.compute import Clock, Compute
+from degaml_kedro.generator.examples import ExampleGenerator, shuffled_answers
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.io.rollouts import RolloutsChunk, RolloutsState
 from degaml_kedro.io.trajectory import checksum, tensor_bytes
 from degaml_kedro.llm.base_model import describe, first_line, load_base_model
+from degaml_kedro.llm.finetune import answer_sequences
 from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.parameters import (
     GENERATED,
@@ -161,6 +163,46 @@ def generate_adapters(
     )
     spent = Compute(seconds=seconds / max(1, draws))
     return (*adapters, compute_record(method, "adaptation", task, spent))
+
+
+def write_adapter(
+    parameters: ProjectParameters,
+    trained: ExampleGenerator,
+    splits: pd.DataFrame,
+    *,
+    task: str,
+    method: str,
+    examples_of: str,
+) -> tuple[Adapter, dict[str, Any]]:
+    """The adapter that a generator writes from support examples, with their answers.
+
+    They are another task's for the control ``other_prompts``, and have each other's answers for ``shuffled_answers``.
+
+    Returns:
+        The adapter, and its cost: the examples read once.
+
+    Raises:
+        GeneratorError: the generator belongs to another base model.
+    """
+    base = load_base_model(parameters.model)
+    support: Sequence[Example] = frame_to_splits(splits).support
+    if method.startswith("shuffled_answers"):
+        support = shuffled_answers(support, derive_seed(parameters.seed, task, "shuffled answers"))
+    mode = parameters.scoring_of(task).answers
+    clock = Clock()
+    adapter = trained.write(base, support, parameters.prompt, mode)
+    sequences = answer_sequences(base, support, parameters.prompt, mode)
+    clock.read(sum(len(one.ids) for one in sequences))
+    spent = clock.compute
+    logger.info(
+        "%s, %s: written from %d examples of %s in %.2f s",
+        task,
+        method,
+        len(support),
+        examples_of,
+        spent.seconds,
+    )
+    return adapter, compute_record(method, "adaptation", task, spent)
 
 
 def choose_strategies(

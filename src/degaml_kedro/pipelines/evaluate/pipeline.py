@@ -17,6 +17,7 @@ from degaml_kedro.pipelines.evaluate.nodes import (
     predict,
     predict_adapted,
     predict_oracle,
+    write_adapter,
 )
 from degaml_kedro.pipelines.evaluation_cells import EvaluationCell, evaluation_cells, measuring
 from degaml_kedro.pipelines.naming import PARAMETERS, bound
@@ -74,7 +75,8 @@ def _counting(parameters: ProjectParameters) -> list[Node]:
     trajectories = [f"{everything.trajectory_of(task)}.trajectory" for task in everything.tasks]
     parts: dict[str, list[str]] = {"pooled": pool, "mean_adapter": [*own_pool, *trajectories]}
     for method, variant in parameters.generated_methods.items():
-        parts[method] = [*own_pool, *trajectories, f"{variant}.generator_steps"]
+        before = [] if parameters.reads_examples(method) else [*own_pool, *trajectories]
+        parts[method] = [*before, f"{variant}.generator_steps"]
     if parameters.adapted_methods:
         steps = f"{parameters.policy_variant}.generator_steps"
         parts["random_policy"] = [*own_pool, *trajectories, steps]
@@ -186,6 +188,18 @@ def _generated(
     prompts_of = cell.task
     if method.startswith("other_prompts"):
         prompts_of = other_task(parameters, cell)
+    generator = cell.fold.name(f"{parameters.generated_methods[method]}.generator")
+    name = f"generate_{method}{cell.fold.suffix}"
+    if parameters.reads_examples(method):
+        adapter = cell.name(method, "draw_0.adapter")
+        writing = node(
+            bound(write_adapter, task=cell.task, method=method, examples_of=prompts_of),
+            inputs=[PARAMETERS, generator, f"{prompts_of}.splits"],
+            outputs=[adapter, cell.name(method, "compute")],
+            name=name,
+            namespace=f"evaluate.{cell.task}",
+        )
+        return [adapter], [writing]
     draws = [
         cell.name(method, f"draw_{number}.adapter") for number in range(parameters.generator.draws)
     ]
@@ -193,12 +207,12 @@ def _generated(
         bound(generate_adapters, task=cell.task, method=method, prompts_of=prompts_of),
         inputs=[
             PARAMETERS,
-            cell.fold.name(f"{parameters.generated_methods[method]}.generator"),
+            generator,
             f"{prompts_of}.prompt_embeddings",
             f"{prompts_of}.splits",
         ],
         outputs=[*draws, cell.name(method, "compute")],
-        name=f"generate_{method}{cell.fold.suffix}",
+        name=name,
         namespace=f"evaluate.{cell.task}",
     )
     return draws, [generating]

@@ -13,9 +13,11 @@ from degaml_kedro import __version__
 from degaml_kedro.adapters.adapter import AdapterConfig
 from degaml_kedro.adapters.scales import TokenScales
 from degaml_kedro.adapters.tokens import permutation_states
+from degaml_kedro.baselines import union_train
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
+from degaml_kedro.generator.examples import ExampleGenerator, train_on_episodes
 from degaml_kedro.generator.generator import Generator, GeneratorError, Identity
-from degaml_kedro.generator.health import HealthCheck, check_generator
+from degaml_kedro.generator.health import WHOLE, HealthCheck, check_generator
 from degaml_kedro.generator.processes import join_processes
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.generator.training import TrainingTask, train_generator
@@ -23,7 +25,9 @@ from degaml_kedro.io.generators import GeneratorProgress
 from degaml_kedro.io.tokens import TokenSequence
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.finetune import answer_sequences
+from degaml_kedro.llm.scoring import score_examples
 from degaml_kedro.parameters import (
+    AssociativeDecoder,
     FactorizedDecoder,
     GeneratorTraining,
     HyperconvolutionalDecoder,
@@ -32,6 +36,7 @@ from degaml_kedro.parameters import (
     ScoringParameters,
     required,
 )
+from degaml_kedro.pipelines.checkpoints.nodes import drawn_episodes
 from degaml_kedro.pipelines.fingerprint import digest, stated
 from degaml_kedro.pipelines.task_folds import TaskFold
 from degaml_kedro.pipelines.tokenize.nodes import check_alike
@@ -39,7 +44,7 @@ from degaml_kedro.progress import progress_bar
 from degaml_kedro.results.figures import figure_page
 from degaml_kedro.results.generator_figure import generator_figure
 from degaml_kedro.seeds import derive_seed
-from degaml_kedro.tasks.splits import frame_to_splits
+from degaml_kedro.tasks.splits import TaskSplits, frame_to_splits
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +72,10 @@ def train(
         A resume checkpoint now and then, and the generator.
     """
     settings = required(parameters.generator)
-    training, decoder = settings.variants[variant].training, settings.variants[variant].decoder
+    training, decoder = (
+        settings.variants[variant].training,
+        settings.variants[variant].token_decoder,
+    )
     # it chooses the device of this process: the base model must come after it
     accelerator = join_processes(cpu=parameters.model.device == "cpu")
     base = load_base_model(parameters.model)
@@ -150,7 +158,126 @@ def train(
     yield fresh
 
 
-def read_health(generator: Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
+def train_on_examples(
+    parameters: ProjectParameters,
+    resume: ExampleGenerator | GeneratorProgress | None,
+    *splits: pd.DataFrame,
+    variant: str,
+    fold: TaskFold,
+) -> Iterator[ExampleGenerator | GeneratorProgress]:
+    """Train a generator that reads examples, over episodes.
+
+    Args:
+        parameters: the project's.
+        resume: what an earlier run left.
+        *splits: of every task of the fold; those that it learns from come first. Where tasks are drawn from a
+            distribution, episodes come from there, and these are for health checks alone.
+        variant: which entry of ``generator.variants``.
+        fold: which tasks.
+
+    Yields:
+        A resume checkpoint now and then, and the generator.
+    """
+    own = required(parameters.generator).variants[variant]
+    training, names, every = own.training, fold.tasks, fold.with_trajectory
+    assert isinstance(own.decoder, AssociativeDecoder)
+    base = load_base_model(parameters.model)
+    seed = derive_seed(parameters.seed, "generator", variant, fold.label)
+    parts = [frame_to_splits(frame) for frame in splits]
+    drawn_from = parameters.meta_train_distribution
+    if drawn_from is None:
+        draw = union_train.listed([part.train for part in parts[: len(names)]], seed)
+    else:
+        draw = drawn_episodes(parameters.distributions[drawn_from], seed)
+    fresh = ExampleGenerator.fresh(base, own.decoder, parameters.lora)
+    about = {
+        "variant": variant,
+        "tasks": list(names),
+        "left_out": list(every[len(names) :]),
+        "training": training.model_dump(mode="json"),
+        "decoder": own.decoder.model_dump(mode="json"),
+        "seed": parameters.seed,
+        "version": __version__,
+        "parameter_count": fresh.parameter_count,
+    }
+    learned_from = (
+        [sorted(one.question for one in part.train) for part in parts[: len(names)]]
+        if drawn_from is None
+        else stated(parameters.distributions[drawn_from])
+    )
+    computed = [asdict(fresh.identity), f"{base.dtype} on {base.device}"]
+    mode = parameters.scoring_of(names[0]).answers
+    fresh.about = about
+    fresh.fingerprint = digest(
+        [about, computed, learned_from, stated(parameters.prompt), stated(parameters.lora), mode]
+    )
+    title = f"generator {variant}" + (f" {fold.label}" if len(every) > len(names) else "")
+    state, records, checks = None, list[dict[str, Any]](), list[dict[str, Any]]()
+    if resume is not None and resume.fingerprint != fresh.fingerprint:
+        logger.info("%s: what is on disk was made with other settings; it starts over", title)
+    elif isinstance(resume, ExampleGenerator):
+        logger.info("%s: it is on disk; nothing is trained", title)
+        yield resume
+        return
+    elif resume is not None:
+        state = resume.state
+        records, checks = ([dict(row) for row in rows] for rows in (resume.records, resume.checks))
+    logger.info(
+        "%s: %d steps of %d episodes, %.1f million parameters%s",
+        title,
+        training.steps,
+        training.batch_size,
+        fresh.parameter_count / 1e6,
+        f"; goes on after step {state.step}" if state else "",
+    )
+    with progress_bar(title, "step", len(records)) as progress:
+        for step in train_on_episodes(
+            fresh, base, draw, parameters.prompt, mode, training, seed, state
+        ):
+            records.append(asdict(step.record))
+            number, last = step.record.step, step.record.step == training.steps
+            progress(number, training.steps)
+            if last or (training.check_every and number % training.check_every == 0):
+                checks += [
+                    _check_written(fresh, base, task, part, number, place >= len(names), parameters)
+                    for place, (task, part) in enumerate(zip(every, parts, strict=True))
+                    if part.validation
+                ]
+            if number % training.save_every == 0 and not last:
+                yield GeneratorProgress(
+                    fresh.fingerprint, step.state(), tuple(records), tuple(checks)
+                )
+    fresh.decoder.to("cpu")
+    fresh.records, fresh.checks = records, checks
+    yield fresh
+
+
+def _check_written(
+    generator: ExampleGenerator,
+    base: BaseModel,
+    task: str,
+    parts: TaskSplits,
+    step: int,
+    held_out: bool,
+    parameters: ProjectParameters,
+) -> dict[str, Any]:
+    """The accuracy on a task's validation questions of the adapter that is written from its support examples."""
+    training = generator.decoder.training
+    generator.decoder.eval()
+    score = parameters.scoring_of(task)
+    adapter = generator.write(base, parts.support, parameters.prompt, score.answers)
+    generator.decoder.train(training)
+    count = int(generator.about["training"]["check_examples"])
+    predictions = score_examples(base, parts.validation[:count], parameters.prompt, score, adapter)
+    right = sum(one.predicted == one.gold for one in predictions)
+    accuracy = right / len(predictions)
+    logger.info("%s, written after step %d: accuracy %.2f", task, step, accuracy)
+    return HealthCheck(
+        step, task, held_out, -1, WHOLE, WHOLE, None, None, accuracy, len(predictions)
+    ).as_row()
+
+
+def read_health(generator: Generator | ExampleGenerator) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A generator's training as two tables: one row a step, and one a health check."""
     return pd.DataFrame(list(generator.records)), pd.DataFrame(list(generator.checks))
 

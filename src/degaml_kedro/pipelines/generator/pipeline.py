@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
-from degaml_kedro.parameters import ProjectParameters
-from degaml_kedro.pipelines.generator.nodes import draw_health, read_health, train
+from degaml_kedro.parameters import ProjectParameters, required
+from degaml_kedro.pipelines.generator.nodes import (
+    draw_health,
+    read_health,
+    train,
+    train_on_examples,
+)
 from degaml_kedro.pipelines.naming import PARAMETERS, bound
 from degaml_kedro.pipelines.task_folds import TaskFold, generator_folds
 
@@ -18,25 +26,26 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
         return Pipeline(nodes)
     for fold in generator_folds(parameters):
         for variant in parameters.trained_variants if fold.scored else (parameters.policy_variant,):
-            nodes += _training(fold, variant)
+            nodes += _training(parameters, fold, variant)
     return Pipeline(nodes)
 
 
-def _training(fold: TaskFold, variant: str) -> list[Node]:
+def _training(parameters: ProjectParameters, fold: TaskFold, variant: str) -> list[Node]:
     every = fold.with_trajectory
     own = fold.name(f"{variant}.generator")
-    runs = [fold.trajectory_of(task) for task in every]
+    learning: Callable[..., Any] = train_on_examples
+    made: list[str] = []
+    if required(parameters.generator).variants[variant].condition == "prompts":
+        learning = train
+        made = [
+            fold.name("token_scales"),
+            *(f"{fold.trajectory_of(task)}.tokens" for task in every),
+            *(f"{task}.prompt_embeddings" for task in every),
+        ]
     return [
         node(
-            bound(train, variant=variant, fold=fold),
-            inputs=[
-                PARAMETERS,
-                f"{own}_resume",
-                fold.name("token_scales"),
-                *(f"{run}.tokens" for run in runs),
-                *(f"{task}.prompt_embeddings" for task in every),
-                *(f"{task}.splits" for task in every),
-            ],
+            bound(learning, variant=variant, fold=fold),
+            inputs=[PARAMETERS, f"{own}_resume", *made, *(f"{task}.splits" for task in every)],
             outputs=own,
             name=f"train_{variant}_{fold.label}",
             namespace="generator",

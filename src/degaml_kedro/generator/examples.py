@@ -1,0 +1,297 @@
+"""A generator that reads the examples: questions and answers in, a LoRA adapter out, in one forward pass.
+
+It is trained over episodes (eq. 2 with the whole support set as the condition): an adapter is written from a task's
+support examples and judged by the base model's loss on other examples of the task; both are drawn anew in every step.
+Its folder has the files of any generator's (:mod:`~degaml_kedro.generator.generator`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, tensor_key
+from degaml_kedro.generator.generator import (
+    CONFIG_FILE,
+    GeneratorError,
+    Identity,
+    checked_weights,
+    read_generator_files,
+    write_generator_files,
+)
+from degaml_kedro.generator.training import (
+    GeneratorStep,
+    GeneratorTrainingError,
+    TrainingState,
+    TrainingStep,
+    learning_rate,
+    restore_training,
+    training_state,
+)
+from degaml_kedro.llm.associative import (
+    AssociativeWriter,
+    ExampleReader,
+    layers_at,
+)
+from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.finetune import answer_loss_under, answer_sequences, initial_adapter
+from degaml_kedro.parameters import (
+    AnswerForm,
+    AssociativeDecoder,
+    GeneratorTraining,
+    LoraParameters,
+    PromptParameters,
+)
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.tasks.example import Example, make_open_example
+
+_DECODER = "decoder."
+
+# a source of tasks: (which draw, support examples, query examples) -> the two, of one task
+Draw = Callable[[int, int, int], tuple[Sequence[Example], Sequence[Example]]]
+
+
+@dataclass(eq=False)
+class ExampleGenerator:
+    """The associative decoder with what it belongs to.
+
+    Attributes:
+        decoder: examples -> adapter.
+        identity: the base model it belongs to; it has no encoder.
+        fingerprint: changes with anything that changes the numbers.
+        about: task names, training settings, seed, versions; goes into the folder as it is.
+        records: one row a training step.
+        checks: one row a health check and task.
+    """
+
+    decoder: AssociativeWriter
+    identity: Identity
+    fingerprint: str = ""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    records: Sequence[Mapping[str, Any]] = ()
+    checks: Sequence[Mapping[str, Any]] = ()
+
+    @classmethod
+    def fresh(
+        cls, base: BaseModel, settings: AssociativeDecoder, lora: LoraParameters
+    ) -> ExampleGenerator:
+        """An untrained one: memories take keys and values as they are, and the shared LoRA adds nothing.
+
+        Raises:
+            AssociativeError: the model has no layer that a memory could be written to.
+        """
+        every = base.linear_layers()
+        sizes = {name: every[name] for name in layers_at(base, settings.depths)}
+        decoder = AssociativeWriter(settings, initial_adapter(base, lora), sizes)
+        return cls(decoder.to(base.device), Identity(base.name, base.fingerprint, "", ""))
+
+    @property
+    def parameter_count(self) -> int:
+        """The number of parameters."""
+        return sum(parameter.numel() for parameter in self.decoder.parameters())
+
+    def write(
+        self,
+        base: BaseModel,
+        examples: Sequence[Example],
+        prompt: PromptParameters,
+        mode: AnswerForm,
+    ) -> Adapter:
+        """The adapter of a task, from its labelled examples, on the CPU.
+
+        Args:
+            base: the frozen model.
+            examples: any number, in any order.
+            prompt: how an example becomes text.
+            mode: what the answer is: the option's text, or its label in brackets.
+
+        Raises:
+            GeneratorError: it belongs to another base model.
+            AssociativeError: there are no examples.
+            PromptError: an example is longer than the model's context.
+        """
+        self.identity.check_base_model(base.name, base.fingerprint)
+        self.decoder.to(base.device)
+        return self.decoder.adapter(base, answer_sequences(base, examples, prompt, mode))
+
+
+def train_on_episodes(
+    generator: ExampleGenerator,
+    base: BaseModel,
+    draw: Draw,
+    prompt: PromptParameters,
+    mode: AnswerForm,
+    training: GeneratorTraining,
+    seed: int,
+    resume: TrainingState | None = None,
+) -> Iterator[TrainingStep]:
+    """Train a generator's decoder in place, yielding after every step.
+
+    Args:
+        generator: a fresh one, or any that is to go on.
+        base: the frozen model.
+        draw: where tasks come from.
+        prompt: how an example becomes text.
+        mode: what the answer is.
+        training: steps, episodes a step (``batch_size``), support and query examples, optimiser settings.
+        seed: decides how many support examples an episode has.
+        resume: state after an earlier step of the same call.
+
+    Yields:
+        One step's outcome, from the first one that ``resume`` has not done.
+
+    Raises:
+        GeneratorTrainingError: the loss stops being finite.
+        PromptError: an example is longer than the model's context.
+    """
+    decoder = generator.decoder.to(base.device).train()
+    parameters = dict(decoder.named_parameters())
+    groups = _rated(parameters, decoder.settings)
+    optimizer = torch.optim.AdamW(groups, weight_decay=training.weight_decay, fused=True)
+    done = 0
+    if resume is not None:
+        done = resume.step
+        restore_training(parameters, optimizer, resume)
+    reader = ExampleReader.of(base, decoder.layers)
+    for step in range(done + 1, training.steps + 1):
+        began = time.perf_counter()
+        total, tokens = 0.0, 0
+        for place in range(training.batch_size):
+            number = (step - 1) * training.batch_size + place
+            size = training.support[
+                derive_seed(seed, "support", str(number)) % len(training.support)
+            ]
+            support, query = draw(number, size, training.sft_examples)
+            shown = answer_sequences(base, support, prompt, mode)
+            asked = answer_sequences(base, query, prompt, mode)
+            layers = decoder.write(reader, shown)
+            loss = answer_loss_under(base, asked, base.activate(layers, 1.0))
+            (loss / training.batch_size).backward()
+            total += loss.item() / training.batch_size
+            tokens += sum(len(one.ids) for one in (*shown, *asked))
+        if not math.isfinite(total):
+            raise GeneratorTrainingError(
+                f"the generator's loss became {total} at step {step}; lower training.learning_rate "
+                f"(now {training.learning_rate:g})"
+            )
+        norm = nn.utils.clip_grad_norm_(list(parameters.values()), training.max_gradient_norm)
+        rate = learning_rate(training, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds = time.perf_counter() - began
+        record = GeneratorStep(step, total, math.nan, total, norm.item(), rate, seconds, tokens)
+        yield TrainingStep(
+            record,
+            lambda step=step: training_state(parameters, optimizer, step),  # type: ignore[misc]
+        )
+    decoder.eval()
+
+
+def _rated(
+    parameters: Mapping[str, nn.Parameter], settings: AssociativeDecoder
+) -> list[dict[str, Any]]:
+    """The optimiser's groups: the shared LoRA, the maps and the numbers of the memories, by their rates."""
+    rates = {"shared": 1.0, "maps": settings.map_rate, "numbers": settings.number_rate}
+    found: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+    for name, parameter in parameters.items():
+        kind = "shared" if not name.startswith("memories.") else "maps"
+        found["numbers" if parameter.dim() == 0 else kind].append(parameter)
+    return [
+        {"params": found[name], "factor": factor} for name, factor in rates.items() if found[name]
+    ]
+
+
+def save_example_generator(generator: ExampleGenerator, folder: Path) -> None:
+    """Write a generator's folder; whole or not at all."""
+    decoder = generator.decoder
+    content = {
+        "fingerprint": generator.fingerprint,
+        "identity": asdict(generator.identity),
+        "adapter": asdict(decoder.shape),
+        "decoder": decoder.settings.model_dump(mode="json"),
+        "layers": {
+            name: [b.shape[0], a.shape[1]]
+            for name, a, b in zip(decoder.adapted, decoder.a, decoder.b, strict=True)
+        },
+        "written": {name: list(decoder.memory(name).size) for name in decoder.layers},
+        "about": dict(generator.about),
+        "records": list(generator.records),
+        "checks": list(generator.checks),
+    }
+    tensors = {_DECODER + name: value for name, value in decoder.state_dict().items()}
+    write_generator_files(folder, tensors, content)
+
+
+def reads_examples(folder: Path) -> bool:
+    """Whether the generator of a folder reads examples; errors in the folder are for whoever loads it to report."""
+    try:
+        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return bool(content["decoder"]["kind"] == "associative")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def load_example_generator(folder: Path) -> ExampleGenerator:
+    """Read a generator's folder.
+
+    Raises:
+        GeneratorError: a file is missing, damaged, or of another format.
+    """
+    content, tensors, fix = read_generator_files(folder)
+    try:
+        settings = AssociativeDecoder.model_validate(content["decoder"])
+        shape = AdapterConfig(
+            **{
+                **content["adapter"],
+                "target_modules": tuple(content["adapter"]["target_modules"]),
+            }
+        )
+        start: dict[str, torch.Tensor] = {}
+        for name, (outputs, inputs) in content["layers"].items():
+            # sizes alone: the weights follow
+            start[tensor_key(name, "A")] = torch.empty(shape.rank, int(inputs), device="meta")
+            start[tensor_key(name, "B")] = torch.empty(int(outputs), shape.rank, device="meta")
+        sizes = {name: (int(o), int(i)) for name, (o, i) in content["written"].items()}
+        decoder = AssociativeWriter(settings, Adapter(shape, start), sizes)
+        identity = Identity(**content["identity"])
+        about, records, checks = (content[name] for name in ("about", "records", "checks"))
+        fingerprint = content["fingerprint"]
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise GeneratorError(
+            f"{folder} does not hold a generator that reads examples ({error!r}); {fix}"
+        ) from error
+    stored = checked_weights(folder, tensors, _DECODER, decoder, fix)
+    decoder.load_state_dict(stored, assign=True)
+    return ExampleGenerator(decoder.eval(), identity, fingerprint, about, records, checks)
+
+
+def shuffled_answers(examples: Sequence[Example], seed: int) -> list[Example]:
+    """The same questions with other questions' answers: a control for what is read of a task.
+
+    Where questions share their options, or have none, each gets the answer of the next one in a random order; where
+    each has options of its own a wrong one is marked as right.
+    """
+    source = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(examples), generator=source).tolist()
+    answered_as = dict(zip(order, [*order[1:], *order[:1]], strict=True))
+    found = []
+    for place, example in enumerate(examples):
+        other = examples[answered_as[place]]
+        if not example.labels:
+            found.append(make_open_example(example.prompt, other.options[0], example.system))
+            continue
+        gold = other.gold
+        if other.options != example.options:
+            gold = (example.gold + 1) % len(example.options)
+        found.append(replace(example, gold=gold, response=f"[{example.labels[gold]}]"))
+    return found
