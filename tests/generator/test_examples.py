@@ -21,7 +21,12 @@ from degaml_kedro.generator.examples import (
 )
 from degaml_kedro.generator.generator import GeneratorError, load_generator
 from degaml_kedro.llm.associative import AssociativeError, ExampleReader, layers_at
-from degaml_kedro.llm.finetune import answer_loss, answer_loss_under, answer_sequences
+from degaml_kedro.llm.finetune import (
+    AnswerSequence,
+    answer_loss,
+    answer_loss_under,
+    answer_sequences,
+)
 from degaml_kedro.parameters import (
     AssociativeDecoder,
     GeneratorTraining,
@@ -49,6 +54,11 @@ def labelled(count: int, first: int = 0) -> list[Example]:
     ]
 
 
+def shown(examples: list[Example]) -> list[AnswerSequence]:
+    """Examples as sequences."""
+    return answer_sequences(tiny_base(), examples, PLAIN, "text")
+
+
 def episodes(seed: int = 0) -> Draw:
     """Tasks that differ in where their numbers begin."""
     return lambda number, support, query: (
@@ -69,14 +79,14 @@ def trained(steps: int = 4) -> ExampleGenerator:
 def test_the_order_of_the_examples_does_not_matter_and_their_number_may_be_any():
     base, generator = tiny_base(), trained()
     examples = labelled(9)
-    one = generator.write(base, examples, PLAIN, "text")
-    other = generator.write(base, examples[::-1], PLAIN, "text")
+    one = generator.write(base, shown(examples))
+    other = generator.write(base, shown(examples[::-1]))
     for (name, (a, b)), (c, d) in zip(one.layers().items(), other.layers().values(), strict=True):
         torch.testing.assert_close(b @ a, d @ c, atol=2e-5, rtol=1e-3, msg=name)
     for count in (1, 2, 30):
-        generator.write(base, labelled(count), PLAIN, "text")
+        generator.write(base, shown(labelled(count)))
     with pytest.raises(AssociativeError, match="no examples"):
-        generator.write(base, [], PLAIN, "text")
+        generator.write(base, shown([]))
 
 
 # Conv1D, which GPT-2 has, is not adapted
@@ -95,7 +105,7 @@ def test_the_adapter_is_what_was_trained_and_peft_computes_the_same(name, tmp_pa
     reader = ExampleReader.of(base, layers_at(base, DECODER.depths))
     layers = generator.decoder.write(reader, shown)
     as_trained = answer_loss_under(base, asked, base.activate(layers, 1.0))
-    adapter = generator.write(base, labelled(5), PLAIN, "text")
+    adapter = generator.write(base, shown)
     loss = answer_loss(base, asked, adapter.tensors, adapter.config)
     assert loss.item() == pytest.approx(as_trained.item(), rel=1e-4)
     save_peft_folder(adapter, tmp_path / "adapter")
@@ -174,7 +184,7 @@ def test_a_folder_holds_the_generator(tmp_path):
     assert reads_examples(tmp_path / "examples.generator")
     again = load_example_generator(tmp_path / "examples.generator")
     assert (again.fingerprint, again.about) == ("f", {"tasks": ["a"]})
-    one, other = (g.write(base, labelled(5), PLAIN, "text") for g in (generator, again))
+    one, other = (g.write(base, shown(labelled(5))) for g in (generator, again))
     assert one.config == other.config
     assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
     with pytest.raises(GeneratorError, match="one that reads prompts is needed here"):
@@ -204,7 +214,7 @@ def test_another_base_model_is_refused():
     generator = ExampleGenerator.fresh(tiny_base(), DECODER, LORA)
     generator.identity = replace(generator.identity, base_model_fingerprint="another")
     with pytest.raises(GeneratorError, match="use that base model"):
-        generator.write(tiny_base(), labelled(3), PLAIN, "text")
+        generator.write(tiny_base(), shown(labelled(3)))
 
 
 def test_shuffled_answers_are_those_of_others():

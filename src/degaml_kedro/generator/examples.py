@@ -42,7 +42,12 @@ from degaml_kedro.llm.associative import (
     layers_at,
 )
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.finetune import answer_loss_under, answer_sequences, initial_adapter
+from degaml_kedro.llm.finetune import (
+    AnswerSequence,
+    answer_loss_under,
+    answer_sequences,
+    initial_adapter,
+)
 from degaml_kedro.parameters import (
     AnswerForm,
     AssociativeDecoder,
@@ -98,29 +103,20 @@ class ExampleGenerator:
         """The number of parameters."""
         return sum(parameter.numel() for parameter in self.decoder.parameters())
 
-    def write(
-        self,
-        base: BaseModel,
-        examples: Sequence[Example],
-        prompt: PromptParameters,
-        mode: AnswerForm,
-    ) -> Adapter:
+    def write(self, base: BaseModel, sequences: Sequence[AnswerSequence]) -> Adapter:
         """The adapter of a task, from its labelled examples, on the CPU.
 
         Args:
             base: the frozen model.
-            examples: any number, in any order.
-            prompt: how an example becomes text.
-            mode: what the answer is: the option's text, or its label in brackets.
+            sequences: prompts with their right answers: any number, in any order.
 
         Raises:
             GeneratorError: it belongs to another base model.
             AssociativeError: there are no examples.
-            PromptError: an example is longer than the model's context.
         """
         self.identity.check_base_model(base.name, base.fingerprint)
         self.decoder.to(base.device)
-        return self.decoder.adapter(base, answer_sequences(base, examples, prompt, mode))
+        return self.decoder.adapter(base, sequences)
 
 
 def train_on_episodes(

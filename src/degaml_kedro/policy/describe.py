@@ -82,15 +82,28 @@ def _tts(config: Mapping[str, Any]) -> str:
 
 
 def _context(config: Mapping[str, Any]) -> str:
+    order = _ORDERS[config["order"]]
+    return f"Show the model up to {_shown(config)}, {order}{_encoder(config)}"
+
+
+def _written(config: Mapping[str, Any]) -> str:
+    shown = f"; show the model up to {_shown(config)}" if config.get("shots", 0) else ""
+    return f"Write an adapter from the examples with their answers, in one pass{shown}{_encoder(config)}"
+
+
+def _shown(config: Mapping[str, Any]) -> str:
     count = int(config["shots"])
     examples = "1 example with its answer" if count == 1 else f"{count} examples with their answers"
-    told = f"Show the model up to {examples} in front of every question, {_ORDERS[config['order']]}"
-    if config.get("encoder", 0) > 0:
-        told += (
-            "; where they have all of a question's options as answers, multiply with the probabilities of a classifier "
-            f"of sentence embeddings (weight {_number(config['encoder'])})"
-        )
-    return told
+    return f"{examples} in front of every question"
+
+
+def _encoder(config: Mapping[str, Any]) -> str:
+    if not config.get("encoder", 0) > 0:
+        return ""
+    return (
+        "; where they have all of a question's options as answers, multiply with the probabilities of a classifier of "
+        f"sentence embeddings (weight {_number(config['encoder'])})"
+    )
 
 
 def _ensemble(config: Mapping[str, Any]) -> str:
@@ -110,6 +123,7 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "ls": _ls,
     "tts": _tts,
     "context": _context,
+    "written": _written,
     "ensemble": _ensemble,
 }
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from degaml_kedro.generator.examples import ExampleGenerator
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
@@ -30,6 +31,7 @@ def generated_workbench(
     embeddings: PromptEmbeddings,
     among: Sequence[int],
     encoder: EncoderParameters,
+    writer: ExampleGenerator | None = None,
 ) -> Workbench:
     """A workbench for one task.
 
@@ -41,6 +43,7 @@ def generated_workbench(
         embeddings: states of the task's unlabelled prompts.
         among: which of these prompts adapters are made from.
         encoder: reads questions, for what compares them with prompts or examples; it is loaded when it is asked.
+        writer: the generator that reads examples, for the family ``written``.
 
     Raises:
         GeneratorError: the generator belongs to another base model or encoder.
@@ -55,7 +58,7 @@ def generated_workbench(
         rows = generator.draw_prompts(embeddings, seed, number, among)
         return Member(generator.generate(*embeddings.rows(rows)), embeddings.sentences(rows))
 
-    return Workbench(base, prompt, scoring, draw, question_embedder(encoder))
+    return Workbench(base, prompt, scoring, draw, question_embedder(encoder), writer)
 
 
 def read_questions(

@@ -36,7 +36,7 @@ from degaml_kedro.strategies.seen import Candidates, Labeled, Nothing, Prompts
 from degaml_kedro.strategies.state import AdaptedState
 
 ENTRY_POINTS = "degaml_kedro.strategies"
-_OWN = ("ttt", "mixing", "latent", "scaling", "few_shot", "in_context", "ensemble")
+_OWN = ("ttt", "mixing", "latent", "scaling", "few_shot", "in_context", "written", "ensemble")
 # how many configurations an offered value is tried in before it counts as one that none accepts
 _TRIED_TOGETHER = 1000
 

@@ -59,7 +59,7 @@ class Context:
 
     Attributes:
         examples: what demonstrations are taken from, in the given order.
-        shots: how many stand in the prompt, at most.
+        shots: how many stand in the prompt, at most; 0 where the encoder's word alone is asked for.
         order: ``given``: the first ones, as they come; ``random``: the first ones of the seed's order; ``nearest``:
             those nearest to the question, the nearest one last.
         seed: of the random order.
@@ -239,7 +239,7 @@ class _Example(Parameters):
 class _Context(Parameters):
     # bounds as of the family `context`: anybody may have written the file
     examples: tuple[_Example, ...] = Field(min_length=1, max_length=MAX_POOL)
-    shots: int = Field(ge=1, le=MAX_SHOTS)
+    shots: int = Field(ge=0, le=MAX_SHOTS)
     order: Order
     seed: int = Field(ge=0, lt=2**63)
     encoder_weight: float = Field(0.0, ge=0, le=MAX_ENCODER_WEIGHT)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.generator.examples import ExampleGenerator
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.parameters import PromptParameters, ScoringParameters
 from degaml_kedro.progress import Progress
@@ -60,6 +61,7 @@ class Workbench:
         scoring: how answers are scored, in the task's mode.
         draw: (seed, number) -> a fresh adapter of the task with its prompt batch; None where there is no generator.
         embed: sentence embeddings of questions, float32 [Q, C] of length 1; None where there is no encoder.
+        writer: the generator that writes an adapter from labelled examples; None where there is none.
         meter: counts tokens.
         deadline: on ``time.monotonic``; None for no budget.
         interrupted: set by another thread to stop the work; None where nobody can.
@@ -70,6 +72,7 @@ class Workbench:
     scoring: ScoringParameters
     draw: Callable[[int, int], Member] | None = None
     embed: Callable[[Sequence[Question]], Tensor] | None = None
+    writer: ExampleGenerator | None = None
     meter: Meter = field(default_factory=Meter)
     deadline: float | None = None
     interrupted: threading.Event | None = None

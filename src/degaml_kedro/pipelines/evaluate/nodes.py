@@ -190,8 +190,8 @@ def write_adapter(
         support = shuffled_answers(support, derive_seed(parameters.seed, task, "shuffled answers"))
     mode = parameters.scoring_of(task).answers
     clock = Clock()
-    adapter = trained.write(base, support, parameters.prompt, mode)
     sequences = answer_sequences(base, support, parameters.prompt, mode)
+    adapter = trained.write(base, sequences)
     clock.read(sum(len(one.ids) for one in sequences))
     spent = clock.compute
     logger.info(

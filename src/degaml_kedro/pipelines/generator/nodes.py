@@ -265,7 +265,8 @@ def _check_written(
     training = generator.decoder.training
     generator.decoder.eval()
     score = parameters.scoring_of(task)
-    adapter = generator.write(base, parts.support, parameters.prompt, score.answers)
+    shown = answer_sequences(base, parts.support, parameters.prompt, score.answers)
+    adapter = generator.write(base, shown)
     generator.decoder.train(training)
     count = int(generator.about["training"]["check_examples"])
     predictions = score_examples(base, parts.validation[:count], parameters.prompt, score, adapter)

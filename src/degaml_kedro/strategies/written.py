@@ -1,0 +1,67 @@
+"""``written``: an adapter written from the support examples by the generator that reads them (not in the paper).
+
+It takes the place of whatever adapter there is: no gradient step, and no example in the prompt unless it is asked for.
+The examples are read once (:mod:`degaml_kedro.generator.examples`). Demonstrations and the word of the prompt encoder's
+classifier are those of the family ``context``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from degaml_kedro.llm.finetune import answer_sequences
+from degaml_kedro.parameters import Parameters
+from degaml_kedro.seeds import derive_seed
+from degaml_kedro.strategies.registry import Offered, family
+from degaml_kedro.strategies.seen import Labeled
+from degaml_kedro.strategies.state import (
+    MAX_ENCODER_WEIGHT,
+    MAX_POOL,
+    MAX_SHOTS,
+    AdaptedState,
+    Context,
+    Member,
+)
+from degaml_kedro.strategies.workbench import StrategyError, Workbench
+
+
+class Written(Parameters):
+    """How many demonstrations stand in the prompt beside it, and what the encoder's word counts."""
+
+    shots: Annotated[int, Field(ge=0, le=MAX_SHOTS), Offered(0, 20)] = 0
+    encoder: Annotated[float, Field(ge=0, le=MAX_ENCODER_WEIGHT), Offered(0.0, 2.0)] = 0.0
+
+
+@family("written", "write an adapter from the answered examples", Written)
+def refine(
+    bench: Workbench, state: AdaptedState, seen: Labeled, config: Written, seed: int
+) -> AdaptedState:
+    """One adapter, written from the examples, in place of the state's.
+
+    Args:
+        bench: with the generator that reads examples, and with the encoder where its word counts.
+        state: what is replaced.
+        seen: labeled examples.
+        config: demonstrations, and the encoder's word.
+        seed: is not used by the order given.
+
+    Raises:
+        StrategyError: there is no generator that reads examples, or no encoder where one is asked for.
+    """
+    if bench.writer is None:
+        raise StrategyError(
+            "there is no generator that reads examples here; train one (generator.variants with decoder.kind: "
+            "associative), or leave the family 'written' out"
+        )
+    sequences = answer_sequences(bench.base, seen.examples, bench.prompt, bench.scoring.answers)
+    adapter = bench.writer.write(bench.base, sequences)
+    bench.meter.forward += sum(len(one.ids) for one in sequences)
+    context = None
+    if config.shots or config.encoder:
+        own = derive_seed(seed, "context")
+        context = Context(seen.examples[:MAX_POOL], config.shots, "given", own, config.encoder)
+        if context.needs_encoder and bench.embed is None:
+            raise StrategyError("the prompt encoder has a word of its own, and there is none here")
+    return AdaptedState((Member(adapter, None, context),))
