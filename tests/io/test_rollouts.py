@@ -1,4 +1,4 @@
-"""Rollouts: killed at any byte, the next run goes on from the last whole row and ends in the same file."""
+"""Rollouts: killed at any instant, the next run goes on from the last whole row and ends in the same file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,21 +21,15 @@ from kedro.pipeline import node, pipeline
 from kedro.runner import ParallelRunner, SequentialRunner, ThreadRunner
 
 from degaml_kedro.io import atomic
-from degaml_kedro.io import rollouts as module
 from degaml_kedro.io.atomic import StoredDataError
 from degaml_kedro.io.rollouts import (
     ADDED_COLUMNS,
     NULLABLE_COLUMNS,
     ROLLOUT_COLUMNS,
-    RolloutRows,
-    RolloutsChunk,
+    Rollouts,
     RolloutsDataset,
-    RolloutsEnd,
     RolloutsResumeDataset,
-    RolloutsStart,
-    RolloutsState,
 )
-from tests.io.sending import sent
 
 TOTAL = 4
 
@@ -78,28 +71,33 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def trials(
-    resume: RolloutsState | None, fingerprint: str = "one", total: int = TOTAL
-) -> Iterator[RolloutsChunk]:
+    resume: Rollouts | None, fingerprint: str = "one", total: int = TOTAL
+) -> Iterator[Rollouts]:
     """What a node yields."""
-    if resume is not None and resume.fingerprint != fingerprint:
-        resume = None
-    if resume is not None and resume.complete:
-        yield RolloutsEnd()
-        return
-    done = len(resume.rows) if resume else 0
-    yield RolloutsStart(fingerprint, done)
-    for number in range(done, total):
-        yield RolloutRows([row(number)])
-    yield RolloutsEnd()
+    rows: list[Any] = []
+    if resume is not None and resume.fingerprint == fingerprint:
+        if resume.complete:
+            yield resume
+            return
+        rows += resume.rows
+    yield Rollouts(fingerprint, tuple(rows))
+    for number in range(len(rows), total):
+        rows.append(row(number))
+        yield Rollouts(fingerprint, tuple(rows))
+    yield Rollouts(fingerprint, tuple(rows), complete=True)
 
 
 def run(path: Path, **options: Any) -> int:
     """What Kedro does with the node; how many rows it made."""
-    dataset, made = RolloutsDataset(filepath=path), 0
+    dataset, counts = RolloutsDataset(filepath=path), []
     for chunk in trials(RolloutsResumeDataset(filepath=path).load(), **options):
         dataset.save(chunk)
-        made += isinstance(chunk, RolloutRows)
-    return made
+        counts.append(len(chunk.rows))
+    return counts[-1] - counts[0]
+
+
+def rows(count: int) -> tuple[dict[str, Any], ...]:
+    return tuple(row(number) for number in range(count))
 
 
 def same(one: Any, other: Any) -> bool:
@@ -149,26 +147,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def test_rows_are_on_the_disk_when_save_returns(
-    dataset: RolloutsDataset, resume: RolloutsResumeDataset, partial: Path
-) -> None:
-    assert resume.load() is None
-    assert not resume.exists()
-    dataset.save(RolloutsStart("one", 0))
-    lines = partial.read_bytes().splitlines()
-    assert json.loads(lines[0]) == {"format": 1, "fingerprint": "one"}
-    for number in range(3):
-        dataset.save(RolloutRows([row(number)]))
-        assert len(partial.read_bytes().split(b"\n")) == number + 3
-        found = resume.load()
-        assert found is not None
-        assert (found.fingerprint, found.complete) == ("one", False)
-        assert_rows(found.rows, [row(n) for n in range(number + 1)])
-    assert resume.exists()
-    assert not dataset.exists()
-
-
-def test_every_piece_is_brought_to_the_disk(
-    dataset: RolloutsDataset, partial: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: RolloutsDataset,
+    resume: RolloutsResumeDataset,
+    partial: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     synced: list[int] = []
     original = os.fsync
@@ -178,24 +160,32 @@ def test_every_piece_is_brought_to_the_disk(
         original(descriptor)
 
     monkeypatch.setattr(os, "fsync", watched)
-    dataset.save(RolloutsStart("one", 0))
-    assert partial.stat().st_size in synced
-    for number in range(2):
-        dataset.save(RolloutRows([row(number)]))
-        assert synced[-1] == partial.stat().st_size
+    assert resume.load() is None
+    assert not resume.exists()
+    for count in range(4):
+        dataset.save(Rollouts("one", rows(count)))
+        lines = partial.read_bytes().splitlines()
+        assert json.loads(lines[0]) == {"format": 1, "fingerprint": "one"}
+        assert len(lines) == count + 1
+        assert partial.stat().st_size in synced
+        found = resume.load()
+        assert found is not None
+        assert (found.fingerprint, found.complete) == ("one", False)
+        assert_rows(found.rows, list(rows(count)))
+    assert resume.exists()
+    assert not dataset.exists()
 
 
 def test_the_end_makes_the_file_and_leaves_nothing_else(
     dataset: RolloutsDataset, resume: RolloutsResumeDataset, path: Path
 ) -> None:
-    for chunk in trials(None):
-        dataset.save(chunk)
+    assert run(path) == TOTAL
     assert dataset.exists()
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     found = resume.load()
     assert found is not None
     assert (found.fingerprint, found.complete) == ("one", True)
-    assert_rows(found.rows, [row(number) for number in range(TOTAL)])
+    assert_rows(found.rows, list(rows(TOTAL)))
     # a finished run tries nothing again
     before = path.read_bytes()
     assert run(path) == 0
@@ -205,8 +195,7 @@ def test_the_end_makes_the_file_and_leaves_nothing_else(
 def test_the_frame_has_the_columns_and_types_and_keeps_nan_apart_from_none(
     dataset: RolloutsDataset, path: Path
 ) -> None:
-    for chunk in trials(None):
-        dataset.save(chunk)
+    run(path)
     frame = dataset.load()
     assert list(frame.columns) == list(ROLLOUT_COLUMNS)
     assert frame["seed"].tolist() == [2**63 - 1 - number for number in range(TOTAL)]
@@ -260,46 +249,30 @@ ROWS = st.fixed_dictionaries(
 
 
 @settings(max_examples=40)
-@given(rows=st.lists(ROWS, max_size=4), cut=st.integers(0, 4), fingerprint=TEXT)
+@given(made=st.lists(ROWS, max_size=4), fingerprint=TEXT)
 def test_any_row_comes_back_bit_for_bit_before_the_end_and_after(
-    rows: list[dict[str, Any]], cut: int, fingerprint: str
+    made: list[dict[str, Any]], fingerprint: str
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "r.parquet"
         dataset, resume = RolloutsDataset(filepath=path), RolloutsResumeDataset(filepath=path)
-        dataset.save(RolloutsStart(fingerprint, 0))
-        dataset.save(RolloutRows(rows[:cut]))
-        dataset.save(RolloutRows(rows[cut:]))
-        unfinished = resume.load()
-        dataset.save(RolloutsEnd())
-        finished = resume.load()
-        assert unfinished is not None
-        assert finished is not None
-        assert unfinished.fingerprint == finished.fingerprint == fingerprint
-        assert (unfinished.complete, finished.complete) == (False, True)
-        assert_rows(unfinished.rows, rows)
-        assert_rows(finished.rows, rows)
-        assert len(dataset.load()) == len(rows)
+        for complete in (False, True):
+            dataset.save(Rollouts(fingerprint, tuple(made), complete))
+            found = resume.load()
+            assert found is not None
+            assert (found.fingerprint, found.complete) == (fingerprint, complete)
+            assert_rows(found.rows, made)
+        assert len(dataset.load()) == len(made)
 
 
-def test_numbers_of_numpy_become_python_s_and_half_surrogates_their_escape(
+def test_half_surrogates_become_their_escape(
     dataset: RolloutsDataset, resume: RolloutsResumeDataset
 ) -> None:
-    changes = {
-        "n": np.int32(5),
-        "reward": np.float32(0.5),
-        "valid": np.bool_(True),
-        "tokens": np.uint8(3),
-        "accuracy_before": 1,
-        "error": "no family '\ud800'",
-    }
-    dataset.save(RolloutsStart("one", 0))
-    dataset.save(RolloutRows([row(0, **changes)]))
-    dataset.save(RolloutsEnd())
-    found = resume.load()
-    assert found is not None
-    expected = {"n": 5, "reward": 0.5, "valid": True, "tokens": 3, "accuracy_before": 1.0}
-    assert_rows(found.rows, [row(0, **expected, error="no family '\\ud800'")])
+    for complete in (False, True):
+        dataset.save(Rollouts("one", (row(0, error="no family '\ud800'"),), complete))
+        found = resume.load()
+        assert found is not None
+        assert_rows(found.rows, [row(0, error="no family '\\ud800'")])
 
 
 # --- files of older versions ----------------------------------------------------------------------
@@ -326,7 +299,6 @@ def test_a_file_of_the_first_version_is_read_and_what_it_lacks_is_none(
     dataset: RolloutsDataset, resume: RolloutsResumeDataset, path: Path
 ) -> None:
     first_version(path)
-    before = path.read_bytes()
     frame = dataset.load()
     assert list(frame.columns) == list(ROLLOUT_COLUMNS)
     assert frame[sorted(ADDED_COLUMNS)].isna().all(axis=None)
@@ -337,45 +309,34 @@ def test_a_file_of_the_first_version_is_read_and_what_it_lacks_is_none(
     assert found.complete
     none = dict.fromkeys(ADDED_COLUMNS)
     assert_rows(found.rows, [row(number, **none) for number in range(TOTAL)])
-    # it is finished: nothing is tried, nor written, again
+    # it is finished: nothing is tried again
     assert run(path) == 0
-    assert path.read_bytes() == before
+    assert dataset.load().to_json() == frame.to_json()
 
 
 def test_a_run_of_the_first_version_is_gone_on_with(
     dataset: RolloutsDataset, resume: RolloutsResumeDataset, partial: Path, path: Path
 ) -> None:
-    dataset.save(RolloutsStart("one", 0))
-    dataset.release()
+    dataset.save(Rollouts("one"))
     with partial.open("a") as file:
         file.writelines(json.dumps(without_added(row(number))) + "\n" for number in range(2))
     none = dict.fromkeys(ADDED_COLUMNS)
-    found = resume.load()
-    assert found is not None
-    assert_rows(found.rows, [row(number, **none) for number in range(2)])
     assert run(path) == TOTAL - 2
     found = resume.load()
     assert found is not None
     assert_rows(found.rows, [row(0, **none), row(1, **none), row(2), row(3)])
 
 
-def test_a_new_row_needs_every_column(dataset: RolloutsDataset) -> None:
-    dataset.save(RolloutsStart("one", 0))
-    with pytest.raises(DatasetError, match="without option_scores, poolable, p_value, decided_by"):
-        dataset.save(RolloutRows([without_added(row(0))]))
-
-
 # --- killed ---------------------------------------------------------------------------------------
 
 
-def test_killed_at_any_byte_whole_rows_stay_and_the_end_is_the_same(
+def test_a_file_that_ends_at_any_byte_keeps_its_whole_rows_and_comes_to_the_same(
     path: Path, partial: Path, whole: bytes, dataset: RolloutsDataset, resume: RolloutsResumeDataset
 ) -> None:
-    for chunk in list(trials(None))[:-1]:
-        dataset.save(chunk)
-    dataset.release()
+    # earlier versions appended to the file
+    dataset.save(Rollouts("one", rows(TOTAL)))
     content = partial.read_bytes()
-    ends = [index + 1 for index, byte in enumerate(content) if byte == ord("\n")]
+    ends = [index for index, byte in enumerate(content) if byte == ord("\n")]
     assert len(ends) == TOTAL + 1
     for length in range(len(content) + 1):
         partial.write_bytes(content[:length])
@@ -395,88 +356,57 @@ def test_killed_at_any_byte_whole_rows_stay_and_the_end_is_the_same(
             path.unlink()
 
 
-@settings(max_examples=60)
-@given(data=st.data())
-def test_killed_again_and_again(data: st.DataObject, whole: bytes) -> None:
+@settings(max_examples=40)
+@given(stops=st.lists(st.integers(0, TOTAL + 1), max_size=3))
+def test_killed_again_and_again(stops: list[int], whole: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "r.parquet"
-        partial = Path(f"{path}.partial.jsonl")
-        resume = RolloutsResumeDataset(filepath=path)
-        for _ in range(3):
+        for stop in stops:
             dataset = RolloutsDataset(filepath=path)
-            chunks = trials(resume.load())
-            for chunk in list(chunks)[: data.draw(st.integers(0, TOTAL + 1))]:
-                if not isinstance(chunk, RolloutsEnd):
-                    dataset.save(chunk)
-            dataset.release()
-            if partial.exists():
-                size = partial.stat().st_size
-                os.truncate(partial, size - data.draw(st.integers(0, min(size, 400))))
+            for chunk in list(trials(RolloutsResumeDataset(filepath=path).load()))[:stop]:
+                dataset.save(chunk)
         run(path)
         assert path.read_bytes() == whole
         assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_killed_while_the_parquet_file_is_written(
-    path: Path, partial: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("complete", [False, True])
+def test_where_the_disk_is_full_what_was_there_stays(
+    path: Path,
+    whole: bytes,
+    dataset: RolloutsDataset,
+    resume: RolloutsResumeDataset,
+    complete: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
+    dataset.save(Rollouts("one", rows(2)))
     with monkeypatch.context() as patch:
         patch.setattr(atomic.os, "replace", full)
         with pytest.raises((OSError, DatasetError), match="No space left"):
-            run(path)
+            dataset.save(Rollouts("one", rows(TOTAL), complete))
     assert not path.exists()
-    assert partial.exists()
-    assert run(path) == 0
+    found = resume.load()
+    assert found is not None
+    assert_rows(found.rows, list(rows(2)))
+    assert run(path) == TOTAL - 2
     assert path.read_bytes() == whole
-    assert not partial.exists()
 
 
 def test_killed_between_the_parquet_file_and_the_partial_one_s_end(
     path: Path, partial: Path, whole: bytes, dataset: RolloutsDataset
 ) -> None:
-    for chunk in list(trials(None))[:-1]:
-        dataset.save(chunk)
-    left = partial.read_bytes()
-    dataset.save(RolloutsEnd())
-    partial.write_bytes(left)
-    assert not dataset.exists()
-    assert run(path) == 0
-    assert dataset.exists()
-    assert path.read_bytes() == whole
-
-
-def test_fewer_rows_than_there_are_can_be_kept(
-    dataset: RolloutsDataset, resume: RolloutsResumeDataset
-) -> None:
-    for chunk in list(trials(None))[:-1]:
-        dataset.save(chunk)
-    again = RolloutsDataset(filepath=dataset._path)
-    again.save(RolloutsStart("one", 1))
-    again.save(RolloutRows([row(7)]))
-    found = resume.load()
-    assert found is not None
-    assert_rows(found.rows, [row(0), row(7)])
-
-
-@pytest.mark.parametrize("cut", [0, 30])
-def test_to_go_on_from_what_is_not_there_is_an_error(
-    dataset: RolloutsDataset, partial: Path, cut: int
-) -> None:
-    message = "another process has changed it meanwhile; run the same command again"
-    with pytest.raises(DatasetError, match=message):
-        dataset.save(RolloutsStart("one", 2))
-    for chunk in list(trials(None))[:2]:
-        dataset.save(chunk)
-    with pytest.raises(DatasetError, match=message):
-        dataset.save(RolloutsStart("one", 2))
-    with pytest.raises(DatasetError, match=message):
-        dataset.save(RolloutsStart("other", 1))
-    os.truncate(partial, cut)
-    with pytest.raises(DatasetError, match=message):
-        dataset.save(RolloutsStart("one", 1))
+    dataset.save(Rollouts("one", rows(TOTAL)))
+    for left in (partial.read_bytes(), b'{"form'):
+        run(path)
+        partial.write_bytes(left)
+        assert not dataset.exists()
+        assert run(path) == 0
+        assert dataset.exists()
+        assert path.read_bytes() == whole
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_a_damaged_line_costs_it_and_what_follows(
@@ -487,37 +417,24 @@ def test_a_damaged_line_costs_it_and_what_follows(
     resume: RolloutsResumeDataset,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    for chunk in list(trials(None))[:-1]:
-        dataset.save(chunk)
+    dataset.save(Rollouts("one", rows(TOTAL)))
     lines = partial.read_bytes().splitlines(keepends=True)
     for bad in (
         b"\x00" * 50 + b"\n",
         b"\n",
         b"[]\n",
         lines[3].replace(b'"n"', b'"m"'),
-        lines[3].replace(b'"n": 20', b'"n": "20"'),
         lines[3][:-20] + b"\n",
     ):
         partial.write_bytes(b"".join([*lines[:3], bad, *lines[4:]]))
         caplog.clear()
         found = resume.load()
         assert found is not None
-        assert_rows(found.rows, [row(0), row(1)])
+        assert_rows(found.rows, list(rows(2)))
         assert "damaged after 2 rows" in caplog.text
         assert run(path) == 2
         assert path.read_bytes() == whole
         path.unlink()
-
-
-def test_what_changes_behind_the_writer_s_back_never_becomes_the_file(
-    path: Path, partial: Path, dataset: RolloutsDataset
-) -> None:
-    for chunk in list(trials(None))[:-1]:
-        dataset.save(chunk)
-    os.truncate(partial, partial.stat().st_size - 5)
-    with pytest.raises(DatasetError, match="not what was written"):
-        dataset.save(RolloutsEnd())
-    assert not path.exists()
 
 
 @pytest.mark.parametrize(
@@ -539,110 +456,24 @@ def test_another_first_line_is_started_over(
     assert path.read_bytes() == whole
 
 
-def test_a_write_that_fails_lets_nothing_follow_a_half_line(
-    dataset: RolloutsDataset, resume: RolloutsResumeDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for chunk in list(trials(None))[:2]:
-        dataset.save(chunk)
-
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module.os, "fsync", full)
-        with pytest.raises((OSError, DatasetError), match="No space left"):
-            dataset.save(RolloutRows([row(1)]))
-    with pytest.raises(DatasetError, match="RolloutsStart"):
-        dataset.save(RolloutRows([row(2)]))
-    found = resume.load()
-    assert found is not None
-    assert_rows(found.rows[:1], [row(0)])
-
-
 # --- fingerprints ---------------------------------------------------------------------------------
 
 
 def test_another_fingerprint_starts_over(
     path: Path, partial: Path, dataset: RolloutsDataset, resume: RolloutsResumeDataset
 ) -> None:
-    for chunk in list(trials(None))[:3]:
-        dataset.save(chunk)
-    dataset.release()
+    dataset.save(Rollouts("one", rows(2)))
     assert run(path, fingerprint="two") == TOTAL
     found = resume.load()
     assert found is not None
     assert (found.fingerprint, found.complete) == ("two", True)
     # the finished file goes before its successor begins: a killed run must not leave both
-    dataset.save(RolloutsStart("three", 0))
+    dataset.save(Rollouts("three"))
     assert not path.exists()
     assert partial.exists()
 
 
-def test_the_same_fingerprint_keeps_the_file_until_its_successor_is_whole(
-    path: Path, whole: bytes, dataset: RolloutsDataset
-) -> None:
-    run(path)
-    dataset.save(RolloutsStart("one", 0))
-    assert path.read_bytes() == whole
-    assert not dataset.exists()
-    dataset.save(RolloutRows([row(0)]))
-    dataset.save(RolloutsEnd())
-    assert len(dataset.load()) == 1
-
-
-def test_an_end_alone_removes_leftovers_of_what_is_complete(
-    path: Path, partial: Path, whole: bytes, dataset: RolloutsDataset
-) -> None:
-    run(path)
-    partial.write_bytes(b'{"form')
-    assert not dataset.exists()
-    assert run(path) == 0
-    assert dataset.exists()
-    assert path.read_bytes() == whole
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
 # --- what is refused ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("chunk", [RolloutRows([row(0)]), RolloutsEnd()])
-def test_a_start_comes_first(dataset: RolloutsDataset, path: Path, chunk: RolloutsChunk) -> None:
-    with pytest.raises(DatasetError, match="before its RolloutsStart; yield that first"):
-        dataset.save(chunk)
-    assert not path.parent.exists()
-
-
-WRONG: dict[str, tuple[Any, str]] = {
-    "missing": ({k: v for k, v in row(0).items() if k not in ("n", "seed")}, "without n, seed"),
-    "unknown": (row(0, colour=1, shape=2), "with the unknown colour, shape"),
-    "both": (
-        {k: v for k, v in row(0, colour=1).items() if k != "n"},
-        "without n and with the unknown colour",
-    ),
-    "no mapping": ([1], "it is a list, not a mapping"),
-    "None": (row(0, reward=None), r"its reward is None \(NoneType\), not double"),
-    "text for a number": (row(0, n="20"), r"its n is '20' \(str\), not int64"),
-    "a fraction": (row(0, n=20.5), r"its n is 20.5 \(float\), not int64"),
-    "a truth for a number": (row(0, n=True), r"its n is True \(bool\), not int64"),
-    "a truth for a fraction": (row(0, reward=np.bool_(True)), "its reward is .*, not double"),
-    "a number for a truth": (row(0, valid=1), r"its valid is 1 \(int\), not bool"),
-    "a number for text": (row(0, state=1), r"its state is 1 \(int\), not string"),
-    "a seed of 64 bits": (row(0, seed=2**63), r"its seed is 9223372036854775808"),
-    "too large": (row(0, reward=10**400), r"its reward is 1000.*\(int\), not double"),
-}
-
-
-@pytest.mark.parametrize("what", WRONG)
-def test_a_row_that_is_none_is_named_and_nothing_of_its_piece_is_written(
-    dataset: RolloutsDataset, partial: Path, path: Path, what: str
-) -> None:
-    wrong, message = WRONG[what]
-    dataset.save(RolloutsStart("one", 0))
-    before = partial.read_bytes()
-    with pytest.raises(DatasetError, match=message) as caught:
-        dataset.save(RolloutRows([row(0), wrong]))
-    assert str(path) in str(caught.value)
-    assert partial.read_bytes() == before
 
 
 def other_columns(path: Path) -> None:
@@ -700,9 +531,6 @@ def test_the_resume_dataset_is_read_only(resume: RolloutsResumeDataset) -> None:
         resume.save(object())  # type: ignore[arg-type]
 
 
-# --- as Kedro uses them ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("runner", [SequentialRunner, ThreadRunner, ParallelRunner])
 def test_every_runner_writes_the_same_bytes(tmp_path: Path, whole: bytes, runner: Any) -> None:
     from kedro.io import SharedMemoryDataCatalog
@@ -713,31 +541,8 @@ def test_every_runner_writes_the_same_bytes(tmp_path: Path, whole: bytes, runner
         datasets[f"{letter}.resume"] = RolloutsResumeDataset(
             filepath=tmp_path / f"{letter}.parquet"
         )
-    datasets["a.rollouts"].save(RolloutsStart("one", 0))
-    datasets["a.rollouts"].save(RolloutRows([row(0)]))
-    datasets["a.rollouts"].release()
+    datasets["a.rollouts"].save(Rollouts("one", rows(1)))
     steps = pipeline([node(trials, f"{x}.resume", f"{x}.rollouts", name=x) for x in "ab"])
     kind = SharedMemoryDataCatalog if runner is ParallelRunner else DataCatalog
     runner().run(steps, kind(datasets), only_missing_outputs=True)
     assert [(tmp_path / f"{x}.parquet").read_bytes() for x in "ab"] == [whole] * 2
-
-
-def test_they_can_be_sent_to_another_process(
-    dataset: RolloutsDataset, resume: RolloutsResumeDataset, path: Path, whole: bytes
-) -> None:
-    there = sent(dataset)
-    for chunk in trials(sent(resume).load()):
-        there.save(chunk)
-    assert path.read_bytes() == whole
-    # and a file that is open stays where it is
-    dataset.save(RolloutsStart("two", 0))
-    assert sent(dataset)._file is None
-    dataset.release()
-    assert dataset._file is None
-
-
-def test_descriptions_name_the_file(
-    dataset: RolloutsDataset, resume: RolloutsResumeDataset, path: Path
-) -> None:
-    assert str(path) in str(dataset)
-    assert str(path) in str(resume)

@@ -23,14 +23,7 @@ from degaml_kedro.generator.generator import (
     save_generator,
 )
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
-from degaml_kedro.io.rollouts import (
-    ROLLOUT_COLUMNS,
-    RolloutRows,
-    RolloutsDataset,
-    RolloutsEnd,
-    RolloutsStart,
-    RolloutsState,
-)
+from degaml_kedro.io.rollouts import ROLLOUT_COLUMNS, Rollouts, RolloutsDataset
 from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.parameters import (
@@ -256,7 +249,8 @@ def executed(made: Generator, frame: pd.DataFrame, rows: list[dict[str, Any]]) -
 
 
 def rows_of(chunks: Any) -> list[dict[str, Any]]:
-    return [dict(row) for chunk in chunks if isinstance(chunk, RolloutRows) for row in chunk.rows]
+    *_, last = chunks
+    return [dict(row) for row in last.rows]
 
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -437,20 +431,21 @@ def tries(monkeypatch):
 def test_a_killed_node_goes_on_and_repeats_no_trial(node, stop, generator, tries):
     frame = splits(1)
     whole = list(node(generator, frame))
-    assert isinstance(whole[0], RolloutsStart)
-    assert whole[0].resumed_from == 0
-    assert isinstance(whole[-1], RolloutsEnd)
     every = rows_of(whole)
+    # nothing, a trial more each time, and that they are all
+    assert [(len(one.rows), one.complete) for one in whole] == [
+        *((count, False) for count in range(len(every) + 1)),
+        (len(every), True),
+    ]
     tries.count, tries.stop, chunks = 0, stop, []
     with pytest.raises(Killed):
         keep(node(generator, frame), chunks)
-    left = RolloutsState(chunks[0].fingerprint, tuple(rows_of(chunks)), complete=False)
+    left = chunks[-1]
     assert len(left.rows) == stop
     tries.count, tries.stop = 0, None
     start, *rest = node(generator, frame, left)
-    assert start == RolloutsStart(whole[0].fingerprint, stop)
-    assert isinstance(rest[-1], RolloutsEnd)
-    assert timeless([*left.rows, *rows_of(rest)]) == timeless(every)
+    assert start == left
+    assert timeless(rows_of(rest)) == timeless(every)
     assert tries.count == len(every) - stop
 
 
@@ -460,17 +455,13 @@ def test_rows_of_other_proposals_are_tried_again(node, generator, tries, tmp_pat
     whole = list(node(generator, frame))
     every = rows_of(whole)
     wrong = [{**row, "action": '{"family":"rest"}'} for row in every[:1]]
-    left = RolloutsState(whole[0].fingerprint, tuple(wrong), complete=False)
+    left = Rollouts(whole[0].fingerprint, tuple(wrong))
     tries.count = 0
     # through the dataset, where the rows that are wrong are on the disk already
     dataset = RolloutsDataset(filepath=tmp_path / "x.rollouts.parquet")
-    for chunk in (RolloutsStart(left.fingerprint), RolloutRows(wrong)):
+    for chunk in (left, *(chunks := list(node(generator, frame, left)))):
         dataset.save(chunk)
-    dataset.release()
-    chunks = list(node(generator, frame, left))
-    for chunk in chunks:
-        dataset.save(chunk)
-    assert [c.resumed_from for c in chunks if isinstance(c, RolloutsStart)] == [1, 0]
+    assert [len(chunk.rows) for chunk in chunks[:3]] == [1, 0, 1]
     assert timeless(rows_of(chunks)) == timeless(every)
     assert tries.count == len(every)
     assert "from trial 0 on, the rows on disk are of other proposals; these are tried again" in (
@@ -482,10 +473,9 @@ def test_rows_of_other_proposals_are_tried_again(node, generator, tries, tmp_pat
 @pytest.mark.parametrize("node", [rolled, chosen], ids=["rollouts", "choice"])
 def test_a_finished_node_tries_nothing(node, generator, tries):
     frame = splits(1)
-    first, *chunks = node(generator, frame)
+    *_, whole = node(generator, frame)
     tries.count = 0
-    left = RolloutsState(first.fingerprint, tuple(rows_of(chunks)), complete=True)
-    assert list(node(generator, frame, left)) == [RolloutsEnd()]
+    assert list(node(generator, frame, whole)) == [whole]
     assert tries.count == 0
 
 
@@ -504,12 +494,10 @@ def test_a_finished_node_tries_nothing(node, generator, tries):
 def test_other_settings_start_over(node, changes, generator, caplog):
     caplog.set_level(logging.INFO)
     frame = splits(1)
-    first, *chunks = node(generator, frame)
-    left = RolloutsState(first.fingerprint, tuple(rows_of(chunks)), complete=True)
-    start = next(iter(node(generator, frame, left, **changes)))
-    assert isinstance(start, RolloutsStart)
-    assert start.resumed_from == 0
-    assert start.fingerprint != first.fingerprint
+    *_, whole = node(generator, frame)
+    start = next(iter(node(generator, frame, whole, **changes)))
+    assert not start.rows
+    assert start.fingerprint != whole.fingerprint
     assert (
         "made with other settings, data, weights or another policy; they start over" in caplog.text
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,7 +106,7 @@ class ActionSpace:
                         f"policy.families.{name}.{field}: {_unknown(field, spaces)}"
                     )
             fields[name] = tuple(
-                _narrow(space, limits.get(space.name), name)
+                _narrow(space, limits.get(space.name), f"policy.families.{name}.{space.name}")
                 for space in spaces.values()
                 if space.name in limits or not space.optional
             )
@@ -149,20 +149,18 @@ class ActionSpace:
             raise ActionError(f"the action names no '{FAMILY_KEY}'")
         name = record.pop(FAMILY_KEY)
         if not isinstance(name, str) or name not in self.fields:
-            raise ActionError(f"the action's family is {_quoted(name)}; {self._names()}")
+            raise ActionError(
+                f"the action's family is {_quoted(name)}; there are {', '.join(self.fields)}"
+            )
         spaces = {space.name: space for space in self.fields[name]}
         for key in record:
             if key not in spaces:
                 raise ActionError(f"the family '{name}' has no field {_quoted(key)}")
-        config = {}
-        for field, space in spaces.items():
+        for field in spaces:
             if field not in record:
                 raise ActionError(f"the action of the family '{name}' lacks the field '{field}'")
-            config[field] = _checked(record[field], space, f"{name}.{field}")
-        family = self.family(name)
         try:
-            # values the bounds let pass may still be refused together, by a validator of the family's own
-            parameters = family.config.model_validate(config, strict=True)
+            parameters = self.family(name).config.model_validate(record, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join((name, *(str(part) for part in first["loc"])))
@@ -172,6 +170,7 @@ class ActionSpace:
             raise ActionError(
                 f"{name}: its configuration cannot be validated ({type(error).__name__}: {first_line(error)})"
             ) from error
+        config = {field: _inside(record[field], spaces[field], name) for field in spaces}
         return Action(name, config), parameters
 
     def grammar(self) -> str:
@@ -220,9 +219,6 @@ class ActionSpace:
         config = {space.name: space.offered[rng.integers(len(space.offered))] for space in spaces}
         return Action(family.name, config)
 
-    def _names(self) -> str:
-        return f"there are {', '.join(self.fields)}"
-
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
@@ -245,60 +241,49 @@ def _unknown(name: str, known: Mapping[str, object]) -> str:
 # --- narrowing ------------------------------------------------------------------------------------
 
 
-def _narrow(space: FieldSpace, limits: Sequence[Value] | None, family: str) -> FieldSpace:
+def _narrow(space: FieldSpace, limits: Sequence[Value] | None, where: str) -> FieldSpace:
     """A field with its bounds narrowed; None leaves them."""
     if space.kind == "number":
         # 1 and 1.0 are the same number and have to be the same text, and so are -0.0 and 0.0
         space = replace(space, offered=tuple(float(value) + 0.0 for value in space.offered))
     if limits is None:
         return space
-    try:
-        return _narrowed(space, limits)
-    except ValueError as error:
-        raise ActionSpaceError(f"policy.families.{family}.{space.name} {error}") from None
-
-
-def _narrowed(space: FieldSpace, limits: Sequence[Value]) -> FieldSpace:
-    """The field with other bounds; what is wrong with these is said by a ValueError."""
-    if isinstance(limits, str) or not isinstance(limits, Sequence) or not limits:
-        raise ValueError(f"is {_quoted(limits)}; give it a list with values")
+    if not limits:
+        raise ActionSpaceError(f"{where} is empty; give it a list with values")
     if space.low is None or space.high is None:
-        return _narrow_choice(space, limits)
+        known = [(type(value), value) for value in space.offered]  # 1 is not true
+        for value in limits:
+            if (type(value), value) not in known:
+                raise ActionSpaceError(
+                    f"{where} allows {_quoted(value)}, which the family does not; it has {_range(space)}"
+                )
+        return replace(space, offered=tuple(value for value in space.offered if value in limits))
     if len(limits) != 2:
-        raise ValueError(f"has {len(limits)} values; give it [low, high]")
-    low, high = (_bound(value, space, space.low, space.high) for value in limits)
+        raise ActionSpaceError(f"{where} has {len(limits)} values; give it [low, high]")
+    low, high = (_bound(value, space, where) for value in limits)
     if low > high:
-        raise ValueError(f"is [{low:g}, {high:g}]; the lower bound comes first")
+        raise ActionSpaceError(f"{where} is [{low:g}, {high:g}]; the lower bound comes first")
     inside = tuple(value for value in space.offered if low <= float(value) <= high)
     return replace(space, low=low, high=high, offered=inside or tuple(dict.fromkeys((low, high))))
 
 
-def _bound(value: object, space: FieldSpace, low: float, high: float) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"has the bound {_quoted(value)}, which is no number")
-    if not low <= value <= high:  # NaN lies nowhere
-        raise ValueError(
-            f"has the bound {_quoted(value)}, which is not inside of the family's own "
-            f"[{low:g}, {high:g}]"
+def _bound(value: Value, space: FieldSpace, where: str) -> int | float:
+    assert space.low is not None
+    assert space.high is not None
+    if isinstance(value, bool | str):
+        raise ActionSpaceError(f"{where} has the bound {_quoted(value)}, which is no number")
+    if not space.low <= value <= space.high:  # NaN lies nowhere
+        raise ActionSpaceError(
+            f"{where} has the bound {_quoted(value)}, which is not inside of the family's own "
+            f"[{space.low:g}, {space.high:g}]"
         )
     if space.kind == "number":
         return float(value) + 0.0
     if value != int(value):
-        raise ValueError(f"has the bound {value}; the field is an integer, and so are its bounds")
+        raise ActionSpaceError(
+            f"{where} has the bound {value}; the field is an integer, and so are its bounds"
+        )
     return int(value)
-
-
-def _narrow_choice(space: FieldSpace, allowed: Sequence[Value]) -> FieldSpace:
-    for value in allowed:
-        if not _among(value, space.offered):
-            listed = ", ".join(_json(offered) for offered in space.offered)
-            raise ValueError(f"allows {_quoted(value)}, which the family does not; it has {listed}")
-    return replace(space, offered=tuple(v for v in space.offered if _among(v, allowed)))
-
-
-def _among(value: object, allowed: Sequence[Value]) -> bool:
-    """Whether a value is one of the allowed, of the same type: ``1`` is not ``true``."""
-    return any(type(value) is type(other) and value == other for other in allowed)
 
 
 def _range(space: FieldSpace) -> str:
@@ -318,48 +303,30 @@ def _read(text: str) -> dict[str, Any]:
             f"the action is {len(text)} characters long; it has at most {LONGEST_TEXT}"
         )
     try:
-        record = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
-    except ActionError:
-        raise
+        record = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise ActionError(f"the action is not JSON ({_quoted(text)})") from error
+        raise ActionError(
+            f"the action is not JSON with every key once ({_quoted(text)})"
+        ) from error
     if not isinstance(record, dict):
         raise ActionError(f"the action is no JSON object ({_quoted(text)})")
     return record
 
 
-def _no_constant(name: str) -> None:
-    raise ActionError(f"the action holds {name}, which is no JSON number")
-
-
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
-        twice = next(_repeated(key for key, _ in pairs))
-        raise ActionError(f"the action names {_quoted(twice)} twice")
+        raise ValueError("a key twice")
     return record
 
 
-def _repeated(keys: Iterator[str]) -> Iterator[str]:
-    seen = set()
-    for key in keys:
-        if key in seen:
-            yield key
-        seen.add(key)
-
-
-def _checked(value: object, space: FieldSpace, where: str) -> Value:
-    if space.low is None or space.high is None:
-        if not _among(value, space.offered):
-            listed = ", ".join(_json(offered) for offered in space.offered)
-            raise ActionError(f"{where} is {_quoted(value)}; it is one of {listed}")
-        return value  # type: ignore[return-value]  # of the type of an offered value
-    kinds = (int,) if space.kind == "integer" else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        raise ActionError(f"{where} is {_quoted(value)}; it has to be a JSON {space.kind}")
-    if not space.low <= value <= space.high:  # infinity is outside too
+def _inside(value: Any, space: FieldSpace, family: str) -> Value:
+    """A value that its family accepts, checked to be inside of the narrowed bounds."""
+    low, high = space.low, space.high
+    # infinity and NaN lie between no bounds
+    if not (value in space.offered if low is None or high is None else low <= value <= high):
         raise ActionError(
-            f"{where} is {_quoted(value)}; it has to be in {space.low:g} to {space.high:g}"
+            f"{family}.{space.name} is {_quoted(value)}; it has to be {_range(space)}"
         )
     # adding zero makes -0.0 the zero that equal actions share
-    return value if space.kind == "integer" else float(value) + 0.0
+    return float(value) + 0.0 if space.kind == "number" else value

@@ -217,13 +217,7 @@ class _Episode:
     behind: list[Mapping[str, Any]] = field(default_factory=list)
 
     def note(self, space: ActionSpace, row: Mapping[str, Any], trial: Trial | None = None) -> None:
-        """A step was done.
-
-        Args:
-            space: the actions.
-            row: of the trial.
-            trial: itself; None where an earlier run made it.
-        """
+        """Note a step that was done; ``trial`` is None where an earlier run made it."""
         self.ended = row["error"] is not None or space.family(str(row["family"])).reads_answers
         if trial is None:
             self.behind.append(row)
@@ -250,12 +244,7 @@ class _Episode:
 
 
 def most_trials(settings: SearchParameters, space: ActionSpace) -> int:
-    """The most trials of :func:`adapt`: its proposals, what puts each round's together, and the fallback.
-
-    Args:
-        settings: rounds, proposals and rule.
-        space: the actions.
-    """
+    """The most trials of :func:`adapt`: its proposals, what puts each round's together, and the fallback."""
     falls_back = settings.rule == "paired" and not (
         settings.fallback == () and settings.open_fallback in (None, ())
     )
@@ -313,32 +302,7 @@ def adapt(
         ResumeMismatchError: a finished row is of another proposal than is written now; no row has come yet.
     """
     between = _Between(bench.meter)
-    if executed is None:
-        executed = {}
-    yield from _search(
-        *(bench, space, proposer, start, support, settings, reward, seed, tag, finished),
-        between,
-        executed,
-    )
-    # no other row comes
-    yield from (between.added_to(row) for row in between.released())
-
-
-def _search(
-    bench: Workbench,
-    space: ActionSpace,
-    proposer: Proposer,
-    start: AdaptedState,
-    support: Sequence[Example],
-    settings: SearchParameters,
-    reward: RewardParameters,
-    seed: int,
-    tag: Tag,
-    finished: Sequence[Mapping[str, Any]],
-    between: _Between,
-    executed: dict[int, AdaptedState],
-) -> Iterator[Row]:
-    """The rounds of :func:`adapt`; the last row may still wait in ``between`` when they are over."""
+    executed = {} if executed is None else executed
     deadline = _deadline(settings.seconds)
     bench = replace(bench, deadline=deadline)
     validation = support[: settings.examples]
@@ -346,6 +310,8 @@ def _search(
     folds = deal_folds(validation, settings.folds, derive_seed(seed, "folds")) if paired else None
     fallback = _fallback(space, settings, support) if paired else None
     state, history, tried, number = start, list[TriedAction](), list[Mapping[str, Any]](), 0
+    # the last row of a round, until another one begins
+    waiting: list[Row] = []
     with between.measured():
         answers = predict(bench, state, validation)
         before = _measure_start(answers, tag)
@@ -367,7 +333,7 @@ def _search(
                 proposals, thrown_away = _different(proposer, prompts, own, known)
         except OutOfTimeError:
             # a proposer may have an eye on the clock too
-            return
+            break
         between.wrote(thrown_away)
         proposals = _in_order(space, proposals, fallback)
         _check_finished(finished, number, turn, [proposal.text for proposal in proposals])
@@ -382,9 +348,10 @@ def _search(
                 choice.judge(row)
                 between.clear()
             elif _late(deadline):
-                return
+                break
             else:
-                yield from between.released()
+                yield from waiting
+                waiting = []
                 own = derive_seed(seed, "trial", str(number))
                 trial = try_action(
                     bench,
@@ -403,9 +370,11 @@ def _search(
                 if place < len(proposals) or turn == settings.rounds:
                     yield row
                 else:
-                    between.waiting = row
+                    waiting = [row]
             rows.append(row)
             number += 1
+        if len(rows) < len(proposals):
+            break
         # no policy reads of what it cannot choose
         history += [
             TriedAction(str(row["action"]), float(row["reward"]))
@@ -416,23 +385,25 @@ def _search(
         # it is of the initialization: what follows starts elsewhere, or after it was tried
         best, fallback = choice.best, None
         if best is None and settings.early_stop:
-            return
+            break
         if best is not None and space.family(str(best["family"])).reads_answers:
             # D_val has been trained on: what a further round scored on it would say nothing of new questions
-            return
+            break
         if best is not None and turn < settings.rounds:
             try:
                 with between.measured():
                     refined = _carry_out(bench, space, state, support, best, tried, len(validation))
             except OutOfTimeError:
                 # it is executed all the same, by whoever builds the state; there is no time for another round
-                return
+                break
             if refined is None:
-                return
+                break
             state, answers = refined
             executed[int(best["rollout"])] = state
             before = measure_indicators(answers)
             history, tried = [], []
+    # no other row comes
+    yield from map(between.added_to, waiting)
 
 
 class _Strict:
@@ -446,11 +417,7 @@ class _Strict:
         self.best: Mapping[str, Any] | None = None
 
     def judge(self, row: Mapping[str, Any]) -> Row:
-        """What the row says of the choice, now that it is there.
-
-        Args:
-            row: of the round, in order.
-        """
+        """What a row says of the choice, now that it is there; rows come in order."""
         executed = row["reward"] > 0 and (self.best is None or _worth(row) > _worth(self.best))
         if executed:
             self.best = row
@@ -465,13 +432,7 @@ class _Paired:
     """
 
     def __init__(self, level: float, start: Sequence[Prediction], fallback: str | None) -> None:
-        """Nothing was tried so far.
-
-        Args:
-            level: of the test.
-            start: what is answered where the round starts.
-            fallback: its action's text; None for none.
-        """
+        """``start`` is answered where the round starts; ``fallback`` is its action's text."""
         self.best: Mapping[str, Any] | None = None
         self._level, self._fallback = level, fallback
         self._gold = [one.gold for one in start]
@@ -479,11 +440,7 @@ class _Paired:
         self._decided = "initialization"
 
     def judge(self, row: Mapping[str, Any]) -> Row:
-        """The test's p and what it decides, now that the row is there.
-
-        Args:
-            row: of the round, in order; the fallback's is the first.
-        """
+        """The test's p and what it decides, now that a row is there; the fallback's comes first."""
         p, executed = None, False
         if row["error"] is None:
             own = self._likelihoods(json.loads(row["option_scores"]))
@@ -560,19 +517,9 @@ def _attempts(rows: Sequence[Mapping[str, Any]]) -> list[Attempt]:
 
 
 class _Between:
-    """What is computed between trials, until a row takes it; and a row that waits for what comes behind it.
-
-    Attributes:
-        waiting: the row.
-    """
+    """What is computed between trials, until a row takes it."""
 
     def __init__(self, meter: Meter) -> None:
-        """Nothing so far.
-
-        Args:
-            meter: counts what the base model computes.
-        """
-        self.waiting: Row | None = None
         self._meter = meter
         self.clear()
 
@@ -606,11 +553,6 @@ class _Between:
         }
         self.clear()
         return row
-
-    def released(self) -> list[Row]:
-        """The row that waits, if there is one; it waits no more."""
-        row, self.waiting = self.waiting, None
-        return [] if row is None else [row]
 
 
 def executed_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -689,16 +631,9 @@ def _carry_out(
     tried: Sequence[Mapping[str, Any]],
     asked: int,
 ) -> tuple[AdaptedState, list[Prediction]] | None:
-    """Execute a trial's action, and ask what it made the trial's D_val.
+    """The state of a trial's action, carried out on all support examples, and its answers to the first ``asked``.
 
-    Args:
-        bench: the model.
-        space: the actions.
-        state: what the trial started from.
-        support: the labeled examples there are.
-        row: the trial.
-        tried: trials from the same state; those before this one may be its members.
-        asked: how many of the support examples the refined state is asked.
+    Trials of ``tried`` from before this one may be its members.
 
     Returns:
         None where that fails, as it may on more examples than the trial was given.
@@ -745,16 +680,10 @@ def _measure_start(predictions: Sequence[Prediction], tag: Tag) -> Indicators:
 def _check_finished(
     finished: Sequence[Mapping[str, Any]], first: int, turn: int, texts: Sequence[str | None]
 ) -> None:
-    """The finished rows of a round are those of its proposals.
-
-    Args:
-        finished: all there are.
-        first: the round's first trial.
-        turn: which round.
-        texts: the round's proposals; None where one is not known.
+    """Check that the finished rows of a round, from its ``first`` trial on, are those of its proposals.
 
     Raises:
-        ResumeMismatchError: they are not.
+        ResumeMismatchError: they are not. A text of None is not known, and is taken for the row's.
     """
     for number, text in enumerate(texts, first):
         if number >= len(finished):

@@ -132,40 +132,48 @@ def try_action(
     except ActionError as error:
         return Trial(None, 0.0, None, 0.0, 0, f"invalid action: {first_line(error)}")
     family = space.family(action.family)
+    refine = partial(_refine, bench, family, config, state, seed)
     meter, began = replace(bench.meter), time.perf_counter()
     after, failure = None, None
     found, poolable, refined = list[Prediction](), False, None
     try:
         if not family.reads_answers or (shown and family.sees is Labeled):
-            seen = _seen(family, shown if family.reads_answers else examples)
-            refined = _refine(bench, family, config, state, seen, seed)
+            refined = refine(_seen(family, shown if family.reads_answers else examples))
             found, poolable = predict(bench, refined, examples), is_candidate(refined)
         else:
             folds = _checked(folds, family, len(examples), seed)
-            if family.sees is Candidates:
-                found = _pooled(bench, space, family, config, state, examples, seed, folds, tried)
+            if family.sees is not Candidates:
+
+                def labeled(places: Sequence[int]) -> Seen:
+                    return Labeled(tuple(examples[place] for place in places))
+
+                found, poolable = _cross_fitted(bench, refine, labeled, examples, folds)
+            elif bench.scoring.mode == "generate":
+
+                def carried_out(places: Sequence[int]) -> Seen:
+                    some = [examples[place] for place in places]
+                    make = partial(execute, bench, space, state, some)
+                    return _candidates(tried, make, examples, places)
+
+                found, _ = _cross_fitted(bench, refine, carried_out, examples, folds)
             else:
-                found, poolable = _cross_fitted(bench, family, config, state, examples, seed, folds)
+                found = _pooled(bench, refine, state, examples, folds, tried)
         after = measure_indicators(found)
     except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
         failure = f"{type(error).__name__}: {first_line(error)}"
     seconds = time.perf_counter() - began
-    tokens = bench.meter.tokens - meter.tokens
-    backward = bench.meter.backward - meter.backward
-    earned = 0.0 if after is None else earn(reward, before, after, seconds, seed)
-    if after is None:
-        return Trial(action.family, earned, None, seconds, tokens, failure, backward)
+    failed = after is None
     return Trial(
-        action.family,
-        earned,
-        after,
-        seconds,
-        tokens,
-        None,
-        backward,
-        tuple(found),
-        poolable,
-        refined,
+        family=action.family,
+        reward=0.0 if after is None else earn(reward, before, after, seconds, seed),
+        after=after,
+        seconds=seconds,
+        tokens=bench.meter.tokens - meter.tokens,
+        error=failure,
+        backward_tokens=bench.meter.backward - meter.backward,
+        predictions=() if failed else tuple(found),
+        poolable=poolable and not failed,
+        state=None if failed else refined,
     )
 
 
@@ -216,22 +224,13 @@ def execute(
     """
     action, config = space.parse(text)
     family = space.family(action.family)
-    if family.sees is not Candidates:
-        return _refine(bench, family, config, state, _seen(family, examples), seed)
-    candidates = tuple(
-        Candidate(
-            one.action,
-            one.family,
-            one.scores,
-            partial(execute, bench, space, state, examples, one.action, one.seed),
-        )
-        for one in tried
-    )
-    # those that the candidates were scored on are the first
-    scored = len(tried[0].scores) if tried else 0
-    return _refine(
-        bench, family, config, state, Candidates(tuple(examples[:scored]), candidates), seed
-    )
+    if family.sees is Candidates:
+        # those that the candidates were scored on are the first
+        scored = range(len(tried[0].scores) if tried else 0)
+        seen = _candidates(tried, partial(execute, bench, space, state, examples), examples, scored)
+    else:
+        seen = _seen(family, examples)
+    return _refine(bench, family, config, state, seed, seen)
 
 
 def _checked(folds: Folds | None, family: StrategyFamily, count: int, seed: int) -> Folds:
@@ -249,19 +248,19 @@ def _checked(folds: Folds | None, family: StrategyFamily, count: int, seed: int)
 
 def _cross_fitted(
     bench: Workbench,
-    family: StrategyFamily,
-    config: Parameters,
-    state: AdaptedState,
+    refine: Callable[[Seen], AdaptedState],
+    seen: Callable[[Sequence[int]], Seen],
     examples: Sequence[Example],
-    seed: int,
     folds: Folds,
 ) -> tuple[list[Prediction], bool]:
-    """Every fold answered by what was refined on the others; and whether these states are poolable."""
+    """Every fold answered by what was refined on the others; and whether these states are poolable.
+
+    ``seen`` gives what the family sees where it knows the examples at some places alone.
+    """
     found: dict[int, Prediction] = {}
     poolable = True
     for asked in folds:
-        held_in = [examples[place] for place in _others(asked, len(examples))]
-        refined = _refine(bench, family, config, state, _seen(family, held_in), seed)
+        refined = refine(seen(_others(asked, len(examples))))
         answers = predict(bench, refined, [examples[place] for place in asked])
         found.update(zip(asked, answers, strict=True))
         poolable = poolable and is_candidate(refined)
@@ -270,32 +269,26 @@ def _cross_fitted(
 
 def _pooled(
     bench: Workbench,
-    space: ActionSpace,
-    family: StrategyFamily,
-    config: Parameters,
+    refine: Callable[[Seen], AdaptedState],
     state: AdaptedState,
     examples: Sequence[Example],
-    seed: int,
     folds: Folds,
     tried: Sequence[Attempt],
 ) -> list[Prediction]:
-    """Predictions of what a family puts together, from the held-out scores of its members: the model is not asked.
+    """Predictions of what a family puts together, from the held-out scores of its members: the model is not asked."""
+    stand_ins = {(one.action, one.seed): Member(state.members[0].adapter) for one in tried}
+    scores_of = {id(stand_ins[one.action, one.seed]): one.scores for one in tried}
 
-    Where answers are generated it is.
-    """
-    if bench.scoring.mode == "generate":
-        return _pooled_texts(bench, space, family, config, state, examples, seed, folds, tried)
-    stand_ins = [Member(state.members[0].adapter) for _ in tried]
-    scores_of = {id(one): attempt.scores for one, attempt in zip(stand_ins, tried, strict=True)}
+    def stand_in(action: str, seed: int) -> AdaptedState:
+        return AdaptedState((stand_ins[action, seed],))
+
     scores: dict[int, tuple[float, ...]] = {}
     for asked in folds:
-        states = [partial(AdaptedState, (stand_in,)) for stand_in in stand_ins]
-        seen = _candidates(tried, states, examples, _others(asked, len(examples)))
-        made = _refine(bench, family, config, state, seen, seed)
+        made = refine(_candidates(tried, stand_in, examples, _others(asked, len(examples))))
         known = all(id(member) in scores_of for member in made.members)
         if not known or made.vote is None or made.steering is not None:
             raise StrategyError(
-                f"the family '{family.name}' sees candidates, so it has to put their members together under a vote"
+                "a family that sees candidates has to put their members together under a vote"
             )
         for place in asked:
             rows = [scores_of[id(member)][place] for member in made.members]
@@ -304,44 +297,26 @@ def _pooled(
     return predictions_of(examples, every, [0] * len(examples), bench.prompt, bench.scoring)
 
 
-def _pooled_texts(
-    bench: Workbench,
-    space: ActionSpace,
-    family: StrategyFamily,
-    config: Parameters,
-    state: AdaptedState,
-    examples: Sequence[Example],
-    seed: int,
-    folds: Folds,
-    tried: Sequence[Attempt],
-) -> list[Prediction]:
-    """Predictions of what a family puts together: its members are carried out on the other folds, and asked."""
-    found: dict[int, Prediction] = {}
-    for asked in folds:
-        places = _others(asked, len(examples))
-        held_in = [examples[place] for place in places]
-        states = [
-            partial(execute, bench, space, state, held_in, one.action, one.seed) for one in tried
-        ]
-        seen = _candidates(tried, states, examples, places)
-        made = _refine(bench, family, config, state, seen, seed)
-        answers = predict(bench, made, [examples[place] for place in asked])
-        found.update(zip(asked, answers, strict=True))
-    return [found[place] for place in range(len(examples))]
-
-
 def _candidates(
     tried: Sequence[Attempt],
-    states: Sequence[Callable[[], AdaptedState]],
+    make: Callable[[str, int], AdaptedState],
     examples: Sequence[Example],
     places: Sequence[int],
 ) -> Candidates:
-    """What has been tried, with what makes its states, as a family sees it that knows some of the examples alone."""
+    """What has been tried, as a family sees it that knows the examples at some places alone.
+
+    ``make`` makes the state of an action's text and a seed.
+    """
     return Candidates(
         tuple(examples[place] for place in places),
         tuple(
-            Candidate(one.action, one.family, tuple(one.scores[place] for place in places), made)
-            for one, made in zip(tried, states, strict=True)
+            Candidate(
+                one.action,
+                one.family,
+                tuple(one.scores[place] for place in places),
+                partial(make, one.action, one.seed),
+            )
+            for one in tried
         ),
     )
 
@@ -362,8 +337,8 @@ def _refine(
     family: StrategyFamily,
     config: Parameters,
     state: AdaptedState,
-    seen: Seen,
     seed: int,
+    seen: Seen,
 ) -> AdaptedState:
     bench.check_time()
     # a copy: a family may be anybody's code, and write into the tensors

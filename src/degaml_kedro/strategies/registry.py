@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -220,42 +220,28 @@ def _sees(name: str, refine: Refine) -> Sees:
 
 
 def _space(family_name: str, key: str, info: FieldInfo) -> FieldSpace:
-    name = info.alias or key
-    kind = info.annotation
-    optional = not info.is_required()
-    bounds = dict(_bounds(info))
+    name, kind = info.alias or key, info.annotation
+    where = f"the field '{name}' of the family '{family_name}'"
+    bounds = {bound: value for item in info.metadata for bound, value in _bounds(item)}
     low, high = bounds.get("ge"), bounds.get("le")
     offered = next((m.values for m in info.metadata if isinstance(m, Offered)), None)
-    where = f"the field '{name}' of the family '{family_name}'"
     if kind is bool or typing.get_origin(kind) is typing.Literal:
+        called, low, high = "boolean" if kind is bool else "choice", None, None
         every = (False, True) if kind is bool else typing.get_args(kind)
-        offered = every if offered is None else offered
-        # 1 is not True, though Python calls them equal
-        known = [(type(value), value) for value in every]
-        strange = [value for value in offered if (type(value), value) not in known]
-        if strange or not offered:
-            raise FamilyError(
-                f"{where} offers {strange or 'nothing'}, which it does not have: {list(every)}"
-            )
-        return FieldSpace(name, "boolean" if kind is bool else "choice", offered, optional=optional)
-    if kind not in (int, float):
+    elif kind not in (int, float):
         raise FamilyError(f"{where} is {kind}; use int, float, bool or a Literal of strings")
-    if low is None or high is None:
+    elif low is None or high is None:
         raise FamilyError(f"{where} has no bounds; give it ge and le")
-    if offered is None:
-        if kind is float or high - low > 64:
+    else:
+        called = "integer" if kind is int else "number"
+        few = kind is int and high - low <= 64
+        every = tuple(range(int(low), int(high) + 1)) if few else ()
+        if offered is None and not few:
             raise FamilyError(f"{where} has too many values; name some with Offered(…)")
-        offered = tuple(range(int(low), int(high) + 1))
-    # an integer is a number too, but True is neither
-    kinds = (int,) if kind is int else (int, float)
-    strange = [value for value in offered if type(value) not in kinds]
-    if strange:
-        called = "an int" if kind is int else "a number"
-        raise FamilyError(f"{where} offers {strange}, which is not {called}")
-    wrong = [value for value in offered if isinstance(value, str) or not low <= value <= high]
-    if wrong or not offered:
-        raise FamilyError(f"{where} offers {wrong or 'nothing'}, outside of {low} to {high}")
-    return FieldSpace(name, "integer" if kind is int else "number", offered, low, high, optional)
+    offered = every if offered is None else offered
+    if not offered:
+        raise FamilyError(f"{where} offers nothing")
+    return FieldSpace(name, called, offered, low, high, not info.is_required())
 
 
 def _check_offered(name: str, config: type[Parameters], fields: Sequence[FieldSpace]) -> None:
@@ -286,13 +272,12 @@ def _check_offered(name: str, config: type[Parameters], fields: Sequence[FieldSp
 
 def _refusal(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return str(error.errors()[0]["msg"])
+        first = error.errors()[0]
+        return ": ".join((*map(str, first["loc"]), first["msg"]))
     return _told(error)
 
 
-def _bounds(info: FieldInfo) -> Iterator[tuple[str, float]]:
-    for item in info.metadata:
-        for bound in ("ge", "le"):
-            value: Any = getattr(item, bound, None)
-            if value is not None:
-                yield bound, value
+def _bounds(item: object) -> Iterator[tuple[str, float]]:
+    for bound in ("ge", "le"):
+        if (value := getattr(item, bound, None)) is not None:
+            yield bound, value

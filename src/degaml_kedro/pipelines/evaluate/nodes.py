@@ -20,7 +20,7 @@ from degaml_kedro.baselines.compute import Clock, Compute
 from degaml_kedro.generator.examples import ExampleGenerator, shuffled_answers
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
-from degaml_kedro.io.rollouts import RolloutsChunk, RolloutsState
+from degaml_kedro.io.rollouts import Rollouts
 from degaml_kedro.io.trajectory import checksum, tensor_bytes
 from degaml_kedro.llm.base_model import describe, first_line, load_base_model
 from degaml_kedro.llm.finetune import answer_sequences
@@ -207,7 +207,7 @@ def write_adapter(
 
 def choose_strategies(
     parameters: ProjectParameters,
-    resume: RolloutsState | None,
+    resume: Rollouts | None,
     trained: Generator,
     embeddings: PromptEmbeddings,
     support: pd.DataFrame,
@@ -218,7 +218,7 @@ def choose_strategies(
     *,
     task: str,
     method: str,
-) -> Iterator[RolloutsChunk]:
+) -> Iterator[Rollouts]:
     """Propose strategies for a new task and try them on its support examples. Nothing else of the task comes in here.
 
     The policy proposes (``adapter``), or the logistic regression ``tabular``, or uniform draws. ``fallback`` is the

@@ -13,13 +13,7 @@ import pandas as pd
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
-from degaml_kedro.io.rollouts import (
-    RolloutRows,
-    RolloutsChunk,
-    RolloutsEnd,
-    RolloutsStart,
-    RolloutsState,
-)
+from degaml_kedro.io.rollouts import Rollouts
 from degaml_kedro.io.trajectory import checksum, tensor_bytes
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.finetune import initial_adapter
@@ -56,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 def roll_out_task(
     parameters: ProjectParameters,
-    resume: RolloutsState | None,
+    resume: Rollouts | None,
     trained: Generator,
     embeddings: PromptEmbeddings,
     support: pd.DataFrame,
@@ -65,7 +59,7 @@ def roll_out_task(
     *,
     task: str,
     iteration: int,
-) -> Iterator[RolloutsChunk]:
+) -> Iterator[Rollouts]:
     """One iteration's trials on a meta-train task.
 
     Families that read answers learn from the support examples, and trials are scored on the validation split. The
@@ -323,27 +317,14 @@ def _computed_in(base: BaseModel) -> str:
     return f"{base.dtype} on {base.device.type}"
 
 
-def _finished_rows(resume: RolloutsState | None, fingerprint: str, title: str) -> Sequence[Row]:
-    """The rows that an earlier run of the same settings left."""
-    if resume is None or not resume.rows:
-        return ()
-    if resume.fingerprint != fingerprint:
-        logger.info(
-            "%s: the rollouts on disk were made with other settings, data, weights or another policy; they start over",
-            title,
-        )
-        return ()
-    return resume.rows
-
-
 def recorded(
     title: str,
     trials: Callable[[Sequence[Row]], Iterator[Row]],
     count: int,
     fingerprint: str,
-    resume: RolloutsState | None,
-) -> Iterator[RolloutsChunk]:
-    """Every trial on the disk before the next one begins; nothing where all are there.
+    resume: Rollouts | None,
+) -> Iterator[Rollouts]:
+    """Every trial on the disk before the next one begins; none where all are there.
 
     Args:
         title: whose trials these are.
@@ -356,34 +337,35 @@ def recorded(
     Yields:
         What the rollouts' dataset takes.
     """
-    kept = list(_finished_rows(resume, fingerprint, title))
-    if resume is not None and resume.complete and kept:
-        yield RolloutsEnd()
-        return
-    while True:
-        yield RolloutsStart(fingerprint, len(kept))
+    rows: list[Row] = []
+    if resume is not None and resume.fingerprint == fingerprint:
+        if resume.complete and resume.rows:
+            yield resume
+            return
+        rows = [dict(row) for row in resume.rows]
+    elif resume is not None and resume.rows:
+        logger.info(
+            "%s: the rollouts on disk were made with other settings, data, weights or another policy; they start over",
+            title,
+        )
+    began = time.perf_counter()
+    finished = False
+    while not finished:
+        yield Rollouts(fingerprint, tuple(rows))
         try:
-            yield from _recorded(title, trials(kept), count, kept)
+            with progress_bar(title, "trial", len(rows)) as progress:
+                for row in trials(tuple(rows)):
+                    rows.append(row)
+                    if row["error"] is not None:
+                        text = row["action"][:120]
+                        logger.info("%s: %s earned nothing (%s)", title, text, row["error"])
+                    yield Rollouts(fingerprint, tuple(rows))
+                    progress(len(rows), count)
+            finished = True
         except ResumeMismatchError as mismatch:
             logger.warning("%s: %s; these are tried again", title, mismatch)
-            kept = kept[: mismatch.kept]
-        else:
-            return
-
-
-def _recorded(
-    title: str, trials: Iterator[Row], count: int, finished: Sequence[Row]
-) -> Iterator[RolloutsChunk]:
-    began = time.perf_counter()
-    rows = list(finished)
-    with progress_bar(title, "trial", len(finished)) as progress:
-        for row in trials:
-            rows.append(row)
-            if row["error"] is not None:
-                logger.info("%s: %s earned nothing (%s)", title, row["action"][:120], row["error"])
-            yield RolloutRows([row])
-            progress(len(rows), count)
-    yield RolloutsEnd()
+            rows = rows[: mismatch.kept]
+    yield Rollouts(fingerprint, tuple(rows), complete=True)
     rewarded = sum(row["reward"] > 0 for row in rows)
     logger.info(
         "%s: %d of %d rewarded in %.1f s", title, rewarded, len(rows), time.perf_counter() - began
