@@ -993,7 +993,16 @@ class ProjectParameters(Parameters):
         wanted = set(self.generated_methods.values())
         if self.adapted_methods:
             wanted.add(self.policy_variant)
+            wanted.add(self.writer_variant or self.policy_variant)
         return tuple(name for name in self.generator.variants if name in wanted)
+
+    @property
+    def writer_variant(self) -> str | None:
+        """The first variant that reads examples, where strategies of the family ``written`` are tried."""
+        if self.generator is None or self.policy is None or "written" not in self.policy.families:
+            return None
+        variants = self.generator.variants.items()
+        return next((name for name, one in variants if one.condition == "examples"), None)
 
     def _variant_of(self, method: str) -> str:
         if self.generator is None:
@@ -1279,6 +1288,11 @@ class ProjectParameters(Parameters):
             raise ValueError(
                 f"policy.variant is '{self.policy.variant}', which is none of generator.variants: "
                 f"{', '.join(self.generator.variants)}"
+            )
+        if "written" in self.policy.families and self.writer_variant is None:
+            raise ValueError(
+                "policy.families enables 'written', and none of generator.variants reads examples; add one with "
+                "decoder.kind: associative, or leave the family out"
             )
         if self.generator.variants[self.policy_variant].condition == "examples":
             raise ValueError(

@@ -57,6 +57,12 @@ class TaskFold:
         return f"{self.label}.{task}" if self.own_start else task
 
 
+def writer_input(parameters: ProjectParameters, fold: TaskFold) -> dict[str, str]:
+    """A node's input ``writer``: the fold's generator that reads examples, where the family ``written`` is enabled."""
+    variant = parameters.writer_variant
+    return {} if variant is None else {"writer": fold.name(f"{variant}.generator")}
+
+
 def task_folds(parameters: ProjectParameters) -> list[TaskFold]:
     """All meta-train tasks, then one fold for every entry of ``generator.leave_out``."""
     found = [TaskFold(parameters.meta_train, (), False)]

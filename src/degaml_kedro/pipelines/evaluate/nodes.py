@@ -42,6 +42,7 @@ from degaml_kedro.pipelines.policy.nodes import (
     rollouts_fingerprint,
     task_settings,
     task_workbench,
+    written_by,
 )
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.fallback import narrowed, with_fallback
@@ -215,6 +216,7 @@ def choose_strategies(
     fallback: Mapping[str, Any] | None = None,
     tabular: Mapping[str, Any] | None = None,
     start: Adapter | None = None,
+    writer: ExampleGenerator | None = None,
     *,
     task: str,
     method: str,
@@ -223,7 +225,7 @@ def choose_strategies(
 
     The policy proposes (``adapter``), or the logistic regression ``tabular``, or uniform draws. ``fallback`` is the
     best action on the meta-train tasks, where the search needs it; ``start`` is refined in place of a generated
-    adapter (``no_generator``).
+    adapter (``no_generator``); ``writer`` serves the family ``written``.
 
     Yields:
         What the rollouts' dataset takes.
@@ -233,7 +235,7 @@ def choose_strategies(
         given, fallback = narrowed(given, fallback, PAPER_FAMILIES)
     # what was learned is data, and checked as such
     policy = PolicyParameters.model_validate(with_fallback(given, fallback))
-    bench = task_workbench(parameters, task, trained, embeddings, len(support), True, start)
+    bench = task_workbench(parameters, task, trained, embeddings, len(support), True, start, writer)
     refinement = _refinement(bench, policy, support, parameters.seed, task)
     policy_model = None if adapter is None else load_policy_model(parameters)
     proposer = refinement.proposer(policy_model or bench.base, adapter)
@@ -263,6 +265,7 @@ def choose_strategies(
         [
             *(chosen, *task_settings(parameters, task), tabular),
             *([] if start is None else [checksum(tensor_bytes(start.tensors))]),
+            *written_by(writer),
         ],
     )
 
@@ -279,6 +282,7 @@ def execute_fallback(
     embeddings: PromptEmbeddings,
     support: pd.DataFrame,
     fallback: Mapping[str, Any],
+    writer: ExampleGenerator | None = None,
     *,
     task: str,
     method: str,
@@ -304,7 +308,7 @@ def execute_fallback(
         }
         for action in fallback["actions"]
     ]
-    bench = task_workbench(parameters, task, trained, embeddings, len(support), True)
+    bench = task_workbench(parameters, task, trained, embeddings, len(support), True, writer=writer)
     refinement = _refinement(bench, policy, support, parameters.seed, task)
     state, spent = _carried_out(refinement, rows, f"{task}, {method}")
     return state, count_training(spent, method=method, stage="adaptation", task=task)
@@ -317,6 +321,7 @@ def execute_strategies(
     support: pd.DataFrame,
     rollouts: pd.DataFrame,
     start: Adapter | None = None,
+    writer: ExampleGenerator | None = None,
     *,
     task: str,
     method: str,
@@ -328,7 +333,7 @@ def execute_strategies(
         carrying out what was chosen once more.
     """
     policy = required(parameters.policy)
-    bench = task_workbench(parameters, task, trained, embeddings, len(support), True, start)
+    bench = task_workbench(parameters, task, trained, embeddings, len(support), True, start, writer)
     refinement = _refinement(bench, policy, support, parameters.seed, task)
     state, spent = _carried_out(refinement, rollout_rows(rollouts), f"{task}, {method}")
     return state, count_training(rollouts, spent, method=method, stage="adaptation", task=task)
@@ -373,6 +378,7 @@ def predict_adapted(
 
 
 def predict_oracle(
+    writer: ExampleGenerator | None,
     parameters: ProjectParameters,
     trained: Generator,
     embeddings: PromptEmbeddings,
@@ -383,7 +389,7 @@ def predict_oracle(
     """The best answers that any of many strategies gives, chosen by the test split itself: a bound, and no result.
 
     Candidates are the unrefined adapter, strategies drawn from every family in turn, and what ``others``, the
-    predictions of the other methods that refine, chose.
+    predictions of the other methods that refine, chose. ``writer`` serves the family ``written``.
 
     Returns:
         The best candidate's predictions, with its action in the column ``strategy``.
@@ -391,7 +397,7 @@ def predict_oracle(
     policy = required(parameters.policy)
     parts = frame_to_splits(splits)
     examples, known = parts.test, parts.support
-    bench = task_workbench(parameters, task, trained, embeddings, len(known), True)
+    bench = task_workbench(parameters, task, trained, embeddings, len(known), True, writer=writer)
     start = _unrefined(bench, parameters.seed, task)
     best = _answer(bench, start, examples, f"{task}, unrefined").assign(strategy="unrefined")
     for number, other in enumerate(others):

@@ -22,7 +22,7 @@ from degaml_kedro.pipelines.evaluate.nodes import (
 from degaml_kedro.pipelines.evaluation_cells import EvaluationCell, evaluation_cells, measuring
 from degaml_kedro.pipelines.naming import PARAMETERS, bound
 from degaml_kedro.pipelines.policy.nodes import collect_rollouts, draw_strategies
-from degaml_kedro.pipelines.task_folds import rollout_folds, task_folds
+from degaml_kedro.pipelines.task_folds import rollout_folds, task_folds, writer_input
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
@@ -233,9 +233,11 @@ def _adapted(
     measured = measuring(cell, method, predictions, result)
     if method == "oracle_strategy":
         others = [name for name in parameters.adapted_methods if name != method]
+        writer = writer_input(parameters, cell.fold).values()
         oracle = node(
-            bound(predict_oracle, task=task),
+            bound(predict_oracle, *([] if writer else [None]), task=task),
             inputs=[
+                *writer,
                 PARAMETERS,
                 generator,
                 embeddings,
@@ -248,7 +250,13 @@ def _adapted(
         )
         return [oracle, measured]
     rollouts, state = cell.name(method, "rollouts"), cell.name(method, "state")
-    known = [generator, embeddings, f"{task}.support"]
+    known = {
+        "parameters": PARAMETERS,
+        "trained": generator,
+        "embeddings": embeddings,
+        "support": f"{task}.support",
+    }
+    writer = writer_input(parameters, cell.fold)
     learned = {}
     if method in ("degaml", "no_generator", "paper_families"):
         learned["adapter"] = cell.fold.name("policy")
@@ -257,23 +265,22 @@ def _adapted(
     fallback = cell.fold.name("policy_fallback")
     if parameters.falls_back:
         learned["fallback"] = fallback
-    names = ("parameters", "resume", "trained", "embeddings", "support")
-    choice = dict(zip(names, [PARAMETERS, f"{rollouts}_resume", *known], strict=True))
     start = {"start": f"{cell.fold.pool}.warmup_adapter"} if method == "no_generator" else {}
     without_search = method == "best_fixed"
     choosing = node(
         bound(choose_strategies, task=task, method=method),
-        inputs={**choice, **learned, **start},
+        inputs={"resume": f"{rollouts}_resume", **known, **learned, **start, **writer},
         outputs=rollouts,
         name=f"choose_{method}{suffix}",
         namespace=f"evaluate.{task}",
     )
     executing = execute_fallback if without_search else execute_strategies
+    carried = {"fallback": fallback} if without_search else {"rollouts": rollouts}
     return [
         *([] if without_search else [choosing]),
         node(
             bound(executing, task=task, method=method),
-            inputs=[PARAMETERS, *known, fallback if without_search else rollouts, *start.values()],
+            inputs={**known, **carried, **start, **writer},
             outputs=[state, cell.name(method, "compute")],
             name=f"execute_{method}{suffix}",
             namespace=f"evaluate.{task}",

@@ -25,7 +25,11 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     if not parameters.needs_generator:
         return Pipeline(nodes)
     for fold in generator_folds(parameters):
-        for variant in parameters.trained_variants if fold.scored else (parameters.policy_variant,):
+        # a fold that is not scored serves rollouts alone
+        own = (parameters.policy_variant, parameters.writer_variant)
+        for variant in parameters.trained_variants:
+            if not fold.scored and variant not in own:
+                continue
             nodes += _training(parameters, fold, variant)
     return Pipeline(nodes)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.generator.examples import ExampleGenerator
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.io.rollouts import Rollouts
@@ -56,6 +57,7 @@ def roll_out_task(
     support: pd.DataFrame,
     validation: pd.DataFrame,
     adapter: Adapter | None = None,
+    writer: ExampleGenerator | None = None,
     *,
     task: str,
     iteration: int,
@@ -63,14 +65,17 @@ def roll_out_task(
     """One iteration's trials on a meta-train task.
 
     Families that read answers learn from the support examples, and trials are scored on the validation split. The
-    policy so far proposes, which in the first iteration is the untrained one (None).
+    policy so far proposes, which in the first iteration is the untrained one (None). ``writer`` serves the family
+    ``written``.
 
     Yields:
         What the rollouts' dataset takes.
     """
     policy = required(parameters.policy)
     space = ActionSpace.of(policy.families)
-    bench = task_workbench(parameters, task, trained, embeddings, len(support), False)
+    bench = task_workbench(
+        parameters, task, trained, embeddings, len(support), False, writer=writer
+    )
     examples = frame_to_splits(validation).validation
     exploration = policy.exploration * (1 - (iteration - 1) / policy.iterations)
     policy_model = load_policy_model(parameters)
@@ -87,7 +92,7 @@ def roll_out_task(
         policy_model,
         adapter,
         own,
-        [chosen, *task_settings(parameters, task)],
+        [chosen, *task_settings(parameters, task), *written_by(writer)],
     )
 
     def trials(finished: Sequence[Row]) -> Iterator[Row]:
@@ -249,10 +254,12 @@ def task_workbench(
     support: int,
     from_support: bool,
     start: Adapter | None = None,
+    writer: ExampleGenerator | None = None,
 ) -> Workbench:
     """The workbench of a task: adapters are made from its support prompts, or from its train prompts.
 
-    The support prompts are the last ones of the embeddings. With ``start`` every adapter is that one.
+    The support prompts are the last ones of the embeddings. With ``start`` every adapter is that one; ``writer`` serves
+    the family ``written``.
     """
     first = len(embeddings) - support
     bench = generated_workbench(
@@ -263,6 +270,7 @@ def task_workbench(
         embeddings,
         range(first, len(embeddings)) if from_support else range(first),
         required(parameters.generator).encoder,
+        writer,
     )
     if start is None:
         return bench
@@ -279,6 +287,11 @@ def task_settings(parameters: ProjectParameters, task: str) -> list[dict[str, An
     return [
         stated(part) for part in (parameters.prompt, parameters.scoring, parameters.tasks[task])
     ]
+
+
+def written_by(writer: ExampleGenerator | None) -> list[str]:
+    """What a fingerprint says of the generator that reads examples; nothing where there is none."""
+    return [] if writer is None else [writer.fingerprint]
 
 
 def rollouts_fingerprint(

@@ -16,7 +16,12 @@ from degaml_kedro.pipelines.policy.nodes import (
     roll_out_task,
     train_policy,
 )
-from degaml_kedro.pipelines.task_folds import TaskFold, rollout_folds, task_folds
+from degaml_kedro.pipelines.task_folds import (
+    TaskFold,
+    rollout_folds,
+    task_folds,
+    writer_input,
+)
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
@@ -44,15 +49,18 @@ def _policy(fold: TaskFold, parameters: ProjectParameters, policy: PolicyParamet
             nodes.append(
                 node(
                     bound(roll_out_task, task=task, iteration=iteration),
-                    inputs=[
-                        PARAMETERS,
-                        f"{own}_resume",
-                        start.get(task, fold).name(f"{parameters.policy_variant}.generator"),
-                        f"{task}.prompt_embeddings",
-                        f"{task}.support",
-                        f"{task}.validation",
-                        *([before] if before else []),
-                    ],
+                    inputs={
+                        "parameters": PARAMETERS,
+                        "resume": f"{own}_resume",
+                        "trained": start.get(task, fold).name(
+                            f"{parameters.policy_variant}.generator"
+                        ),
+                        "embeddings": f"{task}.prompt_embeddings",
+                        "support": f"{task}.support",
+                        "validation": f"{task}.validation",
+                        **({"adapter": before} if before else {}),
+                        **writer_input(parameters, start.get(task, fold)),
+                    },
                     outputs=own,
                     name=f"roll_out_{iteration}{fold.suffix}",
                     namespace=f"policy.iteration_{iteration}.{task}",
