@@ -683,18 +683,18 @@ def info(source: str | None, as_json: bool, **origin: Any) -> None:
     if folder is not None and (folder / "degaml.json").exists():
         from degaml_kedro.checkpoint.folder import load_adaptation
 
-        saved = load_adaptation(folder)
+        state, saved = load_adaptation(folder)
         facts: dict[str, Any] = {
             "adapter": str(folder),
             "base model": saved.base_model,
             "fingerprint of the base model": saved.base_model_fingerprint,
-            "adapters": len(saved.state.members),
-            "vote": saved.state.vote and asdict(saved.state.vote),
-            "steering": saved.state.steering
+            "adapters": len(state.members),
+            "vote": state.vote and asdict(state.vote),
+            "steering": state.steering
             and {
-                "scope": saved.state.steering.scope,
-                "times": saved.state.steering.times,
-                "learning rate": saved.state.steering.learning_rate,
+                "scope": state.steering.scope,
+                "times": state.steering.times,
+                "learning rate": state.steering.learning_rate,
             },
             "contexts": {
                 f"adapter_{number}": {
@@ -703,11 +703,11 @@ def info(source: str | None, as_json: bool, **origin: Any) -> None:
                     "encoder weight": member.context.encoder_weight,
                     "examples": len(member.context.examples),
                 }
-                for number, member in enumerate(saved.state.members)
+                for number, member in enumerate(state.members)
                 if member.context is not None
             }
             or None,
-            "opened whole by PEFT": saved.state.is_one_adapter,
+            "opened whole by PEFT": state.is_one_adapter,
             "made by": saved.report.source,
             "seed": saved.report.seed,
         }
