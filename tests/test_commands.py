@@ -545,7 +545,7 @@ def test_predictions_are_written(suffix, desks):
 
 def test_columns_of_other_names(place):
     Path("own.csv").write_text("mail;queue\nIs fire hot?;yes\nIs ice hot?;no\nIs lava hot?;yes\n")
-    assert "names no question" in sentence(degaml(f"adapt own.csv --out own {QUICK}"))
+    assert "there is no question" in sentence(degaml(f"adapt own.csv --out own {QUICK}"))
     done(f"adapt own.csv --question-column mail --answer-column queue --out own {QUICK} --quiet")
     assert AdaptedModel.open(place / "own").labels == ("yes", "no")
 

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from degaml_kedro.parameters import LabelFile
 from degaml_kedro.tasks.example import TaskError
 from degaml_kedro.tasks.file_records import decode_text, file_records
@@ -46,18 +48,15 @@ def _read(file: LabelFile, modified: int) -> LabeledTexts:
         text = decode_text(path.read_bytes(), str(path))
         nested = text if text.lstrip().startswith("{") else None
     rows = _rows_of_table(file, path) if nested is None else _rows_of_nested(nested, path)
-    found: dict[str, dict[str, dict[str, dict[str, None]]]] = {}
-    for group, label, split, text in rows:
-        found.setdefault(group, {}).setdefault(label, {}).setdefault(split, {})[text] = None
+    texts = pd.DataFrame([*rows], columns=["group", "label", "split", "text"]).drop_duplicates()
+    found: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {}
+    for (group, label), own in texts.groupby(["group", "label"], sort=False):
+        found.setdefault(str(group), {})[str(label)] = {
+            str(split): tuple(some) for split, some in own.groupby("split", sort=False)["text"]
+        }
     if not found:
         raise TaskError(f"{path} holds no labels; use {{group: {{label: {{split: [text]}}}}}}")
-    return {
-        group: {
-            label: {split: tuple(texts) for split, texts in splits.items()}
-            for label, splits in labels.items()
-        }
-        for group, labels in found.items()
-    }
+    return found
 
 
 def _rows_of_table(file: LabelFile, path: Path) -> Iterator[_Row]:
