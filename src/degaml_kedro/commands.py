@@ -837,7 +837,8 @@ def tasks(write: tuple[str, str] | None, count: int, seed: int, as_json: bool) -
     if write is None:
         every = ready_tasks()
         if as_json:
-            _print_json([asdict(task) for task in every])
+            told = ("name", "title", "description", "seen")
+            _print_json([{name: getattr(task, name) for name in told} for task in every])
             return
         width = max(len(task.name) for task in every)
         click.echo(

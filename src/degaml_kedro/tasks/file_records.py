@@ -379,6 +379,20 @@ def file_records(path: Path, reading: Reading | None = None) -> Iterator[Raw]:
     yield from raw_records(text, layout, str(path), reading)
 
 
+def whole_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a file in which none is broken.
+
+    Raises:
+        RecordError: one is, or the file cannot be read.
+    """
+    records = []
+    for _, _, record in file_records(path):
+        if isinstance(record, str):
+            raise RecordError(f"{path}: {record}")
+        records.append(record)
+    return records
+
+
 def parquet_records(path: Path, most: int | None = None) -> Iterator[Raw]:
     """The rows of a Parquet file.
 

@@ -11,13 +11,12 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from degaml_kedro.parameters import LabelFile
 from degaml_kedro.tasks.example import TaskError
-from degaml_kedro.tasks.file_records import decode_text, file_records
+from degaml_kedro.tasks.file_records import decode_text, whole_records
 
 # by group, by label, by split; a file without groups has the group "all", and one without splits the split "all"
 LabeledTexts = Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]
@@ -60,11 +59,7 @@ def _read(file: LabelFile, modified: int) -> LabeledTexts:
 
 
 def _rows_of_table(file: LabelFile, path: Path) -> Iterator[_Row]:
-    rows: list[Mapping[str, Any]] = []
-    for _, _, record in file_records(path):
-        if isinstance(record, str):
-            raise TaskError(f"{path}: {record}")
-        rows.append(record)
+    rows = whole_records(path)
     known = {key: None for row in rows for key in row}
     for column in (file.text, file.label, file.group, file.split):
         if column is not None and column not in known:
@@ -100,7 +95,7 @@ def _rows_of_nested(text: str, path: Path) -> Iterator[_Row]:
                 yield from ((group, label, split, one.strip()) for one in own if one.strip())
 
 
-def _holds_groups(content: Mapping[str, Any]) -> bool:
+def _holds_groups(content: Mapping[str, object]) -> bool:
     """Whether groups of labels stand in it, and not labels."""
     parts = [part for part in content.values() if isinstance(part, dict)]
     return len(parts) == len(content) > 0 and not all(set(part) <= _SPLIT_NAMES for part in parts)
