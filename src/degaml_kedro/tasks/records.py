@@ -459,15 +459,7 @@ def _listed_cell(cell: Any, where: str) -> tuple[list[Any], tuple[str, ...]]:
     if isinstance(cell, Mapping):
         if set(cell) >= {"text", "label"} and isinstance(cell["text"], list):
             return list(cell["text"]), tuple(str(label).strip() for label in cell["label"])
-        labels = [str(key).strip() for key in cell]
-        letters = list(string.ascii_uppercase[: len(labels)])
-        numbers = (
-            [str(number) for number in range(len(labels))],
-            [str(n + 1) for n in range(len(labels))],
-        )
-        if [label.upper() for label in labels] != letters and labels not in numbers:
-            raise RecordError(f'{where}: write the options as a list, ["…", "…"].')
-        return list(cell.values()), tuple(labels)
+        return list(cell.values()), tuple(str(key).strip() for key in cell)
     if not isinstance(cell, list):
         raise RecordError(
             f'{where}: expected a list of options, found {kind_of(cell)}; write ["…", "…"] or …|…'
