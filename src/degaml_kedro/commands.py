@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 MISTAKES_SHOWN = 20
 CHANGES_SHOWN = 10
-CARD_LINES = 60
 # the longest path that a saved adaptation holds
 LONGEST_INSIDE = Path("state/.0123456789abcdef.tmp/adapter_19/adapter_model.safetensors")
 # from so many on, predict says on a terminal that it is at work
@@ -684,35 +683,26 @@ def info(source: str | None, as_json: bool, **origin: Any) -> None:
         from degaml_kedro.checkpoint.folder import load_adaptation
 
         state, saved = load_adaptation(folder)
+        steering = state.steering
         facts: dict[str, Any] = {
             "adapter": str(folder),
-            "base model": saved.base_model,
-            "fingerprint of the base model": saved.base_model_fingerprint,
+            "base_model": saved.base_model,
+            "fingerprint_of_the_base_model": saved.base_model_fingerprint,
             "adapters": len(state.members),
             "vote": state.vote and asdict(state.vote),
-            "steering": state.steering
-            and {
-                "scope": state.steering.scope,
-                "times": state.steering.times,
-                "learning rate": state.steering.learning_rate,
-            },
+            "steering": steering
+            and {name: getattr(steering, name) for name in ("scope", "times", "learning_rate")},
             "contexts": {
-                f"adapter_{number}": {
-                    "shots": member.context.shots,
-                    "order": member.context.order,
-                    "encoder weight": member.context.encoder_weight,
-                    "examples": len(member.context.examples),
-                }
-                for number, member in enumerate(state.members)
-                if member.context is not None
-            }
-            or None,
-            "opened whole by PEFT": state.is_one_adapter,
-            "made by": saved.report.source,
+                f"adapter_{number}": asdict(context) | {"examples": len(context.examples)}
+                for number, context in enumerate(member.context for member in state.members)
+                if context is not None
+            },
+            "opened_whole_by_PEFT": state.is_one_adapter,
+            "made_by": saved.report.source,
             "seed": saved.report.seed,
         }
         if as_json:
-            _print_json({**_keys(facts), "report": saved.report.as_json()})
+            _print_json({**facts, "report": saved.report.as_json()})
         else:
             from degaml_kedro.adaptation import explain
 
@@ -721,11 +711,10 @@ def info(source: str | None, as_json: bool, **origin: Any) -> None:
     from degaml_kedro.checkpoint import hub
 
     facts = _pair_facts(hub.load_trained_pair(source, **origin))
-    facts["accuracy, as its card says"] = _card_accuracy(folder or hub.SHIPPED)
     if source is None:
         facts["versions"] = _versions()
     if as_json:
-        _print_json(_keys(facts))
+        _print_json(facts)
     else:
         click.echo(_facts_text(facts))
 
@@ -740,32 +729,20 @@ def _pair_facts(pair: TrainedPair) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "pair": pair.name,
         "source": pair.source,
-        "base model": pair.base_model,
-        "fingerprint of the base model": pair.base_model_fingerprint,
-        "prompt encoder": identity.encoder,
-        "fingerprint of the encoder": identity.encoder_fingerprint,
-        "fingerprint of the generator": pair.generator.fingerprint,
-        "prompts an adapter is made from": pair.generator.decoder.condition.prompts,
+        "base_model": pair.base_model,
+        "fingerprint_of_the_base_model": pair.base_model_fingerprint,
+        "prompt_encoder": identity.encoder,
+        "fingerprint_of_the_encoder": identity.encoder_fingerprint,
+        "fingerprint_of_the_generator": pair.generator.fingerprint,
+        "prompts_an_adapter_is_made_from": pair.generator.decoder.condition.prompts,
         "policy": "none: strategies are drawn uniformly"
         if pair.policy is None
         else f"LoRA of rank {pair.policy.config.rank}",
         "budget": f"{search.rounds} rounds of {search.proposals} proposals",
         "strategies": space.describe([family.name for family in space.families]).splitlines(),
     }
-    about = {printable(str(key)).replace("_", " "): value for key, value in pair.about.items()}
     # what is known is not to be replaced by what somebody wrote
-    return {**facts, **{name: value for name, value in about.items() if name not in facts}}
-
-
-def _card_accuracy(folder: Path) -> list[str] | None:
-    """The lines of the model card below its heading ``Accuracy``; None where there is no such card."""
-    try:
-        card = (folder / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-    _, found, rest = card.partition("\n## Accuracy\n")
-    section = rest.partition("\n## ")[0].strip()
-    return [printable(line) for line in section.splitlines()][:CARD_LINES] if found else None
+    return {**facts, **pair.about, **facts}
 
 
 def _versions() -> dict[str, str]:
@@ -777,11 +754,6 @@ def _versions() -> dict[str, str]:
         "Python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
     }
-
-
-def _keys(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts under names that programs like."""
-    return {name.replace(",", "").replace(" ", "_"): value for name, value in facts.items()}
 
 
 def _facts_text(facts: Mapping[str, Any]) -> str:
@@ -796,7 +768,7 @@ def _facts_text(facts: Mapping[str, Any]) -> str:
     )
     # through JSON: there are no tuples in it, and no two names for one list
     plain = json.loads(
-        json.dumps({name: value for name, value in facts.items() if value is not None})
+        json.dumps({name: value for name, value in facts.items() if value not in (None, {})})
     )
     told = yaml.dump(plain, Dumper=Printable, sort_keys=False, allow_unicode=True, width=10**6)
     return str(told).rstrip()
