@@ -6,7 +6,6 @@ Nothing heavy is imported before a command needs it, so that ``degaml --help`` a
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
 import logging
@@ -16,12 +15,13 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import threading
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +38,10 @@ if TYPE_CHECKING:
     from degaml_kedro.session import AdaptedModel
     from degaml_kedro.tasks.example import Example, Question
     from degaml_kedro.tasks.pasted import Pasted
-    from degaml_kedro.tasks.records import Reading
 
 INTERRUPTED = 130
 MISTAKES_SHOWN = 20
 CHANGES_SHOWN = 10
-CARD_LINES = 60
-NAME_BYTES = 255
 # the longest path that a saved adaptation holds
 LONGEST_INSIDE = Path("state/.0123456789abcdef.tmp/adapter_19/adapter_model.safetensors")
 # from so many on, predict says on a terminal that it is at work
@@ -116,53 +113,56 @@ def main(debug: bool) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def _reading_options(command: Callable[..., None]) -> Callable[..., None]:
-    """How a file is read, as several commands ask."""
-    for option in (
-        click.option(
-            "--skip-mistakes", is_flag=True, help="Go on without the lines that have one."
-        ),
-        click.option(
-            "--answer-column", metavar="NAME", help="The answers, where no column has a usual name."
-        ),
-        click.option(
-            "--option-columns",
-            metavar="NAMES",
-            help="The options: one column of lists, or several, with commas between.",
-        ),
-        click.option("--question-column", metavar="NAME", help="The questions."),
-    ):
-        command = option(command)
-    return command
+class _Path(click.Path):
+    """A path, with the user's home in place of ``~``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, checked.
+
+        Raises:
+            BadParameter: there is no such user, or the path is not what is asked for.
+        """
+        try:
+            return super().convert(Path(value).expanduser(), param, ctx)
+        except RuntimeError:
+            self.fail(f"{value}: there is no such user; write ./{value} for a name like that.")
 
 
-def _reading(
-    question: str | None,
-    options: str | None,
-    answer: str | None,
-    labels: Sequence[str] = (),
-    answered: bool = True,
-) -> Reading:
-    from degaml_kedro.tasks.records import Reading
-
-    names = tuple(name.strip() for name in (options or "").split(",") if name.strip())
-    one_or_more = names[0] if len(names) == 1 else names or None
-    return Reading(question, one_or_more, answer, tuple(labels), answered)
+_Command = Callable[..., None]
 
 
-def _pair_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Which generator and policy, as several commands ask."""
-    for option in (
-        click.option(
-            "--tracking-uri", metavar="URI", help="Where MLflow is, for models:/ and runs:/ URIs."
-        ),
-        click.option("--revision", metavar="REVISION", help="Of a pair on the Hugging Face hub."),
-        click.option(
-            "--policy", metavar="URI", help="The policy, where SOURCE is an MLflow generator."
-        ),
-    ):
-        command = option(command)
-    return command
+def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Options that several commands have, in this order."""
+
+    def added(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return added
+
+
+_reading_options = _options(
+    click.option("--question-column", metavar="NAME", help="The questions."),
+    click.option(
+        "--option-columns",
+        metavar="NAMES",
+        help="The options: one column of lists, or several, with commas between.",
+    ),
+    click.option(
+        "--answer-column", metavar="NAME", help="The answers, where no column has a usual name."
+    ),
+    click.option("--skip-mistakes", is_flag=True, help="Go on without the lines that have one."),
+)
+_pair_options = _options(
+    click.option(
+        "--policy", metavar="URI", help="The policy, where SOURCE is an MLflow generator."
+    ),
+    click.option("--revision", metavar="REVISION", help="Of a pair on the Hugging Face hub."),
+    click.option(
+        "--tracking-uri", metavar="URI", help="Where MLflow is, for models:/ and runs:/ URIs."
+    ),
+)
 
 
 # --- adapt ----------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ What EXAMPLES may look like, one line or one block an example:
 """,
 )
 @click.argument("examples", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
+@click.option("--out", required=True, type=_Path(path_type=Path), help="The folder to write.")
 @click.option(
     "--held-out",
     type=click.IntRange(min=0),
@@ -225,22 +225,17 @@ def adapt(
     proposals: int | None,
     seconds: float | None,
     seed: int,
-    question_column: str | None,
-    option_columns: str | None,
-    answer_column: str | None,
-    skip_mistakes: bool,
     force: bool,
     as_json: bool,
     quiet: bool,
+    **reading: Any,
 ) -> None:
     """Adapt to EXAMPLES, a file or - for standard input, and write an adapter.
 
     The file is text, CSV, TSV, JSON, JSONL or Parquet. A line with a mistake is named, and stops the command.
     """
-    out = _expanded(out)
     _check_out(out, force)
-    reading = _reading(question_column, option_columns, answer_column)
-    given = _read(examples, reading, skip_mistakes).examples
+    given = _read(examples, **reading).examples
     from degaml_kedro.session import AdaptationCancelled, Budget, Session
 
     line = _ProgressLine(quiet)
@@ -278,54 +273,27 @@ def _check_out(out: Path, force: bool) -> None:
         CheckpointError: there is something that is not ours.
         ClickException: there is one of ours without ``--force``, or no folder can be made.
     """
-    _check_name(out)
     if out.resolve() == Path.cwd():
         raise click.ClickException("--out: it is the current folder; name one inside it.")
-    check_overwritable(out)
-    if out.is_dir() and any(out.iterdir()) and not force:
+    place = out.absolute().parent
+    try:
+        check_overwritable(out)
+        filled = out.is_dir() and any(out.iterdir())
+        while not place.exists():
+            place = place.parent
+        # all of it is tried: access rights do not say what /proc refuses, nor a parent how long names may be
+        with tempfile.TemporaryDirectory(dir=place, prefix=".") as trial:
+            inside = trial / out.absolute().relative_to(place) / LONGEST_INSIDE
+            inside.parent.mkdir(parents=True)
+            inside.touch()
+    except OSError as error:
+        raise click.ClickException(
+            f"--out: {_one_line(str(out), 60)} cannot be made ({error.strerror}); name another folder."
+        ) from None
+    if filled and not force:
         raise click.ClickException(
             f"--out: {out} holds an adapter; replace it with --force, or name another folder."
         )
-    place = out.absolute().parent
-    while not place.exists():
-        place = place.parent
-    try:
-        # what access rights say is not all: in /proc root has all of them, and can make nothing
-        tempfile.TemporaryDirectory(dir=place, prefix=".").cleanup()
-    except OSError:
-        raise click.ClickException(
-            f"--out: {out} cannot be made, nothing can be written in {place}; name another folder."
-        ) from None
-
-
-def _check_name(out: Path) -> None:
-    """Nothing in the path is longer than file systems allow.
-
-    Raises:
-        ClickException: a name is, or all of it.
-    """
-    # folders that are not there yet hide the names below them from the system
-    long = any(len(os.fsencode(part)) > NAME_BYTES for part in out.parts)
-    try:
-        os.lstat(out / LONGEST_INSIDE)
-    except OSError as error:
-        long = long or error.errno == errno.ENAMETOOLONG
-    if long:
-        raise click.ClickException(f"--out: {_one_line(str(out), 60)} is too long; shorten it.")
-
-
-def _expanded(path: Path) -> Path:
-    """A path with the user's home in place of ``~``.
-
-    Raises:
-        ClickException: there is no such user.
-    """
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise click.ClickException(
-            f"{path}: there is no such user; write ./{path} for a folder of that name."
-        ) from None
 
 
 def _argument(path: Path | str) -> str:
@@ -455,7 +423,7 @@ FILE is like that of `degaml adapt`; answers may be missing, and options, where 
   What month comes after March? | May | April | June
 """,
 )
-@click.argument("adapter", type=click.Path(path_type=Path))
+@click.argument("adapter", type=_Path(exists=True, file_okay=False, path_type=Path))
 @click.argument(
     "file", required=False, type=click.Path(exists=True, dir_okay=False, allow_dash=True)
 )
@@ -484,19 +452,14 @@ def predict(
     base: bool,
     out: Path | None,
     verbose: bool,
-    question_column: str | None,
-    option_columns: str | None,
-    answer_column: str | None,
-    skip_mistakes: bool,
     as_json: bool,
+    **reading: Any,
 ) -> None:
     """Ask ADAPTER, a folder that `degaml adapt` wrote: one question, or those of FILE (- for standard input)."""
     if (file is None) == (question is None):
         raise click.UsageError("give either --question, or a file of questions.")
     if out is not None and out.suffix.lower() not in _WRITERS:
         raise click.UsageError(f"--out: {out} is none of {', '.join(_WRITERS)}.")
-    adapter = _expanded(adapter)
-    _check_adapter(adapter)
     trained = trained_labels(adapter)
     asked: Sequence[Question | Example]
     if question is not None:
@@ -508,10 +471,7 @@ def predict(
             )
         asked = [read_question(question, options or trained)]
     else:
-        reading = _reading(
-            question_column, option_columns, answer_column, options or trained, answered=False
-        )
-        asked = _read(str(file), reading, skip_mistakes).questions
+        asked = _read(str(file), labels=options or trained, answered=False, **reading).questions
     if options and trained and set(options) != set(trained):
         told = ", ".join(_one_line(label, 30) for label in trained)
         click.echo(f"Asked with your own options; the adapter was trained with: {told}", err=True)
@@ -528,25 +488,51 @@ def predict(
         before = model.predict_base(asked) if base else None
     finally:
         line.clear()
+    rows = [
+        _Asked(_stem(one), one.options, getattr(one, "gold", None), answer, own)
+        for one, answer, own in zip(asked, answers, before or repeat(None), strict=False)
+    ]
     if out is not None:
-        _write_predictions(out, asked, answers)
+        _write_predictions(out, rows)
     if as_json:
-        _print_json(_answers_json(asked, answers, before))
+        _print_json(_answers_json(rows))
         return
     if verbose or question is not None:
-        click.echo(_answers_text(asked, answers, before) + "\n")
+        click.echo("\n\n".join(map(_answer_text, rows)) + "\n")
     if file is not None:
-        click.echo(_summary_text(asked, answers, before))
+        click.echo(_summary_text(rows))
     if out is not None:
         click.echo(f"{_count(len(asked), 'answer')} with probabilities in {out}.")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question that was answered.
+
+    Attributes:
+        question: without its options.
+        options: what was chosen from.
+        gold: the place of the right one, where it is known.
+        answer: the adapted model's.
+        base: the base model's, where it was asked.
+    """
+
+    question: str
+    options: tuple[str, ...]
+    gold: int | None
+    answer: Answer
+    base: Answer | None
+
+    @property
+    def right(self) -> str | None:
+        """The right answer, where it is known."""
+        return None if self.gold is None else self.options[self.gold]
 
 
 _WRITERS = (".csv", ".jsonl", ".parquet")
 
 
-def _write_predictions(
-    out: Path, asked: Sequence[Question | Example], answers: Sequence[Answer]
-) -> None:
+def _write_predictions(out: Path, rows: Sequence[_Asked]) -> None:
     """A row a question: the answer, its probability, and those of all options.
 
     Raises:
@@ -556,161 +542,113 @@ def _write_predictions(
 
     from degaml_kedro.io.atomic import replace_file
 
-    rows = []
-    for one, answer in zip(asked, answers, strict=True):
-        row: dict[str, Any] = {"question": _stem(one), "label": answer.text}
-        gold = _gold(one)
-        if gold is not None:
-            row |= {"answer": one.options[gold], "right": gold == answer.choice}
-        row["probability"] = answer.probabilities[answer.choice]
-        shares = dict(zip(one.options, answer.probabilities, strict=True))
-        rows.append({**row, "probabilities": json.dumps(shares, ensure_ascii=False)})
-    frame = pd.DataFrame(rows)
-    suffix = out.suffix.lower()
-    if suffix == ".csv":
-        content = frame.to_csv(index=False).encode()
-    elif suffix == ".parquet":
-        content = frame.to_parquet(index=False)
+    records = []
+    for one in rows:
+        record: dict[str, Any] = {"question": one.question, "label": one.answer.text}
+        if one.right is not None:
+            record |= {"answer": one.right, "right": one.gold == one.answer.choice}
+        record["probability"] = one.answer.probabilities[one.answer.choice]
+        record["probabilities"] = dict(zip(one.options, one.answer.probabilities, strict=True))
+        records.append(record)
+    if out.suffix.lower() == ".jsonl":
+        content = _as_json_lines(records).encode()
     else:
-        lines = [{**row, "probabilities": json.loads(row["probabilities"])} for row in rows]
-        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines).encode()
+        frame = pd.DataFrame(records)
+        frame["probabilities"] = [
+            json.dumps(shares, ensure_ascii=False) for shares in frame["probabilities"]
+        ]
+        is_csv = out.suffix.lower() == ".csv"
+        content = frame.to_csv(index=False).encode() if is_csv else frame.to_parquet(index=False)
     try:
         replace_file(out, lambda file: file.write(content))
     except OSError as error:
         raise click.ClickException(f"{out} cannot be written ({error.strerror}).") from None
 
 
-def _summary_text(
-    asked: Sequence[Question | Example], answers: Sequence[Answer], before: Sequence[Answer] | None
-) -> str:
+def _summary_text(rows: Sequence[_Asked]) -> str:
     """How often each answer was given, and where answers are known, accuracy and what was taken for what."""
-    given = Counter(answer.text for answer in answers)
-    known = [
-        (one.options[gold], answer.text)
-        for one, answer in zip(asked, answers, strict=True)
-        if (gold := _gold(one)) is not None
-    ]
-    names = list(dict.fromkeys(option for one in asked for option in one.options))
+    names = list(dict.fromkeys(option for one in rows for option in one.options))
+    known = sum(one.right is not None for one in rows)
     parts = []
-    if 0 < len(known) < len(asked):
-        parts.append(f"{len(known)} of {len(asked)} questions have an answer to compare with.")
-    for name, said in (("base model", before), ("adapted model", answers)):
-        if (accuracy := _accuracy(asked, said)) is not None:
+    if 0 < known < len(rows):
+        parts.append(f"{known} of {len(rows)} questions have an answer to compare with.")
+    for name, accuracy in (
+        ("base model", _accuracy(rows, "base")),
+        ("adapted model", _accuracy(rows, "answer")),
+    ):
+        if accuracy is not None:
             parts.append(f"Accuracy of the {name}: {accuracy.text}")
     # one set of answers: otherwise nothing would be counted but questions
-    if len(names) <= _MOST_COUNTED and all(len(one.options) == len(names) for one in asked):
-        parts.append("\n" + _table(_counts(names, given, known)))
+    if len(names) <= _MOST_COUNTED and all(len(one.options) == len(names) for one in rows):
+        parts.append(f"\n{_counts_text(names, rows)}")
     else:
-        parts.append(f"{_count(len(asked), 'question')}; --verbose lists them.")
+        parts.append(f"{_count(len(rows), 'question')}; --verbose lists them.")
     return "\n".join(parts)
 
 
 _MOST_COUNTED = 26
 
 
-def _counts(
-    names: Sequence[str], given: Mapping[str, int], known: Sequence[tuple[str, str]]
-) -> list[list[str]]:
-    """A row a label: how often it was answered, and, where right answers are known, what was answered in its place."""
-    short = [_one_line(name, 16) for name in names]
-    if not known:
-        return [["", "answered"], *([s, str(given[n])] for s, n in zip(short, names, strict=True))]
-    pairs = Counter(known)
-    head = ["right answer \\ answered", *short, "right"]
-    rows = [head]
-    for label, name in zip(short, names, strict=True):
-        total = sum(pairs[name, other] for other in names)
-        cells = [str(pairs[name, other] or "·") for other in names]
-        rows.append([label, *cells, f"{pairs[name, name]} of {total}"])
-    rows.append(["answered in all", *(str(given[name]) for name in names), ""])
-    return rows
+def _counts_text(names: Sequence[str], rows: Sequence[_Asked]) -> str:
+    """How often each label was answered, in columns: a row a right answer, as far as these are known."""
+    import pandas as pd
+
+    place = {name: number for number, name in enumerate(names)}
+    rights = [place.get(one.right or "", len(names)) for one in rows]
+    counts = pd.crosstab(rights, [place[one.answer.text] for one in rows])
+    counts = counts.reindex(columns=range(len(names)), fill_value=0)
+    counts.loc[len(names) + 1] = counts.sum()
+    counts["in all"] = counts.sum(axis="columns")
+    shown = [*(_one_line(name, 16) for name in names), "not known", "in all"]
+    counts.index = pd.Index([shown[number] for number in counts.index])
+    counts.columns = pd.Index([*shown[:-2], "in all"], name="right answer \\ answered")
+    return str(counts.to_string())
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
-def _check_adapter(folder: Path) -> None:
-    """The folder is there, before seconds are spent on imports."""
-    if not folder.is_dir():
-        what = "is no folder" if folder.exists() else "is not there"
-        raise click.ClickException(
-            f"ADAPTER: {folder} {what}; name a folder that `degaml adapt --out` wrote."
-        )
-
-
-def _answers_json(
-    asked: Sequence[Question | Example], answers: Sequence[Answer], before: Sequence[Answer] | None
-) -> dict[str, Any]:
-    rows = []
-    for place, (one, answer) in enumerate(zip(asked, answers, strict=True)):
-        row: dict[str, Any] = {
-            "question": _stem(one),
-            "options": list(one.options),
-            "answer": asdict(answer),
-        }
-        if before is not None:
-            row["base"] = asdict(before[place])
-        gold = _gold(one)
-        if gold is not None:
-            row["gold"] = gold
-        rows.append(row)
-    record: dict[str, Any] = {"answers": rows}
-    for name, given in (("accuracy", answers), ("base_accuracy", before)):
-        accuracy = _accuracy(asked, given)
-        if accuracy is not None:
+def _answers_json(rows: Sequence[_Asked]) -> dict[str, Any]:
+    answers = []
+    for one in rows:
+        told: dict[str, Any] = {"question": one.question, "options": one.options}
+        told |= {"answer": asdict(one.answer), "base": one.base and asdict(one.base)}
+        told["gold"] = one.gold
+        answers.append({name: value for name, value in told.items() if value is not None})
+    record: dict[str, Any] = {"answers": answers}
+    for name, side in (("accuracy", "answer"), ("base_accuracy", "base")):
+        if (accuracy := _accuracy(rows, side)) is not None:
             record[name] = accuracy.as_json()
     return record
 
 
-def _answers_text(
-    asked: Sequence[Question | Example], answers: Sequence[Answer], before: Sequence[Answer] | None
-) -> str:
-    """Every question, whether its answer is right, and the probability of its options, the chosen one marked."""
-    blocks = []
-    for place, (one, answer) in enumerate(zip(asked, answers, strict=True)):
-        sides = [answer] if before is None else [before[place], answer]
-        gold = _gold(one)
-        width = min(_WIDTH // 2, max(len(_one_line(option, _WIDTH // 2)) for option in one.options))
-        heads = "" if before is None else f"  {'':<{width}}      base  adapted\n"
-        lines = []
-        for index, option in enumerate(one.options):
-            shares = "  ".join(
-                f"{'>' if side.choice == index else ' '} {side.probabilities[index]:5.2f}"
-                for side in sides
-            )
-            lines.append(f"  {_one_line(option, _WIDTH // 2):<{width}}  {shares}")
-        verdict = ""
-        if gold is not None:
-            right = answer.choice == gold
-            verdict = "  (right)" if right else f"  (wrong: {_one_line(one.options[gold], 40)})"
-        blocks.append(f"{_one_line(_stem(one), _WIDTH)}{verdict}\n{heads}" + "\n".join(lines))
-    return "\n\n".join(blocks)
+def _answer_text(one: _Asked) -> str:
+    """A question, whether its answer is right, and the probability of its options, the chosen one marked."""
+    import pandas as pd
+
+    sides = (
+        {"adapted": one.answer} if one.base is None else {"base": one.base, "adapted": one.answer}
+    )
+    shares = {
+        name: [
+            f"{'>' if place == side.choice else ' '} {share:5.2f}"
+            for place, share in enumerate(side.probabilities)
+        ]
+        for name, side in sides.items()
+    }
+    frame = pd.DataFrame(shares, index=[_one_line(option, _WIDTH // 2) for option in one.options])
+    verdict = ""
+    if one.right is not None:
+        is_right = one.gold == one.answer.choice
+        verdict = "  (right)" if is_right else f"  (wrong: {_one_line(one.right, 40)})"
+    table = textwrap.indent(frame.to_string(header=one.base is not None), "  ")
+    return f"{_one_line(one.question, _WIDTH)}{verdict}\n{table}"
 
 
-def _accuracy(
-    asked: Sequence[Question | Example], answers: Sequence[Answer] | None
-) -> Accuracy | None:
-    """Of the questions whose answer is known; None where there is no such question."""
+def _accuracy(rows: Sequence[_Asked], side: str) -> Accuracy | None:
+    """Of the model that answered as ``answer`` or ``base``; None where nothing is known of its answers."""
     from degaml_kedro.adaptation import Accuracy
 
-    golds = [_gold(one) for one in asked]
-    known = [gold for gold in golds if gold is not None]
-    if answers is None or not known:
-        return None
-    right = sum(answer.choice == gold for answer, gold in zip(answers, golds, strict=True))
-    return Accuracy(right, len(known))
-
-
-def _gold(one: Question | Example) -> int | None:
-    return getattr(one, "gold", None)
+    answers = [(getattr(one, side), one.gold) for one in rows if one.gold is not None]
+    known = [answer.choice == gold for answer, gold in answers if answer is not None]
+    return Accuracy(sum(known), len(known)) if known else None
 
 
 def _stem(one: Question | Example) -> str:
@@ -735,51 +673,36 @@ Examples:
 @click.argument("source", required=False)
 @_pair_options
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def info(
-    source: str | None,
-    policy: str | None,
-    revision: str | None,
-    tracking_uri: str | None,
-    as_json: bool,
-) -> None:
+def info(source: str | None, as_json: bool, **origin: Any) -> None:
     """Say what SOURCE is: an adapter's folder, or a pair as --pair of `degaml adapt` names it.
 
     Without SOURCE: the pair that ships with the package, and versions.
     """
-    folder = None if source is None else _expanded(Path(source))
+    folder = None if source is None else Path(os.path.expanduser(source))  # noqa: PTH111 - may be no path
     if folder is not None and (folder / "degaml.json").exists():
         from degaml_kedro.checkpoint.folder import load_adaptation
 
-        saved = load_adaptation(folder)
+        state, saved = load_adaptation(folder)
+        steering = state.steering
         facts: dict[str, Any] = {
             "adapter": str(folder),
-            "base model": saved.base_model,
-            "fingerprint of the base model": saved.base_model_fingerprint,
-            "adapters": len(saved.state.members),
-            "vote": saved.state.vote and asdict(saved.state.vote),
-            "steering": saved.state.steering
-            and {
-                "scope": saved.state.steering.scope,
-                "times": saved.state.steering.times,
-                "learning rate": saved.state.steering.learning_rate,
-            },
+            "base_model": saved.base_model,
+            "fingerprint_of_the_base_model": saved.base_model_fingerprint,
+            "adapters": len(state.members),
+            "vote": state.vote and asdict(state.vote),
+            "steering": steering
+            and {name: getattr(steering, name) for name in ("scope", "times", "learning_rate")},
             "contexts": {
-                f"adapter_{number}": {
-                    "shots": member.context.shots,
-                    "order": member.context.order,
-                    "encoder weight": member.context.encoder_weight,
-                    "examples": len(member.context.examples),
-                }
-                for number, member in enumerate(saved.state.members)
-                if member.context is not None
-            }
-            or None,
-            "opened whole by PEFT": saved.state.is_one_adapter,
-            "made by": saved.report.source,
+                f"adapter_{number}": asdict(context) | {"examples": len(context.examples)}
+                for number, context in enumerate(member.context for member in state.members)
+                if context is not None
+            },
+            "opened_whole_by_PEFT": state.is_one_adapter,
+            "made_by": saved.report.source,
             "seed": saved.report.seed,
         }
         if as_json:
-            _print_json({**_keys(facts), "report": saved.report.as_json()})
+            _print_json({**facts, "report": saved.report.as_json()})
         else:
             from degaml_kedro.adaptation import explain
 
@@ -787,15 +710,11 @@ def info(
         return
     from degaml_kedro.checkpoint import hub
 
-    pair = hub.load_trained_pair(
-        source, policy=policy, revision=revision, tracking_uri=tracking_uri
-    )
-    facts = _pair_facts(pair)
-    facts["accuracy, as its card says"] = _card_accuracy(folder or hub.SHIPPED)
+    facts = _pair_facts(hub.load_trained_pair(source, **origin))
     if source is None:
         facts["versions"] = _versions()
     if as_json:
-        _print_json(_keys(facts))
+        _print_json(facts)
     else:
         click.echo(_facts_text(facts))
 
@@ -810,32 +729,20 @@ def _pair_facts(pair: TrainedPair) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "pair": pair.name,
         "source": pair.source,
-        "base model": pair.base_model,
-        "fingerprint of the base model": pair.base_model_fingerprint,
-        "prompt encoder": identity.encoder,
-        "fingerprint of the encoder": identity.encoder_fingerprint,
-        "fingerprint of the generator": pair.generator.fingerprint,
-        "prompts an adapter is made from": pair.generator.decoder.condition.prompts,
+        "base_model": pair.base_model,
+        "fingerprint_of_the_base_model": pair.base_model_fingerprint,
+        "prompt_encoder": identity.encoder,
+        "fingerprint_of_the_encoder": identity.encoder_fingerprint,
+        "fingerprint_of_the_generator": pair.generator.fingerprint,
+        "prompts_an_adapter_is_made_from": pair.generator.decoder.condition.prompts,
         "policy": "none: strategies are drawn uniformly"
         if pair.policy is None
         else f"LoRA of rank {pair.policy.config.rank}",
         "budget": f"{search.rounds} rounds of {search.proposals} proposals",
         "strategies": space.describe([family.name for family in space.families]).splitlines(),
     }
-    about = {printable(str(key)).replace("_", " "): value for key, value in pair.about.items()}
     # what is known is not to be replaced by what somebody wrote
-    return {**facts, **{name: value for name, value in about.items() if name not in facts}}
-
-
-def _card_accuracy(folder: Path) -> list[str] | None:
-    """The lines of the model card below its heading ``Accuracy``; None where there is no such card."""
-    try:
-        card = (folder / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-    _, found, rest = card.partition("\n## Accuracy\n")
-    section = rest.partition("\n## ")[0].strip()
-    return [printable(line) for line in section.splitlines()][:CARD_LINES] if found else None
+    return {**facts, **pair.about, **facts}
 
 
 def _versions() -> dict[str, str]:
@@ -849,38 +756,22 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _keys(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts under names that programs like."""
-    return {name.replace(",", "").replace(" ", "_"): value for name, value in facts.items()}
-
-
 def _facts_text(facts: Mapping[str, Any]) -> str:
-    """One fact a line, lists and groups below their name; they are anybody's text."""
-    width = max(len(name) for name, value in facts.items() if not isinstance(value, Mapping | list))
-    return "\n".join(printable(line) for line in _fact_lines(facts, "", width))
+    """The facts as YAML; they are anybody's text."""
+    import yaml
 
+    class Printable(yaml.SafeDumper):
+        """Texts in one line each, without what steers a terminal."""
 
-def _fact_lines(facts: Mapping[str, Any], indent: str, width: int) -> Iterator[str]:
-    for name, value in facts.items():
-        if value is None:
-            continue
-        if isinstance(value, Mapping):
-            yield f"{indent}{name}"
-            inner = max((len(str(key)) for key in value), default=0)
-            yield from _fact_lines({str(k): v for k, v in value.items()}, f"{indent}  ", inner)
-        elif isinstance(value, list | tuple) and any(" " in str(one) for one in value):
-            yield f"{indent}{name}"
-            yield from (f"{indent}  {one}" for one in value)
-        else:
-            listed = isinstance(value, list | tuple)
-            told = ", ".join(str(one) for one in value) if listed else _value(value)
-            yield f"{indent}{name:<{width}}  {told}"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    Printable.add_representer(
+        str, lambda dumper, text: yaml.SafeDumper.represent_str(dumper, printable(text))
+    )
+    # through JSON: there are no tuples in it, and no two names for one list
+    plain = json.loads(
+        json.dumps({name: value for name, value in facts.items() if value not in (None, {})})
+    )
+    told = yaml.dump(plain, Dumper=Printable, sort_keys=False, allow_unicode=True, width=10**6)
+    return str(told).rstrip()
 
 
 # --- tasks and the base model ---------------------------------------------------------------------
@@ -918,7 +809,8 @@ def tasks(write: tuple[str, str] | None, count: int, seed: int, as_json: bool) -
     if write is None:
         every = ready_tasks()
         if as_json:
-            _print_json([asdict(task) for task in every])
+            told = ("name", "title", "description", "seen")
+            _print_json([{name: getattr(task, name) for name in told} for task in every])
             return
         width = max(len(task.name) for task in every)
         click.echo(
@@ -930,7 +822,13 @@ def tasks(write: tuple[str, str] | None, count: int, seed: int, as_json: bool) -
         return
     name, path = write[0], Path(write[1])
     examples, _ = ready_task(name).draw(count, 0, seed)
-    text = _as_csv(examples) if path.suffix.lower() == ".csv" else _as_jsonl(examples)
+    if path.suffix.lower() == ".csv":
+        text = _as_csv(examples)
+    else:
+        text = _as_json_lines(
+            {"question": one.question, "options": one.options, "answer": one.options[one.gold]}
+            for one in examples
+        )
     try:
         # "x": nobody's file is lost, not even one that comes at this moment
         with path.open("x", encoding="utf-8", newline="") as file:
@@ -943,11 +841,7 @@ def tasks(write: tuple[str, str] | None, count: int, seed: int, as_json: bool) -
     click.echo(f"  degaml adapt {_argument(path)} --held-out {len(examples) // 3} --out {name}")
 
 
-def _as_jsonl(examples: Sequence[Example]) -> str:
-    records = (
-        {"question": one.question, "options": list(one.options), "answer": one.options[one.gold]}
-        for one in examples
-    )
+def _as_json_lines(records: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
@@ -976,18 +870,12 @@ Example:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--pair", metavar="SOURCE", help="Whose base model. Default: the shipped pair's.")
 @_pair_options
-def base_model(
-    folder: Path,
-    pair: str | None,
-    policy: str | None,
-    revision: str | None,
-    tracking_uri: str | None,
-) -> None:
+def base_model(folder: Path, pair: str | None, **origin: Any) -> None:
     """Write the base model into FOLDER, which PEFT, Transformers and other tools open by its path."""
     from degaml_kedro.checkpoint.hub import load_trained_pair
     from degaml_kedro.llm.base_model import export_base_model
 
-    found = load_trained_pair(pair, policy=policy, revision=revision, tracking_uri=tracking_uri)
+    found = load_trained_pair(pair, **origin)
     export_base_model(found.settings.model, folder)
     click.echo(f"{found.base_model} is in {folder}.")
 
@@ -995,7 +883,15 @@ def base_model(
 # --- files ----------------------------------------------------------------------------------------
 
 
-def _read(file: str, reading: Reading, skip_mistakes: bool) -> Pasted:
+def _read(
+    file: str,
+    question_column: str | None,
+    option_columns: str | None,
+    answer_column: str | None,
+    skip_mistakes: bool,
+    labels: Sequence[str] = (),
+    answered: bool = True,
+) -> Pasted:
     """What a file, or standard input for ``-``, holds; mistakes are named line by line.
 
     Raises:
@@ -1003,7 +899,11 @@ def _read(file: str, reading: Reading, skip_mistakes: bool) -> Pasted:
         ClickException: there are mistakes and they are not to be skipped, or there is nothing but mistakes.
     """
     from degaml_kedro.tasks.pasted import MAX_BYTES, read_data, read_file
+    from degaml_kedro.tasks.records import Reading
 
+    columns = tuple(name.strip() for name in (option_columns or "").split(",") if name.strip())
+    options = columns[0] if len(columns) == 1 else columns or None
+    reading = Reading(question_column, options, answer_column, tuple(labels), answered)
     if file == "-":
         if sys.stdin.isatty():
             click.echo("Reading examples from the terminal; Ctrl-D ends them.", err=True)

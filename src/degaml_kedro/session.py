@@ -353,7 +353,7 @@ class AdaptedModel(AnsweringModel):
             EncoderError: the prompt encoder cannot be loaded, and answers need it.
             SessionError: what is found under the base model's name is another one.
         """
-        saved = load_adaptation(Path(folder).expanduser())
+        state, saved = load_adaptation(Path(folder).expanduser())
         settings = saved.settings
         base = load_base_model(settings.model)
         if base.fingerprint != saved.base_model_fingerprint:
@@ -362,11 +362,11 @@ class AdaptedModel(AnsweringModel):
                 f"there under its name is {base.name} ({base.fingerprint}); install the base model it was made for"
             )
         # fits the models: refused now, and not at the first question
-        base.activate_adapters([member.adapter for member in saved.state.members])
-        check_widths(saved, Path(folder), base)
+        base.activate_adapters([member.adapter for member in state.members])
+        check_widths(state, Path(folder), base, settings.encoder)
         embed = question_embedder(settings.encoder)
         bench = Workbench(base, settings.prompt, settings.scoring, embed=embed)
-        return cls(bench, saved.state, settings, saved.report, saved.labels)
+        return cls(bench, state, settings, saved.report, saved.labels)
 
     def predict_base(
         self,
@@ -403,10 +403,15 @@ class AdaptedModel(AnsweringModel):
             CheckpointError: something else is in the folder, or it cannot be written.
         """
         path, base = Path(folder).expanduser(), self._bench.base
-        saved = SavedAdaptation(
-            self.state, self._settings, base.name, base.fingerprint, self.report, self.labels
+        about = SavedAdaptation(
+            base_model=base.name,
+            base_model_fingerprint=base.fingerprint,
+            settings=self._settings,
+            more_than_peft=not self.state.is_one_adapter,
+            report=self.report,
+            labels=self.labels,
         )
-        save_adaptation(saved, path)
+        save_adaptation(self.state, about, path)
         return path
 
     def explain(self) -> str:

@@ -17,9 +17,9 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
+    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 
 from degaml_kedro.checkpoint import hub as sources
@@ -173,9 +173,7 @@ def test_an_unknown_source_lists_the_forms(source, tmp_path, monkeypatch):
 
 def test_options_of_other_sources_are_refused(tmp_path):
     folder = write_tiny_pair(tmp_path / "pair")
-    with pytest.raises(
-        CheckpointError, match="`policy` is x, but it goes with a generator in MLflow"
-    ):
+    with pytest.raises(CheckpointError, match="`policy` is x, but only generators in MLflow"):
         load_trained_pair(folder, policy="x")
     for source in (folder, None, "models:/degaml-generator/1"):
         with pytest.raises(CheckpointError, match="only pairs of the Hugging Face hub have one"):
@@ -358,23 +356,26 @@ def answer(status: int) -> httpx.Response:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    "error",
     [
-        (RepositoryNotFoundError("no", response=answer(404)), "is not on the Hugging Face hub"),
-        (GatedRepoError("no", response=answer(403)), "only for those whom its owner lets in"),
-        (RevisionNotFoundError("no", response=answer(404)), "but no such revision"),
-        (LocalEntryNotFoundError("no"), "the hub cannot be reached.*HF_HUB_OFFLINE"),
-        (ConnectionError("reset\nby peer"), r"could not be fetched.* \(reset\); try again later"),
+        RepositoryNotFoundError("no such\npair", response=answer(404)),
+        GatedRepoError("no such pair", response=answer(403)),
+        LocalEntryNotFoundError("no such pair"),
+        ConnectionError("no such\npair"),
+        HFValidationError("no such pair"),
     ],
 )
-def test_what_goes_wrong_at_the_hub_is_told(monkeypatch, tmp_path, error, told):
+def test_what_goes_wrong_at_the_hub_is_told_with_the_ways_out(monkeypatch, tmp_path, error):
     def fails(*_, **__):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=re.compile(told)):
+    with pytest.raises(CheckpointError) as caught:
         load_trained_pair("a/b")
+    told = "hf://a/b cannot be fetched, and there is no folder 'a/b' here (no such pair"
+    assert str(caught.value).startswith(told)
+    assert {"revision", "login`", "HF_HUB_OFFLINE"} <= set(re.findall(r"[\w`]+", str(caught.value)))
 
 
 @pytest.fixture
@@ -404,9 +405,9 @@ def test_the_real_client_offline_from_its_cache(cache):
 
 
 def test_the_real_client_offline_without_it(cache):
-    with pytest.raises(CheckpointError, match="hf://some/other is not in the local cache"):
+    with pytest.raises(CheckpointError, match="hf://some/other cannot be fetched"):
         load_trained_pair("some/other")
-    with pytest.raises(CheckpointError, match=r"hf://some/pair@v9 is not in the local cache"):
+    with pytest.raises(CheckpointError, match="hf://some/pair@v9 cannot be fetched"):
         load_trained_pair("some/pair", revision="v9")
 
 

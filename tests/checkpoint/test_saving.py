@@ -18,8 +18,14 @@ from tests.llm.helpers import random_adapter, tiny_base
 def save(folder, report=None):
     settings, base = tiny_settings().answering, tiny_base()
     state = AdaptedState((Member(random_adapter(base, LORA)),))
-    saved = SavedAdaptation(state, settings, base.name, base.fingerprint, report or Report(2, 0))
-    save_adaptation(saved, Path(folder))
+    about = SavedAdaptation(
+        base_model=base.name,
+        base_model_fingerprint=base.fingerprint,
+        settings=settings,
+        more_than_peft=False,
+        report=report or Report(2, 0),
+    )
+    save_adaptation(state, about, Path(folder))
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,8 @@ from degaml_kedro.checkpoint.folder import read_files, read_pair
 from degaml_kedro.checkpoint.hub import SHIPPED, load_trained_pair
 from degaml_kedro.checkpoint.layout import CheckpointError
 from degaml_kedro.checkpoint.shipping import (
-    ADAPTED,
-    GENERATED,
     MAX_BYTES,
     MeanAccuracy,
-    Measured,
     measure_pair,
     ship,
 )
@@ -82,17 +79,15 @@ def test_the_card_has_the_pair_s_own_accuracies(run, made):
         line for line in (folder / "README.md").read_text().splitlines() if "| day_after" in line
     ]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    scores = [measured.base, measured.run[GENERATED], measured.pair[GENERATED]]
-    scores += [measured.run[ADAPTED], measured.pair[ADAPTED]]
-    assert cells == ["day_after", "0.25", *(score.text for score in scores)]
+    assert cells == ["day_after", "0.25", *(score.text for score in measured.scores.values())]
 
 
 def test_a_pair_is_measured_by_its_own_weights(run):
     found = [measure_pair(tiny_pair(seed), run, tiny_parameters())[0] for seed in range(4)]
-    assert all(isinstance(one, Measured) and one.run[GENERATED].n == 8 for one in found)
+    assert all(one.scores["generated, as trained"].n == 8 for one in found)
     # of two draws over eight questions
-    assert all((16 * one.pair[GENERATED].accuracy) % 1 == 0 for one in found)
-    assert len({one.pair[GENERATED].accuracy for one in found}) > 1
+    assert all((16 * one.scores["generated"].accuracy) % 1 == 0 for one in found)
+    assert len({one.scores["generated"].accuracy for one in found}) > 1
 
 
 def test_an_accuracy_as_text():

@@ -15,14 +15,14 @@ GOOD = "Is fire hot? => yes\nIs ice hot? => no\nIs steam hot? => yes"
 ROW = {"question": "Is fire hot?", "answer": "yes"}
 # by name: what is pasted, and what is said of it
 MISTAKES = {
-    "no answer": (f"{GOOD}\nIs snow hot?", ["Line 4", "there is no answer"]),
+    "no answer": (f"{GOOD}\nIs snow hot?", ["Line 4", "the answer is blank or missing"]),
     "blank answer": (f"{GOOD}\nIs snow hot? =>", ["Line 4", "answer"]),
     "blank question": (f"{GOOD}\n\n=> yes", ["Line 5", "question"]),
     "two stars": (
         f"{GOOD}\nWhat is hot? | fire* | steam* | ice",
         ["Line 4", "2 options have a star"],
     ),
-    "no star": (f"{GOOD}\nWhat is hot? | fire | ice", ["Line 4", "no option has a star"]),
+    "no star": (f"{GOOD}\nWhat is hot? | fire | ice", ["Line 4", "a star after the right option"]),
     "option twice": (f"{GOOD}\nWhat is hot? | fire* | ice | ice", ["Line 4", "comes twice"]),
     "answer is no option": (
         f"{GOOD}\n\nWhat is hot?\nA: ice\nB: fire\nAnswer: snow",

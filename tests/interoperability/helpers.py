@@ -94,8 +94,14 @@ def save(
         scoring=scoring,
         encoder=EncoderParameters.model_validate({"source": {"kind": "random"}}),
     )
-    report = Report(support=20, held_out=0, base_model=base.name)
-    save_adaptation(SavedAdaptation(state, settings, base.name, base.fingerprint, report), folder)
+    about = SavedAdaptation(
+        base_model=base.name,
+        base_model_fingerprint=base.fingerprint,
+        settings=settings,
+        more_than_peft=not state.is_one_adapter,
+        report=Report(support=20, held_out=0, base_model=base.name),
+    )
+    save_adaptation(state, about, folder)
 
 
 def write_examples(path: Path, examples: list[Example]) -> None:

@@ -172,7 +172,6 @@ GOOD = json.dumps(MESSAGES[0])
         ("f.xlsx", b"PK", "type '.xlsx' are not known"),
         ("f.json", b'[\n{"prompt": "caf\xe9"}]', "line 2: byte 0xE9 is not UTF-8"),
         ("f.json", f"[{GOOD}, {GOOD[:20]}".encode(), "Line 1: .*it looks cut off"),
-        ("f.json", GOOD.encode(), "should be a JSON list.*name the file .jsonl"),
         ("f.csv", b"prompt,prompt\na,b\n", "the column 'prompt' comes twice"),
         ("f.json", b'[{"text": "a"}]', "Line 1: there is no answer"),
         (

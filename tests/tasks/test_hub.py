@@ -382,7 +382,7 @@ def hub(monkeypatch, tmp_path):
 def test_an_unreachable_hub_says_how_to_run_offline(hub):
     asked = hub()
     with pytest.raises(
-        TaskError, match="Task 't': the Hugging Face hub cannot be reached for owner/name"
+        TaskError, match="Task 't': the split 'validation' of owner/name.* cannot be loaded"
     ) as error:
         load_hub(source("arc"), "t")
     for way_out in ("save_to_disk", "local_path", "HF_HUB_OFFLINE=1"):
@@ -392,7 +392,7 @@ def test_an_unreachable_hub_says_how_to_run_offline(hub):
 
 def test_a_dataset_that_the_hub_does_not_have_is_named(hub):
     hub(404)
-    with pytest.raises(TaskError, match="the hub has no dataset owner/name"):
+    with pytest.raises(TaskError, match="the split 'validation' of owner/name.* cannot be loaded"):
         load_hub(source("arc"), "t")
 
 
@@ -420,27 +420,22 @@ def test_what_is_asked_of_the_hub(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    "error",
     [
-        (
-            ValueError("BuilderConfig 'x' not found"),
-            "cannot be loaded, split 'validation'.*source.config",
-        ),
-        (RuntimeError("Dataset scripts are no longer supported"), "source.revision"),
-        (OSError(28, "No space left on device"), "cannot be stored .*free space or set HF_HOME"),
-        (
-            FileNotFoundError("gone"),
-            "has no dataset owner/name, revision main, or it needs a login",
-        ),
+        ValueError("BuilderConfig 'x' not found"),
+        RuntimeError("Dataset scripts are no longer supported"),
+        OSError(28, "No space left on device"),
+        FileNotFoundError("gone"),
     ],
 )
-def test_errors_of_the_hub_have_a_way_out(monkeypatch, error, message):
+def test_errors_of_the_hub_have_a_way_out(monkeypatch, error):
     def load_dataset(*arguments, **settings):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(TaskError, match=message):
+    with pytest.raises(TaskError, match=r"revision main cannot be loaded .*source\.id") as caught:
         load_hub(source("arc"), "t")
+    assert str(error) in str(caught.value)
 
 
 def test_word_problems_are_open_and_their_answers_are_found():

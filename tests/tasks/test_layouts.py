@@ -166,6 +166,8 @@ def test_pairs_of_sentences_are_one_question():
 def test_keys_that_are_not_read_are_told_once():
     rows = [{**row, "id": 7, "source": "x", "hint": "y"} for row in ROWS]
     assert read_pasted(json.dumps(rows)).unread == ("source", "hint")
+    rows = [{"prompt": "Hot?\nA: ice\nB: fire", "response": "[B]", "sytem": "", "id": 7}]
+    assert read_pasted(json.dumps(rows)).unread == ("sytem",)
 
 
 def test_columns_may_be_named():
@@ -173,10 +175,10 @@ def test_columns_may_be_named():
     reading = Reading("frage", ("links", "rechts"), "lösung")
     found = read_pasted(text, "x.csv", reading)
     assert [one.gold for one in found.examples] == [0, 1]
-    with pytest.raises(RecordError, match="names no question"):
+    with pytest.raises(RecordError, match="there is no question"):
         read_pasted(text, "x.csv")
-    (row, _) = read_pasted(text, "x.csv", Reading("farge", ("links", "rechts"), "lösung")).rows
-    assert "there is no column 'farge'; did you mean 'frage'?" in row.mistake
+    with pytest.raises(RecordError, match=r"no column 'farge'; did you mean 'frage'\?"):
+        read_pasted(text, "x.csv", Reading("farge", ("links", "rechts"), "lösung"))
 
 
 def test_labels_that_are_known_are_the_options():

@@ -15,14 +15,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -63,7 +63,7 @@ from degaml_kedro.strategies.state import AdaptedState, Member, load_state, save
 from degaml_kedro.tasks.example import MAX_OPTIONS
 from degaml_kedro.texts import printable
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 PAIR_FILE, GENERATOR_FOLDER, POLICY_FOLDER = "pair.json", "generator", "policy"
 ADAPTATION_FILE, STATE_FOLDER = "degaml.json", "state"
 _GENERATOR_FILES = (
@@ -82,7 +82,7 @@ _MAKE_PAIR = (
     "fetch the pair again, or make it again with `python -m degaml_kedro.checkpoint.shipping`"
 )
 _MAKE_ADAPTATION = "save the adaptation again"
-T = TypeVar("T")
+T = TypeVar("T", bound=Parameters)
 
 
 class AnswerSettings(Parameters):
@@ -155,25 +155,29 @@ class TrainedPair:
         return self.generator.identity.base_model_fingerprint
 
 
-@dataclass(frozen=True, eq=False)
-class SavedAdaptation:
-    """A finished adaptation.
+class SavedAdaptation(Parameters):
+    """``degaml.json``: what there is to know of a finished adaptation but for its state, which lies beside it.
 
     Attributes:
-        state: the adapters, with what is around them.
-        settings: what answers depend on besides.
+        format: of the folder.
+        version: of the package that wrote it.
         base_model: the name of the base model it was made for.
         base_model_fingerprint: of that model's weights and tokenizer.
+        settings: what answers depend on besides.
+        more_than_peft: whether a folder ``state`` holds it, of which PEFT sees a part.
         report: how it came about.
         labels: the answers that its examples shared; none where they shared none.
     """
 
-    state: AdaptedState
-    settings: AnswerSettings
+    format: Literal[1] = FORMAT
+    version: str = __version__
     base_model: str
     base_model_fingerprint: str
-    report: Report
-    labels: tuple[str, ...] = ()
+    settings: AnswerSettings
+    more_than_peft: bool
+    report: Annotated[Report, PlainValidator(Report.from_json), PlainSerializer(Report.as_json)]
+    # what version 0.1.0 wrote has none
+    labels: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), max_length=MAX_OPTIONS)
 
 
 class _PairFile(Parameters):
@@ -186,20 +190,6 @@ class _PairFile(Parameters):
     settings: PairSettings
     about: dict[str, Any]
     files: dict[str, FileRecord]
-
-
-class _AdaptationFile(Parameters):
-    """``degaml.json``."""
-
-    format: Literal[1]
-    version: str
-    base_model: str
-    base_model_fingerprint: str
-    settings: AnswerSettings
-    more_than_peft: bool
-    report: dict[str, Any]
-    # what version 0.1.0 wrote has none
-    labels: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), max_length=MAX_OPTIONS)
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -250,34 +240,24 @@ def save_pair(
         _describe(temporary / PAIR_FILE, content, card or pair_card(pair, files))
 
 
-def save_adaptation(saved: SavedAdaptation, folder: Path) -> None:
+def save_adaptation(state: AdaptedState, about: SavedAdaptation, folder: Path) -> None:
     """Write a folder that PEFT opens, with what PEFT does not know beside it; whole or not at all.
 
     Args:
-        saved: what to save.
+        state: what to save.
+        about: what there is to know of it.
         folder: where; an earlier adaptation there is replaced, anything else is left alone. ``~`` is the user's home.
 
     Raises:
         CheckpointError: something else is in the folder, or it cannot be written.
         StateError: the weights are not finite.
     """
-    state = saved.state
-    content = _AdaptationFile(
-        format=FORMAT,
-        version=__version__,
-        base_model=saved.base_model,
-        base_model_fingerprint=saved.base_model_fingerprint,
-        settings=saved.settings,
-        more_than_peft=not state.is_one_adapter,
-        report=saved.report.as_json(),
-        labels=saved.labels,
-    )
     with _written(folder, ADAPTATION_CONTENTS, "adaptation") as temporary:
         write_peft_files(state.members[state.best].adapter, temporary)
-        if content.more_than_peft:
+        if about.more_than_peft:
             save_state(state, temporary / STATE_FOLDER)
-        card = adaptation_card(state, saved.base_model, saved.report)
-        _describe(temporary / ADAPTATION_FILE, content, card)
+        card = adaptation_card(state, about.base_model, about.report)
+        _describe(temporary / ADAPTATION_FILE, about, card)
 
 
 @contextmanager
@@ -392,8 +372,8 @@ def read_files(folder: Path) -> dict[str, FileRecord]:
     return _pair_file(folder, str(folder)).files
 
 
-def load_adaptation(folder: Path) -> SavedAdaptation:
-    """Read an adaptation's folder, which :func:`save_adaptation` wrote.
+def load_adaptation(folder: Path) -> tuple[AdaptedState, SavedAdaptation]:
+    """Read an adaptation's folder, which :func:`save_adaptation` wrote: its state, and what it says of itself.
 
     Raises:
         CheckpointError: a file is missing, damaged, a link or of another format.
@@ -412,7 +392,7 @@ def load_adaptation(folder: Path) -> SavedAdaptation:
             raise CheckpointError(
                 f"'{link.relative_to(folder)}' is a link, and an adaptation holds plain files"
             )
-        about, report = _description(path, _parse_adaptation)
+        about = _description(path, SavedAdaptation)
         if about.more_than_peft != (folder / STATE_FOLDER).exists():
             told = "is missing" if about.more_than_peft else "is there, and is not to be"
             raise CheckpointError(f"by its {ADAPTATION_FILE} the folder {STATE_FOLDER} {told}")
@@ -420,26 +400,25 @@ def load_adaptation(folder: Path) -> SavedAdaptation:
             state = load_state(folder / STATE_FOLDER)
         else:
             state = AdaptedState((Member(load_peft_folder(folder)),))
-    return SavedAdaptation(
-        state, about.settings, about.base_model, about.base_model_fingerprint, report, about.labels
-    )
+    return state, about
 
 
-def check_widths(saved: SavedAdaptation, folder: Path, base: BaseModel) -> None:
+def check_widths(
+    state: AdaptedState, folder: Path, base: BaseModel, encoder_settings: EncoderParameters
+) -> None:
     """What is beside the adapters was made for the base model and the prompt encoder.
 
     Raises:
         CheckpointError: it was made for others.
         EncoderError: the encoder cannot be loaded, and answers need it.
     """
-    state = saved.state
     found: list[tuple[str, int, str, int]] = []
     if state.steering is not None and state.steering.vectors is not None:
         width = state.steering.vectors.shape[1]
         found.append(("steering.vectors", width, base.name, base.head.shape[1]))
     # loading the encoder takes a while
     if state.needs_encoder:
-        encoder = load_prompt_encoder(saved.settings.encoder)
+        encoder = load_prompt_encoder(encoder_settings)
         found += [
             (f"prompts.{number}", member.prompts.shape[1], encoder.name, encoder.width)
             for number, member in enumerate(state.members)
@@ -473,7 +452,7 @@ def _read(folder: Path, where: str, fix: str) -> Iterator[None]:
         refuse(f"its sizes are not those of its weights: {error}", error)
 
 
-def _description(path: Path, parse: Callable[[Any], T]) -> T:
+def _description(path: Path, kind: type[T]) -> T:
     """What a folder says of itself.
 
     Raises:
@@ -488,7 +467,7 @@ def _description(path: Path, parse: Callable[[Any], T]) -> T:
                 f"its {path.name} has format {raw.get('format')!r}, this version reads {FORMAT}: another version of "
                 f"degaml-kedro wrote it"
             )
-        return parse(raw)
+        return kind.model_validate(raw)
     except CheckpointError:
         raise
     except ValidationError as error:
@@ -499,11 +478,6 @@ def _description(path: Path, parse: Callable[[Any], T]) -> T:
         raise CheckpointError(f"its {path.name} cannot be read ({error})") from error
 
 
-def _parse_adaptation(raw: Any) -> tuple[_AdaptationFile, Report]:
-    content = _AdaptationFile.model_validate(raw)
-    return content, Report.from_json(content.report)
-
-
 def _pair_file(folder: Path, where: str) -> _PairFile:
     path = folder / PAIR_FILE
     if path.is_symlink() or not path.is_file():
@@ -512,7 +486,7 @@ def _pair_file(folder: Path, where: str) -> _PairFile:
             f"`python -m degaml_kedro.checkpoint.shipping` wrote"
         )
     with _read(folder, where, _MAKE_PAIR):
-        return _description(path, _PairFile.model_validate)
+        return _description(path, _PairFile)
 
 
 def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:

@@ -10,8 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,33 +66,31 @@ def load_trained_pair(
         DegamlError: MLflow cannot be used, or a model there is none of ours.
     """
     text = "" if source is None else str(source)
-    is_mlflow = text.startswith(("models:", "runs:"))
-    if policy is not None and not is_mlflow:
-        raise CheckpointError(
-            f"`policy` is {policy}, but it goes with a generator in MLflow alone (models:/… or runs:/…), and the "
-            f"source is {text or _OF_THE_PACKAGE}; leave it out"
-        )
     folder = Path(text).expanduser()
-    load: Callable[[], TrainedPair]
-    if source is None:
-        load = _shipped
-    elif is_mlflow:
-        load = partial(_from_mlflow, text, policy, tracking_uri)
     # an empty path would be the folder that one is in
-    elif text.strip() and os.path.exists(folder):  # noqa: PTH110 - a name too long is no error there
-        load = partial(_from_folder, folder, text)
-    elif isinstance(source, str) and (found := _HUB.match(text)):
-        return _from_hub(found, revision)
-    else:
-        raise CheckpointError(
-            f"'{text}' is no trained pair, and no folder of that name is there; give {_FORMS}"
-        )
-    if revision is not None:
-        raise CheckpointError(
-            f"`revision` is {revision}, but only pairs of the Hugging Face hub have one, and the source is "
-            f"{text or _OF_THE_PACKAGE}; leave it out"
-        )
-    return load()
+    is_there = bool(text.strip()) and os.path.exists(folder)  # noqa: PTH110 - a name too long is no error there
+    is_mlflow = text.startswith(("models:", "runs:"))
+    of_hub = None if is_there or not isinstance(source, str) else _HUB.match(text)
+    for name, value, fits, owners in (
+        ("policy", policy, is_mlflow, "generators in MLflow (models:/… or runs:/…)"),
+        ("revision", revision, of_hub, "pairs of the Hugging Face hub"),
+    ):
+        if value is not None and not fits:
+            raise CheckpointError(
+                f"`{name}` is {value}, but only {owners} have one, and the source is {text or _OF_THE_PACKAGE}; leave "
+                f"it out"
+            )
+    if source is None:
+        return _shipped()
+    if is_mlflow:
+        return _from_mlflow(text, policy, tracking_uri)
+    if is_there:
+        return _from_folder(folder, text)
+    if of_hub:
+        return _from_hub(of_hub, revision)
+    raise CheckpointError(
+        f"'{text}' is no trained pair, and no folder of that name is there; give {_FORMS}"
+    )
 
 
 # --- on this machine ------------------------------------------------------------------------------
@@ -286,55 +283,27 @@ def _from_hub(found: re.Match[str], revision: str | None) -> TrainedPair:
 
     name, revision = found["id"], revision or found["revision"]
     title = f"hf://{name}" + (f"@{revision}" if revision else "")
-    offline = (
-        "is not in the local cache, and the hub cannot be reached",
-        "go online (unset HF_HUB_OFFLINE), or give the path of a folder with the pair",
-    )
-    failed = ("could not be fetched", "try again later, or give the path of a folder with the pair")
-    # what the client raises, special kinds before general ones; what it means, and what to do
-    meanings: dict[type[Exception], tuple[str, str]] = {
-        errors.RevisionNotFoundError: (
-            "is on the hub, but no such revision of it",
-            "name a branch, a tag or a commit",
-        ),
-        errors.GatedRepoError: (
-            "is only for those whom its owner lets in",
-            "ask on its page, then log in with `hf auth login`",
-        ),
-        errors.RepositoryNotFoundError: (
-            "is not on the Hugging Face hub, or is private",
-            f"check the name, or give {_FORMS}",
-        ),
-        errors.HFValidationError: ("is no name that the hub takes", f"give {_FORMS}"),
-        errors.LocalEntryNotFoundError: offline,
-        errors.OfflineModeIsEnabled: offline,
-        errors.HfHubHTTPError: failed,
-        OSError: failed,
-    }
     try:
         snapshot = Path(
             snapshot_download(
                 name, revision=revision, allow_patterns=[*PAIR_FILES, CARD_FILE], repo_type="model"
             )
         )
-    except tuple(meanings) as error:
-        what, fix = next(told for kind, told in meanings.items() if isinstance(error, kind))
+    # of the hub, of the network and the disk, of a name that cannot be one
+    except (errors.HfHubHTTPError, OSError, ValueError) as error:
         here = "" if found["marked"] else f", and there is no folder '{name}' here"
         raise CheckpointError(
-            f"{title} {what}{here} ({str(error).partition(chr(10))[0]}); {fix}"
+            f"{title} cannot be fetched{here} ({' '.join(str(error).split())}); check the name and the revision, log "
+            f"in with `hf auth login` where the owner asks for it, go online (unset HF_HUB_OFFLINE), or give {_FORMS}"
         ) from error
     with tempfile.TemporaryDirectory(
         prefix="degaml-pair-", ignore_cleanup_errors=True
     ) as temporary:
         own = Path(temporary) / "pair"
         _copy_snapshot(snapshot, own, title)
-        return read_pair(own, _pinned(name, snapshot, title))
-
-
-def _pinned(name: str, snapshot: Path, title: str) -> str:
-    """The source with its commit, which the hub's cache names the snapshot after."""
-    is_commit = re.fullmatch(r"[0-9a-f]{40}", snapshot.name) is not None
-    return f"hf://{name}@{snapshot.name}" if is_commit else title
+        # the hub's cache names a snapshot after its commit
+        is_commit = re.fullmatch(r"[0-9a-f]{40}", snapshot.name)
+        return read_pair(own, f"hf://{name}@{snapshot.name}" if is_commit else title)
 
 
 def _copy_snapshot(snapshot: Path, target: Path, title: str) -> None:

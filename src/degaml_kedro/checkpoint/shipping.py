@@ -113,23 +113,18 @@ class Measured:
     Attributes:
         task: its name.
         chance: accuracy of a uniform guess.
-        base: the base model's, from the run.
-        run: by method, what the run measured with the weights as they were trained.
-        pair: by method, the same with the pair's weights.
+        scores: by what was measured: :data:`SCORES`, in this order.
         strategy: what the pair's policy chose, in order.
     """
 
     task: str
     chance: float
-    base: MeanAccuracy
-    run: Mapping[str, MeanAccuracy]
-    pair: Mapping[str, MeanAccuracy]
+    scores: Mapping[str, MeanAccuracy]
     strategy: tuple[str, ...]
 
-    @property
-    def scores(self) -> list[MeanAccuracy]:
-        """Base, then generated and adapted, each as trained and with the pair's weights."""
-        return [self.base, *(own[m] for m in (GENERATED, ADAPTED) for own in (self.run, self.pair))]
+
+# the run's base model, then what the run measured with the weights as they were trained, and what the pair's do
+SCORES = ("base", "generated, as trained", "generated", "adapted, as trained", "adapted")
 
 
 def measure_pair(pair: TrainedPair, folder: Path, parameters: Mapping[str, Any]) -> list[Measured]:
@@ -145,12 +140,8 @@ def measure_pair(pair: TrainedPair, folder: Path, parameters: Mapping[str, Any])
     measured = []
     for task in parameters.get("meta_test") or ():
         measured.append(_measure(pair, folder, parameters, str(task)))
-        one = measured[-1]
-        logger.info(
-            "%s: generated %s, adapted %s; as trained: %s, %s",
-            task,
-            *(scores[method].text for scores in (one.pair, one.run) for method in scores),
-        )
+        told = [f"{name} {score.text}" for name, score in measured[-1].scores.items()]
+        logger.info("%s: %s", task, "; ".join(told))
     if not measured:
         raise CheckpointError(
             f"{folder}: the run has no meta-test tasks, so nothing can be said of what the pair does; name a run with "
@@ -165,8 +156,7 @@ def _measure(pair: TrainedPair, folder: Path, parameters: Mapping[str, Any], tas
     variant = pair.settings.policy.variant or first
     # what the run calls the adapters of this pair's generator
     by_run = GENERATED if variant == first else f"{GENERATED}_{variant}"
-    found = {method: _result(folder, task, method) for method in ("base", by_run, ADAPTED)}
-    scores = {method: MeanAccuracy(one["accuracy"], one["n"]) for method, one in found.items()}
+    found = [_result(folder, task, method) for method in ("base", by_run, ADAPTED)]
     path = folder / "02_intermediate" / f"{task}.parquet"
     if not path.is_file():
         raise CheckpointError(
@@ -204,15 +194,14 @@ def _measure(pair: TrainedPair, folder: Path, parameters: Mapping[str, Any], tas
     proposer = refinement.proposer(policy_model, pair.policy)
     rows = list(refinement.search(proposer, derive_seed(seed, task, ADAPTED), Tag(task, ADAPTED)))
     adapted = refinement.execute(rows).state
+    base, generated, refined = (MeanAccuracy(one["accuracy"], one["n"]) for one in found)
+    own_generated = _mean([predict(bench, draw, splits.test) for draw in draws])
+    own_refined = _mean([predict(bench, adapted, splits.test)])
+    scores = (base, generated, own_generated, refined, own_refined)
     return Measured(
         task=task,
-        chance=float(found["base"]["chance"]),
-        base=scores["base"],
-        run={GENERATED: scores[by_run], ADAPTED: scores[ADAPTED]},
-        pair={
-            GENERATED: _mean([predict(bench, draw, splits.test) for draw in draws]),
-            ADAPTED: _mean([predict(bench, adapted, splits.test)]),
-        },
+        chance=float(found[0]["chance"]),
+        scores=dict(zip(SCORES, scores, strict=True)),
         strategy=tuple(str(row["action"]) for row in executed_rows(rows)),
     )
 
@@ -245,9 +234,7 @@ def _training(
     measured: Sequence[Measured],
 ) -> dict[str, Any]:
     """What ``card.md.j2`` is told of the run."""
-    columns = zip(
-        *([one.chance, *(s.accuracy for s in one.scores)] for one in measured), strict=True
-    )
+    rows = ([one.chance, *(s.accuracy for s in one.scores.values())] for one in measured)
     return {
         "warmup": _warmup(pair.about.get("drawn_from"), parameters.get("warmup") or {}),
         "tasks": [_described(str(task), parameters) for task in pair.about.get("tasks") or ()],
@@ -255,7 +242,7 @@ def _training(
         "support": (parameters.get("splits") or {}).get("support", "a task's"),
         "draws": (parameters.get("generator") or {}).get("draws", 1),
         "measured": measured,
-        "means": [fmean(column) for column in columns],
+        "means": [fmean(column) for column in zip(*rows, strict=True)],
     }
 
 

@@ -163,7 +163,7 @@ def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
                     f"{pool}.{name} is {count!r}; it is how many tasks are drawn, 1 or more"
                 )
             made = draw_tasks(
-                _distribution(result, name),
+                _distribution(result.get("distributions") or {}, name),
                 _validated(SplitSizes, result["splits"], "splits"),
                 count,
                 int(result["seed"]),
@@ -179,24 +179,13 @@ def with_drawn_tasks(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _distribution(parameters: Mapping[str, Any], name: str) -> SuiteDistribution | FileDistribution:
-    entries = parameters.get("distributions") or {}
+def _distribution(entries: Mapping[str, Any], name: str) -> SuiteDistribution | FileDistribution:
     if name not in entries:
         known = ", ".join(entries) or "none"
         raise TaskError(
             f"there is no distribution '{name}' under 'distributions'; there are {known}"
         )
-    return distribution_of(entries[name], f"distributions.{name}")
-
-
-def distribution_of(
-    entry: Mapping[str, Any], place: str = "distribution"
-) -> SuiteDistribution | FileDistribution:
-    """A distribution from its entry in the configuration, which stands at a place.
-
-    Raises:
-        TaskError: a setting of it is not valid.
-    """
+    entry, place = entries[name], f"distributions.{name}"
     if entry.get("kind") == "file":
         return _validated(FileDistribution, entry, place)
     return _validated(SuiteDistribution, entry, place)

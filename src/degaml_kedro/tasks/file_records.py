@@ -27,6 +27,7 @@ from degaml_kedro.tasks.records import (
     TOO_LONG,
     Reading,
     RecordError,
+    check_columns,
     kind_of,
     option_columns,
     plain_key,
@@ -111,9 +112,7 @@ def raw_records(
     Raises:
         RecordError: nothing of it can be read.
     """
-    if layout == "csv":
-        return table_records(text, called, reading)
-    return {"json": json_records, "jsonl": jsonl_records}[layout](text, called)
+    return table_records(text, called, reading) if layout == "csv" else json_records(text)
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -122,15 +121,11 @@ def raw_records(
 Raw = tuple[int, str, "dict[str, Any] | str"]
 
 
-class _DuplicateKeyError(ValueError):
-    pass
-
-
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for key, value in pairs:
         if key in record:
-            raise _DuplicateKeyError(key)
+            raise RecordError(f"the key '{key}' comes twice; keep one of them.")
         record[key] = value
     return record
 
@@ -138,8 +133,9 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 _BLANK = re.compile(r"[ \t\r\n]*")
 _BRACE = re.compile(r"(?=\{)")
-# the brace that opens the item after one in braces
+# the brace that opens the item after one in braces, or the next line's object
 _NEXT_ITEM = re.compile(r"(?<=\})\s*+,?\s*+(?=\{)")
+_NEXT_LINE = re.compile(r"\n(?=\{)")
 
 
 def _skip_blanks(text: str, position: int) -> int:
@@ -153,11 +149,10 @@ def _decoded(text: str, line: int) -> tuple[dict[str, Any], int]:
     Raises:
         RecordError: it does not begin with a JSON object, or a key comes twice in it.
     """
-    where = f"Line {line}"
     try:
-        record, end = _DECODER.raw_decode(text[:MAX_RECORD])
-    except _DuplicateKeyError as error:
-        raise RecordError(f"{where}: the key '{error}' comes twice; keep one of them.") from error
+        record, end = _DECODER.raw_decode(text)
+    except RecordError as error:
+        reason = str(error)
     except json.JSONDecodeError as error:
         cut_off = _skip_blanks(text, error.pos) >= len(text) or error.msg.startswith("Unterminated")
         # the window may end in the middle of a word
@@ -169,45 +164,37 @@ def _decoded(text: str, line: int) -> tuple[dict[str, Any], int]:
         elif cut_off:
             reason = "the record has no end; it looks cut off: copy it again."
         else:
-            where = f"Line {line + text.count(chr(10), 0, error.pos)}"
+            line += text.count("\n", 0, error.pos)
             there = shorten(text[error.pos : error.pos + 30].partition("\n")[0])
             reason = (
                 f"this is not valid JSON ({error.msg}, but there is {there}); correct it there."
             )
-        raise RecordError(f"{where}: {reason}") from error
-    except RecursionError as error:
-        raise RecordError(f"{where}: {TOO_DEEP}") from error
-    except ValueError as error:
-        raise RecordError(f"{where}: {TOO_LONG}") from error
-    if not isinstance(record, dict):
-        raise RecordError(
-            f"{where}: expected an object like {{…}}, found {kind_of(record)}; write one object per example."
+    except RecursionError:
+        reason = TOO_DEEP
+    except ValueError:
+        reason = TOO_LONG
+    else:
+        if isinstance(record, dict):
+            return record, end
+        reason = (
+            f"expected an object like {{…}}, found {kind_of(record)}; write one object per example."
         )
-    return record, end
+    raise RecordError(f"Line {line}: {reason}")
 
 
-def json_records(text: str, called: str) -> Iterator[Raw]:
-    """The items of a JSON list; after one that is no JSON, reading goes on where the next one seems to begin.
-
-    Raises:
-        RecordError: it is no list.
-    """
+def json_records(text: str) -> Iterator[Raw]:
+    """The objects of a JSON list, or those that follow each other; after a broken one, reading goes on at the next."""
     position = _skip_blanks(text, 0)
-    if text[position] != "[":
-        also = ", or name the file .jsonl" if text[position] == "{" else ""
-        raise RecordError(
-            f"{called} should be a JSON list of records, [{{…}}, {{…}}], but begins with "
-            f"{shorten(printable(text[position]))}; put its records in square brackets{also}."
-        )
-    position = _skip_blanks(text, position + 1)
+    is_list = text[position] == "["
+    position = _skip_blanks(text, position + is_list)
     line, counted = 1, 0
-    while position < len(text) and text[position] != "]":
+    while position < len(text) and not (is_list and text[position] == "]"):
         line, counted = line + text.count("\n", counted, position), position
         try:
             record, end = _decoded(text[position : position + MAX_RECORD], line)
         except RecordError as error:
-            next_item = _NEXT_ITEM if text[position] == "{" else _BRACE
-            follows = next_item.search(text, position + 1)
+            in_list = _NEXT_ITEM if text[position] == "{" else _BRACE
+            follows = (in_list if is_list else _NEXT_LINE).search(text, position)
             end = follows.end() if follows else len(text)
             yield line, text[position:end], str(error)
             if not follows:
@@ -218,6 +205,8 @@ def json_records(text: str, called: str) -> Iterator[Raw]:
         position = _skip_blanks(text, position + end)
         if text[position : position + 1] == ",":
             position = _skip_blanks(text, position + 1)
+    if not is_list:
+        return
     line += text.count("\n", counted, position)
     if position >= len(text):
         mistake = "the list has no closing bracket; it looks cut off: copy it again, or add ']'."
@@ -228,39 +217,6 @@ def json_records(text: str, called: str) -> Iterator[Raw]:
         line += text.count("\n", position, rest)
         mistake = "there is text after the closing bracket of the list; remove it."
         yield line, text[rest:], f"Line {line}: {mistake}"
-
-
-def jsonl_records(text: str, called: str) -> Iterator[Raw]:
-    """The objects of the lines.
-
-    Raises:
-        RecordError: it is one object over several lines.
-    """
-    if _is_one_object(text):
-        raise RecordError(
-            f"{called} is one JSON object over several lines; put the records in a list, [{{…}}, {{…}}], or write each "
-            "on a line of its own."
-        )
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        content: dict[str, Any] | str
-        try:
-            content, end = _decoded(line.strip(), number)
-            if line.strip()[end:].strip(" \t,"):
-                content = f"Line {number}: there is text after the record; write one record a line."
-        except RecordError as error:
-            content = str(error)
-        yield number, line, content
-
-
-def _is_one_object(text: str) -> bool:
-    """Whether the text begins with an object that does not end on its line."""
-    try:
-        _, end = _decoded(text[_skip_blanks(text, 0) :][:MAX_RECORD], 1)
-    except RecordError:
-        return text.strip().partition("\n")[0].strip() == "{"
-    return "\n" in text[:end].strip()
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -290,15 +246,16 @@ def table_header(lines: Sequence[str]) -> tuple[list[str], str, int]:
         delimiters = match[1]
         above = next((p for p in range(above + 1, len(lines)) if lines[p].strip()), len(lines))
     first = lines[above] if above < len(lines) else ""
-    splits = []
-    for delimiter in delimiters:
-        names = _cells_of(first, delimiter)
-        plain = [plain_key(name) for name in names]
-        known = sum(name in _KNOWN for name in plain) + len(option_columns(plain))
-        splits.append((known, len(names), names, delimiter))
-    known, _, names, delimiter = max(splits, key=lambda split: split[:2])
+
+    def known_names(delimiter: str) -> tuple[int, int]:
+        plain = [plain_key(name) for name in _cells_of(first, delimiter)]
+        return sum(name in _KNOWN for name in plain) + len(option_columns(plain)), len(plain)
+
+    delimiter = max(delimiters, key=known_names)
+    names = _cells_of(first, delimiter)
     last = names[-1].strip() if names else ""
-    if not known and len(names) >= 4 and last in string.ascii_uppercase[: len(names) - 2] and last:
+    letters = string.ascii_uppercase[: max(len(names) - 2, 0)]
+    if len(names) >= 4 and last and last in letters and not known_names(delimiter)[0]:
         return [*_HEADERLESS[: len(names) - 1], "answer"], delimiter, above
     while names and not names[-1].strip():
         names.pop()
@@ -323,7 +280,7 @@ def table_records(text: str, called: str, reading: Reading | None = None) -> Ite
             "two."
         )
     if reading is not None:
-        _check_header(names, f"{called}, line {number}", reading)
+        check_columns(list(counts), reading, f"{called}, line {number}")
     while number < len(lines):
         start, number = number, number + 1
         if not lines[start].strip():
@@ -356,20 +313,6 @@ def _record_of(cells: list[str], names: Sequence[str], where: str) -> dict[str, 
             "them in quotes."
         )
     return {name: cell for name, cell in zip(names, cells, strict=True) if name.strip()}
-
-
-def _check_header(names: Sequence[str], where: str, reading: Reading) -> None:
-    plain = {plain_key(name) for name in names}
-    wanted = [("question", reading.question, {*QUESTIONS, "instruction", "messages"})]
-    if reading.answered:
-        wanted.append(("answer", reading.answer, {*ANSWERS, "messages"}))
-    for what, named, known in wanted:
-        if named is None and not known & plain:
-            shown = shorten(printable(", ".join(names)))
-            raise RecordError(
-                f"{where}: the header {shown} names no {what}; begin with a line of column names, such as: "
-                "question,options,answer."
-            )
 
 
 def _table_row(
@@ -434,6 +377,20 @@ def file_records(path: Path, reading: Reading | None = None) -> Iterator[Raw]:
     if not text.strip():
         raise RecordError(f"{path}: the file is empty; copy or download it again.")
     yield from raw_records(text, layout, str(path), reading)
+
+
+def whole_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a file in which none is broken.
+
+    Raises:
+        RecordError: one is, or the file cannot be read.
+    """
+    records = []
+    for _, _, record in file_records(path):
+        if isinstance(record, str):
+            raise RecordError(f"{path}: {record}")
+        records.append(record)
+    return records
 
 
 def parquet_records(path: Path, most: int | None = None) -> Iterator[Raw]:

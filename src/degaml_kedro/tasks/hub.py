@@ -26,7 +26,7 @@ from degaml_kedro.tasks.example import (
     make_true_false_example,
     shorten,
 )
-from degaml_kedro.tasks.file_records import data_files, file_records
+from degaml_kedro.tasks.file_records import data_files, whole_records
 from degaml_kedro.tasks.records import random_of
 from degaml_kedro.tasks.splits import check_split_names
 
@@ -352,13 +352,6 @@ def _rows(source: HubSource, split: str) -> list[Row]:
     return rows
 
 
-_OFFLINE = (
-    "To run offline, download the dataset once where there is a network "
-    "(datasets.load_dataset(…).save_to_disk('FOLDER')), copy the folder here and set the task's source.local_path to "
-    "it; or fill the cache there (HF_HOME), copy it and set HF_HUB_OFFLINE=1."
-)
-
-
 def _hub_rows(source: HubSource, config: str | None, split: str) -> list[Row]:
     # importing datasets takes over a second, and most runs never need it
     import datasets
@@ -368,23 +361,13 @@ def _hub_rows(source: HubSource, config: str | None, split: str) -> list[Row]:
         rows: list[Row] = datasets.load_dataset(
             source.id, config, revision=source.revision, split=split
         ).to_list()
-    except ConnectionError as error:
+    # of the network, the hub, the disk, or a name that it does not have
+    except (OSError, ValueError, RuntimeError) as error:
         raise TaskError(
-            f"the Hugging Face hub cannot be reached for {place} ({error}). {_OFFLINE}"
-        ) from error
-    except FileNotFoundError as error:
-        raise TaskError(
-            f"the hub has no dataset {place}, or it needs a login ({error}); correct source.id and source.revision, or "
-            "set HF_TOKEN."
-        ) from error
-    except (ValueError, RuntimeError) as error:
-        raise TaskError(
-            f"{place} cannot be loaded, split '{split}' ({error}); correct source.config, source.splits or "
-            "source.revision."
-        ) from error
-    except OSError as error:
-        raise TaskError(
-            f"{place} cannot be stored ({error}); free space or set HF_HOME to another disk."
+            f"the split '{split}' of {place} cannot be loaded ({error}); correct source.id, source.config, "
+            "source.splits or source.revision, or set HF_TOKEN where it needs a login. To run offline, download it "
+            "once where there is a network (datasets.load_dataset(…).save_to_disk('FOLDER')), copy the folder here "
+            "and set source.local_path to it, or copy the filled cache (HF_HOME) and set HF_HUB_OFFLINE=1."
         ) from error
     return rows
 
@@ -428,11 +411,9 @@ def _split_files(folder: Path, split: str) -> list[Path]:
 
 
 def _file_rows(path: Path) -> list[Row]:
-    rows: list[Row] = []
-    for _, _, record in file_records(path):
-        if isinstance(record, str):
-            raise TaskError(f"{path}: {record}")
-        rows.append({key: _decoded(value) for key, value in record.items()})
+    rows: list[Row] = [
+        {key: _decoded(value) for key, value in record.items()} for record in whole_records(path)
+    ]
     if not rows:
         raise TaskError(f"{path} has no records; copy or download it again.")
     return rows

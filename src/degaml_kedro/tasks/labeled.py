@@ -11,11 +11,12 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+
+import pandas as pd
 
 from degaml_kedro.parameters import LabelFile
 from degaml_kedro.tasks.example import TaskError
-from degaml_kedro.tasks.file_records import decode_text, file_records
+from degaml_kedro.tasks.file_records import decode_text, whole_records
 
 # by group, by label, by split; a file without groups has the group "all", and one without splits the split "all"
 LabeledTexts = Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]
@@ -46,26 +47,19 @@ def _read(file: LabelFile, modified: int) -> LabeledTexts:
         text = decode_text(path.read_bytes(), str(path))
         nested = text if text.lstrip().startswith("{") else None
     rows = _rows_of_table(file, path) if nested is None else _rows_of_nested(nested, path)
-    found: dict[str, dict[str, dict[str, dict[str, None]]]] = {}
-    for group, label, split, text in rows:
-        found.setdefault(group, {}).setdefault(label, {}).setdefault(split, {})[text] = None
+    texts = pd.DataFrame([*rows], columns=["group", "label", "split", "text"]).drop_duplicates()
+    found: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {}
+    for (group, label), own in texts.groupby(["group", "label"], sort=False):
+        found.setdefault(str(group), {})[str(label)] = {
+            str(split): tuple(some) for split, some in own.groupby("split", sort=False)["text"]
+        }
     if not found:
         raise TaskError(f"{path} holds no labels; use {{group: {{label: {{split: [text]}}}}}}")
-    return {
-        group: {
-            label: {split: tuple(texts) for split, texts in splits.items()}
-            for label, splits in labels.items()
-        }
-        for group, labels in found.items()
-    }
+    return found
 
 
 def _rows_of_table(file: LabelFile, path: Path) -> Iterator[_Row]:
-    rows: list[Mapping[str, Any]] = []
-    for _, _, record in file_records(path):
-        if isinstance(record, str):
-            raise TaskError(f"{path}: {record}")
-        rows.append(record)
+    rows = whole_records(path)
     known = {key: None for row in rows for key in row}
     for column in (file.text, file.label, file.group, file.split):
         if column is not None and column not in known:
@@ -101,7 +95,7 @@ def _rows_of_nested(text: str, path: Path) -> Iterator[_Row]:
                 yield from ((group, label, split, one.strip()) for one in own if one.strip())
 
 
-def _holds_groups(content: Mapping[str, Any]) -> bool:
+def _holds_groups(content: Mapping[str, object]) -> bool:
     """Whether groups of labels stand in it, and not labels."""
     parts = [part for part in content.values() if isinstance(part, dict)]
     return len(parts) == len(content) > 0 and not all(set(part) <= _SPLIT_NAMES for part in parts)

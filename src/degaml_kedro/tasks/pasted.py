@@ -236,7 +236,7 @@ def read_rows(
         )
     if not found:
         raise RecordError(f"{called} has no examples; write at least two. {_FORMS}")
-    rows = _Rows(found, layout, reading, repeats)
+    rows = _Rows(found, reading, repeats)
     return Pasted(layout, tuple(rows.read()), tuple(itertools.islice(unread, _MAX_UNREAD)))
 
 
@@ -309,11 +309,9 @@ def _on_one_line(text: str, width: int) -> str:
 class _Rows:
     """Rows for people: records without options are given them, and contradictions are found."""
 
-    def __init__(
-        self, records: Sequence[_Record], layout: str, reading: Reading, repeats: bool
-    ) -> None:
-        self._records, self._layout = records, layout
-        self._answered, self._repeats = reading.answered, repeats
+    def __init__(self, records: Sequence[_Record], reading: Reading, repeats: bool) -> None:
+        self._records, self._repeats = records, repeats
+        self._answered = reading.answered
         self._open = reading.open_answers
         contents = [content for _, _, content in records if isinstance(content, Found)]
         self._bases = _counted_from(contents)
@@ -362,11 +360,7 @@ class _Rows:
         example = example_of(found, options, found.gold or 0, where)
         if not found.is_answered:
             if self._answered:
-                raise RecordError(
-                    f"{where}: no option has a star; put a star after the right option, and after no other."
-                    if self._layout == "text"
-                    else f"{where}: the answer is blank or missing; give it a text."
-                )
+                raise RecordError(f"{where}: {_NO_ANSWER}")
             return Question.of(example)
         if found.gold is not None:
             return example
@@ -381,7 +375,7 @@ class _Rows:
         if self._open:
             return None
         if found.answer is None and (self._answered or not self._answers):
-            raise RecordError(_no_answer(self._layout, self._answered, where))
+            raise RecordError(f"{where}: {_NO_ANSWER if self._answered else _NO_OPTIONS}")
         if self._unfit:
             raise RecordError(f"{where} has no options of its own. {self._unfit}")
         options = tuple(self._answers.values())
@@ -396,19 +390,12 @@ class _Rows:
         if found.answer is not None:
             return make_open_example(found.question, str(found.answer).strip(), found.system)
         if self._answered:
-            raise RecordError(_no_answer(self._layout, self._answered, where))
+            raise RecordError(f"{where}: {_NO_ANSWER}")
         return Question(found.question, found.system, (), ())
 
 
-def _no_answer(layout: str, answered: bool, where: str) -> str:
-    if not answered:
-        return f"{where}: there are no options; give them, as in 'question | option | option'."
-    if layout == "text":
-        return (
-            f"{where}: there is no answer; write 'question => answer', or options as 'question | wrong option | right "
-            "option*'."
-        )
-    return f"{where}: the answer is blank or missing; give it a text."
+_NO_ANSWER = "the answer is blank or missing; give it, as 'question => answer' or by a star after the right option."
+_NO_OPTIONS = "there are no options; give them, as in 'question | option | option'."
 
 
 def _unfit(answers: Sequence[str]) -> str | None:

@@ -7,8 +7,10 @@ They stand in ``suite/data/ready.json``. Most are of the development pools, whic
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from degaml_kedro.parameters import EpisodeSource
 from degaml_kedro.tasks.episodes import TooFewTextsError, episode_examples
@@ -27,7 +29,7 @@ class ReadyTask:
         name: What commands call it.
         title: The same for people.
         description: What is asked, in one sentence.
-        seen: Whether tasks of its rule, or of its domain, are for training.
+        source: What its examples follow from, but for the seed.
 
     Example:
         >>> support, held_out = ready_tasks()[0].draw(support=20, held_out=10, seed=0)
@@ -38,7 +40,12 @@ class ReadyTask:
     name: str
     title: str
     description: str
-    seen: bool
+    source: EpisodeSource
+
+    @property
+    def seen(self) -> bool:
+        """Whether tasks of its rule, or of its domain, are for training."""
+        return self.source.pool == material.TRAIN
 
     def draw(self, support: int, held_out: int, seed: int) -> tuple[list[Example], list[Example]]:
         """Examples to adapt to, at least 1, and others to score on; no question comes twice.
@@ -54,7 +61,7 @@ class ReadyTask:
                 f"{asked}; ask for at least 1 and at least 0, and for {MAX_EXAMPLES:,} together at most."
             )
         own_seed = random.Random(seed).getrandbits(62)
-        source = _sources()[self.name].model_copy(update={"seed": own_seed})
+        source = self.source.model_copy(update={"seed": own_seed})
         try:
             found = episode_examples(source, {"support": support, "test": held_out})
         except TooFewTextsError:
@@ -65,32 +72,19 @@ class ReadyTask:
 @cache
 def ready_tasks() -> tuple[ReadyTask, ...]:
     """All ready tasks, those that are not for training first: they show what adaptation is worth."""
-    found = [
-        ReadyTask(
-            entry["name"], entry["title"], entry["description"], source.pool == material.TRAIN
-        )
-        for entry, source in zip(read_data("ready"), _sources().values(), strict=True)
-    ]
-    return tuple(sorted(found, key=lambda task: task.seen))
+    return tuple(sorted(map(_ready_task, read_data("ready")), key=lambda task: task.seen))
 
 
-@cache
-def _sources() -> dict[str, EpisodeSource]:
-    """What the examples of each task follow from, but for the seed."""
-    found = {}
-    for entry in read_data("ready"):
-        form, subject, classes = entry["form"], entry["subject"], entry["classes"]
-        pool = (
-            material.pool_of_rule(subject, classes[0])[0]
-            if form == "rules"
-            else material.pool_of_subject(form, subject)
-        )
-        drawn = {
-            key: entry[key] for key in ("form", "subject", "classes", "labels") if key in entry
-        }
-        given = {"kind": "episode", **drawn, "pool": pool, "seed": 0}
-        found[entry["name"]] = EpisodeSource.model_validate(given)
-    return found
+def _ready_task(entry: Mapping[str, Any]) -> ReadyTask:
+    form, subject = entry["form"], entry["subject"]
+    if form == "rules":
+        pool, _ = material.pool_of_rule(subject, entry["classes"][0])
+    else:
+        pool = material.pool_of_subject(form, subject)
+    told = {key: entry[key] for key in ("name", "title", "description")}
+    drawn = {key: value for key, value in entry.items() if key not in told}
+    source = EpisodeSource.model_validate({"kind": "episode", "pool": pool, "seed": 0, **drawn})
+    return ReadyTask(**told, source=source)
 
 
 def ready_task(name: str) -> ReadyTask:

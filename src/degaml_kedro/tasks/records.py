@@ -32,6 +32,7 @@ from degaml_kedro.tasks.example import (
     shorten,
     split_prompt,
 )
+from degaml_kedro.texts import printable
 
 # characters of a question, an option or a system message
 MAX_FIELD = 20_000
@@ -183,12 +184,11 @@ def read_record(
             record |= {plain_key(str(key)): value for key, value in nested.items()}
             record["question"] = record.pop("stem")
         if _is_prompt(record):
-            return _of_prompt(record, where), []
+            known = {*_PROMPT_KEYS, *_ROW_NUMBERS}
+            return _of_prompt(record, where), [key for key in record if key not in known]
     question = _question_key(record, reading, where)
     keys, found = _options(record, reading, where)
-    answer = _answer_key(record, reading, keys)
-    if answer is None and reading.answered:
-        raise _no_key(record, ANSWERS, "answer", where)
+    answer = _answer_key(record, reading, keys, where)
     system = record.get("system")
     found = replace(
         found,
@@ -198,24 +198,26 @@ def read_record(
     )
     if any(_is_wrong(key) for key in keys):
         found = _with_right_answer(found, where)
-    known = {question, answer, "system", *_ROW_NUMBERS, *keys, *CONTEXTS}
-    return found, [key for key in record if key and key not in known]
+    read = {question, answer, "system", *_ROW_NUMBERS, *keys, *CONTEXTS}
+    return found, [key for key in record if key and key not in read]
 
 
 def _question_text(record: Mapping[str, Any], question: str, where: str) -> str:
     """The question with its context in front."""
     parts = [record[key] for key in CONTEXTS if key != question and _is_filled(record.get(key))]
     for key, text in ((question, record[question]), *(("context", part) for part in parts)):
-        if not isinstance(text, str):
-            raise RecordError(
-                f"{where}, key '{key}': expected a text, found {kind_of(text)}; put it in quotes."
-            )
+        _check_text(text, f"{where}, key '{key}'")
     # Alpaca's input may be blank where the instruction says all
     if record[question].strip():
         parts.append(record[question])
     elif question != "input" or not parts:
         raise RecordError(f"{where}: the question is blank; give it a text.")
     return "\n".join(part.strip() for part in parts)
+
+
+def _check_text(value: object, where: str) -> None:
+    if not isinstance(value, str):
+        raise RecordError(f"{where}: expected a text, found {kind_of(value)}; put it in quotes.")
 
 
 def _answer_value(
@@ -249,24 +251,14 @@ def _is_prompt(record: Mapping[str, Any]) -> bool:
 def _of_prompt(record: Mapping[str, Any], where: str) -> Found:
     """``{"prompt", "response", "system"}`` as the paper's code has them; the prompt stays as it is."""
     for key in _PROMPT_KEYS:
-        value = record.get(key)
-        if value is not None and not isinstance(value, str):
-            raise RecordError(
-                f"{where}, key '{key}': expected a text, found {kind_of(value)}; put it in quotes."
-            )
-        if key != "system":
-            check_field(value or "", f"{where}: the {key}")
+        if record.get(key) is not None:
+            _check_text(record[key], f"{where}, key '{key}'")
+    check_field(record["prompt"], f"{where}: the prompt")
     prompt, response = record["prompt"], (record.get("response") or "").strip()
     system = record.get("system") or ""
     question, options = split_prompt(prompt)
     if not response:
         return Found(question, options, system=system)
-    for key in record:
-        if key not in (*_PROMPT_KEYS, *_ROW_NUMBERS):
-            hint = did_you_mean(key, _PROMPT_KEYS, "remove it.")
-            raise RecordError(
-                f"{where}: unknown key '{key}'; known are {_listed(_PROMPT_KEYS)}: {hint}"
-            )
     if response in ("[True]", "[False]"):
         gold = TRUE_FALSE.index(response[1:-1])
         return Found(prompt, TRUE_FALSE, system=system, gold=gold, prompt=prompt)
@@ -311,11 +303,26 @@ def _question_key(record: Mapping[str, Any], reading: Reading, where: str) -> st
     raise _no_key(record, QUESTIONS, "question", where)
 
 
-def _answer_key(record: Mapping[str, Any], reading: Reading, options: Sequence[str]) -> str | None:
-    """The key of the answer; None where there is none."""
-    if reading.answer is not None:
-        return plain_key(reading.answer) if plain_key(reading.answer) in record else None
-    return next((name for name in ANSWERS if name in record and name not in options), None)
+def _answer_key(
+    record: Mapping[str, Any], reading: Reading, options: Sequence[str], where: str
+) -> str | None:
+    """The key of the answer; None where there is none, and none is needed."""
+    names = ANSWERS if reading.answer is None else (plain_key(reading.answer),)
+    found = next((name for name in names if name in record and name not in options), None)
+    if found is None and reading.answered:
+        raise _no_key(record, ANSWERS, "answer", where)
+    return found
+
+
+def check_columns(names: Sequence[str], reading: Reading, where: str) -> None:
+    """Refuse columns, as :func:`plain_key` makes them, none of which is a question's or an answer's.
+
+    Raises:
+        RecordError: there is no such column.
+    """
+    record = dict.fromkeys(names)
+    _question_key(record, reading, where)
+    _answer_key(record, reading, (), where)
 
 
 def _named_key(record: Mapping[str, Any], column: str, where: str) -> str:
@@ -334,7 +341,7 @@ def _no_key(record: Mapping[str, Any], names: Sequence[str], what: str, where: s
         if difflib.get_close_matches(key[:40], names, n=1, cutoff=0.7)
     ]
     hint = f"rename {shorten(near[0])} to '{what}'." if near else f"name it '{what}'."
-    keys = shorten(", ".join(record)) if record else "none"
+    keys = shorten(printable(", ".join(record))) if record else "none"
     return RecordError(f"{where}: there is no {what} (the keys are {keys}); {hint}")
 
 
@@ -452,15 +459,7 @@ def _listed_cell(cell: Any, where: str) -> tuple[list[Any], tuple[str, ...]]:
     if isinstance(cell, Mapping):
         if set(cell) >= {"text", "label"} and isinstance(cell["text"], list):
             return list(cell["text"]), tuple(str(label).strip() for label in cell["label"])
-        labels = [str(key).strip() for key in cell]
-        letters = list(string.ascii_uppercase[: len(labels)])
-        numbers = (
-            [str(number) for number in range(len(labels))],
-            [str(n + 1) for n in range(len(labels))],
-        )
-        if [label.upper() for label in labels] != letters and labels not in numbers:
-            raise RecordError(f'{where}: write the options as a list, ["…", "…"].')
-        return list(cell.values()), tuple(labels)
+        return list(cell.values()), tuple(str(key).strip() for key in cell)
     if not isinstance(cell, list):
         raise RecordError(
             f'{where}: expected a list of options, found {kind_of(cell)}; write ["…", "…"] or …|…'

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import pandas as pd
@@ -217,10 +217,9 @@ def _rank(example: Example, seed: int, task: str) -> bytes:
 
 def examples_to_frame(examples: Iterable[Example]) -> pd.DataFrame:
     """A table with one row per example and the columns of ``COLUMNS``; options and labels are lists."""
-    rows = [
-        (e.prompt, e.response, e.system, list(e.options), list(e.labels), e.gold) for e in examples
-    ]
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame = pd.DataFrame(map(asdict, examples), columns=list(COLUMNS))
+    for name in ("options", "labels"):
+        frame[name] = frame[name].map(list)
     return frame.astype({"gold": "int64"})
 
 
