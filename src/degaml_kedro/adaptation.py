@@ -580,6 +580,7 @@ def adapt_to_task(
         embeddings,
         range(len(embeddings)),
         settings.encoder,
+        trained.writer,
     )
     bench = replace(bench, interrupted=cancel)
     start = generated_state(bench, derive_seed(seed, "initialization"))

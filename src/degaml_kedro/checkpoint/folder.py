@@ -1,7 +1,7 @@
 """The folders of a trained pair and of a saved adaptation: both are written, and read, by the same steps.
 
 - A pair: ``pair.json`` (settings, sizes and digests of the files), ``generator`` (safetensors and JSON), ``policy`` (a
-  PEFT folder), ``README.md`` (a model card).
+  PEFT folder), ``examples`` (the generator that reads examples, where there is one), ``README.md`` (a model card).
 - An adaptation: ``adapter_config.json`` and ``adapter_model.safetensors`` (the adapter; of several, the one that counts
   most), ``degaml.json`` (what it was made for, with what settings, and its report), ``state`` (several adapters,
   contexts, or a vector δ; only where there are any), ``README.md``.
@@ -44,6 +44,11 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.folders import replaced_folder
 from degaml_kedro.generator.decoders.build import ConditionSize, whole_flow
 from degaml_kedro.generator.decoders.hyperconv import flow_costs, total_cost
+from degaml_kedro.generator.examples import (
+    ExampleGenerator,
+    load_example_generator,
+    save_example_generator,
+)
 from degaml_kedro.generator.generator import CONFIG_FILE as GENERATOR_CONFIG
 from degaml_kedro.generator.generator import WEIGHTS_FILE as GENERATOR_WEIGHTS
 from degaml_kedro.generator.generator import Generator, load_generator, save_generator
@@ -65,14 +70,16 @@ from degaml_kedro.texts import printable
 
 FORMAT: Literal[1] = 1
 PAIR_FILE, GENERATOR_FOLDER, POLICY_FOLDER = "pair.json", "generator", "policy"
+WRITER_FOLDER = "examples"
 ADAPTATION_FILE, STATE_FOLDER = "degaml.json", "state"
 _GENERATOR_FILES = (
     f"{GENERATOR_FOLDER}/{GENERATOR_CONFIG}",
     f"{GENERATOR_FOLDER}/{GENERATOR_WEIGHTS}",
 )
 _POLICY_FILES = (f"{POLICY_FOLDER}/{PEFT_CONFIG}", f"{POLICY_FOLDER}/{PEFT_WEIGHTS}")
+_WRITER_FILES = tuple(f"{WRITER_FOLDER}/{Path(name).name}" for name in _GENERATOR_FILES)
 # all of a pair that is ever opened or fetched, but for the card
-PAIR_FILES = (PAIR_FILE, *_GENERATOR_FILES, *_POLICY_FILES)
+PAIR_FILES = (PAIR_FILE, *_GENERATOR_FILES, *_POLICY_FILES, *_WRITER_FILES)
 
 StoredAs = Literal["float32", "bfloat16"]
 _STORED_AS = "stored_as"
@@ -83,6 +90,7 @@ _MAKE_PAIR = (
 )
 _MAKE_ADAPTATION = "save the adaptation again"
 T = TypeVar("T", bound=Parameters)
+AnyGenerator = TypeVar("AnyGenerator", Generator, ExampleGenerator)
 
 
 class AnswerSettings(Parameters):
@@ -124,6 +132,7 @@ class TrainedPair:
         settings: of the base model, the prompts, scoring, the encoder, and the search for strategies.
         about: the meta-train tasks, the run's seed and profile, the version that trained it; plain JSON.
         source: where it was read from, as the user would name it.
+        writer: the generator that reads examples, for the family ``written``; None where there is none.
 
     Raises:
         CheckpointError: the generator reads another number of tokens than the settings say.
@@ -135,6 +144,7 @@ class TrainedPair:
     settings: PairSettings
     about: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    writer: ExampleGenerator | None = None
 
     def __post_init__(self) -> None:
         tokens = self.generator.decoder.condition.tokens
@@ -218,7 +228,13 @@ def save_pair(
         if policy is not None:
             (temporary / POLICY_FOLDER).mkdir()
             write_peft_files(policy, temporary / POLICY_FOLDER)
-        names = _GENERATOR_FILES if policy is None else (*_GENERATOR_FILES, *_POLICY_FILES)
+        if pair.writer is not None:
+            save_example_generator(_without_records(pair.writer, dtype), temporary / WRITER_FOLDER)
+        names = (
+            *_GENERATOR_FILES,
+            *(_POLICY_FILES if policy is not None else ()),
+            *(_WRITER_FILES if pair.writer is not None else ()),
+        )
         if dtype != "float32":
             for name in names[1::2]:
                 _round_file(temporary / name, dtype)
@@ -292,7 +308,7 @@ def _describe(path: Path, content: Parameters, card: str) -> None:
         weights.chmod(path.stat().st_mode)
 
 
-def _without_records(generator: Generator, dtype: StoredAs) -> Generator:
+def _without_records(generator: AnyGenerator, dtype: StoredAs) -> AnyGenerator:
     """Without the lists of its training, under a fingerprint that tells rounded weights apart."""
     about, fingerprint = dict(generator.about), generator.fingerprint
     if dtype != "float32" and about.get(_STORED_AS) != dtype:
@@ -339,15 +355,11 @@ def read_pair(folder: Path, source: str | None = None) -> TrainedPair:
         _check_files(folder, content.files)
         _check_size(folder / GENERATOR_FOLDER)
         generator = load_generator(folder / GENERATOR_FOLDER)
-        if not isinstance(generator.about, Mapping) or not isinstance(generator.fingerprint, str):
-            raise CheckpointError("its generator does not say what it was trained on")
-        identity = generator.identity
-        if identity.base_model_fingerprint != content.base_model_fingerprint:
-            raise CheckpointError(
-                f"it is for {content.base_model} (fingerprint {content.base_model_fingerprint}), but its generator "
-                f"makes adapters for {identity.base_model} ({identity.base_model_fingerprint}), and a pair has one "
-                f"base model"
-            )
+        _check_generator(generator, content)
+        writer = None
+        if _WRITER_FILES[0] in content.files:
+            writer = load_example_generator(folder / WRITER_FOLDER)
+            _check_generator(writer, content)
         policy = None
         if _POLICY_FILES[0] in content.files:
             policy = load_peft_folder(folder / POLICY_FOLDER)
@@ -360,7 +372,20 @@ def read_pair(folder: Path, source: str | None = None) -> TrainedPair:
                     f"its policy is an adapter of {policy.config.base_model or 'no named model'}, its generator makes "
                     f"adapters for {content.base_model}"
                 )
-    return TrainedPair(content.name, generator, policy, content.settings, content.about, where)
+    return TrainedPair(
+        content.name, generator, policy, content.settings, content.about, where, writer
+    )
+
+
+def _check_generator(generator: Generator | ExampleGenerator, content: _PairFile) -> None:
+    if not isinstance(generator.about, Mapping) or not isinstance(generator.fingerprint, str):
+        raise CheckpointError("its generator does not say what it was trained on")
+    identity = generator.identity
+    if identity.base_model_fingerprint != content.base_model_fingerprint:
+        raise CheckpointError(
+            f"it is for {content.base_model} (fingerprint {content.base_model_fingerprint}), but its generator makes "
+            f"adapters for {identity.base_model} ({identity.base_model_fingerprint}), and a pair has one base model"
+        )
 
 
 def read_files(folder: Path) -> dict[str, FileRecord]:
@@ -491,8 +516,9 @@ def _pair_file(folder: Path, where: str) -> _PairFile:
 
 def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
     """Every file is there, is no link, and has the size and the digest that were written down."""
-    if set(files) not in ({*_GENERATOR_FILES}, {*_GENERATOR_FILES, *_POLICY_FILES}):
-        odd = sorted(set(files) ^ {*_GENERATOR_FILES, *_POLICY_FILES})
+    parts = (_POLICY_FILES, _WRITER_FILES)
+    expected = {*_GENERATOR_FILES}.union(*(part for part in parts if part[0] in files))
+    if odd := sorted(set(files) ^ expected):
         raise CheckpointError(
             f"its {PAIR_FILE} does not list the files of a generator and a policy: it is {odd[0]!r} that is missing, "
             f"or too many"

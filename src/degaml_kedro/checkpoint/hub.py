@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from degaml_kedro.checkpoint.folder import (
     read_pair,
 )
 from degaml_kedro.checkpoint.layout import CARD_FILE, CheckpointError
+from degaml_kedro.generator.examples import ExampleGenerator, load_example_generator
 from degaml_kedro.generator.generator import Generator, load_generator
 from degaml_kedro.policy.fallback import FALLBACK_FILE, with_fallback
 
@@ -157,7 +159,8 @@ def read_run(folder: Path, source: str | None = None) -> TrainedPair:
         if (models / FALLBACK_FILE).is_file():
             learned = json.loads((models / FALLBACK_FILE).read_text(encoding="utf-8"))
         policy_settings = with_fallback(policy_settings, learned)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        writer = _writer(models, generator_settings, policy_settings)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise CheckpointError(f"{where} cannot be used: {error}") from error
     name = parameters.get("meta_train_distribution")
     drawn_from = (parameters.get("distributions") or {}).get(name) or {}
@@ -175,7 +178,19 @@ def read_run(folder: Path, source: str | None = None) -> TrainedPair:
         "policy": policy_settings,
     }
     name = f"{profile or 'run'}, seed {seed}"
-    return _trained(name, generator, policy, _checked(settings, where), known, where)
+    pair = _trained(name, generator, policy, _checked(settings, where), known, where)
+    return replace(pair, writer=writer)
+
+
+def _writer(
+    models: Path, generator: Mapping[str, Any], policy: Mapping[str, Any]
+) -> ExampleGenerator | None:
+    """The run's generator that reads examples, where its policy has the family ``written``."""
+    if "written" not in policy["families"]:
+        return None
+    variants = generator["variants"].items()
+    name = next(name for name, one in variants if one["decoder"]["kind"] == "associative")
+    return load_example_generator(models / f"{name}.generator")
 
 
 def read_record(

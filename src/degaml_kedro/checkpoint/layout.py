@@ -9,7 +9,7 @@ from degaml_kedro.errors import DegamlError
 
 # each begins with the description, by which a folder is known
 CARD_FILE = "README.md"
-PAIR_CONTENTS = ("pair.json", CARD_FILE, "generator", "policy")
+PAIR_CONTENTS = ("pair.json", CARD_FILE, "generator", "policy", "examples")
 ADAPTATION_CONTENTS = (
     "degaml.json",
     CARD_FILE,

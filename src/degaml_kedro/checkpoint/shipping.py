@@ -177,6 +177,7 @@ def _measure(pair: TrainedPair, folder: Path, parameters: Mapping[str, Any], tas
         # the support prompts are the last ones
         range(count - len(splits.support), count),
         settings.encoder,
+        pair.writer,
     )
     draws = [
         generated_state(bench, derive_seed(seed, task, by_run), draw)

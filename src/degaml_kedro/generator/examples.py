@@ -59,6 +59,8 @@ from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example, make_open_example
 
 _DECODER = "decoder."
+# single numbers of a memory
+_NUMBERS = 3
 
 # a source of tasks: (which draw, support examples, query examples) -> the two, of one task
 Draw = Callable[[int, int, int], tuple[Sequence[Example], Sequence[Example]]]
@@ -258,10 +260,19 @@ def load_example_generator(folder: Path) -> ExampleGenerator:
             start[tensor_key(name, "A")] = torch.empty(shape.rank, int(inputs), device="meta")
             start[tensor_key(name, "B")] = torch.empty(int(outputs), shape.rank, device="meta")
         sizes = {name: (int(o), int(i)) for name, (o, i) in content["written"].items()}
+        # sizes that anybody may have written are not built before they are known to be the file's
+        needed = sum(value.numel() for value in start.values())
+        needed += sum(2 * settings.metric_rank * (o + i) + _NUMBERS for o, i in sizes.values())
+        if needed != sum(value.numel() for value in tensors.values()):
+            raise GeneratorError(
+                f"{folder} does not hold the decoder that its {CONFIG_FILE} describes, of {needed} parameters; {fix}"
+            )
         decoder = AssociativeWriter(settings, Adapter(shape, start), sizes)
         identity = Identity(**content["identity"])
         about, records, checks = (content[name] for name in ("about", "records", "checks"))
         fingerprint = content["fingerprint"]
+    except GeneratorError:
+        raise
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise GeneratorError(
             f"{folder} does not hold a generator that reads examples ({error!r}); {fix}"

@@ -233,11 +233,11 @@ def _adapted(
     measured = measuring(cell, method, predictions, result)
     if method == "oracle_strategy":
         others = [name for name in parameters.adapted_methods if name != method]
-        writer = writer_input(parameters, cell.fold).values()
+        writing = [*writer_input(parameters, cell.fold).values()]
         oracle = node(
-            bound(predict_oracle, *([] if writer else [None]), task=task),
+            bound(predict_oracle, *([] if writing else [None]), task=task),
             inputs=[
-                *writer,
+                *writing,
                 PARAMETERS,
                 generator,
                 embeddings,
