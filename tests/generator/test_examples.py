@@ -98,6 +98,7 @@ def test_the_adapter_is_what_was_trained_and_peft_computes_the_same(name, tmp_pa
     for memory in generator.decoder.memories:
         memory.metric_out.normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
         memory.value_out.normal_(generator=torch.Generator().manual_seed(2)).mul_(0.1)
+        memory.state_out.normal_(generator=torch.Generator().manual_seed(4)).mul_(0.1)
     for b in generator.decoder.b:
         b.normal_(generator=torch.Generator().manual_seed(3)).mul_(0.1)
     shown = answer_sequences(base, labelled(5), PLAIN, "text")

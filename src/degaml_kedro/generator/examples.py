@@ -262,7 +262,7 @@ def load_example_generator(folder: Path) -> ExampleGenerator:
         sizes = {name: (int(o), int(i)) for name, (o, i) in content["written"].items()}
         # sizes that anybody may have written are not built before they are known to be the file's
         needed = sum(value.numel() for value in start.values())
-        needed += sum(2 * settings.metric_rank * (o + i) + _NUMBERS for o, i in sizes.values())
+        needed += sum(2 * settings.metric_rank * (2 * o + i) + _NUMBERS for o, i in sizes.values())
         if needed != sum(value.numel() for value in tensors.values()):
             raise GeneratorError(
                 f"{folder} does not hold the decoder that its {CONFIG_FILE} describes, of {needed} parameters; {fix}"

@@ -11,8 +11,8 @@ of which the best approximation of a given rank is written as the layer's A and 
 and one P x P system a layer; nothing of a task is trained.
 
 Untrained, keys are compared as they are: that is the baseline ``closed_form``. Trained over tasks
-(:mod:`~degaml_kedro.generator.examples`), a memory has a metric of its own, x -> x + V^T U^T x, a map of values, lambda
-and scale, and beside the memories there is one LoRA for all tasks.
+(:mod:`~degaml_kedro.generator.examples`), a memory has a metric of its own, x -> x + V^T U^T x, maps of values and of
+the states in which answers were read, lambda and scale, and beside the memories there is one LoRA for all tasks.
 
 Shapes: P answer tokens of all examples, I inputs and C outputs of a layer (C is the model's width), r rank, m rank of
 the learned maps.
@@ -98,11 +98,13 @@ class Readings:
     Attributes:
         keys: the layer's inputs where answer tokens are predicted, float32 [P, I] by layer.
         norms: mean length of the hidden state behind each layer's block.
+        states: hidden states behind that block where the answer tokens themselves are read, float32 [P, C] by layer.
         values: rows of the LM head less their expectation, float32 [P, C]; no gradient flows to them.
     """
 
     keys: Mapping[str, Tensor]
     norms: Mapping[str, float]
+    states: Mapping[str, Tensor]
     values: Tensor
 
 
@@ -160,17 +162,20 @@ class ExampleReader:
         with active_lora(base.activate(lora, 1.0) if lora else None):
             hidden = base.hidden_states(pack, elementary=True)[rows]
         keys = {name: _at_rows(self._inputs[name], pack, rows) for name in self.layers}
-        lengths = {
-            name: _at_rows(self._outputs[_block_of(name)].detach(), pack, rows).norm(dim=1)
-            for name in self.layers
+        behind = {name: self._outputs[_block_of(name)] for name in self.layers}
+        norms = {
+            name: float(_at_rows(found.detach(), pack, rows).norm(dim=1).mean())
+            for name, found in behind.items()
         }
+        answers = [row + 1 for row in rows]
+        states = {name: _at_rows(found, pack, answers) for name, found in behind.items()}
         self._inputs.clear()
         self._outputs.clear()
         with torch.no_grad():
             head = base.head.float()
             likely = base.logits(hidden).softmax(-1)
             values = head[labels] - likely @ head
-        return Readings(keys, {name: float(x.mean()) for name, x in lengths.items()}, values)
+        return Readings(keys, norms, states, values)
 
 
 def _block_of(layer: str) -> str:
@@ -199,6 +204,8 @@ class Memory(nn.Module):
         metric_out: V [m, I]; keys are compared as x + V^T U^T x.
         value_in: [C, m].
         value_out: [m, C]; values likewise.
+        state_in: [C, m].
+        state_out: [m, C]; the state where the answer was read is added to the value through them.
         log_ridge: log lambda.
         log_scale: log s: the length of what a recalled answer adds, in lengths of the hidden state there.
     """
@@ -216,6 +223,7 @@ class Memory(nn.Module):
         self.center = nn.Parameter(torch.tensor(float(settings.center)))
         self.metric_in, self.metric_out = drawn(inputs), nn.Parameter(torch.zeros(rank, inputs))
         self.value_in, self.value_out = drawn(width), nn.Parameter(torch.zeros(rank, width))
+        self.state_in, self.state_out = drawn(width), nn.Parameter(torch.zeros(rank, width))
         self.log_ridge = nn.Parameter(torch.tensor(math.log(settings.ridge)))
         self.log_scale = nn.Parameter(torch.tensor(math.log(settings.scale)))
 
@@ -224,12 +232,15 @@ class Memory(nn.Module):
         """C and I of the layer."""
         return self.value_in.shape[0], self.metric_in.shape[0]
 
-    def write(self, keys: Tensor, values: Tensor, norm: float) -> tuple[Tensor, Tensor]:
+    def write(
+        self, keys: Tensor, values: Tensor, states: Tensor, norm: float
+    ) -> tuple[Tensor, Tensor]:
         """The memory W = B A.
 
         Args:
             keys: [P, I].
             values: [P, C].
+            states: [P, C].
             norm: mean length of the hidden state behind the layer's block.
 
         Returns:
@@ -250,9 +261,11 @@ class Memory(nn.Module):
         # recalled from x as a function of x: the transposed map once more
         recall = recall + (recall @ self.metric_out.T) @ self.metric_in.T
         recall = recall - self.center * (recall @ direction)[:, None] * direction
-        unit = self.log_scale.exp() * norm / values.norm(dim=1).mean().clamp_min(1e-12)
+        size = values.norm(dim=1).mean().clamp_min(1e-12)
         written = values + (values @ self.value_in) @ self.value_out
-        return recall / length, unit * written.T
+        states = size * nn.functional.normalize(states, dim=1)
+        written = written + (states @ self.state_in) @ self.state_out
+        return recall / length, (self.log_scale.exp() * norm / size) * written.T
 
 
 class AssociativeWriter(nn.Module):
@@ -324,7 +337,7 @@ class AssociativeWriter(nn.Module):
         found = dict(shared)
         for name in self.layers:
             a, b = self.memory(name).write(
-                readings.keys[name], readings.values, readings.norms[name]
+                readings.keys[name], readings.values, readings.states[name], readings.norms[name]
             )
             if rank is not None:
                 a, b = low_rank(b, a, rank)
