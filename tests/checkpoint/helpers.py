@@ -13,18 +13,20 @@ from degaml_kedro.adapters.scales import TokenScales, TokenStatistics
 from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.checkpoint.folder import PairSettings, TrainedPair, save_pair
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
+from degaml_kedro.generator.examples import ExampleGenerator
 from degaml_kedro.generator.generator import Generator, Identity, save_generator
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.io.prompt_embeddings import write_prompt_embeddings
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.llm.prompting import question_text
-from degaml_kedro.parameters import FactorizedDecoder, LoraParameters
+from degaml_kedro.parameters import AssociativeDecoder, FactorizedDecoder, LoraParameters
 from degaml_kedro.tasks.example import Question, make_example
 from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame
 from tests.llm.helpers import random_adapter, tiny_base
 
 LORA = LoraParameters(rank=2, alpha=4.0)
+WRITER = AssociativeDecoder(kind="associative", depths=(0.3,), rank=4, metric_rank=2)
 CPU = {"dtype": "float32", "device": "cpu"}
 
 
@@ -85,12 +87,15 @@ def tiny_generator(seed: int = 0, base: BaseModel | None = None) -> Generator:
     )
 
 
-def tiny_pair(seed: int = 0, policy: bool = True, **changes: Any) -> TrainedPair:
+def tiny_pair(
+    seed: int = 0, policy: bool = True, writer: bool = False, **changes: Any
+) -> TrainedPair:
     """A pair that a session can work with.
 
     Args:
         seed: of all its weights.
         policy: whether it has one.
+        writer: whether it has a generator that reads examples.
         **changes: of the settings, as for :func:`tiny_settings`.
     """
     base = tiny_base()
@@ -101,6 +106,7 @@ def tiny_pair(seed: int = 0, policy: bool = True, **changes: Any) -> TrainedPair
         settings=tiny_settings(**changes),
         about={"tasks": ["day_after"], "seed": seed, "profile": "tests", "version": "0.0.0"},
         source="tests",
+        writer=ExampleGenerator.fresh(base, WRITER, LORA) if writer else None,
     )
 
 

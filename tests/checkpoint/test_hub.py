@@ -283,7 +283,7 @@ def test_a_damaged_registered_generator(registered, artifacts, run, tmp_path):
 def hub(monkeypatch, tmp_path):
     """A hub that has one repository; says what it was asked for."""
     asked = []
-    snapshot = write_tiny_pair(tmp_path / "cache" / COMMIT)
+    snapshot = write_tiny_pair(tmp_path / "cache" / COMMIT, writer=True)
 
     def download(repo_id, **options):
         asked.append((repo_id, options))
@@ -382,7 +382,7 @@ def test_what_goes_wrong_at_the_hub_is_told_with_the_ways_out(monkeypatch, tmp_p
 def cache(monkeypatch, tmp_path):
     """The hub client's own cache, with one repository in it, and no way out."""
     repository = tmp_path / "hub" / "models--some--pair"
-    written = write_tiny_pair(tmp_path / "written")
+    written = write_tiny_pair(tmp_path / "written", writer=True)
     snapshot, blobs = repository / "snapshots" / COMMIT, repository / "blobs"
     blobs.mkdir(parents=True)
     (repository / "refs").mkdir()

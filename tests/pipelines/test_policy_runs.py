@@ -128,7 +128,7 @@ def test_the_splits_of_a_new_task_reach_who_chooses_through_two_doors(project):
         if task == "day_after":
             # a task that is left out has a trajectory, which errors are measured on and nothing is learned from:
             # `test_errors_are_measured_on_the_tasks_left_out_and_nothing_is_learned_of_them`
-            doors -= {"train", "train_trajectory"}
+            doors -= {"train", "train_on_examples", "train_trajectory"}
         assert doors == {"take_support", "encode_prompts"}
         assert readers(pipeline, node, f"{task}.examples") == {"deal_splits"}
         # nothing that was scored on any test split comes in
@@ -346,7 +346,7 @@ def test_the_oracle_survives_a_candidate_that_fails(error, generator, monkeypatc
     changed = {**registry._FAMILIES, "lora": dataclasses.replace(own, refine=fails)}
     monkeypatch.setattr(registry, "_FAMILIES", changed)
     given = policy(families={"lora": {}}, oracle_candidates=2)
-    found = predict_oracle(settings(given), generator, states_of(frame), frame, task="one")
+    found = predict_oracle(None, settings(given), generator, states_of(frame), frame, task="one")
     assert set(found["strategy"]) == {"unrefined"}
     assert len(found) == 6
     assert caplog.text.count("is no candidate") == 2

@@ -117,7 +117,7 @@ def test_the_families_are_those_of_the_design(name, sees, fields):
 
 def test_only_the_families_that_use_answers_see_them():
     seeing = {name for name, one in families().items() if one.sees is Labeled}
-    assert seeing == {"sft", "context"}
+    assert seeing == {"sft", "context", "written"}
 
 
 def test_no_such_family():

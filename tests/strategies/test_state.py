@@ -387,7 +387,7 @@ UNFIT: dict[str, tuple[Callable[[], AdaptedState], str]] = {
         lambda: behind(Context((ROME,) * (MAX_POOL + 1), 1)),
         "contexts.0.examples: Tuple should have at most 1000 items",
     ),
-    "no shots": (lambda: behind(Context((ROME,), 0)), "contexts.0.shots"),
+    "fewer than no shots": (lambda: behind(Context((ROME,), -1)), "contexts.0.shots"),
     "no such order": (
         lambda: behind(Context((ROME,), 1, "best")),  # type: ignore[arg-type]
         "contexts.0.order",
