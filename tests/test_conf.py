@@ -8,7 +8,7 @@ from degaml_kedro.adapters.adapter import tensor_key
 from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.generator.decoders.build import ConditionSize, whole_flow
 from degaml_kedro.generator.decoders.hyperconv import PAPER_FLOWS
-from degaml_kedro.parameters import HubSource, HyperconvolutionalDecoder, SuiteSource
+from degaml_kedro.parameters import HubModel, HubSource, HyperconvolutionalDecoder, SuiteSource
 from degaml_kedro.tasks.hub import MAPPINGS
 from degaml_kedro.tasks.suite import FAMILIES
 from tests.test_configuration import ENVIRONMENTS, NEEDED, loader, read_parameters
@@ -53,6 +53,18 @@ def test_the_paper_s_numbers(project, env):
     assert parameters.lora.alpha == 2 * parameters.lora.rank
 
 
+def test_the_paper_s_tasks_may_be_learned_from_examples_with_any_model(project):
+    own = project, "paper_examples"
+    parameters = read_parameters(loader(*own, **{"model.source.id": "some/model"}))
+    assert isinstance(parameters.model.source, HubModel)
+    assert parameters.model.source.id == "some/model"
+    assert parameters.trained_variants == ("mse", "examples")
+    assert parameters.writer_variant == "examples"
+    paper = read_parameters(loader(project, "paper_0_5b"))
+    assert parameters.generator == paper.generator
+    assert (paper.trained_variants, paper.writer_variant) == (("mse",), None)
+
+
 def test_the_embedded_profile_is_scored_on_development_pools_alone(project):
     """`make run` may be repeated as often as one likes; final pools are scored once."""
     parameters = read_parameters(loader(project, "local"))
@@ -84,7 +96,8 @@ def test_the_paper_s_decoder_ends_on_its_model_s_grid(project, env, sizes):
             shapes[tensor_key(name, "A")] = (rank, inputs)
             shapes[tensor_key(name, "B")] = (outputs, rank)
     grid = TokenGrid.from_shapes(shapes, generator.tokenization.token_width)
-    (variant,) = generator.variants.values()
+    (name,) = parameters.trained_variants
+    variant = generator.variants[name]
     # the encoder's width is all-MiniLM-L6-v2's
     condition = ConditionSize(generator.prompts, generator.encoder.tokens, 384)
     assert isinstance(variant.decoder, HyperconvolutionalDecoder)

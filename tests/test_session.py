@@ -239,6 +239,27 @@ def test_a_pair_brings_its_fallback_and_few_examples_are_given_it(tmp_path):
     assert [one.decided_by for one in opened.tried] == ["fallback"] * 4
 
 
+def test_what_is_written_from_the_examples_is_told_before_any_strategy_is_tried(tmp_path):
+    text = '{"family":"written"}'
+    search = {"rounds": 1, "proposals": 1, "rule": "paired", "fallback": [text]}
+    policy = tiny_settings().policy.model_dump(mode="json")
+    policy |= {"families": {"lora": {}, "written": {}}, "search": search}
+    pair = tiny_pair(policy=False, writer=True)
+    save_pair(replace(pair, settings=tiny_settings(policy=policy)), tmp_path / "pair")
+    told = []
+    made = Session.load(tmp_path / "pair").adapt(SUPPORT, held_out=HELD_OUT, progress=told.append)
+    report = made.report
+    first = next(one for one in told if one.report.written is not None)
+    assert (first.stage, first.report.generated, first.report.tried) == ("generating", None, ())
+    assert first.message == f"Written from the examples in {report.written_seconds:.1f} s"
+    assert report.as_json()["written"]["n"] == len(HELD_OUT)
+    assert f"was written from the examples in {report.written_seconds:.1f} s" in made.explain()
+    # it is one of the strategies, and what the fallback carries out
+    assert report.strategy == (text,)
+    assert report.adapted == report.written
+    assert AdaptedModel.open(made.save(tmp_path / "adapter")).report == report
+
+
 def test_explain_names_every_proposal_and_the_reason(adapted):
     told = adapted.explain()
     for tried in adapted.report.tried:

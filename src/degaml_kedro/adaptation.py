@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.finetune import answer_sequences
 from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.parameters import PolicyParameters
 from degaml_kedro.policy.actions import ActionSpace
@@ -46,6 +47,7 @@ from degaml_kedro.texts import printable
 
 if TYPE_CHECKING:
     from degaml_kedro.checkpoint.folder import TrainedPair
+    from degaml_kedro.generator.examples import ExampleGenerator
 
 Stage = Literal["reading", "base", "generating", "trying", "executing", "scoring", "done"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -193,6 +195,8 @@ class Report:
         held_out: how many it was not given, and is scored on.
         base: the base model's accuracy on the held-out examples.
         generated: that of the generated adapter, unrefined.
+        written: that of the adapter which the generator that reads examples wrote from all of them.
+        written_seconds: how long writing it took; None where there is no such generator.
         adapted: that of the final adapter.
         base_support: the base model's accuracy on the support examples.
         generated_support: that of the generated adapter: what strategies had to beat.
@@ -211,6 +215,8 @@ class Report:
     held_out: int
     base: Accuracy | None = None
     generated: Accuracy | None = None
+    written: Accuracy | None = None
+    written_seconds: float | None = None
     adapted: Accuracy | None = None
     base_support: Accuracy | None = None
     generated_support: Accuracy | None = None
@@ -236,7 +242,10 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """For programs: accuracies with n and interval, changes with their kind."""
         record = asdict(self)
-        for name in ("base", "generated", "adapted", "base_support", "generated_support"):
+        for name in (
+            *("base", "generated", "written", "adapted"),
+            *("base_support", "generated_support"),
+        ):
             accuracy = getattr(self, name)
             record[name] = None if accuracy is None else accuracy.as_json()
         for row, tried in zip(record["tried"], self.tried, strict=True):
@@ -281,6 +290,10 @@ def explain(report: Report) -> str:
             f"On the {report.support} support examples the base model scores {report.base_support.text}, the generated "
             f"adapter {report.generated_support.text}{first}."
         )
+    if report.written_seconds is not None:
+        lines.append(
+            f"An adapter was written from the examples in {report.written_seconds:.1f} s; it is one of the strategies."
+        )
     if not report.tried:
         lines.append("No strategy was tried: there was no time, or nothing was proposed.")
     for tried in report.tried:
@@ -314,7 +327,8 @@ def explain(report: Report) -> str:
         )
     else:
         lines.append(f"Chosen: {report.words}.")
-    scores = (("base", report.base), ("generated", report.generated), ("adapted", report.adapted))
+    names = ("base", "generated", "written", "adapted")
+    scores = [(name, getattr(report, name)) for name in names]
     told = [f"{name} {score.text}" for name, score in scores if score is not None]
     if told:
         lines.append(f"On {report.held_out} held-out examples: {', '.join(told)}.")
@@ -547,7 +561,7 @@ def adapt_to_task(
         cancel,
         {
             "base": len(support) + len(asked),
-            "generating": len(asked),
+            "generating": len(asked) * (1 if trained.writer is None else 2),
             "trying": trials * _TRIAL_IN_SCORINGS * len(support),
             # it is tried on half of the examples at a time, and executed once
             "executing": _TRIAL_IN_SCORINGS / 2 * len(support),
@@ -564,6 +578,8 @@ def adapt_to_task(
     )
     before = _ask_base(base, trained, support, asked, reporter)
 
+    if trained.writer is not None:
+        _write(base, trained, trained.writer, support, asked, reporter)
     reporter.tell("generating", "Reading the questions and generating an adapter")
     questions = [Question.of(one) for one in support]
     embeddings = read_questions(settings.encoder, questions)
@@ -642,6 +658,28 @@ def _ask_base(
         base=Accuracy.of(before) if before else None,
     )
     return before
+
+
+def _write(
+    base: BaseModel,
+    trained: TrainedPair,
+    writer: ExampleGenerator,
+    support: Sequence[Example],
+    asked: Sequence[Example],
+    reporter: _Reporter,
+) -> None:
+    """The adapter that is written from all support examples: how long it took, and what it answers, unrefined."""
+    settings = trained.settings
+    reporter.tell("generating", "Writing an adapter from the examples")
+    began = time.perf_counter()
+    shown = answer_sequences(base, support, settings.prompt, settings.scoring.answers)
+    adapter = writer.write(base, shown)
+    seconds = time.perf_counter() - began
+    told = f"Written from the examples in {seconds:.1f} s"
+    reporter.tell("generating", told, written_seconds=seconds)
+    if asked:
+        found = score_examples(base, asked, settings.prompt, settings.scoring, adapter)
+        reporter.tell("generating", told, 0.5, written=Accuracy.of(found))
 
 
 def _search(

@@ -208,6 +208,14 @@ def test_without_held_out_examples_nothing_is_claimed():
     assert render("changes", plain) == ""
 
 
+def test_what_was_written_from_the_examples_is_shown_with_the_time_that_it_took():
+    written = report(written=Accuracy(33, 40), written_seconds=0.42)
+    text = _Tags(render("accuracies", written)).text
+    assert "Written in 0.4 s" in text
+    assert Accuracy(33, 40).text in text
+    assert "Written" not in _Tags(render("accuracies", report())).text
+
+
 def test_what_is_not_known_yet_is_said():
     text = _Tags(render("accuracies", report(generated=None, adapted=None))).text
     assert text.count("not yet known") == 2
