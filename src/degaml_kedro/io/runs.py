@@ -46,8 +46,6 @@ class RunsDataset(ReadOnlyDataset[Runs]):
         ``runs: {type: degaml_kedro.io.runs.RunsDataset, filepath: data/comparison}``
     """
 
-    written = "only read here; `kedro run` makes a run's files"
-
     def load(self) -> Runs:
         """Read all runs.
 
