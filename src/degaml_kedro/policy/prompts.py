@@ -78,11 +78,7 @@ def policy_prompt(
 
 
 def state_numbers(prompt: str) -> dict[str, float]:
-    """The numbers of a state, by name, from the text that :func:`policy_prompt` made of it.
-
-    Args:
-        prompt: the text; one that is not there (the fallback's) has none.
-    """
+    """The numbers of a state, by name, from the text that :func:`policy_prompt` made of it; none without a text."""
     options = re.search(r"^Questions with (\d+)", prompt)
     measured = re.search(_MEASURED, prompt, re.MULTILINE)
     if options is None or measured is None:

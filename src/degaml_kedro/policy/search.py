@@ -556,11 +556,7 @@ class _Between:
 
 
 def executed_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The trials that were executed, a round each, in order: what the adapted state is made of.
-
-    Args:
-        rows: all that :func:`adapt` yielded for one task.
-    """
+    """The trials that were executed, a round each, in order: what the adapted state is made of."""
     last: dict[int, Mapping[str, Any]] = {}
     for row in rows:
         if row["executed"]:

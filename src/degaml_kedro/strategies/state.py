@@ -283,11 +283,7 @@ class _StateFile(Parameters):
 
 
 def save_state(state: AdaptedState, folder: Path) -> None:
-    """Write an adapted state's folder; whole or not at all.
-
-    Args:
-        state: what to save.
-        folder: where; an earlier one there is replaced.
+    """Write an adapted state's folder, in place of an earlier one; whole or not at all.
 
     Raises:
         StateError: the state's parts do not belong together, or hold NaN or infinite numbers; nothing is written.
@@ -319,9 +315,6 @@ def save_state(state: AdaptedState, folder: Path) -> None:
 
 def load_state(folder: Path) -> AdaptedState:
     """Read an adapted state's folder.
-
-    Args:
-        folder: where :func:`save_state` wrote.
 
     Returns:
         The state, on the CPU, the same bits that were saved.
