@@ -187,8 +187,8 @@ def choose_strategies(
         given, fallback = narrowed(given, fallback, PAPER_FAMILIES)
     # what was learned is data, and checked as such
     policy = PolicyParameters.model_validate(with_fallback(given, fallback))
-    refinement = _refinement(parameters, task, trained, embeddings, support, policy, start)
-    bench = refinement.bench
+    bench = task_workbench(parameters, task, trained, embeddings, len(support), True, start)
+    refinement = _refinement(bench, policy, support, parameters.seed, task)
     policy_model = None if adapter is None else load_policy_model(parameters)
     proposer = refinement.proposer(policy_model or bench.base, adapter)
     if adapter is None and tabular is not None:
@@ -243,12 +243,13 @@ def execute_fallback(
         The refined adapter, or the generated one as it is where nothing gained anything on the meta-train tasks or
         carrying it out fails; and its cost.
     """
-    refinement = _refinement(parameters, task, trained, embeddings, support)
+    policy = required(parameters.policy)
+    space = ActionSpace.of(policy.families)
     rows = [
         {
             "task": task,
             "action": action,
-            "family": refinement.space.parse(action)[0].family,
+            "family": space.parse(action)[0].family,
             "seed": derive_seed(parameters.seed, task, method),
             "round": 1,
             "rollout": 0,
@@ -257,6 +258,8 @@ def execute_fallback(
         }
         for action in fallback["actions"]
     ]
+    bench = task_workbench(parameters, task, trained, embeddings, len(support), True)
+    refinement = _refinement(bench, policy, support, parameters.seed, task)
     state, spent = _carried_out(refinement, rows, f"{task}, {method}")
     return state, count_training(spent, method=method, stage="adaptation", task=task)
 
@@ -278,26 +281,19 @@ def execute_strategies(
         The refined adapter, and the cost of adapting: the search with all that it computed between its trials, and
         carrying out what was chosen once more.
     """
-    refinement = _refinement(parameters, task, trained, embeddings, support, start=start)
+    policy = required(parameters.policy)
+    bench = task_workbench(parameters, task, trained, embeddings, len(support), True, start)
+    refinement = _refinement(bench, policy, support, parameters.seed, task)
     state, spent = _carried_out(refinement, rollout_rows(rollouts), f"{task}, {method}")
     return state, count_training(rollouts, spent, method=method, stage="adaptation", task=task)
 
 
 def _refinement(
-    parameters: ProjectParameters,
-    task: str,
-    trained: Generator,
-    embeddings: PromptEmbeddings,
-    support: pd.DataFrame,
-    policy: PolicyParameters | None = None,
-    start: Adapter | None = None,
+    bench: Workbench, policy: PolicyParameters, support: pd.DataFrame, seed: int, task: str
 ) -> Refinement:
-    """The refinement of the first adapter that ``generalization_only`` scores, or of ``start``."""
-    policy = policy or required(parameters.policy)
-    bench = task_workbench(parameters, task, trained, embeddings, len(support), True, start)
-    unrefined = generated_state(bench, derive_seed(parameters.seed, task, GENERATED[0]))
     examples = frame_to_splits(support).support
-    return Refinement(bench, ActionSpace.of(policy.families), policy, unrefined, examples)
+    space = ActionSpace.of(policy.families)
+    return Refinement(bench, space, policy, _unrefined(bench, seed, task), examples)
 
 
 def _carried_out(
@@ -346,21 +342,23 @@ def predict_oracle(
     Returns:
         The best candidate's predictions, with its action in the column ``strategy``.
     """
-    examples, support = frame_to_splits(splits).test, splits[splits["split"] == "support"]
-    own = _refinement(parameters, task, trained, embeddings, support)
-    best = _answer(own.bench, own.start, examples, f"{task}, unrefined")
-    best = best.assign(strategy="unrefined")
+    policy = required(parameters.policy)
+    parts = frame_to_splits(splits)
+    examples, known = parts.test, parts.support
+    bench = task_workbench(parameters, task, trained, embeddings, len(known), True)
+    start = _unrefined(bench, parameters.seed, task)
+    best = _answer(bench, start, examples, f"{task}, unrefined").assign(strategy="unrefined")
     for number, other in enumerate(others):
         best = _better(best, other.assign(strategy=f"what method {number + 1} chose"))
-    names = [family.name for family in own.space.proposed]
-    for number in range(own.policy.oracle_candidates):
+    names = [family.name for family in ActionSpace.of(policy.families).proposed]
+    for number in range(policy.oracle_candidates):
         one = names[number % len(names)]
-        space = ActionSpace.of({one: own.policy.families[one]})
-        seed = derive_seed(parameters.seed, task, "oracle", str(number))
-        text = space.draw(np.random.default_rng(seed)).text
+        space = ActionSpace.of({one: policy.families[one]})
+        own = derive_seed(parameters.seed, task, "oracle", str(number))
+        text = space.draw(np.random.default_rng(own)).text
         try:
-            state = execute(own.bench, space, own.start, own.support, text, seed)
-            answers = _answer(own.bench, state, examples, f"{task}, {text}")
+            state = execute(bench, space, start, known, text, own)
+            answers = _answer(bench, state, examples, f"{task}, {text}")
             best = _better(best, answers.assign(strategy=text))
         except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
             logger.info(
@@ -376,6 +374,11 @@ def predict_oracle(
 def _better(best: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     right = [(frame["predicted"] == frame["gold"]).fillna(False).sum() for frame in (best, other)]
     return other if right[1] > right[0] else best
+
+
+def _unrefined(bench: Workbench, seed: int, task: str) -> AdaptedState:
+    """The first adapter that ``generalization_only`` scores."""
+    return generated_state(bench, derive_seed(seed, task, GENERATED[0]))
 
 
 def _answer(
