@@ -84,7 +84,7 @@ def test_the_resume_dataset_is_read_only(tmp_path):
     dataset = TrajectoryResumeDataset(filepath=tmp_path / "t")
     assert dataset.load() is None
     assert not dataset.exists()
-    with pytest.raises(DatasetError, match="trajectory's dataset"):
+    with pytest.raises(DatasetError, match="is only read here"):
         dataset.save(object())
 
 

@@ -11,10 +11,11 @@ import torch
 from accelerate import Accelerator
 from kedro.io import DatasetError
 
-from degaml_kedro.generator.generator import CONFIG_FILE, WEIGHTS_FILE, Generator, GeneratorError
+from degaml_kedro.generator.generator import CONFIG_FILE, WEIGHTS_FILE, Generator
 from degaml_kedro.generator.training import TrainingState, train_generator
 from degaml_kedro.io import atomic
 from degaml_kedro.io import generators as module
+from degaml_kedro.io.atomic import StoredDataError
 from degaml_kedro.io.generators import (
     GeneratorDataset,
     GeneratorProgress,
@@ -128,10 +129,10 @@ def test_a_truncated_resume_checkpoint_is_named_with_the_way_out(
     dataset.save(progress())
     (path,) = folder.parent.iterdir()
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(DatasetError, match="delete it, and the training starts over") as caught:
+    with pytest.raises(DatasetError, match="delete it, then `kedro run") as caught:
         resume.load()
     assert str(path) in str(caught.value)
-    assert isinstance(caught.value.__cause__, GeneratorError)
+    assert isinstance(caught.value.__cause__, StoredDataError)
 
 
 def test_a_truncated_generator_is_named(dataset: GeneratorDataset, folder: Path) -> None:
@@ -185,7 +186,7 @@ def test_of_several_processes_the_first_writes_and_the_others_wait(
 
 
 def test_the_resume_dataset_is_read_only(resume: GeneratorResumeDataset) -> None:
-    with pytest.raises(DatasetError, match="generator's dataset"):
+    with pytest.raises(DatasetError, match="is only read here"):
         resume.save(object())  # type: ignore[arg-type]
 
 

@@ -67,7 +67,7 @@ def test_a_damaged_folder_names_itself_and_the_way_out(tmp_path, learned, file):
     dataset = LearnedDataset(filepath=tmp_path / "x")
     dataset.save(learned)
     (tmp_path / "x" / file).write_bytes(b"{")
-    with pytest.raises(DatasetError, match="delete the folder and run the node again"):
+    with pytest.raises(DatasetError, match="delete the folder, then `kedro run"):
         dataset.load()
     (tmp_path / "x" / file).unlink()
     assert not dataset.exists()
@@ -78,5 +78,5 @@ def test_a_newer_format_is_refused(tmp_path, learned):
     dataset.save(learned)
     file = tmp_path / "x" / "learned.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "format": 2}))
-    with pytest.raises(DatasetError, match="format 2, this version reads 1"):
+    with pytest.raises(DatasetError, match="format is 2, this version reads 1"):
         dataset.load()

@@ -527,7 +527,7 @@ def test_a_file_that_is_not_there_is_named(dataset: RolloutsDataset) -> None:
 
 
 def test_the_resume_dataset_is_read_only(resume: RolloutsResumeDataset) -> None:
-    with pytest.raises(DatasetError, match="rollouts' dataset"):
+    with pytest.raises(DatasetError, match="is only read here"):
         resume.save(object())  # type: ignore[arg-type]
 
 

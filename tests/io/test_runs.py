@@ -465,7 +465,7 @@ def test_a_result_of_another_seed_than_the_record_s_is_refused(tmp_path: Path) -
 
 
 def test_nothing_is_saved_here(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="is only read here; `kedro run` makes a run's files"):
+    with pytest.raises(DatasetError, match="is only read here"):
         RunsDataset(filepath=tmp_path).save("anything")  # type: ignore[arg-type]
 
 

@@ -49,9 +49,9 @@ def test_damage_is_named_with_the_way_out(dataset: AdaptedStateDataset, tmp_path
     dataset.save(ensemble())
     (path,) = tmp_path.rglob(TENSORS_FILE)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DatasetError, match="truncated or damaged: delete the folder") as caught:
+    with pytest.raises(DatasetError, match="truncated or damaged; delete the folder") as caught:
         dataset.load()
-    assert str(path) in str(caught.value)
+    assert f"{path.parent} cannot be used: {path.name}" in str(caught.value)
     assert isinstance(caught.value.__cause__, StateError)
 
 

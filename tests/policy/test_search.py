@@ -85,7 +85,8 @@ def stored(rows):
 
 
 def score(one, asked=ASKED):
-    return measure_indicators(predict(workbench(), one, asked)).score
+    found = measure_indicators(predict(workbench(), one, asked))
+    return found.accuracy, found.log_probability
 
 
 # --- rollouts -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -114,4 +115,4 @@ def test_a_row_s_draw_depends_on_the_seed_and_its_number():
 
 def test_it_comes_back_from_a_file():
     model = fit_rewards(rows(lambda action, _: action.family == "sft", count=40), SPACE)
-    assert RewardModel.from_json(json.loads(json.dumps(model.as_json()))) == model
+    assert RewardModel(**json.loads(json.dumps(asdict(model)))) == model

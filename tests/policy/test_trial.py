@@ -130,7 +130,9 @@ def test_a_better_score_earns_one_and_a_worse_one_nothing():
         assert found.family == "toy"
         assert found.error is None
         assert found.seconds > 0
-        assert found.reward == float(after.score > before.score)
+        assert found.reward == float(
+            (after.accuracy, after.log_probability) > (before.accuracy, before.log_probability)
+        )
         seen.add(found.reward)
     assert seen == {0.0, 1.0}
 

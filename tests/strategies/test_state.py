@@ -615,7 +615,7 @@ def test_a_member_of_nan_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_folder_at_all_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StateError, match="not an adapted state's folder: it has no state.json"):
+    with pytest.raises(StateError, match="nowhere cannot be used: it has no state.json; delete"):
         load_state(tmp_path / "nowhere")
 
 

@@ -118,8 +118,6 @@ class TrajectoryDataset(LocalDataset[TrajectoryChunk, Trajectory]):
 class TrajectoryResumeDataset(ReadOnlyDataset[TrajectoryState | None]):
     """The resume checkpoint that an earlier run left of a trajectory, for the training node."""
 
-    written = "written through the trajectory's dataset; save there"
-
     def load(self) -> TrajectoryState | None:
         """The state; None where there is nothing to go on from."""
         return read_state(self._path)

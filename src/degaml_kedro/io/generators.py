@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from kedro.io import DatasetError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from degaml_kedro.generator.examples import (
     ExampleGenerator,
@@ -23,13 +20,13 @@ from degaml_kedro.generator.generator import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     Generator,
-    GeneratorError,
     load_generator,
     save_generator,
 )
 from degaml_kedro.generator.training import TrainingState
-from degaml_kedro.io.atomic import is_main_process, replace_file
+from degaml_kedro.io.atomic import is_main_process
 from degaml_kedro.io.local import LocalDataset, ReadOnlyDataset
+from degaml_kedro.io.tensors import read_described, write_described
 
 _WAIT_SECONDS = 600.0
 
@@ -91,8 +88,6 @@ class GeneratorDataset(LocalDataset[AnyGenerator | GeneratorProgress, AnyGenerat
 class GeneratorResumeDataset(ReadOnlyDataset[AnyGenerator | GeneratorProgress | None]):
     """The resume checkpoint or the generator that an earlier run left, for the training node."""
 
-    written = "written through the generator's dataset; save there"
-
     def load(self) -> AnyGenerator | GeneratorProgress | None:
         """A resume checkpoint, else a finished generator, else None."""
         progress = _read_progress(_resume_file(self._path))
@@ -122,22 +117,12 @@ def _write_progress(progress: GeneratorProgress, path: Path) -> None:
         "records": list(progress.records),
         "checks": list(progress.checks),
     }
-    tensors = dict(progress.state.tensors)
-    content = save(tensors, metadata={"format": "pt", "degaml": json.dumps(about)})
-    replace_file(path, lambda stream: stream.write(content))
+    write_described(path, progress.state.tensors, about)
 
 
 def _read_progress(path: Path) -> GeneratorProgress | None:
     if not path.is_file():
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["degaml"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state = TrainingState(about["step"], tensors)
-        return GeneratorProgress(about["fingerprint"], state, about["records"], about["checks"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise GeneratorError(
-            f"{path} cannot be read ({error}); the file is truncated or damaged: delete it, "
-            f"and the training starts over"
-        ) from error
+    tensors, about = read_described(path)
+    state = TrainingState(about["step"], tensors)
+    return GeneratorProgress(about["fingerprint"], state, about["records"], about["checks"])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from kedro.io import DatasetError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +16,7 @@ from degaml_kedro.adapters.adapter import (
 from degaml_kedro.baselines.compute import Compute
 from degaml_kedro.baselines.learned import Learned
 from degaml_kedro.folders import replaced_folder
+from degaml_kedro.io.atomic import StoredDataError
 from degaml_kedro.io.local import LocalDataset
 
 ABOUT_FILE = "learned.json"
@@ -31,54 +30,43 @@ class LearnedDataset(LocalDataset[Learned, Learned]):
     files = (CONFIG_FILE, WEIGHTS_FILE, EXTRA_FILE, ABOUT_FILE)
 
     def load(self) -> Learned:
-        """Read the folder."""
-        return load_learned(self._path)
+        """Read the folder.
+
+        Raises:
+            StoredDataError: a file is missing or damaged, or was written by a newer version.
+        """
+        folder = self._path
+        adapter = load_peft_folder(folder)
+        try:
+            about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+            if about["format"] != FORMAT:
+                raise ValueError(f"its format is {about['format']}, this version reads {FORMAT}")
+            return Learned(
+                about["method"],
+                adapter,
+                load_file(folder / EXTRA_FILE),
+                tuple(about["records"]),
+                Compute(**about["compute"]),
+                about["about"],
+            )
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise StoredDataError(
+                f"{folder} cannot be read ({error}); it is damaged or incomplete: delete the folder, then `kedro run "
+                f"--only-missing-outputs` makes it again"
+            ) from error
 
     def save(self, data: Learned) -> None:
         """Write the folder, whole or not at all."""
-        save_learned(data, self._path)
-
-
-def save_learned(learned: Learned, folder: Path) -> None:
-    """Write a folder, whole or not at all."""
-    about = {
-        "format": FORMAT,
-        "method": learned.method,
-        "about": dict(learned.about),
-        "compute": learned.compute.as_dict(),
-        "records": [dict(record) for record in learned.records],
-    }
-    with replaced_folder(folder) as temporary:
-        write_peft_files(learned.adapter, temporary)
-        extra = {name: tensor.contiguous() for name, tensor in learned.extra.items()}
-        save_file(extra, temporary / EXTRA_FILE)
-        text = json.dumps(about, indent=2, sort_keys=True)
-        (temporary / ABOUT_FILE).write_text(text, encoding="utf-8")
-
-
-def load_learned(folder: Path) -> Learned:
-    """Read a folder.
-
-    Raises:
-        DatasetError: a file is missing or damaged, or was written by a newer version.
-    """
-    adapter = load_peft_folder(folder)
-    try:
-        about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
-        if about["format"] != FORMAT:
-            raise DatasetError(
-                f"{folder / ABOUT_FILE} has the format {about['format']}, this version reads {FORMAT}; "
-                f"delete the folder and run the node again"
-            )
-        return Learned(
-            about["method"],
-            adapter,
-            load_file(folder / EXTRA_FILE),
-            tuple(about["records"]),
-            Compute(**about["compute"]),
-            about["about"],
-        )
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise DatasetError(
-            f"{folder} cannot be read ({error}); it is damaged or incomplete: delete the folder and run the node again"
-        ) from error
+        about = {
+            "format": FORMAT,
+            "method": data.method,
+            "about": dict(data.about),
+            "compute": data.compute.as_dict(),
+            "records": [dict(record) for record in data.records],
+        }
+        with replaced_folder(self._path) as temporary:
+            write_peft_files(data.adapter, temporary)
+            extra = {name: tensor.contiguous() for name, tensor in data.extra.items()}
+            save_file(extra, temporary / EXTRA_FILE)
+            text = json.dumps(about, indent=2, sort_keys=True)
+            (temporary / ABOUT_FILE).write_text(text, encoding="utf-8")

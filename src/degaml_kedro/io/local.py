@@ -40,13 +40,7 @@ class LocalDataset(AbstractDataset[In, Out]):
 
 
 class ReadOnlyDataset(LocalDataset[None, Out]):
-    """A dataset that somebody else writes; subclasses load it.
-
-    Attributes:
-        written: where it is written, for the error that saving is.
-    """
-
-    written: ClassVar[str]
+    """A dataset that another one, or another run, writes; subclasses load it."""
 
     def save(self, data: None) -> None:
         """Not possible.
@@ -54,4 +48,4 @@ class ReadOnlyDataset(LocalDataset[None, Out]):
         Raises:
             DatasetError: always.
         """
-        raise DatasetError(f"{self._path} is {self.written}")
+        raise DatasetError(f"{self._path} is only read here")

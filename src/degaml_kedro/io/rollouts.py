@@ -142,8 +142,6 @@ class RolloutsDataset(LocalDataset[Rollouts, pd.DataFrame]):
 class RolloutsResumeDataset(ReadOnlyDataset[Rollouts | None]):
     """The rollouts that an earlier run left of a task, for the node that goes on."""
 
-    written = "written through the rollouts' dataset; save there"
-
     def load(self) -> Rollouts | None:
         """The whole rows of an unfinished run, else a finished one's, else None.
 

@@ -46,8 +46,6 @@ class RunsDataset(ReadOnlyDataset[Runs]):
         ``runs: {type: degaml_kedro.io.runs.RunsDataset, filepath: data/comparison}``
     """
 
-    written = "only read here; `kedro run` makes a run's files"
-
     def load(self) -> Runs:
         """Read all runs.
 
@@ -75,9 +73,6 @@ def data_folders(folder: Path) -> list[Path]:
 
 def read_runs(folder: Path) -> Runs:
     """Read finished runs and refuse those that must not stand in one table.
-
-    Args:
-        folder: a run's data folder, or a folder that holds one a seed.
 
     Raises:
         ResultsError: as :meth:`RunsDataset.load`.
@@ -157,7 +152,7 @@ def _answers(path: Path, result: Mapping[str, Any]) -> pd.DataFrame:
     missing = [name for name in _ANSWERS if name not in predictions]
     if missing or predictions.empty:
         _unreadable(own, f"has no column {', '.join(missing)}" if missing else "holds no answers")
-    said = predictions["predicted"].astype("Int64").fillna(-1).to_numpy(np.int64)
+    said = np.array(predictions["predicted"].astype("Int64").fillna(-1), dtype=np.int64)
     right = (said == predictions["gold"]).astype(np.int64)
     n, accuracy = predictions["index"].nunique(), float(right.mean())
     if n != result["n"] or abs(accuracy - result["accuracy"]) > _TOLERANCE:

@@ -184,10 +184,7 @@ class Trajectory:
         return self.adapter(self.steps[-1])
 
     def adapter(self, step: int) -> Adapter:
-        """The adapter after one step.
-
-        Args:
-            step: counted from 1.
+        """The adapter after one step, counted from 1.
 
         Raises:
             TrajectoryError: the step is not stored, or its tensors are not what was written.

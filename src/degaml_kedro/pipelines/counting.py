@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from degaml_kedro.baselines.compute import Compute
+from degaml_kedro.baselines.learned import Learned
 from degaml_kedro.io.trajectory import Trajectory
 
 
@@ -34,7 +35,7 @@ def trajectory_compute(trajectory: Trajectory) -> Compute:
 
 
 def count_training(*parts: Any, method: str, stage: str, task: str | None = None) -> dict[str, Any]:
-    """The sum of the costs of trajectories, of a generator's steps, of trials, and of records of other work.
+    """The sum of the costs of trajectories, generators' steps, trials, what baselines learned, and records of costs.
 
     A generator's steps put their tokens through the base model forward and back once, and have none where it is
     trained on adapters alone.
@@ -42,7 +43,9 @@ def count_training(*parts: Any, method: str, stage: str, task: str | None = None
     return compute_record(method, stage, task, sum(map(_cost, parts), Compute()))
 
 
-def _cost(part: Trajectory | Mapping[str, Any] | pd.DataFrame) -> Compute:
+def _cost(part: Learned | Trajectory | Mapping[str, Any] | pd.DataFrame) -> Compute:
+    if isinstance(part, Learned):
+        return part.compute
     if isinstance(part, Trajectory):
         return trajectory_compute(part)
     if isinstance(part, Mapping):

@@ -135,9 +135,6 @@ class ActionSpace:
     def parse(self, text: str) -> tuple[Action, Parameters]:
         """Read an action that somebody else wrote.
 
-        Args:
-            text: JSON, from a language model: anything may stand in it.
-
         Returns:
             The action, and its family's configuration.
 
@@ -193,11 +190,7 @@ class ActionSpace:
         return "start: " + "\n     | ".join(branches) + "\n"
 
     def describe(self, order: Sequence[str]) -> str:
-        """The families and their fields for a reader with little attention, a line a family.
-
-        Args:
-            order: names of families, in the order of their lines.
-        """
+        """The families and their fields for a reader with little attention, a line a family in the given order."""
         summaries = {family.name: " ".join(family.summary.split()) for family in self.families}
         lines = []
         for name in order:

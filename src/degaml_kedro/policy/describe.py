@@ -24,10 +24,6 @@ _ORDERS = {
 def describe_action(space: ActionSpace, text: str) -> str:
     """What an action does.
 
-    Args:
-        space: the actions there are.
-        text: an action, as a policy wrote it: untrusted.
-
     Returns:
         A sentence without its full stop; one that says so where the text is no action.
     """

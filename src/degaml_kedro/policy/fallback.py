@@ -46,12 +46,7 @@ class Worth:
 def with_fallback(
     policy: Mapping[str, Any], learned: Mapping[str, Any] | None
 ) -> Mapping[str, Any]:
-    """The policy's parameters, as plain data, with what was learned as the fallback of a search that names none.
-
-    Args:
-        policy: of the configuration.
-        learned: of the node ``learn_fallback``; None where there was nothing to learn from.
-    """
+    """The policy's parameters, as plain data, with what was learned as the fallback of a search that names none."""
     search = policy.get("search") or {}
     if learned is None or search.get("rule") != "paired" or search.get("fallback") is not None:
         return policy
@@ -68,13 +63,7 @@ def with_fallback(
 def narrowed(
     policy: Mapping[str, Any], learned: Mapping[str, Any] | None, families: Sequence[str]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
-    """The policy's parameters and the learned fallback, both of some of the families alone.
-
-    Args:
-        policy: of the configuration, as plain data.
-        learned: of the node ``learn_fallback``, or None.
-        families: which.
-    """
+    """The policy's parameters and the learned fallback, both of some of the families alone."""
     kept = {name: limits for name, limits in policy["families"].items() if name in families}
     policy = {**policy, "families": kept}
     if learned is None:

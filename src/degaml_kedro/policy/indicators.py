@@ -1,11 +1,11 @@
-"""What can be measured of a model on a few answered questions, and when one score is better than another."""
+"""What can be measured of a model on a few answered questions, and when one is better than another."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +20,6 @@ _SAME_ACCURACY = 1e-12
 
 class IndicatorError(DegamlError):
     """Predictions that nothing can be measured of."""
-
-
-class Score(NamedTuple):
-    """What is compared.
-
-    Attributes:
-        accuracy: share of right answers.
-        log_probability: mean log p(gold), in nats.
-    """
-
-    accuracy: float
-    log_probability: float
 
 
 @dataclass(frozen=True)
@@ -57,20 +45,12 @@ class Indicators:
     log_probability: float
     histogram: tuple[float, ...]
 
-    @property
-    def score(self) -> Score:
-        """The two numbers that decide which is better."""
-        return Score(self.accuracy, self.log_probability)
-
 
 def measure_indicators(predictions: Sequence[Prediction]) -> Indicators:
     """Measure predictions.
 
     Probabilities are the softmax of a question's option scores. Where all scores are -inf (a generated text that names
     no option) the options count as equally likely, and the right one as not written: log p(gold) is -inf.
-
-    Args:
-        predictions: at least one.
 
     Raises:
         IndicatorError: there are no predictions, or a score is not a number.
@@ -125,19 +105,10 @@ def _log_probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return logs
 
 
-def better(after: Score, before: Score, tie_break: TieBreak) -> bool:
-    """Whether a score is strictly better: by accuracy, and between equal ones as ``tie_break`` says.
+def better(after: Indicators, before: Indicators, tie_break: TieBreak) -> bool:
+    """Whether answers are strictly better: by accuracy, and between equal ones as ``tie_break`` says.
 
-    Args:
-        after: the score in question.
-        before: what it is compared with.
-        tie_break: what decides between equal accuracies; with ``none`` equal is not better.
-
-    Example:
-        >>> better(Score(0.6, -1.2), Score(0.5, -0.9), "none")
-        True
-        >>> better(Score(0.5, -0.8), Score(0.5, -0.9), "none")
-        False
+    With ``none`` equal is not better.
     """
     gain = after.accuracy - before.accuracy
     if abs(gain) < _SAME_ACCURACY:

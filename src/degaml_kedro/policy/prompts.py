@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,23 +23,10 @@ _MEASURED = (
 )
 
 
-@dataclass(frozen=True)
-class TriedAction:
-    """One strategy that was tried on the task.
-
-    Attributes:
-        action: its text, as it was written.
-        reward: what it earned.
-    """
-
-    action: str
-    reward: float
-
-
 def policy_prompt(
     questions: Sequence[Question],
     indicators: Indicators,
-    tried: Sequence[TriedAction],
+    tried: Sequence[tuple[str, float]],
     space: ActionSpace,
     seed: int,
     examples: int = 2,
@@ -50,7 +36,7 @@ def policy_prompt(
     Args:
         questions: of the task; the first ones stand for it, shortened, without their options.
         indicators: measured where the task stands now.
-        tried: so far, the oldest first; the last four are told.
+        tried: actions so far, as they were written, and their rewards, the oldest first; the last four are told.
         space: what may be chosen.
         seed: decides the order of the families, so that no place in the list is a habit.
         examples: how many questions are shown.
@@ -70,7 +56,7 @@ def policy_prompt(
     )
     if tried:
         lines.append("Tried:")
-        lines += [f"{_brief(t.action, space)}: {t.reward:.3g}" for t in tried[-_TRIED_SHOWN:]]
+        lines += [f"{_brief(text, space)}: {reward:.3g}" for text, reward in tried[-_TRIED_SHOWN:]]
     names = [family.name for family in space.proposed]
     order = np.random.default_rng(derive_seed(seed, "order")).permutation(len(names))
     lines += ["Choose:", space.describe([names[i] for i in order]), "Strategy:"]
@@ -78,11 +64,7 @@ def policy_prompt(
 
 
 def state_numbers(prompt: str) -> dict[str, float]:
-    """The numbers of a state, by name, from the text that :func:`policy_prompt` made of it.
-
-    Args:
-        prompt: the text; one that is not there (the fallback's) has none.
-    """
+    """The numbers of a state, by name, from the text that :func:`policy_prompt` made of it; none without a text."""
     options = re.search(r"^Questions with (\d+)", prompt)
     measured = re.search(_MEASURED, prompt, re.MULTILINE)
     if options is None or measured is None:

@@ -172,11 +172,6 @@ def encode_decision(base: BaseModel, prompt: str, action_text: str) -> AnswerSeq
 
     The two are tokenized apart, since that is how the policy continues a prompt.
 
-    Args:
-        base: for its tokenizer.
-        prompt: what the policy read.
-        action_text: what it should write.
-
     Raises:
         PromptError: both together are longer than the model's context.
     """

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -38,7 +37,7 @@ from degaml_kedro.policy.indicators import (
     measure_indicators,
 )
 from degaml_kedro.policy.paired import deal_folds, preference_p_value
-from degaml_kedro.policy.prompts import TriedAction, policy_prompt
+from degaml_kedro.policy.prompts import policy_prompt
 from degaml_kedro.policy.proposers import Proposal, Proposer
 from degaml_kedro.policy.trial import Attempt, Trial, execute, try_action
 from degaml_kedro.seeds import derive_seed
@@ -152,7 +151,7 @@ def roll_out(
             for episode in going:
                 episode.catch_up(bench, space)
             # of the same state
-            tried = [TriedAction(str(row["action"]), float(row["reward"])) for row in first_steps]
+            tried = [(str(row["action"]), float(row["reward"])) for row in first_steps]
             own = [derive_seed(seed, "trial", str(one)) for one in numbers]
             prompts = [
                 policy_prompt(
@@ -309,7 +308,7 @@ def adapt(
     paired = settings.rule == "paired"
     folds = deal_folds(validation, settings.folds, derive_seed(seed, "folds")) if paired else None
     fallback = _fallback(space, settings, support) if paired else None
-    state, history, tried, number = start, list[TriedAction](), list[Mapping[str, Any]](), 0
+    state, history, tried, number = start, list[tuple[str, float]](), list[Mapping[str, Any]](), 0
     # the last row of a round, until another one begins
     waiting: list[Row] = []
     with between.measured():
@@ -326,7 +325,7 @@ def adapt(
             )
             for place in range(settings.proposals)
         ]
-        known = {one.action for one in history}
+        known = {action for action, _ in history}
         own = derive_seed(seed, "proposals", str(turn))
         try:
             with between.measured():
@@ -377,9 +376,7 @@ def adapt(
             break
         # no policy reads of what it cannot choose
         history += [
-            TriedAction(str(row["action"]), float(row["reward"]))
-            for row in rows
-            if row["source"] != "search"
+            (str(row["action"]), float(row["reward"])) for row in rows if row["source"] != "search"
         ]
         tried += rows
         # it is of the initialization: what follows starts elsewhere, or after it was tried
@@ -418,7 +415,12 @@ class _Strict:
 
     def judge(self, row: Mapping[str, Any]) -> Row:
         """What a row says of the choice, now that it is there; rows come in order."""
-        executed = row["reward"] > 0 and (self.best is None or _worth(row) > _worth(self.best))
+        # the reward, which is finer for `utility`, then the score
+        finer = ("reward", "accuracy_after", "log_probability_after")
+        best = self.best
+        executed = row["reward"] > 0 and (
+            best is None or [row[name] for name in finer] > [best[name] for name in finer]
+        )
         if executed:
             self.best = row
         return {"executed": executed}
@@ -451,9 +453,11 @@ class _Paired:
                     self._reference, self._decided = own, "fallback"
             else:
                 p = preference_p_value(own, self._reference)
-                executed = p <= self._level and (
-                    self._decided != "test" or _likelihood(row) > _likelihood(self.best)
-                )
+                likelier = True
+                if self.best is not None and self._decided == "test":
+                    name = "log_probability_after"
+                    likelier = row[name] > self.best[name]
+                executed = p <= self._level and likelier
                 if executed:
                     self._decided = "test"
         if executed:
@@ -464,10 +468,6 @@ class _Paired:
         return [
             gold_log_probability(row, gold) for row, gold in zip(scores, self._gold, strict=True)
         ]
-
-
-def _likelihood(row: Mapping[str, Any] | None) -> float:
-    return -math.inf if row is None else float(row["log_probability_after"])
 
 
 def _fallback(
@@ -556,11 +556,7 @@ class _Between:
 
 
 def executed_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The trials that were executed, a round each, in order: what the adapted state is made of.
-
-    Args:
-        rows: all that :func:`adapt` yielded for one task.
-    """
+    """The trials that were executed, a round each, in order: what the adapted state is made of."""
     last: dict[int, Mapping[str, Any]] = {}
     for row in rows:
         if row["executed"]:
@@ -691,11 +687,6 @@ def _check_finished(
         row = finished[number]
         if (row["rollout"], row["round"]) != (number, turn) or text not in (None, row["action"]):
             raise ResumeMismatchError(number)
-
-
-def _worth(row: Mapping[str, Any]) -> tuple[float, float, float]:
-    """What the best of a round is chosen by: the reward, which is finer for `utility`, then the score."""
-    return row["reward"], row["accuracy_after"], row["log_probability_after"]
 
 
 def _different(

@@ -42,24 +42,9 @@ class RewardModel:
     intercept: float
 
     def log_odds(self, state: Mapping[str, float], action: Action) -> float:
-        """Of a reward above 0.
-
-        Args:
-            state: the numbers of the prompt.
-            action: what would be tried.
-        """
+        """The log-odds of a reward above 0, by the numbers of the prompt and what would be tried."""
         found = _features(state, action)
         return self.intercept + sum(self.weights.get(name, 0.0) * x for name, x in found.items())
-
-    def as_json(self) -> dict[str, Any]:
-        """For a file."""
-        return {"intercept": self.intercept, "weights": dict(self.weights)}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> RewardModel:
-        """What :meth:`as_json` gave."""
-        weights = {str(name): float(weight) for name, weight in record["weights"].items()}
-        return cls(weights, float(record["intercept"]))
 
 
 def fit_rewards(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> RewardModel:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,36 +23,6 @@ from degaml_kedro.progress import Progress
 from degaml_kedro.seeds import derive_seed
 
 
-@dataclass(frozen=True)
-class PolicyStep:
-    """What an iteration's learning came to.
-
-    Attributes:
-        adapter: the policy.
-        rewarded: rollouts with a reward above 0.
-        learned: how many of them it was trained on.
-        steps: optimiser steps; 0 where nothing was rewarded and the policy is as it was.
-        losses: of every step, in nats per action token.
-        forward_tokens: that its model read.
-        backward_tokens: that a gradient went back through.
-        seconds: wall time.
-    """
-
-    adapter: Adapter
-    rewarded: int
-    learned: int
-    steps: int
-    losses: tuple[float, ...]
-    forward_tokens: int
-    backward_tokens: int
-    seconds: float
-
-    @property
-    def tokens(self) -> int:
-        """Both."""
-        return self.forward_tokens + self.backward_tokens
-
-
 def learn(
     base: BaseModel,
     start: Adapter,
@@ -61,7 +30,7 @@ def learn(
     settings: PolicyTraining,
     seed: int,
     progress: Progress | None = None,
-) -> PolicyStep:
+) -> tuple[Adapter, dict[str, Any]]:
     """Train the policy on rewarded rollouts.
 
     Args:
@@ -73,7 +42,9 @@ def learn(
         progress: called with (steps done, steps in all).
 
     Returns:
-        The step; with ``start`` itself where no rollout was rewarded.
+        The adapter, ``start`` itself where no rollout was rewarded; and a record: ``learned``, how many rollouts it was
+        trained on, ``steps``, the optimiser's, ``losses`` of every step in nats per action token, ``tokens``,
+        ``forward_tokens`` and ``backward_tokens``, and ``seconds``.
 
     Raises:
         TrainingError: the loss stops being finite.
@@ -83,7 +54,7 @@ def learn(
     rewarded = [row for row in rows if row["valid"] and row["reward"] > 0]
     chosen = _evenly(rewarded, settings.max_actions, seed)
     if not chosen:
-        return PolicyStep(start, 0, 0, 0, (), 0, 0, time.perf_counter() - began)
+        return start, _record(0, [], 0, began)
     sequences = [encode_decision(base, str(row["state"]), str(row["action"])) for row in chosen]
     size = min(settings.batch_size, len(sequences))
     steps = math.ceil(settings.epochs * len(sequences) / size)
@@ -98,18 +69,27 @@ def learn(
     def batch(step: int) -> list[AnswerSequence]:
         return [sequences[i] for i in batch_indices(len(sequences), training, step, own)]
 
-    adapter, losses, tokens = start, [], 0
+    adapter, losses, tokens = start, list[float](), 0
     for step in train_on_batches(base, batch, training, start):
         adapter = step.adapter
         losses.append(step.loss)
         tokens += step.tokens
         if progress is not None:
             progress(step.step, steps)
-    seconds = time.perf_counter() - began
-    # every token of a batch goes forward and back once
-    return PolicyStep(
-        adapter, len(rewarded), len(chosen), steps, tuple(losses), tokens, tokens, seconds
-    )
+    return adapter, _record(len(chosen), losses, tokens, began)
+
+
+def _record(learned: int, losses: list[float], tokens: int, began: float) -> dict[str, Any]:
+    return {
+        "learned": learned,
+        "steps": len(losses),
+        "losses": losses,
+        # every token of a batch goes forward and back once
+        "tokens": 2 * tokens,
+        "forward_tokens": tokens,
+        "backward_tokens": tokens,
+        "seconds": time.perf_counter() - began,
+    }
 
 
 def _evenly(rows: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[Mapping[str, Any]]:

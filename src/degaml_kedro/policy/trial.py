@@ -180,18 +180,10 @@ def try_action(
 def earn(
     reward: RewardParameters, before: Indicators, after: Indicators, seconds: float, seed: int
 ) -> float:
-    """The reward of a score (section 2.2; made strict: a tie earns nothing).
-
-    Args:
-        reward: kind, tie-break, price and noise.
-        before: the initialization's.
-        after: the strategy's.
-        seconds: what it took.
-        seed: decides whether noise turns it over.
-    """
+    """The reward of a score (section 2.2; made strict: a tie earns nothing)."""
     if reward.kind == "utility":
         return after.accuracy - before.accuracy - reward.price_per_second * seconds
-    won = better(after.score, before.score, reward.tie_break)
+    won = better(after, before, reward.tie_break)
     if reward.noise > 0:
         rng = np.random.default_rng(derive_seed(seed, "reward noise"))
         won ^= bool(rng.random() < reward.noise)
@@ -227,7 +219,8 @@ def execute(
     if family.sees is Candidates:
         # those that the candidates were scored on are the first
         scored = range(len(tried[0].scores) if tried else 0)
-        seen = _candidates(tried, partial(execute, bench, space, state, examples), examples, scored)
+        make = partial(execute, bench, space, state, examples)
+        seen: Seen = _candidates(tried, make, examples, scored)
     else:
         seen = _seen(family, examples)
     return _refine(bench, family, config, state, seed, seen)

@@ -28,7 +28,7 @@ from degaml_kedro.strategies.in_context import (
 )
 from degaml_kedro.strategies.latent import steer
 from degaml_kedro.strategies.scaling import combine, route
-from degaml_kedro.strategies.state import ROUTERS, AdaptedState, Member
+from degaml_kedro.strategies.state import ROUTERS, AdaptedState
 from degaml_kedro.strategies.workbench import StrategyError, Workbench
 from degaml_kedro.tasks.example import Example, Question
 
@@ -40,12 +40,6 @@ def answer_questions(
     progress: Progress | None = None,
 ) -> OptionScores:
     """Score the options of questions under an adapted state.
-
-    Args:
-        bench: the model.
-        state: who answers.
-        questions: without their answers.
-        progress: called with (questions done, questions in all).
 
     Returns:
         One row of scores a question, as of one adapter.
@@ -62,30 +56,25 @@ def answer_questions(
         )
     if not questions:
         return OptionScores([[]], [])
-    if state.vote is None:
-        found = _compare(bench, state, range(len(state.members)), questions, progress)
-    elif state.vote.method in ROUTERS:
-        scores: list[tuple[float, ...]] = [()] * len(questions)
-        tokens = [0] * len(questions)
-        done = 0
-        for member, places in _routes(bench, state, questions):
-            asked = [questions[place] for place in places]
-            part = _compare(bench, state, [member], asked)
-            for place, row, count in zip(places, part.scores[0], part.tokens, strict=True):
-                scores[place], tokens[place] = row, count
-            done += len(places)
-            if progress is not None:
-                progress(done, len(questions))
-        found = OptionScores([scores], tokens)
-    else:
-        every = _compare(bench, state, range(len(state.members)), questions, progress)
-        pooled = [
-            combine(rows, state.vote.method, state.vote.weights)
-            for rows in zip(*every.scores, strict=True)
-        ]  # by question
-        found = OptionScores([pooled], every.tokens)
-    bench.meter.forward += sum(found.tokens)
-    return found
+    routes = _routes(bench, state, questions)
+    scores: dict[int, tuple[float, ...]] = {}
+    tokens: dict[int, int] = {}
+    for members, places in routes:
+        asked = [questions[place] for place in places]
+        alone = progress if len(routes) == 1 else None
+        part = _compare(bench, state, members, asked, alone)
+        for number, place in enumerate(places):
+            rows = [row[number] for row in part.scores]
+            tokens[place] = part.tokens[number]
+            if state.vote is None or state.vote.method in ROUTERS:
+                scores[place] = rows[0]
+            else:
+                scores[place] = combine(rows, state.vote.method, state.vote.weights)
+        if progress is not None and len(routes) > 1:
+            progress(len(scores), len(questions))
+    bench.meter.forward += sum(tokens.values())
+    every = range(len(questions))
+    return OptionScores([[scores[place] for place in every]], [tokens[place] for place in every])
 
 
 def predict(
@@ -94,14 +83,7 @@ def predict(
     examples: Sequence[Example],
     progress: Progress | None = None,
 ) -> list[Prediction]:
-    """Predictions for examples; their answers are only put beside what was predicted.
-
-    Args:
-        bench: the model.
-        state: who answers.
-        examples: what is asked.
-        progress: called with (examples done, examples in all).
-    """
+    """Predictions for examples; their answers are only put beside what was predicted."""
     questions = [Question.of(example) for example in examples]
     if bench.scoring.mode == "generate":
         return graded(examples, write_answers(bench, state, questions, progress), bench.scoring)
@@ -119,22 +101,13 @@ def write_answers(
 
     Several members that answer together each write a text, and each one's likelihood of all of these texts decides.
 
-    Args:
-        bench: the model.
-        state: who answers.
-        questions: without their answers.
-        progress: called with (questions done, questions in all).
-
     Raises:
         StrategyError: as :func:`answer_questions`.
         PromptError: a question with room for its answer is longer than the model's context.
         ModelError: an adapter does not fit the model, or members differ in shape.
     """
     found: dict[int, WrittenAnswer] = {}
-    routes: list[tuple[Sequence[int], Sequence[int]]]
-    routes = [(range(len(state.members)), range(len(questions)))]
-    if state.vote is not None and state.vote.method in ROUTERS:
-        routes = [([member], places) for member, places in _routes(bench, state, questions)]
+    routes = _routes(bench, state, questions)
     for members, places in routes:
         asked = [questions[place] for place in places]
         every = [
@@ -228,15 +201,9 @@ def _compare(
     progress: Progress | None = None,
     written: Sequence[Sequence[Writing]] | None = None,
 ) -> OptionScores:
-    """Scores by some of the members: in one pass by those without a context, in one for each of the others.
+    """Scores by the chosen members: in one pass by those without a context, in one for each of the others.
 
-    Args:
-        bench: the model.
-        state: the members.
-        chosen: which of them.
-        questions: what is asked.
-        progress: called with (questions done, questions in all).
-        written: by question, texts that are scored in place of its options.
+    ``written`` has texts by question, which are scored in place of its options.
     """
     together = [i for i in chosen if state.members[i].context is None]
     passes = [together] if together else []
@@ -297,17 +264,19 @@ def _share(progress: Progress | None, number: int, of: int) -> Progress | None:
 
 def _routes(
     bench: Workbench, state: AdaptedState, questions: Sequence[Question]
-) -> list[tuple[int, list[int]]]:
-    """By member, the places of the questions that the router picks it for."""
-    if bench.embed is None or state.vote is None:
+) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """Members, and the places of the questions that they answer together: the one that a router picks, or all."""
+    members = state.members
+    if state.vote is None or state.vote.method not in ROUTERS:
+        return [(range(len(members)), range(len(questions)))]
+    if bench.embed is None:
         raise StrategyError("a router needs the prompt encoder, and there is none here")
-    members: list[Member] = list(state.members)
     if any(member.prompts is None for member in members):
         raise StrategyError(
             f"{state.vote.method} compares prompt batches, and an adapter here was not generated from one"
         )
     picked = route(members, state.vote, bench.embed(questions))
     return [
-        (member, [place for place, own in enumerate(picked) if own == member])
+        ([member], [place for place, own in enumerate(picked) if own == member])
         for member in sorted(set(picked))
     ]

@@ -48,13 +48,6 @@ def refine(
 ) -> AdaptedState:
     """Put the best candidates' adapters together.
 
-    Args:
-        bench: not needed: candidates make themselves.
-        state: not needed: candidates start from it.
-        seen: labeled examples, and the candidates with their scores of them.
-        config: how many members, and how they are weighted.
-        seed: not needed.
-
     Raises:
         StrategyError: there are fewer than two candidates, or a candidate's state is not one adapter alone.
     """

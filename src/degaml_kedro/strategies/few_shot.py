@@ -38,13 +38,6 @@ def refine(
 ) -> AdaptedState:
     """Train every member on the answers.
 
-    Args:
-        bench: the model.
-        state: what is refined.
-        seen: labeled examples.
-        config: steps, learning rate, batch size.
-        seed: decides the order of the examples.
-
     Raises:
         TrainingError: the loss stops being finite.
     """

@@ -33,17 +33,10 @@ def generated_workbench(
     encoder: EncoderParameters,
     writer: ExampleGenerator | None = None,
 ) -> Workbench:
-    """A workbench for one task.
+    """A workbench for one task, whose adapters are made from the prompts ``among`` the embeddings.
 
-    Args:
-        base: the frozen model.
-        prompt: how a question becomes text.
-        scoring: how answers are scored, in the task's mode.
-        generator: makes adapters.
-        embeddings: states of the task's unlabelled prompts.
-        among: which of these prompts adapters are made from.
-        encoder: reads questions, for what compares them with prompts or examples; it is loaded when it is asked.
-        writer: the generator that reads examples, for the family ``written``.
+    The encoder reads questions, for what compares them with prompts or examples; it is loaded when it is asked. ``writer`` reads
+    examples, for the family ``written``.
 
     Raises:
         GeneratorError: the generator belongs to another base model or encoder.
@@ -64,35 +57,20 @@ def generated_workbench(
 def read_questions(
     encoder: EncoderParameters, questions: Sequence[Question], progress: Progress | None = None
 ) -> PromptEmbeddings:
-    """The states of questions, as generators and routers read them.
-
-    Args:
-        encoder: which encoder, and how the options stand in what it reads.
-        questions: without their answers.
-        progress: is told how many different questions are done.
-    """
+    """The states of questions, as generators and routers read them."""
     texts = [question_text(question, encoder.options) for question in questions]
     reader = load_prompt_encoder(encoder)
     return reader.encode(texts, encoder.tokens, encoder.batch_tokens, progress)
 
 
 def count_truncated(encoder: EncoderParameters, questions: Sequence[Question]) -> int:
-    """How many questions are longer than what is read of them.
-
-    Args:
-        encoder: which encoder, and how much of a question it reads.
-        questions: without their answers.
-    """
+    """How many questions are longer than what is read of them."""
     texts = [question_text(question, encoder.options) for question in questions]
     return load_prompt_encoder(encoder).too_long(texts, encoder.tokens)
 
 
 def question_embedder(encoder: EncoderParameters) -> Callable[[Sequence[Question]], Tensor]:
-    """What gives routers the sentence embeddings of questions, float32 [Q, C].
-
-    Args:
-        encoder: it is loaded when a question is asked.
-    """
+    """What gives routers the sentence embeddings of questions, float32 [Q, C]; it loads the encoder when asked."""
 
     @torch.no_grad()
     def embed(questions: Sequence[Question]) -> Tensor:
@@ -103,12 +81,6 @@ def question_embedder(encoder: EncoderParameters) -> Callable[[Sequence[Question
 
 
 def generated_state(bench: Workbench, seed: int, number: int = 0) -> AdaptedState:
-    """Where adaptation starts: one generated adapter.
-
-    Args:
-        bench: made by :func:`generated_workbench`.
-        seed: of the prompt batch.
-        number: which draw.
-    """
+    """Where adaptation starts: one generated adapter; the seed and the number of the draw decide its prompts."""
     assert bench.draw is not None
     return AdaptedState((bench.draw(seed, number),))

@@ -68,14 +68,7 @@ class InContext(Parameters):
 def refine(
     bench: Workbench, state: AdaptedState, seen: Labeled, config: InContext, seed: int
 ) -> AdaptedState:
-    """Put the examples in front of every question that a member is asked.
-
-    Args:
-        bench: ``nearest`` and ``encoder`` need its encoder.
-        state: an earlier context of a member is replaced.
-        seen: labeled examples; of more than 1000 the first.
-        config: how many are shown, which, and what the encoder's word counts.
-        seed: decides the random order.
+    """Put the examples, the first 1000, in front of every question that a member is asked, in place of earlier ones.
 
     Raises:
         StrategyError: the encoder is asked for, and there is none.
@@ -92,11 +85,6 @@ def ask_in_context(
     bench: Workbench, context: Context, questions: Sequence[Question]
 ) -> QuestionsInContext:
     """Questions behind as many demonstrations of a context as fit; every question by itself.
-
-    Args:
-        bench: the model; ``nearest`` needs its encoder.
-        context: what is shown.
-        questions: what is asked.
 
     Raises:
         StrategyError: the nearest are asked for, and there is no encoder.
@@ -157,12 +145,7 @@ def encoder_words(
 def with_encoder(
     scores: Sequence[tuple[float, ...]], words: Sequence[EncoderWord]
 ) -> list[tuple[float, ...]]:
-    """The model's option scores with the encoder's word added, where it has one.
-
-    Args:
-        scores: the model's, by question and option.
-        words: of :func:`encoder_words`.
-    """
+    """The model's option scores with the encoder's word added, where it has one."""
     return [
         row if word is None else tuple(float(one) for one in log_softmax(row) + np.array(word))
         for row, word in zip(scores, words, strict=True)

@@ -59,17 +59,10 @@ class LatentSteps(Parameters):
 def refine(
     bench: Workbench, state: AdaptedState, seen: Prompts, config: LatentSteps, seed: int
 ) -> AdaptedState:
-    """Put a vector on the final hidden states.
+    """Put a vector on the final hidden states, in place of an earlier one.
 
     With scope ``sample`` nothing is computed yet: every question gets a vector of its own when it is asked. With scope
     ``task`` one vector a member is made from the prompts now, from as many as fit into memory at once.
-
-    Args:
-        bench: the model.
-        state: an earlier vector is replaced.
-        seen: the prompts.
-        config: steps, learning rate, scope.
-        seed: not used: there is no randomness.
 
     Raises:
         StrategyError: no prompt is longer than one token.

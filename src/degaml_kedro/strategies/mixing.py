@@ -38,15 +38,7 @@ class Mixing(Parameters):
 def refine(
     bench: Workbench, state: AdaptedState, seen: Nothing, config: Mixing, seed: int
 ) -> AdaptedState:
-    """Mix every member's halves.
-
-    Args:
-        bench: not used.
-        state: what is refined.
-        seen: nothing.
-        config: λ.
-        seed: not used: there is no randomness.
-    """
+    """Mix every member's halves."""
     del bench, seen, seed
     members = tuple(
         replace(member, adapter=mix_halves(member.adapter, config.mix)) for member in state.members

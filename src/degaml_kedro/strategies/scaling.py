@@ -53,14 +53,7 @@ class Scaling(Parameters):
 def refine(
     bench: Workbench, state: AdaptedState, seen: Prompts, config: Scaling, seed: int
 ) -> AdaptedState:
-    """Put fresh adapters beside those that are there.
-
-    Args:
-        bench: makes fresh adapters.
-        state: its members stay, as many as are asked for.
-        seen: not needed: the generator's prompts are the workbench's.
-        config: how many members, and how they vote.
-        seed: decides the prompt batches.
+    """Put fresh adapters beside those that are there, or keep the first ones, until there are as many as asked for.
 
     Raises:
         StrategyError: there is no generator to make adapters, or a router has no prompt batch to compare with.

@@ -30,8 +30,6 @@ from degaml_kedro.parameters import Parameters
 from degaml_kedro.tasks.example import MAX_OPTIONS, TRUE_FALSE, Example, make_open_example
 
 Distance = Literal["euclidean", "cosine"]
-Router = Literal["avg_sim_score", "avg_prompt_embed"]
-Ensemble = Literal["max_confidence", "majority_vote", "sum_logprobs"]
 VoteMethod = Literal[
     "avg_sim_score", "avg_prompt_embed", "max_confidence", "majority_vote", "sum_logprobs"
 ]
@@ -285,11 +283,7 @@ class _StateFile(Parameters):
 
 
 def save_state(state: AdaptedState, folder: Path) -> None:
-    """Write an adapted state's folder; whole or not at all.
-
-    Args:
-        state: what to save.
-        folder: where; an earlier one there is replaced.
+    """Write an adapted state's folder, in place of an earlier one; whole or not at all.
 
     Raises:
         StateError: the state's parts do not belong together, or hold NaN or infinite numbers; nothing is written.
@@ -322,9 +316,6 @@ def save_state(state: AdaptedState, folder: Path) -> None:
 def load_state(folder: Path) -> AdaptedState:
     """Read an adapted state's folder.
 
-    Args:
-        folder: where :func:`save_state` wrote.
-
     Returns:
         The state, on the CPU, the same bits that were saved.
 
@@ -332,27 +323,30 @@ def load_state(folder: Path) -> AdaptedState:
         StateError: a file or a member is missing, damaged or of another format, or a tensor has the wrong shape or
             is not finite; the message names it and says how it is made again.
     """
-    content = _read_content(folder)
-    tensors = _read_tensors(folder, content)
-    contexts = [one.context() for one in content.contexts]
-    places = content.context_of or (None,) * content.members
-    members = tuple(
-        Member(
-            _read_member(folder, number),
-            tensors.get(_prompts(number)),
-            None if place is None else contexts[place],
-        )
-        for number, place in enumerate(places)
-    )
     try:
+        content = _read_content(folder)
+        tensors = _read_tensors(folder, content)
+        contexts = [one.context() for one in content.contexts]
+        places = content.context_of or (None,) * content.members
+        members = tuple(
+            Member(
+                _read_member(folder, number),
+                tensors.get(_prompts(number)),
+                None if place is None else contexts[place],
+            )
+            for number, place in enumerate(places)
+        )
         vote = Vote(**content.vote.model_dump()) if content.vote else None
-        steering = Steering(**content.steering.model_dump()) if content.steering else None
-        if steering is not None:
-            steering = replace(steering, vectors=tensors.get(_VECTORS))
+        steering = None
+        if content.steering is not None:
+            steering = Steering(**content.steering.model_dump(), vectors=tensors.get(_VECTORS))
         state = AdaptedState(members, vote, steering)
         _check(state)
     except StateError as error:
-        raise StateError(f"{folder} cannot be used: {error}; {_way_out(folder)}") from error
+        raise StateError(
+            f"{folder} cannot be used: {error}; delete the folder {folder}, then `kedro run --only-missing-outputs` "
+            f"makes it again"
+        ) from error
     return state
 
 
@@ -424,55 +418,43 @@ def _check(state: AdaptedState) -> None:
 def _read_content(folder: Path) -> _StateFile:
     path = folder / STATE_FILE
     if not path.is_file():
-        raise StateError(
-            f"{folder} is not an adapted state's folder: it has no {STATE_FILE}; {_way_out(folder)}"
-        )
+        raise StateError(f"it has no {STATE_FILE}")
     try:
         if path.stat().st_size > MAX_JSON:
-            raise StateError(
-                f"{path} is larger than {MAX_JSON // 2**20} MB, and is no adapted state's; {_way_out(folder)}"
-            )
+            raise StateError(f"{STATE_FILE} is larger than {MAX_JSON // 2**20} MB")
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(raw, dict) and raw.get("format") not in _READABLE:
             raise StateError(
-                f"{path} has format {raw.get('format')}, this version reads {' and '.join(map(str, _READABLE))}; "
-                f"{_way_out(folder)}"
+                f"{STATE_FILE} has format {raw.get('format')}, this version reads {' and '.join(map(str, _READABLE))}"
             )
         # from text: strict in the types of values, and a list is JSON's way to write a tuple
         return _StateFile.model_validate_json(json.dumps(raw), strict=True)
+    except ValidationError as error:
+        raise StateError(f"{STATE_FILE} cannot be read ({_told(error)})") from error
     except StateError:
         raise
-    except ValidationError as error:
-        raise StateError(f"{path} cannot be read ({_told(error)}); {_way_out(folder)}") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise StateError(f"{path} cannot be read ({error}); {_way_out(folder)}") from error
+        raise StateError(f"{STATE_FILE} cannot be read ({error})") from error
 
 
 def _read_tensors(folder: Path, content: _StateFile) -> dict[str, Tensor]:
     path = folder / TENSORS_FILE
     possible = {_prompts(number) for number in range(content.members)} | {_VECTORS}
-    if not possible.issuperset(content.tensors):
-        strange = sorted(set(content.tensors) - possible)[0]
-        raise StateError(
-            f"{folder / STATE_FILE} names the tensor '{strange}', and no member has it; {_way_out(folder)}"
-        )
+    if strange := sorted(set(content.tensors) - possible):
+        raise StateError(f"{STATE_FILE} names the tensor '{strange[0]}', and no member has it")
     if not content.tensors and not path.exists():
         return {}
     if not path.is_file():
-        raise StateError(
-            f"{folder} is not whole: it has no {TENSORS_FILE}, which holds {', '.join(content.tensors)}; "
-            f"{_way_out(folder)}"
-        )
+        raise StateError(f"it has no {TENSORS_FILE}, which holds {', '.join(content.tensors)}")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise StateError(
-            f"{path} cannot be read ({error}); the file is truncated or damaged: {_way_out(folder)}"
+            f"{TENSORS_FILE} cannot be read ({error}): it is truncated or damaged"
         ) from error
-    if set(tensors) != set(content.tensors):
-        wrong = sorted(set(tensors) ^ set(content.tensors))[0]
+    if wrong := sorted(set(tensors) ^ set(content.tensors)):
         raise StateError(
-            f"{path} does not hold what {STATE_FILE} describes: '{wrong}' is in one of them only; {_way_out(folder)}"
+            f"{TENSORS_FILE} does not hold what {STATE_FILE} describes: '{wrong[0]}' is in one of them only"
         )
     return tensors
 
@@ -480,14 +462,12 @@ def _read_tensors(folder: Path, content: _StateFile) -> dict[str, Tensor]:
 def _read_member(folder: Path, number: int) -> Adapter:
     path = folder / _member(number)
     if not path.is_dir():
-        raise StateError(
-            f"{folder} is not whole: its member {path.name} is missing; {_way_out(folder)}"
-        )
+        raise StateError(f"its member {path.name} is missing")
     try:
         return load_peft_folder(path)
     # PEFT's file is read as it is: what is not the shape of its keys ends in one of these
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StateError(f"{path} cannot be read: {error}; {_way_out(folder)}") from error
+        raise StateError(f"{path.name} cannot be read: {error}") from error
 
 
 def _told(error: ValidationError) -> str:
@@ -503,7 +483,3 @@ def _member(number: int) -> str:
 
 def _prompts(number: int) -> str:
     return f"prompts.{number}"
-
-
-def _way_out(folder: Path) -> str:
-    return f"delete the folder {folder}, then `kedro run --only-missing-outputs` makes it again"

@@ -44,13 +44,6 @@ def refine(
 ) -> AdaptedState:
     """Train every member on the prompts.
 
-    Args:
-        bench: the model.
-        state: what is refined.
-        seen: the prompts.
-        config: steps, learning rate, batch size, and whether every pass has an order of its own.
-        seed: decides these orders.
-
     Raises:
         StrategyError: no prompt is longer than one token, so there is nothing to predict.
         TrainingError: the loss stops being finite.
@@ -89,14 +82,7 @@ def train_members(
     batch: Callable[[int], Sequence[AnswerSequence]],
     training: TrainingParameters,
 ) -> AdaptedState:
-    """The state with every member trained on the same batches.
-
-    Args:
-        bench: the model, the clock and the meter.
-        state: what is refined.
-        batch: a step's batch.
-        training: the steps.
-    """
+    """The state with every member trained on the same batches."""
     members = tuple(
         replace(member, adapter=_train(bench, member.adapter, batch, training))
         for member in state.members
@@ -110,14 +96,7 @@ def _train(
     batch: Callable[[int], Sequence[AnswerSequence]],
     training: TrainingParameters,
 ) -> Adapter:
-    """The adapter after all steps, with an eye on the clock.
-
-    Args:
-        bench: the model, the clock and the meter.
-        start: where the adapter starts.
-        batch: a step's batch.
-        training: the steps.
-    """
+    """The adapter after all steps, with an eye on the clock."""
     adapter = start
     for step in train_on_batches(bench.base, batch, training, start):
         bench.meter.forward += step.tokens

@@ -98,11 +98,7 @@ class Workbench:
             raise Interruption
 
     def watched(self, progress: Progress | None) -> Progress | None:
-        """Progress that stops the work where it is to stop.
-
-        Args:
-            progress: is told first; None for nobody.
-        """
+        """Progress that stops the work where it is to stop."""
         if self.interrupted is None:
             return progress
 

@@ -302,11 +302,6 @@ def _check_search(method: str, tried: pd.DataFrame, settings: Sequence[methods.S
         )
 
 
-def count_meta_training(learned: Learned) -> dict[str, Any]:
-    """The cost of a baseline's meta-training."""
-    return compute_record(learned.method, "meta_training", None, learned.compute)
-
-
 def adapt_baseline(
     parameters: ProjectParameters,
     chosen: Mapping[str, Any],

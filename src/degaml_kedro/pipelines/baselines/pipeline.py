@@ -17,7 +17,6 @@ from degaml_kedro.pipelines.baselines.nodes import (
     adapt_and_predict,
     adapt_baseline,
     choose_setting,
-    count_meta_training,
     fit_baseline,
     fit_union,
     predict_baseline,
@@ -50,7 +49,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
             nodes.append(_fit(parameters, method, task_folds(parameters)[0], f"{method}.learned"))
             nodes.append(
                 node(
-                    count_meta_training,
+                    bound(count_training, method=method, stage="meta_training"),
                     inputs=f"{method}.learned",
                     outputs=f"{method}.meta_training.compute",
                     name="count",

@@ -22,7 +22,7 @@ from degaml_kedro.io.trajectory import (
     checksum,
     tensor_bytes,
 )
-from degaml_kedro.llm.base_model import BaseModel, load_base_model
+from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.llm.finetune import (
     FineTuneState,
     FineTuneStep,
@@ -34,7 +34,6 @@ from degaml_kedro.parameters import (
     AnswerForm,
     FileDistribution,
     ProjectParameters,
-    PromptParameters,
     SuiteDistribution,
     TrainingParameters,
 )
@@ -73,12 +72,10 @@ def train_on_pool(
         training = TrainingParameters(**plain)
     yield from _train(
         f"pooled warm-up {fold.label}" if fold.left_out else "pooled warm-up",
-        base,
+        parameters,
         union_train.pooled(pools),
-        parameters.prompt,
         parameters.scoring_of(fold.tasks[0]).answers,
         training,
-        initial_adapter(base, parameters.lora),
         own,
         resume,
         keep="last",
@@ -99,12 +96,10 @@ def train_on_drawn_tasks(
     draw = drawn_episodes(drawn_from, own)
     yield from _train(
         "warm-up on drawn tasks",
-        base,
+        parameters,
         draw(0, 0, 1)[1],
-        parameters.prompt,
         parameters.scoring.answers,
         parameters.warmup,
-        initial_adapter(base, parameters.lora),
         own,
         resume,
         keep="last",
@@ -156,17 +151,15 @@ def train_trajectory(
 
     It starts from the initialization that all tasks share where no ``start`` is given.
     """
-    base = load_base_model(parameters.model)
     yield from _train(
         task,
-        base,
+        parameters,
         frame_to_splits(splits).train,
-        parameters.prompt,
         parameters.scoring_of(task).answers,
         parameters.trajectory.training,
-        start or initial_adapter(base, parameters.lora),
         derive_seed(parameters.seed, task, "train"),
         resume,
+        start,
         dtype=parameters.trajectory.store_dtype,
     )
 
@@ -182,15 +175,12 @@ def train_alone(
 
     Only the last step's tensors are kept.
     """
-    base = load_base_model(parameters.model)
     yield from _train(
         f"{task} alone",
-        base,
+        parameters,
         frame_to_splits(splits).train,
-        parameters.prompt,
         parameters.scoring_of(task).answers,
         parameters.no_meta_train,
-        initial_adapter(base, parameters.lora),
         derive_seed(parameters.seed, task, "train"),
         resume,
         keep="last",
@@ -213,27 +203,28 @@ def mean_adapter(*adapters: Adapter) -> Adapter:
 
 def _train(
     name: str,
-    base: BaseModel,
+    parameters: ProjectParameters,
     examples: Sequence[Example],
-    prompt: PromptParameters,
     mode: AnswerForm,
     training: TrainingParameters,
-    start: Adapter,
     seed: int,
     resume: TrajectoryState | None,
+    start: Adapter | None = None,
     keep: Literal["all", "last"] = "all",
     dtype: Literal["float32", "bfloat16"] = "float32",
     steps: Callable[..., Iterator[FineTuneStep]] | None = None,
     drawn_from: dict[str, Any] | None = None,
 ) -> Iterator[TrajectoryChunk]:
     """A run, step by step; ``steps`` makes them where plain fine-tuning does not."""
+    base = load_base_model(parameters.model)
+    start = start or initial_adapter(base, parameters.lora)
     make = steps or partial(fine_tune, base, examples)
     about = {
         "name": name,
         "base_model": base.name,
         "base_model_fingerprint": base.fingerprint,
         "computed_in": f"{base.dtype} on {base.device.type}".removeprefix("torch."),
-        "prompt": prompt.model_dump(mode="json"),
+        "prompt": parameters.prompt.model_dump(mode="json"),
         "mode": mode,
         "training": training.model_dump(mode="json"),
         "seed": seed,
@@ -271,7 +262,7 @@ def _train(
     )
     state = FineTuneState(len(records), dict(resume.state)) if resume is not None else None
     with progress_bar(name, "step", len(records)) as progress:
-        for step in make(prompt, mode, training, start, seed, state):
+        for step in make(parameters.prompt, mode, training, start, seed, state):
             record = StepRecord(step.step, step.loss, step.learning_rate, step.seconds, step.tokens)
             records.append(record)
             yield TrajectoryStep(record, step.adapter.tensors, step.state.tensors)

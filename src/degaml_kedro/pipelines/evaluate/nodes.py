@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from degaml_kedro import __version__
 from degaml_kedro.adaptation import Refinement
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.compute import Clock, Compute
@@ -44,6 +41,7 @@ from degaml_kedro.pipelines.policy.nodes import (
     task_workbench,
     written_by,
 )
+from degaml_kedro.pipelines.tasks.nodes import versions
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.fallback import narrowed, with_fallback
 from degaml_kedro.policy.search import Row, Tag, executed_rows, most_trials
@@ -61,8 +59,6 @@ from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.splits import frame_to_splits
 
 logger = logging.getLogger(__name__)
-
-_PACKAGES = ("kedro", "torch", "transformers", "peft")
 
 
 def predict(
@@ -240,7 +236,7 @@ def choose_strategies(
     policy_model = None if adapter is None else load_policy_model(parameters)
     proposer = refinement.proposer(policy_model or bench.base, adapter)
     if adapter is None and tabular is not None:
-        proposer = TabularProposer(refinement.space, RewardModel.from_json(tabular))
+        proposer = TabularProposer(refinement.space, RewardModel(**tabular))
     own = derive_seed(parameters.seed, task, method)
     chosen = policy.model_dump(
         mode="json",
@@ -499,11 +495,7 @@ def collect_results(
         "profile": parameters.profile,
         "model": stated(parameters.model.source),
         "seed": parameters.seed,
-        "versions": {
-            "degaml-kedro": __version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in _PACKAGES},
-        },
+        "versions": versions(),
         "results": [dict(result) for result in results],
     }
     return frame, record, results_table(frame, parameters.methods, drawn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
@@ -140,21 +140,21 @@ def train_policy(
     # an iteration without a reward teaches nothing: learning from the earlier ones again would move the policy
     taught = rows if any(row["valid"] and row["reward"] > 0 for row in fresh) else []
     with progress_bar(title, "step") as progress:
-        step = learn(
+        learned, step = learn(
             base, start, taught, policy.training, derive_seed(parameters.seed, title), progress
         )
-    if step.steps:
+    if step["steps"]:
         logger.info(
             "%s: %d of %d rollouts rewarded (%.0f %%); %d steps on %d actions, loss %.3f to %.3f, %.0f s",
             title,
             sum(row["reward"] > 0 for row in fresh),
             len(fresh),
             100 * rate,
-            step.steps,
-            step.learned,
-            step.losses[0],
-            step.losses[-1],
-            step.seconds,
+            step["steps"],
+            step["learned"],
+            step["losses"][0],
+            step["losses"][-1],
+            step["seconds"],
         )
     else:
         logger.warning(
@@ -166,15 +166,9 @@ def train_policy(
         "iteration": iteration,
         "rollouts": len(fresh),
         "reward_rate": rate,
-        "learned": step.learned,
-        "steps": step.steps,
-        "losses": list(step.losses),
-        "tokens": step.tokens,
-        "forward_tokens": step.forward_tokens,
-        "backward_tokens": step.backward_tokens,
-        "seconds": step.seconds,
+        **step,
     }
-    return (before or untrained) if not step.steps else step.adapter, record
+    return learned if step["steps"] else (before or untrained), record
 
 
 def last_policy(adapter: Adapter) -> Adapter:
@@ -210,7 +204,7 @@ def learn_fallback(
 def learn_tabular(parameters: ProjectParameters, *rollouts: pd.DataFrame) -> dict[str, Any]:
     """The control of the policy: a logistic regression of rewards on the state's numbers and the action, as JSON."""
     space = ActionSpace.of(required(parameters.policy).families)
-    return fit_rewards((row for frame in rollouts for row in rollout_rows(frame)), space).as_json()
+    return asdict(fit_rewards((row for frame in rollouts for row in rollout_rows(frame)), space))
 
 
 def collect_rollouts(*rollouts: pd.DataFrame) -> pd.DataFrame:

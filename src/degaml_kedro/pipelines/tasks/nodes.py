@@ -73,11 +73,7 @@ def describe_run(parameters: ProjectParameters) -> dict[str, Any]:
         "methods": given["methods"],
         "tasks": {pool: list(given.get(pool, ())) for pool in ("meta_train", "meta_test")},
         "command": f"kedro run{environment} --params seed={seed}",
-        "versions": {
-            "degaml-kedro": __version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in _PACKAGES},
-        },
+        "versions": versions(),
         "machine": {
             "system": platform.platform(),
             "processor": _processor(),
@@ -88,6 +84,12 @@ def describe_run(parameters: ProjectParameters) -> dict[str, Any]:
         },
         "parameters": given,
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of all that results depend on."""
+    own = {"degaml-kedro": __version__, "python": platform.python_version()}
+    return own | {package: version(package) for package in _PACKAGES}
 
 
 def _processor() -> str:
