@@ -148,9 +148,6 @@ def read_data(data: bytes, name: str, reading: Reading = EXAMPLES) -> Pasted:
     called = _called(name)
     if len(data) > MAX_BYTES:
         raise RecordError(_too_large(called))
-    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    if not wide and b"\0" in data:
-        raise RecordError(_binary(called, data.count(b"\n", 0, data.index(b"\0")) + 1))
     return read_pasted(decode_text(data, called), name, reading)
 
 
@@ -183,7 +180,11 @@ def read_pasted(text: str, name: str = "", reading: Reading = EXAMPLES) -> Paste
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise RecordError(_too_large(called))
     if "\0" in text:
-        raise RecordError(_binary(called, text.count("\n", 0, text.index("\0")) + 1))
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise RecordError(
+            f"{called} is binary, not text (line {line} has a zero byte); save it as CSV, JSON, JSONL or plain text in "
+            "UTF-8."
+        )
     text = with_line_feeds(text.removeprefix("\ufeff"))
     if not text.strip():
         raise RecordError(f"{called} is empty; write at least two examples. {_FORMS}")
@@ -287,13 +288,6 @@ def _too_large(called: str) -> str:
     return (
         f"{called} is larger than {MAX_BYTES // 1024:,} KiB; keep fewer or shorter examples "
         "(a few dozen are enough to adapt to)."
-    )
-
-
-def _binary(called: str, line: int) -> str:
-    return (
-        f"{called} is binary, not text (line {line} has a zero byte); save it as CSV, JSON, JSONL or plain text in "
-        "UTF-8."
     )
 
 

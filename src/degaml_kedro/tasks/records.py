@@ -176,16 +176,13 @@ def read_record(
             raise RecordError(f"{where}: the key {shorten(key)} comes twice; keep one of them.")
         record[plain_key(key)] = value
     if reading.question is reading.options is reading.answer is None:
-        if isinstance(turns := record.get("messages", record.get("conversations")), list):
-            used = {"messages", "conversations", *_ROW_NUMBERS}
-            return _of_chat(turns, where), [key for key in record if key not in used]
+        for name in ("messages", "conversations"):
+            if isinstance(record.get(name), list):
+                record |= _of_chat(record.pop(name), where)
         if isinstance(nested := record.get("question"), Mapping) and "stem" in nested:
             # ARC as AI2 publishes it
             record |= {plain_key(str(key)): value for key, value in nested.items()}
             record["question"] = record.pop("stem")
-        if _is_prompt(record):
-            known = {*_PROMPT_KEYS, *_ROW_NUMBERS}
-            return _of_prompt(record, where), [key for key in record if key not in known]
     question = _question_key(record, reading, where)
     keys, found = _options(record, reading, where)
     answer = _answer_key(record, reading, keys, where)
@@ -198,6 +195,8 @@ def read_record(
     )
     if any(_is_wrong(key) for key in keys):
         found = _with_right_answer(found, where)
+    elif question == "prompt" and not keys:
+        found = _with_options_of_prompt(found, record, where)
     read = {question, answer, "system", *_ROW_NUMBERS, *keys, *CONTEXTS}
     return found, [key for key in record if key and key not in read]
 
@@ -233,45 +232,41 @@ def _answer_value(
     return value if _is_filled(value) else None
 
 
-_PROMPT_KEYS = ("prompt", "response", "system")
+_PROMPT_KEYS = {"prompt", "response", "system"}
 
 
-def _is_prompt(record: Mapping[str, Any]) -> bool:
-    """Whether the options stand as lines in the prompt, or the response is one in brackets."""
-    prompt, response = record.get("prompt"), record.get("response")
-    if not isinstance(prompt, str) or any(key in record for key in OPTIONS):
-        return False
-    if "response" in record and not isinstance(response, str):
-        return True
-    bracketed = isinstance(response, str) and re.fullmatch(r"\s*\[.*\]\s*", response) is not None
-    known = {*_PROMPT_KEYS, *_ROW_NUMBERS}
-    return bracketed or bool(split_prompt(prompt[:MAX_FIELD])[1] and not set(record) - known)
-
-
-def _of_prompt(record: Mapping[str, Any], where: str) -> Found:
-    """``{"prompt", "response", "system"}`` as the paper's code has them; the prompt stays as it is."""
-    for key in _PROMPT_KEYS:
-        if record.get(key) is not None:
-            _check_text(record[key], f"{where}, key '{key}'")
-    check_field(record["prompt"], f"{where}: the prompt")
-    prompt, response = record["prompt"], (record.get("response") or "").strip()
-    system = record.get("system") or ""
-    question, options = split_prompt(prompt)
-    if not response:
-        return Found(question, options, system=system)
+def _with_options_of_prompt(found: Found, record: Mapping[str, Any], where: str) -> Found:
+    """The paper's ``{"prompt", "response", "system"}``: options are lines of the prompt, which stays as it is."""
+    response = str(found.answer or "").strip()
+    is_label = "response" in record and re.fullmatch(r"\[.*\]", response) is not None
+    if not is_label and set(record) - _PROMPT_KEYS - _ROW_NUMBERS:
+        return found
+    check_field(found.question, f"{where}: the prompt")
+    given: str = record["prompt"]
+    prompt = given if given.strip() == found.question else found.question
     if response in ("[True]", "[False]"):
         gold = TRUE_FALSE.index(response[1:-1])
-        return Found(prompt, TRUE_FALSE, system=system, gold=gold, prompt=prompt)
-    if not options:
+        return replace(found, question=prompt, options=TRUE_FALSE, gold=gold, prompt=prompt)
+    question, options = split_prompt(prompt)
+    if is_label and not options:
         raise RecordError(
             f"{where}, key 'prompt': fewer than two option lines found; end the prompt with at least two lines "
             "'A: …', 'B: …', or answer with [True] or [False]."
         )
-    return Found(question, options, response, system, numbered=False, prompt=prompt)
+    if not options:
+        return found
+    return replace(
+        found,
+        question=question,
+        options=options,
+        answer=response or None,
+        numbered=False,
+        prompt=prompt,
+    )
 
 
-def _of_chat(turns: Sequence[Any], where: str) -> Found:
-    """``[{"role": "user", "content": …}, {"role": "assistant", …}]``, as chat models are trained on."""
+def _of_chat(turns: Sequence[Any], where: str) -> dict[str, str]:
+    """The keys of a record of ``[{"role": "user", "content": …}, …]``, as chat models are trained on."""
     said: dict[str, list[str]] = {"system": [], "user": [], "assistant": []}
     names = {"human": "user", "gpt": "assistant"}
     for turn in turns:
@@ -288,10 +283,11 @@ def _of_chat(turns: Sequence[Any], where: str) -> Found:
             f"{where}: the chat has {len(said['user'])} user and {len(said['assistant'])} assistant turns; give one of "
             "each a record."
         )
-    if not said["user"][0]:
-        raise RecordError(f"{where}: the question is blank; give it a text.")
-    answer = said["assistant"][0] if said["assistant"] and said["assistant"][0] else None
-    return Found(said["user"][0], answer=answer, system="\n".join(said["system"]))
+    return {
+        "system": "\n".join(said["system"]),
+        "question": said["user"][0],
+        "answer": "".join(said["assistant"]),
+    }
 
 
 def _question_key(record: Mapping[str, Any], reading: Reading, where: str) -> str:
