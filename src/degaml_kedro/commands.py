@@ -273,9 +273,10 @@ def _check_out(out: Path, force: bool) -> None:
         CheckpointError: there is something that is not ours.
         ClickException: there is one of ours without ``--force``, or no folder can be made.
     """
-    if out.resolve() == Path.cwd():
+    target = out.resolve()
+    if target == Path.cwd():
         raise click.ClickException("--out: it is the current folder; name one inside it.")
-    place = out.absolute().parent
+    place = target.parent
     try:
         check_overwritable(out)
         filled = out.is_dir() and any(out.iterdir())
@@ -283,7 +284,7 @@ def _check_out(out: Path, force: bool) -> None:
             place = place.parent
         # all of it is tried: access rights do not say what /proc refuses, nor a parent how long names may be
         with tempfile.TemporaryDirectory(dir=place, prefix=".") as trial:
-            inside = trial / out.absolute().relative_to(place) / LONGEST_INSIDE
+            inside = trial / target.relative_to(place) / LONGEST_INSIDE
             inside.parent.mkdir(parents=True)
             inside.touch()
     except OSError as error:
