@@ -284,7 +284,11 @@ def test_a_file_of_labels_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "texts.docx").write_text("x")
     with pytest.raises(TaskError, match="convert it to .json"):
         read(tmp_path / "texts.docx")
-    for text, told in (("[{", "cut off"), ("{", "cannot be read"), ('{"a": {"b": 1}}', "no list")):
+    for text, told in (
+        ("[{", "cut off"),
+        ("{", "cannot be read"),
+        ('{"a": {"b": 1}}', "label: .split"),
+    ):
         (tmp_path / "broken.json").write_text(text)
         with pytest.raises(TaskError, match=f"broken.json.*{told}"):
             read(tmp_path / "broken.json")
