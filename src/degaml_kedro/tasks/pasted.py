@@ -342,32 +342,31 @@ class _Rows:
                 yield PastedRow(at, shown, example, None, question)
 
     def _finished(self, found: Found, where: str) -> Example | Question:
-        if found.options is None:
+        options = found.options
+        if options is None and not self._open:
             options = self._shared_options(found, where)
-            if options is None:
-                return self._opened(found, where)
-        else:
-            options = found.options
-            if found.prompt is None or not self._repeats:
-                check_repeats(options, where)
+        elif options is not None and not (self._repeats and found.prompt is not None):
+            check_repeats(options, where)
         # what is wrong with the options is said before an answer is missed
-        example = example_of(found, options, found.gold or 0, where)
+        example = None if options is None else example_of(found, options, found.gold or 0, where)
         if not found.is_answered:
             if self._answered:
                 raise RecordError(f"{where}: {_NO_ANSWER}")
-            return Question.of(example)
-        if found.gold is not None:
-            return example
+            return (
+                Question.of(example) if example else Question(found.question, found.system, (), ())
+            )
+        if options is None:
+            return make_open_example(found.question, str(found.answer).strip(), found.system)
         if found.options is None:
             gold = list(self._answers).index(plain_text(str(found.answer)))
-        else:
+        elif found.gold is None:
             gold = named_option(found, self._bases[_kind_of(found)], where)
+        else:
+            gold = found.gold
         return example_of(found, options, gold, where)
 
-    def _shared_options(self, found: Found, where: str) -> tuple[str, ...] | None:
-        """The answers of the whole file, for a record without options; None where answers are open."""
-        if self._open:
-            return None
+    def _shared_options(self, found: Found, where: str) -> tuple[str, ...]:
+        """The answers of the whole file, for a record without options."""
         if found.answer is None and (self._answered or not self._answers):
             raise RecordError(f"{where}: {_NO_ANSWER if self._answered else _NO_OPTIONS}")
         if self._unfit:
@@ -378,14 +377,6 @@ class _Rows:
                 f"{where}: the answer {shorten(str(found.answer))} is none of {', '.join(map(shorten, options))}."
             )
         return options
-
-    def _opened(self, found: Found, where: str) -> Example | Question:
-        """A question without options, and its answer where there is one."""
-        if found.answer is not None:
-            return make_open_example(found.question, str(found.answer).strip(), found.system)
-        if self._answered:
-            raise RecordError(f"{where}: {_NO_ANSWER}")
-        return Question(found.question, found.system, (), ())
 
 
 _NO_ANSWER = "the answer is blank or missing; give it, as 'question => answer' or by a star after the right option."
