@@ -453,7 +453,7 @@ def _listed_cell(cell: Any, where: str) -> tuple[list[Any], tuple[str, ...]]:
         except ValueError as error:
             raise RecordError(f"{where}: {TOO_LONG}") from error
     if isinstance(cell, Mapping):
-        if set(cell) >= {"text", "label"} and isinstance(cell["text"], list):
+        if isinstance(cell.get("text"), list) and isinstance(cell.get("label"), list):
             return list(cell["text"]), tuple(str(label).strip() for label in cell["label"])
         return list(cell.values()), tuple(str(key).strip() for key in cell)
     if not isinstance(cell, list):
