@@ -16,7 +16,6 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.tasks.example import Question, make_example, make_true_false_example, split_prompt
 from degaml_kedro.tasks.pasted import (
     MAX_BYTES,
-    MAX_ROWS,
     MAX_SHOWN,
     PastedError,
     read_data,
@@ -24,7 +23,7 @@ from degaml_kedro.tasks.pasted import (
     read_pasted,
     read_question,
 )
-from degaml_kedro.tasks.records import MAX_FIELD
+from degaml_kedro.tasks.records import MAX_FIELD, MAX_ROWS
 
 MARCH = make_example("What month comes after March?", ["May", "April", "June"], 1)
 FIRE = make_example("Is fire hot?", ["yes", "no"], 0)

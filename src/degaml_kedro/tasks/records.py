@@ -34,6 +34,8 @@ from degaml_kedro.tasks.example import (
 )
 from degaml_kedro.texts import printable
 
+# records of a file that somebody brings
+MAX_ROWS = 2000
 # characters of a question, an option or a system message
 MAX_FIELD = 20_000
 # characters of a whole JSON record or CSV row: what is not closed shall not swallow all that follows
@@ -82,6 +84,8 @@ class Reading:
         labels: options of questions that have none of their own; without them these are all answers that occur.
         answered: a question without an answer is a mistake.
         open_answers: questions without options stay so, each with an answer of its own.
+        most: records at most; None for no bound.
+        repeats: a prompt may list an option twice, as some of published benchmarks do.
     """
 
     question: str | None = None
@@ -90,6 +94,8 @@ class Reading:
     labels: tuple[str, ...] = ()
     answered: bool = True
     open_answers: bool = False
+    most: int | None = MAX_ROWS
+    repeats: bool = False
 
 
 EXAMPLES = Reading()
@@ -109,7 +115,8 @@ class Found:
         lettered: the options' columns have letters.
         numbered: the answer may be an option's number.
         gold: the place of the right option, where the record marks it.
-        prompt: the whole prompt, where the options stand in it or are true and false.
+        prompt: the whole prompt, where the options stand in it; the question, where they are true and false, which are
+            no option lines.
     """
 
     question: str
@@ -632,16 +639,15 @@ def check_repeats(options: Sequence[str], where: str) -> None:
         )
 
 
-def example_of(found: Found, options: Sequence[str], gold: int, where: str) -> Example:
-    """The example of a record, with these options.
+def example_of(found: Found, gold: int, where: str) -> Example:
+    """The example of a record with options, of which one is right.
 
     Raises:
         RecordError: the question or an option is blank, or there are too few or too many options.
     """
-    # true and false are no option lines where the record has none, or where they are the answers of the whole file
-    bare = found.options is None or found.prompt == found.question
+    options = found.options or ()
     try:
-        if bare and set(options) == set(TRUE_FALSE):
+        if found.prompt == found.question and set(options) == set(TRUE_FALSE):
             is_true = options[gold] == TRUE_FALSE[0]
             return make_true_false_example(found.question, is_true, found.system)
         example = make_example(found.question, options, gold, found.system)
