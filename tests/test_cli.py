@@ -174,7 +174,7 @@ def command(error: Exception):
     def fail() -> None:
         raise error
 
-    return cli._speaking(cli.click.Command("fail", callback=fail))
+    return cli._translate_errors(cli.click.Command("fail", callback=fail))
 
 
 def test_an_error_the_user_can_put_right_is_its_sentence_alone():

@@ -384,9 +384,17 @@ def test_home_is_the_users(place, monkeypatch):
 def test_an_empty_folder_and_a_new_deep_one_are_filled(place):
     done(DESKS)
     Path("empty").mkdir()
-    for folder in ("empty", "a/b/c"):
+    for folder in ("empty", "a/b/c", "no/../../{}/up"):
+        folder = folder.format(place.name)
         done(f"adapt messages.jsonl --out {folder} {QUICK} --quiet")
-        assert AdaptedModel.open(folder).report.support == 30
+        assert AdaptedModel.open(place / folder).report.support == 30
+    assert sorted(one.name for one in place.iterdir()) == [
+        "a",
+        "empty",
+        "messages.jsonl",
+        "no",
+        "up",
+    ]
 
 
 def test_the_current_folder_is_not_replaced(place, monkeypatch):

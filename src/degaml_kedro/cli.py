@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import functools
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -18,21 +16,14 @@ from degaml_kedro.errors import DegamlError
 logger = logging.getLogger(__name__)
 
 
-def _speaking(command: click.Command) -> click.Command:
+def _translate_errors(command: click.Command) -> click.Command:
     """The same command, for which an error that the user can put right ends in its message alone."""
     command = copy.copy(command)
-    if isinstance(command, click.Group):
-        command.commands = {name: _speaking(sub) for name, sub in command.commands.items()}
-    if command.callback is not None:
-        command.callback = _with_sentences(command.callback)
-    return command
+    invoke = command.invoke
 
-
-def _with_sentences(callback: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(callback)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def translated(ctx: click.Context) -> Any:
         try:
-            return callback(*args, **kwargs)
+            return invoke(ctx)
         except Exception as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, DegamlError):
@@ -42,10 +33,11 @@ def _with_sentences(callback: Callable[..., Any]) -> Callable[..., Any]:
             logger.debug("The error in full:", exc_info=error)
             raise click.ClickException(str(cause)) from error
 
-    return call
+    command.invoke = translated  # type: ignore[method-assign]
+    return command
 
 
-run = _speaking(kedro_run)
+run = _translate_errors(kedro_run)
 
 
 @click.group(name="kedro")
@@ -54,5 +46,5 @@ def cli() -> None:
 
 
 cli.add_command(run, "run")
-cli.add_command(_speaking(registry), "registry")
-cli.add_command(_speaking(catalog), "catalog")
+cli.add_command(_translate_errors(registry), "registry")
+cli.add_command(_translate_errors(catalog), "catalog")

@@ -67,21 +67,17 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("Stopped.", err=True)
             ctx.exit(INTERRUPTED)
-        except DegamlError as error:
-            self._reraise(ctx, error)
-            raise click.ClickException(printable(str(error))) from None
-        except Exception as error:  # noqa: BLE001 - people are told in a sentence, with --debug the rest
-            self._reraise(ctx, error)
-            told = " ".join(printable(str(error)).split()) or "no message"
-            raise click.ClickException(
-                f"something went wrong that was not foreseen ({type(error).__name__}: {told}); "
-                f"`degaml --debug …` shows where"
-            ) from None
-
-    @staticmethod
-    def _reraise(ctx: click.Context, error: Exception) -> None:
-        if ctx.params.get("debug"):
-            raise error
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            told = printable(str(error))
+            # people are told in a sentence, with --debug the rest
+            if not isinstance(error, DegamlError):
+                told = (
+                    f"something went wrong that was not foreseen ({type(error).__name__}: "
+                    f"{' '.join(told.split()) or 'no message'}); `degaml --debug …` shows where"
+                )
+            raise click.ClickException(told) from None
 
 
 @click.group(
@@ -273,9 +269,10 @@ def _check_out(out: Path, force: bool) -> None:
         CheckpointError: there is something that is not ours.
         ClickException: there is one of ours without ``--force``, or no folder can be made.
     """
-    if out.resolve() == Path.cwd():
+    target = out.resolve()
+    if target == Path.cwd():
         raise click.ClickException("--out: it is the current folder; name one inside it.")
-    place = out.absolute().parent
+    place = target.parent
     try:
         check_overwritable(out)
         filled = out.is_dir() and any(out.iterdir())
@@ -283,7 +280,7 @@ def _check_out(out: Path, force: bool) -> None:
             place = place.parent
         # all of it is tried: access rights do not say what /proc refuses, nor a parent how long names may be
         with tempfile.TemporaryDirectory(dir=place, prefix=".") as trial:
-            inside = trial / out.absolute().relative_to(place) / LONGEST_INSIDE
+            inside = trial / target.relative_to(place) / LONGEST_INSIDE
             inside.parent.mkdir(parents=True)
             inside.touch()
     except OSError as error:
@@ -306,10 +303,6 @@ def _argument(path: Path | str) -> str:
 def _cancelled_by_ctrl_c() -> Iterator[threading.Event]:
     """Ctrl-C asks the work to stop, so that it ends in order; a second one ends the process at once."""
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        # only the main thread may say what a signal does
-        yield event
-        return
 
     def ask(*_: object) -> None:
         if event.is_set():

@@ -142,7 +142,7 @@ def test_a_run_without_a_policy(run, tmp_path):
     folder = shutil.copytree(run, tmp_path / "data")
     shutil.rmtree(folder / "06_models" / "policy")
     with pytest.raises(
-        CheckpointError, match=r"no policy in 06_models .*base, generalization_only"
+        CheckpointError, match=r"06_models/policy.*name a run with the method degaml"
     ):
         load_trained_pair(folder)
 

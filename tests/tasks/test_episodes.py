@@ -38,8 +38,9 @@ def test_the_suite_has_as_many_rules_and_messages_as_it_says():
     assert all(len(table) >= 70 for found in rules.values() for table in found.values())
     topics = material.topics()
     assert len(topics) >= 12
-    assert all(len(topic.templates) >= 8 for topic in topics.values())
-    assert all(len(t) >= 30 for topic in topics.values() for t in topic.templates.values())
+    assert all(len(topic["intents"]) >= 8 for topic in topics.values())
+    intents = [intent for topic in topics.values() for intent in topic["intents"].values()]
+    assert all(len(intent["templates"]) >= 30 for intent in intents)
 
 
 def test_no_two_rules_of_a_domain_agree_on_more_than_a_tenth_of_their_inputs():
@@ -284,7 +285,11 @@ def test_a_file_of_labels_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "texts.docx").write_text("x")
     with pytest.raises(TaskError, match="convert it to .json"):
         read(tmp_path / "texts.docx")
-    for text, told in (("[{", "cut off"), ("{", "cannot be read"), ('{"a": {"b": 1}}', "no list")):
+    for text, told in (
+        ("[{", "cut off"),
+        ("{", "cannot be read"),
+        ('{"a": {"b": 1}}', "label: .split"),
+    ):
         (tmp_path / "broken.json").write_text(text)
         with pytest.raises(TaskError, match=f"broken.json.*{told}"):
             read(tmp_path / "broken.json")

@@ -16,7 +16,6 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.tasks.example import Question, make_example, make_true_false_example, split_prompt
 from degaml_kedro.tasks.pasted import (
     MAX_BYTES,
-    MAX_ROWS,
     MAX_SHOWN,
     PastedError,
     read_data,
@@ -24,7 +23,7 @@ from degaml_kedro.tasks.pasted import (
     read_pasted,
     read_question,
 )
-from degaml_kedro.tasks.records import MAX_FIELD
+from degaml_kedro.tasks.records import MAX_FIELD, MAX_ROWS
 
 MARCH = make_example("What month comes after March?", ["May", "April", "June"], 1)
 FIRE = make_example("Is fire hot?", ["yes", "no"], 0)
@@ -228,7 +227,10 @@ def test_texts_that_hold_nothing_are_refused(text, name, message):
     ("data", "message"),
     [
         (b"Is fire hot? => yes\ncaf\xe9 => no", "The file 'x.txt', line 2: byte 0xE9 is not UTF-8"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", r"is binary, not text \(line 3 "),
+        (
+            b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+            "line 1: byte 0x89 is not UTF-8; .*if it is none of these",
+        ),
         (b"x" * 10 * MAX_BYTES, "larger than 1,024 KiB"),
         (b"", "is empty"),
     ],
@@ -409,7 +411,7 @@ DEEP = "[" * 100_000
         ('{"prompt": "Q\\nA: one", "response": "[A]"}', "fewer than two option lines"),
         ('{"prompt": "Q\\nA: one\\nB:", "response": "[A]"}', "An option of .* is blank"),
         ('{"prompt": "Q\\nA: x\\nB: y", "response": "[z]"}', r"give the option's text, or its letter A to B"),
-        ('{"prompt": "Q\\nA: x\\nB: y", "response": 1}', "'response': expected a text, found a number"),
+        ('{"prompt": "Q\\nA: x\\nB: y", "response": 1}', "the answer '1' is not among the 2 options"),
         ('{"prompt": "Q\\nA: x\\nB: y", "response": " "}', "the answer is blank or missing"),
         ('{"prompt": " ", "response": "[True]"}', "question .*is blank"),
         ('{"prompt": "Q\\nA: x\\nB: x", "response": "[B]"}', "the option 'x' comes twice"),
@@ -483,7 +485,8 @@ def test_commas_between_the_items_of_a_list_may_be_missing():
         ("a,", "the answer is blank"),
         (",a", "the question is blank"),
         (f"{'x' * (MAX_FIELD + 1)},b", "the question has 20,001 characters"),
-        (f"{'x' * 4 * MAX_FIELD},b", "the row has 80,002 characters"),
+        (f"{'x' * 4 * MAX_FIELD},b", "the question has 80,000 characters"),
+        (f'"{"x" * 10 * MAX_FIELD},b', "a quote is opened and not closed"),
         ("\ud800,b", r"the question has the code U\+D800"),
     ],
 )

@@ -17,7 +17,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from degaml_kedro.adapters.adapter import CONFIG_FILE as POLICY_CONFIG
 from degaml_kedro.adapters.adapter import Adapter, load_peft_folder
 from degaml_kedro.checkpoint.folder import (
     PAIR_FILE,
@@ -44,6 +43,10 @@ _FORMS = (
     "package"
 )
 _OF_THE_PACKAGE = "the pair that comes with the package"
+_FINISH = (
+    "name a run with the method degaml, such as that of `make run`, or let this one finish with `kedro run "
+    "--only-missing-outputs`"
+)
 
 
 def load_trained_pair(
@@ -136,32 +139,24 @@ def read_run(folder: Path, source: str | None = None) -> TrainedPair:
     """
     where = source or str(folder)
     record, parameters = read_record(folder, where)
-    generator_settings, policy_settings = parameters.get("generator"), parameters.get("policy")
-    if not isinstance(generator_settings, Mapping) or not isinstance(policy_settings, Mapping):
-        missing = "policy" if isinstance(generator_settings, Mapping) else "generator"
-        raise CheckpointError(
-            f"{where}: this run's parameters have no '{missing}', so it trained none; name a run with the method "
-            f"degaml, such as that of `make run`"
-        )
-    variants = list(generator_settings.get("variants") or ())
-    variant = policy_settings.get("variant") or next(iter(variants), "")
+    for part in ("generator", "policy"):
+        if not isinstance(parameters.get(part), Mapping):
+            raise CheckpointError(
+                f"{where}: this run's parameters have no '{part}', so it trained none; {_FINISH}"
+            )
+    generator_settings, policy_settings = parameters["generator"], parameters["policy"]
+    variants = list(generator_settings.get("variants") or [""])
+    variant = policy_settings.get("variant") or variants[0]
     models = folder / _MODELS
-    if not (models / "policy" / POLICY_CONFIG).is_file():
-        raise CheckpointError(
-            f"{where}: there is no policy in {_MODELS} (this run's methods were "
-            f"{', '.join(map(str, parameters.get('methods') or ())) or 'not recorded'}); name a run with the method "
-            f"degaml, or let this one finish with `kedro run --only-missing-outputs`"
-        )
-    learned = None
     try:
         generator = load_generator(models / f"{variant}.generator")
         policy = load_peft_folder(models / "policy")
-        if (models / FALLBACK_FILE).is_file():
-            learned = json.loads((models / FALLBACK_FILE).read_text(encoding="utf-8"))
+        fallback = models / FALLBACK_FILE
+        learned = json.loads(fallback.read_text(encoding="utf-8")) if fallback.is_file() else None
         policy_settings = with_fallback(policy_settings, learned)
         writer = _writer(models, generator_settings, policy_settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise CheckpointError(f"{where} cannot be used: {error}") from error
+        raise CheckpointError(f"{where} cannot be used: {error}; {_FINISH}") from error
     name = parameters.get("meta_train_distribution")
     drawn_from = (parameters.get("distributions") or {}).get(name) or {}
     seed, profile = (record.get(name, parameters.get(name)) for name in ("seed", "profile"))

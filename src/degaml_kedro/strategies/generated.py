@@ -35,8 +35,8 @@ def generated_workbench(
 ) -> Workbench:
     """A workbench for one task, whose adapters are made from the prompts ``among`` the embeddings.
 
-    The encoder reads questions, for what compares them with prompts or examples; it is loaded when it is asked. ``writer`` reads
-    examples, for the family ``written``.
+    The encoder reads questions, for what compares them with prompts or examples; it is loaded when it is asked.
+    ``writer`` reads examples, for the family ``written``.
 
     Raises:
         GeneratorError: the generator belongs to another base model or encoder.

@@ -254,11 +254,11 @@ def _draw_classes(distribution: SuiteDistribution, form: str, rng: random.Random
     subject = rng.choice(
         [name for name in subjects if material.pool_of_subject(form, name) == held]
     )
-    names = (
-        {name: name for name in material.word_sets()[subject]}
-        if form == "words"
-        else material.topics()[subject].names
-    )
+    if form == "words":
+        names = {name: name for name in material.word_sets()[subject]}
+    else:
+        intents = material.topics()[subject]["intents"]
+        names = {name: intent["label"] for name, intent in intents.items()}
     classes = _some(rng, list(names), distribution.labels)
     if unseen != "labels" and rng.random() >= distribution.coded:
         return subject, classes, tuple(names[name] for name in classes)
@@ -380,13 +380,13 @@ def _message_texts(source: EpisodeSource, rng: random.Random) -> _Streams:
     held = material.pool_of_subject("messages", source.subject) != material.TRAIN
     sides: list[tuple[Iterator[str], Iterator[str]]] = []
     for name in source.classes:
-        every = topic.templates[name]
+        every = topic["intents"][name]["templates"]
         known = every if held else material.templates_of(every, material.TRAIN)
         mixed = rng.sample(known, len(known))
         shown, asked = mixed[: len(mixed) // 2], mixed[len(mixed) // 2 :]
         if source.unseen == "templates":
-            shown, asked = mixed, list(material.templates_of(every, source.pool))
-        sides.append((_filled(shown, topic.slots, rng), _filled(asked, topic.slots, rng)))
+            shown, asked = mixed, material.templates_of(every, source.pool)
+        sides.append((_filled(shown, topic["slots"], rng), _filled(asked, topic["slots"], rng)))
     return {
         (split, place): sides[place][split in _ASKED]
         for split in SPLITS

@@ -271,7 +271,7 @@ def table_records(text: str, called: str, reading: Reading | None = None) -> Ite
     Raises:
         RecordError: a column comes twice, or the header lacks what ``reading`` wants.
     """
-    lines = text.split("\n")
+    lines = [f"{line}\n" for line in text.split("\n")]
     names, delimiter, number = table_header(lines)
     counts = Counter(plain_key(name) for name in names)
     if repeated := [name for name, count in counts.items() if name and count > 1]:
@@ -292,7 +292,7 @@ def table_records(text: str, called: str, reading: Reading | None = None) -> Ite
         except RecordError as error:
             content = str(error)
         if content:
-            yield start + 1, "\n".join(lines[start:number]), content
+            yield start + 1, "".join(lines[start:number]), content
 
 
 def _record_of(cells: list[str], names: Sequence[str], where: str) -> dict[str, str]:
@@ -319,34 +319,21 @@ def _table_row(
     lines: Sequence[str], start: int, delimiter: str, width: int
 ) -> tuple[list[str], int]:
     """The cells of the row that begins at a line, and the line after it."""
-    where = f"Line {start + 1}"
-
-    def fed() -> Iterator[str]:
-        size = 0
-        for i in range(start, len(lines)):
-            size += len(lines[i]) + 1
-            if size > MAX_RECORD:
-                return
-            yield lines[i] + "\n"
-
-    if len(lines[start]) >= MAX_RECORD:
-        raise RecordError(
-            f"{where}: the row has {len(lines[start]):,} characters; shorten it to at most {MAX_RECORD:,}."
-        )
-    tabs = delimiter == "\t"
+    tabs, line = delimiter == "\t", lines[start].removesuffix("\n")
     # between tabs a quote is a character, unless it opens and closes whole cells
-    if tabs and not _cells_of(lines[start], delimiter) and lines[start].count("\t") + 1 == width:
-        return lines[start].split("\t"), start + 1
-    reader = csv.reader(fed(), delimiter=delimiter, skipinitialspace=not tabs, strict=True)
+    if tabs and not _cells_of(line, delimiter) and line.count("\t") + 1 == width:
+        return line.split("\t"), start + 1
+    rest = map(lines.__getitem__, range(start, len(lines)))
+    reader = csv.reader(rest, delimiter=delimiter, skipinitialspace=not tabs, strict=True)
     try:
         return next(reader, []), start + reader.line_num
     except csv.Error as error:
-        if "unexpected end" in str(error):
-            reason = "a quote is opened and not closed"
-        else:
-            reason = f"the quotes are not valid CSV ({error})"
+        # what is not closed goes on to the end, or until csv's own limit of a field
+        is_open = "unexpected end" in str(error) or "field larger" in str(error)
+        reason = f"the quotes are not valid CSV ({error})"
         raise RecordError(
-            f'{where}: {reason}; put the whole field in quotes, and double the quotes inside it: "say ""hi""".'
+            f"Line {start + 1}: {'a quote is opened and not closed' if is_open else reason}; put the whole field in "
+            'quotes, and double the quotes inside it: "say ""hi""".'
         ) from error
 
 

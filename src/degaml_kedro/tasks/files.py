@@ -92,15 +92,18 @@ def read_examples(path: Path, source: FileSource) -> list[Example]:
     Raises:
         TaskError: It cannot be read, or a record is no well-formed example.
     """
+    # published benchmarks have a few prompts with an option twice; dropping them would change what is measured
     reading = Reading(
-        source.question, source.options, source.answer, open_answers=source.open_answers
+        source.question,
+        source.options,
+        source.answer,
+        open_answers=source.open_answers,
+        most=None,
+        repeats=True,
     )
     layout, called = path.suffix.removeprefix("."), str(path)
     try:
-        # published benchmarks have a few prompts with an option twice; dropping them would change what is measured
-        read = read_rows(
-            file_records(path, reading), layout, called, reading, most=None, repeats=True
-        )
+        read = read_rows(file_records(path, reading), layout, called, reading)
     except RecordError as error:
         told = str(error)
         raise TaskError(told if called in told else f"{path}: {told}") from error

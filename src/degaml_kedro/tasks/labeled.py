@@ -2,7 +2,7 @@
 
 A table (CSV, TSV, JSON Lines, JSON records, Parquet) has a column of texts and one of labels, and may have one of
 groups (only labels of one group are asked together) and one of splits. JSON may also be nested,
-``{group: {label: {split: [text, …]}}}``, with or without the splits, under one key or none, and with notes beside it.
+``{group: {label: {split: [text, …]}}}``, under one key or none, and with notes beside it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from degaml_kedro.parameters import LabelFile
 from degaml_kedro.tasks.example import TaskError
@@ -21,7 +22,7 @@ from degaml_kedro.tasks.file_records import decode_text, whole_records
 # by group, by label, by split; a file without groups has the group "all", and one without splits the split "all"
 LabeledTexts = Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]
 ALL = "all"
-_SPLIT_NAMES = {"train", "test", "validation", "valid", "dev", "support"}
+_NESTED = TypeAdapter(dict[str, dict[str, dict[str, list[str]]]])
 # its group, label and split, and the text
 _Row = tuple[str, str, str, str]
 
@@ -81,21 +82,18 @@ def _rows_of_table(file: LabelFile, path: Path) -> Iterator[_Row]:
 def _rows_of_nested(text: str, path: Path) -> Iterator[_Row]:
     try:
         content = json.loads(text)
+        # what describes the file stands beside the groups, or these stand under one key
+        nested = {name: inner for name, inner in content.items() if isinstance(inner, dict)}
+        try:
+            groups = _NESTED.validate_python(nested)
+        except ValidationError:
+            (only,) = nested.values()
+            groups = _NESTED.validate_python(only)
     except (ValueError, RecursionError) as error:
-        raise TaskError(f"{path} cannot be read: {error}") from error
-    # what describes the file stands beside the groups, or these stand under one key
-    groups = {name: inner for name, inner in content.items() if isinstance(inner, dict)}
-    if len(groups) == 1 and _holds_groups(inner := next(iter(groups.values()))):
-        groups = inner
+        raise TaskError(
+            f"{path} cannot be read as {{group: {{label: {{split: [text]}}}}}}, under one key or none: {error}"
+        ) from error
     for group, labels in groups.items():
-        for label, splits in labels.items() if isinstance(labels, dict) else ():
-            for split, own in (splits if isinstance(splits, dict) else {ALL: splits}).items():
-                if not isinstance(own, list) or not all(isinstance(one, str) for one in own):
-                    raise TaskError(f"{path}: {group}, {label}, {split} is no list of texts")
+        for label, splits in labels.items():
+            for split, own in splits.items():
                 yield from ((group, label, split, one.strip()) for one in own if one.strip())
-
-
-def _holds_groups(content: Mapping[str, object]) -> bool:
-    """Whether groups of labels stand in it, and not labels."""
-    parts = [part for part in content.values() if isinstance(part, dict)]
-    return len(parts) == len(content) > 0 and not all(set(part) <= _SPLIT_NAMES for part in parts)

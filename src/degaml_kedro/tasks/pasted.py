@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -61,7 +61,6 @@ from degaml_kedro.tasks.text import text_records
 from degaml_kedro.texts import printable
 
 MAX_BYTES = 1 << 20
-MAX_ROWS = 2000
 MAX_SHOWN = 200
 _MAX_MESSAGE = 500
 _MAX_UNREAD = 20
@@ -127,7 +126,7 @@ def read_file(path: Path, reading: Reading = EXAMPLES) -> Pasted:
     """
     try:
         if path.suffix.lower() == ".parquet" and path.is_file():
-            records = parquet_records(path, MAX_ROWS + 1)
+            records = parquet_records(path, reading.most and reading.most + 1)
             return read_rows(records, "parquet", f"The file {path}", reading)
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -148,9 +147,6 @@ def read_data(data: bytes, name: str, reading: Reading = EXAMPLES) -> Pasted:
     called = _called(name)
     if len(data) > MAX_BYTES:
         raise RecordError(_too_large(called))
-    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    if not wide and b"\0" in data:
-        raise RecordError(_binary(called, data.count(b"\n", 0, data.index(b"\0")) + 1))
     return read_pasted(decode_text(data, called), name, reading)
 
 
@@ -183,7 +179,11 @@ def read_pasted(text: str, name: str = "", reading: Reading = EXAMPLES) -> Paste
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise RecordError(_too_large(called))
     if "\0" in text:
-        raise RecordError(_binary(called, text.count("\n", 0, text.index("\0")) + 1))
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise RecordError(
+            f"{called} is binary, not text (line {line} has a zero byte); save it as CSV, JSON, JSONL or plain text in "
+            "UTF-8."
+        )
     text = with_line_feeds(text.removeprefix("\ufeff"))
     if not text.strip():
         raise RecordError(f"{called} is empty; write at least two examples. {_FORMS}")
@@ -202,8 +202,6 @@ def read_rows(
     layout: str,
     called: str,
     reading: Reading = EXAMPLES,
-    most: int | None = MAX_ROWS,
-    repeats: bool = False,
 ) -> Pasted:
     """Records with what only the whole file can tell: options, what numbers are counted from, contradictions.
 
@@ -212,14 +210,13 @@ def read_rows(
         layout: what they were found in.
         called: how messages call the file.
         reading: what keys are called, and whether answers may be missing.
-        most: records at most; None for no bound.
-        repeats: a prompt may list an option twice, as some of published benchmarks do.
 
     Raises:
         RecordError: there are none or too many, or their answers cannot be their options.
     """
     found: list[_Record] = []
     unread: dict[str, None] = {}
+    most = reading.most
     for line, raw, given in itertools.islice(records, most and most + 1):
         content: Found | str
         try:
@@ -236,8 +233,9 @@ def read_rows(
         )
     if not found:
         raise RecordError(f"{called} has no examples; write at least two. {_FORMS}")
-    rows = _Rows(found, reading, repeats)
-    return Pasted(layout, tuple(rows.read()), tuple(itertools.islice(unread, _MAX_UNREAD)))
+    return Pasted(
+        layout, tuple(_Rows(found, reading).read()), tuple(itertools.islice(unread, _MAX_UNREAD))
+    )
 
 
 # the line, what stands there on one line, and what it says or its mistake
@@ -272,8 +270,8 @@ def read_question(text: str, options: Sequence[str]) -> Question:
         check_field(option, f"{where}: the option")
     check_repeats(texts, where)
     # true and false, in this order, are no option lines
-    own = None if tuple(texts) == TRUE_FALSE else tuple(texts)
-    return Question.of(example_of(Found(question, own), texts, 0, where))
+    prompt = question if tuple(texts) == TRUE_FALSE else None
+    return Question.of(example_of(Found(question, tuple(texts), prompt=prompt), 0, where))
 
 
 _FORMS = "Forms: 'question => answer', or 'question | wrong option | right option*'."
@@ -290,13 +288,6 @@ def _too_large(called: str) -> str:
     )
 
 
-def _binary(called: str, line: int) -> str:
-    return (
-        f"{called} is binary, not text (line {line} has a zero byte); save it as CSV, JSON, JSONL or plain text in "
-        "UTF-8."
-    )
-
-
 def _on_one_line(text: str, width: int) -> str:
     # blanks may shrink to nothing, so a little more than the width is looked at; all of it would be slow
     flat = printable(" ".join(text[: 10 * width].split()))
@@ -309,10 +300,8 @@ def _on_one_line(text: str, width: int) -> str:
 class _Rows:
     """Rows for people: records without options are given them, and contradictions are found."""
 
-    def __init__(self, records: Sequence[_Record], reading: Reading, repeats: bool) -> None:
-        self._records, self._repeats = records, repeats
-        self._answered = reading.answered
-        self._open = reading.open_answers
+    def __init__(self, records: Sequence[_Record], reading: Reading) -> None:
+        self._records, self._reading = records, reading
         contents = [content for _, _, content in records if isinstance(content, Found)]
         self._bases = _counted_from(contents)
         # answers that read the same are one, written as they first are
@@ -321,7 +310,7 @@ class _Rows:
         for text in reading.labels or open_answers:
             answers.setdefault(plain_text(text), text.strip())
         self._answers = answers
-        self._unfit = None if self._open else _unfit(list(answers.values()))
+        self._unfit = None if reading.open_answers else _unfit(list(answers.values()))
         alone = all(c.options is None and c.answer is not None for c in contents)
         if self._unfit and alone and len(contents) == len(records):
             raise RecordError(self._unfit)
@@ -348,50 +337,42 @@ class _Rows:
                 yield PastedRow(at, shown, example, None, question)
 
     def _finished(self, found: Found, where: str) -> Example | Question:
-        if found.options is None:
-            options = self._shared_options(found, where)
-            if options is None:
-                return self._opened(found, where)
-        else:
-            options = found.options
-            if found.prompt is None or not self._repeats:
-                check_repeats(options, where)
+        reading = self._reading
+        if found.options is None and not reading.open_answers:
+            found = self._with_shared_options(found, where)
+        elif found.options is not None and not (reading.repeats and found.prompt is not None):
+            check_repeats(found.options, where)
         # what is wrong with the options is said before an answer is missed
-        example = example_of(found, options, found.gold or 0, where)
+        example = None if found.options is None else example_of(found, found.gold or 0, where)
         if not found.is_answered:
-            if self._answered:
+            if reading.answered:
                 raise RecordError(f"{where}: {_NO_ANSWER}")
-            return Question.of(example)
+            open_question = Question(found.question, found.system, (), ())
+            return Question.of(example) if example else open_question
+        if example is None:
+            return make_open_example(found.question, str(found.answer).strip(), found.system)
         if found.gold is not None:
             return example
-        if found.options is None:
-            gold = list(self._answers).index(plain_text(str(found.answer)))
-        else:
-            gold = named_option(found, self._bases[_kind_of(found)], where)
-        return example_of(found, options, gold, where)
+        return example_of(found, named_option(found, self._bases[_kind_of(found)], where), where)
 
-    def _shared_options(self, found: Found, where: str) -> tuple[str, ...] | None:
-        """The answers of the whole file, for a record without options; None where answers are open."""
-        if self._open:
-            return None
-        if found.answer is None and (self._answered or not self._answers):
-            raise RecordError(f"{where}: {_NO_ANSWER if self._answered else _NO_OPTIONS}")
+    def _with_shared_options(self, found: Found, where: str) -> Found:
+        """A record without options, with the answers of the whole file."""
+        answered = self._reading.answered
+        if found.answer is None and (answered or not self._answers):
+            raise RecordError(f"{where}: {_NO_ANSWER if answered else _NO_OPTIONS}")
         if self._unfit:
             raise RecordError(f"{where} has no options of its own. {self._unfit}")
-        options = tuple(self._answers.values())
-        if found.answer is not None and plain_text(str(found.answer)) not in self._answers:
-            raise RecordError(
-                f"{where}: the answer {shorten(str(found.answer))} is none of {', '.join(map(shorten, options))}."
-            )
-        return options
-
-    def _opened(self, found: Found, where: str) -> Example | Question:
-        """A question without options, and its answer where there is one."""
+        options, gold = tuple(self._answers.values()), None
         if found.answer is not None:
-            return make_open_example(found.question, str(found.answer).strip(), found.system)
-        if self._answered:
-            raise RecordError(f"{where}: {_NO_ANSWER}")
-        return Question(found.question, found.system, (), ())
+            known, answer = list(self._answers), plain_text(str(found.answer))
+            if answer not in known:
+                raise RecordError(
+                    f"{where}: the answer {shorten(str(found.answer))} is none of {', '.join(map(shorten, options))}."
+                )
+            gold = known.index(answer)
+        # true and false are no option lines
+        prompt = found.question if set(options) == set(TRUE_FALSE) else None
+        return replace(found, options=options, gold=gold, prompt=prompt)
 
 
 _NO_ANSWER = "the answer is blank or missing; give it, as 'question => answer' or by a star after the right option."

@@ -34,6 +34,8 @@ from degaml_kedro.tasks.example import (
 )
 from degaml_kedro.texts import printable
 
+# records of a file that somebody brings
+MAX_ROWS = 2000
 # characters of a question, an option or a system message
 MAX_FIELD = 20_000
 # characters of a whole JSON record or CSV row: what is not closed shall not swallow all that follows
@@ -82,6 +84,8 @@ class Reading:
         labels: options of questions that have none of their own; without them these are all answers that occur.
         answered: a question without an answer is a mistake.
         open_answers: questions without options stay so, each with an answer of its own.
+        most: records at most; None for no bound.
+        repeats: a prompt may list an option twice, as some of published benchmarks do.
     """
 
     question: str | None = None
@@ -90,6 +94,8 @@ class Reading:
     labels: tuple[str, ...] = ()
     answered: bool = True
     open_answers: bool = False
+    most: int | None = MAX_ROWS
+    repeats: bool = False
 
 
 EXAMPLES = Reading()
@@ -109,7 +115,8 @@ class Found:
         lettered: the options' columns have letters.
         numbered: the answer may be an option's number.
         gold: the place of the right option, where the record marks it.
-        prompt: the whole prompt, where the options stand in it or are true and false.
+        prompt: the whole prompt, where the options stand in it; the question, where they are true and false, which are
+            no option lines.
     """
 
     question: str
@@ -176,16 +183,13 @@ def read_record(
             raise RecordError(f"{where}: the key {shorten(key)} comes twice; keep one of them.")
         record[plain_key(key)] = value
     if reading.question is reading.options is reading.answer is None:
-        if isinstance(turns := record.get("messages", record.get("conversations")), list):
-            used = {"messages", "conversations", *_ROW_NUMBERS}
-            return _of_chat(turns, where), [key for key in record if key not in used]
+        for name in ("messages", "conversations"):
+            if isinstance(record.get(name), list):
+                record |= _of_chat(record.pop(name), where)
         if isinstance(nested := record.get("question"), Mapping) and "stem" in nested:
             # ARC as AI2 publishes it
             record |= {plain_key(str(key)): value for key, value in nested.items()}
             record["question"] = record.pop("stem")
-        if _is_prompt(record):
-            known = {*_PROMPT_KEYS, *_ROW_NUMBERS}
-            return _of_prompt(record, where), [key for key in record if key not in known]
     question = _question_key(record, reading, where)
     keys, found = _options(record, reading, where)
     answer = _answer_key(record, reading, keys, where)
@@ -198,6 +202,8 @@ def read_record(
     )
     if any(_is_wrong(key) for key in keys):
         found = _with_right_answer(found, where)
+    elif question == "prompt" and not keys:
+        found = _with_options_of_prompt(found, record, where)
     read = {question, answer, "system", *_ROW_NUMBERS, *keys, *CONTEXTS}
     return found, [key for key in record if key and key not in read]
 
@@ -233,45 +239,41 @@ def _answer_value(
     return value if _is_filled(value) else None
 
 
-_PROMPT_KEYS = ("prompt", "response", "system")
+_PROMPT_KEYS = {"prompt", "response", "system"}
 
 
-def _is_prompt(record: Mapping[str, Any]) -> bool:
-    """Whether the options stand as lines in the prompt, or the response is one in brackets."""
-    prompt, response = record.get("prompt"), record.get("response")
-    if not isinstance(prompt, str) or any(key in record for key in OPTIONS):
-        return False
-    if "response" in record and not isinstance(response, str):
-        return True
-    bracketed = isinstance(response, str) and re.fullmatch(r"\s*\[.*\]\s*", response) is not None
-    known = {*_PROMPT_KEYS, *_ROW_NUMBERS}
-    return bracketed or bool(split_prompt(prompt[:MAX_FIELD])[1] and not set(record) - known)
-
-
-def _of_prompt(record: Mapping[str, Any], where: str) -> Found:
-    """``{"prompt", "response", "system"}`` as the paper's code has them; the prompt stays as it is."""
-    for key in _PROMPT_KEYS:
-        if record.get(key) is not None:
-            _check_text(record[key], f"{where}, key '{key}'")
-    check_field(record["prompt"], f"{where}: the prompt")
-    prompt, response = record["prompt"], (record.get("response") or "").strip()
-    system = record.get("system") or ""
-    question, options = split_prompt(prompt)
-    if not response:
-        return Found(question, options, system=system)
+def _with_options_of_prompt(found: Found, record: Mapping[str, Any], where: str) -> Found:
+    """The paper's ``{"prompt", "response", "system"}``: options are lines of the prompt, which stays as it is."""
+    response = str(found.answer or "").strip()
+    is_label = "response" in record and re.fullmatch(r"\[.*\]", response) is not None
+    if not is_label and set(record) - _PROMPT_KEYS - _ROW_NUMBERS:
+        return found
+    check_field(found.question, f"{where}: the prompt")
+    given: str = record["prompt"]
+    prompt = given if given.strip() == found.question else found.question
     if response in ("[True]", "[False]"):
         gold = TRUE_FALSE.index(response[1:-1])
-        return Found(prompt, TRUE_FALSE, system=system, gold=gold, prompt=prompt)
-    if not options:
+        return replace(found, question=prompt, options=TRUE_FALSE, gold=gold, prompt=prompt)
+    question, options = split_prompt(prompt)
+    if is_label and not options:
         raise RecordError(
             f"{where}, key 'prompt': fewer than two option lines found; end the prompt with at least two lines "
             "'A: …', 'B: …', or answer with [True] or [False]."
         )
-    return Found(question, options, response, system, numbered=False, prompt=prompt)
+    if not options:
+        return found
+    return replace(
+        found,
+        question=question,
+        options=options,
+        answer=response or None,
+        numbered=False,
+        prompt=prompt,
+    )
 
 
-def _of_chat(turns: Sequence[Any], where: str) -> Found:
-    """``[{"role": "user", "content": …}, {"role": "assistant", …}]``, as chat models are trained on."""
+def _of_chat(turns: Sequence[Any], where: str) -> dict[str, str]:
+    """The keys of a record of ``[{"role": "user", "content": …}, …]``, as chat models are trained on."""
     said: dict[str, list[str]] = {"system": [], "user": [], "assistant": []}
     names = {"human": "user", "gpt": "assistant"}
     for turn in turns:
@@ -288,10 +290,11 @@ def _of_chat(turns: Sequence[Any], where: str) -> Found:
             f"{where}: the chat has {len(said['user'])} user and {len(said['assistant'])} assistant turns; give one of "
             "each a record."
         )
-    if not said["user"][0]:
-        raise RecordError(f"{where}: the question is blank; give it a text.")
-    answer = said["assistant"][0] if said["assistant"] and said["assistant"][0] else None
-    return Found(said["user"][0], answer=answer, system="\n".join(said["system"]))
+    return {
+        "system": "\n".join(said["system"]),
+        "question": said["user"][0],
+        "answer": "".join(said["assistant"]),
+    }
 
 
 def _question_key(record: Mapping[str, Any], reading: Reading, where: str) -> str:
@@ -457,7 +460,7 @@ def _listed_cell(cell: Any, where: str) -> tuple[list[Any], tuple[str, ...]]:
         except ValueError as error:
             raise RecordError(f"{where}: {TOO_LONG}") from error
     if isinstance(cell, Mapping):
-        if set(cell) >= {"text", "label"} and isinstance(cell["text"], list):
+        if isinstance(cell.get("text"), list) and isinstance(cell.get("label"), list):
             return list(cell["text"]), tuple(str(label).strip() for label in cell["label"])
         return list(cell.values()), tuple(str(key).strip() for key in cell)
     if not isinstance(cell, list):
@@ -636,16 +639,15 @@ def check_repeats(options: Sequence[str], where: str) -> None:
         )
 
 
-def example_of(found: Found, options: Sequence[str], gold: int, where: str) -> Example:
-    """The example of a record, with these options.
+def example_of(found: Found, gold: int, where: str) -> Example:
+    """The example of a record with options, of which one is right.
 
     Raises:
         RecordError: the question or an option is blank, or there are too few or too many options.
     """
-    # true and false are no option lines where the record has none, or where they are the answers of the whole file
-    bare = found.options is None or found.prompt == found.question
+    options = found.options or ()
     try:
-        if bare and set(options) == set(TRUE_FALSE):
+        if found.prompt == found.question and set(options) == set(TRUE_FALSE):
             is_true = options[gold] == TRUE_FALSE[0]
             return make_true_false_example(found.question, is_true, found.system)
         example = make_example(found.question, options, gold, found.system)

@@ -95,7 +95,7 @@ def _from_gift(raw: str, where: str) -> Found:
             "be matched, with numbers, several right answers or none; write '{=right ~wrong ~wrong}'."
         )
     if len(rights) == len(options):
-        return _asked(question, options[0], where)
+        return Found(question, answer=options[0] or None)
     return Found(question, tuple(options), gold=rights[0])
 
 
@@ -104,15 +104,6 @@ def _unescaped(text: str) -> str:
 
 
 # --- lines and blocks -----------------------------------------------------------------------------
-
-
-def _asked(question: str, answer: str | None, where: str) -> Found:
-    """A question without options of its own."""
-    if not question.strip():
-        raise RecordError(f"{where}: the question is blank; give it a text.")
-    if answer is not None and not answer.strip():
-        raise RecordError(f"{where}: the answer is blank; give it a text.")
-    return Found(question, answer=None if answer is None else answer.strip())
 
 
 def _units(lines: Iterable[_Line]) -> Iterator[list[_Line]]:
@@ -209,7 +200,7 @@ def _from_unit(unit: Sequence[_Line], where: str) -> Found:
     if not first and any(_letter(text) == "A" for text in asked[1:]):
         raise RecordError(f"{where}: there is an option A but no option B below it; add it.")
     if not first:
-        return _asked(question, answer, where)
+        return Found(question, answer=answer or None)
     return _chosen(question, _options(texts[first:], where), answer, where)
 
 
@@ -236,7 +227,7 @@ def _from_line(text: str, where: str) -> Found:
     question, *options = (part.strip() for part in (left if arrow else text).split("|"))
     answer = right.strip() if arrow else None
     if not options:
-        return _asked(question, answer, where)
+        return Found(question, answer=answer or None)
     return _chosen(question, options, answer, where)
 
 
@@ -247,14 +238,12 @@ def _chosen(question: str, options: list[str], answer: str | None, where: str) -
     """
     starred = [i for i, option in enumerate(options) if option.endswith("*")]
     bare = [option[:-1].rstrip() if option.endswith("*") else option for option in options]
-    if answer is None:
+    if not answer:
         if len(starred) > 1:
             raise RecordError(
                 f"{where}: {len(starred)} options have a star; put a star after the right option, and after no other."
             )
         return Found(question, tuple(bare), gold=starred[0] if starred else None)
-    if not answer:
-        raise RecordError(f"{where}: the answer is blank; give the right option or its letter.")
     # a star belongs to the option's text, unless it says the same as the answer
     if answer not in options and len(starred) == 1:
         found = Found(question, tuple(bare), answer, numbered=False)

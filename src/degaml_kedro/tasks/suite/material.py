@@ -6,8 +6,7 @@ training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,27 +14,12 @@ from degaml_kedro.tasks.suite.data import read_data, read_folder
 
 # by input, the right answers; the first one is shown
 Rule = Mapping[str, tuple[str, ...]]
-# the classes that messages and words are dealt into, by name
-Classes = Mapping[str, tuple[str, ...]]
+# the classes that words are dealt into, by name
+Classes = Mapping[str, Sequence[str]]
 
 TRAIN = "train"
 HELD_OUT_POOLS = ("development", "final_1", "final_2", "final_3")
 STYLES = ("words", "codes", "names")
-
-
-@dataclass(frozen=True)
-class Topic:
-    """Messages about one topic.
-
-    Attributes:
-        names: what each intent is called, by intent.
-        templates: the templates of each intent, with slots in braces.
-        slots: what may stand in a slot.
-    """
-
-    names: Mapping[str, str]
-    templates: Classes
-    slots: Classes
 
 
 @cache
@@ -53,28 +37,16 @@ def rules() -> Mapping[str, Mapping[str, Rule]]:
     }
 
 
-@cache
 def word_sets() -> Mapping[str, Classes]:
     """Words by class, by set."""
-    return {
-        name: {label: tuple(words) for label, words in classes.items()}
-        for name, classes in read_data("word_sets").items()
-    }
+    content: Mapping[str, Classes] = read_data("word_sets")
+    return content
 
 
 @cache
-def topics() -> Mapping[str, Topic]:
-    """Messages by topic."""
-    return {
-        content["topic"]: Topic(
-            names={intent: entry["label"] for intent, entry in content["intents"].items()},
-            templates={
-                intent: tuple(entry["templates"]) for intent, entry in content["intents"].items()
-            },
-            slots={name: tuple(values) for name, values in content["slots"].items()},
-        )
-        for content in read_folder("messages")
-    }
+def topics() -> Mapping[str, Mapping[str, Any]]:
+    """Messages by topic: ``intents``, each with a ``label`` and ``templates`` with slots in braces, and ``slots``."""
+    return {content["topic"]: content for content in read_folder("messages")}
 
 
 def pool_of_rule(domain: str, rule: str) -> tuple[str, str]:
@@ -109,11 +81,11 @@ def label_words(pool: str) -> Mapping[str, tuple[str, ...]]:
     return {style: tuple(word for word in every[style] if word not in taken) for style in STYLES}
 
 
-def templates_of(templates: tuple[str, ...], pool: str) -> tuple[str, ...]:
+def templates_of(templates: Sequence[str], pool: str) -> list[str]:
     """An intent's templates that belong to a pool: those at certain places of every ten."""
     places = _pools()["template_places"]
     mine = set(places[pool]) if pool != TRAIN else set(range(10)) - set().union(*places.values())
-    return tuple(template for number, template in enumerate(templates) if number % 10 in mine)
+    return [template for number, template in enumerate(templates) if number % 10 in mine]
 
 
 def _pools() -> dict[str, Any]:
