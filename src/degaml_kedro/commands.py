@@ -157,9 +157,6 @@ def _pair_options(command: Callable[..., None]) -> Callable[..., None]:
             "--tracking-uri", metavar="URI", help="Where MLflow is, for models:/ and runs:/ URIs."
         ),
         click.option("--revision", metavar="REVISION", help="Of a pair on the Hugging Face hub."),
-        click.option(
-            "--policy", metavar="URI", help="The policy, where SOURCE is an MLflow generator."
-        ),
     ):
         command = option(command)
     return command
@@ -218,7 +215,6 @@ def adapt(
     out: Path,
     held_out: int,
     pair: str | None,
-    policy: str | None,
     revision: str | None,
     tracking_uri: str | None,
     rounds: int | None,
@@ -246,7 +242,7 @@ def adapt(
     line = _ProgressLine(quiet)
     line.say("loading the pair")
     try:
-        session = Session.load(pair, policy=policy, revision=revision, tracking_uri=tracking_uri)
+        session = Session.load(pair, revision=revision, tracking_uri=tracking_uri)
         with _cancelled_by_ctrl_c() as cancel:
             adapted = session.adapt(
                 given,
@@ -737,7 +733,6 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def info(
     source: str | None,
-    policy: str | None,
     revision: str | None,
     tracking_uri: str | None,
     as_json: bool,
@@ -787,9 +782,7 @@ def info(
         return
     from degaml_kedro.checkpoint import hub
 
-    pair = hub.load_trained_pair(
-        source, policy=policy, revision=revision, tracking_uri=tracking_uri
-    )
+    pair = hub.load_trained_pair(source, revision=revision, tracking_uri=tracking_uri)
     facts = _pair_facts(pair)
     facts["accuracy, as its card says"] = _card_accuracy(folder or hub.SHIPPED)
     if source is None:
@@ -979,7 +972,6 @@ Example:
 def base_model(
     folder: Path,
     pair: str | None,
-    policy: str | None,
     revision: str | None,
     tracking_uri: str | None,
 ) -> None:
@@ -987,7 +979,7 @@ def base_model(
     from degaml_kedro.checkpoint.hub import load_trained_pair
     from degaml_kedro.llm.base_model import export_base_model
 
-    found = load_trained_pair(pair, policy=policy, revision=revision, tracking_uri=tracking_uri)
+    found = load_trained_pair(pair, revision=revision, tracking_uri=tracking_uri)
     export_base_model(found.settings.model, folder)
     click.echo(f"{found.base_model} is in {folder}.")
 

@@ -38,7 +38,7 @@ _HUB = re.compile(
 )
 _FORMS = (
     "a folder that `python -m degaml_kedro.checkpoint.shipping` wrote; a run's data folder (with 06_models in it); "
-    "models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN/NAME of a generator, with `policy` naming the policy's; "
+    "models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN/NAME of MLflow; "
     "OWNER/NAME or hf://OWNER/NAME[@REVISION] of the Hugging Face hub; nothing, for the pair that comes with the "
     "package"
 )
@@ -48,7 +48,6 @@ _OF_THE_PACKAGE = "the pair that comes with the package"
 def load_trained_pair(
     source: str | Path | None = None,
     *,
-    policy: str | None = None,
     revision: str | None = None,
     tracking_uri: str | None = None,
 ) -> TrainedPair:
@@ -56,9 +55,8 @@ def load_trained_pair(
 
     Args:
         source: None: the pair that comes with the package; a pair's folder; a Kedro run's data folder; MLflow's
-            ``models:/…`` or ``runs:/…`` of a generator; ``owner/name`` or ``hf://owner/name[@revision]`` of the
+            ``models:/…`` or ``runs:/…``; ``owner/name`` or ``hf://owner/name[@revision]`` of the
             hub. A folder that is there comes before a hub id.
-        policy: MLflow's URI of the policy, for a generator in MLflow.
         revision: the hub's: a branch, a tag or a commit. A commit alone stays what it is.
         tracking_uri: MLflow's; None for the one that MLflow is set to.
 
@@ -67,18 +65,12 @@ def load_trained_pair(
         DegamlError: MLflow cannot be used, or a model there is none of ours.
     """
     text = "" if source is None else str(source)
-    is_mlflow = text.startswith(("models:", "runs:"))
-    if policy is not None and not is_mlflow:
-        raise CheckpointError(
-            f"`policy` is {policy}, but it goes with a generator in MLflow alone (models:/… or runs:/…), and the "
-            f"source is {text or _OF_THE_PACKAGE}; leave it out"
-        )
     folder = Path(text).expanduser()
     load: Callable[[], TrainedPair]
     if source is None:
         load = _shipped
-    elif is_mlflow:
-        load = partial(_from_mlflow, text, policy, tracking_uri)
+    elif text.startswith(("models:", "runs:")):
+        load = partial(_from_mlflow, text, tracking_uri)
     # an empty path would be the folder that one is in
     elif text.strip() and os.path.exists(folder):  # noqa: PTH110 - a name too long is no error there
         load = partial(_from_folder, folder, text)
@@ -220,8 +212,7 @@ def _checked(found: Mapping[str, Any], where: str) -> PairSettings:
     if missing:
         raise CheckpointError(
             f"{where} does not say which '{missing[0]}' it was trained with; make its record again with this version "
-            f"of degaml-kedro (for a registered model: register it again, from a folder that has "
-            f"{_REPORTING}/run.json)"
+            f"of degaml-kedro"
         )
     try:
         return PairSettings.model_validate(dict(found))
@@ -254,23 +245,14 @@ def _trained(
 # --- MLflow ---------------------------------------------------------------------------------------
 
 
-def _from_mlflow(uri: str, policy: str | None, tracking_uri: str | None) -> TrainedPair:
+def _from_mlflow(uri: str, tracking_uri: str | None) -> TrainedPair:
     # takes seconds to import, and the other sources do without it
-    from degaml_kedro.tracking.registry import describe_model, load_pair
+    from degaml_kedro.tracking.server import download_checkpoint
 
-    if policy is None:
-        raise CheckpointError(
-            f"{uri} is a generator alone; name the policy that refines its adapters as well, as in "
-            f"policy='models:/degaml-policy@ALIAS'"
-        )
-    pair = load_pair(uri, policy, tracking_uri)
-    makes, refines = (describe_model(one, tracking_uri) for one in (uri, policy))
-    described = {**makes["settings"], **refines["settings"]}
-    # the encoder is the generator's
-    described["encoder"] = makes["settings"].get("encoder")
-    known = {name: makes.get(name) for name in ("seed", "profile", "variant")}
-    name = f"{uri} with {policy}"
-    return _trained(name, pair.generator, pair.policy, _checked(described, name), known, uri)
+    with tempfile.TemporaryDirectory(
+        prefix="degaml-pair-", ignore_cleanup_errors=True
+    ) as temporary:
+        return read_pair(download_checkpoint(uri, Path(temporary), tracking_uri), uri)
 
 
 # --- the hub --------------------------------------------------------------------------------------

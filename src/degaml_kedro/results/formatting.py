@@ -72,7 +72,7 @@ def counted(count: int, noun: str) -> str:
 
 def flat(value: Any, name: str = "") -> dict[str, str]:
     """Nested settings by their whole name, ``generator.draws``, each value as JSON has it."""
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping) and (value or not name):
         found: dict[str, str] = {}
         for key, inner in value.items():
             found |= flat(inner, f"{name}.{key}" if name else str(key))
