@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "bag of words": bag_of_words,
         "sentence_head": question_embedder(encoder),
     }
-    rows = [["distribution", "labels", "chance", *methods]]
+    rows = []
     for name, kind, found in distributions(asked.labels):
         print(f"{name}, {kind} …", file=sys.stderr, flush=True)
         sizes = {"support": asked.support, "test": asked.questions}
@@ -69,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chance = [np.mean([1 / len(e.options) for e in task["test"]]) for task in tasks]
         cells = [_cell([accuracy(embed, task) for task in tasks]) for embed in methods.values()]
         rows.append([name, kind, f"{np.mean(chance):.2f}", *cells])
-    print(markdown_table(rows))
+    print(
+        markdown_table(pd.DataFrame(rows, columns=["distribution", "labels", "chance", *methods]))
+    )
     return 0
 
 

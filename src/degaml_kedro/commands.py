@@ -151,9 +151,6 @@ _reading_options = _options(
     click.option("--skip-mistakes", is_flag=True, help="Go on without the lines that have one."),
 )
 _pair_options = _options(
-    click.option(
-        "--policy", metavar="URI", help="The policy, where SOURCE is an MLflow generator."
-    ),
     click.option("--revision", metavar="REVISION", help="Of a pair on the Hugging Face hub."),
     click.option(
         "--tracking-uri", metavar="URI", help="Where MLflow is, for models:/ and runs:/ URIs."
@@ -214,7 +211,6 @@ def adapt(
     out: Path,
     held_out: int,
     pair: str | None,
-    policy: str | None,
     revision: str | None,
     tracking_uri: str | None,
     rounds: int | None,
@@ -237,7 +233,7 @@ def adapt(
     line = _ProgressLine(quiet)
     line.say("loading the pair")
     try:
-        session = Session.load(pair, policy=policy, revision=revision, tracking_uri=tracking_uri)
+        session = Session.load(pair, revision=revision, tracking_uri=tracking_uri)
         with _cancelled_by_ctrl_c() as cancel:
             adapted = session.adapt(
                 given,

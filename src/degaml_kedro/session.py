@@ -233,25 +233,21 @@ class Session(AnsweringModel):
         cls,
         source: str | Path | None = None,
         *,
-        policy: str | None = None,
         revision: str | None = None,
         tracking_uri: str | None = None,
     ) -> Session:
         """Load a trained pair and its base model.
 
         Args:
-            source: a pair's folder, the data folder of a run, a generator's MLflow URI (``models:/…``, ``runs:/…``), or
-                the id of a repository on the Hugging Face hub; None for the pair that ships with the package.
-            policy: the policy's MLflow URI, where ``source`` is a generator's.
+            source: a pair's folder, the data folder of a run, an MLflow URI (``models:/…``, ``runs:/…``), or the id of
+                a repository on the Hugging Face hub; None for the pair that ships with the package.
             revision: of a hub repository: a branch, tag or commit.
             tracking_uri: MLflow's; None for the one that MLflow is set to.
 
         Raises:
             DegamlError: there is no such pair, it is damaged, or its base model cannot be loaded.
         """
-        return cls(
-            load_trained_pair(source, policy=policy, revision=revision, tracking_uri=tracking_uri)
-        )
+        return cls(load_trained_pair(source, revision=revision, tracking_uri=tracking_uri))
 
     @property
     def space(self) -> ActionSpace:

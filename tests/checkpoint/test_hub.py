@@ -26,7 +26,6 @@ from degaml_kedro.checkpoint import hub as sources
 from degaml_kedro.checkpoint.folder import PAIR_FILES
 from degaml_kedro.checkpoint.hub import load_trained_pair
 from degaml_kedro.checkpoint.layout import CARD_FILE, CheckpointError
-from degaml_kedro.tracking.registry import RegistryError, find_models, register_models
 from tests.checkpoint.helpers import (
     tiny_pair,
     tiny_parameters,
@@ -173,9 +172,7 @@ def test_an_unknown_source_lists_the_forms(source, tmp_path, monkeypatch):
 
 def test_options_of_other_sources_are_refused(tmp_path):
     folder = write_tiny_pair(tmp_path / "pair")
-    with pytest.raises(CheckpointError, match="`policy` is x, but only generators in MLflow"):
-        load_trained_pair(folder, policy="x")
-    for source in (folder, None, "models:/degaml-generator/1"):
+    for source in (folder, None, "models:/degaml-pair/1"):
         with pytest.raises(CheckpointError, match="only pairs of the Hugging Face hub have one"):
             load_trained_pair(source, revision="main")
 
@@ -197,83 +194,6 @@ def test_neither_kedro_nor_mlflow_is_imported(tmp_path):
     loaded = done.stdout.strip()
     assert "mlflow" not in loaded
     assert "kedro" not in loaded
-
-
-# --- MLflow ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def artifacts(tmp_path_factory):
-    return tmp_path_factory.mktemp("artifacts")
-
-
-@pytest.fixture(scope="module")
-def registered(tmp_path_factory, run, artifacts):
-    uri = f"sqlite:///{tmp_path_factory.mktemp('registry') / 'mlflow.db'}"
-    assert len(register_models(run, uri, "models", artifacts.as_uri())) == 2
-    return uri
-
-
-def test_registered_models(registered):
-    found = load_trained_pair(
-        "models:/degaml-generator/1",
-        policy="models:/degaml-policy@tests-7",
-        tracking_uri=registered,
-    )
-    assert is_tiny(found)
-    assert found.name == "models:/degaml-generator/1 with models:/degaml-policy@tests-7"
-    assert found.about["tasks"] == ["day_after"]
-    assert (found.about["seed"], found.about["profile"], found.about["variant"]) == (
-        7,
-        "tests",
-        "mse",
-    )
-
-
-def test_a_registered_generator_needs_its_policy(registered):
-    with pytest.raises(CheckpointError, match="name the policy that refines its adapters"):
-        load_trained_pair("models:/degaml-generator/1", tracking_uri=registered)
-    with pytest.raises(RegistryError, match="a policy was asked for"):
-        load_trained_pair(
-            "models:/degaml-generator/1",
-            policy="models:/degaml-generator/1",
-            tracking_uri=registered,
-        )
-    with pytest.raises(RegistryError, match="is not in"):
-        load_trained_pair(
-            "models:/nothing/1", policy="models:/degaml-policy/1", tracking_uri=registered
-        )
-
-
-def test_models_that_were_registered_without_settings(registered, artifacts, run, tmp_path):
-    folder = shutil.copytree(run, tmp_path / "data")
-    parameters = {k: v for k, v in tiny_parameters(seed=8).items() if k != "prompt"}
-    write_json(folder / "08_reporting" / "run.json", {"parameters": parameters})
-    # other bytes, so that they are new versions
-    for file in folder.glob("06_models/*/*.json"):
-        file.write_text(file.read_text() + "\n")
-    made = register_models(folder, registered, "models", artifacts.as_uri())
-    with pytest.raises(CheckpointError, match="does not say which 'prompt'.*register it again"):
-        load_trained_pair(made[0], policy=made[1], tracking_uri=registered)
-
-
-def test_a_damaged_registered_generator(registered, artifacts, run, tmp_path):
-    folder = shutil.copytree(run, tmp_path / "data")
-    file = folder / "06_models" / "mse.generator" / "generator.json"
-    file.write_text(file.read_text() + "\n\n")
-    (made,) = register_models(
-        [one for one in find_models(folder) if one.kind == "generator"],
-        registered,
-        "models",
-        artifacts.as_uri(),
-    )
-    (own,) = (
-        one for one in artifacts.rglob("generator.json") if one.read_text().endswith("\n\n\n")
-    )
-    weights = own.with_name("generator.safetensors")
-    weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(RegistryError, match=rf"{made} cannot be read .*register it again"):
-        load_trained_pair(made, policy="models:/degaml-policy/1", tracking_uri=registered)
 
 
 # --- the hub --------------------------------------------------------------------------------------

@@ -118,6 +118,9 @@ ELSEWHERE: dict[str, str] = {
     "python -m degaml_kedro.tracking data/comparison --uri http://tracking.example:5000": (
         "tests/tracking/test_comparison.py::test_the_command_imports_what_is_on_disk"
     ),
+    "python -m degaml_kedro.tracking adapter": (
+        "tests/tracking/test_registry.py::test_a_checkpoint_s_folder_is_registered_by_hand"
+    ),
     "pip install 'degaml-kedro[postgres]'": (
         "tests/tracking/test_server.py::test_a_missing_driver_is_named"
     ),

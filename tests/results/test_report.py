@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from dataclasses import replace
 from functools import partial
@@ -23,13 +22,12 @@ from degaml_kedro.results.paper import paper_table
 from degaml_kedro.results.rendering import (
     PAGE,
     Code,
+    Emphasis,
     Strong,
     Table,
-    _aligned,
-    _as_markdown,
+    _escaped,
     _fenced,
-    _paragraph,
-    render_html,
+    _grid,
 )
 from degaml_kedro.results.report import context, write
 from degaml_kedro.results.runs import Run, Runs
@@ -170,13 +168,13 @@ VOID = {"meta", "wbr", "br", "img", "link", "input", "hr"}
 
 
 class Reader(HTMLParser):
-    """What a browser would find: that tags are closed, what is loaded, the tables' cells, and what sections say."""
+    """What a browser would find: that tags are closed, what is loaded, the tables' cells, and what titles head."""
 
     def __init__(self, page):
         super().__init__()
         self.open, self.starts, self.loads, self.scripts = [], [], [], []
-        self.tables, self.ids, self.said, self._sections = [], set(), {}, []
-        self._cell = None
+        self.tables, self.ids, self.said = [], set(), {}
+        self._cell, self._titles = None, []
         self.feed(page)
         self.close()
         assert self.open == []
@@ -205,25 +203,26 @@ class Reader(HTMLParser):
             self._cell = ""
         elif tag == "script":
             self.scripts.append("")
-        elif tag == "section":
-            self._sections.append(dict(attributes)["aria-labelledby"])
-            self.said[self._sections[-1]] = ""
+        elif re.fullmatch("h[1-3]", tag):
+            # what stands below a title of a third level stands below that of the second, too
+            level = int(tag[1])
+            self._titles = [*self._titles[: level - 1], dict(attributes).get("id", "")]
+            self.said[self._titles[-1]] = ""
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
         if tag in ("td", "th"):
             self.tables[-1][-1].append(self._cell)
             self._cell = None
-        elif tag == "section":
-            self._sections.pop()
 
     def handle_data(self, data):
         if self._cell is not None:
             self._cell += data
         elif self.open and self.open[-1] == "script":
             self.scripts[-1] += data
-        elif self._sections:
-            self.said[self._sections[-1]] += data
+        else:
+            for title in self._titles:
+                self.said[title] += data
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -259,7 +258,7 @@ def page(written):
 def said(runs_or_findings):
     """What the sections of a report say, by their keys."""
     findings = find(runs_or_findings) if isinstance(runs_or_findings, Runs) else runs_or_findings
-    return Reader(render_html(context(findings))).said
+    return Reader(write(findings)[0]).said
 
 
 def tables_of(values, pool="meta_test"):
@@ -273,7 +272,8 @@ def pool_tables(runs, pool="meta_test"):
 
 
 def rows_of(table):
-    return [tuple(row) for _, rows in table.groups for row in rows]
+    """Without the titles of groups."""
+    return [tuple(row) for row in table.rows if not isinstance(row[0], Emphasis)]
 
 
 def row_of(table, name):
@@ -307,15 +307,7 @@ def test_markdown_and_page_hold_the_same_tables(written, page):
     text = written[1]
     in_text = [[[plain(cell) for cell in row] for row in table] for table in markdown_tables(text)]
     assert len(in_text) > 10
-    # a group's title is one wide cell in the page, and one cell and empty ones in Markdown
-    in_page = [
-        [
-            [" ".join(cell.split()) for cell in row] + [""] * (len(table[0]) - len(row))
-            for row in table
-        ]
-        for table in page.tables
-    ]
-    assert in_text == in_page
+    assert in_text == page.tables
 
 
 def test_every_markdown_table_has_as_many_cells_in_every_line(written):
@@ -346,36 +338,26 @@ def test_only_the_page_s_own_scripts_may_run(written, page):
         1
     )
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
-    programs = [script for script in page.scripts if not script.startswith("{")]
-    assert sum("plotly.js v" in program for program in programs) == 1
+    assert sum("plotly.js v" in program for program in page.scripts) == 1
     digests = [
-        base64.b64encode(hashlib.sha256(program.encode()).digest()).decode() for program in programs
+        base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
+        for program in page.scripts
     ]
     assert re.findall(r"sha256-([A-Za-z0-9+/=]+)", policy) == digests
-    for drawing in page.scripts:
-        if drawing not in programs:
-            json.loads(drawing, parse_constant=pytest.fail)
 
 
 def test_a_page_can_be_read_by_all(written, page):
     assert written[0].startswith("<!DOCTYPE html>")
     assert '<html lang="en">' in written[0]
     attributes = [(tag, dict(pairs)) for tag, pairs in page.starts]
-    heads = [own for tag, own in attributes if tag == "th"]
-    assert {own.get("scope") for own in heads} == {"col", "row", "rowgroup"}
-    assert sum(tag == "caption" for tag, _ in attributes) == len(page.tables)
-    assert any(own.get("role") == "img" and own.get("aria-label") for _, own in attributes)
-    # every entry of the contents leads somewhere, and there is one for every section
+    assert {own.get("scope") for tag, own in attributes if tag == "th"} == {"col"}
+    drawn = [own["aria-label"] for _, own in attributes if own.get("role") == "img"]
+    assert len(drawn) == 7
+    assert all(drawn)
+    # every entry of the contents leads somewhere
     targets = {own["href"][1:] for tag, own in attributes if tag == "a"}
-    assert targets == {"content", *page.said} <= page.ids
+    assert {"content", "summary", "comparison", "glossary"} <= targets <= page.ids
     assert "@media print" in written[0]
-    assert "prefers-color-scheme" in written[0]
-
-
-def test_the_figure_itself_is_left_as_it_is(values):
-    before = values["policy"].figure.to_json()
-    assert values["policy"].drawing != before
-    assert values["policy"].figure.to_json() == before
 
 
 # --- what is said ---------------------------------------------------------------------------------
@@ -395,7 +377,7 @@ def test_the_summary_gives_the_verdict_with_its_numbers(page):
     assert "Time beside it, which does not decide: 4.0 s, and 4.0 s at most" in said
     # of the four that were asked for, two have no answers
     assert "both corrected for 4 comparisons (n = 160 pairs" in said
-    assert "Holm-adjusted p: for 3 comparisons." in page.said["pool-meta-test"]
+    assert "Holm-adjusted p: for 3 comparisons." in page.said["out-of-domain-held-out-tasks"]
     assert "2 seeds (999 and 1000)" in said
     assert "A claim wants 3 seeds" in said
     # two of the four baselines are missing
@@ -441,7 +423,7 @@ def test_only_winners_are_bold(full, values, page):
     assert winner(full[1].pools["meta_test"]) == "degaml"
     # oracle_strategy is higher everywhere
     assert bold == {("degaml", "months"), ("degaml", "capitals"), ("degaml", "Avg")}
-    notes = page.said["pool-meta-test"]
+    notes = page.said["out-of-domain-held-out-tasks"]
     assert "Bold: better beyond chance than every other" in notes
     assert "corrected for the comparisons within a column, not over columns" in notes
 
@@ -456,7 +438,7 @@ def test_a_yardstick_does_not_compete_where_it_sees_more(pool):
     (accuracies, *_) = tables_of(context(findings), pool)
     assert isinstance(row_of(accuracies, "no_meta_train")["Avg"], Strong) == seen
     found = said(findings)
-    notes = found[f"pool-{pool.replace('_', '-')}"]
+    notes = found["comparison"]
     assert ("no_meta_train is a yardstick, no competitor" in notes) != seen
     assert ("(no_meta_train, a yardstick, left out)" in found["summary"]) != seen
 
@@ -465,13 +447,13 @@ def test_nothing_is_bold_where_methods_are_alike():
     findings = find(make_runs(right=dict.fromkeys(METHODS, 20)))
     (accuracies, *_) = tables_of(context(findings))
     assert not any(isinstance(cell, Strong) for row in rows_of(accuracies) for cell in row)
-    assert "nothing is bold" in said(findings)["pool-meta-test"]
+    assert "nothing is bold" in said(findings)["out-of-domain-held-out-tasks"]
 
 
 def test_bounds_stand_apart_and_are_called_that(values):
-    (_, (title, rows)) = tables_of(values)[0].groups
-    assert title == "bound, no result"
-    assert [row[0] for row in rows] == ["oracle_strategy"]
+    *_, (title, *_), (method, *_) = tables_of(values)[0].rows
+    assert (title, method) == ("bound, no result", "oracle_strategy")
+    assert isinstance(title, Emphasis)
 
 
 # --- what is missing ------------------------------------------------------------------------------
@@ -502,7 +484,7 @@ def test_missing_methods_are_missing_and_not_0():
     assert "degaml: 85.0 over the 1 of 2 tasks that are there" in notes
     assert "left out: degaml: months" in " ".join(contrasts.notes)
     page, text = write(find(runs))
-    assert '<abbr title="missing">—</abbr>' in page
+    assert ">—</td>" in page
     assert re.search(r"^\| abmll +\| +— \| +— \| +— \|$", text, re.MULTILINE)
     assert "missing; there is no result, which is not a result of 0." in page
 
@@ -532,18 +514,18 @@ def test_every_part_without_data_says_what_makes_it():
             for run in runs.runs
         ),
     )
-    page = Reader(render_html(context(find(runs))))
+    page = Reader(write(find(runs))[0])
     for key, how in {
-        "compute": "kedro run",
+        "accuracy-against-compute": "kedro run",
         "reliability": "scoring modes",
-        "strategies": "kedro run --pipeline evaluate",
-        "policy": "kedro run --pipeline policy",
-        "generator": "kedro run --pipeline generator",
-        "settings": "kedro run --pipeline baselines",
-        "paper": "kedro run --env paper_0_5b",
-        "reproduction-versions": "08_reporting/run.json",
-        "reproduction-settings": "08_reporting/run.json",
-        "pool-meta-test": "degaml has no results here",
+        "strategies-by-task": "kedro run --pipeline evaluate",
+        "how-the-policy-learned": "kedro run --pipeline policy",
+        "generator-health": "kedro run --pipeline generator",
+        "search-for-settings": "kedro run --pipeline baselines",
+        "beside-the-paper-s-figures": "kedro run --env paper_0_5b",
+        "versions-and-machines": "08_reporting/run.json",
+        "every-setting": "08_reporting/run.json",
+        "out-of-domain-held-out-tasks": "degaml has no results here",
         "summary": "degaml has no mean accuracy",
     }.items():
         assert how in page.said[key], key
@@ -553,9 +535,9 @@ def test_every_part_without_data_says_what_makes_it():
 
 
 def test_no_results_at_all_are_a_report_without_programs():
-    text = render_html(context(find(make_runs(without=METHODS, tables={}))))
+    text, _ = write(find(make_runs(without=METHODS, tables={})))
     page = Reader(text)
-    assert "No method has results here" in page.said["pool-meta-test"]
+    assert "No method has results here" in page.said["out-of-domain-held-out-tasks"]
     assert "degaml has no mean accuracy" in page.said["summary"]
     assert "<script" not in text
     assert "script-src 'none'" in text
@@ -564,9 +546,12 @@ def test_no_results_at_all_are_a_report_without_programs():
 def test_many_generators_are_shown_of_the_first_run_only(full):
     many = pd.concat([steps().assign(variant=name) for name in ("a", "b", "c", "d")])
     findings = replace(full[1], runs=make_runs(tables={"generator_steps": many}))
-    titles = [picture.title for picture in context(findings)["generators"]]
-    assert titles == [f"Generator {name}, seed_999" for name in ("a", "b", "c", "d")]
-    assert "Figures of seed_999; those of seed_1000 are beside" in said(findings)["generator"]
+    assert context(findings)["generators"] == [
+        f"Generator {name}, seed_999" for name in ("a", "b", "c", "d")
+    ]
+    assert (
+        "Figures of seed_999; those of seed_1000 are beside" in said(findings)["generator-health"]
+    )
 
 
 def test_drawn_tasks_have_a_row_a_distribution():
@@ -602,7 +587,7 @@ def test_drawn_tasks_have_a_row_a_distribution():
 
 
 def costs_of(values, method):
-    (row,) = [row for row in rows_of(values["compute"]["table"]) if row[0] == method]
+    (row,) = [row for row in rows_of(values["compute"]) if row[0] == method]
     return row
 
 
@@ -631,7 +616,7 @@ def test_of_some_methods_only_the_sum_of_tokens_is_known():
         runs = replace(runs, runs=(replace(runs.runs[0], compute=unknown),))
         values = context(find(runs))
         assert costs_of(values, "degaml")[2:6] == (None, None, "16.0 k", "4.0 s")
-    assert any("of tokens maybe only the sum" in n for n in values["compute"]["table"].all_notes)
+    assert any("of tokens maybe only the sum" in n for n in values["compute"].all_notes)
 
 
 def test_what_does_nothing_at_a_task_costs_nothing_there():
@@ -646,7 +631,7 @@ def test_what_does_nothing_at_a_task_costs_nothing_there():
 
 
 def test_calibration_is_that_of_the_curves(full, values):
-    row = row_of(values["calibration"]["table"], "degaml")
+    row = row_of(values["calibration"], "degaml")
     bins = full[1].bins
     own = bins[(bins["method"] == "degaml") & (bins["n"] > 0)]
     by_hand = float((own["n"] * (own["accuracy"] - own["confidence"]).abs()).sum() / own["n"].sum())
@@ -659,11 +644,11 @@ def test_calibration_is_that_of_the_curves(full, values):
 
 
 def test_the_search_shows_what_was_tried_and_chosen(values, page):
-    assert rows_of(values["settings"]["table"]) == [
+    assert rows_of(values["settings"]) == [
         ("union_train", "steps 5", "", "999, 1000", "40.0", "40.0"),
         ("union_train", "steps 10", "chosen", "999, 1000", "55.0", "55.0"),
     ]
-    notes = page.said["settings"]
+    notes = page.said["search-for-settings"]
     assert "on validation questions (n = 60 each) of meta-train tasks" in notes
     assert "Every baseline had the same number of settings to choose from." in notes
     assert "policy's settings were set by hand on meta-train tasks (docs/comparison.md)" in notes
@@ -674,7 +659,7 @@ def test_seeds_that_searched_for_themselves_have_rows_of_their_own(full):
     other = pd.DataFrame(TRIED).assign(accuracy=0.25)
     second = replace(runs.runs[1], tables={"settings": other})
     runs = replace(runs, runs=(runs.runs[0], second))
-    tried = context(replace(full[1], runs=runs))["settings"]["table"]
+    tried = context(replace(full[1], runs=runs))["settings"]
     assert [row[3] for row in rows_of(tried)] == ["999", "999", "1000", "1000"]
 
 
@@ -726,11 +711,11 @@ def test_the_paper_s_figures_stand_beside_ours_in_its_profile():
     assert row_of(held_out, "abmll")["MATH"] == "— / 7.1"
     assert row_of(seen, "base")["ARC-c"] == "30.0 / 38.3"
     assert any("Not all of the paper's tasks ran" in note for note in held_out.notes)
-    assert held_out.caption in Reader(render_html(values)).said["paper"]
+    assert held_out.caption in said(runs)["beside-the-paper-s-figures"]
 
 
 def test_the_appendix_has_the_paper_s_tables_as_printed(page, values):
-    assert "Tables 1 and 2" in page.said["appendix"]
+    assert "Tables 1 and 2" in page.said["appendix-the-paper-s-tables"]
     assert len(values["paper_tables"]) == 4
     assert ("degaml", "55.5", "74.7", "48.3", "58.7", "60.1", "52.8", "58.4") in [
         row for table in values["paper_tables"] for row in rows_of(table)
@@ -741,7 +726,7 @@ def test_all_pools_have_their_section(page):
     pools = {"meta_train": ("colors", "days"), "left_out": ("days",), "meta_test": TASKS}
     values = context(find(make_runs(tasks=pools)))
     assert [view["name"] for view in values["comparison"]] == list(pools)
-    assert [row[0] for row in tables_of(values, "meta_train")[0].groups[0][1]] == [
+    assert [row[0] for row in rows_of(tables_of(values, "meta_train")[0])[:7]] == [
         "no_meta_train",
         "union_train",
         "abmll",
@@ -751,14 +736,14 @@ def test_all_pools_have_their_section(page):
         "degaml",
     ]
     # a pool that no task is in is not spoken of, where only groups have one
-    keys = [key for key in page.said if key.startswith("pool-")]
-    assert keys == ["pool-meta-train", "pool-meta-test"]
+    keys = [key for key in page.said if "domain" in key or "left-out" in key]
+    assert keys == ["in-domain-tasks-of-meta-training", "out-of-domain-held-out-tasks"]
 
 
 def test_the_glossary_has_a_sentence_for_every_method(page):
     for method in (*METHODS, "abmll"):
-        assert f"{method}: " in page.said["glossary-methods"]
-    assert "A method of this configuration." not in page.said["glossary-methods"]
+        assert f"{method}: " in page.said["methods"]
+    assert "A method of this configuration." not in page.said["methods"]
 
 
 def test_the_glossary_says_what_is_chosen_on_what():
@@ -771,21 +756,21 @@ def test_the_glossary_says_what_is_chosen_on_what():
 
 
 def test_a_table_in_markdown():
-    groups = [("words", [("words", "1.5"), (Code("words"), None)]), ("", [(Strong("b"), "x")])]
-    made = Table("words", ("method", "words"), groups, ("a note",))
+    rows = [(Emphasis("words"), ""), ("words", "1.5"), (Code("words"), None), (Strong("b"), "x")]
+    made = Table("words", ("method", "words"), rows, ("a note",))
     assert made.all_notes == [
         "a note",
         "—: missing; there is no result, which is not a result of 0.",
     ]
     assert (
-        _aligned(made)
+        _grid(made)
         == """\
-| method  | words |
-| ------- | ----: |
-| *words* |       |
-| words   |   1.5 |
-| `words` |     — |
-| **b**   |     x |"""
+| method   |   words |
+|:---------|--------:|
+| *words*  |         |
+| words    |     1.5 |
+| `words`  |       — |
+| **b**    |       x |"""
     )
 
 
@@ -799,19 +784,20 @@ def test_a_table_in_markdown():
         ("1. first", r"1\. first"),
         ("# head", r"\# head"),
         ("- item", r"\- item"),
-        ("-1.5 points", r"\-1.5 points"),
+        ("---", r"\---"),
+        ("-1.5 points", "-1.5 points"),
         ("3 seeds", "3 seeds"),
     ],
 )
 def test_markdown_escapes(text, expected):
-    assert _paragraph(_as_markdown(text)) == expected
+    assert _escaped(text) == expected
 
 
 @pytest.mark.parametrize(
     ("text", "expected"), [("a|b", "`a\\|b`"), ("a`b", "``a`b``"), ("`", "`` ` ``"), ("", "")]
 )
 def test_code_in_markdown_tables(text, expected):
-    assert f"| {expected.ljust(3)}" in _aligned(Table("c", ("x",), [("", [(Code(text),)])]))
+    assert f"| {expected.ljust(3)}" in _grid(Table("c", ("x",), [(Code(text),)]))
 
 
 def test_code_is_fenced_with_more_than_it_holds():
@@ -843,8 +829,7 @@ def test_hostile_names_stay_text_everywhere():
     assert not reader.loads
     assert not reader.tags & {"link", "img", "iframe", "object", "embed", "base", "form"}
     assert all("onerror" not in dict(attributes) for _, attributes in reader.starts)
-    drawings = [json.loads(script) for script in reader.scripts if script.startswith("{")]
-    assert len(drawings) == 7
+    assert sum("Plotly.newPlot" in script for script in reader.scripts) >= 7
     assert "http://evil.example" not in "".join(
         value
         for _, attributes in reader.starts

@@ -38,7 +38,7 @@ _HUB = re.compile(
 )
 _FORMS = (
     "a folder that `python -m degaml_kedro.checkpoint.shipping` wrote; a run's data folder (with 06_models in it); "
-    "models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN/NAME of a generator, with `policy` naming the policy's; "
+    "models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN/NAME of MLflow; "
     "OWNER/NAME or hf://OWNER/NAME[@REVISION] of the Hugging Face hub; nothing, for the pair that comes with the "
     "package"
 )
@@ -52,7 +52,6 @@ _FINISH = (
 def load_trained_pair(
     source: str | Path | None = None,
     *,
-    policy: str | None = None,
     revision: str | None = None,
     tracking_uri: str | None = None,
 ) -> TrainedPair:
@@ -60,9 +59,8 @@ def load_trained_pair(
 
     Args:
         source: None: the pair that comes with the package; a pair's folder; a Kedro run's data folder; MLflow's
-            ``models:/…`` or ``runs:/…`` of a generator; ``owner/name`` or ``hf://owner/name[@revision]`` of the
+            ``models:/…`` or ``runs:/…``; ``owner/name`` or ``hf://owner/name[@revision]`` of the
             hub. A folder that is there comes before a hub id.
-        policy: MLflow's URI of the policy, for a generator in MLflow.
         revision: the hub's: a branch, a tag or a commit. A commit alone stays what it is.
         tracking_uri: MLflow's; None for the one that MLflow is set to.
 
@@ -74,21 +72,16 @@ def load_trained_pair(
     folder = Path(text).expanduser()
     # an empty path would be the folder that one is in
     is_there = bool(text.strip()) and os.path.exists(folder)  # noqa: PTH110 - a name too long is no error there
-    is_mlflow = text.startswith(("models:", "runs:"))
     of_hub = None if is_there or not isinstance(source, str) else _HUB.match(text)
-    for name, value, fits, owners in (
-        ("policy", policy, is_mlflow, "generators in MLflow (models:/… or runs:/…)"),
-        ("revision", revision, of_hub, "pairs of the Hugging Face hub"),
-    ):
-        if value is not None and not fits:
-            raise CheckpointError(
-                f"`{name}` is {value}, but only {owners} have one, and the source is {text or _OF_THE_PACKAGE}; leave "
-                f"it out"
-            )
+    if revision is not None and not of_hub:
+        raise CheckpointError(
+            f"`revision` is {revision}, but only pairs of the Hugging Face hub have one, and the source is "
+            f"{text or _OF_THE_PACKAGE}; leave it out"
+        )
     if source is None:
         return _shipped()
-    if is_mlflow:
-        return _from_mlflow(text, policy, tracking_uri)
+    if text.startswith(("models:", "runs:")):
+        return _from_mlflow(text, tracking_uri)
     if is_there:
         return _from_folder(folder, text)
     if of_hub:
@@ -227,8 +220,7 @@ def _checked(found: Mapping[str, Any], where: str) -> PairSettings:
     if missing:
         raise CheckpointError(
             f"{where} does not say which '{missing[0]}' it was trained with; make its record again with this version "
-            f"of degaml-kedro (for a registered model: register it again, from a folder that has "
-            f"{_REPORTING}/run.json)"
+            f"of degaml-kedro"
         )
     try:
         return PairSettings.model_validate(dict(found))
@@ -261,23 +253,14 @@ def _trained(
 # --- MLflow ---------------------------------------------------------------------------------------
 
 
-def _from_mlflow(uri: str, policy: str | None, tracking_uri: str | None) -> TrainedPair:
+def _from_mlflow(uri: str, tracking_uri: str | None) -> TrainedPair:
     # takes seconds to import, and the other sources do without it
-    from degaml_kedro.tracking.registry import describe_model, load_pair
+    from degaml_kedro.tracking.server import download_checkpoint
 
-    if policy is None:
-        raise CheckpointError(
-            f"{uri} is a generator alone; name the policy that refines its adapters as well, as in "
-            f"policy='models:/degaml-policy@ALIAS'"
-        )
-    pair = load_pair(uri, policy, tracking_uri)
-    makes, refines = (describe_model(one, tracking_uri) for one in (uri, policy))
-    described = {**makes["settings"], **refines["settings"]}
-    # the encoder is the generator's
-    described["encoder"] = makes["settings"].get("encoder")
-    known = {name: makes.get(name) for name in ("seed", "profile", "variant")}
-    name = f"{uri} with {policy}"
-    return _trained(name, pair.generator, pair.policy, _checked(described, name), known, uri)
+    with tempfile.TemporaryDirectory(
+        prefix="degaml-pair-", ignore_cleanup_errors=True
+    ) as temporary:
+        return read_pair(download_checkpoint(uri, Path(temporary), tracking_uri), uri)
 
 
 # --- the hub --------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import pandas as pd
 
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -23,6 +25,11 @@ def points(difference: float) -> str:
 def interval(low: float, high: float) -> str:
     """An interval of a share: ``50.1 to 59.2``."""
     return f"{percent(low)} to {percent(high)}"
+
+
+def with_interval(share: float, low: float, high: float) -> str:
+    """A share with its interval: ``0.55 (0.50–0.59)``."""
+    return f"{share:.2f} ({low:.2f}–{high:.2f})"
 
 
 def interval_of_points(low: float, high: float) -> str:
@@ -72,7 +79,7 @@ def counted(count: int, noun: str) -> str:
 
 def flat(value: Any, name: str = "") -> dict[str, str]:
     """Nested settings by their whole name, ``generator.draws``, each value as JSON has it."""
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping) and (value or not name):
         found: dict[str, str] = {}
         for key, inner in value.items():
             found |= flat(inner, f"{name}.{key}" if name else str(key))
@@ -80,24 +87,13 @@ def flat(value: Any, name: str = "") -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value, default=str)}
 
 
-def markdown_table(rows: Sequence[Sequence[str]], texts: int = 2) -> str:
+def markdown_table(frame: pd.DataFrame, texts: int = 2) -> str:
     """A Markdown table with aligned columns: texts to the left, numbers to the right.
 
     Args:
-        rows: the column names, then the rows; cells are escaped already.
+        frame: cells are texts, and escaped already.
         texts: how many of the first columns are text.
     """
-    widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if column < texts else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = [
-        "-" * width if column < texts else "-" * (width - 1) + ":"
-        for column, width in enumerate(widths)
-    ]
-    return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])])
+    sides = ["left"] * texts + ["right"] * (frame.shape[1] - texts)
+    table: str = frame.to_markdown(index=False, colalign=sides, disable_numparse=True)
+    return table

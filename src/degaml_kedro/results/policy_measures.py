@@ -8,13 +8,13 @@ at one method.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 from scipy.stats import entropy
 
-from degaml_kedro.results.formatting import markdown_table
+from degaml_kedro.results.formatting import markdown_table, with_interval
 from degaml_kedro.results.measures import ResultsError, wilson_interval
 
 # iterations of training count from 1
@@ -156,26 +156,24 @@ def policy_text(rollouts: pd.DataFrame) -> str:
     frame = prepared(rollouts)
     if frame.empty:
         return "There are no rollouts.\n"
-    columns = (
-        "iteration, source, rollouts, valid, reward rate, entropy of families, entropy of actions"
-    )
-    rows = [[*columns.split(", "), "seconds", "errors"]]
-    for row in iteration_measures(frame).itertuples():
-        rows.append(
-            [
-                iteration_name(row.iteration),
-                str(row.source),
-                str(row.n),
-                _number(row.valid),
-                f"{row.reward_rate:.2f} ({row.reward_rate_low:.2f}–{row.reward_rate_high:.2f})",
-                _with_share(row.family_entropy, row.family_entropy_share),
-                _number(row.action_entropy),
-                _number(row.seconds),
-                str(row.errors),
-            ]
-        )
+    rows = [
+        {
+            "iteration": iteration_name(row.iteration),
+            "source": str(row.source),
+            "rollouts": str(row.n),
+            "valid": _number(row.valid),
+            "reward rate": with_interval(
+                row.reward_rate, row.reward_rate_low, row.reward_rate_high
+            ),
+            "entropy of families": _with_share(row.family_entropy, row.family_entropy_share),
+            "entropy of actions": _number(row.action_entropy),
+            "seconds": _number(row.seconds),
+            "errors": str(row.errors),
+        }
+        for row in iteration_measures(frame).itertuples()
+    ]
     methods = list(dict.fromkeys(frame["method"]))
-    text = [markdown_table(rows), _ITERATION_LEGEND]
+    text = [markdown_table(pd.DataFrame(rows)), _ITERATION_LEGEND]
     if len(methods) > 1:
         text.append(f"Counted together: {', '.join(map(str, methods))}.")
     text += ["### Families", markdown_table(_share_rows(frame)), _FAMILY_LEGEND]
@@ -251,13 +249,13 @@ def _entropy(chosen: pd.Series[Any]) -> float:
     return float(entropy(counts)) if len(counts) else math.nan
 
 
-def _share_rows(frame: pd.DataFrame) -> Sequence[Sequence[str]]:
+def _share_rows(frame: pd.DataFrame) -> pd.DataFrame:
     names = families_of(frame)
     parts = [part for _, part in frame.groupby("task", sort=False)]
     if len(parts) > 1:
         # which task a family was executed for has no meaning for all of them
         parts.append(frame.assign(task="**all**", executed=False))
-    rows = [["task", "rollouts", *names, NOT_VALID]]
+    rows = []
     for part in parts:
         measured = family_measures(part).set_index("family")
         cells = []
@@ -271,7 +269,7 @@ def _share_rows(frame: pd.DataFrame) -> Sequence[Sequence[str]]:
             cells.append(f"{star}{found['share']:.2f} ({rewarded}/{found['n']})")
         invalid = f"{1 - part['valid'].mean():.2f}"
         rows.append([str(part["task"].iloc[0]), str(len(part)), *cells, invalid])
-    return rows
+    return pd.DataFrame(rows, columns=["task", "rollouts", *names, NOT_VALID])
 
 
 def _with_share(value: Any, share: Any) -> str:

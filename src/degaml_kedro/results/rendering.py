@@ -1,30 +1,24 @@
-"""The report's two formats: HTML and Markdown from one text, ``report.j2``, in which every value is escaped."""
+"""The report as Markdown, from ``report.md.j2``, and as an HTML page of the same Markdown with its figures."""
 
 from __future__ import annotations
 
 import base64
-import copy
 import hashlib
+import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import pandas as pd
+import plotly.io  # type: ignore[import-untyped]
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from markupsafe import Markup
 
-from degaml_kedro.results.formatting import (
-    counted,
-    in_short,
-    interval_of_points,
-    listed,
-    markdown_table,
-    p_value,
-    percent,
-    points,
-    seconds,
-)
+from degaml_kedro.results import formatting
 from degaml_kedro.results.glossary import meaning
 
 # the page's file name, which the Markdown points to
@@ -33,21 +27,12 @@ MISSING_MARK = "—"
 # wide enough for the notes under a figure; print makes it smaller as a whole
 _FIGURE_WIDTH = 1060
 _NO_RESULT = "missing; there is no result, which is not a result of 0"
-_FUNCTIONS = (
-    counted,
-    in_short,
-    interval_of_points,
-    listed,
-    meaning,
-    p_value,
-    percent,
-    points,
-    seconds,
-)
 # an underscore inside a word is only an underscore
 _SPECIAL = re.compile(r"[\\`*\[\]<>&|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 # what makes a line a heading or part of a list
-_LINE_START = re.compile(r"^(\d*)([#+\-=.)])")
+_LINE_START = re.compile(r"^(\d*)([#+\-=.)])(?=[\s#=-]|$)")
+_SCRIPT = re.compile(r"<script[^>]*>(.*?)</script>", re.DOTALL)
+_FIGURE = re.compile(rf'<p><a href="{PAGE}#figure-([\w-]+)">Figure</a>: (.*?)</p>', re.DOTALL)
 
 
 class Code(str):
@@ -56,6 +41,10 @@ class Code(str):
 
 class Strong(str):
     """Text in bold."""
+
+
+class Emphasis(str):
+    """Text in italics: the title of a group of rows."""
 
 
 # None is a value that is missing, "" a place where there is none to expect
@@ -69,8 +58,7 @@ class Table:
     Attributes:
         caption: what the table shows.
         columns: their names.
-        groups: rows that belong together, each under a title ("" in a table of one group); a row's first cell is its
-            name.
+        rows: as many cells each.
         notes: how they are read.
         texts: how many of the first columns are text; all others are numbers.
         missing: what a missing value means here.
@@ -78,7 +66,7 @@ class Table:
 
     caption: str
     columns: Sequence[str]
-    groups: Sequence[tuple[str, Sequence[Sequence[Cell]]]]
+    rows: Sequence[Sequence[Cell]]
     notes: Sequence[str] = ()
     texts: int = 1
     missing: str = _NO_RESULT
@@ -86,99 +74,100 @@ class Table:
     @property
     def all_notes(self) -> list[str]:
         """The notes, with one on what is missing."""
-        gaps = any(cell is None for _, rows in self.groups for row in rows for cell in row)
+        gaps = any(cell is None for row in self.rows for cell in row)
         return [*self.notes, *([f"{MISSING_MARK}: {self.missing}."] if gaps else [])]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure in the report.
-
-    Attributes:
-        figure: Plotly's; its numbers are in a table nearby, for those who cannot see it.
-        title: which one it is, where there are several.
-    """
-
-    figure: Any
-    title: str = ""
-
-    @property
-    def height(self) -> int:
-        """In pixels."""
-        return int(self.figure.layout.height or 450)
-
-    @property
-    def drawing(self) -> str:
-        """As JSON for a page: Plotly writes "<" as an escape, so that nothing in it ends the page's element."""
-        # the catalog keeps the figure as it is
-        return str(copy.deepcopy(self.figure).update_layout(width=_FIGURE_WIDTH).to_json())
-
-
-def render_html(values: Mapping[str, Any]) -> str:
-    """The report as one HTML page: nothing is fetched, and a policy in the page forbids it.
-
-    Args:
-        values: what the text fills in.
-    """
-    templates = _templates(_as_html)
-    templates.filters |= {"one_line": _one_line, "digest": _digest}
-    return templates.get_template("report.html.j2").render(values, plotly=get_plotlyjs())
-
-
 def render_markdown(values: Mapping[str, Any]) -> str:
-    """The report as GitHub's Markdown.
+    """The report as GitHub's Markdown, in which every value is escaped.
 
     Args:
-        values: what the text fills in.
+        values: what ``report.md.j2`` fills in.
     """
-    templates = _templates(_as_markdown)
-    templates.filters |= {
-        "one_line": _one_line,
-        "paragraph": _paragraph,
-        "fenced": _fenced,
-        "aligned": _aligned,
-    }
-    text = templates.get_template("report.md.j2").render(values, page=PAGE)
-    return re.sub("\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def _templates(written: Callable[[Any], Markup]) -> Environment:
-    """Templates in which every value passes through ``written``, which escapes it for the format."""
     templates = Environment(
         loader=PackageLoader(__package__, ""),
-        # what has been escaped is not escaped again
+        finalize=_escaped,
+        # so that what has been escaped is not escaped again
         autoescape=True,
-        finalize=written,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        extensions=["jinja2.ext.do"],
     )
-    templates.globals |= {function.__name__: function for function in _FUNCTIONS}
-    templates.globals |= {"code": Code, "strong": Strong, "equals": _equals}
-    return templates
+    for name in ("counted", "in_short", "interval_of_points", "listed", "p_value", "percent"):
+        templates.globals[name] = getattr(formatting, name)
+    templates.globals |= {"points": formatting.points, "seconds": formatting.seconds}
+    templates.globals |= {"meaning": meaning, "code": Code, "strong": Strong, "page": PAGE}
+    templates.globals |= {"grid": _grid, "fenced": _fenced}
+    text = templates.get_template("report.md.j2").render(values)
+    return re.sub("\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def _equals(p: str) -> str:
-    return p if p.startswith("<") else f"= {p}"
+def render_html(text: str, figures: Mapping[str, Any]) -> str:
+    """The report as one HTML page: nothing is fetched, and a policy in the page forbids it.
+
+    Args:
+        text: the report's Markdown; HTML in it stays text.
+        figures: Plotly's, by the name that the text points to them with.
+    """
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = markdown.parse(text)
+    contents = _name_headings(tokens)
+    for token in tokens:
+        if token.type == "th_open":
+            token.attrSet("scope", "col")
+    drawings = {
+        name: plotly.io.to_html(
+            figure,
+            full_html=False,
+            # the drawing program once
+            include_plotlyjs=number == 0,
+            div_id=f"plot-{name}",
+            default_width=f"{_FIGURE_WIDTH}px",
+            config={"displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""},
+        )
+        for number, (name, figure) in enumerate(figures.items())
+    }
+    body = markdown.renderer.render(tokens, markdown.options, {})
+    body = body.replace("<table>", '<div class="wide" role="region" tabindex="0"><table>')
+    body = body.replace("</table>", "</table></div>")
+    body = _FIGURE.sub(lambda found: _figure(found[1], found[2], drawings[found[1]]), body)
+    programs = [own for drawing in drawings.values() for own in _SCRIPT.findall(drawing)]
+    templates = Environment(
+        loader=PackageLoader(__package__, ""), autoescape=True, trim_blocks=True
+    )
+    return templates.get_template("report.html.j2").render(
+        title=contents[0][2],
+        contents=contents[1:],
+        body=Markup(body),
+        allowed=Markup(" ".join(map(_digest, programs)) or "'none'"),
+    )
 
 
-def _as_html(value: Any) -> Markup:
-    if isinstance(value, Markup):
-        return value
-    if value is None:
-        return Markup(f'<abbr title="missing">{MISSING_MARK}</abbr>')
-    text = escape(str(value))
-    if isinstance(value, Code):
-        return Markup("<code>{}</code>").format(text)
-    return Markup("<strong>{}</strong>").format(text) if isinstance(value, Strong) else text
+def _name_headings(tokens: Sequence[Token]) -> list[tuple[int, str, str]]:
+    """Give headings an id to point to; level, id and text of each."""
+    found = []
+    for token, inside in pairwise(tokens):
+        if token.type == "heading_open":
+            title = "".join(part.content for part in inside.children or ())
+            name = re.sub(r"\W+", "-", title.lower()).strip("-")
+            token.attrSet("id", name)
+            found.append((int(token.tag[1]), name, title))
+    return found
+
+
+def _figure(name: str, caption: str, drawing: str) -> str:
+    words = html.escape(html.unescape(re.sub("<[^>]*>", "", caption)))
+    return (
+        f'<figure id="figure-{name}"><div class="wide plot" role="img" aria-label="{words}" tabindex="0">{drawing}'
+        f"</div><figcaption>{caption}</figcaption></figure>"
+    )
 
 
 def _digest(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-def _as_markdown(value: Any) -> Markup:
+def _escaped(value: Any) -> Markup:
     if isinstance(value, Markup):
         return value
     if value is None:
@@ -188,16 +177,9 @@ def _as_markdown(value: Any) -> Markup:
         fence = "`" * (_longest_run(text) + 1)
         space = " " if text.startswith("`") or text.endswith("`") else ""
         return Markup(f"{fence}{space}{text}{space}{fence}")
-    text = _SPECIAL.sub(r"\\\g<0>", text)
-    return Markup(f"**{text}**" if isinstance(value, Strong) and text else text)
-
-
-def _one_line(text: str) -> Markup:
-    return Markup(" ".join(text.split()))
-
-
-def _paragraph(text: str) -> Markup:
-    return Markup(_LINE_START.sub(r"\1\\\2", _one_line(text)))
+    text = _LINE_START.sub(r"\1\\\2", _SPECIAL.sub(r"\\\g<0>", text))
+    mark = "**" if isinstance(value, Strong) else "*" if isinstance(value, Emphasis) else ""
+    return Markup(f"{mark}{text}{mark}" if text else "")
 
 
 def _fenced(text: str, language: str) -> Markup:
@@ -209,17 +191,13 @@ def _longest_run(text: str) -> int:
     return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
-def _aligned(table: Table) -> Markup:
-    rows = [[_as_markdown(name) for name in table.columns]]
-    for title, own in table.groups:
-        if title:
-            rows.append([Markup(f"*{_as_markdown(title)}*"), *[Markup()] * (len(rows[0]) - 1)])
-        # a bar would end the cell, also inside of code
-        rows += [
-            [
-                _as_markdown(c).replace("|", "\\|") if isinstance(c, Code) else _as_markdown(c)
-                for c in row
-            ]
-            for row in own
+def _grid(table: Table) -> Markup:
+    # a bar would end the cell, also inside of code
+    cells = [
+        [
+            _escaped(cell).replace("|", r"\|") if isinstance(cell, Code) else _escaped(cell)
+            for cell in row
         ]
-    return Markup(markdown_table(rows, table.texts))
+        for row in (table.columns, *table.rows)
+    ]
+    return Markup(formatting.markdown_table(pd.DataFrame(cells[1:], columns=cells[0]), table.texts))

@@ -1,4 +1,4 @@
-"""The report of finished runs: its tables and figures, which ``report.j2`` puts into words."""
+"""The report of finished runs: its tables and figures, which ``report.md.j2`` puts into words."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from degaml_kedro.results.rendering import (
     MISSING_MARK,
     Cell,
     Code,
-    Picture,
+    Emphasis,
     Strong,
     Table,
     render_html,
@@ -94,7 +94,8 @@ def write(findings: Findings) -> tuple[str, str]:
         escaped in both.
     """
     values = context(findings)
-    return render_html(values), render_markdown(values)
+    text = render_markdown(values)
+    return render_html(text, values["figures"]), text
 
 
 def context(findings: Findings) -> dict[str, Any]:
@@ -108,6 +109,7 @@ def context(findings: Findings) -> dict[str, Any]:
     pool = "meta_test" if "meta_test" in findings.pools else next(iter(findings.pools), "")
     profile = runs.runs[0].profile
     seeds = [str(run.seed) for run in runs.runs]
+    figures: dict[str, Any] = {}
     return {
         "title": "DeGAML and the methods it is compared with",
         "subtitle": f"Profile {profile}, {counted(len(seeds), 'seed')}, {counted(len(runs.methods), 'method')}",
@@ -118,20 +120,22 @@ def context(findings: Findings) -> dict[str, Any]:
         "method": METHOD,
         **_summary(findings),
         "comparison": [
-            _pool_view(findings, frame, name)
+            _pool_view(findings, frame, name, figures)
             for name in POOLS
             if name in findings.pools or name != "left_out"
         ],
         **_beside_paper(findings),
-        "compute": _compute(findings, frame, pool),
-        "calibration": _calibration(findings, pool),
-        **_learning(findings),
-        "settings": _settings(findings),
+        **_compute(findings, frame, pool, figures),
+        "calibration": _calibration(findings, pool, figures),
+        **_learning(findings, figures),
+        **_settings(findings),
         **_reproduction(findings),
         "glossary_methods": list(dict.fromkeys([*runs.methods, *PAPER_ROWS])),
         "glossary_words": WORDS,
         "source": paper_results()["source"],
         "paper_tables": _paper_tables(),
+        # those that the parts above have put there, in the order of reading
+        "figures": figures,
     }
 
 
@@ -185,7 +189,9 @@ def _size(findings: Findings, pool: str) -> str:
 # --- accuracy by method and task ------------------------------------------------------------------
 
 
-def _pool_view(findings: Findings, frame: pd.DataFrame, pool: str) -> dict[str, Any]:
+def _pool_view(
+    findings: Findings, frame: pd.DataFrame, pool: str, figures: dict[str, Any]
+) -> dict[str, Any]:
     """A pool in the layouts of the paper's Tables 1 and 2, with intervals and contrasts."""
     key = pool.replace("_", "-")
     there = pool in findings.pools
@@ -193,9 +199,9 @@ def _pool_view(findings: Findings, frame: pd.DataFrame, pool: str) -> dict[str, 
     view = {"name": pool, "key": key, "title": POOL_TITLES[pool], "there": there, "tables": []}
     if all(row.accuracy is None and row.partial is None for row in rows):
         return view
+    figures[f"accuracy-{key}"] = comparison_figure(frame, pool)
     return {
         **view,
-        "figure": Picture(comparison_figure(frame, pool)),
         "tables": [_accuracies(findings, pool), _intervals(findings, pool)],
         "bold": any(of == pool for of, _ in findings.winners),
         "yardsticks": [name for name in yardsticks(pool) if name in findings.runs.methods],
@@ -219,8 +225,8 @@ def _grouped(
     pool: str,
     shown: Callable[[str, str | None], Cell],
     last: Callable[[str], Sequence[Cell]],
-) -> list[tuple[str, list[tuple[Cell, ...]]]]:
-    """A row a method: the paper's, which stay where they have no results; ours; and bounds.
+) -> list[tuple[Cell, ...]]:
+    """A row a method: the paper's, which stay where they have no results; ours; and bounds, each below a title.
 
     Args:
         findings: the statistics.
@@ -235,11 +241,12 @@ def _grouped(
         "added here": [name for name in others if name not in BOUNDS],
         "bound, no result": [name for name in others if name in BOUNDS],
     }
-    return [
-        (title, [(name, *(shown(name, task) for task in tasks), *last(name)) for name in names])
-        for title, names in groups.items()
-        if names
-    ]
+    rows: list[tuple[Cell, ...]] = []
+    for title, names in groups.items():
+        own = [(name, *(shown(name, task) for task in tasks), *last(name)) for name in names]
+        if own:
+            rows += [(Emphasis(title), *[""] * (len(own[0]) - 1)), *own]
+    return rows
 
 
 def _accuracies(findings: Findings, pool: str) -> Table:
@@ -338,7 +345,7 @@ def _contrast_table(findings: Findings, contrasts: Sequence[Contrast], where: st
     return Table(
         f"{METHOD} against every method, {where}",
         ("against", *columns, "strata", "pairs"),
-        [("", rows)],
+        rows,
         notes,
     )
 
@@ -346,10 +353,12 @@ def _contrast_table(findings: Findings, contrasts: Sequence[Contrast], where: st
 # --- costs and calibration ------------------------------------------------------------------------
 
 
-def _compute(findings: Findings, frame: pd.DataFrame, pool: str) -> dict[str, Any] | None:
+def _compute(
+    findings: Findings, frame: pd.DataFrame, pool: str, figures: dict[str, Any]
+) -> dict[str, Any]:
     """Accuracy against what it cost; None where nothing was counted."""
     if findings.runs.compute().empty or pool not in findings.costs:
-        return None
+        return {"compute": None}
     cells = findings.cells(pool)
     rows: list[Sequence[Cell]] = []
     for method in findings.runs.methods:
@@ -365,14 +374,11 @@ def _compute(findings: Findings, frame: pd.DataFrame, pool: str) -> dict[str, An
     table = Table(
         f"Accuracy and what it took, {SHORT[pool]}",
         ("method", f"accuracy, {AVERAGE}", *_COSTS.values()),
-        [("", rows)],
+        rows,
         missing="not counted (of tokens maybe only the sum), or no accuracy on all tasks",
     )
-    return {
-        "table": table,
-        "figure": Picture(accuracy_compute_figure(frame, pool)),
-        "sentence_head": _beside(findings, pool),
-    }
+    figures["accuracy-compute"] = accuracy_compute_figure(frame, pool)
+    return {"compute": table, "sentence_head": _beside(findings, pool)}
 
 
 def _named(method: str) -> str:
@@ -397,8 +403,8 @@ def _beside(findings: Findings, pool: str) -> str:
     return f"on {listed(won)}" if won else "nowhere"
 
 
-def _calibration(findings: Findings, pool: str) -> dict[str, Any] | None:
-    """Reliability curves with ECE and likelihood; None where no answer has a likelihood."""
+def _calibration(findings: Findings, pool: str, figures: dict[str, Any]) -> Table | None:
+    """ECE and likelihood; None where no answer has a likelihood."""
     bins = findings.bins[findings.bins["pool"] == pool] if len(findings.bins) else findings.bins
     if bins.empty or not bins["n"].any():
         return None
@@ -418,44 +424,45 @@ def _calibration(findings: Findings, pool: str) -> dict[str, Any] | None:
                 None if found is None else f"{found['left_out']:.0f}",
             )
         )
-    table = Table(
+    figures["reliability"] = reliability_figure(findings.bins, pool)
+    return Table(
         f"Calibration, {SHORT[pool]}",
         ("method", "ECE, all answers", "ECE, mean of tasks", "NLL, mean of tasks", "n", "left out"),
-        [("", rows)],
+        rows,
         missing="no answer with a likelihood",
     )
-    return {"table": table, "figure": Picture(reliability_figure(findings.bins, pool))}
 
 
 # --- what the parts of DeGAML learned -------------------------------------------------------------
 
 
-def _learning(findings: Findings) -> dict[str, Any]:
+def _learning(findings: Findings, figures: dict[str, Any]) -> dict[str, Any]:
     """Strategies by task, the policy, and generators."""
-    strategies, rollouts = map(findings.runs.table, ("strategies", "policy_rollouts"))
+    runs = findings.runs
+    for key, name, draw, title in (
+        ("strategies", "strategies", strategy_map, "Strategies by task"),
+        ("policy", "policy_rollouts", policy_figure, "Policy"),
+    ):
+        rows = runs.table(name)
+        if len(rows):
+            figures[key] = draw(rows, title)
     trained = []
-    for run in findings.runs.runs:
+    for run in runs.runs:
         steps, health = (
             run.tables.get(f"generator_{name}", pd.DataFrame()) for name in ("steps", "health")
         )
         variants = [frame.get("variant", [""]) for frame in (steps, health) if len(frame)]
         for variant in dict.fromkeys(str(name) for names in variants for name in names):
-            trained.append((run, variant, _of(variant, steps), _of(variant, health)))
-    not_shown = []
+            title = f"Generator {variant}".strip() + f", {run.name}"
+            trained.append((run, title, _of(variant, steps), _of(variant, health)))
+    shown = trained
     if len(trained) > _MOST_HEALTH_FIGURES:
-        trained = [one for one in trained if one[0] is trained[0][0]]
-        not_shown = [run.name for run in findings.runs.runs[1:]]
-    generators = []
-    for run, variant, steps, health in trained:
-        name = f"Generator {variant}, {run.name}" if variant else f"Generator, {run.name}"
-        generators.append(Picture(generator_figure(steps, health, name), name))
+        shown = [one for one in trained if one[0] is trained[0][0]]
+    for number, (_, title, steps, health) in enumerate(shown, start=1):
+        figures[f"generator-{number}"] = generator_figure(steps, health, title)
     return {
-        "strategies": Picture(strategy_map(strategies, "Strategies by task"))
-        if len(strategies)
-        else None,
-        "policy": Picture(policy_figure(rollouts, "Policy")) if len(rollouts) else None,
-        "generators": generators,
-        "not_shown": not_shown,
+        "generators": [title for _, title, _, _ in shown],
+        "not_shown": [run.name for run in runs.runs[1:]] if len(shown) < len(trained) else [],
     }
 
 
@@ -466,11 +473,11 @@ def _of(variant: str, frame: pd.DataFrame) -> pd.DataFrame:
 # --- settings -------------------------------------------------------------------------------------
 
 
-def _settings(findings: Findings) -> dict[str, Any] | None:
+def _settings(findings: Findings) -> dict[str, Any]:
     """Which settings each method tried, and which it got; None where no search was recorded."""
     tried = findings.runs.table("settings")
     if tried.empty:
-        return None
+        return {"settings": None}
     # seeds that share a search tell the same
     seeds: dict[tuple[str, str, bool, tuple[tuple[str, float], ...]], list[str]] = {}
     names = tried["number" if "number" in tried else "setting"].map(str)
@@ -494,10 +501,10 @@ def _settings(findings: Findings) -> dict[str, Any] | None:
     table = Table(
         "Settings that were tried, and those that were chosen",
         ("method", "setting", "choice", "seeds", *tasks),
-        [("", shown)],
+        shown,
         texts=4,
     )
-    return {"table": table, "questions": " or ".join(counts)}
+    return {"settings": table, "questions": " or ".join(counts)}
 
 
 def _is_chosen(row: Mapping[Any, Any]) -> bool:
@@ -538,9 +545,7 @@ def _reproduction(findings: Findings) -> dict[str, Any]:
             f"kedro run{option} --params seed=SEED --to-nodes {pipelines.get(method, 'evaluate')}.TASK.measure_{method}"
             for method in findings.runs.methods
         ],
-        "run_table": Table(
-            "Runs in this report", columns, [("", rows)], texts=4, missing=_NOT_RECORDED
-        ),
+        "run_table": Table("Runs in this report", columns, rows, texts=4, missing=_NOT_RECORDED),
         "versions": _facts(runs, "versions", "Versions", "package"),
         "machines": _facts(runs, "machine", "Machines", "property"),
         "parameters": _parameters(runs),
@@ -586,7 +591,7 @@ def _facts(runs: Sequence[Run], entry: str, title: str, name: str) -> list[Table
     rows = [(fact, *(record.get(fact) for record in records[: len(columns)])) for fact in facts]
     notes = [f"The same in {'all runs' if len(runs) > 1 else 'the only run'}."] if alike else []
     texts = 1 + len(columns)
-    return [Table(title, (name, *columns), [("", rows)], notes, texts, _NOT_RECORDED)]
+    return [Table(title, (name, *columns), rows, notes, texts, _NOT_RECORDED)]
 
 
 def _parameters(runs: Sequence[Run]) -> list[Table]:
@@ -602,16 +607,18 @@ def _parameters(runs: Sequence[Run]) -> list[Table]:
         ]
         columns = ("setting", *(run.name for run in runs))
         caption = "Settings in which the runs differ"
-        tables.append(
-            Table(caption, columns, [("", rows)], texts=len(columns), missing=_NOT_RECORDED)
-        )
-    groups: dict[str, list[tuple[Cell, ...]]] = {}
-    for name, value in first.items():
+        tables.append(Table(caption, columns, rows, texts=len(columns), missing=_NOT_RECORDED))
+    rows = []
+    for name in first:
+        group = name.split(".", 1)[0]
         if name not in differing:
-            groups.setdefault(name.split(".", 1)[0], []).append((Code(name), Code(value)))
+            # a title where a group begins
+            if not any(row[0] == group for row in rows):
+                rows.append((Emphasis(group), ""))
+            rows.append((Code(name), Code(first[name])))
     if first:
         caption = "Settings of all runs" if len(runs) > 1 else "Settings of the run"
-        tables.append(Table(caption, ("setting", "value"), list(groups.items()), texts=2))
+        tables.append(Table(caption, ("setting", "value"), rows, texts=2))
     return tables
 
 
@@ -652,9 +659,7 @@ def _side_by_side(findings: Findings, pool: str, printed: pd.DataFrame) -> Table
     notes = [f"Ours / the paper's. {MISSING_MARK}: we have no result."]
     if set(tasks) != set(findings.tasks(pool)) or len(columns) != len(printed.columns):
         notes.append(f"Not all of the paper's tasks ran: {AVERAGE} is over other tasks in ours.")
-    return Table(
-        f"Ours / the paper's, {SHORT[pool]}", ("method", *columns.values()), [("", rows)], notes
-    )
+    return Table(f"Ours / the paper's, {SHORT[pool]}", ("method", *columns.values()), rows, notes)
 
 
 def _paper_tables() -> list[Table]:
@@ -671,5 +676,5 @@ def _paper_tables() -> list[Table]:
                 for method, mean in differing_averages(model, setting).items()
             ]
             caption = f"The paper's figures: {model}, {setting.replace('_', ' ')}"
-            tables.append(Table(caption, ("method", *printed), [("", rows)], notes))
+            tables.append(Table(caption, ("method", *printed), rows, notes))
     return tables

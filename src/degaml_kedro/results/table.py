@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from scipy import stats
 
-from degaml_kedro.results.formatting import markdown_table
+from degaml_kedro.results.formatting import markdown_table, with_interval
 from degaml_kedro.results.runs import POOLS
 
 _LEGEND = (
@@ -26,7 +26,7 @@ def results_table(results: pd.DataFrame, methods: Sequence[str], drawn: Sequence
         methods: the columns, in order.
         drawn: groups whose tasks were drawn from a distribution; they are one row each.
     """
-    rows = [["task", "pool", "n", "chance", *methods]]
+    rows: list[list[str]] = []
     for pool in POOLS:
         of_pool = results[results["pool"] == pool]
         for group in drawn:
@@ -43,7 +43,8 @@ def results_table(results: pd.DataFrame, methods: Sequence[str], drawn: Sequence
             means = [of_pool[of_pool["method"] == method]["accuracy"].mean() for method in methods]
             chance = of_pool.drop_duplicates("task")["chance"].mean()
             rows.append(["**mean**", pool, "", _number(chance), *map(_number, means)])
-    return f"{markdown_table(rows)}\n\n{_LEGEND}{_DRAWN if drawn else ''}\n"
+    frame = pd.DataFrame(rows, columns=["task", "pool", "n", "chance", *methods])
+    return f"{markdown_table(frame)}\n\n{_LEGEND}{_DRAWN if drawn else ''}\n"
 
 
 def _group_cells(results: pd.DataFrame, methods: Sequence[str]) -> list[str]:
@@ -57,7 +58,7 @@ def _group_cells(results: pd.DataFrame, methods: Sequence[str]) -> list[str]:
             continue
         half = float(stats.t.ppf(0.975, len(found) - 1) * found.sem())
         low, high = max(0.0, found.mean() - half), min(1.0, found.mean() + half)
-        cells.append(f"{found.mean():.2f} ({low:.2f}–{high:.2f})")
+        cells.append(with_interval(found.mean(), low, high))
     return cells
 
 
@@ -65,7 +66,7 @@ def _cell(rows: pd.DataFrame) -> str:
     if rows.empty:
         return ""
     row = rows.iloc[0]
-    return f"{row['accuracy']:.2f} ({row['accuracy_low']:.2f}–{row['accuracy_high']:.2f})"
+    return with_interval(row["accuracy"], row["accuracy_low"], row["accuracy_high"])
 
 
 def _number(value: float | None) -> str:

@@ -15,8 +15,9 @@ from kedro.utils import find_kedro_project
 from degaml_kedro.configuration import current_loader
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.io.runs import RunsDataset
+from degaml_kedro.results.statistics import find
 from degaml_kedro.tracking.comparison import EXPERIMENT, log_comparison
-from degaml_kedro.tracking.registry import register_models
+from degaml_kedro.tracking.registry import is_checkpoint, register_models
 from degaml_kedro.tracking.server import Place, masked, place_of
 
 
@@ -27,27 +28,28 @@ def main(arguments: Iterable[str] | None = None) -> int:
         description="Put finished runs and their models into MLflow; what is there already stays as it is.",
     )
     parser.add_argument(
-        "folder", type=Path, help="a run's data folder, or one with a folder a seed"
+        "folder",
+        type=Path,
+        help="a run's data folder, one with a folder a seed, or a trained pair's or an adaptation's",
     )
     parser.add_argument("--uri", help="MLflow's tracking URI; otherwise that of conf/*/mlflow.yml")
     parser.add_argument("--experiment", help="its name; otherwise that of conf/*/mlflow.yml")
     asked = parser.parse_args(None if arguments is None else list(arguments))
     try:
         place = _place(asked.uri, asked.experiment)
-        where = (place.uri, place.experiment, place.artifact_location)
-        runs = RunsDataset(filepath=str(asked.folder)).load()
-        page = asked.folder / "08_reporting" / "report.html"
-        run = log_comparison(runs, *where, page=page)
-        models = register_models(asked.folder, *where)
+        if not is_checkpoint(asked.folder):
+            runs = RunsDataset(filepath=str(asked.folder)).load()
+            page = asked.folder / "08_reporting" / "report.html"
+            run = log_comparison(runs, find(runs).comparison(), place, page)
+            print(f"The comparison is run {run} of '{place.experiment}' in {masked(place.uri)}")
+        for model in register_models(asked.folder, place):
+            print(f"Registered: {model}")
     except (DegamlError, DatasetError) as error:
         # Kedro's own error has its dataset's name in front of ours
         inner = error.__cause__ if isinstance(error, DatasetError) else None
         reason = inner if isinstance(inner, DegamlError) else error
         print(f"Error: {reason}", file=sys.stderr)
         return 1
-    print(f"The comparison is run {run} of '{place.experiment}' in {masked(place.uri)}")
-    for model in models:
-        print(f"Registered: {model}")
     return 0
 
 

@@ -392,14 +392,11 @@ def log_outputs(place: Place, pipeline: Pipeline, catalog: DataCatalog) -> None:
 
     # a model lies in 06_models
     folder = _path_of(catalog, made) if compared else _path_of(catalog, made).parent.parent
-    where = (place.uri, place.experiment, place.artifact_location)
     try:
         if compared:
             page = _path_of(catalog, "report_page")
-            log_comparison(catalog.load("runs"), *where, page=page)
-        # of one run; the runs of a comparison have their own
-        parameters = None if compared else catalog.load("parameters")
-        register_models(folder, *where, parameters=parameters)
+            log_comparison(catalog.load("runs"), catalog.load("comparison"), place, page)
+        register_models(folder, place)
     except (DatasetError, DegamlError) as error:
         logger.warning(
             "The %s in %s cannot be logged; everything is on disk, and to log it later: %s. %s",
@@ -411,10 +408,10 @@ def log_outputs(place: Place, pipeline: Pipeline, catalog: DataCatalog) -> None:
 
 
 def _is_model(dataset: str) -> bool:
-    """Whether it is a generator, the policy or what degaml adapted, of all tasks."""
+    """Whether it is the policy or what degaml adapted, of all tasks."""
     if dataset.startswith("without_"):
         return False
-    return dataset == _POLICY_RUN or dataset.endswith((_GENERATOR, ".degaml.state"))
+    return dataset == _POLICY_RUN or dataset.endswith(".degaml.state")
 
 
 def _path_of(catalog: DataCatalog, name: str) -> Path:

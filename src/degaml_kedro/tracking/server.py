@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import mlflow
 from alembic.util import CommandError
 from kedro.config import AbstractConfigLoader, MissingConfigException
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,6 +25,8 @@ from sqlalchemy.pool import NullPool, StaticPool
 from degaml_kedro.errors import DegamlError
 
 WAIT_SECONDS = 3
+# where a registered model's own files are, in MLflow's folder around them
+CHECKPOINT = "data/checkpoint"
 _QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -96,15 +98,6 @@ def experiment_id(client: MlflowClient, place: Place) -> str:
     return str(found.experiment_id)
 
 
-def flat_texts(values: Mapping[str, Any], front: str = "") -> Iterator[tuple[str, str]]:
-    """Settings as MLflow's parameters: names with dots between the levels, and texts; what is None is left out."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat_texts(value, f"{front}{name}.")
-        elif value is not None:
-            yield f"{front}{name}", str(value)[:MAX_PARAM_VAL_LENGTH]
-
-
 def masked(text: str) -> str:
     """The same without passwords.
 
@@ -131,6 +124,52 @@ def translate_errors(uri: str) -> Iterator[None]:
     except _MLFLOW_ERRORS as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TrackingError(f"MLflow cannot be used at {masked(uri)}: {masked(reason)}") from error
+
+
+@contextmanager
+def using(uri: str) -> Iterator[None]:
+    """MLflow is set to a server for as long as the block lasts: its own functions know the one that it is set to.
+
+    Args:
+        uri: the tracking URI.
+
+    Raises:
+        TrackingError: the server or database cannot be used.
+    """
+    before = mlflow.get_tracking_uri()
+    with _environment(MLFLOW_TRACKING_URI=uri), translate_errors(uri):
+        check_server(uri)
+        mlflow.set_tracking_uri(uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(before)
+
+
+def download_checkpoint(uri: str, target: Path, tracking_uri: str | None = None) -> Path:
+    """Fetch the folder that a registered model is: a trained pair's or an adaptation's.
+
+    Args:
+        uri: ``models:/NAME/VERSION``, ``models:/NAME@ALIAS`` or ``runs:/RUN/NAME``.
+        target: the folder to put it in.
+        tracking_uri: MLflow's; None for the one that MLflow is set to.
+
+    Raises:
+        TrackingError: there is no such model, or MLflow's server or database cannot be used.
+    """
+    server = tracking_uri or mlflow.get_tracking_uri()
+    with using(server):
+        try:
+            fetched = mlflow.artifacts.download_artifacts(
+                f"{uri}/{CHECKPOINT}", dst_path=str(target)
+            )
+        except (MlflowException, OSError) as error:
+            raise TrackingError(
+                f"{uri} is not in {masked(server)}, or was registered by an older version "
+                f"({masked(str(error).splitlines()[0])}); `python -m degaml_kedro.tracking FOLDER` registers what a "
+                f"run left in FOLDER"
+            ) from error
+    return Path(fetched)
 
 
 @contextmanager
