@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,3 +142,14 @@ def test_padding_in_a_batch_changes_nothing() -> None:
     count = BATCH[1].answer + long.answer
     apart = product([BATCH[1]]) * BATCH[1].answer + product([long]) * long.answer
     assert close(product([BATCH[1], long]) * count, apart, 1e-4)
+
+
+def test_row_by_row_it_is_the_same() -> None:
+    beyond = replace(BASE, window=4)
+
+    def loss(flat: Tensor) -> Tensor:
+        return differentiable_answer_loss(beyond, BATCH, unflatten(flat), ADAPTER.config)
+
+    vector = direction(6)
+    found = torch.func.vjp(torch.func.grad(loss), FLAT)[1](vector)[0]
+    assert close(found, hessian_product(vector), 1e-4)
