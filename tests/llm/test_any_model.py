@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AddedToken, AutoModelForCausalLM, LlamaConfig
 from transformers.utils import chat_template_utils
@@ -354,6 +356,7 @@ def test_of_a_multimodal_model_the_text_model_is_adapted(tmp_path):
     assert all("language_model" in name for name in names)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -362,12 +365,39 @@ def test_of_a_multimodal_model_the_text_model_is_adapted(tmp_path):
         (None, "is not whole .*download it again"),
     ],
 )
-def test_weights_that_are_not_whole_are_named(content, told, tmp_path):
-    folder = made(LlamaConfig(**SMALL), tmp_path / "model")
-    file = folder / "model.safetensors"
+def test_files_that_are_not_whole_are_named(name, content, told, tmp_path):
+    file = made(LlamaConfig(**SMALL), tmp_path / "model") / name
     file.write_bytes(file.read_bytes()[:-100] if content is None else content)
     with pytest.raises(ModelError, match=f"{file} {told}"):
-        opened(folder)
+        opened(file.parent)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"num_hidden_layers": 3},
+            r"lack 9 of the weights .* \(model.layers.2.input_layernorm.weight\)",
+        ),
+        ({"hidden_size": 64}, "21 of the weights"),
+        ({"model_type": "bert"}, r"config.json \(BertLMHeadModel\)"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "GPTQ"),
+    ],
+)
+def test_a_configuration_that_the_weights_do_not_fit_is_refused(given, told, tmp_path):
+    file = made(LlamaConfig(**SMALL), tmp_path / "model") / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **given}))
+    with pytest.raises(ModelError, match=f"cannot be loaded: .*{told}"):
+        opened(file.parent)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    file = made(LlamaConfig(**SMALL), tmp_path / "model") / "model.safetensors"
+    save_file(
+        {key: value * torch.nan for key, value in load_file(file).items()}, file, {"format": "pt"}
+    )
+    with pytest.raises(ModelError, match="logits are not finite, so its weights are damaged"):
+        opened(file.parent)
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "merges.txt"])

@@ -466,18 +466,10 @@ def _from_pretrained(
     try:
         with library_weights():
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
-            model = AutoModelForCausalLM.from_pretrained(
-                place,
-                dtype=dtype,
-                # with every cap, window and sink that the library knows
-                attn_implementation="eager",
-                use_safetensors=True,
-                trust_remote_code=False,
-                **options,
-            )
-    except SafetensorError as error:
-        raise ModelError(_torn_weights(folder, error)) from error
-    except (OSError, ValueError) as error:
+            # eager: with every cap, window and sink that the library knows
+            options |= {"attn_implementation": "eager", "use_safetensors": True}
+            model = _whole_model(place, dtype=dtype, **options)
+    except (SafetensorError, OSError, ValueError, RuntimeError, ImportError) as error:
         if isinstance(source, HubModel):
             raise ModelError(
                 f"the model {source.id} (revision {source.revision}) could not be loaded from the hub: "
@@ -485,7 +477,8 @@ def _from_pretrained(
                 f"(`hf download {source.id} --local-dir FOLDER`) and set model.source to "
                 f"{{kind: folder, path: FOLDER}}, or use the embedded profile (conf/base)."
             ) from error
-        raise ModelError(f"the model in {place} cannot be loaded: {first_line(error)}") from error
+        told = f"the model in {place} cannot be loaded: {first_line(error)}"
+        raise ModelError(_damage(Path(place)) or told) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if isinstance(tokenizer.chat_template, str):
@@ -495,22 +488,47 @@ def _from_pretrained(
     return model, tokenizer
 
 
-def _torn_weights(folder: Path | None, error: Exception) -> str:
-    """Which weights are not whole, and what to do."""
-    for file in sorted((folder or Path()).glob("*.safetensors")):
+def _whole_model(place: str, **options: Any) -> Any:
+    """A causal language model whose weights are all in its files.
+
+    Raises:
+        ValueError: some are not; the library would draw them at random.
+    """
+    model, told = AutoModelForCausalLM.from_pretrained(
+        place,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **options,
+    )
+    odd = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
+    if odd:
+        raise ValueError(
+            f"its files lack {len(odd)} of the weights that config.json ({type(model).__name__}) asks for, or have "
+            f"them in another shape ({odd[0]}): they are not whole, or are another model's; download them again"
+        )
+    return model
+
+
+def _damage(folder: Path) -> str | None:
+    """Which of a model's files is not whole, and what to do; None where all can be read."""
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
         with file.open("rb") as stream:
             start = stream.read(100)
         if start.startswith(b"version https://git-lfs"):
             return (
-                f"{file} is a Git LFS pointer and no weights: install Git LFS and run `git lfs pull`, or download the "
+                f"{file} is a Git LFS pointer and no data: install Git LFS and run `git lfs pull`, or download the "
                 "file again"
             )
         try:
-            with safe_open(file, framework="pt") as opened:
-                opened.keys()
-        except SafetensorError as own:
-            return f"{file} is not whole ({first_line(own)}): download it again"
-    return f"the weights in {folder} cannot be read ({first_line(error)}): download them again"
+            if file.suffix == ".json":
+                json.loads(file.read_bytes())
+            else:
+                with safe_open(file, framework="pt") as opened:
+                    opened.keys()
+        except (SafetensorError, ValueError) as error:
+            return f"{file} is not whole ({first_line(error)}): download it again"
+    return None
 
 
 def first_line(error: Exception) -> str:
@@ -616,11 +634,10 @@ def _converted(gguf: Path) -> Path:
     print(f"converting {gguf.name} to safetensors, once (about half a minute)…", file=sys.stderr)
     try:
         with library_weights():
-            place = {"gguf_file": gguf.name, "trust_remote_code": False}
-            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **place)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(gguf.parent), dtype=torch.float32, **place
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False
             )
+            model = _whole_model(str(gguf.parent), dtype=torch.float32, gguf_file=gguf.name)
             # the weights are plain floats by now; the marks of the packed format would be refused
             model.hf_quantizer = None
             if hasattr(model.config, "quantization_config"):

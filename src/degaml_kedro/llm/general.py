@@ -198,7 +198,8 @@ def readout(model: Any) -> Any:
         model: the causal language model; it is not changed, and its head is not copied.
 
     Raises:
-        ValueError: its logits are made of more than the decoder's final hidden states, or these of what comes later.
+        ValueError: its logits are not finite, or made of more than the decoder's final hidden states, or these of what
+            comes later.
     """
     if getattr(model.config.get_text_config(), "use_bidirectional_attention", None) in (
         True,
@@ -214,6 +215,8 @@ def readout(model: Any) -> Any:
         with torch.inference_mode():
             logits = model(torch.tensor([[3, 1, 4]], device=model.device), use_cache=False).logits
             hook.remove()
+            if not logits.isfinite().all():
+                raise ValueError("its logits are not finite, so its weights are damaged")
             # the same products of the same tensors: nothing is rounded otherwise
             if torch.equal(found(inputs_embeds=states[0]).logits, logits):
                 return found

@@ -86,17 +86,19 @@ def render_chat(messages: Sequence[Mapping[str, str]], base: BaseModel) -> str:
     first, *rest = messages
     if first["role"] == "system":
         with contextlib.suppress(TemplateError):
-            text = _by_template(base, messages, add_generation_prompt=True)
+            text = _by_template(base, messages, opened=True)
             if first["content"].strip() in text:
                 return text
         joined = f"{first['content']}\n\n{rest[0]['content']}"
         messages = [{"role": "user", "content": joined}, *rest[1:]]
-    return _by_template(base, messages, add_generation_prompt=True)
+    return _by_template(base, messages, opened=True)
 
 
-def _by_template(base: BaseModel, messages: Sequence[Mapping[str, str]], **options: bool) -> str:
+def _by_template(base: BaseModel, messages: Sequence[Mapping[str, str]], opened: bool) -> str:
     turns = [dict(message) for message in messages]
-    return str(base.tokenizer.apply_chat_template(turns, tokenize=False, **options))
+    return str(
+        base.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened)
+    )
 
 
 def answer_texts(
@@ -150,7 +152,7 @@ def end_token(base: BaseModel, prompt: PromptParameters) -> int | None:
     tokenizer, mark = base.tokenizer, "answer"
     if prompt.format == "chat" and tokenizer.chat_template is not None:
         turns = [{"role": role, "content": mark} for role in ("user", "assistant")]
-        text = _by_template(base, turns)
+        text = _by_template(base, turns, opened=False)
         behind = tokenizer(text.rpartition(mark)[2].lstrip(), add_special_tokens=False).input_ids
         # not all of them are among the tokenizer's special ids: Phi-3's is not
         added: Any = tokenizer.added_tokens_decoder
