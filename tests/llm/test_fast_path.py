@@ -50,7 +50,7 @@ def test_a_wrong_fused_decoder_is_found(tmp_path, caplog, monkeypatch):
     base = loaded("Llama", tmp_path / "model", caplog, "bfloat16")
     assert base.stack is None
     assert base.readout is None
-    assert "by the library's modules, which takes twice as long" in caplog.text
+    assert "by the library's modules, which takes up to 1.7 times as long" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["Mistral, window 32", "Gemma 3", "Phi-3, longrope"])

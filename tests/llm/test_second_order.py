@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from degaml_kedro.adapters.adapter import Adapter, tensor_key
 from degaml_kedro.llm.finetune import AnswerSequence, answer_loss, answer_sequences
-from degaml_kedro.llm.second_order import differentiable_answer_loss
 from degaml_kedro.parameters import LoraParameters, PromptParameters
 from degaml_kedro.tasks.example import make_example
 from tests.llm.helpers import plain_copy, random_adapter, tiny_base
@@ -42,7 +41,7 @@ def fast(flat: Tensor) -> Tensor:
 
 
 def twice(flat: Tensor) -> Tensor:
-    return differentiable_answer_loss(BASE, BATCH, unflatten(flat), ADAPTER.config)
+    return answer_loss(BASE, BATCH, unflatten(flat), ADAPTER.config, elementary=True)
 
 
 def fast_gradient(flat: Tensor) -> Tensor:
@@ -135,7 +134,7 @@ def test_padding_in_a_batch_changes_nothing() -> None:
 
     def product(batch: list[AnswerSequence]) -> Tensor:
         def loss(flat: Tensor) -> Tensor:
-            return differentiable_answer_loss(BASE, batch, unflatten(flat), ADAPTER.config)
+            return answer_loss(BASE, batch, unflatten(flat), ADAPTER.config, elementary=True)
 
         return torch.func.vjp(torch.func.grad(loss), FLAT)[1](vector)[0]
 
@@ -148,7 +147,7 @@ def test_row_by_row_it_is_the_same() -> None:
     beyond = replace(BASE, window=4)
 
     def loss(flat: Tensor) -> Tensor:
-        return differentiable_answer_loss(beyond, BATCH, unflatten(flat), ADAPTER.config)
+        return answer_loss(beyond, BATCH, unflatten(flat), ADAPTER.config, elementary=True)
 
     vector = direction(6)
     found = torch.func.vjp(torch.func.grad(loss), FLAT)[1](vector)[0]

@@ -129,7 +129,19 @@ def rope_length(config: Any) -> int | None:
     return int(rope["original_max_position_embeddings"])
 
 
-class _Steered(nn.Module):
+class _InPlaceOf(nn.Module):
+    """Stands in a decoder's place; heads and ``generate`` ask it for what they ask of the decoder."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        # no child of this module, so that nobody moves or copies it
+        object.__setattr__(self, "decoder", decoder)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["decoder"], name)
+
+
+class _Steered(_InPlaceOf):
     """A decoder whose final hidden states have a vector added, one for each row of the batch.
 
     Args:
@@ -138,13 +150,8 @@ class _Steered(nn.Module):
     """
 
     def __init__(self, decoder: nn.Module, vectors: Tensor) -> None:
-        super().__init__()
-        # no child of this module, so that nobody moves or copies it
-        object.__setattr__(self, "decoder", decoder)
+        super().__init__(decoder)
         self.vectors = vectors[:, None]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["decoder"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self.decoder(*args, **kwargs)
@@ -176,16 +183,8 @@ class _Given:
         return None
 
 
-class _NoDecoder(nn.Module):
-    """Stands in the decoder's place: what it is given as embeddings are the final hidden states."""
-
-    def __init__(self, decoder: nn.Module) -> None:
-        super().__init__()
-        # no child of this module: heads ask it for their scale
-        object.__setattr__(self, "decoder", decoder)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["decoder"], name)
+class _NoDecoder(_InPlaceOf):
+    """What it is given as embeddings are the final hidden states."""
 
     def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> _Given:
         return _Given(inputs_embeds)

@@ -173,9 +173,10 @@ def closing_tokens(
         example: whose answer it is.
         prompt: how an example becomes text.
     """
+    if prompt.format != "chat" and example.labels:
+        return ()
     end = end_token(base, prompt)
-    closed = prompt.format == "chat" or not example.labels
-    return (end,) if closed and end is not None else ()
+    return () if end is None else (end,)
 
 
 def encode_questions(
