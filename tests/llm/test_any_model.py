@@ -14,7 +14,7 @@ import transformers
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
-from transformers import AddedToken, AutoModelForCausalLM, LlamaConfig
+from transformers import AddedToken, AutoModelForCausalLM, LlamaConfig, RwkvConfig
 from transformers.utils import chat_template_utils
 
 from degaml_kedro.adapters.adapter import save_peft_folder
@@ -257,6 +257,17 @@ def test_greedy_text_is_the_librarys(model):
     encoded = encode_questions(base, asked, PLAIN, "text")
     found = [list(one.ids) for one in write_texts(base, encoded, PLAIN, WRITTEN)]
     assert found == texts_by_library(library(folder), encoded)
+
+
+def test_a_model_that_reads_padding_as_tokens_writes_what_it_writes_alone(tmp_path):
+    config = RwkvConfig(
+        vocab_size=259, hidden_size=32, attention_hidden_size=32, num_hidden_layers=2
+    )
+    base = opened(made(config, tmp_path / "model"))
+    asked = [Question.of(make_example("Which?", ["a", "b"], 0)), Question.of(SWIMS)]
+    encoded = encode_questions(base, asked, PLAIN, "text")
+    found = [list(one.ids) for one in write_texts(base, encoded, PLAIN, WRITTEN)]
+    assert found == texts_by_library(library(tmp_path / "model"), encoded)
 
 
 def test_training_is_that_of_peft_on_the_library(model, tmp_path):

@@ -21,6 +21,8 @@ from degaml_kedro.llm.packing import Pack, batches_by_length
 
 # rows are computed in batches of so many tokens: every option of a question is a row of its own
 _TOKENS_AT_ONCE = 4096
+# models of the library that read padding as tokens
+_ALONE = ("rwkv",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +113,8 @@ def row_batches(model: Any, lengths: Sequence[int], tokens: int) -> list[list[in
         tokens: of a batch.
     """
     limit = rope_length(model.config.get_text_config())
-    if limit is not None and max(lengths) > limit:
-        # how positions are turned depends on the longest row
+    # beyond the limit, how positions are turned depends on the longest row
+    if model.config.model_type in _ALONE or (limit is not None and max(lengths) > limit):
         return [[row] for row in range(len(lengths))]
     return list(batches_by_length(lengths, tokens))
 
