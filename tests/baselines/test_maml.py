@@ -30,7 +30,6 @@ from degaml_kedro.llm.finetune import (
     fine_tune,
     initial_adapter,
 )
-from degaml_kedro.llm.second_order import differentiable_answer_loss
 from degaml_kedro.parameters import (
     AdaptationSetting,
     LoraParameters,
@@ -287,7 +286,7 @@ def test_the_meta_gradient_of_the_model_is_the_slope_of_its_query_loss() -> None
         return {k: p.view(shape) for (k, shape), p in zip(shapes.items(), parts, strict=True)}
 
     def support(theta: Tensor, _: int) -> Tensor:
-        return differentiable_answer_loss(base, sequences[:4], tensors(theta), start.config)
+        return answer_loss(base, sequences[:4], tensors(theta), start.config, elementary=True)
 
     def query(theta: Tensor) -> Tensor:
         return answer_loss(base, sequences[4:8], tensors(theta), start.config)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 import transformers
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, Gemma3Config, LlamaConfig
+from transformers import AddedToken, AutoModelForCausalLM, LlamaConfig, RwkvConfig
 from transformers.utils import chat_template_utils
 
 from degaml_kedro.adapters.adapter import save_peft_folder
@@ -22,6 +26,7 @@ from degaml_kedro.llm.finetune import (
     initial_adapter,
     target_layers,
 )
+from degaml_kedro.llm.generation import write_texts
 from degaml_kedro.llm.in_context import PrefixMemory, compare_in_context, encode_in_context
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.prompting import encode_questions, render_prompt
@@ -61,52 +66,79 @@ SMALL = {
 }
 GEMMA = {**SMALL, "head_dim": 8, "query_pre_attn_scalar": 8}
 HEADS = {"num_attention_heads": 4, "num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 259}
-# by name: the class of its configuration, what it is given, and whether packing is right for it
-MODELS: dict[str, tuple[str, dict[str, object], bool]] = {
-    "Llama": ("LlamaConfig", SMALL, True),
-    "Mistral": ("MistralConfig", {**SMALL, "sliding_window": None}, True),
-    "Mistral, window 32": ("MistralConfig", {**SMALL, "sliding_window": 32}, True),
-    "Qwen2": ("Qwen2Config", SMALL, True),
-    "Qwen3": ("Qwen3Config", {**SMALL, "head_dim": 8}, True),
+VISION = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+# by name: the class of its configuration, what it is given, and how it is computed
+MODELS: dict[str, tuple[str, dict[str, object], str]] = {
+    "Llama": ("LlamaConfig", SMALL, "fused"),
+    "Mistral": ("MistralConfig", {**SMALL, "sliding_window": None}, "fused"),
+    "Mistral, window 32": ("MistralConfig", {**SMALL, "sliding_window": 32}, "fused"),
+    "Ministral 3": ("Ministral3Config", {**SMALL, "head_dim": 8}, "packed"),
+    "Mixtral": ("MixtralConfig", {**SMALL, "num_local_experts": 4}, "packed"),
+    "Qwen2": ("Qwen2Config", SMALL, "fused"),
+    "Qwen3": ("Qwen3Config", {**SMALL, "head_dim": 8}, "packed"),
     "Qwen3-MoE": (
         "Qwen3MoeConfig",
         {**SMALL, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-        True,
+        "packed",
     ),
-    "Gemma": ("GemmaConfig", {**SMALL, "head_dim": 8}, True),
-    "Gemma 2": ("Gemma2Config", {**GEMMA, "sliding_window": 32}, False),
-    "Gemma 3": ("Gemma3TextConfig", {**GEMMA, "sliding_window": 32}, True),
-    "Phi": ("PhiConfig", SMALL, False),
-    "Phi-3": ("Phi3Config", SMALL, True),
-    "Granite": ("GraniteConfig", {**SMALL, "logits_scaling": 4.0}, False),
-    "Cohere": ("CohereConfig", {**SMALL, "logit_scale": 0.25}, False),
-    "Cohere 2": ("Cohere2Config", {**SMALL, "logit_scale": 0.25, "sliding_window": 32}, False),
-    "OLMo": ("OlmoConfig", SMALL, True),
-    "OLMo 2": ("Olmo2Config", SMALL, True),
-    "SmolLM3": ("SmolLM3Config", SMALL, True),
-    "StableLM": ("StableLmConfig", SMALL, True),
-    "Falcon": ("FalconConfig", {**HEADS, "new_decoder_architecture": False}, False),
+    "Gemma": ("GemmaConfig", {**SMALL, "head_dim": 8}, "packed"),
+    "Gemma 2": ("Gemma2Config", {**GEMMA, "sliding_window": 32}, "row by row"),
+    "Gemma 3": ("Gemma3TextConfig", {**GEMMA, "sliding_window": 32}, "packed"),
+    "Gemma 3, multimodal": (
+        "Gemma3Config",
+        {
+            "text_config": {**GEMMA, "sliding_window": 32, "max_position_embeddings": 8192}, "vision_config": VISION,
+            "mm_tokens_per_image": 4, "boi_token_index": 3, "eoi_token_index": 4, "image_token_index": 5,
+        },
+        "packed",
+    ),
+    "Phi": ("PhiConfig", SMALL, "row by row"),
+    "Phi-3": ("Phi3Config", SMALL, "packed"),
+    "Phi-3, longrope": (
+        "Phi3Config",
+        {
+            **SMALL, "original_max_position_embeddings": 40, "max_position_embeddings": 512,
+            "rope_parameters": {
+                "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4,
+                "long_factor": [4.0, 3.0, 2.0, 5.0],
+            },
+        },
+        "packed",
+    ),
+    "Granite": ("GraniteConfig", {**SMALL, "logits_scaling": 4.0}, "row by row"),
+    "Cohere": ("CohereConfig", {**SMALL, "logit_scale": 0.25}, "row by row"),
+    "Cohere 2": ("Cohere2Config", {**SMALL, "logit_scale": 0.25, "sliding_window": 32}, "row by row"),
+    "OLMo": ("OlmoConfig", SMALL, "packed"),
+    "OLMo 2": ("Olmo2Config", SMALL, "packed"),
+    "OLMo 3": ("Olmo3Config", {**SMALL, "sliding_window": 32}, "packed"),
+    "SmolLM3": ("SmolLM3Config", {**SMALL, "no_rope_layers": [1, 0]}, "packed"),
+    "StableLM": ("StableLmConfig", SMALL, "packed"),
+    "Starcoder2": ("Starcoder2Config", {**SMALL, "sliding_window": None}, "packed"),
+    "Falcon": ("FalconConfig", {**HEADS, "new_decoder_architecture": False}, "row by row"),
     "Falcon-H1": (
         "FalconH1Config",
         {
             **SMALL, "mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8,
             "mamba_chunk_size": 16,
         },
-        False,
+        "row by row",
     ),
-    "GPT-2": ("GPT2Config", {"n_embd": 32, "n_head": 4, "n_layer": 2, "vocab_size": 259}, True),
-    "GPT-NeoX": ("GPTNeoXConfig", {**HEADS, "intermediate_size": 64}, True),
-    "OPT": ("OPTConfig", {**HEADS, "ffn_dim": 64, "word_embed_proj_dim": 32}, True),
-    "BLOOM": ("BloomConfig", {"hidden_size": 32, "n_head": 4, "n_layer": 2, "vocab_size": 259}, False),
+    "GPT-2": ("GPT2Config", {"n_embd": 32, "n_head": 4, "n_layer": 2, "vocab_size": 259}, "packed"),
+    "GPT-NeoX": ("GPTNeoXConfig", {**HEADS, "intermediate_size": 64}, "packed"),
+    "OPT": ("OPTConfig", {**HEADS, "ffn_dim": 64, "word_embed_proj_dim": 32}, "packed"),
+    "BLOOM": ("BloomConfig", {"hidden_size": 32, "n_head": 4, "n_layer": 2, "vocab_size": 259}, "row by row"),
     "Mamba": (
         "MambaConfig",
         {"vocab_size": 259, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2},
-        False,
+        "row by row",
     ),
     "LFM2": (
         "Lfm2Config",
         {**SMALL, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
-        False,
+        "row by row",
     ),
     "DeepSeek-V3": (
         "DeepseekV3Config",
@@ -115,13 +147,15 @@ MODELS: dict[str, tuple[str, dict[str, object], bool]] = {
             "qk_nope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1,
             "topk_group": 1, "moe_intermediate_size": 16, "first_k_dense_replace": 1,
         },
-        False,
+        "row by row",
     ),
-    "GLM-4": ("Glm4Config", {**SMALL, "head_dim": 8}, True),
+    "GLM-4": ("Glm4Config", {**SMALL, "head_dim": 8}, "packed"),
 }  # fmt: skip
 NOT_ADAPTED = ("GPT-2", "Falcon")
 PLAIN = PromptParameters(format="plain", options="hidden")
+CHAT = PromptParameters(format="chat", options="hidden")
 TEXT = ScoringParameters(mode="text", normalization="tokens")
+WRITTEN = ScoringParameters(mode="generate", extraction="text", max_new_tokens=6)
 SWIMS = make_example("Which bird swims and cannot fly at all?", ["a penguin", "an old owl"], 0)
 
 
@@ -159,26 +193,37 @@ def scores_by_library(model, asked):
     return [total / len(answer) for total, answer in zip(found, asked.answers, strict=True)]
 
 
+def texts_by_library(model, encoded):
+    """What the model writes behind each prompt alone."""
+    return [
+        model.generate(
+            input_ids=torch.tensor([one.prompt]), attention_mask=torch.ones(1, len(one.prompt)),
+            max_new_tokens=WRITTEN.max_new_tokens, do_sample=False, pad_token_id=0, eos_token_id=2,
+        )[0, len(one.prompt) :].tolist()
+        for one in encoded
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="module", params=MODELS)
 def model(request, tmp_path_factory):
-    """A model's name, folder and whether it is packed, with what is loaded from there."""
-    kind, given, packed = MODELS[request.param]
+    """A model's name, folder and how it is computed, with what is loaded from there."""
+    kind, given, way = MODELS[request.param]
     folder = made(getattr(transformers, kind)(**given), tmp_path_factory.mktemp("models") / "model")
-    return request.param, folder, packed, opened(folder)
+    return request.param, folder, way, opened(folder)
 
 
 def test_the_table_of_the_documentation_is_this_one():
     page = (ROOT / "docs/your-own-model.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (.+?) \| (packed|row by row) \| (yes|no) \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| (.+?) \| (fused|packed|row by row) \| (yes|no) \|$", page, re.MULTILINE)
     assert rows == [
-        (name, "packed" if packed else "row by row", "no" if name in NOT_ADAPTED else "yes")
-        for name, (_, _, packed) in MODELS.items()
+        (name, way, "no" if name in NOT_ADAPTED else "yes") for name, (_, _, way) in MODELS.items()
     ]
 
 
-def test_it_is_packed_where_that_is_right(model):
-    name, _, packed, base = model
-    assert (base.readout is None) == packed, name
+def test_it_is_computed_the_fastest_way_that_is_right(model):
+    _, _, way, base = model
+    fast = "packed" if base.stack is None else "fused"
+    assert (fast if base.readout is None else "row by row") == way
 
 
 def test_scores_are_those_of_the_librarys_own_logits(model):
@@ -204,6 +249,25 @@ def test_examples_in_the_prompt_are_read_as_one_text(model):
     with active_lora(None):
         found = compare_in_context(base, asked, PLAIN, TEXT, PrefixMemory()).scores[0][0]
     assert found == pytest.approx(scores_by_library(library(folder), asked.encoded[0]), rel=1e-4)
+
+
+def test_greedy_text_is_the_librarys(model):
+    _, folder, _, base = model
+    asked = [Question.of(make_example("Which?", ["a", "b"], 0)), Question.of(SWIMS)]
+    encoded = encode_questions(base, asked, PLAIN, "text")
+    found = [list(one.ids) for one in write_texts(base, encoded, PLAIN, WRITTEN)]
+    assert found == texts_by_library(library(folder), encoded)
+
+
+def test_a_model_that_reads_padding_as_tokens_writes_what_it_writes_alone(tmp_path):
+    config = RwkvConfig(
+        vocab_size=259, hidden_size=32, attention_hidden_size=32, num_hidden_layers=2
+    )
+    base = opened(made(config, tmp_path / "model"))
+    asked = [Question.of(make_example("Which?", ["a", "b"], 0)), Question.of(SWIMS)]
+    encoded = encode_questions(base, asked, PLAIN, "text")
+    found = [list(one.ids) for one in write_texts(base, encoded, PLAIN, WRITTEN)]
+    assert found == texts_by_library(library(tmp_path / "model"), encoded)
 
 
 def test_training_is_that_of_peft_on_the_library(model, tmp_path):
@@ -242,6 +306,9 @@ def test_training_is_that_of_peft_on_the_library(model, tmp_path):
     (found,) = score_examples(base, [SWIMS], PLAIN, TEXT, steps[-1].adapter)
     (asked,) = encode_questions(base, [SWIMS], PLAIN, "text")
     assert found.option_scores == pytest.approx(scores_by_library(ended, asked), rel=1e-4)
+    with active_lora(base.activate_adapter(steps[-1].adapter)):
+        (written,) = write_texts(base, [asked], PLAIN, WRITTEN)
+    assert [list(written.ids)] == texts_by_library(ended, [asked])
 
 
 def test_a_generated_adapter_is_refined_by_every_family(model):
@@ -292,21 +359,15 @@ def test_a_vector_is_made_through_the_librarys_logits(tmp_path):
 
 
 def test_of_a_multimodal_model_the_text_model_is_adapted(tmp_path):
-    vision = {
-        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "image_size": 28, "patch_size": 14,
-    }  # fmt: skip
-    config = Gemma3Config(
-        text_config={**GEMMA, "max_position_embeddings": 8192}, vision_config=vision, mm_tokens_per_image=4,
-        boi_token_index=3, eoi_token_index=4, image_token_index=5,
-    )  # fmt: skip
-    base = opened(made(config, tmp_path / "model"))
+    kind, given, _ = MODELS["Gemma 3, multimodal"]
+    base = opened(made(getattr(transformers, kind)(**given), tmp_path / "model"))
     assert base.context_length == 8192
     names = list(target_layers(base, LoraParameters(rank=2)))
     assert len(names) == 14
     assert all("language_model" in name for name in names)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -315,12 +376,39 @@ def test_of_a_multimodal_model_the_text_model_is_adapted(tmp_path):
         (None, "is not whole .*download it again"),
     ],
 )
-def test_weights_that_are_not_whole_are_named(content, told, tmp_path):
-    folder = made(LlamaConfig(**SMALL), tmp_path / "model")
-    file = folder / "model.safetensors"
+def test_files_that_are_not_whole_are_named(name, content, told, tmp_path):
+    file = made(LlamaConfig(**SMALL), tmp_path / "model") / name
     file.write_bytes(file.read_bytes()[:-100] if content is None else content)
     with pytest.raises(ModelError, match=f"{file} {told}"):
-        opened(folder)
+        opened(file.parent)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"num_hidden_layers": 3},
+            r"lack 9 of the weights .* \(model.layers.2.input_layernorm.weight\)",
+        ),
+        ({"hidden_size": 64}, "21 of the weights"),
+        ({"model_type": "bert"}, r"config.json \(BertLMHeadModel\)"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "GPTQ"),
+    ],
+)
+def test_a_configuration_that_the_weights_do_not_fit_is_refused(given, told, tmp_path):
+    file = made(LlamaConfig(**SMALL), tmp_path / "model") / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **given}))
+    with pytest.raises(ModelError, match=f"cannot be loaded: .*{told}"):
+        opened(file.parent)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    file = made(LlamaConfig(**SMALL), tmp_path / "model") / "model.safetensors"
+    save_file(
+        {key: value * torch.nan for key, value in load_file(file).items()}, file, {"format": "pt"}
+    )
+    with pytest.raises(ModelError, match="logits are not finite, so its weights are damaged"):
+        opened(file.parent)
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "merges.txt"])
@@ -368,9 +456,42 @@ def test_a_template_that_writes_todays_date_writes_one_date(tmp_path, monkeypatc
             "Day", (today,), {"now": classmethod(lambda cls, tz=None, y=year: today(y, 1, 2))}
         )
         monkeypatch.setattr(chat_template_utils, "datetime", day)
-        prompts.add(render_prompt(SWIMS, PromptParameters(format="chat", options="hidden"), base))
+        prompts.add(render_prompt(SWIMS, CHAT, base))
     assert len(prompts) == 1
     assert "26 Jul 2024" in prompts.pop()
+
+
+def with_template(template):
+    base = tiny_base()
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}" + template + "{% endfor %}"
+    return replace(base, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}[{{ m.content }}]",
+        "{% if m.role != 'system' %}[{{ m.content }}]{% endif %}",
+    ],
+    ids=["refused", "left out"],
+)
+def test_a_system_message_without_a_place_stands_in_front_of_the_question(template):
+    asked = make_example("Which?", ["a", "b"], 0, "Answer well.")
+    found = render_prompt(asked, CHAT, with_template(template))
+    assert found == "[Answer well.\n\nWhich?]"
+    assert (
+        render_prompt(asked, CHAT, with_template("[{{ m.content }}]")) == "[Answer well.][Which?]"
+    )
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_what_ends_a_turn_is_trained(special):
+    base = with_template("{{ m.content }}<|end|>\n")
+    assert base.tokenizer.eos_token_id == 2
+    base.tokenizer.add_tokens([AddedToken("<|end|>", special=special)])
+    (found,) = answer_sequences(base, [SWIMS], CHAT, "text")
+    assert found.ids[-1] == (259 if special else 2)
 
 
 def test_a_gguf_file_that_cannot_be_converted_is_named(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 
 from degaml_kedro.adapters.adapter import Adapter, tensor_key
 from degaml_kedro.llm.finetune import AnswerSequence, answer_loss, answer_sequences
-from degaml_kedro.llm.second_order import differentiable_answer_loss
 from degaml_kedro.parameters import LoraParameters, PromptParameters
 from degaml_kedro.tasks.example import make_example
 from tests.llm.helpers import plain_copy, random_adapter, tiny_base
@@ -41,7 +41,7 @@ def fast(flat: Tensor) -> Tensor:
 
 
 def twice(flat: Tensor) -> Tensor:
-    return differentiable_answer_loss(BASE, BATCH, unflatten(flat), ADAPTER.config)
+    return answer_loss(BASE, BATCH, unflatten(flat), ADAPTER.config, elementary=True)
 
 
 def fast_gradient(flat: Tensor) -> Tensor:
@@ -134,10 +134,21 @@ def test_padding_in_a_batch_changes_nothing() -> None:
 
     def product(batch: list[AnswerSequence]) -> Tensor:
         def loss(flat: Tensor) -> Tensor:
-            return differentiable_answer_loss(BASE, batch, unflatten(flat), ADAPTER.config)
+            return answer_loss(BASE, batch, unflatten(flat), ADAPTER.config, elementary=True)
 
         return torch.func.vjp(torch.func.grad(loss), FLAT)[1](vector)[0]
 
     count = BATCH[1].answer + long.answer
     apart = product([BATCH[1]]) * BATCH[1].answer + product([long]) * long.answer
     assert close(product([BATCH[1], long]) * count, apart, 1e-4)
+
+
+def test_row_by_row_it_is_the_same() -> None:
+    beyond = replace(BASE, window=4)
+
+    def loss(flat: Tensor) -> Tensor:
+        return answer_loss(beyond, BATCH, unflatten(flat), ADAPTER.config, elementary=True)
+
+    vector = direction(6)
+    found = torch.func.vjp(torch.func.grad(loss), FLAT)[1](vector)[0]
+    assert close(found, hessian_product(vector), 1e-4)

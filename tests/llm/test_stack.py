@@ -160,12 +160,3 @@ def test_every_architecture_packs_as_it_computes_alone(config: object, recognise
         if states is not None:
             assert torch.allclose(states[:5], alone[0], atol=1e-4)
             assert torch.allclose(states[10:11], alone[1], atol=1e-4)
-
-
-def test_a_model_that_computes_otherwise_is_not_taken_for_llama() -> None:
-    base = tiny_base()
-    model = copy.deepcopy(base.model)
-    for block in model.model.layers:
-        # same parts, another formula
-        block.self_attn.scaling *= 3
-    assert decoder_stack(model) is None

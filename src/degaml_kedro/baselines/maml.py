@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,6 @@ from degaml_kedro.llm.finetune import (
     answer_sequences,
 )
 from degaml_kedro.llm.in_context import in_context_sequences
-from degaml_kedro.llm.second_order import differentiable_answer_loss
 from degaml_kedro.parameters import (
     AdaptationSetting,
     AnswerForm,
@@ -219,7 +219,7 @@ def fit(
     clock = Clock()
     flat = _flatten(start, base.device)
     moments = Moments.empty(flat)
-    losses_of = answer_loss if first_order else differentiable_answer_loss
+    losses_of = partial(answer_loss, elementary=not first_order)
     records: list[dict[str, Any]] = []
     for step in range(1, parameters.outer_steps + 1):
         began, read = time.perf_counter(), clock.compute.forward_tokens

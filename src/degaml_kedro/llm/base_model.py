@@ -12,7 +12,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -21,7 +20,6 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +40,7 @@ from transformers.utils import logging as transformers_logging
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.folders import replaced_folder
+from degaml_kedro.llm.fast_path import computed_fast, first_blocks, obstacle_to_packing
 from degaml_kedro.llm.general import hidden_by_rows, readout
 from degaml_kedro.llm.lora import (
     ActiveLora,
@@ -50,12 +49,12 @@ from degaml_kedro.llm.lora import (
     GroupAdapter,
     LinearGroup,
     StackedAdapter,
+    adapters_at_once,
     current_lora,
     group_adapter,
     make_adaptable,
 )
 from degaml_kedro.llm.packing import (
-    ATTENTION_NAME,
     KeyValues,
     Pack,
     Prefix,
@@ -63,7 +62,7 @@ from degaml_kedro.llm.packing import (
     active_pack,
     pack_trees,
 )
-from degaml_kedro.llm.stack import DecoderStack, decoder_stack
+from degaml_kedro.llm.stack import DecoderStack
 from degaml_kedro.parameters import (
     BaseModelParameters,
     FolderModel,
@@ -95,8 +94,8 @@ class BaseModel:
         groups: the adaptable linear layers.
         context_length: longest input in tokens that the model takes.
         folder: where its files are; None for a hub model or a random one.
-        stack: the decoder as one function, where the model's parts were recognised.
-        window: tokens that a token of some layer can look back at; None for all. Packs of longer sequences go the
+        stack: the decoder as one function, where the model has the blocks that this is written for.
+        window: how long a sequence may be that is packed, in tokens; None for any length. Packs of longer ones go the
             general way.
         readout: the model without its decoder, where the general way is the only one that is right: for all packs, and
             for logits (:mod:`~degaml_kedro.llm.general`); None where packing and the head as a matrix are.
@@ -143,8 +142,9 @@ class BaseModel:
             elementary: from elementary operations of the library's modules, which can be differentiated any number
                 of times; the stack's backward is written by hand and has no derivative.
         """
-        if self.readout is not None or self._is_longer_than_window(pack):
-            return hidden_by_rows(self.model, pack)
+        if not self._is_packed(pack):
+            with active_pack(None, elementary):
+                return hidden_by_rows(self.model, pack, adapters_at_once(current_lora()))
         if self.stack is not None and not elementary:
             return self.stack(pack, current_lora())
         with active_pack(pack, elementary):
@@ -153,8 +153,11 @@ class BaseModel:
             )
         return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
-    def _is_longer_than_window(self, pack: Pack) -> bool:
-        return self.window is not None and int(pack.position_ids.max()) >= self.window
+    def _is_packed(self, pack: Pack) -> bool:
+        # a prefix that was not packed left nothing to continue
+        if self.readout is not None or (pack.prefix is not None and not pack.prefix.layers):
+            return False
+        return self.window is None or int(pack.position_ids.max()) < self.window
 
     def read_prefix(self, tokens: Sequence[int]) -> Prefix:
         """What the tokens leave for those that continue them, under the adapter that is active in this thread.
@@ -163,12 +166,11 @@ class BaseModel:
             tokens: ids, at least one.
         """
         layers: KeyValues = {}
-        if self.readout is not None:
-            # read again with every question
-            return Prefix(tuple(tokens), layers)
         pack = pack_trees([TokenTree(tuple(tokens))], self.device, self.dtype)
-        with torch.inference_mode():
-            self.hidden_states(replace(pack, record=layers))
+        # else it is read again with every question
+        if self._is_packed(pack):
+            with torch.inference_mode():
+                self.hidden_states(replace(pack, record=layers))
         return Prefix(tuple(tokens), layers)
 
     def activate(self, layers: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> ActiveLora:
@@ -394,28 +396,37 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
         model, tokenizer = _from_pretrained(source, folder, dtype)
         fingerprint = _fingerprint(source, folder)
     model = model.to(device).eval().requires_grad_(False)
-    groups = make_adaptable(model, skip=_not_adapted(model))
+    obstacle = obstacle_to_packing(model)
+    # before layers that read the same input share their storage
+    first = None if obstacle else first_blocks(model)
     text = model.config.get_text_config()
     base = BaseModel(
         name=name,
         fingerprint=fingerprint,
         model=model,
         tokenizer=tokenizer,
-        groups=groups,
+        groups=make_adaptable(model, skip=_not_adapted(model)),
         context_length=int(getattr(text, "max_position_embeddings", None) or 2048),
         folder=folder,
-        stack=decoder_stack(model),
-        window=_window(text),
     )
-    return checked(base)
-
-
-def _window(text: Any) -> int | None:
-    """The window that the text model's attention is cut to in some layer, by its configuration; None for none."""
-    window = getattr(text, "sliding_window", None)
-    kinds = getattr(text, "layer_types", None)
-    slides = "sliding_attention" in kinds if kinds else getattr(text, "use_sliding_window", True)
-    return int(window) if window and slides else None
+    if first is not None:
+        fast = computed_fast(base, replace(base, model=first, groups=make_adaptable(first)))
+        if fast is not None:
+            return fast
+        obstacle = "packed, its logits would be others"
+        model.set_attn_implementation("eager")
+    logger.warning(
+        "%s (%s) is computed row by row, which takes several times as long: %s",
+        name,
+        type(model).__name__,
+        obstacle,
+    )
+    try:
+        return replace(base, readout=readout(model))
+    except ValueError as error:
+        raise ModelError(
+            f"{name} ({type(model).__name__}) cannot be used: {error}; use a model like Llama, Qwen or SmolLM"
+        ) from error
 
 
 def _not_adapted(model: Any) -> frozenset[str]:
@@ -445,82 +456,6 @@ _EXPERT_LAYERS = (".gate_proj", ".up_proj", ".down_proj")
 _RECURRENT = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 
 
-def checked(base: BaseModel) -> BaseModel:
-    """The model as it is computed right: packed, or the general way, whichever gives the library's own scores.
-
-    Packing takes it that layers mix tokens by attention alone, without a cap, and that the head is nothing but a
-    matrix. Whether that is so is seen on a few tokens, by themselves and beside others.
-
-    Args:
-        base: the model; nobody else has it yet.
-
-    Raises:
-        ModelError: neither way gives the library's scores.
-    """
-    # in half precision rounding alone is of this order
-    tolerance = 1e-4 if base.dtype == torch.float32 else 0.02
-    try:
-        off = _score_error(base)
-    except (RuntimeError, TypeError, ValueError, KeyError):
-        # of the model's own code, which expects something else of its attention
-        off = math.inf
-    if off < tolerance:
-        return base
-    _set_attention(base.model, "eager")
-    base = replace(base, stack=None, window=None, readout=readout(base.model))
-    if not (still := _score_error(base)) < tolerance:
-        raise ModelError(
-            f"{base.name} ({type(base.model).__name__}) cannot be used: its scores would be off the library's by "
-            f"{still:.1%}; use a model like Llama, Qwen or SmolLM"
-        )
-    logger.warning(
-        "%s (%s) is computed row by row, which takes several times as long: packed, its scores would be off by %.1g",
-        base.name,
-        type(base.model).__name__,
-        off,
-    )
-    return base
-
-
-def _score_error(base: BaseModel) -> float:
-    """The largest relative difference between a score and the library's, on a few tokens."""
-    size = base.head.shape[0]
-    ids = [3 + (7 * place) % max(1, size - 4) for place in range(12)]
-    prompts = (tuple(ids[:5]), tuple(ids[2:9]))
-    answers = ((tuple(ids[9:11]), tuple(ids[5:8])), (tuple(ids[:3]), (ids[11], ids[4])))
-    trees = [TokenTree(p, a) for p, a in zip(prompts, answers, strict=True)]
-    pack = pack_trees(trees, base.device, base.dtype)
-    worst, model = 0.0, base.model
-    with torch.inference_mode():
-        logits = base.logits(base.hidden_states(pack)).log_softmax(-1).cpu()
-    usual = model.config._attn_implementation
-    # with every cap and window that the library knows
-    _set_attention(model, "eager")
-    try:
-        for start, prompt, options in zip(pack.starts, prompts, answers, strict=True):
-            branch = start + len(prompt)
-            for answer in options:
-                rows = [start + len(prompt) - 1, *range(branch, branch + len(answer) - 1)]
-                mine = sum(
-                    logits[row, token].item() for row, token in zip(rows, answer, strict=True)
-                )
-                whole = torch.tensor([prompt + answer], device=base.device)
-                with torch.inference_mode():
-                    own = model(whole, use_cache=False).logits[0].float().log_softmax(-1).cpu()
-                first = len(prompt) - 1
-                theirs = sum(own[first + i, token].item() for i, token in enumerate(answer))
-                worst = max(worst, abs(mine - theirs) / max(1.0, abs(theirs)))
-                branch += len(answer)
-    finally:
-        _set_attention(model, usual)
-    return worst
-
-
-def _set_attention(model: Any, name: str) -> None:
-    if model._can_set_attn_implementation():
-        model.set_attn_implementation(name)
-
-
 def _from_pretrained(
     source: HubModel | FolderModel | PackageModel, folder: Path | None, dtype: torch.dtype
 ) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -531,25 +466,10 @@ def _from_pretrained(
     try:
         with library_weights():
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
-            load = partial(
-                AutoModelForCausalLM.from_pretrained,
-                place,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                **options,
-            )
-            try:
-                model = load(attn_implementation=ATTENTION_NAME)
-                takes_ours = model._can_set_attn_implementation()
-            except KeyError:
-                takes_ours = False
-            if not takes_ours:
-                # older classes (Falcon, BLOOM) have attention of their own, and no other
-                model = load(attn_implementation="eager")
-    except SafetensorError as error:
-        raise ModelError(_torn_weights(folder, error)) from error
-    except (OSError, ValueError) as error:
+            # eager: with every cap, window and sink that the library knows
+            options |= {"attn_implementation": "eager", "use_safetensors": True}
+            model = _whole_model(place, dtype=dtype, **options)
+    except (SafetensorError, OSError, ValueError, RuntimeError, ImportError) as error:
         if isinstance(source, HubModel):
             raise ModelError(
                 f"the model {source.id} (revision {source.revision}) could not be loaded from the hub: "
@@ -557,7 +477,8 @@ def _from_pretrained(
                 f"(`hf download {source.id} --local-dir FOLDER`) and set model.source to "
                 f"{{kind: folder, path: FOLDER}}, or use the embedded profile (conf/base)."
             ) from error
-        raise ModelError(f"the model in {place} cannot be loaded: {first_line(error)}") from error
+        told = f"the model in {place} cannot be loaded: {first_line(error)}"
+        raise ModelError(_damage(Path(place)) or told) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if isinstance(tokenizer.chat_template, str):
@@ -567,22 +488,47 @@ def _from_pretrained(
     return model, tokenizer
 
 
-def _torn_weights(folder: Path | None, error: Exception) -> str:
-    """Which weights are not whole, and what to do."""
-    for file in sorted((folder or Path()).glob("*.safetensors")):
+def _whole_model(place: str, **options: Any) -> Any:
+    """A causal language model whose weights are all in its files.
+
+    Raises:
+        ValueError: some are not; the library would draw them at random.
+    """
+    model, told = AutoModelForCausalLM.from_pretrained(
+        place,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **options,
+    )
+    odd = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
+    if odd:
+        raise ValueError(
+            f"its files lack {len(odd)} of the weights that config.json ({type(model).__name__}) asks for, or have "
+            f"them in another shape ({odd[0]}): they are not whole, or are another model's; download them again"
+        )
+    return model
+
+
+def _damage(folder: Path) -> str | None:
+    """Which of a model's files is not whole, and what to do; None where all can be read."""
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
         with file.open("rb") as stream:
             start = stream.read(100)
         if start.startswith(b"version https://git-lfs"):
             return (
-                f"{file} is a Git LFS pointer and no weights: install Git LFS and run `git lfs pull`, or download the "
+                f"{file} is a Git LFS pointer and no data: install Git LFS and run `git lfs pull`, or download the "
                 "file again"
             )
         try:
-            with safe_open(file, framework="pt") as opened:
-                opened.keys()
-        except SafetensorError as own:
-            return f"{file} is not whole ({first_line(own)}): download it again"
-    return f"the weights in {folder} cannot be read ({first_line(error)}): download them again"
+            if file.suffix == ".json":
+                json.loads(file.read_bytes())
+            else:
+                with safe_open(file, framework="pt") as opened:
+                    opened.keys()
+        except (SafetensorError, ValueError) as error:
+            return f"{file} is not whole ({first_line(error)}): download it again"
+    return None
 
 
 def first_line(error: Exception) -> str:
@@ -688,11 +634,10 @@ def _converted(gguf: Path) -> Path:
     print(f"converting {gguf.name} to safetensors, once (about half a minute)…", file=sys.stderr)
     try:
         with library_weights():
-            place = {"gguf_file": gguf.name, "trust_remote_code": False}
-            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **place)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(gguf.parent), dtype=torch.float32, **place
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False
             )
+            model = _whole_model(str(gguf.parent), dtype=torch.float32, gguf_file=gguf.name)
             # the weights are plain floats by now; the marks of the packed format would be refused
             model.hf_quantizer = None
             if hasattr(model.config, "quantization_config"):
@@ -753,7 +698,6 @@ def _random_model(source: RandomModel) -> tuple[Any, PreTrainedTokenizerBase]:
         eos_token_id=2,
         tie_word_embeddings=True,
     )
-    config._attn_implementation = ATTENTION_NAME
     with library_weights(source.seed):
         model = LlamaForCausalLM(config)
         for weights in model.parameters():

@@ -203,7 +203,7 @@ def answer_loss(
         batch: what to compute it on.
         tensors: the adapter's tensors by PEFT's name; the gradient flows to them, whatever they were made from.
         config: the adapter's shape.
-        elementary: see :mod:`~degaml_kedro.llm.second_order`.
+        elementary: whether it can be differentiated any number of times (:func:`answer_loss_under`).
         share_prefixes: see :func:`answer_loss_under`.
 
     Returns:
@@ -229,7 +229,10 @@ def answer_loss_under(
         base: the frozen model.
         batch: what to compute it on.
         active: by group, what the model computes with; the gradient flows to its leaves.
-        elementary: see :mod:`~degaml_kedro.llm.second_order`.
+        elementary: from the library's modules and elementary operations, so that ``torch.func.grad``, ``vjp`` and
+            autograd with ``create_graph`` compose: a meta-gradient goes back through gradient steps. The fast way has a
+            backward written by hand, and one derivative. A gradient costs a third more, a Hessian-vector product as
+            much as three fast gradients.
         share_prefixes: what several sequences begin with is computed once (``llm/trie.py``): the same loss, and much
             cheaper where all stand behind the same demonstrations.
 

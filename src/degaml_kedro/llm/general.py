@@ -10,14 +10,19 @@ Shapes: T tokens in a pack, R rows, L longest row, C hidden width, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from degaml_kedro.llm.packing import Pack
+from degaml_kedro.llm.packing import Pack, batches_by_length
+
+# rows are computed in batches of so many tokens: every option of a question is a row of its own
+_TOKENS_AT_ONCE = 4096
+# models of the library that read padding as tokens
+_ALONE = ("rwkv",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,19 +76,74 @@ def rows_of(pack: Pack) -> Rows:
     return Rows(laid.to(device), mask.to(device), row.to(device), place.to(device))
 
 
-def hidden_by_rows(model: Any, pack: Pack) -> Tensor:
+def hidden_by_rows(model: Any, pack: Pack, shares: int = 1) -> Tensor:
     """Final hidden states of a pack, [T, C], each from a row of its own sequence.
 
     Args:
         model: the causal language model.
         pack: the tokens.
+        shares: equal parts of the pack, each for an adapter of its own.
     """
     rows = rows_of(pack)
-    output = model.base_model(input_ids=rows.ids, attention_mask=rows.mask, use_cache=False)
-    return output.last_hidden_state[rows.row, rows.place]  # type: ignore[no-any-return]
+    lengths = rows.mask.sum(dim=1).tolist()
+    count = len(lengths) // shares
+    states: list[Tensor] = []
+    # of each row's first token in all states
+    starts, computed = torch.zeros_like(rows.mask[:, 0]), 0
+    for batch in row_batches(model, lengths[:count], _TOKENS_AT_ONCE // shares):
+        chosen = [share * count + row for share in range(shares) for row in batch]
+        width = max(lengths[row] for row in chosen)
+        output = model.base_model(
+            input_ids=rows.ids[chosen, :width],
+            attention_mask=rows.mask[chosen, :width],
+            use_cache=False,
+        )
+        states.append(output.last_hidden_state.flatten(0, 1))
+        starts[chosen] = computed + width * torch.arange(len(chosen), device=starts.device)
+        computed += len(states[-1])
+    return torch.cat(states)[starts[rows.row] + rows.place]
 
 
-class _Steered(nn.Module):
+def row_batches(model: Any, lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Indices of rows that may be computed beside each other, in batches.
+
+    Args:
+        model: the causal language model.
+        lengths: of the rows.
+        tokens: of a batch.
+    """
+    limit = rope_length(model.config.get_text_config())
+    # beyond the limit, how positions are turned depends on the longest row
+    if model.config.model_type in _ALONE or (limit is not None and max(lengths) > limit):
+        return [[row] for row in range(len(lengths))]
+    return list(batches_by_length(lengths, tokens))
+
+
+def rope_length(config: Any) -> int | None:
+    """The length beyond which longrope turns all positions of a batch otherwise; None where nothing does.
+
+    Args:
+        config: of the text model.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return None
+    return int(rope["original_max_position_embeddings"])
+
+
+class _InPlaceOf(nn.Module):
+    """Stands in a decoder's place; heads and ``generate`` ask it for what they ask of the decoder."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        # no child of this module, so that nobody moves or copies it
+        object.__setattr__(self, "decoder", decoder)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["decoder"], name)
+
+
+class _Steered(_InPlaceOf):
     """A decoder whose final hidden states have a vector added, one for each row of the batch.
 
     Args:
@@ -92,13 +152,8 @@ class _Steered(nn.Module):
     """
 
     def __init__(self, decoder: nn.Module, vectors: Tensor) -> None:
-        super().__init__()
-        # no child of this module, so that nobody moves or copies it
-        object.__setattr__(self, "decoder", decoder)
+        super().__init__(decoder)
         self.vectors = vectors[:, None]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["decoder"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self.decoder(*args, **kwargs)
@@ -130,16 +185,8 @@ class _Given:
         return None
 
 
-class _NoDecoder(nn.Module):
-    """Stands in the decoder's place: what it is given as embeddings are the final hidden states."""
-
-    def __init__(self, decoder: nn.Module) -> None:
-        super().__init__()
-        # no child of this module: heads ask it for their scale
-        object.__setattr__(self, "decoder", decoder)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["decoder"], name)
+class _NoDecoder(_InPlaceOf):
+    """What it is given as embeddings are the final hidden states."""
 
     def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> _Given:
         return _Given(inputs_embeds)
@@ -150,8 +197,35 @@ def readout(model: Any) -> Any:
 
     Args:
         model: the causal language model; it is not changed, and its head is not copied.
+
+    Raises:
+        ValueError: its logits are not finite, or made of more than the decoder's final hidden states, or these of what
+            comes later.
     """
-    return _with_decoder(model, _NoDecoder)
+    if getattr(model.config.get_text_config(), "use_bidirectional_attention", None) in (
+        True,
+        "all",
+    ):
+        raise ValueError("its tokens look at those behind them, and so none is predicted")
+    states: list[Tensor] = []
+    try:
+        found = _with_decoder(model, _NoDecoder)
+        hook = model.base_model.register_forward_hook(
+            lambda _, args, output: states.append(output.last_hidden_state)
+        )
+        with torch.inference_mode():
+            logits = model(torch.tensor([[3, 1, 4]], device=model.device), use_cache=False).logits
+            hook.remove()
+            if not logits.isfinite().all():
+                raise ValueError("its logits are not finite, so its weights are damaged")
+            # the same products of the same tensors: nothing is rounded otherwise
+            if torch.equal(found(inputs_embeds=states[0]).logits, logits):
+                return found
+    except (RuntimeError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(
+            f"its logits cannot be computed apart from its decoder ({error})"
+        ) from error
+    raise ValueError("its logits are made of more than its final hidden states")
 
 
 def _with_decoder(model: Any, made: Callable[[nn.Module], nn.Module]) -> Any:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.extraction import extract_answer
-from degaml_kedro.llm.general import steered
-from degaml_kedro.llm.packing import TokenTree, batches_by_length, pack_trees
+from degaml_kedro.llm.general import row_batches, steered
+from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.prompting import EncodedQuestion, end_token
 from degaml_kedro.parameters import PromptParameters, ScoringParameters
 from degaml_kedro.progress import Progress
@@ -67,10 +67,11 @@ def write_texts(
     found: list[Writing | None] = [None] * len(encoded)
     stop = prompt.plain_prefix.strip() if prompt.format == "plain" and scoring.is_open else ""
     ends = sorted(_end_tokens(base, prompt))
-    pad = base.tokenizer.pad_token_id
+    # what is masked; some tokenizers have no token for it
+    pad = base.tokenizer.pad_token_id or 0
     lengths = [len(one.prompt) + scoring.max_new_tokens for one in encoded]
     done = 0
-    for batch in batches_by_length(lengths, scoring.batch_tokens):
+    for batch in row_batches(base.model, lengths, scoring.batch_tokens):
         prompts = [encoded[i].prompt for i in batch]
         model = base.model
         if steer is not None:

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import torch
 
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import AnswerSequence
 from degaml_kedro.llm.generation import Steer, Writing
-from degaml_kedro.llm.packing import Prefix, batches_by_length, pack_trees
+from degaml_kedro.llm.packing import Prefix
 from degaml_kedro.llm.prompting import (
     EncodedQuestion,
     answer_texts,
@@ -34,22 +33,13 @@ from degaml_kedro.llm.prompting import (
     render_prompt,
     token_ids,
 )
-from degaml_kedro.llm.scoring import (
-    OptionScores,
-    added,
-    answer_log_probabilities,
-    normalized_scores,
-    question_tree,
-    with_written,
-)
+from degaml_kedro.llm.scoring import OptionScores, compare_encoded, with_written
 from degaml_kedro.parameters import AnswerForm, PromptParameters, ScoringParameters
 from degaml_kedro.progress import Progress
 from degaml_kedro.tasks.example import Example, Question
 
 # what a text may gain or lose in tokens where another one stands in front of it
 _SEAM = 8
-# pairs of a computed token and one of the prefix that attention holds at once, by head
-_PAIRS_AT_ONCE = 1 << 21
 
 
 def shuffled(examples: Sequence[Example], seed: int) -> tuple[Example, ...]:
@@ -287,50 +277,22 @@ def compare_in_context(
         return OptionScores([[]], [])
     if asked.written is None:
         check_options(asked.questions)
-        texts = [answer_texts(one, scoring.answers, prompt) for one in asked.questions]
-    else:
-        texts = [tuple(one.text for one in some) for some in asked.written]
-    few_columns = scoring.normalization == "none" and asked.written is None
     prefix, fresh = memory.read(base, asked.head) if asked.head else (None, 0)
-    limit = scoring.batch_tokens
-    behind = [0] * len(asked.encoded)
-    if prefix is not None:
-        limit = min(limit, max(1, _PAIRS_AT_ONCE // len(prefix.tokens)))
-        behind = [
-            min(own, common_start(question.prompt, prefix.tokens))
-            for question, own in zip(asked.encoded, asked.own, strict=True)
-        ]
-    trees = [
-        question_tree(EncodedQuestion(question.prompt[start:], question.answers))
-        for question, start in zip(asked.encoded, behind, strict=True)
-    ]
-    scores: list[tuple[float, ...]] = [()] * len(trees)
-    done = 0
-    for batch in batches_by_length([len(tree) for tree in trees], limit):
-        first = [behind[i] for i in batch]
-        pack = pack_trees([trees[i] for i in batch], base.device, base.dtype, prefix, first)
-        tails = [
-            EncodedQuestion(asked.encoded[i].prompt[asked.own[i] :], asked.encoded[i].answers)
-            for i in batch
-        ]
-        rows = [
-            range(start + asked.own[i] - behind[i], start + len(trees[i]))
-            for i, start in zip(batch, pack.starts, strict=True)
-        ]
-        starts = list(accumulate((len(part) for part in rows[:-1]), initial=0))
-        with torch.inference_mode():
-            hidden = base.hidden_states(pack)[[row for part in rows for row in part]]
-            if steer is not None:
-                hidden = added(hidden, starts, steer(hidden, starts, tails))
-            sums = answer_log_probabilities(hidden, base, starts, tails, few_columns)
-        for i, totals in zip(batch, sums, strict=True):
-            scores[i] = normalized_scores(totals, texts[i], asked.encoded[i], scoring)
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(trees))
-    share, left = divmod(fresh, len(trees))
-    tokens = [len(tree) + share + (place < left) for place, tree in enumerate(trees)]
-    return OptionScores([scores], tokens)
+    found = compare_encoded(
+        base,
+        asked.questions,
+        asked.encoded,
+        prompt,
+        scoring,
+        steer=steer,
+        progress=progress,
+        written=asked.written,
+        prefix=prefix,
+        own=asked.own,
+    )
+    share, left = divmod(fresh, len(found.tokens))
+    tokens = [count + share + (place < left) for place, count in enumerate(found.tokens)]
+    return replace(found, tokens=tokens)
 
 
 def _text(

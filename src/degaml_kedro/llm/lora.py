@@ -262,7 +262,7 @@ _ACTIVE: ContextVar[ActiveLora | None] = ContextVar("degaml_active_lora", defaul
 class AdaptableLinear(nn.Linear):
     """A frozen ``nn.Linear`` that adds the active adapter's product.
 
-    This is the path of models that :mod:`~degaml_kedro.llm.stack` does not recognise, and of decoding.
+    This is the path of models that :mod:`~degaml_kedro.llm.stack` does not compute, and of decoding.
     """
 
     group: LinearGroup
@@ -347,6 +347,12 @@ def make_adaptable(model: nn.Module, skip: frozenset[str] = frozenset()) -> list
 def current_lora() -> ActiveLora | None:
     """The adapters that are active in this thread."""
     return _ACTIVE.get()
+
+
+def adapters_at_once(active: ActiveLora | None) -> int:
+    """How many adapters share the rows of what is computed under them."""
+    stacked = (x for x in (active or {}).values() if isinstance(x, StackedAdapter))
+    return next((len(adapter.a) for adapter in stacked), 1)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 ATTENTION_NAME = "degaml_packed"
 
@@ -157,11 +157,11 @@ def pack_trees(
 
 
 @contextmanager
-def active_pack(pack: Pack, elementary: bool = False) -> Iterator[None]:
+def active_pack(pack: Pack | None, elementary: bool = False) -> Iterator[None]:
     """Make the model's attention read ``pack`` inside the block (per thread and task).
 
     Args:
-        pack: the tokens.
+        pack: the tokens; None for a batch of rows, whose mask is the library's.
         elementary: attention from elementary operations, which have derivatives of every order; fused kernels have a
             first one only, and the library's switch between them is one for all threads.
     """
@@ -192,19 +192,24 @@ def _packed_attention(
         value: [1, K, T, D].
         attention_mask: only read without a pack.
         scaling: score factor; 1/sqrt(D) when None.
-        dropout: only read without a pack: the base model is frozen.
-        kwargs: passed on without a pack.
+        dropout: not read under a pack: the base model is frozen.
+        kwargs: passed on to SDPA.
 
     Returns:
         [1, T, H, D] and None in place of the attention weights.
     """
     pack = _ACTIVE.get()
-    if pack is None:
+    elementary = _ELEMENTARY.get()
+    if pack is None and not elementary:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     heads, width = query.shape[1], query.shape[3]
     shared = heads // key.shape[1]
+    scale = width**-0.5 if scaling is None else scaling
+    if pack is None:
+        k, v = (states.repeat_interleave(shared, dim=1) for states in (key, value))
+        return _elementary(query * scale, k, v, attention_mask).transpose(1, 2), None
     groups, longest = pack.gather.shape
     gather = pack.gather.reshape(-1)
 
@@ -223,9 +228,8 @@ def _packed_attention(
         # query heads of one key-value head stand together: fold them into the batch
         k = k.repeat_interleave(shared, dim=1)
         v = v.repeat_interleave(shared, dim=1)
-    scale = width**-0.5 if scaling is None else scaling
-    if _ELEMENTARY.get():
-        mixed = torch.softmax((q * scale) @ k.transpose(2, 3) + pack.bias, dim=-1) @ v
+    if elementary:
+        mixed = _elementary(q * scale, k, v, pack.bias)
     else:
         mixed = torch.nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=pack.bias, scale=scale
@@ -234,9 +238,17 @@ def _packed_attention(
     return rows.index_select(0, pack.scatter).unsqueeze(0), None
 
 
+def _elementary(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention of scaled queries, [B, H, S, D], from operations that have derivatives of every order."""
+    scores = q @ k.transpose(2, 3)
+    return torch.softmax(scores if bias is None else scores + bias, dim=-1) @ v
+
+
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """The mask that goes with :func:`_packed_attention`: none under a pack, SDPA's otherwise."""
-    return None if _ACTIVE.get() is not None else sdpa_mask(*args, **kwargs)
+    """The mask that goes with :func:`_packed_attention`: none under a pack, else one that is added, or SDPA's."""
+    if _ACTIVE.get() is not None:
+        return None
+    return (eager_mask if _ELEMENTARY.get() else sdpa_mask)(*args, **kwargs)
 
 
 AttentionInterface.register(ATTENTION_NAME, _packed_attention)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from jinja2 import TemplateError
 
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel
@@ -66,6 +69,8 @@ def render_prompt(example: Example | Question, prompt: PromptParameters, base: B
 def render_chat(messages: Sequence[Mapping[str, str]], base: BaseModel) -> str:
     """A conversation as text, up to where the model's next turn begins.
 
+    Where the template has no place for the system's message, it stands in front of the user's first.
+
     Args:
         messages: ``role`` and ``content`` of each turn so far.
         base: for its chat template.
@@ -78,9 +83,21 @@ def render_chat(messages: Sequence[Mapping[str, str]], base: BaseModel) -> str:
             f"prompt.format is 'chat', but the tokenizer of {base.name} has no chat template; "
             f"use 'plain' or an instruction-tuned model"
         )
+    first, *rest = messages
+    if first["role"] == "system":
+        with contextlib.suppress(TemplateError):
+            text = _by_template(base, messages, opened=True)
+            if first["content"].strip() in text:
+                return text
+        joined = f"{first['content']}\n\n{rest[0]['content']}"
+        messages = [{"role": "user", "content": joined}, *rest[1:]]
+    return _by_template(base, messages, opened=True)
+
+
+def _by_template(base: BaseModel, messages: Sequence[Mapping[str, str]], opened: bool) -> str:
     turns = [dict(message) for message in messages]
     return str(
-        base.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        base.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened)
     )
 
 
@@ -135,9 +152,11 @@ def end_token(base: BaseModel, prompt: PromptParameters) -> int | None:
     tokenizer, mark = base.tokenizer, "answer"
     if prompt.format == "chat" and tokenizer.chat_template is not None:
         turns = [{"role": role, "content": mark} for role in ("user", "assistant")]
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        text = _by_template(base, turns, opened=False)
         behind = tokenizer(text.rpartition(mark)[2].lstrip(), add_special_tokens=False).input_ids
-        if behind and behind[0] in tokenizer.all_special_ids:
+        # not all of them are among the tokenizer's special ids: Phi-3's is not
+        added: Any = tokenizer.added_tokens_decoder
+        if behind and behind[0] in added and added[behind[0]].special:
             return int(behind[0])
     return None if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
 
@@ -154,9 +173,10 @@ def closing_tokens(
         example: whose answer it is.
         prompt: how an example becomes text.
     """
-    end = base.tokenizer.eos_token_id
-    closed = prompt.format == "chat" or not example.labels
-    return (end,) if closed and end is not None else ()
+    if prompt.format != "chat" and example.labels:
+        return ()
+    end = end_token(base, prompt)
+    return () if end is None else (end,)
 
 
 def encode_questions(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -23,12 +24,13 @@ from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.extraction import extract_answer, right_answer
 from degaml_kedro.llm.generation import Steer, Writing, write_texts
 from degaml_kedro.llm.lora import ActiveLora, active_lora
-from degaml_kedro.llm.packing import TokenTree, batches_by_length, pack_trees
+from degaml_kedro.llm.packing import Prefix, TokenTree, batches_by_length, pack_trees
 from degaml_kedro.llm.peft_module import through_peft
 from degaml_kedro.llm.prompting import (
     EncodedQuestion,
     answer_texts,
     check_options,
+    common_start,
     encode_questions,
     without_options,
 )
@@ -38,6 +40,8 @@ from degaml_kedro.tasks.example import Example, Question
 
 # full-vocabulary rows held at once: 256 rows of 150,000 float32 logits are 150 MB
 _ROWS_AT_ONCE = 256
+# pairs of a computed token and one of the prefix that attention holds at once, by head
+_PAIRS_AT_ONCE = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -239,37 +243,87 @@ def compare_options(
     if written is None:
         check_options(questions)
         encoded = encode_questions(base, questions, prompt, scoring.answers)
-        texts = [answer_texts(one, scoring.answers, prompt) for one in questions]
     else:
         bare = encode_questions(base, without_options(questions), prompt, scoring.answers)
         encoded = with_written(bare, written)
+    with active_lora(base.activate_adapters(adapters) if active is None else active):
+        return compare_encoded(
+            base, questions, encoded, prompt, scoring, len(adapters), steer, progress, written
+        )
+
+
+def compare_encoded(
+    base: BaseModel,
+    questions: Sequence[Question | Example],
+    encoded: Sequence[EncodedQuestion],
+    prompt: PromptParameters,
+    scoring: ScoringParameters,
+    adapters: int = 1,
+    steer: Steer | None = None,
+    progress: Progress | None = None,
+    written: Sequence[Sequence[Writing]] | None = None,
+    prefix: Prefix | None = None,
+    own: Sequence[int] | None = None,
+) -> OptionScores:
+    """Score the options of questions in tokens, under what is active in this thread.
+
+    Args:
+        base: the frozen model.
+        questions: what is asked.
+        encoded: the same in tokens.
+        prompt: how a question became text.
+        scoring: how answers are written, normalisation and batch size in tokens.
+        adapters: how many are active at once.
+        steer: changes final hidden states before answers are read off.
+        progress: called with (questions done, questions in all) after every batch.
+        written: see :func:`compare_options`.
+        prefix: what was computed before; prompts may begin as it does.
+        own: where each question's own tokens begin, which ``steer`` is given; None for at the beginning.
+    """
+    if written is None:
+        texts = [answer_texts(one, scoring.answers, prompt) for one in questions]
+    else:
         texts = [tuple(one.text for one in some) for some in written]
     few_columns = scoring.normalization == "none" and written is None
-    trees = [question_tree(question) for question in encoded]
-    count = len(adapters)
-    scores: list[list[tuple[float, ...]]] = [[()] * len(questions) for _ in adapters]
+    limit = scoring.batch_tokens // adapters
+    own = [0] * len(encoded) if own is None else own
+    behind = [0] * len(encoded)
+    if prefix is not None:
+        limit = min(limit, max(1, _PAIRS_AT_ONCE // len(prefix.tokens)))
+        behind = [
+            min(start, common_start(question.prompt, prefix.tokens))
+            for question, start in zip(encoded, own, strict=True)
+        ]
+    trees = [
+        question_tree(replace(question, prompt=question.prompt[start:]))
+        for question, start in zip(encoded, behind, strict=True)
+    ]
+    scores: list[list[tuple[float, ...]]] = [[()] * len(trees) for _ in range(adapters)]
     done = 0
-    with (
-        torch.inference_mode(),
-        active_lora(base.activate_adapters(adapters) if active is None else active),
-    ):
-        for batch in batches_by_length(
-            [len(tree) for tree in trees], scoring.batch_tokens // count
-        ):
-            # every adapter has its own copy of the batch: adapter by adapter, question by question
-            asked = [encoded[i] for i in batch] * count
-            pack = pack_trees([trees[i] for i in batch] * count, base.device, base.dtype)
-            hidden = base.hidden_states(pack)
+    for batch in batches_by_length([len(tree) for tree in trees], limit):
+        # every adapter has its own copy of the batch: adapter by adapter, question by question
+        places = batch * adapters
+        pack = pack_trees(
+            [trees[i] for i in places], base.device, base.dtype, prefix, [behind[i] for i in places]
+        )
+        asked = [replace(encoded[i], prompt=encoded[i].prompt[own[i] :]) for i in places]
+        rows = [
+            range(start + own[i] - behind[i], start + len(trees[i]))
+            for i, start in zip(places, pack.starts, strict=True)
+        ]
+        starts = list(accumulate((len(part) for part in rows[:-1]), initial=0))
+        with torch.inference_mode():
+            hidden = base.hidden_states(pack)[[row for part in rows for row in part]]
             if steer is not None:
-                hidden = added(hidden, pack.starts, steer(hidden, pack.starts, asked))
-            sums = answer_log_probabilities(hidden, base, pack.starts, asked, few_columns)
-            for place, totals in enumerate(sums):
-                adapter, i = place // len(batch), batch[place % len(batch)]
-                scores[adapter][i] = normalized_scores(totals, texts[i], encoded[i], scoring)
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(questions))
-    return OptionScores(scores, [len(tree) * count for tree in trees])
+                hidden = added(hidden, starts, steer(hidden, starts, asked))
+            sums = answer_log_probabilities(hidden, base, starts, asked, few_columns)
+        for place, totals in enumerate(sums):
+            adapter, i = place // len(batch), places[place]
+            scores[adapter][i] = normalized_scores(totals, texts[i], encoded[i], scoring)
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(trees))
+    return OptionScores(scores, [len(tree) * adapters for tree in trees])
 
 
 def with_written(

@@ -5,8 +5,8 @@ values, RMSNorm, gated MLP. At the batch sizes of LoRA on few examples, half the
 bookkeeping: hundreds of small operations, each recorded, dispatched and differentiated on its own. Written as one
 function over the packed row of tokens, what remains is the matrix products and few passes over memory.
 
-A model is recognised by its parts, never by its name, and then checked: :func:`decoder_stack` compares one pass
-with the library's own and returns None where they differ. Whatever is not recognised runs the library's code.
+Which models have this block is said by their configuration, and verified when they are loaded
+(:mod:`~degaml_kedro.llm.fast_path`). All others run the library's code.
 
     x  <- x + O(attention(rope(QKV(norm(x)))))
     x  <- x + D(silu(G(norm(x))) * U(norm(x)))
@@ -32,7 +32,7 @@ from degaml_kedro.llm.lora import (
     LinearGroup,
     StackedAdapter,
 )
-from degaml_kedro.llm.packing import Pack, TokenTree, active_pack, pack_trees
+from degaml_kedro.llm.packing import Pack
 
 
 @dataclass(eq=False)
@@ -49,7 +49,7 @@ class _Layer:
 
 @dataclass(eq=False)
 class DecoderStack:
-    """A recognised model.
+    """A model of these blocks.
 
     Attributes:
         embed: token embedding.
@@ -341,78 +341,40 @@ class _Decode(torch.autograd.Function):
         return (dx if ctx.needs_input_grad[0] else None), None, *flat
 
 
+# architectures of exactly these blocks
+_FUSED = frozenset(
+    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "SmolLM3ForCausalLM"}
+)
+
+
 def decoder_stack(model: Any) -> DecoderStack | None:
-    """Recognise a model whose linear layers are already adaptable, and check the recognition.
+    """The decoder of a model whose configuration says that it has these blocks; None for another.
 
     Args:
-        model: a frozen causal language model.
-
-    Returns:
-        None where the model has other parts, or where one pass differs from the library's.
+        model: a frozen causal language model whose linear layers are already adaptable.
     """
-    stack = _recognise(model)
-    if stack is None:
+    config = model.config
+    rope_everywhere = all(getattr(config, "no_rope_layers", None) or (True,))
+    if type(model).__name__ not in _FUSED or config.hidden_act != "silu" or not rope_everywhere:
         return None
-    trees = [TokenTree((1, 2, 3), ((4, 5), (6,))), TokenTree((2, 1, 1, 2, 3))]
-    pack = pack_trees(trees, model.device, model.dtype)
-    with torch.no_grad():
-        mine = stack(pack, None).float()
-        with active_pack(pack):
-            theirs = model.base_model(
-                pack.input_ids, position_ids=pack.position_ids, use_cache=False
-            ).last_hidden_state[0]
-    # 16-bit rounding adds up over the layers; a wrong formula is off by far more
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
-    difference = (mine - theirs.float()).norm() / theirs.float().norm()
-    return stack if bool(difference < tolerance) else None
-
-
-def _recognise(model: Any) -> DecoderStack | None:
-    body, config = model.base_model, model.config
-    parts = {"embed_tokens", "layers", "norm", "rotary_emb"}
-    if {name for name, _ in body.named_children()} != parts:
-        return None
-    norms = [body.norm]
-    layers = []
+    body, layers = model.base_model, []
     for block in body.layers:
-        names = {name for name, _ in block.named_children()}
-        if names != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}:
-            return None
-        attention, mlp = dict(block.self_attn.named_children()), dict(block.mlp.named_children())
-        if set(attention) != {"q_proj", "k_proj", "v_proj", "o_proj"}:
-            return None
-        if set(mlp) != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
-            return None
-        linear = [*attention.values(), *(m for n, m in mlp.items() if n != "act_fn")]
-        if not all(isinstance(layer, AdaptableLinear) for layer in linear):
-            return None
-        qkv, gate_up = attention["q_proj"].group, mlp["gate_proj"].group
-        if len(qkv.names) != 3 or len(gate_up.names) != 2:
-            return None
-        norms += [block.input_layernorm, block.post_attention_layernorm]
-        if any(getattr(norm, "weight", None) is None for norm in norms):
+        attention, mlp = block.self_attn, block.mlp
+        parts = (attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.down_proj)
+        groups = [part.group for part in parts if isinstance(part, AdaptableLinear)]
+        # siblings of which some alone have a bias, and layers of other classes, have no common storage
+        if [len(group.names) for group in groups] != [3, 1, 2, 1]:
             return None
         layers.append(
-            _Layer(
-                block.input_layernorm.weight,
-                block.post_attention_layernorm.weight,
-                qkv,
-                attention["o_proj"].group,
-                gate_up,
-                mlp["down_proj"].group,
-            )
+            _Layer(block.input_layernorm.weight, block.post_attention_layernorm.weight, *groups)
         )
-    eps = {getattr(norm, "variance_epsilon", -1.0) for norm in norms}
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if len(eps) != 1 or min(eps) < 0 or width % 2:
-        return None
     return DecoderStack(
         embed=body.embed_tokens,
         rotary=body.rotary_emb,
         layers=layers,
         final_norm=body.norm.weight,
-        eps=eps.pop(),
+        eps=config.rms_norm_eps,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
-        head_width=width,
+        head_width=body.layers[0].self_attn.head_dim,
     )

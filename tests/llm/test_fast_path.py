@@ -1,0 +1,123 @@
+"""What the configuration allows is verified in float32 at load; what fails goes a slower way, and is told."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+
+from degaml_kedro.llm import fast_path
+from degaml_kedro.llm.base_model import BaseModel, ModelError, load_base_model
+from degaml_kedro.llm.fast_path import first_blocks
+from degaml_kedro.parameters import BaseModelParameters
+from tests.llm.test_any_model import GEMMA, MODELS, made
+
+
+def loaded(name, folder, caplog, dtype="float32", **given):
+    """A model by its name in the table, and what was logged at loading."""
+    kind, usual, _ = MODELS[name]
+    made(getattr(transformers, kind)(**{**usual, **given}), folder)
+    source = {"kind": "folder", "path": str(folder)}
+    parameters = {"source": source, "dtype": dtype, "device": "cpu"}
+    with caplog.at_level(logging.WARNING, "degaml_kedro.llm"):
+        return load_base_model(BaseModelParameters.model_validate(parameters))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["Gemma 2", "Granite", "LFM2", "Cohere 2", "Phi", "DeepSeek-V3"])
+def test_what_is_not_right_packed_is_found_whatever_the_configuration_says(
+    name, dtype, tmp_path, caplog, monkeypatch
+):
+    class Anything:
+        def __contains__(self, name):
+            return True
+
+    monkeypatch.setattr(fast_path, "_PACKED", Anything())
+    monkeypatch.setattr(fast_path, "_CAPS", ())
+    if name == "Phi":
+        monkeypatch.setattr("degaml_kedro.llm.base_model.obstacle_to_packing", lambda model: None)
+    base = loaded(name, tmp_path / "model", caplog, dtype)
+    assert base.readout is not None
+    assert "row by row, which takes several times as long: packed, its logits" in caplog.text
+
+
+def test_a_wrong_fused_decoder_is_found(tmp_path, caplog, monkeypatch):
+    right = fast_path.decoder_stack
+    monkeypatch.setattr(fast_path, "decoder_stack", lambda model: replace(right(model), eps=0.1))
+    base = loaded("Llama", tmp_path / "model", caplog, "bfloat16")
+    assert base.stack is None
+    assert base.readout is None
+    assert "by the library's modules, which takes up to 1.7 times as long" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["Mistral, window 32", "Gemma 3", "Phi-3, longrope"])
+def test_a_window_that_is_overlooked_is_found(name, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(BaseModel, "_is_packed", lambda self, pack: self.readout is None)
+    assert loaded(name, tmp_path / "model", caplog).readout is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("Gemma 3", {"final_logit_softcapping": 5.0}, "configuration sets final_logit_softcapping"),
+        ("Gemma 3", {"attn_logit_softcapping": 5.0}, "configuration sets attn_logit_softcapping"),
+        ("BLOOM", {}, "packing is not proven for this architecture"),
+    ],
+)
+def test_what_the_configuration_rules_out_is_told_in_one_line(name, given, told, tmp_path, caplog):
+    base = loaded(name, tmp_path / "model", caplog, **given)
+    assert base.readout is not None
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "is computed row by row, which takes several times as long" in line
+    assert told in line
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "fused"),
+    [
+        ("Llama", {"hidden_act": "gelu"}, False),
+        ("Llama", {"attention_bias": True, "mlp_bias": True}, True),
+        ("SmolLM3", {"no_rope_layers": [1, 1]}, True),
+        ("SmolLM3", {"no_rope_layers": [1, 0]}, False),
+        ("StableLM", {"qk_layernorm": True}, False),
+    ],
+)
+def test_the_fused_decoder_is_for_one_kind_of_block(name, given, fused, tmp_path, caplog):
+    base = loaded(name, tmp_path / "model", caplog, **given)
+    assert base.readout is None
+    assert (base.stack is not None) == fused
+    assert not caplog.records
+
+
+def test_a_model_whose_tokens_see_what_comes_later_is_refused(tmp_path, caplog):
+    with pytest.raises(ModelError, match="cannot be used: its tokens look at those behind them"):
+        loaded("Gemma 3", tmp_path / "model", caplog, use_bidirectional_attention=True)
+
+
+def test_the_verified_copy_has_a_block_of_each_kind_and_nothing_of_the_model():
+    kinds = ["sliding_attention"] * 4 + ["full_attention"] + ["sliding_attention"] * 3
+    given = {**GEMMA, "num_hidden_layers": 8, "layer_types": kinds, "vocab_size": 1000}
+    config = transformers.Gemma3TextConfig(**given, sliding_window=512)
+    torch.manual_seed(0)
+    model = transformers.Gemma3ForCausalLM(config).eval().to(torch.bfloat16)
+    small = first_blocks(model)
+    assert len(small.model.layers) == 5
+    assert small.dtype == torch.float32
+    assert small.config.sliding_window == 8
+    assert model.config.sliding_window == 512
+    assert len(small.get_input_embeddings().weight) == 256
+    assert torch.equal(
+        small.model.layers[4].mlp.up_proj.weight, model.model.layers[4].mlp.up_proj.weight.float()
+    )
+    mine = {weights.data_ptr() for weights in small.parameters()}
+    assert not mine & {weights.data_ptr() for weights in model.parameters()}
+
+
+def test_what_reads_pictures_is_not_copied():
+    kind, given, _ = MODELS["Gemma 3, multimodal"]
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**given))
+    assert not any("vision" in name for name, _ in first_blocks(model).named_parameters())
+    assert any("vision" in name for name, _ in model.named_parameters())
