@@ -50,7 +50,7 @@ from degaml_kedro.parameters import task_scoring
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.describe import describe_action, describe_strategy
 from degaml_kedro.session import AdaptedModel
-from degaml_kedro.strategies.state import load_state
+from degaml_kedro.strategies.state import AdaptedState, load_state
 from degaml_kedro.tasks.example import Question, make_example
 from degaml_kedro.tracking.server import CHECKPOINT, Place, experiment_id, using
 
@@ -109,21 +109,21 @@ def _register_run(run: Path, experiment: str) -> Iterator[str]:
         save_pair(pair, own)
         yield _register(own, PAIR, tags, experiment)
     parameters = read_record(run)[1]
-    for state in sorted((run / _MODELS).glob(f"*{_STATE}")):
-        task = state.name.removesuffix(_STATE)
+    for folder in sorted((run / _MODELS).glob(f"*{_STATE}")):
+        task = folder.name.removesuffix(_STATE)
         if task not in (parameters.get("tasks") or {}):
             continue
         try:
-            adaptation = _adaptation(pair, run, parameters, task)
+            state, about = _adaptation(pair, run, parameters, task)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{run}: the adaptation to {task} cannot be registered, for what was tried and measured cannot be read "
                 f"({error}); `kedro run --only-missing-outputs` makes what is missing"
             ) from error
         # written answers are for a Kedro run to score
-        if adaptation.settings.scoring.mode != "generate":
+        if about.settings.scoring.mode != "generate":
             with _temporary() as own:
-                save_adaptation(adaptation, own)
+                save_adaptation(state, about, own)
                 yield _register(own, f"degaml-adapter-{task}", tags, experiment)
 
 
@@ -136,7 +136,7 @@ def _temporary() -> Iterator[Path]:
 
 def _adaptation(
     pair: TrainedPair, run: Path, parameters: Mapping[str, Any], task: str
-) -> SavedAdaptation:
+) -> tuple[AdaptedState, SavedAdaptation]:
     """Where a run's adaptation to a task ended, with a report of what the run tried and measured."""
     settings = parameters["tasks"][task]
     space = ActionSpace.of(pair.settings.policy.families)
@@ -170,13 +170,15 @@ def _adaptation(
     answering = pair.settings.answering.model_copy(
         update={"scoring": task_scoring(parameters["scoring"], settings)}
     )
-    return SavedAdaptation(
-        load_state(run / _MODELS / f"{task}{_STATE}"),
-        answering,
-        pair.base_model,
-        pair.base_model_fingerprint,
-        report,
+    state = load_state(run / _MODELS / f"{task}{_STATE}")
+    about = SavedAdaptation(
+        base_model=pair.base_model,
+        base_model_fingerprint=pair.base_model_fingerprint,
+        settings=answering,
+        more_than_peft=not state.is_one_adapter,
+        report=report,
     )
+    return state, about
 
 
 def _measured(run: Path, task: str, method: str) -> Accuracy | None:
