@@ -1,14 +1,14 @@
 """An adaptation: generate an adapter, search for strategies that refine it, execute the best; and what came of it.
 
-:class:`Refinement` is the search and the execution, for whoever adapts: the evaluate pipeline, the model card of the
-shipped pair, and :func:`adapt_to_task`, which the Python API calls.
+The search and the execution are those of :class:`~degaml_kedro.policy.search.Refinement`, which the evaluate pipeline
+uses, too; :func:`adapt_to_task` is what the Python API calls.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -21,13 +21,11 @@ from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.parameters import PolicyParameters
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.describe import describe_action, describe_strategy
-from degaml_kedro.policy.proposers import PolicyProposer, Proposer, UniformProposer
 from degaml_kedro.policy.search import (
     CarriedOut,
+    Refinement,
     Row,
     Tag,
-    adapt,
-    carry_out,
     executed_rows,
     most_trials,
 )
@@ -338,83 +336,6 @@ def explain(report: Report) -> str:
         )
     lines.extend(f"Note: {warning}." for warning in report.warnings)
     return "\n".join(printable(line) for line in lines)
-
-
-# --- search and execution -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Refinement:
-    """Refine an adapter for one task: propose and try strategies, execute the best (section 2.2).
-
-    Attributes:
-        bench: the base model, and how it is asked.
-        space: the actions.
-        policy: the parameters of the search.
-        start: the initialization.
-        support: the labeled examples; nothing else of the task is known here.
-        executed: the state after each executed round that another followed, by the number of its trial.
-    """
-
-    bench: Workbench
-    space: ActionSpace
-    policy: PolicyParameters
-    start: AdaptedState
-    support: Sequence[Example]
-    executed: dict[int, AdaptedState] = field(default_factory=dict, init=False)
-
-    def proposer(
-        self,
-        policy_model: BaseModel,
-        adapter: Adapter | None,
-        check: Callable[[], None] | None = None,
-    ) -> Proposer:
-        """The policy as it proposes in a search; uniform draws without one.
-
-        Args:
-            policy_model: the model that the policy adapts.
-            adapter: the policy.
-            check: called before every step of the model; what it raises ends the writing.
-        """
-        if adapter is None:
-            return UniformProposer(self.space)
-        temperature = self.policy.search_temperature(self.policy.search)
-        return PolicyProposer(policy_model, adapter, self.space, temperature, check=check)
-
-    def search(
-        self, proposer: Proposer, seed: int, tag: Tag, finished: Sequence[Row] = ()
-    ) -> Iterator[Row]:
-        """Trials of what is proposed, round by round: see :func:`~degaml_kedro.policy.search.adapt`.
-
-        Args:
-            proposer: who proposes.
-            seed: of this task and method.
-            tag: goes into the rows.
-            finished: rows of an earlier run with the same arguments.
-        """
-        # noise is for studies of learning; a choice is made on what was measured
-        reward = self.policy.reward.model_copy(update={"noise": 0.0})
-        return adapt(
-            self.bench,
-            self.space,
-            proposer,
-            self.start,
-            self.support,
-            self.policy.search,
-            reward,
-            seed,
-            tag,
-            finished,
-            self.executed,
-        )
-
-    def execute(self, rows: Sequence[Mapping[str, Any]]) -> CarriedOut:
-        """Carry out what was chosen, on all support examples; the initialization itself where nothing was.
-
-        Args:
-            rows: all that :meth:`search` yielded.
-        """
-        return carry_out(self.bench, self.space, self.start, self.support, rows, self.executed)
 
 
 # --- all of it, as a person waits for it ----------------------------------------------------------

@@ -23,7 +23,7 @@ def folder(tmp_path):
 def flip(folder, step):
     file = folder / "trajectory.safetensors"
     data = bytearray(file.read_bytes())
-    data[plan_layout(next(train(None))).offsets[step]] ^= 1
+    data[plan_layout(next(train(None)))[1][step]] ^= 1
     file.write_bytes(data)
 
 

@@ -16,8 +16,6 @@ from degaml_kedro.policy.paired import deal_folds, preference_p_value
 from degaml_kedro.policy.proposers import UniformProposer
 from degaml_kedro.policy.search import (
     Tag,
-    adapt,
-    carry_out,
     executed_rows,
     most_trials,
     roll_out,
@@ -30,7 +28,7 @@ from degaml_kedro.strategies.registry import find_family
 from degaml_kedro.strategies.scaling import combine
 from degaml_kedro.strategies.seen import Labeled, Prompts
 from degaml_kedro.strategies.state import Vote
-from tests.policy.toys import Script, Toy, bytes_of, fail, identity, moved
+from tests.policy.toys import Script, Toy, adapt, bytes_of, carry_out, fail, identity, moved
 from tests.strategies.helpers import examples, state, workbench
 
 ASKED = examples(12)

@@ -15,8 +15,6 @@ from degaml_kedro.policy.proposers import UniformProposer
 from degaml_kedro.policy.search import (
     ResumeMismatchError,
     Tag,
-    adapt,
-    carry_out,
     executed_rows,
     roll_out,
 )
@@ -29,7 +27,9 @@ from tests.policy.toys import (
     Killed,
     Script,
     Toy,
+    adapt,
     bytes_of,
+    carry_out,
     fail,
     identity,
     keep,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
-from degaml_kedro.parameters import Parameters
+from degaml_kedro.parameters import (
+    Parameters,
+    PolicyParameters,
+    RewardParameters,
+    SearchParameters,
+)
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.proposers import Proposal
+from degaml_kedro.policy.search import CarriedOut, Refinement, Row
 from degaml_kedro.strategies.registry import FieldSpace, StrategyFamily
 from degaml_kedro.strategies.seen import Labeled, Nothing, Prompts
 from degaml_kedro.strategies.state import AdaptedState
@@ -131,3 +137,24 @@ def keep(chunks: Iterable[Any], kept: list[Any]) -> None:
     """Take what comes, and have it still where something comes no more."""
     for chunk in chunks:
         kept.append(chunk)
+
+
+def refinement(bench, space, start, support, settings=None, reward=None) -> Refinement:
+    """A refinement with parameters of its search alone: toys are no registered families."""
+    policy = PolicyParameters.model_construct(
+        search=settings or SearchParameters(), reward=reward or RewardParameters()
+    )
+    return Refinement(bench, space, policy, start, support)
+
+
+def adapt(
+    bench, space, proposer, start, support, settings, reward, seed, tag, finished=()
+) -> Iterator[Row]:
+    """The trials of a search."""
+    made = refinement(bench, space, start, support, settings, reward)
+    return made.search(proposer, seed, tag, finished)
+
+
+def carry_out(bench, space, start, support, rows) -> CarriedOut:
+    """What was chosen, carried out by somebody who did not search."""
+    return refinement(bench, space, start, support).execute(rows)

@@ -19,7 +19,6 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from degaml_kedro.adaptation import Refinement
 from degaml_kedro.checkpoint.card import pair_card
 from degaml_kedro.checkpoint.folder import StoredAs, TrainedPair, read_files, read_pair, save_pair
 from degaml_kedro.checkpoint.hub import SHIPPED, read_record, read_run
@@ -30,7 +29,7 @@ from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.llm.scoring import Prediction
 from degaml_kedro.parameters import EpisodeSource, task_scoring
 from degaml_kedro.policy.actions import ActionSpace
-from degaml_kedro.policy.search import Tag, executed_rows
+from degaml_kedro.policy.search import Refinement, Tag, executed_rows
 from degaml_kedro.results.measures import wilson_interval
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict

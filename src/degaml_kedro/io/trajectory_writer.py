@@ -16,9 +16,8 @@ import logging
 import os
 import shutil
 import struct
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,28 +53,13 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The offset of every kept step in the file.
+def plan_layout(start: TrajectoryStart) -> tuple[bytes, dict[int, int], int]:
+    """Lay a trajectory out: all shapes are known before the first step, so the header is written once.
 
-    Attributes:
-        head: the safetensors header with its length, as it stands at the start of the file.
-        offsets: where each kept step's tensors begin, by step.
-        step_bytes: how long one step is.
+    Returns:
+        The safetensors header with its length, as it stands at the start of the file; where each kept step's tensors
+        begin, by step; and the file's length.
     """
-
-    head: bytes
-    offsets: Mapping[int, int]
-    step_bytes: int
-
-    @property
-    def total(self) -> int:
-        """The file's length."""
-        return len(self.head) + self.step_bytes * len(self.offsets)
-
-
-def plan_layout(start: TrajectoryStart) -> Layout:
-    """Lay a trajectory out: all shapes are known before the first step, so the header is written once."""
     dtype = _DTYPES[start.dtype]
     shapes = sorted(start.shapes.items())
     head = safetensors_head(
@@ -84,7 +68,7 @@ def plan_layout(start: TrajectoryStart) -> Layout:
     )
     step_bytes = dtype.itemsize * sum(torch.Size(shape).numel() for _, shape in shapes)
     offsets = {step: len(head) + place * step_bytes for place, step in enumerate(start.kept)}
-    return Layout(head, offsets, step_bytes)
+    return head, offsets, len(head) + step_bytes * len(offsets)
 
 
 class TrajectoryWriter:
@@ -100,7 +84,7 @@ class TrajectoryWriter:
                 step that is not there.
         """
         self._folder, self._start = folder, start
-        self._layout = plan_layout(start)
+        self._head, self._offsets, self._total = plan_layout(start)
         self._records: list[StepRecord] = []
         self._pending: Future[StepRecord] | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +166,7 @@ class TrajectoryWriter:
                 self._folder.rmdir()
             raise _explained(error, self._folder, self._needed()) from error
         self._file.seek(0)
-        self._file.write(self._layout.head)
+        self._file.write(self._head)
         self._sync()
         # only now: an earlier trajectory stays until its successor is sure to have room
         for name in (INDEX_FILE, WEIGHTS_FILE):
@@ -191,18 +175,18 @@ class TrajectoryWriter:
 
     def _allocate(self) -> None:
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._file.fileno(), 0, self._layout.total)
-        elif shutil.disk_usage(self._folder).free < self._layout.total:
+            os.posix_fallocate(self._file.fileno(), 0, self._total)
+        elif shutil.disk_usage(self._folder).free < self._total:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         else:
-            self._file.truncate(self._layout.total)
-        if shutil.disk_usage(self._folder).free < self._needed() - self._layout.total:
+            self._file.truncate(self._total)
+        if shutil.disk_usage(self._folder).free < self._needed() - self._total:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _needed(self) -> int:
         # the resume file: adapter and two moments in float32, and for an instant its successor beside it
         weights = sum(torch.Size(shape).numel() for shape in self._start.shapes.values())
-        return self._layout.total + 2 * 3 * 4 * weights
+        return self._total + 2 * 3 * 4 * weights
 
     def _go_on(self) -> None:
         state = read_state(self._folder)
@@ -221,11 +205,11 @@ class TrajectoryWriter:
     def _commit(self, step: TrajectoryStep) -> StepRecord:
         record = step.record
         try:
-            if record.step in self._layout.offsets:
+            if record.step in self._offsets:
                 dtype = _DTYPES[self._start.dtype]
                 data = tensor_bytes({name: t.to(dtype) for name, t in step.tensors.items()})
                 record = replace(record, sha256=checksum(data))
-                self._file.seek(self._layout.offsets[record.step])
+                self._file.seek(self._offsets[record.step])
                 self._file.write(data)
                 self._sync()
             if not self._start.is_resume_checkpoint(record.step):

@@ -18,17 +18,23 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.errors import DegamlError
-from degaml_kedro.llm.base_model import first_line
+from degaml_kedro.llm.base_model import BaseModel, first_line
 from degaml_kedro.llm.scoring import Prediction
-from degaml_kedro.parameters import RewardParameters, RolloutParameters, SearchParameters
+from degaml_kedro.parameters import (
+    PolicyParameters,
+    RewardParameters,
+    RolloutParameters,
+    SearchParameters,
+)
 from degaml_kedro.policy.actions import ActionError, ActionSpace
 from degaml_kedro.policy.indicators import (
     IndicatorError,
@@ -38,7 +44,7 @@ from degaml_kedro.policy.indicators import (
 )
 from degaml_kedro.policy.paired import deal_folds, preference_p_value
 from degaml_kedro.policy.prompts import policy_prompt
-from degaml_kedro.policy.proposers import Proposal, Proposer
+from degaml_kedro.policy.proposers import PolicyProposer, Proposal, Proposer, UniformProposer
 from degaml_kedro.policy.trial import Attempt, Trial, execute, try_action
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
@@ -243,164 +249,240 @@ class _Episode:
 
 
 def most_trials(settings: SearchParameters, space: ActionSpace) -> int:
-    """The most trials of :func:`adapt`: its proposals, what puts each round's together, and the fallback."""
+    """The most trials of a search: its proposals, what puts each round's together, and the fallback."""
     falls_back = settings.rule == "paired" and not (
         settings.fallback == () and settings.open_fallback in (None, ())
     )
     return settings.rounds * (settings.proposals + len(space.pooling)) + falls_back
 
 
-def adapt(
-    bench: Workbench,
-    space: ActionSpace,
-    proposer: Proposer,
-    start: AdaptedState,
-    support: Sequence[Example],
-    settings: SearchParameters,
-    reward: RewardParameters,
-    seed: int,
-    tag: Tag,
-    finished: Sequence[Mapping[str, Any]] = (),
-    executed: dict[int, AdaptedState] | None = None,
-) -> Iterator[Row]:
-    """Trials on the support examples of a new task, round by round.
+@dataclass(frozen=True, eq=False)
+class CarriedOut:
+    """What became of the strategies that were chosen.
 
-    In each round one of the proposals is executed, and the next round starts from there; if none is, the state stays as
-    it is. With ``settings.rule`` strict that is the best one of those that earned something. With ``paired`` it is the
-    likeliest one of those that a paired test on D_val prefers to the reference: the fallback, which the first round
-    tries before its proposals, unless the test prefers the initialization to it. If the test prefers none, it is the
-    fallback. Families that read answers are scored on one dealing of D_val into folds.
-
-    A family that reads answers ends the search: it was tried by cross-fitting, but once it is executed on all of the
-    support set, nothing is left to score another round on. A strategy is not tried twice from one state. Families that
-    put a round's trials together are not proposed: where some are enabled, they are the last trials of a round that has
-    two others.
-
-    In the rows ``executed`` marks a trial that was the choice of its round so far, and ``decided_by`` says what decided
-    up to there: :func:`executed_rows` says which were executed.
-
-    Args:
-        bench: the model.
-        space: the actions.
-        proposer: who proposes.
-        start: the initialization.
-        support: the labeled examples there are: D_val is taken of them, and nothing else is known.
-        settings: rounds, proposals, time budget; the rule by which a round ends, and its fallback.
-        reward: what a score earns.
-        seed: of this task and method.
-        tag: goes into the rows.
-        finished: rows of an earlier run with the same arguments.
-        executed: gets the state after each executed round that another followed, by the number of its trial, so that
-            :func:`carry_out` need not execute it again.
-
-    Yields:
-        A row a trial, from the first one that is not finished.
-
-    Raises:
-        IndicatorError: the initialization answers with what are no numbers.
-        ResumeMismatchError: a finished row is of another proposal than is written now; no row has come yet.
+    Attributes:
+        state: where adaptation ended.
+        rows: the trials whose strategies were carried out, in order.
+        failed: the trial whose strategy was chosen and failed on all of the examples; None for none.
     """
-    between = _Between(bench.meter)
-    executed = {} if executed is None else executed
-    deadline = _deadline(settings.seconds)
-    bench = replace(bench, deadline=deadline)
-    validation = support[: settings.examples]
-    paired = settings.rule == "paired"
-    folds = deal_folds(validation, settings.folds, derive_seed(seed, "folds")) if paired else None
-    fallback = _fallback(space, settings, support) if paired else None
-    state, history, tried, number = start, list[tuple[str, float]](), list[Mapping[str, Any]](), 0
-    # the last row of a round, until another one begins
-    waiting: list[Row] = []
-    with between.measured():
-        answers = predict(bench, state, validation)
-        before = _measure_start(answers, tag)
-    for turn in range(1, settings.rounds + 1):
-        prompts = [
-            policy_prompt(
-                [Question.of(example) for example in validation],
-                before,
-                history,
-                space,
-                derive_seed(seed, "prompt", str(turn), str(place)),
-            )
-            for place in range(settings.proposals)
-        ]
-        known = {action for action, _ in history}
-        own = derive_seed(seed, "proposals", str(turn))
-        try:
-            with between.measured():
-                proposals, thrown_away = _different(proposer, prompts, own, known)
-        except OutOfTimeError:
-            # a proposer may have an eye on the clock too
-            break
-        between.wrote(thrown_away)
-        proposals = _in_order(space, proposals, fallback)
-        _check_finished(finished, number, turn, [proposal.text for proposal in proposals])
-        following = number + len(proposals)
-        if following < len(finished) and finished[following]["round"] == turn:
-            raise ResumeMismatchError(following)
-        choice = _Paired(settings.level, answers, fallback) if paired else _Strict()
-        rows: list[Mapping[str, Any]] = []
-        for place, proposal in enumerate(proposals, 1):
-            if number < len(finished):
-                row = dict(finished[number])
-                choice.judge(row)
-                between.clear()
-            elif _late(deadline):
-                break
-            else:
-                yield from waiting
-                waiting = []
-                own = derive_seed(seed, "trial", str(number))
-                trial = try_action(
-                    bench,
-                    space,
-                    state,
+
+    state: AdaptedState
+    rows: tuple[Mapping[str, Any], ...]
+    failed: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Refinement:
+    """Refine an adapter for one task: propose and try strategies, execute the best (section 2.2).
+
+    Attributes:
+        bench: the base model, and how it is asked.
+        space: the actions.
+        policy: the parameters of the search.
+        start: the initialization.
+        support: the labeled examples there are: D_val is taken of them, and nothing else of the task is known.
+        executed: the state after each executed round that another followed, by the number of its trial, so that
+            :meth:`execute` need not execute it again.
+    """
+
+    bench: Workbench
+    space: ActionSpace
+    policy: PolicyParameters
+    start: AdaptedState
+    support: Sequence[Example]
+    executed: dict[int, AdaptedState] = field(default_factory=dict, init=False)
+
+    def proposer(
+        self,
+        policy_model: BaseModel,
+        adapter: Adapter | None,
+        check: Callable[[], None] | None = None,
+    ) -> Proposer:
+        """The policy as it proposes in a search; uniform draws without one.
+
+        Args:
+            policy_model: the model that the policy adapts.
+            adapter: the policy.
+            check: called before every step of the model; what it raises ends the writing.
+        """
+        if adapter is None:
+            return UniformProposer(self.space)
+        temperature = self.policy.search_temperature(self.policy.search)
+        return PolicyProposer(policy_model, adapter, self.space, temperature, check=check)
+
+    def search(
+        self, proposer: Proposer, seed: int, tag: Tag, finished: Sequence[Mapping[str, Any]] = ()
+    ) -> Iterator[Row]:
+        """Trials on the support examples of a new task, round by round.
+
+        In each round one of the proposals is executed, and the next round starts from there; if none is, the state
+        stays as it is. With ``settings.rule`` strict that is the best one of those that earned something. With
+        ``paired`` it is the likeliest one of those that a paired test on D_val prefers to the reference: the
+        fallback, which the first round tries before its proposals, unless the test prefers the initialization to it.
+        If the test prefers none, it is the fallback. Families that read answers are scored on one dealing of D_val
+        into folds.
+
+        A family that reads answers ends the search: it was tried by cross-fitting, but once it is executed on all of
+        the support set, nothing is left to score another round on. A strategy is not tried twice from one state.
+        Families that put a round's trials together are not proposed: where some are enabled, they are the last trials
+        of a round that has two others.
+
+        In the rows ``executed`` marks a trial that was the choice of its round so far, and ``decided_by`` says what
+        decided up to there: :func:`executed_rows` says which were executed.
+
+        Args:
+            proposer: who proposes.
+            seed: of this task and method.
+            tag: goes into the rows.
+            finished: rows of an earlier run with the same arguments.
+
+        Yields:
+            A row a trial, from the first one that is not finished.
+
+        Raises:
+            IndicatorError: the initialization answers with what are no numbers.
+            ResumeMismatchError: a finished row is of another proposal than is written now; no row has come yet.
+        """
+        space, support, settings = self.space, self.support, self.policy.search
+        # noise is for studies of learning; a choice is made on what was measured
+        reward = self.policy.reward.model_copy(update={"noise": 0.0})
+        between = _Between(self.bench.meter)
+        deadline = _deadline(settings.seconds)
+        bench = replace(self.bench, deadline=deadline)
+        validation = support[: settings.examples]
+        paired = settings.rule == "paired"
+        folds = (
+            deal_folds(validation, settings.folds, derive_seed(seed, "folds")) if paired else None
+        )
+        fallback = _fallback(space, settings, support) if paired else None
+        state, history, tried, number = (
+            self.start,
+            list[tuple[str, float]](),
+            list[Mapping[str, Any]](),
+            0,
+        )
+        # the last row of a round, until another one begins
+        waiting: list[Row] = []
+        with between.measured():
+            answers = predict(bench, state, validation)
+            before = _measure_start(answers, tag)
+        for turn in range(1, settings.rounds + 1):
+            prompts = [
+                policy_prompt(
+                    [Question.of(example) for example in validation],
                     before,
-                    validation,
-                    proposal.text,
-                    reward,
-                    own,
-                    folds,
-                    _attempts([*tried, *rows]),
+                    history,
+                    space,
+                    derive_seed(seed, "prompt", str(turn), str(place)),
                 )
-                row = {**_row(tag, turn, number, proposal, before, trial), "seed": own}
-                row = between.added_to({**row, **choice.judge(row)})
-                if place < len(proposals) or turn == settings.rounds:
-                    yield row
-                else:
-                    waiting = [row]
-            rows.append(row)
-            number += 1
-        if len(rows) < len(proposals):
-            break
-        # no policy reads of what it cannot choose
-        history += [
-            (str(row["action"]), float(row["reward"])) for row in rows if row["source"] != "search"
-        ]
-        tried += rows
-        # it is of the initialization: what follows starts elsewhere, or after it was tried
-        best, fallback = choice.best, None
-        if best is None and settings.early_stop:
-            break
-        if best is not None and space.family(str(best["family"])).reads_answers:
-            # D_val has been trained on: what a further round scored on it would say nothing of new questions
-            break
-        if best is not None and turn < settings.rounds:
+                for place in range(settings.proposals)
+            ]
+            known = {action for action, _ in history}
+            own = derive_seed(seed, "proposals", str(turn))
             try:
                 with between.measured():
-                    refined = _carry_out(bench, space, state, support, best, tried, len(validation))
+                    proposals, thrown_away = _different(proposer, prompts, own, known)
             except OutOfTimeError:
-                # it is executed all the same, by whoever builds the state; there is no time for another round
+                # a proposer may have an eye on the clock too
                 break
+            between.wrote(thrown_away)
+            proposals = _in_order(space, proposals, fallback)
+            _check_finished(finished, number, turn, [proposal.text for proposal in proposals])
+            following = number + len(proposals)
+            if following < len(finished) and finished[following]["round"] == turn:
+                raise ResumeMismatchError(following)
+            choice = _Paired(settings.level, answers, fallback) if paired else _Strict()
+            rows: list[Mapping[str, Any]] = []
+            for place, proposal in enumerate(proposals, 1):
+                if number < len(finished):
+                    row = dict(finished[number])
+                    choice.judge(row)
+                    between.clear()
+                elif _late(deadline):
+                    break
+                else:
+                    yield from waiting
+                    waiting = []
+                    own = derive_seed(seed, "trial", str(number))
+                    trial = try_action(
+                        bench,
+                        space,
+                        state,
+                        before,
+                        validation,
+                        proposal.text,
+                        reward,
+                        own,
+                        folds,
+                        _attempts([*tried, *rows]),
+                    )
+                    row = {**_row(tag, turn, number, proposal, before, trial), "seed": own}
+                    row = between.added_to({**row, **choice.judge(row)})
+                    if place < len(proposals) or turn == settings.rounds:
+                        yield row
+                    else:
+                        waiting = [row]
+                rows.append(row)
+                number += 1
+            if len(rows) < len(proposals):
+                break
+            # no policy reads of what it cannot choose
+            history += [
+                (str(row["action"]), float(row["reward"]))
+                for row in rows
+                if row["source"] != "search"
+            ]
+            tried += rows
+            # it is of the initialization: what follows starts elsewhere, or after it was tried
+            best, fallback = choice.best, None
+            if best is None and settings.early_stop:
+                break
+            if best is not None and space.family(str(best["family"])).reads_answers:
+                # D_val has been trained on: what a further round scored on it would say nothing of new questions
+                break
+            if best is not None and turn < settings.rounds:
+                try:
+                    with between.measured():
+                        refined = _carry_out(
+                            bench, space, state, support, best, tried, len(validation)
+                        )
+                except OutOfTimeError:
+                    # it is executed all the same, by whoever builds the state; there is no time for another round
+                    break
+                if refined is None:
+                    break
+                state, answers = refined
+                self.executed[int(best["rollout"])] = state
+                before = measure_indicators(answers)
+                history, tried = [], []
+        # no other row comes
+        yield from map(between.added_to, waiting)
+
+    def execute(self, rows: Sequence[Mapping[str, Any]]) -> CarriedOut:
+        """Carry out what was chosen, from the initialization; the initialization itself where nothing was.
+
+        Where an action fails, or what it made answers with what are no numbers, the state before it is the last one,
+        and a warning says so: :meth:`search` ended there as well.
+
+        Args:
+            rows: all that :meth:`search` yielded.
+        """
+        state, done, since = self.start, list[Mapping[str, Any]](), 0
+        for row in executed_rows(rows):
+            if (ready := self.executed.get(int(row["rollout"]))) is not None:
+                state, since = ready, int(row["round"])
+                done.append(row)
+                continue
+            tried = [one for one in rows if since < one["round"]]
+            # a family that reads answers ended the search, and nobody waits for this state's answers to D_val: one
+            # question says whether they are numbers
+            asked = 1 if self.space.family(str(row["family"])).reads_answers else int(row["n"])
+            refined = _carry_out(self.bench, self.space, state, self.support, row, tried, asked)
             if refined is None:
-                break
-            state, answers = refined
-            executed[int(best["rollout"])] = state
-            before = measure_indicators(answers)
-            history, tried = [], []
-    # no other row comes
-    yield from map(between.added_to, waiting)
+                return CarriedOut(state, tuple(done), row)
+            state, since = refined[0], int(row["round"])
+            done.append(row)
+        return CarriedOut(state, tuple(done))
 
 
 class _Strict:
@@ -562,60 +644,6 @@ def executed_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         if row["executed"]:
             last[int(row["round"])] = row
     return [last[turn] for turn in sorted(last)]
-
-
-@dataclass(frozen=True, eq=False)
-class CarriedOut:
-    """What became of the strategies that were chosen.
-
-    Attributes:
-        state: where adaptation ended.
-        rows: the trials whose strategies were carried out, in order.
-        failed: the trial whose strategy was chosen and failed on all of the examples; None for none.
-    """
-
-    state: AdaptedState
-    rows: tuple[Mapping[str, Any], ...]
-    failed: Mapping[str, Any] | None = None
-
-
-def carry_out(
-    bench: Workbench,
-    space: ActionSpace,
-    start: AdaptedState,
-    support: Sequence[Example],
-    rows: Sequence[Mapping[str, Any]],
-    kept: Mapping[int, AdaptedState] | None = None,
-) -> CarriedOut:
-    """Carry out what was chosen, from the initialization; the initialization itself where nothing was.
-
-    Where an action fails, or what it made answers with what are no numbers, the state before it is the last one, and a
-    warning says so: :func:`adapt` ended there as well.
-
-    Args:
-        bench: the model.
-        space: the actions.
-        start: the initialization.
-        support: the labeled examples there are.
-        rows: all that :func:`adapt` yielded for one task.
-        kept: states after rounds that were executed already, by the number of the trial; None for none.
-    """
-    state, done, since = start, list[Mapping[str, Any]](), 0
-    for row in executed_rows(rows):
-        if (ready := (kept or {}).get(int(row["rollout"]))) is not None:
-            state, since = ready, int(row["round"])
-            done.append(row)
-            continue
-        tried = [one for one in rows if since < one["round"]]
-        # a family that reads answers ended the search, and nobody waits for this state's answers to D_val: one question
-        # says whether they are numbers
-        asked = 1 if space.family(str(row["family"])).reads_answers else int(row["n"])
-        refined = _carry_out(bench, space, state, support, row, tried, asked)
-        if refined is None:
-            return CarriedOut(state, tuple(done), row)
-        state, since = refined[0], int(row["round"])
-        done.append(row)
-    return CarriedOut(state, tuple(done))
 
 
 def _carry_out(

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from degaml_kedro.adaptation import Refinement
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.compute import Clock, Compute
 from degaml_kedro.generator.examples import ExampleGenerator, shuffled_answers
@@ -44,7 +43,7 @@ from degaml_kedro.pipelines.policy.nodes import (
 from degaml_kedro.pipelines.tasks.nodes import versions
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.fallback import narrowed, with_fallback
-from degaml_kedro.policy.search import Row, Tag, executed_rows, most_trials
+from degaml_kedro.policy.search import Refinement, Row, Tag, executed_rows, most_trials
 from degaml_kedro.policy.tabular import RewardModel, TabularProposer
 from degaml_kedro.policy.trial import execute
 from degaml_kedro.progress import Progress, progress_bar
