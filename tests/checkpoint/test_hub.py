@@ -124,8 +124,8 @@ def test_the_parameters_of_the_results_where_there_is_no_record(tmp_path):
     [
         ({"policy": None}, "have no 'policy', so it trained none"),
         ({"generator": None}, "have no 'generator', so it trained none"),
-        ({"prompt": None}, "does not say which 'prompt'"),
-        ({"scoring": {"mode": "telepathy"}}, r"does not read \(scoring\.mode"),
+        ({"prompt": None}, r"does not say .* \(prompt: Field required"),
+        ({"scoring": {"mode": "telepathy"}}, r"that this version reads \(scoring\.mode"),
     ],
 )
 def test_a_run_whose_parameters_make_no_pair(run, tmp_path, changes, told):

@@ -171,7 +171,7 @@ GOOD = json.dumps(MESSAGES[0])
         ("f.csv", b"prompt,response\n", "has no examples"),
         ("f.xlsx", b"PK", "type '.xlsx' are not known"),
         ("f.json", b'[\n{"prompt": "caf\xe9"}]', "line 2: byte 0xE9 is not UTF-8"),
-        ("f.json", f"[{GOOD}, {GOOD[:20]}".encode(), "Line 1: .*it looks cut off"),
+        ("f.json", f"[{GOOD}, {GOOD[:20]}".encode(), "Line 1: .*it may be cut off"),
         ("f.csv", b"prompt,prompt\na,b\n", "the column 'prompt' comes twice"),
         ("f.json", b'[{"text": "a"}]', "Line 1: there is no answer"),
         (

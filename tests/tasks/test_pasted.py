@@ -385,7 +385,7 @@ DEEP = "[" * 100_000
         (f'{{{Q}: "a", {A}: 1e999}}', "a number is not finite, or too large"),
         (f'{{{Q}: "a", "options": [1, 1e999], {A}: 1}}', "a number is not finite, or too large"),
         (f'{{{Q}: "a", {A}: {"9" * 5000}}}', "a number has too many digits"),
-        (f'{{{Q}: "a", "options": "[{"9" * 5000}]", {A}: 1}}', "a number has too many digits"),
+        (f'{{{Q}: "a", "options": "[{"9" * 5000}]", {A}: 1}}', "not a JSON list .*digits"),
         (f'{{{Q}: "a", "options": ["x", "y"], {A}: "{"9" * 5000}"}}', "is not among the 2"),
         (f'{{{Q}: "a", {A}: "\\ud800"}}', r"the answer has the code U\+D800"),
         (f'{{{Q}: "a\\u0000", {A}: "b"}}', r"the question has the code U\+0000"),
@@ -405,7 +405,7 @@ DEEP = "[" * 100_000
         (f'{{{Q}: "a", "options": [1, 2, 3], {A}: 1}}', "can be read as number or text"),
         (f'{{{Q}: "a", "options": ["x", "y"], {A}: "z"}}', "'z' is not among the 2 options"),
         (f'{{{Q}: "a", "options": ["x", null], {A}: "x"}}', "an option is null"),
-        (f'{{{Q}: "a", "options": "{DEEP[:9000]}", {A}: "x"}}', "nested too deeply"),
+        (f'{{{Q}: "a", "options": "{DEEP[:9000]}", {A}: "x"}}', "not a JSON list .*recursion"),
         (f'{{{Q}: "a", "options": ["x", "y"], {A}: {"[" * 300}{"]" * 300}}}', "found a list"),
         ('{"prompt": "a", "response": "[B]"}', "fewer than two option lines"),
         ('{"prompt": "Q\\nA: one", "response": "[A]"}', "fewer than two option lines"),
@@ -417,7 +417,7 @@ DEEP = "[" * 100_000
         ('{"prompt": "Q\\nA: x\\nB: x", "response": "[B]"}', "the option 'x' comes twice"),
         ('{"prompt": "Q\\nA: x\\nB: y", "response": "[C]"}', r"'\[C\]' is not among the 2 options"),
         (f'{{{Q}: "{"x" * (MAX_FIELD + 1)}", {A}: "b"}}', "the question has 20,001 characters"),
-        (f'{{{Q}: "{"x" * 3 * MAX_FIELD}", {A}: "b"}}', "does not end within 60,000 characters"),
+        (f'{{{Q}: "{"x" * 3 * MAX_FIELD}", {A}: "b"}}', "or longer than 60,000 characters"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
@@ -436,11 +436,11 @@ def test_mistakes_of_records_stand_beside_the_right_ones(name, record, message):
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        ('[{"question": "a", "answer": "b"},\n {"question": "c"', 2, "looks cut off"),
+        ('[{"question": "a", "answer": "b"},\n {"question": "c"', 2, "may be cut off"),
         ('[{"question": "a", "answer": "b"},\n', 2, "no closing bracket; it looks cut off"),
         ('[{"question": "a", "answer": "b"}\n', 2, "no closing bracket"),
         ('[{"question": "a", "answer": "b"}]\n\nand so on', 3, "text after the closing bracket"),
-        ('{"question": "a", "answer": "b"}\n{"question": "c', 2, "looks cut off"),
+        ('{"question": "a", "answer": "b"}\n{"question": "c', 2, "may be cut off"),
         (
             '{"question": "a", "answer": "b"}\n{"question": "c", "answer": "b"} x',
             2,

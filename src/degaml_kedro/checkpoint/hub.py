@@ -216,20 +216,16 @@ def _checked(found: Mapping[str, Any], where: str) -> PairSettings:
     Raises:
         CheckpointError: one is missing or is not one that this version reads.
     """
-    missing = [name for name in PairSettings.model_fields if found.get(name) is None]
-    if missing:
-        raise CheckpointError(
-            f"{where} does not say which '{missing[0]}' it was trained with; make its record again with this version "
-            f"of degaml-kedro"
-        )
+    told = {name: value for name, value in found.items() if value is not None}
     try:
-        return PairSettings.model_validate(dict(found))
+        return PairSettings.model_validate(told)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise CheckpointError(
-            f"{where} was trained with settings that this version does not read ({place}: {first['msg']}); use "
-            f"degaml-kedro of that time, or train it again"
+            f"{where} does not say what it was trained with in a way that this version reads ({place}: "
+            f"{first['msg']}); make its record again (a registered model: register it again, from a folder that has "
+            f"{_REPORTING}/run.json), use degaml-kedro of that time, or train it again"
         ) from error
 
 

@@ -154,21 +154,12 @@ def _decoded(text: str, line: int) -> tuple[dict[str, Any], int]:
     except RecordError as error:
         reason = str(error)
     except json.JSONDecodeError as error:
-        cut_off = _skip_blanks(text, error.pos) >= len(text) or error.msg.startswith("Unterminated")
-        # the window may end in the middle of a word
-        if len(text) >= MAX_RECORD and (cut_off or error.pos > MAX_RECORD - 10):
-            reason = (
-                f"the record does not end within {MAX_RECORD:,} characters; shorten it, or close its quotes and "
-                "brackets."
-            )
-        elif cut_off:
-            reason = "the record has no end; it looks cut off: copy it again."
-        else:
-            line += text.count("\n", 0, error.pos)
-            there = shorten(text[error.pos : error.pos + 30].partition("\n")[0])
-            reason = (
-                f"this is not valid JSON ({error.msg}, but there is {there}); correct it there."
-            )
+        line += text.count("\n", 0, error.pos)
+        there = shorten(text[error.pos : error.pos + 30].partition("\n")[0])
+        reason = (
+            f"this is not valid JSON ({error.msg}, but there is {there}); correct it there: it may be cut off, or "
+            f"longer than {MAX_RECORD:,} characters."
+        )
     except RecursionError:
         reason = TOO_DEEP
     except ValueError:

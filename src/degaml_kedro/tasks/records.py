@@ -450,15 +450,11 @@ def _listed_cell(cell: Any, where: str) -> tuple[list[Any], tuple[str, ...]]:
             return [part.strip() for part in cell.split("|")], ()
         try:
             cell = json.loads(cell)
-        except RecursionError as error:
-            raise RecordError(f"{where}: {TOO_DEEP}") from error
-        except json.JSONDecodeError as error:
+        except (RecursionError, ValueError) as error:
             raise RecordError(
-                f"{where}: begins with a bracket but is not a JSON list ({error.msg} at column {error.colno}); "
-                'write it with double quotes: ["…", "…"].'
+                f"{where}: begins with a bracket but is not a JSON list ({error}); write it flat and with double "
+                'quotes: ["…", "…"].'
             ) from error
-        except ValueError as error:
-            raise RecordError(f"{where}: {TOO_LONG}") from error
     if isinstance(cell, Mapping):
         if isinstance(cell.get("text"), list) and isinstance(cell.get("label"), list):
             return list(cell["text"]), tuple(str(label).strip() for label in cell["label"])
