@@ -608,17 +608,17 @@ def _parameters(runs: Sequence[Run]) -> list[Table]:
         columns = ("setting", *(run.name for run in runs))
         caption = "Settings in which the runs differ"
         tables.append(Table(caption, columns, rows, texts=len(columns), missing=_NOT_RECORDED))
-    rows = []
+    listing: list[tuple[Cell, ...]] = []
     for name in first:
         group = name.split(".", 1)[0]
         if name not in differing:
             # a title where a group begins
-            if not any(row[0] == group for row in rows):
-                rows.append((Emphasis(group), ""))
-            rows.append((Code(name), Code(first[name])))
+            if not any(row[0] == group for row in listing):
+                listing.append((Emphasis(group), ""))
+            listing.append((Code(name), Code(first[name])))
     if first:
         caption = "Settings of all runs" if len(runs) > 1 else "Settings of the run"
-        tables.append(Table(caption, ("setting", "value"), rows, texts=2))
+        tables.append(Table(caption, ("setting", "value"), listing, texts=2))
     return tables
 
 
