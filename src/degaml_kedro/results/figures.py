@@ -48,7 +48,7 @@ def put_together(
     inside = rows * height + (rows - 1) * gap
     bottom = 90 + _LINE * len(lines)
     spacing = {
-        "vertical_spacing": gap / inside,
+        "vertical_spacing": gap / inside if rows > 1 else 0,
         "horizontal_spacing": 0.22 if own_legends else 0.05,
     }
     figure = make_subplots(rows, columns, subplot_titles=list(shown), **spacing | more)
