@@ -126,43 +126,32 @@ def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
     tested = frame[frame["iteration"] == TEST_TIME].groupby("task")["executed"].any()
     # in training nothing is executed, and nothing is missing
     unrefined = [not tested.get(task, True) for task in tasks] if len(tested) else []
-    # names may be anybody's, and Plotly reads tags in them
-    across, down = [html.escape(name) for name in names], [html.escape(task) for task in tasks]
+    shares = [[cell["share"] if cell else 0.0 for cell in row] for row in grid]
+    texts = [[_cell(cell) for cell in row] for row in grid]
+    counts = [[f"{cell['n'] if cell else 0} proposals" for cell in row] for row in grid]
+    for place, mark in enumerate(unrefined):
+        shares[place].append(0.0)
+        texts[place].append(f"<b>{_STAR}</b>" if mark else "")
+        counts[place].append("nothing was executed" if mark else "something was executed")
     figure = go.Figure()
-    if names:
+    if names or unrefined:
         figure.add_trace(
-            _heat(
-                [[cell["share"] if cell else 0.0 for cell in row] for row in grid],
-                across,
-                down,
-                text=[[_cell(cell) for cell in row] for row in grid],
-                customdata=[[cell["n"] if cell else 0 for cell in row] for row in grid],
-                hovertemplate="%{y}, %{x}<br>%{customdata} proposals<br>%{text}<extra></extra>",
+            go.Heatmap(
+                z=shares,
+                # names may be anybody's, and Plotly reads tags in them
+                x=[*map(html.escape, names), *([UNREFINED] if unrefined else [])],
+                y=[html.escape(task) for task in tasks],
+                text=texts,
+                texttemplate="%{text}",
+                textfont={"size": 11, "color": "#222222"},
+                customdata=counts,
+                hovertemplate="%{y}, %{x}<br>%{customdata}<br>%{text}<extra></extra>",
+                zmin=0,
+                zmax=1,
+                xgap=2,
+                ygap=2,
                 colorscale=_SHARES,
-                colorbar={
-                    "title": {"text": "share"},
-                    "tickformat": ".0%",
-                    "dtick": 0.5,
-                    "thickness": 12,
-                    "lenmode": "pixels",
-                    "len": max(2, len(tasks)) * _CELL_HEIGHT,
-                    "y": 1,
-                    "yanchor": "top",
-                },
-                name="share",
-            )
-        )
-    if unrefined:
-        figure.add_trace(
-            _heat(
-                [[1.0 if mark else None] for mark in unrefined],
-                [UNREFINED],
-                down,
-                text=[[f"<b>{_STAR}</b>" if mark else ""] for mark in unrefined],
-                hovertemplate="%{y}: nothing was executed<extra></extra>",
-                colorscale=[[0, "#DDDDDD"], [1, "#DDDDDD"]],
-                showscale=False,
-                name=UNREFINED,
+                colorbar={"title": {"text": "share"}, "tickformat": ".0%", "thickness": 12},
             )
         )
     note = (
@@ -262,11 +251,6 @@ def _curves(rows: pd.DataFrame, name: str, **more: Any) -> Any:
     panel = px.line(rows, x="x", y="shown", line_group="tested", markers=True, **looks, **more)
     panel.update_traces(line_width=2.5, marker_size=8)
     return panel
-
-
-def _heat(z: list[list[float | None]], x: list[str], y: list[str], **more: Any) -> Any:
-    look = {"texttemplate": "%{text}", "textfont": {"size": 11, "color": "#222222"}}
-    return go.Heatmap(z=z, x=x, y=y, zmin=0, zmax=1, xgap=2, ygap=2, **look, **more)
 
 
 def _cell(measured: Mapping[Any, Any] | None) -> str:
