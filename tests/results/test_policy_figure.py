@@ -65,7 +65,7 @@ def test_reward_rates_of_policy_and_uniform_stand_apart_with_their_intervals():
     policy, uniform = named(figure, "policy"), named(figure, "uniform")
     assert (list(policy.x), list(policy.y)) == ([1, 2], [0.5, 0.75])
     assert (list(uniform.x), list(uniform.y)) == ([1], [0.5])
-    assert list(policy.customdata) == [2, 4]
+    assert [row[0] for row in policy.customdata] == [2, 4]
     low, high = wilson_interval(3, 4)
     assert policy.y[1] + policy.error_y.array[1] == pytest.approx(high)
     assert policy.y[1] - policy.error_y.arrayminus[1] == pytest.approx(low)
@@ -83,8 +83,7 @@ def test_entropies_of_families_and_actions():
     assert families.marker.symbol != actions.marker.symbol
     np.testing.assert_allclose(named(figure, "uniform, families").y, [math.log(2)])
     # three families alike
-    (line,) = figure.layout.shapes
-    assert line.y0 == line.y1 == pytest.approx(math.log(3))
+    assert list(named(figure, "alike").y) == pytest.approx([math.log(3)] * 2)
 
 
 def test_shares_are_of_the_policy_s_own_proposals():
@@ -131,7 +130,7 @@ def test_one_iteration_and_one_family_are_a_picture_too():
     figure = policy_figure(pd.DataFrame([rollout("ttt", 1.0)]))
     assert list(named(figure, "policy").y) == [1.0]
     # with a single family there is nothing to be even about
-    assert not figure.layout.shapes
+    assert not curves(figure, "alike")
 
 
 def test_no_rollouts_are_said_to_be_none():
@@ -161,11 +160,14 @@ def adapted():
 
 def test_the_map_holds_shares_rates_and_gains():
     figure = strategy_map(adapted(), "Strategies of main")
-    shares = named(figure, "share")
-    assert list(shares.x) == ["lora", "ttt"]
+    (shares,) = figure.data
+    assert list(shares.x) == ["lora", "ttt", "unrefined"]
     assert list(shares.y) == ["months", "capitals"]
-    assert [list(line) for line in shares.z] == [[0.0, 0.75], [1.0, 0.0]]
-    assert [list(line) for line in shares.customdata] == [[0, 3], [1, 0]]
+    assert [list(line)[:2] for line in shares.z] == [[0.0, 0.75], [1.0, 0.0]]
+    assert [list(line)[:2] for line in shares.customdata] == [
+        ["0 proposals", "3 proposals"],
+        ["1 proposals", "0 proposals"],
+    ]
     assert shares.text[0][1] == "<b>★ 75%</b><br>33% rewarded<br>+5.0 points"
     assert shares.text[1][0] == "100%<br>0% rewarded<br>-10.0 points"
     assert shares.text[0][0] == ""
@@ -173,51 +175,53 @@ def test_the_map_holds_shares_rates_and_gains():
     assert "Strategies of main" in figure.layout.title.text
 
 
+def marks(figure):
+    """The column of the tasks of which nothing was executed."""
+    (shares,) = figure.data
+    assert shares.x[-1] == "unrefined"
+    return [line[-1] for line in shares.text]
+
+
 def test_tasks_of_which_nothing_was_executed_are_marked():
-    unrefined = named(strategy_map(adapted()), "unrefined")
-    assert [list(line) for line in unrefined.z] == [[None], [1.0]]
-    assert (list(unrefined.x), list(unrefined.y)) == (["unrefined"], ["months", "capitals"])
-    assert unrefined.text[1][0] == "<b>★</b>"
+    assert marks(strategy_map(adapted())) == ["", "<b>★</b>"]
 
 
 def test_training_has_no_unrefined_tasks():
     figure = strategy_map(by_task())
-    assert [trace.name for trace in figure.data] == ["share"]
+    assert list(figure.data[0].x) == ["lora", "ttt"]
     assert "unrefined" not in notes(figure)
 
 
 def test_what_was_executed_in_several_rounds_is_counted():
     rows = [rollout("ttt", 1.0, iteration=0, round=turn, executed=True) for turn in (1, 2)]
-    assert "★ ×2 100%" in named(strategy_map(pd.DataFrame(rows)), "share").text[0][0]
+    assert "★ ×2 100%" in strategy_map(pd.DataFrame(rows)).data[0].text[0][0]
 
 
 def test_methods_have_rows_of_their_own():
     other = adapted().assign(method="random_policy", executed=False)
     figure = strategy_map(pd.concat([adapted(), other]))
-    assert list(named(figure, "share").y) == [
+    assert list(figure.data[0].y) == [
         "months (degaml)",
         "capitals (degaml)",
         "months (random_policy)",
         "capitals (random_policy)",
     ]
-    marks = [line[-1] for line in named(figure, "unrefined").z]
-    assert marks == [None, 1.0, 1.0, 1.0]
+    assert marks(figure) == ["", *["<b>★</b>"] * 3]
 
 
 def test_a_family_that_never_ran_to_its_end_has_no_score():
     figure = strategy_map(pd.DataFrame([rollout(accuracy_after=None, error="ValueError: no")]))
-    assert named(figure, "share").text[0][0] == "100%<br>0% rewarded<br>no score"
+    assert figure.data[0].text[0][0] == "100%<br>0% rewarded<br>no score"
 
 
 def test_a_task_without_a_valid_proposal_keeps_its_row():
     figure = strategy_map(pd.DataFrame([rollout(None, iteration=0)]))
-    assert [list(line) for line in named(figure, "unrefined").z] == [[1.0]]
+    assert marks(figure) == ["<b>★</b>"]
     assert "No proposal was valid" in notes(figure)
-    beside = strategy_map(
-        pd.DataFrame([rollout(None, task="months", iteration=0), rollout("ttt", iteration=0)])
-    )
-    assert list(named(beside, "share").y) == ["months", "capitals"]
-    assert [list(line) for line in named(beside, "share").z] == [[0.0], [1.0]]
+    rows = [rollout(None, task="months", iteration=0), rollout("ttt", iteration=0)]
+    (shares,) = strategy_map(pd.DataFrame(rows)).data
+    assert list(shares.y) == ["months", "capitals"]
+    assert [line[0] for line in shares.z] == [0.0, 1.0]
 
 
 def test_a_map_of_nothing_says_so():

@@ -673,13 +673,10 @@ def test_commands_are_those_of_the_runs(values, written):
     ]
 
 
-@pytest.mark.parametrize("command", ["kedro run --env='it", "", ["kedro", "run", "--env", "a b"]])
-def test_any_command_can_have_been_recorded(full, command):
-    found = context(replace(full[1], runs=make_runs(record={"command": command})))
-    expected = (
-        "kedro run --env 'a b' --params" if isinstance(command, list) else "kedro run --params"
-    )
-    assert found["commands"][0].startswith(expected)
+def test_a_run_without_a_command(full):
+    found = context(replace(full[1], runs=make_runs(record={})))
+    assert found["commands"][0].startswith("kedro run --params")
+    assert rows_of(found["run_table"])[0] == ("seed_999", "999", "embedded", None)
 
 
 def test_settings_are_flat_and_those_that_differ_stand_first(values):
@@ -687,7 +684,7 @@ def test_settings_are_flat_and_those_that_differ_stand_first(values):
     assert rows_of(differing) == [("seed", "999", "1000")]
     assert rows_of(alike) == [("lora.rank", "8"), ("lora.target_modules", '["q", "v"]')]
     assert ("torch", "2.13.0") in rows_of(values["versions"][0])
-    assert values["machines"][0].notes == ["The same in all runs."]
+    assert values["machines"][0].caption == "Machines of all runs"
 
 
 def test_versions_that_differ_stand_side_by_side(full):

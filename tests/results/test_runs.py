@@ -106,7 +106,7 @@ def test_different_parameters_are_refused_by_their_key() -> None:
         check_alike(
             [made_with("a", 1, lora=lora), run("b", 2), made_with("c", 3, lora={**lora, "rank": 4})]
         )
-    with pytest.raises(ResultsError, match=r"a was made with warmup = nothing and b with \{\"st"):
+    with pytest.raises(ResultsError, match=r"a was made with warmup\.steps = nothing and b with 5"):
         check_alike([made_with("a", 1), made_with("b", 2, warmup={"steps": 5})])
 
 
@@ -124,7 +124,7 @@ def test_parameters_that_say_only_when_and_where_may_differ() -> None:
         ]
     )
     # a task may be called that
-    with pytest.raises(ResultsError, match=r"tasks\.path\.group = \"x\" and b with \"y\""):
+    with pytest.raises(ResultsError, match=r"tasks\.path\.group = x and b with y"):
         check_alike(
             [
                 made_with("a", 1, tasks={"path": {"group": "x"}}),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.express as px  # type: ignore[import-untyped]
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from degaml_kedro.methods import method_group, names
@@ -24,9 +25,9 @@ from degaml_kedro.results.figures import (
     PINK,
     SKY,
     draw_reference,
-    error_bar,
-    make_grid,
-    small,
+    panel_title,
+    put_together,
+    with_errors,
 )
 from degaml_kedro.results.formatting import in_short
 from degaml_kedro.results.glossary import POOL_TITLES
@@ -73,59 +74,56 @@ def comparison_figure(
     """
     own = _of_pool(comparison, pool)
     if own.empty:
-        return _nothing(title, "no results")
-    tasks = [task for task in dict.fromkeys(own["task"]) if task != MEAN]
-    # the mean of one task is that task
-    panels = [*tasks, MEAN] if len(tasks) > 1 else tasks
+        return put_together({}, [title, "nothing to show: no results"], columns=1)
+    own = with_errors(own, "accuracy", "low", "high", 100).assign(
+        kind=own["method"].map(method_group), method=own["method"].map(html.escape)
+    )
     methods = list(dict.fromkeys(own["method"]))
-    names = {method: html.escape(method) for method in methods}
-    figure, places = make_grid(
-        [_panel_title(task, own) for task in panels],
+    by_task = {str(task): rows for task, rows in own.groupby("task", sort=False) if task != MEAN}
+    if len(by_task) > 1:
+        # the mean of one task is that task
+        by_task[MEAN] = own[own["task"] == MEAN]
+    figure = put_together(
+        {_task_title(task, rows): _dots(rows, methods) for task, rows in by_task.items()},
         [title, f"{POOL_TITLES.get(pool, pool)}; bars: 95 % intervals; dotted: chance"],
-        columns=min(_COLUMNS, len(panels)),
+        columns=min(_COLUMNS, len(by_task)),
         height=25 * max(4, len(methods)),
-        gap=84,
-        below=88,
         shared_yaxes=True,
-        horizontal_spacing=0.03,
     )
-    shown: set[str] = set()
-    for task, place in zip(panels, places, strict=True):
-        of_task = own[own["task"] == task]
-        for trace in _dots(of_task, names):
-            trace.showlegend = trace.name not in shown
-            shown.add(trace.name)
-            figure.add_trace(trace, **place)
-        area = figure.get_subplot(**place)
-        across, down = (axis.plotly_name.replace("axis", "") for axis in (area.xaxis, area.yaxis))
-        there = set(of_task.loc[of_task["accuracy"].notna(), "method"])
-        for method in methods:
-            if method not in there:
-                figure.add_annotation(
-                    text="missing",
-                    xref=f"{across} domain",
-                    yref=down,
-                    x=0.03,
-                    y=names[method],
-                    xanchor="left",
-                    showarrow=False,
-                    font={"size": 11, "color": GRAY},
-                )
-        chance = of_task["chance"].dropna()
-        if len(chance):
-            line = {"color": GRAY, "width": 1.5, "dash": "dot"}
-            figure.add_vline(x=100 * float(chance.iloc[0]), line=line, **place)
-    figure.update_xaxes(ticksuffix=" %", nticks=5)
-    figure.update_yaxes(
-        type="category",
-        categoryorder="array",
-        categoryarray=[names[method] for method in reversed(methods)],
-        range=[-0.6, len(methods) - 0.4],
-        automargin=True,
+    return figure.update_xaxes(ticksuffix=" %", nticks=5, range=[-2, 102])
+
+
+def _dots(rows: pd.DataFrame, methods: Sequence[str]) -> Any:
+    """A task's accuracies, a method a line."""
+    known = rows.dropna(subset="accuracy")
+    panel = px.scatter(
+        known,
+        x="shown",
+        y="method",
+        error_x="above",
+        error_x_minus="below",
+        color="kind",
+        symbol="kind",
+        color_discrete_map={kind: color for kind, (color, _) in _KINDS.items()},
+        symbol_map={kind: symbols[0] for kind, (_, symbols) in _KINDS.items()},
+        category_orders={"kind": list(_KINDS)},
     )
-    legend = {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"}
-    figure.update_layout(legend={**legend, "traceorder": "normal"})
-    return figure
+    panel.update_traces(marker_size=10, hovertemplate="%{y}: %{x:.1f} %")
+    missing = [method for method in methods if method not in set(known["method"])]
+    if missing:
+        words = {"text": ["missing"] * len(missing), "textposition": "middle right"}
+        panel.add_trace(
+            go.Scatter(x=[0] * len(missing), y=missing, mode="text", showlegend=False, **words)
+        )
+    chance = rows["chance"].dropna()
+    if len(chance):
+        panel.add_trace(
+            draw_reference([100 * float(chance.iloc[0])] * 2, [methods[0], methods[-1]])
+        )
+    panel.update_xaxes(title=None)
+    return panel.update_yaxes(
+        type="category", categoryorder="array", categoryarray=methods[::-1], title=None
+    )
 
 
 def accuracy_compute_figure(
@@ -158,62 +156,55 @@ def accuracy_compute_figure(
             notes.append(f"Not shown: {' and '.join(without)} of {row['method']} (not counted).")
     known = means[means["accuracy"].notna()] if len(means) else means
     if known.empty:
-        return _nothing(title, "no method has an accuracy on all tasks", notes)
+        heading = [title, "nothing to show: no method has an accuracy on all tasks"]
+        return put_together({}, heading, notes, columns=1)
+    known = with_errors(known, "accuracy", "low", "high", 100)
+    looks = _looks(means["method"])
     reading = (
         f"{POOL_TITLES.get(pool, pool)}; mean over tasks and seeds; bars: 95 % intervals; dotted: no method that "
         f"answers with the language model is better at less"
     )
-    figure, places = make_grid(
-        [f"<b>{name.capitalize()}</b>" for name, _ in _COSTS.values()],
-        [title, reading],
-        notes,
-        columns=2,
-        height=330,
-        gap=110,
-        below=70,
-        shared_yaxes=True,
-        horizontal_spacing=0.05,
+    panels = {
+        panel_title(name.capitalize()): _costs(known[known[cost].notna()], cost, unit, looks)
+        for cost, (name, unit) in _COSTS.items()
+    }
+    figure = put_together(panels, [title, reading], notes, height=330, shared_yaxes=True)
+    return figure.update_yaxes(ticksuffix=" %")
+
+
+def _costs(known: pd.DataFrame, cost: str, unit: str, looks: Mapping[str, tuple[str, str]]) -> Any:
+    """Accuracies over one of the costs, and the frontier."""
+    zero, axis = _log_axis(known[cost].tolist())
+    amounts = [in_short(spent) if unit == "tokens" else f"{spent:.3g}" for spent in known[cost]]
+    panel = px.scatter(
+        known.assign(
+            spent=known[cost].replace(0, zero),
+            amount=amounts,
+            name=known["method"].map(html.escape),
+        ),
+        x="spent",
+        y="shown",
+        error_y="above",
+        error_y_minus="below",
+        color="name",
+        symbol="name",
+        color_discrete_map={html.escape(name): color for name, (color, _) in looks.items()},
+        symbol_map={html.escape(name): symbol for name, (_, symbol) in looks.items()},
+        custom_data=["amount"],
     )
-    looks = _looks(means["method"])
-    named: set[str] = set()
-    for place, (cost, (_, unit)) in zip(places, _COSTS.items(), strict=True):
-        there = known[known[cost].notna()]
-        zero, axis = _log_axis(there[cost].tolist())
-        frontier = _frontier(there, cost)
-        line = draw_reference(
-            frontier[cost].replace(0, zero).tolist(),
-            (100 * frontier["accuracy"]).tolist(),
-            line={"shape": "hv"},
-            name="frontier",
-            legendgroup="frontier",
-            showlegend=place == places[0],
-        )
-        figure.add_trace(line, **place)
-        for method, one in there.groupby("method", sort=False):
-            color, symbol = looks[str(method)]
-            spent = float(one[cost].iloc[0])
-            amount = in_short(spent) if unit == "tokens" else f"{spent:.3g}"
-            figure.add_trace(
-                go.Scatter(
-                    x=[spent or zero],
-                    y=(100 * one["accuracy"]).tolist(),
-                    error_y=error_bar(one, "accuracy", "low", "high", 100),
-                    name=html.escape(str(method)),
-                    legendgroup=method,
-                    showlegend=method not in named,
-                    mode="markers",
-                    marker=_marker(color, symbol, 12),
-                    hovertemplate=f"{amount} {unit}: %{{y:.1f}} %",
-                ),
-                **place,
-            )
-            named.add(str(method))
-        text = "tokens, forward and backward" if unit == "tokens" else unit
-        figure.update_xaxes(title_text=text, **place, **axis)
-    figure.update_yaxes(ticksuffix=" %")
-    figure.update_yaxes(title_text="accuracy", col=1)
-    figure.update_layout(legend={"title": {"text": "method"}})
-    return figure
+    panel.update_traces(marker_size=12, hovertemplate=f"%{{customdata[0]}} {unit}: %{{y:.1f}} %")
+    frontier = _frontier(known, cost)
+    line = draw_reference(
+        frontier[cost].replace(0, zero).tolist(),
+        (100 * frontier["accuracy"]).tolist(),
+        line={"shape": "hv"},
+        name="frontier",
+        showlegend=True,
+    )
+    panel.add_trace(line)
+    text = "tokens, forward and backward" if unit == "tokens" else unit
+    panel.update_xaxes(title=text, **axis)
+    return panel.update_yaxes(title="accuracy" if cost in list(_COSTS)[::2] else None)
 
 
 def reliability_figure(
@@ -240,56 +231,45 @@ def reliability_figure(
     ]
     shown = {method: part for method, part in filled.items() if len(part)}
     if not shown:
-        return _nothing(title, "no answers with a likelihood", notes)
+        heading = [title, "nothing to show: no answers with a likelihood"]
+        return put_together({}, heading, notes, columns=1)
+    most = max(float(part["n"].max()) for part in shown.values())
+    looks = _looks(methods)
+    panels = {
+        _calibration_title(method, part): _reliability(part, method, looks[method], most)
+        for method, part in shown.items()
+    }
     reading = (
         f"{POOL_TITLES.get(pool, pool)}; all answers of all seeds; bars: 95 % intervals; larger markers: more "
         f"answers; dotted: as often right as sure"
     )
     columns = min(_COLUMNS, len(shown))
-    figure, places = make_grid(
-        [_calibration_title(method, part) for method, part in shown.items()],
-        [title, reading],
-        notes,
-        columns=columns,
-        height=210,
-        gap=72,
-        shared_xaxes=True,
-        shared_yaxes=True,
-        horizontal_spacing=0.03,
+    return put_together(
+        panels, [title, reading], notes, columns=columns, height=210, shared_yaxes=True
     )
-    look = {"range": [-0.03, 1.03], "dtick": 0.25}
-    figure.update_xaxes(**look)
-    figure.update_yaxes(**look)
-    figure.update_yaxes(title_text="accuracy", col=1)
-    for place in places[-columns:]:
-        # the lowest panel of its column, also above an empty place
-        figure.update_xaxes(title_text="confidence", showticklabels=True, **place)
-    looks = _looks(methods)
-    most = max(float(part["n"].max()) for part in shown.values())
-    for place, (method, part) in zip(places, shown.items(), strict=True):
-        color, symbol = looks[method]
-        figure.add_trace(draw_reference([0, 1], [0, 1], showlegend=False), **place)
-        figure.add_trace(
-            go.Scatter(
-                x=part["confidence"].tolist(),
-                y=part["accuracy"].tolist(),
-                error_y=error_bar(part, "accuracy", "accuracy_low", "accuracy_high"),
-                mode="lines+markers",
-                name=html.escape(method),
-                showlegend=False,
-                line={"color": color, "width": 2},
-                marker={
-                    "color": color,
-                    # area tells the number of answers
-                    "size": [5 + 9 * math.sqrt(n / most) for n in part["n"]],
-                    "symbol": symbol.removesuffix("-open"),
-                },
-                customdata=part["n"].tolist(),
-                hovertemplate="confidence %{x:.2f}: right %{y:.2f} (n = %{customdata})",
-            ),
-            **place,
-        )
-    return figure
+
+
+def _reliability(part: pd.DataFrame, method: str, look: tuple[str, str], most: float) -> Any:
+    color, symbol = look
+    panel = px.line(
+        with_errors(part, "accuracy", "accuracy_low", "accuracy_high"),
+        x="confidence",
+        y="shown",
+        error_y="above",
+        error_y_minus="below",
+        markers=True,
+        custom_data=["n"],
+    )
+    panel.update_traces(
+        name=html.escape(method),
+        line_color=color,
+        marker_symbol=symbol.removesuffix("-open"),
+        # area tells the number of answers
+        marker_size=[5 + 9 * math.sqrt(n / most) for n in part["n"]],
+    )
+    panel.add_trace(draw_reference([0, 1], [0, 1]))
+    panel.update_xaxes(range=[-0.03, 1.03], dtick=0.25)
+    return panel.update_yaxes(range=[-0.03, 1.03], dtick=0.25, title=None)
 
 
 def _of_pool(frame: pd.DataFrame, pool: str) -> pd.DataFrame:
@@ -308,45 +288,17 @@ def _looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     return looks
 
 
-def _marker(color: str, symbol: str, size: int) -> dict[str, Any]:
-    line = {"width": 2, "color": color}
-    return {"color": color, "symbol": symbol, "size": size, "line": line}
-
-
-def _dots(of_task: pd.DataFrame, names: Mapping[str, str]) -> list[Any]:
-    known = of_task[of_task["accuracy"].notna()]
-    kinds = known["method"].map(lambda method: method_group(method))
-    traces = []
-    for name, (color, symbols) in _KINDS.items():
-        part = known[kinds == name]
-        if len(part):
-            dots = go.Scatter(
-                x=(100 * part["accuracy"]).tolist(),
-                y=[names[method] for method in part["method"]],
-                error_x=error_bar(part, "accuracy", "low", "high", 100),
-                mode="markers",
-                name=name,
-                legendgroup=name,
-                marker=_marker(color, symbols[0], 10),
-                hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
-            )
-            traces.append(dots)
-    return traces
-
-
-def _panel_title(task: str, own: pd.DataFrame) -> str:
-    text = html.escape(task)
+def _task_title(task: str, rows: pd.DataFrame) -> str:
     if task == MEAN:
-        return f"<b>{text} of the tasks</b>"
-    most = own.loc[own["task"] == task, "n"].max()
-    return f"<b>{text}</b><br>{small(f'n = {most:.0f}')}"
+        return panel_title("mean of the tasks")
+    return panel_title(html.escape(task), f"n = {rows['n'].max():.0f}")
 
 
 def _calibration_title(method: str, part: pd.DataFrame) -> str:
     ece = part["ece"].iloc[0]
     error = "" if pd.isna(ece) else f"ECE {ece:.3f}, "
     count = part["n"].sum()
-    return f"<b>{html.escape(method)}</b><br>{small(f'{error}n = {count:.0f}')}"
+    return panel_title(html.escape(method), f"{error}n = {count:.0f}")
 
 
 def _frontier(means: pd.DataFrame, cost: str) -> pd.DataFrame:
@@ -374,12 +326,3 @@ def _log_axis(values: Sequence[float]) -> tuple[float, dict[str, Any]]:
         "ticktext": labels,
         "range": [float(ends[0]) - 0.25, float(ends[1]) + 0.1],
     }
-
-
-def _nothing(title: str, why: str, notes: Sequence[str] = ()) -> go.Figure:
-    figure, _ = make_grid(
-        [""], [title, f"nothing to show: {why}"], notes, columns=1, height=60, below=10
-    )
-    figure.update_xaxes(visible=False)
-    figure.update_yaxes(visible=False)
-    return figure

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import plotly.express as px  # type: ignore[import-untyped]
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from degaml_kedro.results.figures import (
@@ -18,14 +19,12 @@ from degaml_kedro.results.figures import (
     ORANGE,
     PINK,
     SKY,
-    TOP,
     YELLOW,
-    Panel,
-    draw_line,
-    error_bar,
+    draw_reference,
     lay_out,
+    panel_title,
     put_together,
-    write_below,
+    with_errors,
 )
 from degaml_kedro.results.formatting import counted
 from degaml_kedro.results.policy_measures import (
@@ -42,23 +41,17 @@ from degaml_kedro.results.policy_measures import (
 
 UNREFINED = "unrefined"
 
-_SOURCES: dict[str, dict[str, str]] = {
-    "policy": {"color": BLUE, "symbol": "circle"},
-    "uniform": {"color": ORANGE, "symbol": "square"},
-}
-_ENTROPIES = {
-    "family_entropy": ("families", "solid", ""),
-    "action_entropy": ("actions", "dash", "-open"),
-}
+_COLORS = {"policy": BLUE, "uniform": ORANGE}
+_ENTROPIES = {"family_entropy": "families", "action_entropy": "actions"}
 # more colors of Okabe and Ito; patterns tell the same where there is no color
-_COLORS = (BLUE, AMBER, GREEN, PINK, SKY, ORANGE, YELLOW)
+_FAMILY_COLORS = (BLUE, AMBER, GREEN, PINK, SKY, ORANGE, YELLOW)
 _PATTERNS = ("", "/", ".", "x", "\\", "-", "|")
 _STAR = "★"
 # light enough throughout for dark text
 _SHARES = [[0, "#F1F4F6"], [1, SKY]]
 _NO_ROLLOUTS = "no rollouts were recorded"
 _MOST_TICKS = 12
-_CELL_HEIGHT, _MAP_BOTTOM = 62, 90
+_CELL_HEIGHT = 62
 
 
 def policy_figure(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
@@ -78,19 +71,30 @@ def policy_figure(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
         ResultsError: columns are missing.
     """
     frame = prepared(rollouts)
-    measures = iteration_measures(frame)
-    shares = family_shares(frame)
-    iterations = iterations_of(frame)
-    axis = _iteration_axis(iterations)
-    at = _places(iterations)
-    makers: tuple[Callable[[], Panel | str], ...] = (
-        lambda: _reward_rates(measures, at, axis),
-        lambda: _entropies(measures, at, axis, len(families_of(frame))),
-        lambda: _families(shares, at, axis),
+    measures, shares = iteration_measures(frame), family_shares(frame)
+    training = [i for i in iterations_of(frame) if i != TEST_TIME]
+    # test time behind the last one
+    at = {**{i: i for i in training}, TEST_TIME: max(training, default=0) + 1}
+    for own in (measures, shares):
+        if len(own):
+            own["x"] = own["iteration"].map(at)
+            own["tested"] = own["iteration"] == TEST_TIME
+    panels = dict(
+        [_reward_rates(measures), _entropies(measures, len(families_of(frame))), _families(shares)]
     )
     methods = list(dict.fromkeys(frame["method"]))
     notes = [f"Counted together: {', '.join(map(str, methods))}."] if len(methods) > 1 else []
-    figure = put_together(makers, notes, [title or "Policy", _counts(frame)])
+    heading = [title or "Policy", _counts(frame)]
+    figure = put_together(panels, heading, notes, own_legends=True)
+    if len(measures):
+        shown = training[:: max(1, -(-len(training) // _MOST_TICKS))]
+        shown += [TEST_TIME] if measures["tested"].any() else []
+        figure.update_xaxes(
+            title="iteration",
+            tickvals=[at[i] for i in shown],
+            ticktext=[iteration_name(i) for i in shown],
+            range=[measures["x"].min() - 0.5, measures["x"].max() + 0.5],
+        )
     return figure.update_layout(barmode="stack", bargap=0.15)
 
 
@@ -122,43 +126,32 @@ def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
     tested = frame[frame["iteration"] == TEST_TIME].groupby("task")["executed"].any()
     # in training nothing is executed, and nothing is missing
     unrefined = [not tested.get(task, True) for task in tasks] if len(tested) else []
-    # names may be anybody's, and Plotly reads tags in them
-    across, down = [html.escape(name) for name in names], [html.escape(task) for task in tasks]
+    shares = [[cell["share"] if cell else 0.0 for cell in row] for row in grid]
+    texts = [[_cell(cell) for cell in row] for row in grid]
+    counts = [[f"{cell['n'] if cell else 0} proposals" for cell in row] for row in grid]
+    for place, mark in enumerate(unrefined):
+        shares[place].append(0.0)
+        texts[place].append(f"<b>{_STAR}</b>" if mark else "")
+        counts[place].append("nothing was executed" if mark else "something was executed")
     figure = go.Figure()
-    if names:
+    if names or unrefined:
         figure.add_trace(
-            _heat(
-                [[cell["share"] if cell else 0.0 for cell in row] for row in grid],
-                across,
-                down,
-                text=[[_cell(cell) for cell in row] for row in grid],
-                customdata=[[cell["n"] if cell else 0 for cell in row] for row in grid],
-                hovertemplate="%{y}, %{x}<br>%{customdata} proposals<br>%{text}<extra></extra>",
+            go.Heatmap(
+                z=shares,
+                # names may be anybody's, and Plotly reads tags in them
+                x=[*map(html.escape, names), *([UNREFINED] if unrefined else [])],
+                y=[html.escape(task) for task in tasks],
+                text=texts,
+                texttemplate="%{text}",
+                textfont={"size": 11, "color": "#222222"},
+                customdata=counts,
+                hovertemplate="%{y}, %{x}<br>%{customdata}<br>%{text}<extra></extra>",
+                zmin=0,
+                zmax=1,
+                xgap=2,
+                ygap=2,
                 colorscale=_SHARES,
-                colorbar={
-                    "title": {"text": "share"},
-                    "tickformat": ".0%",
-                    "dtick": 0.5,
-                    "thickness": 12,
-                    "lenmode": "pixels",
-                    "len": max(2, len(tasks)) * _CELL_HEIGHT,
-                    "y": 1,
-                    "yanchor": "top",
-                },
-                name="share",
-            )
-        )
-    if unrefined:
-        figure.add_trace(
-            _heat(
-                [[1.0 if mark else None] for mark in unrefined],
-                [UNREFINED],
-                down,
-                text=[[f"<b>{_STAR}</b>" if mark else ""] for mark in unrefined],
-                hovertemplate="%{y}: nothing was executed<extra></extra>",
-                colorscale=[[0, "#DDDDDD"], [1, "#DDDDDD"]],
-                showscale=False,
-                name=UNREFINED,
+                colorbar={"title": {"text": "share"}, "tickformat": ".0%", "thickness": 12},
             )
         )
     note = (
@@ -185,157 +178,79 @@ def _counts(frame: pd.DataFrame) -> str:
     return "; ".join(parts)
 
 
-def _places(iterations: Sequence[int]) -> dict[int, int]:
-    """Where each iteration stands: training at its number, test time behind the last one."""
-    last = max(iterations, default=0)
-    return {i: last + 1 if i == TEST_TIME else i for i in iterations}
-
-
-def _iteration_axis(iterations: Sequence[int]) -> dict[str, Any]:
-    at = _places(iterations)
-    if not at:
-        return {}
-    training = [i for i in iterations if i != TEST_TIME]
-    shown = training[:: max(1, -(-len(training) // _MOST_TICKS))]
-    shown += [TEST_TIME] if TEST_TIME in at else []
-    return {
-        "tickvals": [at[i] for i in shown],
-        "ticktext": [iteration_name(i) for i in shown],
-        "range": [min(at.values()) - 0.5, max(at.values()) + 0.5],
-    }
-
-
-def _reward_rates(measures: pd.DataFrame, at: dict[int, int], axis: dict[str, Any]) -> Panel | str:
+def _reward_rates(measures: pd.DataFrame) -> tuple[str, Any]:
     if measures.empty:
-        return f"the reward rate ({_NO_ROLLOUTS})"
-    traces = []
-    for source, style in _SOURCES.items():
-        for own, legend in _apart(measures[measures["source"] == source]):
-            curve = _curve(own, "reward_rate", source, at, style, legend=legend)
-            curve.error_y = error_bar(own, "reward_rate", "reward_rate_low", "reward_rate_high")
-            curve.customdata = own["n"].tolist()
-            curve.hovertemplate = "%{y:.3f} of %{customdata}"
-            traces.append(curve)
-    return Panel(
-        "Reward rate",
-        "share of proposals with a reward above 0, with 95 % intervals",
-        traces,
-        x="iteration",
-        y="reward rate",
-        x_axis=axis,
-        y_axis={"range": [-0.03, 1.03]},
-        legend=("top", "left"),
+        return "Reward rate", f"the reward rate ({_NO_ROLLOUTS})"
+    rates = with_errors(measures, "reward_rate", "reward_rate_low", "reward_rate_high")
+    panel = _curves(
+        rates[rates["source"] != "all"],
+        "source",
+        error_y="above",
+        error_y_minus="below",
+        custom_data=["n"],
+        color_discrete_map=_COLORS,
     )
+    panel.update_yaxes(title="reward rate", range=[-0.03, 1.03])
+    reading = "share of proposals with a reward above 0, with 95 % intervals"
+    return panel_title("Reward rate", reading), panel
 
 
-def _entropies(
-    measures: pd.DataFrame, at: dict[int, int], axis: dict[str, Any], families: int
-) -> Panel | str:
-    what = "the entropy of choices"
+def _entropies(measures: pd.DataFrame, families: int) -> tuple[str, Any]:
+    title, what = "Entropy of what was chosen", "the entropy of choices"
     if measures.empty:
-        return f"{what} ({_NO_ROLLOUTS})"
-    if measures["family_entropy"].isna().all():
-        return f"{what} (no proposal was valid)"
-    traces = []
-    for source, style in _SOURCES.items():
-        for column, (name, dash, symbol) in _ENTROPIES.items():
-            look = {**style, "symbol": style["symbol"] + symbol}
-            for own, legend in _apart(measures[measures["source"] == source]):
-                label = f"{source}, {name}"
-                curve = _curve(own, column, label, at, look, dash=dash, legend=legend)
-                curve.hovertemplate = "%{y:.3f} nats"
-                traces.append(curve)
-    highest = measures[list(_ENTROPIES)].max().max()
-    top = max(float(highest), math.log(max(2, families)))
-    return Panel(
-        "Entropy of what was chosen",
-        _entropy_reading(families),
-        traces,
-        x="iteration",
-        y="nats",
-        x_axis=axis,
-        # the upper part is the legend's: entropies may be anywhere below
-        y_axis={"range": [-0.03 * top, 1.8 * top]},
-        lines=[math.log(families)] if families > 1 else [],
-        legend=("top", "left"),
+        return title, f"{what} ({_NO_ROLLOUTS})"
+    known = measures[measures["source"] != "all"].melt(
+        ["x", "tested", "source"], list(_ENTROPIES), "of", "shown"
     )
+    if known["shown"].isna().all():
+        return title, f"{what} (no proposal was valid)"
+    known["name"] = known["source"] + ", " + known["of"].map(_ENTROPIES)
+    colors = {name: _COLORS[name.split(",")[0]] for name in known["name"].unique()}
+    panel = _curves(known, "name", color_discrete_map=colors)
+    alike = ""
+    if families > 1:
+        ends = known["x"].min() - 0.5, known["x"].max() + 0.5
+        panel.add_trace(draw_reference(ends, [math.log(families)] * 2, name="alike"))
+        alike = f"dotted: {families} families in equal shares; "
+    panel.update_yaxes(title="nats", rangemode="tozero")
+    reading = f"families and whole actions; {alike}a small n makes it small"
+    return panel_title(title, reading), panel
 
 
-def _entropy_reading(families: int) -> str:
-    alike = f"dotted: {families} families in equal shares; " if families > 1 else ""
-    return f"families and whole actions; {alike}a small n makes it small"
-
-
-def _families(shares: pd.DataFrame, at: dict[int, int], axis: dict[str, Any]) -> Panel | str:
+def _families(shares: pd.DataFrame) -> tuple[str, Any]:
     if shares.empty:
-        return f"the share of each family ({_NO_ROLLOUTS})"
+        return "Families", f"the share of each family ({_NO_ROLLOUTS})"
     by_policy = (shares["source"] == "policy").any()
     own = shares[shares["source"] == ("policy" if by_policy else "all")]
-    names = list(dict.fromkeys(own["family"]))
-    traces = []
-    for index, name in enumerate(names):
-        of_family = own[own["family"] == name]
-        color, pattern = _COLORS[index % len(_COLORS)], _PATTERNS[index % len(_PATTERNS)]
-        if name == NOT_VALID:
-            color, pattern = GRAY, ""
-        traces.append(
-            go.Bar(
-                x=[at[i] for i in of_family["iteration"]],
-                y=of_family["share"].tolist(),
-                name=html.escape(str(name)),
-                customdata=of_family["n"].tolist(),
-                marker={
-                    "color": color,
-                    "pattern": {"shape": pattern, "fgcolor": "white", "solidity": 0.25, "size": 7},
-                },
-                hovertemplate="%{y:.3f} (%{customdata} proposals)",
-            )
-        )
-    return Panel(
-        "Families the policy chose" if by_policy else "Families of the uniform draws",
-        "share of each among " + ("the policy's own proposals" if by_policy else "all proposals"),
-        traces,
-        x="iteration",
+    names = [html.escape(str(name)) for name in dict.fromkeys(own["family"])]
+    looks = [
+        (_FAMILY_COLORS[i % len(_FAMILY_COLORS)], _PATTERNS[i % len(_PATTERNS)])
+        if name != NOT_VALID
+        else (GRAY, "")
+        for i, name in enumerate(names)
+    ]
+    panel = px.bar(
+        own.assign(family=own["family"].map(lambda name: html.escape(str(name)))),
+        x="x",
         y="share",
-        x_axis=axis,
-        y_axis={"range": [0, 1]},
+        color="family",
+        pattern_shape="family",
+        custom_data=["n"],
+        color_discrete_map={name: color for name, (color, _) in zip(names, looks, strict=True)},
+        pattern_shape_map={name: shape for name, (_, shape) in zip(names, looks, strict=True)},
     )
+    panel.update_yaxes(range=[0, 1])
+    title = "Families the policy chose" if by_policy else "Families of the uniform draws"
+    among = "the policy's own proposals" if by_policy else "all proposals"
+    return panel_title(title, f"share of each among {among}"), panel
 
 
-def _apart(own: pd.DataFrame) -> list[tuple[pd.DataFrame, bool]]:
-    """Training and test time, which no line joins, and whether each has a place in the legend."""
-    test = own["iteration"] == TEST_TIME
-    parts = [part for part in (own[~test], own[test]) if len(part)]
-    return [(part, index == 0) for index, part in enumerate(parts)]
-
-
-def _curve(
-    own: pd.DataFrame,
-    column: str,
-    name: str,
-    at: dict[int, int],
-    style: dict[str, str],
-    *,
-    legend: bool,
-    dash: str = "solid",
-) -> Any:
-    curve = draw_line(
-        [at[i] for i in own["iteration"]],
-        own[column],
-        name,
-        style["color"],
-        dash=dash,
-        width=2.5,
-        symbol=style["symbol"],
-        legend=legend,
-    )
-    curve.legendgroup = name
-    return curve
-
-
-def _heat(z: list[list[float | None]], x: list[str], y: list[str], **more: Any) -> Any:
-    look = {"texttemplate": "%{text}", "textfont": {"size": 11, "color": "#222222"}}
-    return go.Heatmap(z=z, x=x, y=y, zmin=0, zmax=1, xgap=2, ygap=2, **look, **more)
+def _curves(rows: pd.DataFrame, name: str, **more: Any) -> Any:
+    """A curve a name over iterations; no line joins training and test time."""
+    looks = dict.fromkeys(("color", "line_dash", "symbol"), name)
+    panel = px.line(rows, x="x", y="shown", line_group="tested", markers=True, **looks, **more)
+    panel.update_traces(line_width=2.5, marker_size=8)
+    return panel
 
 
 def _cell(measured: Mapping[Any, Any] | None) -> str:
@@ -354,10 +269,8 @@ def _cell(measured: Mapping[Any, Any] | None) -> str:
 
 
 def _map_layout(figure: Any, heading: Sequence[str], tasks: int, note: str) -> Any:
-    height = TOP + max(1, tasks) * _CELL_HEIGHT + _MAP_BOTTOM
-    lay_out(figure, heading, height, _MAP_BOTTOM)
+    height = 220 + max(1, tasks) * _CELL_HEIGHT
     axis = {"type": "category", "dtick": 1, "ticks": "", "showgrid": False, "visible": tasks > 0}
     figure.update_xaxes(side="top", automargin=True, **axis)
     figure.update_yaxes(autorange="reversed", automargin=True, **axis)
-    write_below(figure, note, 15)
-    return figure
+    return lay_out(figure, heading, note, height, 90)

@@ -158,19 +158,19 @@ def policy_text(rollouts: pd.DataFrame) -> str:
         return "There are no rollouts.\n"
     rows = [
         {
-            "iteration": iteration_name(row.iteration),
-            "source": str(row.source),
-            "rollouts": str(row.n),
-            "valid": _number(row.valid),
+            "iteration": iteration_name(row["iteration"]),
+            "source": str(row["source"]),
+            "rollouts": str(row["n"]),
+            "valid": _number(row["valid"]),
             "reward rate": with_interval(
-                row.reward_rate, row.reward_rate_low, row.reward_rate_high
+                *(row[f"reward_rate{end}"] for end in ("", "_low", "_high"))
             ),
-            "entropy of families": _with_share(row.family_entropy, row.family_entropy_share),
-            "entropy of actions": _number(row.action_entropy),
-            "seconds": _number(row.seconds),
-            "errors": str(row.errors),
+            "entropy of families": _with_share(row["family_entropy"], row["family_entropy_share"]),
+            "entropy of actions": _number(row["action_entropy"]),
+            "seconds": _number(row["seconds"]),
+            "errors": str(row["errors"]),
         }
-        for row in iteration_measures(frame).itertuples()
+        for row in iteration_measures(frame).to_dict("records")
     ]
     methods = list(dict.fromkeys(frame["method"]))
     text = [markdown_table(pd.DataFrame(rows)), _ITERATION_LEGEND]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -52,6 +51,7 @@ from degaml_kedro.results.rendering import (
 from degaml_kedro.results.runs import BOUNDS, POOLS, Run
 from degaml_kedro.results.statistics import (
     AIM,
+    MEAN,
     METHOD,
     YARDSTICK,
     Contrast,
@@ -126,7 +126,7 @@ def context(findings: Findings) -> dict[str, Any]:
         ],
         **_beside_paper(findings),
         **_compute(findings, frame, pool, figures),
-        "calibration": _calibration(findings, pool, figures),
+        "calibration": _calibration(findings, frame, pool, figures),
         **_learning(findings, figures),
         **_settings(findings),
         **_reproduction(findings),
@@ -359,18 +359,15 @@ def _compute(
     """Accuracy against what it cost; None where nothing was counted."""
     if findings.runs.compute().empty or pool not in findings.costs:
         return {"compute": None}
-    cells = findings.cells(pool)
-    rows: list[Sequence[Cell]] = []
-    for method in findings.runs.methods:
-        spent = findings.costs[pool].loc[method, list(_COSTS)].dropna().to_dict()
-        shown = [
-            None
-            if name not in spent
-            else (seconds if name.endswith("seconds") else in_short)(spent[name])
-            for name in _COSTS
-        ]
-        accuracy = cells[method, None].accuracy
-        rows.append((_named(method), None if accuracy is None else percent(accuracy), *shown))
+    means = frame[(frame["pool"] == pool) & (frame["task"] == MEAN)]
+    rows = [
+        (
+            _named(row["method"]),
+            _cell(row["accuracy"], percent),
+            *(_cell(row[name], seconds if "seconds" in name else in_short) for name in _COSTS),
+        )
+        for row in means.to_dict("records")
+    ]
     table = Table(
         f"Accuracy and what it took, {SHORT[pool]}",
         ("method", f"accuracy, {AVERAGE}", *_COSTS.values()),
@@ -383,6 +380,11 @@ def _compute(
 
 def _named(method: str) -> str:
     return f"{method} (bound)" if method in BOUNDS else method
+
+
+def _cell(value: Any, write: Callable[[Any], str]) -> Cell:
+    """A value as text; None where it is missing."""
+    return None if pd.isna(value) else write(value)
 
 
 def _beside(findings: Findings, pool: str) -> str:
@@ -403,27 +405,24 @@ def _beside(findings: Findings, pool: str) -> str:
     return f"on {listed(won)}" if won else "nowhere"
 
 
-def _calibration(findings: Findings, pool: str, figures: dict[str, Any]) -> Table | None:
+def _calibration(
+    findings: Findings, frame: pd.DataFrame, pool: str, figures: dict[str, Any]
+) -> Table | None:
     """ECE and likelihood; None where no answer has a likelihood."""
     bins = findings.bins[findings.bins["pool"] == pool] if len(findings.bins) else findings.bins
     if bins.empty or not bins["n"].any():
         return None
     curves = bins.groupby("method").agg({"n": "sum", "ece": "first", "left_out": "first"})
-    cells = findings.cells(pool)
-    rows: list[Sequence[Cell]] = []
-    for method in findings.runs.methods:
-        mean = cells[method, None]
-        found = curves.loc[method] if method in curves.index and curves.loc[method, "n"] else None
-        rows.append(
-            (
-                _named(method),
-                None if found is None else f"{found['ece']:.3f}",
-                None if mean.ece is None else f"{mean.ece:.3f}",
-                None if mean.nll is None else f"{mean.nll:.3f}",
-                None if found is None else f"{found['n']:.0f}",
-                None if found is None else f"{found['left_out']:.0f}",
-            )
+    means = frame[(frame["pool"] == pool) & (frame["task"] == MEAN)].set_index("method")
+    table = means[["ece", "nll"]].join(curves[curves["n"] > 0], rsuffix="_of_all")
+    rows = [
+        (
+            _named(str(row["method"])),
+            *(_cell(row[name], "{:.3f}".format) for name in ("ece_of_all", "ece", "nll")),
+            *(_cell(row[name], "{:.0f}".format) for name in ("n", "left_out")),
         )
+        for row in table.reset_index().to_dict("records")
+    ]
     figures["reliability"] = reliability_figure(findings.bins, pool)
     return Table(
         f"Calibration, {SHORT[pool]}",
@@ -480,14 +479,14 @@ def _settings(findings: Findings) -> dict[str, Any]:
         return {"settings": None}
     # seeds that share a search tell the same
     seeds: dict[tuple[str, str, bool, tuple[tuple[str, float], ...]], list[str]] = {}
-    names = tried["number" if "number" in tried else "setting"].map(str)
-    for _, rows in tried.groupby([tried["method"], tried["seed"], names], sort=False):
-        first = rows.to_dict("records")[0]
+    for (method, seed, _), rows in tried.groupby(["method", "seed", "number"], sort=False):
         known = rows.dropna(subset=["task", "accuracy"])
         accuracies = tuple(zip(known["task"].map(str), known["accuracy"].map(float), strict=True))
-        setting = _setting_text(first.get("setting", first.get("number", "")))
-        search = (str(first["method"]), setting, _is_chosen(first), accuracies)
-        seeds.setdefault(search, []).append(str(first["seed"]))
+        setting = rows["setting"].iloc[0] if "setting" in rows else rows["number"].iloc[0]
+        if isinstance(setting, Mapping):
+            setting = ", ".join(f"{key} {value}" for key, value in setting.items())
+        search = (str(method), str(setting), bool(rows["chosen"].iloc[0]), accuracies)
+        seeds.setdefault(search, []).append(str(seed))
     tasks = list(dict.fromkeys(task for *_, own in seeds for task, _ in own))
     order = list(dict.fromkeys(method for method, *_ in seeds))
     shown: list[Sequence[Cell]] = []
@@ -507,37 +506,20 @@ def _settings(findings: Findings) -> dict[str, Any]:
     return {"settings": table, "questions": " or ".join(counts)}
 
 
-def _is_chosen(row: Mapping[Any, Any]) -> bool:
-    chosen = row.get("chosen")
-    if chosen is None or pd.isna(chosen):
-        return False
-    # the search's record names the number of the setting
-    return (
-        bool(chosen) if isinstance(chosen, bool) or "number" not in row else chosen == row["number"]
-    )
-
-
-def _setting_text(setting: Any) -> str:
-    if isinstance(setting, str):
-        try:
-            setting = json.loads(setting)
-        except json.JSONDecodeError:
-            return str(setting)
-    if isinstance(setting, Mapping):
-        return ", ".join(f"{key} {value}" for key, value in setting.items())
-    return str(setting)
-
-
 # --- how the numbers were made --------------------------------------------------------------------
 
 
 def _reproduction(findings: Findings) -> dict[str, Any]:
     """Runs, versions, machines, every setting, and the command behind each number."""
     runs = findings.runs.runs
-    environment = _environment(runs)
-    option = f" --env {shlex.quote(environment)}" if environment else ""
+    commands = [str(run.record.get("command") or "") for run in runs]
+    environment = re.search(r" --env \S+", commands[-1])
+    option = environment[0] if environment else ""
     pipelines = dict.fromkeys(BASELINES, "baselines")
-    rows = [(run.name, str(run.seed), Code(run.profile), _command(run)) for run in runs]
+    rows = [
+        (run.name, str(run.seed), Code(run.profile), Code(command) if command else None)
+        for run, command in zip(runs, commands, strict=True)
+    ]
     columns = ("run", "seed", "profile", "command")
     return {
         "environment": option,
@@ -546,84 +528,33 @@ def _reproduction(findings: Findings) -> dict[str, Any]:
             for method in findings.runs.methods
         ],
         "run_table": Table("Runs in this report", columns, rows, texts=4, missing=_NOT_RECORDED),
-        "versions": _facts(runs, "versions", "Versions", "package"),
-        "machines": _facts(runs, "machine", "Machines", "property"),
-        "parameters": _parameters(runs),
+        "versions": _recorded(runs, "versions", "Versions", "package"),
+        "machines": _recorded(runs, "machine", "Machines", "property"),
+        "parameters": _recorded(runs, "parameters", "Settings", "setting"),
     }
 
 
-def _command(run: Run) -> Code | None:
-    command = run.record.get("command", "")
-    # a list of words where a program wrote it down
-    text = command if isinstance(command, str) else shlex.join(map(str, command))
-    return Code(text) if text else None
-
-
-def _environment(runs: Sequence[Run]) -> str:
-    """The environment that the runs' own command names; none for the project's base."""
-    try:
-        words = shlex.split(_command(runs[-1]) or "")
-    except ValueError:
-        # what was written down is no shell command
-        return ""
-    for number, word in enumerate(words):
-        if word in ("--env", "-e"):
-            return next(iter(words[number + 1 :]), "")
-        if word.startswith("--env="):
-            return word.removeprefix("--env=")
-    return ""
-
-
-def _recorded(run: Run, entry: str) -> dict[str, str]:
-    """An entry of a run's record by its settings' whole names."""
-    own = run.record.get(entry)
-    return flat(own) if isinstance(own, Mapping) and own else {}
-
-
-def _facts(runs: Sequence[Run], entry: str, title: str, name: str) -> list[Table]:
-    """An entry of the records, a column where all runs agree and one a run where they do not."""
-    records = [_recorded(run, entry) for run in runs]
-    facts = _union(records)
-    if not facts:
-        return []
-    alike = all(record == records[0] for record in records)
-    columns = [entry] if alike else [run.name for run in runs]
-    rows = [(fact, *(record.get(fact) for record in records[: len(columns)])) for fact in facts]
-    notes = [f"The same in {'all runs' if len(runs) > 1 else 'the only run'}."] if alike else []
-    texts = 1 + len(columns)
-    return [Table(title, (name, *columns), rows, notes, texts, _NOT_RECORDED)]
-
-
-def _parameters(runs: Sequence[Run]) -> list[Table]:
-    """The settings in which runs differ, then all others of the first run that recorded any."""
-    recorded = [_recorded(run, "parameters") for run in runs]
-    first = next((own for own in recorded if own), {})
+def _recorded(runs: Sequence[Run], entry: str, title: str, name: str) -> list[Table]:
+    """An entry of the runs' records: where they differ, a column a run, and where they do not."""
+    records = {run.name: flat(run.record.get(entry) or {}) for run in runs}
+    # [names, runs]
+    facts = pd.DataFrame.from_dict(records).reindex(
+        list(dict.fromkeys(fact for record in records.values() for fact in record))
+    )
+    differs = facts.nunique(axis="columns", dropna=False) > 1
     tables = []
-    differing = [name for name in _union(recorded) if len({own.get(name) for own in recorded}) > 1]
-    if first and differing:
-        rows = [
-            (Code(name), *(None if name not in own else Code(own[name]) for own in recorded))
-            for name in differing
-        ]
-        columns = ("setting", *(run.name for run in runs))
-        caption = "Settings in which the runs differ"
-        tables.append(Table(caption, columns, rows, texts=len(columns), missing=_NOT_RECORDED))
-    rows = []
-    for name in first:
-        group = name.split(".", 1)[0]
-        if name not in differing:
-            # a title where a group begins
-            if not any(row[0] == group for row in rows):
-                rows.append((Emphasis(group), ""))
-            rows.append((Code(name), Code(first[name])))
-    if first:
-        caption = "Settings of all runs" if len(runs) > 1 else "Settings of the run"
-        tables.append(Table(caption, ("setting", "value"), rows, texts=2))
+    for caption, own in (
+        (f"{title} in which the runs differ", facts[differs]),
+        (f"{title} of all runs" if len(runs) > 1 else title, facts[~differs].iloc[:, :1]),
+    ):
+        if len(own):
+            columns = (name, *own) if own.shape[1] > 1 else (name, "value")
+            cells = [
+                (Code(fact), *(_cell(value, Code) for value in values))
+                for fact, values in zip(own.index, own.to_numpy().tolist(), strict=True)
+            ]
+            tables.append(Table(caption, columns, cells, texts=len(columns), missing=_NOT_RECORDED))
     return tables
-
-
-def _union(records: Sequence[Mapping[str, str]]) -> Iterable[str]:
-    return dict.fromkeys(name for record in records for name in record)
 
 
 # --- the paper ------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from degaml_kedro.methods import names
+from degaml_kedro.results.formatting import flat
 from degaml_kedro.results.measures import ResultsError
 
 POOLS = ("meta_train", "left_out", "meta_test")
@@ -181,43 +181,17 @@ def _conflict(
 
 def _same_parameters(runs: Sequence[Run]) -> None:
     """Refuse runs that recorded different settings."""
-    recorded = [run for run in runs if run.record.get("parameters")]
-    for run in recorded[1:]:
-        first = recorded[0]
-        key = _difference(first.record["parameters"], run.record["parameters"])
-        if key is not None:
-            one, other = (_at(of.record["parameters"], key) for of in (first, run))
+    recorded = {run.name: flat(run.record.get("parameters") or {}) for run in runs}
+    (one, first), *others = [(name, own) for name, own in recorded.items() if own] or [("", {})]
+    for other, own in others:
+        for key in dict.fromkeys((*first, *own)):
+            is_free = key in _FREE or key.rsplit(".", 1)[-1] in _PLACES
+            if is_free or first.get(key) == own.get(key):
+                continue
+            values = [made.get(key, "nothing")[:_LONGEST] for made in (first, own)]
             raise ResultsError(
-                f"{first.name} was made with {'.'.join(key)} = {one} and {run.name} with {other} (their "
+                f"{one} was made with {key} = {values[0]} and {other} with {values[1]} (their "
                 f"08_reporting/run.json); runs of different settings do not stand in one table: make one of both again "
                 f"with the other's settings, or compare them apart, each in a folder of its own (where a record alone "
                 f"is older than what was made since: delete it, and `kedro run --only-missing-outputs` makes it again)"
             )
-
-
-def _difference(one: Any, other: Any, key: tuple[str, ...] = ()) -> tuple[str, ...] | None:
-    """Where two records of parameters first differ."""
-    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
-        return None if one == other else key
-    for name in dict.fromkeys((*one, *other)):
-        inner = (*key, str(name))
-        both = (one.get(name), other.get(name))
-        place = name in _PLACES and not any(isinstance(value, Mapping) for value in both)
-        if place or (not key and name in _FREE):
-            continue
-        if (name in one) != (name in other):
-            return inner
-        found = _difference(*both, inner)
-        if found is not None:
-            return found
-    return None
-
-
-def _at(parameters: Any, key: Sequence[str]) -> str:
-    """A setting as a message shows it."""
-    for name in key:
-        if not isinstance(parameters, Mapping) or name not in parameters:
-            return "nothing"
-        parameters = parameters[name]
-    text = json.dumps(parameters, default=str)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
