@@ -494,13 +494,14 @@ def _whole_model(place: str, **options: Any) -> Any:
     Raises:
         ValueError: some are not; the library would draw them at random.
     """
-    model, told = AutoModelForCausalLM.from_pretrained(
+    found: Any = AutoModelForCausalLM.from_pretrained(
         place,
         trust_remote_code=False,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
         **options,
     )
+    model, told = found
     odd = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
     if odd:
         raise ValueError(

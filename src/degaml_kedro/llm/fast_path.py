@@ -199,4 +199,5 @@ def _difference(
     model.set_attn_implementation(ATTENTION_NAME)
     places = zip(rows.row.tolist(), rows.place.tolist(), strict=True)
     theirs = torch.stack([alone[row][place] for row, place in places])
-    return torch.linalg.vector_norm(mine - theirs, dim=-1).div(theirs.norm(dim=-1)).max()
+    off: Tensor = (mine - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+    return off.max()
