@@ -55,7 +55,7 @@ def test_the_paper_s_numbers(project, env):
 
 def test_the_paper_s_tasks_may_be_learned_from_examples_with_any_model(project):
     own = project, "paper_examples"
-    parameters = read_parameters(loader(*own, **{"model.source.id": "some/model"}))
+    parameters = read_parameters(loader(*own, model={"source": {"id": "some/model"}}))
     assert isinstance(parameters.model.source, HubModel)
     assert parameters.model.source.id == "some/model"
     assert parameters.trained_variants == ("mse", "examples")

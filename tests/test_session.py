@@ -216,7 +216,7 @@ def test_a_single_proposal_is_the_likeliest_and_several_are_drawn(proposals, use
         seen.append(args[3])
         return PolicyProposer(*args, **named)
 
-    monkeypatch.setattr("degaml_kedro.adaptation.PolicyProposer", watched)
+    monkeypatch.setattr("degaml_kedro.policy.search.PolicyProposer", watched)
     Session(tiny_pair()).adapt(SUPPORT, budget=Budget(rounds=1, proposals=proposals))
     assert seen == [used]
 

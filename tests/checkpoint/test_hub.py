@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -338,10 +337,3 @@ def test_a_cache_that_links_elsewhere(cache, tmp_path):
     link.symlink_to(tmp_path / "outside.json")
     with pytest.raises(CheckpointError, match="'pair.json' is a link out of the folder"):
         load_trained_pair("some/pair")
-
-
-def test_the_description_that_settings_come_from_is_json(registered):
-    found = load_trained_pair(
-        "models:/degaml-generator/1", policy="models:/degaml-policy/1", tracking_uri=registered
-    )
-    assert json.loads(found.settings.model_dump_json()) == tiny_settings().model_dump(mode="json")

@@ -239,7 +239,7 @@ def weights(made: Generator | GeneratorProgress) -> torch.Tensor:
 
 def settings(**changes: Any) -> dict[str, Any]:
     """The smoke profile's generator with other values, by dotted path."""
-    made = yaml.safe_load(yaml.safe_dump(SMOKE["generator"]))
+    made = yaml.safe_load(yaml.safe_dump(SMOKE["generator"], sort_keys=False))
     for path, value in changes.items():
         *way, last = path.split("__")
         place = made
@@ -461,6 +461,6 @@ def test_the_control_gets_another_task_s_prompts(
 
 
 def test_what_the_generator_needs_is_made_only_where_a_method_needs_it(tmp_path: Path) -> None:
-    assert smoke_parameters().trained_variants == ("mse", "sft")
+    assert smoke_parameters().trained_variants == ("mse", "sft", "examples")
     assert smoke_parameters(methods=["base", "generalization_only"]).trained_variants == ("mse",)
     assert smoke_parameters(methods=["base", "other_prompts_sft"]).trained_variants == ("sft",)

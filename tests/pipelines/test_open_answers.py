@@ -17,7 +17,7 @@ from tests.pipelines.test_runs import run
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("runs")]
 
 RULES = {"sums": lambda n: n + 1000, "doubles": lambda n: 2 * n, "halves": lambda n: n / 2}
-FAMILIES = {"ttt", "lora", "ls", "tts", "sft", "context", "ensemble"}
+FAMILIES = {"ttt", "lora", "ls", "tts", "sft", "context", "written", "ensemble"}
 
 
 def write_tasks(project: Project) -> None:

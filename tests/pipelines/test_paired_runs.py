@@ -132,7 +132,7 @@ def test_the_paper_s_families_are_needed_for_a_search_among_them(project):
 
 
 def test_a_space_of_ensembles_alone_is_refused_by_name(project):
-    without = dict.fromkeys((*PAPER_FAMILIES, "sft")) | {"ensemble": {}}
+    without = dict.fromkeys((*PAPER_FAMILIES, "sft", "written")) | {"ensemble": {}}
     methods = ["base", "degaml"]
     project.edit("smoke/parameters.yml", methods=methods, policy={"families": without})
     with pytest.raises(ConfigurationError, match="ensemble alone, which puts together"):

@@ -124,9 +124,9 @@ def test_results_carry_their_uncertainty_and_their_making(reference):
     record = json.loads((reference.data / "08_reporting/results.json").read_text())
     assert record["profile"] == "smoke"
     assert record["versions"]["torch"]
-    # two seen tasks with fifteen methods each, one left out with twelve (no baseline is scored there), one of
-    # meta-test with all twenty-three
-    assert len(record["results"]) == 2 * 15 + 12 + 23
+    # two seen tasks with fifteen methods each, one left out with fourteen (no baseline is scored there), one of
+    # meta-test with all twenty-five
+    assert len(record["results"]) == 2 * 15 + 14 + 25
     for result in record["results"]:
         assert result["draws"] == (2 if result["method"] in GENERATED else 1)
         assert result["accuracy_spread"] >= 0
@@ -331,7 +331,9 @@ def test_a_truncated_file_of_prompt_states_stops_the_run_with_a_way_out(copied):
     path.write_bytes(path.read_bytes()[:-100])
     (copied.data / "06_models/day_before.other_prompts.draw_0.adapter/adapter_config.json").unlink()
     shutil.rmtree(copied.data / "06_models/day_before.generalization_only.draw_1.adapter")
-    with pytest.raises(DatasetError, match="truncated, damaged.*delete it, then `kedro run --only"):
+    with pytest.raises(
+        DatasetError, match="truncated or damaged.*delete it, then `kedro run --only"
+    ):
         run(copied, only_missing_outputs=True)
 
 
@@ -412,7 +414,7 @@ def test_a_generator_is_trained_for_every_group_and_variant_that_a_method_needs(
         names = {node.name for node in pipelines["__default__"].nodes}
         return {name for name in names if name.startswith("generator.train")}
 
-    every = {f"generator.train_{v}_{g}" for v in ("mse", "sft") for g in ("all", FOLD)}
+    every = {f"generator.train_{v}_{g}" for v in ("mse", "sft", "examples") for g in ("all", FOLD)}
     assert trained() == every
     project.edit("smoke/parameters.yml", methods=["base", "other_prompts_sft"])
     assert trained() == {f"generator.train_sft_{g}" for g in ("all", FOLD)}

@@ -146,7 +146,7 @@ def test_every_kind_of_uri(registered, uri):
 def test_an_adaptation_comes_back_with_its_report(registered, uri, tmp_path):
     model = registered[1][1]
     folder = download_checkpoint(model, tmp_path, uri)
-    (member,) = load_adaptation(folder).state.members
+    (member,) = load_adaptation(folder)[0].members
     expected = random_adapter(tiny_base(), LORA, seed=20)
     assert all(torch.equal(member.adapter.tensors[k], v) for k, v in expected.tensors.items())
     report = AdaptedModel.open(folder).report

@@ -218,14 +218,22 @@ class Memory(nn.Module):
         rank = settings.metric_rank
 
         def drawn(size: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(size, rank, generator=source) / math.sqrt(size))
+            values = torch.randn(size, rank, generator=source, dtype=torch.float32)
+            return nn.Parameter(values / math.sqrt(size))
 
-        self.center = nn.Parameter(torch.tensor(float(settings.center)))
-        self.metric_in, self.metric_out = drawn(inputs), nn.Parameter(torch.zeros(rank, inputs))
-        self.value_in, self.value_out = drawn(width), nn.Parameter(torch.zeros(rank, width))
-        self.state_in, self.state_out = drawn(width), nn.Parameter(torch.zeros(rank, width))
-        self.log_ridge = nn.Parameter(torch.tensor(math.log(settings.ridge)))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(settings.scale)))
+        def zeros(size: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(rank, size, dtype=torch.float32))
+
+        def number(value: float) -> nn.Parameter:
+            return nn.Parameter(torch.tensor(value, dtype=torch.float32))
+
+        self.center = number(settings.center)
+        self.metric_in, self.metric_out = drawn(inputs), zeros(inputs)
+        self.value_in, self.value_out = drawn(width), zeros(width)
+        self.state_in, self.state_out = drawn(width), zeros(width)
+        self.log_ridge, self.log_scale = (
+            number(math.log(value)) for value in (settings.ridge, settings.scale)
+        )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -256,7 +264,7 @@ class Memory(nn.Module):
         seen = compared(keys)
         length = seen.square().sum(dim=1).mean().sqrt().clamp_min(1e-12)
         seen = seen / length
-        ridge = self.log_ridge.exp() * torch.eye(len(seen), device=seen.device)
+        ridge = self.log_ridge.exp() * torch.eye(len(seen), dtype=seen.dtype, device=seen.device)
         recall = torch.linalg.solve(seen @ seen.T + ridge, seen)
         # recalled from x as a function of x: the transposed map once more
         recall = recall + (recall @ self.metric_out.T) @ self.metric_in.T

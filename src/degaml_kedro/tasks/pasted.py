@@ -147,7 +147,17 @@ def read_data(data: bytes, name: str, reading: Reading = EXAMPLES) -> Pasted:
     called = _called(name)
     if len(data) > MAX_BYTES:
         raise RecordError(_too_large(called))
+    # two bytes a character have zeros, and a mark in front
+    if not data.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in data:
+        raise RecordError(_binary(called, data.count(b"\n", 0, data.index(b"\0")) + 1))
     return read_pasted(decode_text(data, called), name, reading)
+
+
+def _binary(called: str, line: int) -> str:
+    return (
+        f"{called} is binary, not text (line {line} has a zero byte); save it as CSV, JSON, JSONL or plain text in "
+        "UTF-8."
+    )
 
 
 def read_pasted(text: str, name: str = "", reading: Reading = EXAMPLES) -> Pasted:
@@ -179,11 +189,7 @@ def read_pasted(text: str, name: str = "", reading: Reading = EXAMPLES) -> Paste
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise RecordError(_too_large(called))
     if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise RecordError(
-            f"{called} is binary, not text (line {line} has a zero byte); save it as CSV, JSON, JSONL or plain text in "
-            "UTF-8."
-        )
+        raise RecordError(_binary(called, text.count("\n", 0, text.index("\0")) + 1))
     text = with_line_feeds(text.removeprefix("\ufeff"))
     if not text.strip():
         raise RecordError(f"{called} is empty; write at least two examples. {_FORMS}")
