@@ -42,9 +42,9 @@ def smallest_run(project: Project) -> list[str]:
             "context": context,
             "ensemble": {"members": [2, 2], "weights": ["fitted"]},
         },
-        "rollouts": {"count": 6, "at_once": 6, "examples": 2},
+        "rollouts": {"count": 7, "at_once": 7, "examples": 2},
         "exploration": 1.0,
-        "search": {"rounds": 1, "proposals": 2},
+        "search": {"rounds": 1, "proposals": 3},
         "oracle_candidates": 1,
     }
     project.edit(
@@ -83,7 +83,11 @@ def test_every_method_and_strategy_writes_its_answers(project):
         assert [one is None for one in said] == found["predicted"].isna().tolist()
         result = json.loads((made / f"07_model_output/halves.{method}.json").read_text())
         assert (result["chance"], result["nll"], result["n"]) == (0.0, None, 4)
-    tried = pd.concat(pd.read_parquet(path) for path in made.rglob("*.rollouts.parquet"))
-    assert set(tried["family"]) == FAMILIES
-    assert tried["error"].isna().all()
-    assert tried["log_probability_after"].lt(0).all()
+    every = (pd.read_parquet(path) for path in made.rglob("*.rollouts.parquet"))
+    tried = pd.concat(every, ignore_index=True)
+    # an ensemble needs two of those before it that made one adapter each
+    failed = tried[tried["error"].notna()]
+    assert failed["error"].str.contains("it needs 2 candidates").all()
+    done = tried.drop(failed.index)
+    assert set(done["family"]) == FAMILIES
+    assert done["log_probability_after"].lt(0).all()
