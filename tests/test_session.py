@@ -459,17 +459,24 @@ def test_cancelled_at_any_place_it_stops(session):
 
 
 def test_a_long_strategy_is_cancelled_from_another_thread():
-    # steps without end, for what anybody would wait
-    slow = Session(_with_families({"ttt": {"ttl_steps": [8, 8], "batch_size": [1, 1]}}))
-    cancel = threading.Event()
-    timer = threading.Timer(0.5, cancel.set)
-    timer.start()
-    began = time.monotonic()
-    with pytest.raises(AdaptationCancelled):
-        slow.adapt(SUPPORT, budget=Budget(rounds=100, proposals=100), cancel=cancel)
-    # uncancelled it would take minutes; loaded machines are slow
-    assert time.monotonic() - began < 30
-    timer.join()
+    # one trial takes many times as long as the other thread waits
+    slow = Session(_with_families({"ttt": {"ttl_steps": [50, 50], "batch_size": [32, 32]}}))
+    cancel, trying = threading.Event(), threading.Event()
+
+    def told(progress):
+        if progress.stage == "trying":
+            trying.set()
+
+    def stop():
+        assert trying.wait(60)
+        time.sleep(0.02)
+        cancel.set()
+
+    with ThreadPoolExecutor(1) as other:
+        stopped = other.submit(stop)
+        with pytest.raises(AdaptationCancelled):
+            slow.adapt(SUPPORT, budget=Budget(rounds=9, proposals=9), progress=told, cancel=cancel)
+        stopped.result()
 
 
 def _with_families(families):
