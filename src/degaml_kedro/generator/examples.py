@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, tensor_key
+from degaml_kedro.adapters.adapter import Adapter, tensor_key
 from degaml_kedro.generator.generator import (
     CONFIG_FILE,
     GeneratorError,
     Identity,
+    adapter_shape,
     checked_weights,
     read_generator_files,
     write_generator_files,
@@ -248,12 +249,7 @@ def load_example_generator(folder: Path) -> ExampleGenerator:
     content, tensors, fix = read_generator_files(folder)
     try:
         settings = AssociativeDecoder.model_validate(content["decoder"])
-        shape = AdapterConfig(
-            **{
-                **content["adapter"],
-                "target_modules": tuple(content["adapter"]["target_modules"]),
-            }
-        )
+        shape = adapter_shape(content)
         start: dict[str, torch.Tensor] = {}
         for name, (outputs, inputs) in content["layers"].items():
             # sizes alone: the weights follow

@@ -273,6 +273,12 @@ def read_generator_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor
     return content, tensors, fix
 
 
+def adapter_shape(content: Mapping[str, Any]) -> AdapterConfig:
+    """The shape of the adapters, out of what describes a generator."""
+    shape = content["adapter"]
+    return AdapterConfig(**{**shape, "target_modules": tuple(shape["target_modules"])})
+
+
 def checked_weights(
     folder: Path, tensors: Mapping[str, Tensor], prefix: str, network: nn.Module, fix: str
 ) -> dict[str, Tensor]:
@@ -321,12 +327,7 @@ def load_generator(folder: Path) -> Generator:
         settings: HyperconvolutionalDecoder | FactorizedDecoder = TypeAdapter(
             HyperconvolutionalDecoder | FactorizedDecoder
         ).validate_python(content["decoder"])
-        config = AdapterConfig(
-            **{
-                **content["adapter"],
-                "target_modules": tuple(content["adapter"]["target_modules"]),
-            }
-        )
+        config = adapter_shape(content)
         grid = TokenGrid.from_json(content["grid"])
         condition = ConditionSize(**content["condition"])
         identity = Identity(**content["identity"])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -20,7 +20,12 @@ from degaml_kedro.generator.generator import Generator, GeneratorError, Identity
 from degaml_kedro.generator.health import WHOLE, HealthCheck, check_generator
 from degaml_kedro.generator.processes import join_processes
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
-from degaml_kedro.generator.training import TrainingTask, train_generator
+from degaml_kedro.generator.training import (
+    TrainingState,
+    TrainingStep,
+    TrainingTask,
+    train_generator,
+)
 from degaml_kedro.io.generators import GeneratorProgress
 from degaml_kedro.io.tokens import TokenSequence
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
@@ -48,6 +53,8 @@ from degaml_kedro.tasks.splits import TaskSplits, frame_to_splits
 
 logger = logging.getLogger(__name__)
 
+AnyGenerator = TypeVar("AnyGenerator", Generator, ExampleGenerator)
+
 
 def train(
     parameters: ProjectParameters,
@@ -72,10 +79,8 @@ def train(
         A resume checkpoint now and then, and the generator.
     """
     settings = required(parameters.generator)
-    training, decoder = (
-        settings.variants[variant].training,
-        settings.variants[variant].token_decoder,
-    )
+    own = settings.variants[variant]
+    training, decoder = own.training, own.token_decoder
     # it chooses the device of this process: the base model must come after it
     accelerator = join_processes(cpu=parameters.model.device == "cpu")
     base = load_base_model(parameters.model)
@@ -115,47 +120,21 @@ def train(
     )
     fresh.fingerprint, fresh.about = fingerprint, about
     title = f"generator {variant}" + (f" {fold.label}" if count > len(names) else "")
-    records: list[dict[str, Any]] = []
-    checks: list[dict[str, Any]] = []
-    state = None
-    if isinstance(resume, Generator):
-        if resume.fingerprint == fingerprint:
-            logger.info("%s: it is on disk; nothing is trained", title)
-            yield resume
-            return
-        resume = None
-    if resume is not None and resume.fingerprint == fingerprint:
-        state = resume.state
-        records, checks = ([dict(row) for row in rows] for rows in (resume.records, resume.checks))
-    elif resume is not None:
-        logger.info("%s: what is on disk was made with other settings; it starts over", title)
-    logger.info(
-        "%s: %d steps of %d pairs from %d tasks, %.1f million parameters, %.2f billion multiply-adds a sample%s",
-        title,
-        training.steps,
-        training.batch_size,
-        len(names),
-        fresh.decoder.parameter_count / 1e6,
-        fresh.decoder.multiply_adds / 1e9,
-        f"; goes on after step {state.step}" if state else "",
+    what = (
+        f"{training.batch_size} pairs from {len(names)} tasks, {fresh.decoder.parameter_count / 1e6:.1f} million "
+        f"parameters, {fresh.decoder.multiply_adds / 1e9:.2f} billion multiply-adds a sample"
     )
     own_seed = derive_seed(seed, "generator", variant, fold.label)
-    with progress_bar(title, "step", len(records)) as progress:
-        for step in train_generator(
+
+    def steps(state: TrainingState | None) -> Iterator[TrainingStep]:
+        return train_generator(
             fresh, learned[: len(names)], training, own_seed, accelerator, base, state
-        ):
-            records.append(asdict(step.record))
-            number, last = step.record.step, step.record.step == training.steps
-            progress(number, training.steps)
-            if last or (training.check_every and number % training.check_every == 0):
-                checks += _check(
-                    fresh, learned, asked, len(names), number, own_seed, training, base
-                )
-            if number % training.save_every == 0 and not last:
-                yield GeneratorProgress(fingerprint, step.state(), tuple(records), tuple(checks))
-    fresh.decoder.to("cpu").eval()
-    fresh.records, fresh.checks = records, checks
-    yield fresh
+        )
+
+    def check(number: int) -> list[dict[str, Any]]:
+        return _check(fresh, learned, asked, len(names), number, own_seed, training, base)
+
+    yield from _learned(fresh, resume, training, title, what, steps, check)
 
 
 def train_on_examples(
@@ -212,42 +191,68 @@ def train_on_examples(
         [about, computed, learned_from, stated(parameters.prompt), stated(parameters.lora), mode]
     )
     title = f"generator {variant}" + (f" {fold.label}" if len(every) > len(names) else "")
+    what = f"{training.batch_size} episodes, {fresh.parameter_count / 1e6:.1f} million parameters"
+
+    def steps(state: TrainingState | None) -> Iterator[TrainingStep]:
+        return train_on_episodes(fresh, base, draw, parameters.prompt, mode, training, seed, state)
+
+    def check(number: int) -> list[dict[str, Any]]:
+        return [
+            _check_written(fresh, base, task, part, number, place >= len(names), parameters)
+            for place, (task, part) in enumerate(zip(every, parts, strict=True))
+            if part.validation
+        ]
+
+    yield from _learned(fresh, resume, training, title, what, steps, check)
+
+
+def _learned(
+    fresh: AnyGenerator,
+    resume: AnyGenerator | GeneratorProgress | None,
+    training: GeneratorTraining,
+    title: str,
+    what: str,
+    steps: Callable[[TrainingState | None], Iterator[TrainingStep]],
+    check: Callable[[int], list[dict[str, Any]]],
+) -> Iterator[AnyGenerator | GeneratorProgress]:
+    """Train a generator from where an earlier run left it, with its health checks.
+
+    Args:
+        fresh: the untrained generator with its fingerprint; it is trained in place.
+        resume: what an earlier run left.
+        training: steps, and how often is saved and checked.
+        title: for people.
+        what: a step, and how large the generator is, for people.
+        steps: the training, from a state on.
+        check: the rows of the health checks after a step.
+
+    Yields:
+        A resume checkpoint now and then, and the generator.
+    """
     state, records, checks = None, list[dict[str, Any]](), list[dict[str, Any]]()
     if resume is not None and resume.fingerprint != fresh.fingerprint:
         logger.info("%s: what is on disk was made with other settings; it starts over", title)
-    elif isinstance(resume, ExampleGenerator):
+    elif isinstance(resume, GeneratorProgress):
+        state = resume.state
+        records, checks = ([dict(row) for row in rows] for rows in (resume.records, resume.checks))
+    elif resume is not None:
         logger.info("%s: it is on disk; nothing is trained", title)
         yield resume
         return
-    elif resume is not None:
-        state = resume.state
-        records, checks = ([dict(row) for row in rows] for rows in (resume.records, resume.checks))
-    logger.info(
-        "%s: %d steps of %d episodes, %.1f million parameters%s",
-        title,
-        training.steps,
-        training.batch_size,
-        fresh.parameter_count / 1e6,
-        f"; goes on after step {state.step}" if state else "",
-    )
+    goes_on = f"; goes on after step {state.step}" if state else ""
+    logger.info("%s: %d steps of %s%s", title, training.steps, what, goes_on)
     with progress_bar(title, "step", len(records)) as progress:
-        for step in train_on_episodes(
-            fresh, base, draw, parameters.prompt, mode, training, seed, state
-        ):
+        for step in steps(state):
             records.append(asdict(step.record))
             number, last = step.record.step, step.record.step == training.steps
             progress(number, training.steps)
             if last or (training.check_every and number % training.check_every == 0):
-                checks += [
-                    _check_written(fresh, base, task, part, number, place >= len(names), parameters)
-                    for place, (task, part) in enumerate(zip(every, parts, strict=True))
-                    if part.validation
-                ]
+                checks += check(number)
             if number % training.save_every == 0 and not last:
                 yield GeneratorProgress(
                     fresh.fingerprint, step.state(), tuple(records), tuple(checks)
                 )
-    fresh.decoder.to("cpu")
+    fresh.decoder.to("cpu").eval()
     fresh.records, fresh.checks = records, checks
     yield fresh
 
