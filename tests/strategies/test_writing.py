@@ -46,24 +46,22 @@ OPEN = tuple(
 QUESTIONS = [Question.of(one) for one in OPEN]
 
 
-def greedy(model, base, text: str, count: int = 6, vector=None) -> tuple[list[int], float, float]:
-    """Tokens, their log-probability and the smallest lead of a first over a second; one plain forward a token.
+def greedy(model, base, text: str, count: int = 6, vector=None) -> tuple[list[int], float]:
+    """Tokens and their log-probability; one plain forward a token.
 
     `vector` is added to the final hidden states.
     """
     ids = base.tokenizer(text).input_ids
-    start, total, lead = len(ids), 0.0, math.inf
+    start, total = len(ids), 0.0
     for _ in range(count):
         with torch.no_grad():
             hidden = model.base_model(torch.tensor([ids])).last_hidden_state[0, -1]
             logits = model.lm_head(hidden if vector is None else hidden + vector)
         ids.append(int(logits.argmax()))
         total += float(logits.log_softmax(-1).max())
-        first, second = logits.topk(2).values.tolist()
-        lead = min(lead, first - second)
         if ids[-1] == base.tokenizer.eos_token_id:
             break
-    return ids[start:], total, lead
+    return ids[start:], total
 
 
 def text_of(base, ids: list[int]) -> str:
@@ -77,7 +75,7 @@ def test_the_likelihood_is_that_of_the_text_as_it_was_written(adapted):
     model = merged_reference(base, own) if own else base.model
     found = score_examples(base, OPEN, PLAIN, NUMBER, own)
     for example, prediction in zip(OPEN, found, strict=True):
-        ids, total, _ = greedy(model, base, render_prompt(example, PLAIN, base))
+        ids, total = greedy(model, base, render_prompt(example, PLAIN, base))
         assert prediction.text == text_of(base, ids)
         assert prediction.log_probability == pytest.approx(total, abs=1e-3)
 
@@ -125,7 +123,7 @@ def test_a_vector_steers_what_is_written():
             hidden = model.base_model(torch.tensor([ids])).last_hidden_state[0]
         asked = EncodedQuestion(tuple(ids), ())
         (vector,) = steer(steered.steering, base, 1)(hidden, [0], [asked])
-        written, total, _ = greedy(model, base, text, vector=vector)
+        written, total = greedy(model, base, text, vector=vector)
         same = prediction.log_probability == pytest.approx(total, abs=2e-2)
         alike += same and prediction.text == text_of(base, written)
     # AdamW's first steps are signs of gradients: the order of a sum decides where one is near zero, and between tokens
@@ -148,7 +146,7 @@ def test_demonstrations_stand_before_what_is_written():
     front = "Question: Name 0\nAnswer: the 0\n\nQuestion: Name 1\nAnswer: the 1\n\n"
     for example, prediction in zip(OPEN, found, strict=True):
         text = front + render_prompt(example, PLAIN, bench.base)
-        ids, total, _ = greedy(model, bench.base, text)
+        ids, total = greedy(model, bench.base, text)
         assert prediction.text == text_of(bench.base, ids)
         assert prediction.log_probability == pytest.approx(total, abs=1e-3)
 
