@@ -27,7 +27,10 @@ TWENTY = "\n".join(
 )
 _CLEAR = re.compile("clear|remove", re.IGNORECASE)
 # seconds that an adaptation of twenty examples may take on two busy cores
-PATIENCE = 30_000
+PATIENCE = 90_000
+# what an adaptation that is over leaves on the page: a line in the table of adaptations, or an error
+_OUTCOMES = """() => document.querySelectorAll("#history tbody tr").length
+    + (document.querySelector("#error [role=alert]")?.innerText ?? "")"""
 
 
 class DemoPage:
@@ -98,10 +101,19 @@ class DemoPage:
         self.wait_done()
 
     def start(self) -> None:
-        """Press Adapt, as soon as that is possible, and wait until it has begun."""
+        """Press Adapt, as soon as that is possible, and wait until it has begun.
+
+        On a busy machine the page may learn of the beginning and of the end at once, and the button is never seen off.
+        """
         self.wait_button("adapt", True)
+        before = self.page.evaluate(_OUTCOMES)
         self.press("adapt")
-        self.wait_button("adapt", False)
+        self.page.wait_for_function(
+            f"""(before) => document.querySelector("button#adapt, #adapt button").disabled
+                || ({_OUTCOMES})() !== before""",
+            arg=before,
+            timeout=PATIENCE,
+        )
 
     def wait_button(self, name: str, enabled: bool, timeout: float = PATIENCE) -> None:
         """Until a button can be pressed, or cannot: it is switched off, or not there."""

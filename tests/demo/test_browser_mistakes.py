@@ -56,7 +56,7 @@ def test_mistake_is_shown_and_adapt_stays_off(same_page, name):
     text, said = MISTAKES[name]
     same_page.paste(text)
     for words in said:
-        same_page.wait_text("parse-summary", words, timeout=8000)
+        same_page.wait_text("parse-summary", words)
     if not said:
         # nothing is said of nothing; a browser cannot send a zero byte by hand, and what it sends is shown
         same_page.page.wait_for_timeout(400)
@@ -106,7 +106,7 @@ def test_file_that_cannot_be_read(same_page, tmp_path, name):
     path.write_bytes(content)
     same_page.drop_file()
     same_page.upload(path)
-    same_page.wait_text("parse-summary", said, timeout=8000)
+    same_page.wait_text("parse-summary", said)
     assert not same_page.enabled("adapt")
     same_page.picture("error")
 
@@ -139,7 +139,7 @@ def test_questions_that_cannot_be_asked(same_page):
         same_page.part("side-question").locator("textarea").fill(question)
         same_page.part("side-options").locator("textarea").fill(options)
         same_page.press("side-ask")
-        same_page.wait_text("side-answers", said, timeout=8000)
+        same_page.wait_text("side-answers", said)
         assert same_page.part("side-answers").get_by_role("alert").count() == 1, name
     assert "May" in same_page.ask("What is next?", "May | June")
     # none: those that all examples share

@@ -59,7 +59,7 @@ def test_two_users_at_once(open_page, app):
     second.paste("\n".join(f"Is {i} even? => {'no' if i % 2 else 'yes'}" for i in range(12)))
     second.wait_rows("parsed-table", 12)
     second.start()
-    second.wait_text("queue", "You are number 1 in the queue", timeout=10_000)
+    second.wait_text("queue", "You are number 1 in the queue")
     second.picture("queue")
     assert first.text("queue").strip() == ""
     first.press("cancel")
@@ -167,7 +167,7 @@ def test_what_was_freed_is_not_offered(page, app):
     page.part("side-question").locator("textarea").fill("Next?")
     page.part("side-options").locator("textarea").fill("a | b")
     page.press("side-ask")
-    page.wait_text("side-answers", "no such model", timeout=8000)
+    page.wait_text("side-answers", "no such model")
     page.wait_button("download", False)
     page.wait_rows("history", 0)
 
