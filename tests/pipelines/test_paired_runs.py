@@ -164,8 +164,11 @@ def test_a_table_of_all_trials_says_who_decided_at_the_end():
 
 def test_nothing_is_learned_of_nothing():
     frame = pd.DataFrame(columns=list(ROLLOUT_COLUMNS))
-    nothing = {"actions": [], "closed": None, "open": None, "ranking": []}
-    assert learn_fallback(settings(searching()), frame, tasks=()) == nothing
+    found = learn_fallback(settings(searching()), frame, tasks=())
+    assert found == {
+        **{"actions": [], "closed": None, "open": None},
+        **{"ranking": [], "closed_ranking": None, "open_ranking": None},
+    }
 
 
 def test_a_task_s_kind_is_seen_by_its_support_examples():

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from degaml_kedro.policy.actions import ActionSpace
-from degaml_kedro.policy.fallback import learned_fallback, rank_actions
+from degaml_kedro.policy.fallback import learned_fallback, narrowed, rank_actions
 from tests.policy.toys import Toy, move, space_of
 
 ONE, OTHER = Toy(move, name="one"), Toy(move, name="other")
@@ -125,6 +125,9 @@ def test_each_kind_of_task_has_what_is_best_on_it():
     found = learned_fallback(rows, SPACE, set("xyz"))
     assert (found["actions"], found["closed"]) == ([ONE.text(0)], [ONE.text(0)])
     assert found["open"] == [OTHER.text(0)]
+    # and so it is among some of the families
+    _, fewer = narrowed({"families": {"one": {}, "other": {}}}, found, ["other"])
+    assert fewer == {key: [OTHER.text(0)] for key in ("actions", "closed", "open")}
     # two tasks tell nothing of a kind, nor do three if no family was tried on all of them
     assert learned_fallback(rows, SPACE, set("xy"))["open"] is None
     few = [

@@ -68,8 +68,19 @@ def narrowed(
     policy = {**policy, "families": kept}
     if learned is None:
         return policy, None
-    ranking = [worth for worth in learned["ranking"] if worth["family"] in families]
-    return policy, {"actions": [worth["action"] for worth in ranking[:1]], "ranking": ranking}
+    return policy, {
+        "actions": _first(learned["ranking"], families),
+        **{kind: _first(learned.get(f"{kind}_ranking"), families) for kind in KINDS},
+    }
+
+
+def _first(
+    ranking: Sequence[Mapping[str, Any]] | None, families: Sequence[str]
+) -> list[str] | None:
+    """The best action of some families, alone; None where nothing was ranked."""
+    if ranking is None:
+        return None
+    return [worth["action"] for worth in ranking if worth["family"] in families][:1]
 
 
 def learned_fallback(
@@ -92,19 +103,24 @@ def learned_fallback(
     Returns:
         As JSON: ``actions``, the best action's text alone, or nothing where no action gained anything; ``closed`` and
         ``open``, the same of the tasks of a kind, None where no family was tried on ``FEWEST_TASKS`` of them;
-        ``ranking``: what ``actions`` was chosen from.
+        ``ranking``, ``closed_ranking`` and ``open_ranking``: what each was chosen from.
     """
-    ranking = rank_actions(rows, space, price)
-    found: dict[str, Any] = {"actions": [worth.action for worth in ranking[:1]]}
+    every = [asdict(worth) for worth in rank_actions(rows, space, price)]
+    found: dict[str, Any] = {"ranking": every}
     for kind in KINDS:
         own = [row for row in rows if (str(row["task"]) in open_tasks) == (kind == "open")]
         first = {(row["family"], row["task"]) for row in own if row["valid"] and row["round"] == 1}
         tried = Counter(family for family, _ in first)
         enough = max(tried.values(), default=0) >= FEWEST_TASKS
-        found[kind] = (
-            [worth.action for worth in rank_actions(own, space, price)[:1]] if enough else None
+        found[f"{kind}_ranking"] = (
+            [asdict(worth) for worth in rank_actions(own, space, price)] if enough else None
         )
-    return {**found, "ranking": [asdict(worth) for worth in ranking]}
+    families = [one.name for one in space.families]
+    return {
+        "actions": _first(every, families),
+        **{kind: _first(found[f"{kind}_ranking"], families) for kind in KINDS},
+        **found,
+    }
 
 
 def rank_actions(

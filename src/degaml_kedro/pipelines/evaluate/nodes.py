@@ -220,7 +220,7 @@ def choose_strategies(
 
     The policy proposes (``adapter``), or the logistic regression ``tabular``, or uniform draws. ``fallback`` is the
     best action on the meta-train tasks, where the search needs it; ``start`` is refined in place of a generated
-    adapter (``no_generator``); ``writer`` serves the family ``written``.
+    adapter (``no_generator``, which has no family that generates either); ``writer`` serves the family ``written``.
 
     Yields:
         What the rollouts' dataset takes.
@@ -228,6 +228,8 @@ def choose_strategies(
     given: Mapping[str, Any] = required(parameters.policy).model_dump(exclude_unset=True)
     if method == "paper_families":
         given, fallback = narrowed(given, fallback, PAPER_FAMILIES)
+    if method == "no_generator":
+        given, fallback = narrowed(given, fallback, [*{*given["families"]} - {"written"}])
     # what was learned is data, and checked as such
     policy = PolicyParameters.model_validate(with_fallback(given, fallback))
     bench = task_workbench(parameters, task, trained, embeddings, len(support), True, start, writer)

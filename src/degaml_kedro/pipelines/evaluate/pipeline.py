@@ -256,7 +256,7 @@ def _adapted(
         "embeddings": embeddings,
         "support": f"{task}.support",
     }
-    writer = writer_input(parameters, cell.fold)
+    writer = {} if method == "no_generator" else writer_input(parameters, cell.fold)
     learned = {}
     if method in ("degaml", "no_generator", "paper_families"):
         learned["adapter"] = cell.fold.name("policy")
