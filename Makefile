@@ -17,7 +17,7 @@ COMPARED := $(if $(DATASETS),messages,comparison)
 comma := ,
 MESSAGES := $(if $(DATASETS),$(comma)datasets=$(DATASETS))
 
-.PHONY: help install run demo compare shipped smoke test lint docs bench mlflow viz lock clean clean-data
+.PHONY: help install run demo compare curve shipped smoke test lint docs bench mlflow viz lock clean clean-data
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ compare: $(INSTALLED) ## degaml, its parts and the baselines, three seeds, and a
 		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --params "seed=$$seed$(MESSAGES)" --runner degaml_kedro.runner.StageRunner --only-missing-outputs || exit 1; \
 	done
 	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --pipelines report --params "seed=999$(MESSAGES)"
+
+curve: $(INSTALLED) ## what the generator that reads examples is worth after 0, 30, 100 and 450 tasks (40 minutes)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env curve --runner degaml_kedro.runner.StageRunner --only-missing-outputs
 
 shipped: $(INSTALLED) ## the generator and the policy that come with the package, made anew (an hour or more)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env shipped --runner degaml_kedro.runner.StageRunner --only-missing-outputs

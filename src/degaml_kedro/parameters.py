@@ -353,7 +353,8 @@ class GeneratorTraining(Parameters):
     # the generated adapter
     mse: float = Field(1.0, ge=0)
     sft: float = Field(0.0, ge=0)
-    steps: int = Field(4000, ge=1, le=10_000_000)
+    # 0: as it starts, which for an associative decoder is the closed form
+    steps: int = Field(4000, ge=0, le=10_000_000)
     batch_size: int = Field(64, ge=1, le=65536)
     # random (prompt batch, checkpoint) pairs of a task that training goes through, again and again
     pairs: int = Field(5000, ge=1)
@@ -370,6 +371,9 @@ class GeneratorTraining(Parameters):
     sft_examples: int = Field(8, ge=1, le=65536)
     # and how many examples of a task an adapter is written from, where the decoder reads them: drawn of these numbers
     support: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field((20,), min_length=1)
+    # how many tasks such a decoder learns from, of which every step has other examples; None: new ones in every step
+    # where meta_train is a distribution, else all
+    tasks: int | None = Field(None, ge=1)
     # a killed run goes on from the last multiple of it
     save_every: int = Field(100, ge=1)
     # held-out error and accuracy on meta-train validation questions; 0 for never
@@ -411,6 +415,11 @@ class GeneratorVariant(Parameters):
             raise ValueError(
                 "the associative decoder learns from answers (sft): it makes no tokens that could be compared with a "
                 "trajectory's; set training.mse to 0 and training.sft to 1"
+            )
+        if self.condition == "prompts" and self.training.tasks:
+            raise ValueError(
+                "training.tasks is for an associative decoder: one that reads prompts learns from all tasks that have "
+                "a trajectory; leave it out"
             )
         return self
 

@@ -41,6 +41,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {
         "kedro run --env smoke --pipelines report",
     ),
     "make compare DATASETS=FOLDER": (f"kedro run --env smoke --params seed=999 {KEPT}",),
+    "make curve": (SMOKE,),
     "make shipped": (SMOKE, "python -m degaml_kedro.checkpoint.shipping data/smoke --out pair"),
     "kedro run --env comparison --params seed=999 --only-missing-outputs": (
         f"kedro run --env smoke --params seed=999 {KEPT}",
@@ -85,6 +86,7 @@ RECIPES: dict[str, str] = {
     "make compare": "kedro run --env $(COMPARED) --pipelines report",
     "make test": "pytest",
     "make docs": "sphinx-build -q -W",
+    "make curve": "kedro run --env curve",
     "make shipped": "python -m degaml_kedro.checkpoint.shipping data/shipped/seed_999",
     "make demo": "python -m demo",
     "make mlflow": "kedro mlflow ui",

@@ -237,3 +237,9 @@ def test_shuffled_answers_are_those_of_others():
 def test_tokens_of_a_trajectory_are_no_aim_of_the_associative_decoder():
     with pytest.raises(ValueError, match=r"set training\.mse to 0"):
         GeneratorVariant(decoder=DECODER, training=GeneratorTraining())
+
+
+def test_prompts_are_learned_from_all_trajectories():
+    given = {"decoder": {"kind": "factorized"}, "training": {"tasks": 30}}
+    with pytest.raises(ValueError, match=r"training\.tasks is for an associative decoder"):
+        GeneratorVariant.model_validate(given)

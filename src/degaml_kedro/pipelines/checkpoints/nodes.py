@@ -41,7 +41,7 @@ from degaml_kedro.pipelines.fingerprint import digest, stated
 from degaml_kedro.pipelines.task_folds import TaskFold
 from degaml_kedro.progress import progress_bar
 from degaml_kedro.seeds import derive_seed
-from degaml_kedro.tasks.episodes import draw_episode
+from degaml_kedro.tasks.episodes import draw_episode, episode_examples
 from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.splits import frame_to_splits
 
@@ -127,13 +127,30 @@ def record_drawn_tasks(parameters: ProjectParameters, *, distribution: str) -> p
 
 
 def drawn_episodes(
-    distribution: SuiteDistribution | FileDistribution, seed: int
+    distribution: SuiteDistribution | FileDistribution,
+    seed: int,
+    tasks: int | None = None,
+    most: int = 0,
 ) -> union_train.Draw:
-    """Episodes of a distribution: a new task every time; the seed decides the draws."""
+    """Episodes of a distribution; the seed decides the draws.
+
+    Args:
+        distribution: what is drawn from.
+        seed: of the draws.
+        tasks: so many in turn, each time with other examples; None for a new task every time.
+        most: support examples that each of these has at least.
+    """
 
     def draw(number: int, support: int, query: int) -> tuple[list[Example], list[Example]]:
         sizes = {"support": support, "test": query}
-        _, examples = draw_episode(distribution, sizes, seed, str(number))
+        if tasks is None:
+            _, examples = draw_episode(distribution, sizes, seed, str(number))
+        else:
+            turn, place = divmod(number, tasks)
+            enough = {**sizes, "support": max(support, most)}
+            source, _ = draw_episode(distribution, enough, seed, str(place))
+            own = derive_seed(source.seed, "turn", str(turn))
+            examples = episode_examples(source.model_copy(update={"seed": own}), sizes)
         return examples["support"], examples["test"]
 
     return draw

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -21,6 +21,7 @@ from degaml_kedro.generator.health import WHOLE, HealthCheck, check_generator
 from degaml_kedro.generator.processes import join_processes
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.generator.training import (
+    GeneratorStep,
     TrainingState,
     TrainingStep,
     TrainingTask,
@@ -104,7 +105,7 @@ def train(
         "variant": variant,
         "tasks": list(names),
         "left_out": list(every[len(names) :]),
-        "training": training.model_dump(mode="json"),
+        "training": training.model_dump(mode="json", exclude_none=True),
         "decoder": decoder.model_dump(mode="json"),
         "condition": asdict(condition),
         "seed": seed,
@@ -165,15 +166,17 @@ def train_on_examples(
     parts = [frame_to_splits(frame) for frame in splits]
     drawn_from = parameters.meta_train_distribution
     if drawn_from is None:
-        draw = union_train.listed([part.train for part in parts[: len(names)]], seed)
+        learned = parts[: len(names)][: training.tasks]
+        draw = union_train.listed([part.train for part in learned], seed)
     else:
-        draw = drawn_episodes(parameters.distributions[drawn_from], seed)
+        source = parameters.distributions[drawn_from]
+        draw = drawn_episodes(source, seed, training.tasks, max(training.support))
     fresh = ExampleGenerator.fresh(base, own.decoder, parameters.lora)
     about = {
         "variant": variant,
         "tasks": list(names),
         "left_out": list(every[len(names) :]),
-        "training": training.model_dump(mode="json"),
+        "training": training.model_dump(mode="json", exclude_none=True),
         "decoder": own.decoder.model_dump(mode="json"),
         "seed": parameters.seed,
         "version": __version__,
@@ -285,7 +288,11 @@ def _check_written(
 
 def read_health(generator: Generator | ExampleGenerator) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A generator's training as two tables: one row a step, and one a health check."""
-    return pd.DataFrame(list(generator.records)), pd.DataFrame(list(generator.checks))
+    steps = [one.name for one in fields(GeneratorStep)]
+    checks = [one.name for one in fields(HealthCheck)]
+    return pd.DataFrame(generator.records, columns=steps), pd.DataFrame(
+        generator.checks, columns=checks
+    )
 
 
 def draw_health(steps: pd.DataFrame, checks: pd.DataFrame, *, title: str) -> tuple[Any, str]:
