@@ -429,6 +429,9 @@ class GeneratorParameters(Parameters):
 
     tokenization: TokenizationParameters
     encoder: EncoderParameters
+    # what the encoder reads of a task: prompts alone (the paper), or examples, prompts with their answers. An
+    # associative decoder reads examples in any case
+    condition: Literal["prompts", "examples"] = "prompts"
     # N: prompts in a batch that the generator is conditioned on
     prompts: int = Field(128, ge=1, le=65536)
     # by name; the first is what the method `generalization_only` means
@@ -1308,6 +1311,12 @@ class ProjectParameters(Parameters):
                 f"the policy refines adapters that know no answer yet: its trials are scored on the answers, and the "
                 f"generator '{self.policy_variant}' reads them; set policy.variant to another of "
                 f"generator.variants"
+            )
+        if self.generator.condition == "examples":
+            raise ValueError(
+                f"the policy refines adapters that know no answer yet: its trials are scored on the answers, and "
+                f"generator.condition is 'examples'; leave the method {self.adapted_methods[0]} out, or set it to "
+                f"'prompts'"
             )
         if self.further_tasks and self.policy.iterations < 2:
             raise ValueError(

@@ -197,6 +197,24 @@ def test_prompts_are_those_of_train_then_support_and_no_others() -> None:
     assert states_of(unseen, train_prompts=4).prompts_digest == states.prompts_digest
 
 
+def test_examples_are_prompts_with_their_answers() -> None:
+    frame = splits(1)
+    encoder = {**SMOKE["generator"]["encoder"], "tokens": 200}
+    reading = {**SMOKE["generator"], "encoder": encoder, "condition": "examples"}
+    own = parameters(generator=reading, methods=["generalization_only"])
+    states = encode_prompts(own, frame, task="one")
+    other = frame.copy()
+    rows = other["split"].isin(["validation", "test"])
+    other.loc[rows, "prompt"] = [f"other {i}" for i in range(rows.sum())]
+    assert encode_prompts(own, other, task="one").prompts_digest == states.prompts_digest
+    other.loc[other["split"] == "support", "gold"] ^= 1
+    assert encode_prompts(own, other, task="one").prompts_digest != states.prompts_digest
+    with pytest.raises(
+        ValueError, match=r"generator\.condition is 'examples'; leave .* degaml out"
+    ):
+        parameters(generator=reading, methods=["degaml"])
+
+
 def test_no_prompts_are_an_error_with_a_way_out() -> None:
     with pytest.raises(EncoderError, match="no prompt"):
         states_of(splits(1, train=0, support=0))

@@ -119,12 +119,18 @@ def encode_prompts(
 ) -> PromptEmbeddings:
     """States of a task's unlabelled prompts: of its train split, then of its support examples.
 
-    Answers are not read, nor are validation and test.
+    Answers are read with ``generator.condition`` examples alone, validation and test never.
     """
-    encoder = required(parameters.generator).encoder
+    generator = required(parameters.generator)
+    encoder = generator.encoder
     parts = frame_to_splits(splits)
     examples = [*parts.train[: encoder.train_prompts], *parts.support]
     prompts = [question_text(example, encoder.options) for example in examples]
+    if generator.condition == "examples":
+        prompts = [
+            f"{prompt}\n{example.options[example.gold]}"
+            for prompt, example in zip(prompts, examples, strict=True)
+        ]
     with progress_bar(f"{task}, prompts", "prompt") as progress:
         return load_prompt_encoder(encoder).encode(
             prompts, encoder.tokens, encoder.batch_tokens, progress
