@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import PreTrainedTokenizerBase
 
 from degaml_kedro.adapters.adapter import Adapter
@@ -24,9 +25,11 @@ from degaml_kedro.policy.proposers import (
     encode_decision,
 )
 from tests.llm.helpers import plain_copy, random_adapter, tiny_base
+from tests.llm.test_any_model import MODELS, library, made, opened
 from tests.policy.spaces import KNOWN, SPACE
 
 LORA = LoraParameters(rank=2, alpha=4)
+RWKV = {"vocab_size": 259, "hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2}
 PROMPTS = ["Strategy:", "accuracy 0.35\nStrategy:", "a", "What was tried:\nnothing\nStrategy:"]
 
 
@@ -70,6 +73,27 @@ def test_a_row_alone_is_the_row_in_a_batch(base, adapter, monkeypatch):
         assert proposer.propose(prompts[:count], 3) == together[:count]
     monkeypatch.setattr(proposers, "_ROWS_AT_ONCE", 1)
     assert proposer.propose(prompts, 3) == together
+
+
+@pytest.mark.parametrize("name", ["Phi-3, longrope", "RWKV"])
+def test_no_row_depends_on_another_s_length(name, tmp_path, monkeypatch):
+    """RWKV counts padding as tokens; with longrope the longest row decides how positions are turned."""
+    kind, given, _ = MODELS.get(name, ("RwkvConfig", RWKV, ""))
+    base = opened(made(getattr(transformers, kind)(**given), tmp_path / "model"))
+    model, seen = library(tmp_path / "model"), []
+
+    def choose(row, logits, temperature):
+        with torch.no_grad():
+            alone = model(torch.tensor([[*row.prompt, *row.written]])).logits[0, -1]
+        seen.append((logits, alone))
+        return chosen(row, logits, temperature)
+
+    chosen = proposers._Row.choose
+    monkeypatch.setattr(proposers._Row, "choose", choose)
+    PolicyProposer(base, None, SPACE).propose(["a" + "x" * (20 * n) for n in range(4)], 3)
+    assert len(seen) > 8
+    for logits, alone in seen:
+        torch.testing.assert_close(logits, alone, atol=1e-4, rtol=1e-4)
 
 
 def test_with_temperature_zero_every_choice_is_the_likeliest_of_a_plain_model(base):

@@ -28,6 +28,7 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import AnswerSequence
 from degaml_kedro.llm.lora import active_lora
+from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.prompting import PromptError
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.seeds import derive_seed
@@ -252,35 +253,39 @@ def _decode(
     tokens = [[*row.prompt, *row.written] for row in rows]
     mask = torch.zeros(len(rows), 0, dtype=torch.long)
     cache: Any = None
-    # what other layers than attention keep of a row is not ours to continue
-    cached = base.readout is None
+    # what other layers than attention keep of a row is not ours to continue; beyond the window the length of its
+    # neighbours may decide how a row's positions are turned
+    longest = max(len(row.prompt) for row in rows) + MAX_NEW_TOKENS
+    cached = base.readout is None and (base.window is None or longest < base.window)
     while not all(row.done for row in rows):
         if check is not None:
             check()
         for row in rows:
             row.computed = len(row.written)
-        ids, fresh = _left_padded(tokens, base.tokenizer.pad_token_id or 0)
-        mask = torch.cat([mask, fresh], dim=1)
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = base.model.base_model(
-            input_ids=ids.to(base.device),
-            attention_mask=mask.to(base.device),
-            position_ids=positions.to(base.device),
-            past_key_values=cache,
-            use_cache=cached,
-        )
-        cache = output.past_key_values if cached else None
-        # the head here, on the last column: the model's own `logits_to_keep` copies the head once a row
-        logits = base.logits(output.last_hidden_state[:, -1]).cpu()
+        if cached:
+            ids, fresh = _left_padded(tokens, base.tokenizer.pad_token_id or 0)
+            mask = torch.cat([mask, fresh], dim=1)
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            output = base.model.base_model(
+                input_ids=ids.to(base.device),
+                attention_mask=mask.to(base.device),
+                position_ids=positions.to(base.device),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache, hidden = output.past_key_values, output.last_hidden_state[:, -1]
+        else:
+            whole = [TokenTree((*row.prompt, *row.written)) for row in rows]
+            pack = pack_trees(whole, base.device, base.dtype)
+            ends = [start + len(one) - 1 for start, one in zip(pack.starts, whole, strict=True)]
+            hidden = base.hidden_states(pack)[ends]
+        # the head here, on the last tokens: the model's own `logits_to_keep` copies the head once a row
+        logits = base.logits(hidden).cpu()
         for row, scores in zip(rows, logits, strict=True):
             if not row.done:
                 row.choose(scores, temperature)
                 row.take_forced()
-        if cached:
-            tokens = [row.written[row.computed :] for row in rows]
-        else:
-            tokens = [[*row.prompt, *row.written] for row in rows]
-            mask = mask[:, :0]
+        tokens = [row.written[row.computed :] for row in rows]
 
 
 def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
