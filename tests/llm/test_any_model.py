@@ -6,6 +6,8 @@ import copy
 import json
 import math
 import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -268,6 +270,31 @@ def test_a_model_that_reads_padding_as_tokens_writes_what_it_writes_alone(tmp_pa
     encoded = encode_questions(base, asked, PLAIN, "text")
     found = [list(one.ids) for one in write_texts(base, encoded, PLAIN, WRITTEN)]
     assert found == texts_by_library(library(tmp_path / "model"), encoded)
+
+
+def test_threads_do_not_turn_each_other_s_positions(tmp_path):
+    """With longrope the library keeps the frequencies of the last call in a buffer."""
+    kind, given, _ = MODELS["Phi-3, longrope"]
+    base = opened(made(getattr(transformers, kind)(**given), tmp_path / "model"))
+    turn = base.model.base_model.rotary_emb
+    lengths = (9, 70)  # on both sides of the limit
+
+    def turned(length):
+        return turn(torch.zeros(1), torch.arange(length)[None])[0]
+
+    expected = [turned(length) for length in lengths]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            found = threads.map(lambda n: [turned(lengths[n]) for _ in range(1000)], (0, 1))
+            assert all(
+                torch.equal(one, right)
+                for every, right in zip(found, expected, strict=True)
+                for one in every
+            )
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_training_is_that_of_peft_on_the_library(model, tmp_path):

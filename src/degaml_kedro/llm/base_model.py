@@ -41,7 +41,7 @@ from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.folders import replaced_folder
 from degaml_kedro.llm.fast_path import computed_fast, first_blocks, obstacle_to_packing
-from degaml_kedro.llm.general import hidden_by_rows, readout
+from degaml_kedro.llm.general import hidden_by_rows, readout, turn_one_at_a_time
 from degaml_kedro.llm.lora import (
     ActiveLora,
     AdaptableLinear,
@@ -396,6 +396,7 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
         model, tokenizer = _from_pretrained(source, folder, dtype)
         fingerprint = _fingerprint(source, folder)
     model = model.to(device).eval().requires_grad_(False)
+    turn_one_at_a_time(model)
     obstacle = obstacle_to_packing(model)
     # before layers that read the same input share their storage
     first = None if obstacle else first_blocks(model)

@@ -10,6 +10,7 @@ Shapes: T tokens in a pack, R rows, L longest row, C hidden width, V vocabulary.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,6 +130,29 @@ def rope_length(config: Any) -> int | None:
     if rope.get("rope_type") != "longrope":
         return None
     return int(rope["original_max_position_embeddings"])
+
+
+def turn_one_at_a_time(model: nn.Module) -> None:
+    """Let one thread at a time compute longrope's cosines and sines.
+
+    The library keeps the frequencies, which follow from the longest row of a call, in a buffer of the model: threads
+    with long and with short rows would compute with each other's.
+    """
+    for module in model.modules():
+        # by kind of layer, or one for all
+        kinds = getattr(module, "rope_type", None)
+        if kinds == "longrope" or (isinstance(kinds, dict) and "longrope" in kinds.values()):
+            module.forward = _locked(module.forward)
+
+
+def _locked(function: Callable[..., Any]) -> Callable[..., Any]:
+    lock = threading.Lock()
+
+    def one_at_a_time(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return function(*args, **kwargs)
+
+    return one_at_a_time
 
 
 class _InPlaceOf(nn.Module):
