@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import gc
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,9 @@ def tracking_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Project:
     """The project with a configuration folder of its own."""
 
+    # when the run of `reference` began, in seconds
+    began = 0.0
+
     def __init__(self, folder: Path, database: Path) -> None:
         self.conf = folder / "conf"
         self.data = folder / "data"
@@ -70,6 +74,24 @@ class Project:
         return KedroSession.create(
             project_path=ROOT, conf_source=str(self.conf), env=env, runtime_params=parameters
         )
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory, tracking_database: Path) -> Project:
+    """One sequential run of the smoke profile, for all tests of the group ``runs``; none of them changes it."""
+    bootstrap_project(ROOT)
+    project = Project(tmp_path_factory.mktemp("reference"), tracking_database)
+    project.began = time.time()
+    with project.session() as session:
+        session.run()
+    return project
+
+
+@pytest.fixture
+def copied(project: Project, reference: Project) -> Project:
+    """The reference's data in a project of its own."""
+    shutil.copytree(reference.data, project.data)
+    return project
 
 
 def _merged(old: dict, new: dict) -> dict:

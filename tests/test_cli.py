@@ -22,7 +22,8 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.io.trajectory_writer import read_state
 from degaml_kedro.pipelines.naming import PARAMETERS
 from tests.conftest import ROOT
-from tests.pipelines.test_runs import numbers, run
+from tests.pipelines.helpers import run
+from tests.pipelines.test_runs import numbers
 
 KEDRO = [sys.executable, "-m", "kedro"]
 

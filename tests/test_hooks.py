@@ -7,7 +7,7 @@ import json
 import pytest
 
 from degaml_kedro.configuration import ConfigurationError
-from tests.pipelines.test_runs import run
+from tests.pipelines.helpers import run
 
 pytestmark = pytest.mark.xdist_group("runs")
 
@@ -47,6 +47,7 @@ def test_strategies_do_not_matter_where_no_method_needs_them(project):
 
 
 def test_a_finished_run_shows_the_table_and_where_to_look(project, capsys):
+    project.edit("smoke/parameters.yml", methods=["base"])
     run(project)
     shown = capsys.readouterr().out
     assert "| task " in shown

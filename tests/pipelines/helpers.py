@@ -1,13 +1,14 @@
-"""Parameters that nodes are given: the smoke profile's, with other values."""
+"""Parameters that nodes are given, and runs: the smoke profile's, with other values."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import yaml
+from kedro.runner import SequentialRunner
 
 from degaml_kedro.parameters import ProjectParameters
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Project
 
 BASE = yaml.safe_load((ROOT / "conf/base/parameters.yml").read_text())
 SMOKE = yaml.safe_load((ROOT / "conf/smoke/parameters.yml").read_text())
@@ -17,3 +18,19 @@ def smoke_parameters(tasks: dict[str, Any] | None = None, **changes: Any) -> Pro
     """The smoke profile with further tasks, and with other values of whole keys."""
     every = {**SMOKE["tasks"], **(tasks or {})}
     return ProjectParameters.model_validate({**BASE, **SMOKE, "tasks": every, **changes})
+
+
+def run(
+    project: Project,
+    *names: str,
+    runner: Any = None,
+    only_missing_outputs: bool = False,
+    **parameters: Any,
+) -> None:
+    """Run the pipelines of these names, or all of them."""
+    with project.session(**parameters) as session:
+        session.run(
+            pipeline_names=list(names) or None,
+            runner=runner or SequentialRunner(),
+            only_missing_outputs=only_missing_outputs,
+        )

@@ -11,7 +11,7 @@ import yaml
 from degaml_kedro.llm.extraction import extract_number
 from degaml_kedro.tasks.splits import frame_to_splits
 from tests.conftest import Project
-from tests.pipelines.test_runs import run
+from tests.pipelines.helpers import run
 
 # a minute: the pipelines' own work, mostly
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("runs")]

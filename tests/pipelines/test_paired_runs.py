@@ -21,7 +21,7 @@ from degaml_kedro.strategies.state import load_state
 from degaml_kedro.tasks.example import make_example
 from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame
 from tests.conftest import Project
-from tests.pipelines.helpers import SMOKE
+from tests.pipelines.helpers import SMOKE, run
 from tests.pipelines.test_policy_runs import (
     chosen,
     executed,
@@ -31,7 +31,6 @@ from tests.pipelines.test_policy_runs import (
     splits,
     states_of,
 )
-from tests.pipelines.test_runs import run
 from tests.policy.toys import bytes_of
 
 __all__ = ["generator"]  # a fixture

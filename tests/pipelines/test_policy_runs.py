@@ -51,8 +51,7 @@ from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame
 from tests.conftest import ROOT, Project
 from tests.generator.helpers import LORA, questions, tiny_grid, tiny_scales
 from tests.llm.helpers import random_adapter, tiny_base
-from tests.pipelines.helpers import SMOKE, smoke_parameters
-from tests.pipelines.test_runs import run
+from tests.pipelines.helpers import SMOKE, run, smoke_parameters
 from tests.policy.toys import Killed, bytes_of, keep, raw
 
 pytestmark = pytest.mark.xdist_group("policy_runs")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from kedro.framework.project import pipelines
 from kedro.io import DatasetError
-from kedro.runner import ParallelRunner, SequentialRunner, ThreadRunner
+from kedro.runner import ParallelRunner, ThreadRunner
 
 from degaml_kedro.adapters.adapter import average_adapters, load_peft_folder
 from degaml_kedro.adapters.scales import TokenScales
@@ -22,7 +22,7 @@ from degaml_kedro.io.prompt_embeddings import read_prompt_embeddings
 from degaml_kedro.io.tokens import TokenScalesDataset, TokensDataset
 from degaml_kedro.io.trajectory import Trajectory
 from degaml_kedro.seeds import derive_seed
-from tests.conftest import Project
+from tests.pipelines.helpers import run
 
 # in one process, so that the reference is made once
 pytestmark = pytest.mark.xdist_group("runs")
@@ -62,28 +62,6 @@ def _without_cost(value):
     return [_without_cost(item) for item in value] if isinstance(value, list) else value
 
 
-def run(project: Project, *names: str, runner=None, only_missing_outputs=False, **parameters):
-    with project.session(**parameters) as session:
-        session.run(
-            pipeline_names=list(names) or None,
-            runner=runner or SequentialRunner(),
-            only_missing_outputs=only_missing_outputs,
-        )
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory, tracking_database):
-    """One sequential run that the others are compared with."""
-    from kedro.framework.startup import bootstrap_project
-
-    from tests.conftest import ROOT
-
-    bootstrap_project(ROOT)
-    project = Project(tmp_path_factory.mktemp("reference"), tracking_database)
-    run(project)
-    return project
-
-
 def test_every_layer_is_filled(reference):
     made = set(numbers(reference.data))
     for task in TASKS:
@@ -111,8 +89,8 @@ def test_every_layer_is_filled(reference):
         assert f"04_feature/{task}.prompt_embeddings.safetensors" in made
     for method in GENERATED:
         for draw in range(2):
-            for run in (f"day_before.{method}", f"{FOLD}.day_after.{method}"):
-                assert f"06_models/{run}.draw_{draw}.adapter/adapter_config.json" in made
+            for made_by in (f"day_before.{method}", f"{FOLD}.day_after.{method}"):
+                assert f"06_models/{made_by}.draw_{draw}.adapter/adapter_config.json" in made
         # a generator that has seen a task is not scored on it
         assert f"07_model_output/day_after.{method}.parquet" not in made
     assert not [name for name in made if "partial" in name or "resume" in name]
@@ -174,9 +152,9 @@ def test_trajectories_start_from_the_pooled_warm_up(reference):
 
 def test_tokens_are_the_checkpoints_and_scales_are_over_what_is_learned_from(reference):
     features = reference.data / "04_feature"
-    for run in ("kind_member", "day_after", f"{FOLD}.day_after"):
-        trajectory = Trajectory(reference.data / "03_primary/trajectories" / run)
-        tokens = TokensDataset(filepath=features / f"{run}.tokens.safetensors").load()
+    for name in ("kind_member", "day_after", f"{FOLD}.day_after"):
+        trajectory = Trajectory(reference.data / "03_primary/trajectories" / name)
+        tokens = TokensDataset(filepath=features / f"{name}.tokens.safetensors").load()
         assert len(tokens) == len(trajectory) == 3
         for index, step in enumerate(trajectory.steps):
             found = tokens.grid.detokenize(tokens.read(index))
@@ -272,13 +250,6 @@ def test_the_stages_run_one_by_one_and_again(project, reference):
     assert not list((project.data / "07_model_output").glob("*.degaml.json"))
     run(project, "evaluate")
     assert numbers(project.data) == numbers(reference.data)
-
-
-@pytest.fixture
-def copied(project, reference):
-    """The reference's data in a project of its own."""
-    shutil.copytree(reference.data, project.data)
-    return project
 
 
 def test_what_is_missing_is_made_again_and_the_rest_is_left(copied, reference):

@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from degaml_kedro.generator.training import TrainingState
 from degaml_kedro.io.generators import GeneratorProgress
 from degaml_kedro.tracking.hook import TrackingHook, _path
-from tests.pipelines.test_runs import run
+from tests.pipelines.helpers import run
 from tests.tracking.helpers import OLDEST, copy_of
 
 pytestmark = pytest.mark.xdist_group("runs")
@@ -27,12 +27,15 @@ def client(tracking_database):
     return MlflowClient(f"sqlite:///{tracking_database}")
 
 
-def latest(client):
-    """The last pipeline's run, and the runs below it by name."""
+def latest(client, began=0.0):
+    """The last pipeline's run, or the first after a time, and the runs below it by name."""
     experiment = client.get_experiment_by_name("degaml_kedro").experiment_id
     runs = client.search_runs([experiment], max_results=1000)
     # comparisons and models have runs of their own, which say so
-    top = next(r for r in runs if not {"mlflow.parentRunId", "kind"} & set(r.data.tags))
+    tops = [r for r in runs if not {"mlflow.parentRunId", "kind"} & set(r.data.tags)]
+    top = tops[0]
+    if began:
+        top = min((r for r in tops if r.info.start_time >= 1000 * began), key=_start_time)
     below, waiting = {}, [top.info.run_id]
     while waiting:
         parent = waiting.pop()
@@ -43,10 +46,15 @@ def latest(client):
     return top, below
 
 
-@pytest.mark.parametrize("runner", [None, ThreadRunner(max_workers=2)])
-def test_a_run_per_task_and_method(project, client, runner):
-    run(project, runner=runner)
-    top, below = latest(client)
+def _start_time(one):
+    return one.info.start_time
+
+
+@pytest.mark.parametrize("runner", ["sequential", "threads"])
+def test_a_run_per_task_and_method(reference, project, client, runner):
+    if runner == "threads":
+        run(project, runner=ThreadRunner(max_workers=2))
+    top, below = latest(client, reference.began if runner == "sequential" else 0.0)
     assert top.data.params["profile"] == "smoke"
     assert top.data.params["model.source.kind"] == "random"
     assert top.data.params["trajectory.training.batch_size"] == "4"
@@ -80,6 +88,7 @@ def test_a_failed_run_is_closed_as_failed(project, client, monkeypatch):
         raise RuntimeError("no results")
 
     monkeypatch.setattr("degaml_kedro.pipelines.evaluate.nodes.results_table", fail)
+    project.edit("smoke/parameters.yml", methods=["base"])
     with pytest.raises(RuntimeError, match="no results"):
         run(project)
     top, below = latest(client)
@@ -102,7 +111,9 @@ def test_what_cannot_be_used_is_said_once(project, caplog, tracking_database, tm
         "refused": ("http://127.0.0.1:9", "refused"),
     }[place]
     project.edit("base/mlflow.yml", server={"mlflow_tracking_uri": uri})
-    # the whole run once: no node may need MLflow
+    # every stage once: no node may need MLflow
+    methods = ["base", "union_train", "generalization_only_examples", "degaml"]
+    project.edit("smoke/parameters.yml", methods=methods, generator={"leave_out": []})
     run(project, *(() if place == "refused" else ("tasks",)))
     (said,) = warnings_of(caplog)
     assert words in said
@@ -155,9 +166,8 @@ def test_an_address_in_the_environment_that_does_not_count_is_said(
     assert "refused" in said
 
 
-def test_a_run_per_generator(project, client):
-    run(project)
-    top, below = latest(client)
+def test_a_run_per_generator(copied, reference, client):
+    top, below = latest(client, reference.began)
     child = below["generator mse"]
     assert child.data.tags["generator"] == "mse"
     assert child.data.tags["group"] == "all"
@@ -183,8 +193,8 @@ def test_a_run_per_generator(project, client):
     }
     assert below["day_after base"].data.tags["group"] == "all"
     # a generator of an earlier run shows its training again
-    (project.data / "08_reporting/results.md").unlink()
-    run(project, only_missing_outputs=True)
+    (copied.data / "08_reporting/results.md").unlink()
+    run(copied, only_missing_outputs=True)
     _, below = latest(client)
     again = client.get_metric_history(below["generator mse"].info.run_id, "loss")
     assert [metric.step for metric in again] == [1, 2, 3, 4]
