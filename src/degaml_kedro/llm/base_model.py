@@ -330,7 +330,7 @@ def export_base_model(parameters: BaseModelParameters, folder: Path) -> Path:
         if isinstance(source, PackageModel)
         else _model_folder(source)
     )
-    with replaced_folder(folder) as temporary:
+    with replaced_folder(folder, replace=False) as temporary:
         shutil.copytree(found, temporary, dirs_exist_ok=True)
     return folder
 
