@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import signal
+import sys
+from itertools import count
 
 import pytest
 
+from degaml_kedro import folders
 from degaml_kedro.folders import FolderError, replaced_folder
 
 
@@ -62,14 +67,56 @@ def test_what_came_meanwhile_is_replaced_only_where_that_was_asked_for(tmp_path)
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
-    folder = tmp_path / "folder"
+def killed_at_line(number, folder):
+    """Write a folder in a process that is killed at this line of the module, counted as they are executed."""
     child = os.fork()
-    if child == 0:
-        with replaced_folder(folder) as temporary:
-            (temporary / "file").write_text("half")
+    if child:
+        return os.waitpid(child, 0)[1] == signal.SIGKILL
+    executed = count(1)
+
+    def trace(frame, event, _):
+        if frame.f_code.co_filename != folders.__file__:
+            return None
+        if event == "line" and next(executed) == number:
             os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
-    assert len(list(tmp_path.iterdir())) == 1
-    write(folder, "whole")
+        return trace
+
+    sys.settrace(trace)
+    write(folder, "new")
+    os._exit(0)
+
+
+@pytest.mark.parametrize("swaps", [True, False], ids=["one step", "several"])
+def test_a_writer_killed_at_any_line_leaves_a_whole_folder_in_sight(tmp_path, monkeypatch, swaps):
+    if not swaps:
+        monkeypatch.setattr(ctypes, "CDLL", lambda _: None)
+    folder, found = tmp_path / "folder", []
+    for line in count(1):
+        write(folder, "old")
+        assert list(tmp_path.iterdir()) == [folder]
+        if not killed_at_line(line, folder):
+            break
+        seen = {path.parent.name: path.read_text() for path in tmp_path.glob("[!.]*/file")}
+        # where folders cannot be swapped, the earlier one has another name for a moment
+        assert "folder" in seen or (not swaps and "old" in seen.values())
+        found.append(seen.get("folder"))
+    assert found == sorted(found, key=["old", None, "new"].index)
+    assert set(found) == ({"old", "new"} if swaps else {"old", None, "new"})
+
+
+def test_where_a_rename_fails_the_earlier_one_is_restored(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    write(folder, "old")
+    rename = os.rename
+
+    def fails(one, other):
+        if one.suffix == ".tmp" and not other.exists():
+            raise PermissionError(errno.EACCES, "no")
+        rename(one, other)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: None)
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises(PermissionError):
+        write(folder, "new")
+    assert (folder / "file").read_text() == "old"
     assert list(tmp_path.iterdir()) == [folder]

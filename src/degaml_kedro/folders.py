@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
 import os
 import platform
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -41,6 +41,12 @@ def replaced_folder(path: Path, replace: bool = True) -> Iterator[Path]:
     mark = hashlib.sha256(os.fsencode(f"{platform.node()}/{path.name}")).hexdigest()[:16]
     temporary = path.with_name(f".{mark}.tmp")
     with _locked_empty(temporary, path):
+        aside = _aside(temporary)
+        if aside.exists():
+            if path.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                os.rename(aside, path)
         try:
             yield temporary
             _put(temporary, path, replace)
@@ -62,10 +68,34 @@ def _put(temporary: Path, path: Path, replace: bool) -> None:
                 f"{path} is there by now, and is left alone; name another folder, or have it replaced (`--force`, "
                 f"`replace=True`)"
             ) from None
-        old = temporary.with_suffix(f".{uuid.uuid4().hex}.old")
-        os.rename(path, old)
-        os.rename(temporary, path)
-        shutil.rmtree(old)
+        # the old one may get the temporary folder's name, which no other writer has before it is removed
+        with _locked(path, path):
+            shutil.rmtree(_put_aside(temporary, path), ignore_errors=True)
+
+
+def _put_aside(new: Path, path: Path) -> Path:
+    """Where the earlier folder is, once the new one has taken its place."""
+    # in one step where the system has that: no kill can come between
+    library, names = ctypes.CDLL(None), (os.fsencode(new), os.fsencode(path))
+    if hasattr(library, "renameat2"):  # Linux: AT_FDCWD, RENAME_EXCHANGE
+        failed = library.renameat2(-100, names[0], -100, names[1], 2)
+    else:  # macOS: RENAME_SWAP
+        failed = library.renamex_np(*names, 2) if hasattr(library, "renamex_np") else -1
+    if not failed:
+        return new
+    aside = _aside(new)
+    os.rename(path, aside)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        os.rename(aside, path)
+        raise
+    return aside
+
+
+def _aside(temporary: Path) -> Path:
+    """Where an earlier folder is, in sight, should a writer be killed between two renames."""
+    return temporary.with_name(f"earlier{temporary.stem}")
 
 
 def _locked_empty(folder: Path, path: Path) -> ExitStack:
@@ -74,7 +104,8 @@ def _locked_empty(folder: Path, path: Path) -> ExitStack:
     The system unlocks a killed writer's: what that one left is removed here.
     """
     while True:
-        folder.mkdir(exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir()
         # not found: its writer came to an end just now
         with suppress(FileNotFoundError), ExitStack() as stack:
             descriptor = stack.enter_context(_locked(folder, path))
