@@ -49,10 +49,17 @@ def replaced_folder(path: Path, replace: bool = True) -> Iterator[Path]:
                 os.rename(aside, path)
         try:
             yield temporary
+            set_modes(temporary)
             _put(temporary, path, replace)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def set_modes(folder: Path) -> None:
+    """Give weights, which safetensors writes for their owner alone, the mode that the umask gave the folder."""
+    for weights in folder.rglob("*.safetensors"):
+        weights.chmod(folder.stat().st_mode & 0o666)
 
 
 def _put(temporary: Path, path: Path, replace: bool) -> None:

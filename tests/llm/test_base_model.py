@@ -289,6 +289,8 @@ def test_of_two_that_convert_one_file_at_once_both_have_the_first_one_s_folder(
     monkeypatch.setattr(module, "_whole_model", model)
     assert load_base_model(source).folder == made[1]
     assert list((tmp_path / "cache" / "models").iterdir()) == [made[1]]
+    # others read a shared cache, too
+    assert len({path.stat().st_mode for path in made[1].iterdir()}) == 1
 
 
 def test_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -313,9 +313,6 @@ def _describe(path: Path, content: Parameters, card: str) -> None:
     text = json.dumps(content.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
     path.write_text(text, encoding="utf-8")
     (path.parent / CARD_FILE).write_text(card, encoding="utf-8")
-    # safetensors writes for the owner alone, and an installed package is read by others
-    for weights in path.parent.rglob("*.safetensors"):
-        weights.chmod(path.stat().st_mode)
 
 
 def _without_records(generator: AnyGenerator, dtype: StoredAs) -> AnyGenerator:
