@@ -320,6 +320,23 @@ def test_an_adapter_is_replaced_by_force_alone(desks):
     assert sorted(path.name for path in desks.parent.iterdir()) == ["desks", "messages.jsonl"]
 
 
+def test_what_another_adapt_wrote_meanwhile_is_not_replaced(desks, monkeypatch):
+    first = desks.rename("first")
+    files = {path.name: path.read_bytes() for path in first.iterdir() if path.is_file()}
+    save = AdaptedModel.save
+
+    def later(model, folder, **options):
+        first.rename(folder)
+        return save(model, folder, **options)
+
+    monkeypatch.setattr(AdaptedModel, "save", later)
+    told = sentence(degaml(f"{ADAPT} {QUICK} --seed 3 --quiet"))
+    assert "desks is there by now" in told
+    assert "--force" in told
+    assert {path.name: path.read_bytes() for path in desks.iterdir() if path.is_file()} == files
+    assert sorted(path.name for path in desks.parent.iterdir()) == ["desks", "messages.jsonl"]
+
+
 def test_a_folder_of_somebody_is_never_replaced(place):
     done(DESKS)
     own = Path("own")

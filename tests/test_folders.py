@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import os
+import signal
+import sys
+from itertools import count
+
 import pytest
 
-from degaml_kedro.folders import replaced_folder
+from degaml_kedro import folders
+from degaml_kedro.folders import FolderError, replaced_folder
+
+
+def write(folder, text, **options):
+    with replaced_folder(folder, **options) as temporary:
+        (temporary / "file").write_text(text)
 
 
 def test_a_name_as_long_as_names_can_be_is_replaced(tmp_path):
     folder = tmp_path / ("x" * 255)
     for text in ("old", "new"):
-        with replaced_folder(folder) as temporary:
-            (temporary / "file").write_text(text)
+        write(folder, text)
     assert (folder / "file").read_text() == "new"
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -24,9 +36,87 @@ def fill_half(folder):
 
 def test_an_error_leaves_the_old_one(tmp_path):
     folder = tmp_path / "folder"
-    with replaced_folder(folder) as temporary:
-        (temporary / "file").write_text("old")
+    write(folder, "old")
     with pytest.raises(OSError, match="no room"):
         fill_half(folder)
+    assert (folder / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_of_two_writers_at_once_the_second_is_told(tmp_path):
+    folder = tmp_path / "folder"
+    with replaced_folder(folder) as temporary:
+        with pytest.raises(FolderError, match=r"/folder is being written .* name another folder"):
+            write(folder, "second")
+        # other folders are free
+        write(tmp_path / "other", "other")
+        (temporary / "file").write_text("first")
+    assert (folder / "file").read_text() == "first"
+    write(folder, "third")
+    assert (folder / "file").read_text() == "third"
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "other"}
+
+
+def test_what_came_meanwhile_is_replaced_only_where_that_was_asked_for(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write(folder, "first", replace=False)
+    with pytest.raises(FolderError, match=r"/folder is there by now.*`--force`"):
+        write(folder, "second", replace=False)
+    assert (folder / "file").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def killed_at_line(number, folder):
+    """Write a folder in a process that is killed at this line of the module, counted as they are executed."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1] == signal.SIGKILL
+    executed = count(1)
+
+    def trace(frame, event, _):
+        if frame.f_code.co_filename != folders.__file__:
+            return None
+        if event == "line" and next(executed) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    write(folder, "new")
+    os._exit(0)
+
+
+@pytest.mark.parametrize("swaps", [True, False], ids=["one step", "several"])
+def test_a_writer_killed_at_any_line_leaves_a_whole_folder_in_sight(tmp_path, monkeypatch, swaps):
+    if not swaps:
+        monkeypatch.setattr(ctypes, "CDLL", lambda _: None)
+    folder, found = tmp_path / "folder", []
+    for line in count(1):
+        write(folder, "old")
+        assert list(tmp_path.iterdir()) == [folder]
+        if not killed_at_line(line, folder):
+            break
+        seen = {path.parent.name: path.read_text() for path in tmp_path.glob("[!.]*/file")}
+        # where folders cannot be swapped, the earlier one has another name for a moment
+        assert "folder" in seen or (not swaps and "old" in seen.values())
+        found.append(seen.get("folder"))
+    assert found == sorted(found, key=["old", None, "new"].index)
+    assert set(found) == ({"old", "new"} if swaps else {"old", None, "new"})
+
+
+def test_where_a_rename_fails_the_earlier_one_is_restored(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    write(folder, "old")
+    rename = os.rename
+
+    def fails(one, other):
+        if one.suffix == ".tmp" and not other.exists():
+            raise PermissionError(errno.EACCES, "no")
+        rename(one, other)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: None)
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises(PermissionError):
+        write(folder, "new")
     assert (folder / "file").read_text() == "old"
     assert list(tmp_path.iterdir()) == [folder]

@@ -249,9 +249,7 @@ def adapt(
         raise click.exceptions.Exit(INTERRUPTED) from None
     finally:
         line.clear()
-    # somebody else may have put something there meanwhile
-    _check_out(out, force)
-    adapted.save(out)
+    adapted.save(out, replace=force)
     if as_json:
         _print_json({**adapted.report.as_json(), "out": str(out)})
     elif not quiet:

@@ -383,20 +383,22 @@ class AdaptedModel(AnsweringModel):
         """
         return self._answers(questions, None, cancel)
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, replace: bool = True) -> Path:
         """Write a folder that PEFT, Transformers, lm-evaluation-harness and vLLM open as an adapter.
 
         What these do not know, several adapters that answer together, examples in the prompt and the vector δ, is
         written beside it (``degaml.json``, ``state/``), and :meth:`open` brings it back.
 
         Args:
-            folder: where; an earlier adaptation there is replaced, anything else is refused.
+            folder: where; anything but an adaptation there is refused.
+            replace: whether an earlier adaptation there is replaced.
 
         Returns:
             The folder.
 
         Raises:
             CheckpointError: something else is in the folder, or it cannot be written.
+            FolderError: somebody else is writing it, or it is there and not to be replaced.
         """
         path, base = Path(folder).expanduser(), self._bench.base
         about = SavedAdaptation(
@@ -407,7 +409,7 @@ class AdaptedModel(AnsweringModel):
             report=self.report,
             labels=self.labels,
         )
-        save_adaptation(self.state, about, path)
+        save_adaptation(self.state, about, path, replace)
         return path
 
     def explain(self) -> str:

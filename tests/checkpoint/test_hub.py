@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -321,6 +322,12 @@ def test_the_real_client_offline_from_its_cache(cache):
         found = load_trained_pair(source)
         assert is_tiny(found)
         assert found.source == f"hf://some/pair@{COMMIT}"
+
+
+@pytest.mark.usefixtures("cache")
+def test_one_pair_read_by_several_threads_at_once():
+    with ThreadPoolExecutor(4) as pool:
+        assert all(map(is_tiny, pool.map(load_trained_pair, ["some/pair"] * 8)))
 
 
 def test_the_real_client_offline_without_it(cache):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
 from degaml_kedro.adaptation import Report
+from degaml_kedro.baselines.learned import Learned
 from degaml_kedro.checkpoint.folder import SavedAdaptation, save_adaptation
 from degaml_kedro.checkpoint.layout import CheckpointError
-from degaml_kedro.strategies.state import AdaptedState, Member
-from tests.checkpoint.helpers import LORA, tiny_settings, write_tiny_pair
+from degaml_kedro.io.learned import LearnedDataset
+from degaml_kedro.strategies.state import AdaptedState, Member, save_state
+from tests.checkpoint.helpers import LORA, tiny_settings, write_run, write_tiny_pair
 from tests.llm.helpers import random_adapter, tiny_base
 
 
@@ -64,6 +67,25 @@ def test_home_is_the_users(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     save("~/x")
     assert (tmp_path / "x" / "degaml.json").is_file()
+
+
+def write_state(folder):
+    save_state(AdaptedState((Member(random_adapter(tiny_base(), LORA)),)), folder)
+
+
+def write_learned(folder):
+    LearnedDataset(filepath=folder).save(Learned("abmll", random_adapter(tiny_base(), LORA)))
+
+
+@pytest.mark.parametrize("write", [save, write_state, write_learned, write_tiny_pair, write_run])
+def test_files_have_the_mode_that_the_umask_gives(write, tmp_path):
+    earlier = os.umask(0o007)
+    try:
+        write(tmp_path / "x")
+    finally:
+        os.umask(earlier)
+    files = [path for path in (tmp_path / "x").rglob("*") if path.is_file()]
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o660"}
 
 
 @pytest.mark.parametrize("write", [save, write_tiny_pair], ids=["adaptation", "pair"])

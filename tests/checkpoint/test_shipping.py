@@ -19,8 +19,9 @@ from degaml_kedro.checkpoint.shipping import (
     ship,
 )
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.folders import FolderError
 from degaml_kedro.llm.base_model import load_base_model
-from tests.checkpoint.helpers import tiny_pair, tiny_parameters, write_run
+from tests.checkpoint.helpers import tiny_pair, tiny_parameters, write_run, write_tiny_pair
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,17 @@ def test_a_pair_is_measured_by_its_own_weights(run):
     # of two draws over eight questions
     assert all((16 * one.scores["generated"].accuracy) % 1 == 0 for one in found)
     assert len({one.scores["generated"].accuracy for one in found}) > 1
+
+
+def test_a_pair_that_came_meanwhile_is_not_replaced(run, tmp_path, monkeypatch):
+    def meanwhile(*given):
+        write_tiny_pair(tmp_path / "pair")
+        return measure_pair(*given)
+
+    monkeypatch.setattr(shipping, "measure_pair", meanwhile)
+    with pytest.raises(FolderError, match="/pair is there by now"):
+        ship(run, tmp_path / "pair")
+    assert read_pair(tmp_path / "pair").name == "tiny"
 
 
 def test_an_accuracy_as_text():

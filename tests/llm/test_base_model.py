@@ -265,6 +265,34 @@ def test_a_converted_file_is_kept_and_a_failure_leaves_nothing(
     assert not list((tmp_path / "cache" / "models").iterdir())
 
 
+def test_of_two_that_convert_one_file_at_once_both_have_the_first_one_s_folder(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEGAML_CACHE", str(tmp_path / "cache"))
+    source = parameters({"kind": "folder", "path": str(tmp_path), "gguf_file": "tiny.gguf"})
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    real_tokenizer = module.AutoTokenizer.from_pretrained
+    real_model, made = module._whole_model, []
+
+    def model(place: str, **options: Any) -> Any:
+        if "gguf_file" not in options:
+            return real_model(place, **options)
+        # the other one comes and ends while this one converts
+        if not made:
+            made.append(None)
+            made.append(module._model_folder(source.source))
+        return real_model(str(saved))
+
+    monkeypatch.setattr(
+        module.AutoTokenizer, "from_pretrained", lambda *_, **__: real_tokenizer(str(saved))
+    )
+    monkeypatch.setattr(module, "_whole_model", model)
+    assert load_base_model(source).folder == made[1]
+    assert list((tmp_path / "cache" / "models").iterdir()) == [made[1]]
+    # others read a shared cache, too
+    assert len({path.stat().st_mode for path in made[1].iterdir()}) == 1
+
+
 def test_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)

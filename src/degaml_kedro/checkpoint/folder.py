@@ -206,7 +206,11 @@ class _PairFile(Parameters):
 
 
 def save_pair(
-    pair: TrainedPair, folder: Path, dtype: StoredAs = "float32", card: str | None = None
+    pair: TrainedPair,
+    folder: Path,
+    dtype: StoredAs = "float32",
+    card: str | None = None,
+    replace: bool = True,
 ) -> None:
     """Write a pair's folder; whole or not at all.
 
@@ -214,16 +218,18 @@ def save_pair(
 
     Args:
         pair: what to save.
-        folder: where; an earlier pair there is replaced, anything else is left alone. ``~`` is the user's home.
+        folder: where; anything but a pair there is left alone. ``~`` is the user's home.
         dtype: what matrices are stored as; vectors (biases, scales) stay in float32. Rounding to bfloat16 halves
             the size, and gives the generator another fingerprint.
         card: the text of ``README.md``; None for a short one.
+        replace: whether an earlier pair there is replaced.
 
     Raises:
         CheckpointError: something else is in the folder, or it cannot be written.
+        FolderError: somebody else is writing it, or it is there and not to be replaced.
     """
     policy = pair.policy
-    with _written(folder, PAIR_CONTENTS, "pair") as temporary:
+    with _written(folder, PAIR_CONTENTS, "pair", replace) as temporary:
         save_generator(_without_records(pair.generator, dtype), temporary / GENERATOR_FOLDER)
         if policy is not None:
             (temporary / POLICY_FOLDER).mkdir()
@@ -256,19 +262,23 @@ def save_pair(
         _describe(temporary / PAIR_FILE, content, card or pair_card(pair, files))
 
 
-def save_adaptation(state: AdaptedState, about: SavedAdaptation, folder: Path) -> None:
+def save_adaptation(
+    state: AdaptedState, about: SavedAdaptation, folder: Path, replace: bool = True
+) -> None:
     """Write a folder that PEFT opens, with what PEFT does not know beside it; whole or not at all.
 
     Args:
         state: what to save.
         about: what there is to know of it.
-        folder: where; an earlier adaptation there is replaced, anything else is left alone. ``~`` is the user's home.
+        folder: where; anything but an adaptation there is left alone. ``~`` is the user's home.
+        replace: whether an earlier adaptation there is replaced.
 
     Raises:
         CheckpointError: something else is in the folder, or it cannot be written.
+        FolderError: somebody else is writing it, or it is there and not to be replaced.
         StateError: the weights are not finite.
     """
-    with _written(folder, ADAPTATION_CONTENTS, "adaptation") as temporary:
+    with _written(folder, ADAPTATION_CONTENTS, "adaptation", replace) as temporary:
         write_peft_files(state.members[state.best].adapter, temporary)
         if about.more_than_peft:
             save_state(state, temporary / STATE_FOLDER)
@@ -277,7 +287,7 @@ def save_adaptation(state: AdaptedState, about: SavedAdaptation, folder: Path) -
 
 
 @contextmanager
-def _written(folder: Path, contents: tuple[str, ...], what: str) -> Iterator[Path]:
+def _written(folder: Path, contents: tuple[str, ...], what: str, replace: bool) -> Iterator[Path]:
     """A new folder to fill, which takes an earlier one's place when the block has ended.
 
     Raises:
@@ -286,7 +296,7 @@ def _written(folder: Path, contents: tuple[str, ...], what: str) -> Iterator[Pat
     try:
         folder = folder.expanduser()
         check_overwritable(folder, contents)
-        with replaced_folder(folder) as temporary:
+        with replaced_folder(folder, replace) as temporary:
             yield temporary
     except DegamlError:
         raise
@@ -303,9 +313,6 @@ def _describe(path: Path, content: Parameters, card: str) -> None:
     text = json.dumps(content.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
     path.write_text(text, encoding="utf-8")
     (path.parent / CARD_FILE).write_text(card, encoding="utf-8")
-    # safetensors writes for the owner alone, and an installed package is read by others
-    for weights in path.parent.rglob("*.safetensors"):
-        weights.chmod(path.stat().st_mode)
 
 
 def _without_records(generator: AnyGenerator, dtype: StoredAs) -> AnyGenerator:

@@ -49,8 +49,8 @@ def ship(data: Path, folder: Path, dtype: StoredAs = "bfloat16") -> TrainedPair:
 
     Args:
         data: the run's.
-        folder: where to write; an earlier pair there is replaced once the new one is measured, anything else is left
-            alone.
+        folder: where to write; a pair that is there by now is replaced once the new one is measured, anything else is
+            left alone.
         dtype: what matrices are stored as.
 
     Returns:
@@ -58,10 +58,11 @@ def ship(data: Path, folder: Path, dtype: StoredAs = "bfloat16") -> TrainedPair:
 
     Raises:
         CheckpointError: the run has no pair or is not done, or its pair is too large to ship.
-        DegamlError: the run's data are damaged.
+        DegamlError: the run's data are damaged, or somebody else wrote the folder meanwhile.
     """
     # minutes before it is written
     check_overwritable(folder, PAIR_CONTENTS)
+    replace_earlier = (folder / PAIR_CONTENTS[0]).exists()
     trained = replace(read_run(data), name=NAME)
     record, parameters = read_record(data)
     with tempfile.TemporaryDirectory(prefix="degaml-pair-") as temporary:
@@ -79,7 +80,7 @@ def ship(data: Path, folder: Path, dtype: StoredAs = "bfloat16") -> TrainedPair:
         pair = read_pair(rounded)
         measured = measure_pair(pair, data, parameters)
         training = _training(pair, data, record, parameters, measured)
-        save_pair(pair, folder, dtype, pair_card(pair, files, training))
+        save_pair(pair, folder, dtype, pair_card(pair, files, training), replace_earlier)
     return read_pair(folder)
 
 

@@ -88,7 +88,7 @@ class TrajectoryWriter:
         self._records: list[StepRecord] = []
         self._pending: Future[StepRecord] | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / PARTIAL_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(folder / PARTIAL_FILE, os.O_RDWR | os.O_CREAT, 0o666)
         self._file: BinaryIO = os.fdopen(descriptor, "r+b")
         try:
             self._lock()

@@ -39,7 +39,7 @@ from transformers.utils import logging as transformers_logging
 
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.errors import DegamlError
-from degaml_kedro.folders import replaced_folder
+from degaml_kedro.folders import replaced_folder, set_modes
 from degaml_kedro.llm.fast_path import computed_fast, first_blocks, obstacle_to_packing
 from degaml_kedro.llm.general import hidden_by_rows, readout, turn_one_at_a_time
 from degaml_kedro.llm.lora import (
@@ -330,7 +330,7 @@ def export_base_model(parameters: BaseModelParameters, folder: Path) -> Path:
         if isinstance(source, PackageModel)
         else _model_folder(source)
     )
-    with replaced_folder(folder) as temporary:
+    with replaced_folder(folder, replace=False) as temporary:
         shutil.copytree(found, temporary, dirs_exist_ok=True)
     return folder
 
@@ -647,6 +647,7 @@ def _converted(gguf: Path) -> Path:
             # packed 4-bit weights lose nothing that matters in bfloat16, at half the disk
             model.to(torch.bfloat16).save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+        set_modes(temporary)
         with contextlib.suppress(OSError):  # another process was first: use its folder
             os.rename(temporary, target)
     except Exception as error:
