@@ -13,7 +13,6 @@ from markupsafe import Markup
 
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.session import Accuracy, Report
-from degaml_kedro.tasks.example import Example, Question, split_prompt
 from degaml_kedro.tasks.pasted import Pasted, PastedRow
 
 if TYPE_CHECKING:
@@ -104,10 +103,6 @@ def _count_answers(pasted: Pasted) -> int:
     return len({one.options[one.gold] for one in pasted.examples})
 
 
-def _question(asked: Example | Question) -> str:
-    return split_prompt(asked.prompt)[0]
-
-
 def _measured(view: ComparisonView) -> list[MethodRow]:
     """The methods that have a mean, results first and the best of them first."""
     found = [one for one in view.methods if one.accuracy is not None]
@@ -172,7 +167,6 @@ def _environment() -> Environment:
         "verdict": verdict,
         "first_rows": _first_rows,
         "count_answers": _count_answers,
-        "question": _question,
         "layout": _LAYOUTS.__getitem__,
         "measured": _measured,
     }

@@ -476,7 +476,7 @@ def predict(
     finally:
         line.clear()
     rows = [
-        _Asked(_stem(one), one.options, getattr(one, "gold", None), answer, own)
+        _Asked(one.question, one.options, getattr(one, "gold", None), answer, own)
         for one, answer, own in zip(asked, answers, before or repeat(None), strict=False)
     ]
     if out is not None:
@@ -636,13 +636,6 @@ def _accuracy(rows: Sequence[_Asked], side: str) -> Accuracy | None:
     answers = [(getattr(one, side), one.gold) for one in rows if one.gold is not None]
     known = [answer.choice == gold for answer, gold in answers if answer is not None]
     return Accuracy(sum(known), len(known)) if known else None
-
-
-def _stem(one: Question | Example) -> str:
-    """The question without its options."""
-    from degaml_kedro.tasks.example import Example, split_prompt
-
-    return one.question if isinstance(one, Example) else split_prompt(one.prompt)[0]
 
 
 # --- info -----------------------------------------------------------------------------------------

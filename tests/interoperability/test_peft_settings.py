@@ -198,6 +198,7 @@ OWN: dict[str, dict[str, Any]] = {
     "aLoRA, invoked": {"alora_invocation_tokens": list(b"swims")},
     "aLoRA, not invoked": {"alora_invocation_tokens": [50, 51]},
     "whole head": {"modules_to_save": ["lm_head"]},
+    "head": {"target_modules": ["q_proj", "lm_head"]},
     "whole norm and feed-forward": {"modules_to_save": ["norm", "layers.1.mlp"]},
 }
 

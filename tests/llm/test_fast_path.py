@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from transformers import BertConfig
 
 from degaml_kedro.llm import fast_path
 from degaml_kedro.llm.base_model import BaseModel, ModelError, load_base_model
 from degaml_kedro.llm.fast_path import first_blocks
 from degaml_kedro.parameters import BaseModelParameters
-from tests.llm.test_any_model import GEMMA, MODELS, made
+from tests.llm.test_any_model import GEMMA, MODELS, made, opened
 
 
 def loaded(name, folder, caplog, dtype="float32", **given):
@@ -93,6 +94,15 @@ def test_the_fused_decoder_is_for_one_kind_of_block(name, given, fused, tmp_path
 
 
 def test_a_model_whose_tokens_see_what_comes_later_is_refused(tmp_path, caplog):
+    config = BertConfig(
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+    )
+    with pytest.raises(ModelError, match="cannot be used: its tokens look at those behind them"):
+        opened(made(config, tmp_path / "bert"))
     with pytest.raises(ModelError, match="cannot be used: its tokens look at those behind them"):
         loaded("Gemma 3", tmp_path / "model", caplog, use_bidirectional_attention=True)
 

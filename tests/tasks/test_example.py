@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from degaml_kedro.tasks.example import (
+    Question,
     TaskError,
     make_example,
     make_true_false_example,
@@ -67,3 +68,11 @@ def test_question_of_an_example_with_odd_options():
 def test_parts_that_make_no_example(question, options, gold, message):
     with pytest.raises(TaskError, match=message):
         make_example(question, options, gold)
+
+
+def test_a_dialogue_is_no_list_of_options():
+    """Lines that look like options stay in the question, where the options are known."""
+    dialogue = "A: I cannot log in\nB: Try again"
+    assert make_true_false_example(dialogue, True).question == dialogue
+    chosen = make_example(dialogue, ["Hi\nA: hello", "Bye"], gold=0)
+    assert chosen.question == Question.of(chosen).question == dialogue

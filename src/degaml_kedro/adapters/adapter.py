@@ -46,6 +46,8 @@ _WAY_OUT = (
     "train without this setting, or, where the start changed the base model (PiSSA, OLoRA, CorDA), save it as plain "
     "LoRA with PEFT's `path_initial_model_for_weight_conversion`"
 )
+# layers of a model's blocks have the block's number in their names
+_IN_BLOCK = re.compile(r"\.\d+\.")
 # of the patterns of a stranger, which are matched with the layers' names: what could take for ever is refused
 _MAX_NAME, _MAX_REPEATS = 256, 6
 # numbers after all ranks are made the largest one, for each number of the file
@@ -252,7 +254,8 @@ def load_peft_folder(path: Path) -> Adapter:
         path: the folder.
 
     Returns:
-        Plain LoRA; a ``PeftModuleAdapter`` for DoRA, PiSSA, OLoRA, aLoRA and ``modules_to_save``.
+        Plain LoRA; a ``PeftModuleAdapter`` for DoRA, PiSSA, OLoRA, aLoRA, ``modules_to_save`` and layers that are in no
+        block of the model.
 
     Raises:
         AdapterError: a file is missing or unreadable, another setting changes the sum, or a tensor has the wrong shape
@@ -290,6 +293,9 @@ def load_peft_folder(path: Path) -> Adapter:
             )
     settings = _checked_settings(raw, path / CONFIG_FILE, list(layers), own)
     scales = _scales(layers, settings, path)
+    if outside := [name for name in scales if not _IN_BLOCK.search(name)]:
+        # such as the LM head, of whose weights alone logits are made
+        own["target_modules"] = outside
     rank = max(layers[name][0].shape[0] for name in scales)
     targets: Any = settings.target_modules
     narrowed = settings.layers_to_transform is not None or settings.exclude_modules

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.parameters import AnswerForm, PromptParameters
-from degaml_kedro.tasks.example import Example, Question, shorten, split_prompt
+from degaml_kedro.tasks.example import Example, Question, shorten
 
 
 class PromptError(DegamlError):
@@ -36,13 +36,12 @@ def question_text(
     example: Example | Question, options: Literal["lines", "inline", "hidden"]
 ) -> str:
     """The question, with its options as the ``A: …`` lines it has, in one line, or not at all."""
-    if options == "lines" or not example.labels:
+    stem = example.question
+    # an example without option lines (open, true or false) has nothing to list in another way
+    if options == "lines" or stem == example.prompt:
         return example.prompt
-    stem, found = split_prompt(example.prompt)
-    # an example without option lines (true or false) has nothing to list in another way
-    if not found:
-        return example.prompt
-    return f"{stem} ({', '.join(found[:-1])} or {found[-1]})" if options == "inline" else stem
+    *others, last = example.options
+    return f"{stem} ({', '.join(others)} or {last})" if options == "inline" else stem
 
 
 def render_prompt(example: Example | Question, prompt: PromptParameters, base: BaseModel) -> str:

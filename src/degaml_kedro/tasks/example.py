@@ -47,6 +47,11 @@ class Question:
         options = example.options if example.labels else ()
         return cls(example.prompt, example.system, options, example.labels)
 
+    @property
+    def question(self) -> str:
+        """The prompt without its option lines."""
+        return _without_options(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -76,12 +81,17 @@ class Example:
     @property
     def question(self) -> str:
         """The prompt without its option lines."""
-        if not self.labels:
-            return self.prompt
-        listed = _option_lines(self.options)
-        if self.labels != TRUE_FALSE and self.prompt.endswith(listed):
-            return self.prompt[: -len(listed)].removesuffix("\n")
-        return split_prompt(self.prompt)[0]
+        return _without_options(self)
+
+
+def _without_options(one: Example | Question) -> str:
+    # a dialogue may have lines that look like options
+    if not one.labels or one.labels == TRUE_FALSE:
+        return one.prompt
+    listed = _option_lines(one.options)
+    if one.prompt.endswith(listed):
+        return one.prompt[: -len(listed)].removesuffix("\n")
+    return split_prompt(one.prompt)[0]
 
 
 def shares_options(examples: Sequence[Example]) -> bool:
