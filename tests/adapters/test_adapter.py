@@ -351,10 +351,10 @@ def test_a_file_that_one_rank_for_all_would_blow_up_is_refused(tmp_path):
         Adapter(
             AdapterConfig(1, 1.0, ("wide", "thin"), "m"),
             {
-                tensor_key("thin", "A"): torch.ones(9000, 1),
-                tensor_key("thin", "B"): torch.ones(1, 9000),
-                tensor_key("wide", "A"): torch.ones(1, 9000),
-                tensor_key("wide", "B"): torch.ones(9000, 1),
+                tensor_key("layers.0.thin", "A"): torch.ones(9000, 1),
+                tensor_key("layers.0.thin", "B"): torch.ones(1, 9000),
+                tensor_key("layers.0.wide", "A"): torch.ones(1, 9000),
+                tensor_key("layers.0.wide", "B"): torch.ones(9000, 1),
             },
         ),
         tmp_path / "a",

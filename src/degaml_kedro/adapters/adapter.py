@@ -28,6 +28,7 @@ _PREFIX = "base_model.model."
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _SUFFIXES = (".lora_A.weight", ".lora_B.weight")
+_BASE_SUFFIX = ".base_layer.weight"
 # of a JSON file that describes something: far above any of ours, and far below what would fill the memory
 MAX_JSON = 16 * 2**20
 _MAX_RANK, _MAX_ALPHA = 65536, 1e6
@@ -281,8 +282,12 @@ def load_peft_folder(path: Path) -> Adapter:
         ) from error
     if not tensors:
         raise AdapterError(f"{path / WEIGHTS_FILE} holds no tensors; make the adapter again")
-    # beside A and B: whole modules, and the magnitudes of DoRA
-    pairs = {name: t for name, t in tensors.items() if not own or name.endswith(_SUFFIXES)}
+    # beside A and B: whole modules, the magnitudes of DoRA, and the head that PEFT saves beside its LoRA
+    pairs = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name.endswith(_SUFFIXES) or not (own or name.endswith(_BASE_SUFFIX))
+    }
     layers = _layers(pairs)
     for name, tensor in tensors.items():
         shaped = tensor.dim() == 2 or name not in pairs
@@ -293,7 +298,12 @@ def load_peft_folder(path: Path) -> Adapter:
             )
     settings = _checked_settings(raw, path / CONFIG_FILE, list(layers), own)
     scales = _scales(layers, settings, path)
-    if outside := [name for name in scales if not _IN_BLOCK.search(name)]:
+    outside = [
+        name
+        for name in scales
+        if not _IN_BLOCK.search(name) or f"{_PREFIX}{name}{_BASE_SUFFIX}" in tensors
+    ]
+    if outside:
         # such as the LM head, of whose weights alone logits are made
         own["target_modules"] = outside
     rank = max(layers[name][0].shape[0] for name in scales)

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.parameters import AnswerForm, PromptParameters
-from degaml_kedro.tasks.example import Example, Question, shorten
+from degaml_kedro.tasks.example import Example, Question, shorten, split_prompt
 
 
 class PromptError(DegamlError):
@@ -40,7 +40,7 @@ def question_text(
     # an example without option lines (open, true or false) has nothing to list in another way
     if options == "lines" or stem == example.prompt:
         return example.prompt
-    *others, last = example.options
+    *others, last = example.options or split_prompt(example.prompt)[1]
     return f"{stem} ({', '.join(others)} or {last})" if options == "inline" else stem
 
 

@@ -89,7 +89,7 @@ def _without_options(one: Example | Question) -> str:
     if not one.labels or one.labels == TRUE_FALSE:
         return one.prompt
     listed = _option_lines(one.options)
-    if one.prompt.endswith(listed):
+    if listed and one.prompt.endswith(listed):
         return one.prompt[: -len(listed)].removesuffix("\n")
     return split_prompt(one.prompt)[0]
 
