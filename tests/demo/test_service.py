@@ -340,7 +340,7 @@ def tiny(tmp_path_factory):
         pairs=(("missing", str(folder / "nothing")), ("tiny", str(pair))),
         max_examples=30,
         max_characters=5000,
-        max_question_characters=100,
+        max_question_tokens=200,
         max_seconds=20,
     )
     made = Service(settings, folder / "downloads")
@@ -368,8 +368,10 @@ def test_from_examples_to_answers(tiny):
     # the examples shared one set of answers
     assert tiny.ask("a", kept.id, "Which?", [])[0].options == kept.model.labels
     assert len(kept.model.labels) == 12
-    with pytest.raises(DemoError, match="at most 100"):
-        tiny.ask("a", kept.id, "x" * 90, ["May" * 3, "June" * 3])
+    with pytest.raises(
+        DemoError, match="247 tokens long with its options, .* at most 200; shorten"
+    ):
+        tiny.ask("a", kept.id, "😀" * 60, ["May", "June"])
     archive = tiny.archive("a", kept.id)
     assert archive.is_file()
     tiny.forget("a")
@@ -416,6 +418,16 @@ def test_what_is_refused(tiny, text, options, told):
     with pytest.raises((DemoError, PastedError), match=told):
         tiny.start("a", text, **options)
     assert tiny.run_of("a") is None
+
+
+def test_examples_of_too_many_tokens_are_mistakes(tiny, tmp_path):
+    file = tmp_path / "long.csv"
+    file.write_text(f"question,answer\n{'😀' * 60}?,yes\nIs ice hot?,no\n", encoding="utf-8")
+    pasted = tiny.read(tiny.read_upload(file), file.name)
+    assert (len(pasted.examples), len(pasted.questions)) == (1, 1)
+    assert [row.mistake for row in pasted.mistakes] == [
+        "Line 2: the question is 246 tokens long with its options, and the page takes at most 200; shorten it."
+    ]
 
 
 def test_mistakes_can_be_left_out(tiny):
