@@ -6,21 +6,32 @@ import asyncio
 import hashlib
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from demo.service import (
+    MAX_PROPOSALS,
+    MAX_ROUNDS,
+    PROPOSALS,
+    READY_HELD_OUT,
+    ROUNDS,
+    Kept,
+    QueuedAdaptation,
+    Service,
+    UnknownModelError,
+    options_of,
+    own_folder,
+)
+
 # before Gradio is imported: nothing is reported to anybody
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 # seconds after which a page that was closed is noticed
 os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "5")
-if not os.environ.get("GRADIO_TEMP_DIR"):
-    # readable by its owner alone, and deleted at the end
-    _OWN_FOLDER = tempfile.TemporaryDirectory(prefix="degaml-demo-", ignore_cleanup_errors=True)
-    os.environ["GRADIO_TEMP_DIR"] = str(Path(_OWN_FOLDER.name).resolve())
+# Gradio serves files from here without copying them
+os.environ["GRADIO_TEMP_DIR"] = own_folder()
 
 import gradio as gr
 from gradio.themes import Base
@@ -33,18 +44,6 @@ from degaml_kedro.session import Budget, Progress
 from degaml_kedro.tasks.ready import ReadyTask
 from demo import DemoSettings
 from demo.api import VisitorTokens, add_endpoints, token_of
-from demo.service import (
-    MAX_PROPOSALS,
-    MAX_ROUNDS,
-    PROPOSALS,
-    READY_HELD_OUT,
-    ROUNDS,
-    Kept,
-    QueuedAdaptation,
-    Service,
-    UnknownModelError,
-    options_of,
-)
 from demo.views import escape, newest_comparison, render
 
 Updates = dict[Any, Any]
@@ -198,10 +197,8 @@ def build_app(settings: DemoSettings) -> DemoApp:
     Raises:
         DegamlError: no pair can be loaded.
     """
-    # Gradio serves files from here without copying them
-    uploads = Path(os.environ["GRADIO_TEMP_DIR"])
-    uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return DemoApp(Service(settings, uploads / f"downloads-{secrets.token_urlsafe(16)}"))
+    downloads = Path(os.environ["GRADIO_TEMP_DIR"], f"downloads-{secrets.token_urlsafe(16)}")
+    return DemoApp(Service(settings, downloads))
 
 
 class _Page:

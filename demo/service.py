@@ -7,11 +7,14 @@ connection, which end while the visitor stays (``gr.State`` belongs to a page, a
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import json
 import logging
+import os
 import secrets
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.folders import is_gone
 from degaml_kedro.session import (
     AdaptationCancelled,
     AdaptedModel,
@@ -674,6 +678,21 @@ class OfferedPairs:
                 session.predict([Question.of(make_example("Which is odd?", ["2", "3"], 1))])
                 self._loaded[label] = session
             return self._loaded[label]
+
+
+def own_folder() -> str:
+    """A new folder for uploads and zips, deleted at the end; what killed pages left is deleted now."""
+    parent = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()).resolve()
+    parent.mkdir(parents=True, exist_ok=True)
+    host = f"degaml-demo-{socket.gethostname()}-"
+    for left in parent.glob(f"{host}*"):
+        process = left.name.removeprefix(host).partition("-")[0]
+        if process.isdecimal() and is_gone(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    # readable by its owner alone
+    folder = tempfile.mkdtemp(prefix=f"{host}{os.getpid()}-", dir=parent)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def examples_text(examples: Sequence[Example]) -> str:
