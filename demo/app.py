@@ -185,6 +185,20 @@ class DemoApp(gr.Blocks):
         }
         return super().launch(**(defaults | options))
 
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        """Refuse a request with too few values in a sentence, where Gradio answers with ``null``.
+
+        Raises:
+            gr.Error: there are too few.
+        """
+        wanted, given = len(block_fn.inputs), len(inputs)
+        if given < wanted:
+            raise gr.Error(
+                f"'/{block_fn.api_name}' takes {wanted} value(s), and 'data' has {given}; give all of them, in the "
+                "order that the link in the page's footer shows",
+                print_exception=False,
+            )
+
     def close(self, verbose: bool = True) -> None:
         """Stop the server and all that goes on."""
         self.service.close()
