@@ -604,21 +604,29 @@ class _Page:
 
     def _all(self, token: str, kept: Kept) -> Updates:
         """Everything about one of the visitor's models."""
-        report = kept.report
+        report, failed = kept.report, {}
+        try:
+            download = gr.DownloadButton(
+                f"Download adapter {kept.number} (zip)",
+                value=str(self.service.archive(token, kept.id)),
+                interactive=True,
+            )
+        except UnknownModelError:
+            raise
+        except DegamlError as error:
+            download = gr.DownloadButton(_DOWNLOAD, value=None, interactive=False)
+            failed = {self.error: _alert(error)}
         return {
             self.results: render("accuracies", report, kept.trained_on),
             self.strategy: render("strategy", report, kept.model.explain()),
             self.tried: render("proposals", report),
             self.changed: render("changes", report),
             **self._history(token, kept.id),
-            self.download: gr.DownloadButton(
-                f"Download adapter {kept.number} (zip)",
-                value=str(self.service.archive(token, kept.id)),
-                interactive=True,
-            ),
+            self.download: download,
             self.code: gr.Code(peft_code(report.base_model), visible=True),
             self.ask: gr.Button(interactive=True),
             self.answers: "",
+            **failed,
         }
 
     def _without(self, token: str) -> Updates:
@@ -646,7 +654,7 @@ class _Page:
         token = token_of(request)
         try:
             kept = self.service.find(token, model)
-            return {**self._all(token, kept), self.progress: "", self.error: ""}
+            return {self.progress: "", self.error: "", **self._all(token, kept)}
         except UnknownModelError as error:
             return {**self._without(token), self.error: _alert(error)}
         except DegamlError as error:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from degaml_kedro.checkpoint.layout import CheckpointError
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.folders import is_gone
 from degaml_kedro.session import (
@@ -540,18 +541,27 @@ class Service:
 
         Raises:
             UnknownModelError: the model is not this visitor's.
+            DemoError: it cannot be written.
         """
         kept = self.find(token, model)
         visitor = self.visitor(token)
         path = visitor.folder / kept.id / f"adapter-{kept.number}.zip"
         # two downloads of one model at once would write one file
-        with self._saving:
-            if not path.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                with tempfile.TemporaryDirectory(dir=path.parent) as draft:
-                    kept.model.save(Path(draft, "adapter"))
-                    made = shutil.make_archive(str(Path(draft, "made")), "zip", draft, "adapter")
-                    Path(made).replace(path)
+        try:
+            with self._saving:
+                if not path.is_file():
+                    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    with tempfile.TemporaryDirectory(dir=path.parent) as draft:
+                        kept.model.save(Path(draft, "adapter"))
+                        made = shutil.make_archive(
+                            str(Path(draft, "made")), "zip", draft, "adapter"
+                        )
+                        Path(made).replace(path)
+        except (OSError, CheckpointError) as error:
+            logger.error("a zip cannot be written: %s", error)
+            raise DemoError(
+                "The zip cannot be written, most likely for want of room; the server's log says why."
+            ) from error
         if kept.id not in visitor.models:
             shutil.rmtree(path.parent, ignore_errors=True)
             raise UnknownModelError("The model was freed meanwhile.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import threading
 import time
@@ -376,6 +377,29 @@ def test_from_examples_to_answers(tiny):
     assert archive.is_file()
     tiny.forget("a")
     assert not archive.exists()
+
+
+def test_a_full_disk_is_a_sentence_and_the_results_are_shown(tiny, monkeypatch, caplog):
+    import gradio as gr
+    from demo.app import _Page
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    kept, _ = adapt(tiny, "full", budget=Budget(1, 1))
+    with gr.Blocks() as app:
+        page = _Page(tiny)
+        page.lay_out(app)
+    for name in ("shutil.make_archive", "degaml_kedro.checkpoint.folder.replaced_folder"):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, full)
+            shown = page._all("full", kept)
+        assert "The zip cannot be written, most likely for want of room" in shown[page.error]
+        assert "dg-" in shown[page.results]
+    assert caplog.text.count("No space left on device") == 2
+    assert "Traceback" not in caplog.text
+    assert page.error not in page._all("full", kept)
+    tiny.forget("full")
 
 
 def test_without_one_set_of_answers_a_question_needs_options(tiny):
