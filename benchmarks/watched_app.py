@@ -87,6 +87,8 @@ class AppProcess:
                     "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src"))),
                     "PYTHONUNBUFFERED": "1",
                     "TMPDIR": str(self.temporary),
+                    # a page that was made in this process has set it
+                    "GRADIO_TEMP_DIR": "",
                     **(environment or {}),
                 },
             )

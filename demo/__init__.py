@@ -31,7 +31,9 @@ class DemoSettings:
     tracking_uri: str | None = None
     max_examples: int = _limit(200, "examples of one adaptation, held-out ones included")
     max_characters: int = _limit(1_000_000, "characters of pasted text")
-    max_question_characters: int = _limit(2000, "characters of a typed question with its options")
+    max_question_tokens: int = _limit(
+        1024, "tokens of a question with its options, asked or in an example"
+    )
     # an adaptation that is not done after twice that is stopped
     max_seconds: int = _limit(120, "seconds of trying strategies")
     max_models: int = _limit(5, "adapted models kept of each visitor; the oldest goes first")

@@ -6,21 +6,32 @@ import asyncio
 import hashlib
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from demo.service import (
+    MAX_PROPOSALS,
+    MAX_ROUNDS,
+    PROPOSALS,
+    READY_HELD_OUT,
+    ROUNDS,
+    Kept,
+    QueuedAdaptation,
+    Service,
+    UnknownModelError,
+    options_of,
+    own_folder,
+)
+
 # before Gradio is imported: nothing is reported to anybody
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 # seconds after which a page that was closed is noticed
 os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "5")
-if not os.environ.get("GRADIO_TEMP_DIR"):
-    # readable by its owner alone, and deleted at the end
-    _OWN_FOLDER = tempfile.TemporaryDirectory(prefix="degaml-demo-", ignore_cleanup_errors=True)
-    os.environ["GRADIO_TEMP_DIR"] = str(Path(_OWN_FOLDER.name).resolve())
+# Gradio serves files from here without copying them
+os.environ["GRADIO_TEMP_DIR"] = own_folder()
 
 import gradio as gr
 from gradio.themes import Base
@@ -33,18 +44,6 @@ from degaml_kedro.session import Budget, Progress
 from degaml_kedro.tasks.ready import ReadyTask
 from demo import DemoSettings
 from demo.api import VisitorTokens, add_endpoints, token_of
-from demo.service import (
-    MAX_PROPOSALS,
-    MAX_ROUNDS,
-    PROPOSALS,
-    READY_HELD_OUT,
-    ROUNDS,
-    Kept,
-    QueuedAdaptation,
-    Service,
-    UnknownModelError,
-    options_of,
-)
 from demo.views import escape, newest_comparison, render
 
 Updates = dict[Any, Any]
@@ -186,6 +185,20 @@ class DemoApp(gr.Blocks):
         }
         return super().launch(**(defaults | options))
 
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        """Refuse a request with too few values in a sentence, where Gradio answers with ``null``.
+
+        Raises:
+            gr.Error: there are too few.
+        """
+        wanted, given = len(block_fn.inputs), len(inputs)
+        if given < wanted:
+            raise gr.Error(
+                f"'/{block_fn.api_name}' takes {wanted} value(s), and 'data' has {given}; give all of them, in the "
+                "order that the link in the page's footer shows",
+                print_exception=False,
+            )
+
     def close(self, verbose: bool = True) -> None:
         """Stop the server and all that goes on."""
         self.service.close()
@@ -198,10 +211,8 @@ def build_app(settings: DemoSettings) -> DemoApp:
     Raises:
         DegamlError: no pair can be loaded.
     """
-    # Gradio serves files from here without copying them
-    uploads = Path(os.environ["GRADIO_TEMP_DIR"])
-    uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return DemoApp(Service(settings, uploads / f"downloads-{secrets.token_urlsafe(16)}"))
+    downloads = Path(os.environ["GRADIO_TEMP_DIR"], f"downloads-{secrets.token_urlsafe(16)}")
+    return DemoApp(Service(settings, downloads))
 
 
 class _Page:
@@ -593,21 +604,29 @@ class _Page:
 
     def _all(self, token: str, kept: Kept) -> Updates:
         """Everything about one of the visitor's models."""
-        report = kept.report
+        report, failed = kept.report, {}
+        try:
+            download = gr.DownloadButton(
+                f"Download adapter {kept.number} (zip)",
+                value=str(self.service.archive(token, kept.id)),
+                interactive=True,
+            )
+        except UnknownModelError:
+            raise
+        except DegamlError as error:
+            download = gr.DownloadButton(_DOWNLOAD, value=None, interactive=False)
+            failed = {self.error: _alert(error)}
         return {
             self.results: render("accuracies", report, kept.trained_on),
             self.strategy: render("strategy", report, kept.model.explain()),
             self.tried: render("proposals", report),
             self.changed: render("changes", report),
             **self._history(token, kept.id),
-            self.download: gr.DownloadButton(
-                f"Download adapter {kept.number} (zip)",
-                value=str(self.service.archive(token, kept.id)),
-                interactive=True,
-            ),
+            self.download: download,
             self.code: gr.Code(peft_code(report.base_model), visible=True),
             self.ask: gr.Button(interactive=True),
             self.answers: "",
+            **failed,
         }
 
     def _without(self, token: str) -> Updates:
@@ -635,7 +654,7 @@ class _Page:
         token = token_of(request)
         try:
             kept = self.service.find(token, model)
-            return {**self._all(token, kept), self.progress: "", self.error: ""}
+            return {self.progress: "", self.error: "", **self._all(token, kept)}
         except UnknownModelError as error:
             return {**self._without(token), self.error: _alert(error)}
         except DegamlError as error:

@@ -7,21 +7,27 @@ connection, which end while the visitor stays (``gr.State`` belongs to a page, a
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
 import json
 import logging
+import os
 import secrets
 import shutil
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from degaml_kedro.checkpoint.layout import CheckpointError
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.folders import is_gone
 from degaml_kedro.session import (
     AdaptationCancelled,
     AdaptedModel,
@@ -189,7 +195,7 @@ class Service:
     # --- examples ---------------------------------------------------------------------------------
 
     def read(self, text: str, name: str = "") -> Pasted:
-        """Examples that were pasted.
+        """Examples that were pasted; a question of too many tokens of the first pair's base model is a mistake.
 
         Args:
             text: what was pasted.
@@ -200,7 +206,17 @@ class Service:
             PastedError: nothing can be made of the whole.
         """
         self._check_length(len(text))
-        return read_pasted(text, name)
+        pasted = read_pasted(text, name)
+        # rows share options
+        count = functools.cache(self.pairs.session(self.pairs.labels[0]).count_tokens)
+        rows = []
+        for row in pasted.rows:
+            if (one := row.example) is not None:
+                tokens = sum(map(count, (one.system, one.question, *one.options)))
+                if wrong := self._too_long(f"Line {row.line}: the question", tokens):
+                    row = replace(row, example=None, question=None, mistake=wrong)
+            rows.append(row)
+        return replace(pasted, rows=tuple(rows))
 
     def read_upload(self, path: Path) -> str:
         """The text of a file that was dropped.
@@ -224,6 +240,16 @@ class Service:
                 f"This is {length:,} characters long, and the page takes at most {self.settings.max_characters:,}; "
                 "paste fewer examples, or use `degaml adapt` on your own machine, which reads up to 1 MiB of text."
             )
+
+    def _too_long(self, what: str, tokens: int) -> str | None:
+        """What is wrong with the length of a question; None where nothing is."""
+        most = self.settings.max_question_tokens
+        if tokens <= most:
+            return None
+        return (
+            f"{what} is {tokens:,} tokens long with its options, and the page takes at most {most:,}; "
+            "shorten it."
+        )
 
     def ready_text(self, name: str, seed: int = 0) -> str:
         """A ready task's examples as text that can be edited.
@@ -498,17 +524,14 @@ class Service:
             DegamlError: the model is not this visitor's, or the question cannot be asked.
         """
         kept = self.find(token, model)
-        length = len(text) + sum(map(len, options))
-        if length > self.settings.max_question_characters:
-            raise DemoError(
-                f"The question and its options are {length:,} characters long, and the page takes at most "
-                f"{self.settings.max_question_characters:,}; shorten them."
-            )
         if not options and not kept.model.labels:
             raise DemoError(
                 "The examples had options of their own, so this question needs some, too; write two or more."
             )
         question = read_question(text, options or kept.model.labels)
+        tokens = sum(map(kept.model.count_tokens, (text, *question.options)))
+        if wrong := self._too_long("The question", tokens):
+            raise DemoError(wrong)
         (base,) = kept.model.predict_base([question])
         (adapted,) = kept.model.predict([question])
         return question, base, adapted, kept
@@ -518,18 +541,27 @@ class Service:
 
         Raises:
             UnknownModelError: the model is not this visitor's.
+            DemoError: it cannot be written.
         """
         kept = self.find(token, model)
         visitor = self.visitor(token)
         path = visitor.folder / kept.id / f"adapter-{kept.number}.zip"
         # two downloads of one model at once would write one file
-        with self._saving:
-            if not path.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                with tempfile.TemporaryDirectory(dir=path.parent) as draft:
-                    kept.model.save(Path(draft, "adapter"))
-                    made = shutil.make_archive(str(Path(draft, "made")), "zip", draft, "adapter")
-                    Path(made).replace(path)
+        try:
+            with self._saving:
+                if not path.is_file():
+                    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    with tempfile.TemporaryDirectory(dir=path.parent) as draft:
+                        kept.model.save(Path(draft, "adapter"))
+                        made = shutil.make_archive(
+                            str(Path(draft, "made")), "zip", draft, "adapter"
+                        )
+                        Path(made).replace(path)
+        except (OSError, CheckpointError) as error:
+            logger.error("a zip cannot be written: %s", error)
+            raise DemoError(
+                "The zip cannot be written, most likely for want of room; the server's log says why."
+            ) from error
         if kept.id not in visitor.models:
             shutil.rmtree(path.parent, ignore_errors=True)
             raise UnknownModelError("The model was freed meanwhile.")
@@ -656,6 +688,21 @@ class OfferedPairs:
                 session.predict([Question.of(make_example("Which is odd?", ["2", "3"], 1))])
                 self._loaded[label] = session
             return self._loaded[label]
+
+
+def own_folder() -> str:
+    """A new folder for uploads and zips, deleted at the end; what killed pages left is deleted now."""
+    parent = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()).resolve()
+    parent.mkdir(parents=True, exist_ok=True)
+    host = f"degaml-demo-{socket.gethostname()}-"
+    for left in parent.glob(f"{host}*"):
+        process = left.name.removeprefix(host).partition("-")[0]
+        if process.isdecimal() and is_gone(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    # readable by its owner alone
+    folder = tempfile.mkdtemp(prefix=f"{host}{os.getpid()}-", dir=parent)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def examples_text(examples: Sequence[Example]) -> str:

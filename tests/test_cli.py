@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -123,6 +124,22 @@ def test_a_bad_parameter_is_one_sentence(project, monkeypatch):
     assert result.output.strip().splitlines()[-1] == (
         "Error: unknown key 'sede' in the parameters; did you mean 'seed'?"
     )
+
+
+def test_a_full_disk_is_one_sentence(project, monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    command = ("run", "--env", "smoke", "--conf-source", str(project.conf))
+    result = kedro(*command, "--pipelines", "tasks")
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    told = result.output.strip().splitlines()[-1]
+    assert told.startswith(f"Error: {project.data}/")
+    assert "cannot be written (No space left on device); make room, or point 'data'" in told
 
 
 def test_an_unknown_environment_is_one_sentence_for_every_command(project, monkeypatch):

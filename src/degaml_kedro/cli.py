@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import logging
 from typing import Any
 
@@ -16,6 +17,20 @@ from degaml_kedro.errors import DegamlError
 logger = logging.getLogger(__name__)
 
 
+def _sentence(error: BaseException | None) -> str | None:
+    """What the user can put right, of an error or what caused it; None where that is nothing."""
+    while error is not None:
+        if isinstance(error, DegamlError):
+            return str(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return (
+                f"{error.filename or 'a file'} cannot be written ({error.strerror}); make room, or point 'data' in "
+                "conf/local/globals.yml at another disk"
+            )
+        error = error.__cause__
+    return None
+
+
 def _translate_errors(command: click.Command) -> click.Command:
     """The same command, for which an error that the user can put right ends in its message alone."""
     command = copy.copy(command)
@@ -25,13 +40,11 @@ def _translate_errors(command: click.Command) -> click.Command:
         try:
             return invoke(ctx)
         except Exception as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, DegamlError):
-                cause = cause.__cause__
-            if cause is None:
+            told = _sentence(error)
+            if told is None:
                 raise
             logger.debug("The error in full:", exc_info=error)
-            raise click.ClickException(str(cause)) from error
+            raise click.ClickException(told) from error
 
     command.invoke = translated  # type: ignore[method-assign]
     return command

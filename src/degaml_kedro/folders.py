@@ -138,3 +138,16 @@ def _locked(folder: Path, path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def is_gone(process: int) -> bool:
+    """Whether no process of this machine has that number any longer; False where the system does not tell."""
+    if os.name != "posix":
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        pass
+    return False

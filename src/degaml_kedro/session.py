@@ -123,6 +123,11 @@ class AnsweringModel:
         """The base model's name."""
         return self._bench.base.name
 
+    def count_tokens(self, text: str) -> int:
+        """How many of the base model's tokens a text is, without special ones."""
+        ids = self._bench.base.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return len(ids)
+
     def predict(
         self,
         questions: str | Sequence[str | Question | Example],

@@ -120,6 +120,16 @@ def test_plain_http(app):
         assert json.loads(data.removeprefix("data: "))[0]["examples"] == 20
 
 
+@pytest.mark.parametrize(("endpoint", "wanted"), [("predict", 3), ("adapt", 7), ("download", 1)])
+def test_too_few_values_are_a_sentence(app, endpoint, wanted):
+    data = ["x"] * (wanted - 1)
+    with httpx.Client(base_url=f"{app.url}/gradio_api", timeout=60) as http:
+        asked = http.post(f"/call/{endpoint}", json={"data": data})
+        told = http.get(f"/call/{endpoint}/{asked.json()['event_id']}").text
+    assert "event: error" in told
+    assert f"'/{endpoint}' takes {wanted} value(s), and 'data' has {wanted - 1}; give all" in told
+
+
 def test_plain_http_adapts(app):
     """All values, in the order of the documentation; a pair that is null is the first."""
     with httpx.Client(base_url=f"{app.url}/gradio_api", timeout=60) as http:

@@ -71,6 +71,10 @@ TOO_MUCH = {
         "at most",
     ),
     "one long line": (f"{'long ' * 100_000}? => yes\nIs ice hot? => no", "at most|shorten"),
+    "few characters of many tokens": (
+        f"{'😀' * 1990}? => yes\nIs ice hot? => no",
+        "7,966 tokens .* at most 1,024",
+    ),
     "deep JSON": ("[" * 100_000 + "]" * 100_000, "."),
     "many brackets": ('{"question": ' * 20_000, "."),
     "zero bytes": ("Is fire hot?\0 => yes\nIs ice hot? => no", "binary|zero"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import threading
 import time
@@ -340,7 +341,7 @@ def tiny(tmp_path_factory):
         pairs=(("missing", str(folder / "nothing")), ("tiny", str(pair))),
         max_examples=30,
         max_characters=5000,
-        max_question_characters=100,
+        max_question_tokens=200,
         max_seconds=20,
     )
     made = Service(settings, folder / "downloads")
@@ -368,12 +369,37 @@ def test_from_examples_to_answers(tiny):
     # the examples shared one set of answers
     assert tiny.ask("a", kept.id, "Which?", [])[0].options == kept.model.labels
     assert len(kept.model.labels) == 12
-    with pytest.raises(DemoError, match="at most 100"):
-        tiny.ask("a", kept.id, "x" * 90, ["May" * 3, "June" * 3])
+    with pytest.raises(
+        DemoError, match="247 tokens long with its options, .* at most 200; shorten"
+    ):
+        tiny.ask("a", kept.id, "😀" * 60, ["May", "June"])
     archive = tiny.archive("a", kept.id)
     assert archive.is_file()
     tiny.forget("a")
     assert not archive.exists()
+
+
+def test_a_full_disk_is_a_sentence_and_the_results_are_shown(tiny, monkeypatch, caplog):
+    import gradio as gr
+    from demo.app import _Page
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    kept, _ = adapt(tiny, "full", budget=Budget(1, 1))
+    with gr.Blocks() as app:
+        page = _Page(tiny)
+        page.lay_out(app)
+    for name in ("shutil.make_archive", "degaml_kedro.checkpoint.folder.replaced_folder"):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, full)
+            shown = page._all("full", kept)
+        assert "The zip cannot be written, most likely for want of room" in shown[page.error]
+        assert "dg-" in shown[page.results]
+    assert caplog.text.count("No space left on device") == 2
+    assert "Traceback" not in caplog.text
+    assert page.error not in page._all("full", kept)
+    tiny.forget("full")
 
 
 def test_without_one_set_of_answers_a_question_needs_options(tiny):
@@ -416,6 +442,16 @@ def test_what_is_refused(tiny, text, options, told):
     with pytest.raises((DemoError, PastedError), match=told):
         tiny.start("a", text, **options)
     assert tiny.run_of("a") is None
+
+
+def test_examples_of_too_many_tokens_are_mistakes(tiny, tmp_path):
+    file = tmp_path / "long.csv"
+    file.write_text(f"question,answer\n{'😀' * 60}?,yes\nIs ice hot?,no\n", encoding="utf-8")
+    pasted = tiny.read(tiny.read_upload(file), file.name)
+    assert (len(pasted.examples), len(pasted.questions)) == (1, 1)
+    assert [row.mistake for row in pasted.mistakes] == [
+        "Line 2: the question is 246 tokens long with its options, and the page takes at most 200; shorten it."
+    ]
 
 
 def test_mistakes_can_be_left_out(tiny):

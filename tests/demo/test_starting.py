@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from demo.__main__ import _labeled, _parser, _settings, main
+from demo.service import own_folder
 
 from demo import SHIPPED_LABEL, DemoSettings
 
@@ -47,6 +51,27 @@ def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     assert main(["--port", "0"]) == 1
     assert "pip install '.[demo]'" in capsys.readouterr().err
+
+
+def test_what_killed_pages_left_is_deleted(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    here = f"degaml-demo-{socket.gethostname()}"
+    killed, *others = (
+        tmp_path / name
+        for name in (
+            f"{here}-{ended.pid}-a",
+            f"{here}-{os.getpid()}-a",
+            f"degaml-demo-another-{ended.pid}-a",
+            "theirs",
+        )
+    )
+    for folder in (killed, *others):
+        (folder / "downloads").mkdir(parents=True)
+    own = Path(own_folder())
+    assert set(tmp_path.iterdir()) == {*others, own}
+    assert own.name.startswith(f"{here}-{os.getpid()}-")
 
 
 @pytest.mark.parametrize(

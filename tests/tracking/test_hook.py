@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import socket
 import sqlite3
+import subprocess
 from contextlib import closing
 from types import SimpleNamespace
 
@@ -94,6 +96,28 @@ def test_a_failed_run_is_closed_as_failed(project, client, monkeypatch):
     top, below = latest(client)
     assert {r.info.status for r in (top, *below.values())} == {"FAILED"}
     assert "accuracy" in below["day_after base"].data.metrics
+
+
+def test_runs_of_processes_that_are_gone_are_closed_as_killed(project, client):
+    run(project, "tasks")
+    tags = latest(client)[0].data.tags
+    owner = {"host": socket.gethostname(), "pid": str(os.getpid())}
+    assert owner.items() <= tags.items()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = {
+        "killed": {**owner, "pid": str(ended.pid)},
+        "running": owner,
+        "elsewhere": {"host": "another", "pid": str(ended.pid)},
+        "nobody's": {},
+    }
+    experiment = client.get_experiment_by_name("degaml_kedro").experiment_id
+    made = {name: client.create_run(experiment, tags=own).info.run_id for name, own in left.items()}
+    run(project, "tasks")
+    found = {name: client.get_run(run_id).info.status for name, run_id in made.items()}
+    for run_id in made.values():
+        client.delete_run(run_id)
+    assert found == {**dict.fromkeys(left, "RUNNING"), "killed": "KILLED"}
 
 
 def warnings_of(caplog):
@@ -289,7 +313,7 @@ def test_a_run_says_what_it_is_of(hook):
         tracking._child(_path(name))
     tracking._child(_path("a.generator"))
     tags = {
-        name: {k: v for k, v in tags.items() if k != "mlflow.parentRunId"}
+        name: {k: v for k, v in tags.items() if k not in ("mlflow.parentRunId", "host", "pid")}
         for name, tags in recorder.runs
     }
     assert tags == {

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import shlex
+import socket
 import sys
 import threading
 import time
@@ -22,13 +23,14 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
-from mlflow.entities import Metric, Param, RunStatus
+from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from degaml_kedro.configuration import current_loader, read_parameters
 from degaml_kedro.errors import DegamlError
+from degaml_kedro.folders import is_gone
 from degaml_kedro.generator.examples import ExampleGenerator
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.health import WHOLE
@@ -166,7 +168,7 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Open the pipeline's run and log all parameters, once."""
+        """Open the pipeline's run, log all parameters, once, and close the runs that were killed."""
         super().before_pipeline_run(run_params, pipeline, catalog)
         if self.run_id is None:
             return
@@ -176,7 +178,9 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
             Param(self.sanitize_param_name(name), str(value)[:MAX_PARAM_VAL_LENGTH])
             for name, value in flat.items()
         ]
-        self._client.log_batch(self.run_id, params=params)
+        tags = [RunTag(name, value) for name, value in _owner().items()]
+        self._client.log_batch(self.run_id, params=params, tags=tags)
+        self._close_killed()
         found = generator_folds(read_parameters(current_loader()))
         self._labels = frozenset(fold.label for fold in found if fold.left_out)
 
@@ -236,6 +240,18 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         client: MlflowClient = self.mlflow_config.server._mlflow_client
         return client
 
+    @property
+    def _experiment(self) -> str:
+        return str(self.mlflow_config.tracking.experiment._experiment.experiment_id)
+
+    def _close_killed(self) -> None:
+        """Close the runs that processes of this machine left open, and that are gone."""
+        left = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
+        for run in self._client.search_runs([self._experiment], left):
+            process = run.data.tags.get("pid", "")
+            if process.isdecimal() and is_gone(int(process)):
+                self._client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
+
     def _child(self, path: tuple[str, ...]) -> str:
         """The run of a task, ``(task,)``, of a method on it, ``(task, method)``, or of a generator.
 
@@ -244,9 +260,9 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         if path not in self._children:
             parent = self._child(path[:-1]) if len(path) > 1 else self.run_id
             run = self._client.create_run(
-                self.mlflow_config.tracking.experiment._experiment.experiment_id,
+                self._experiment,
                 run_name=" ".join(path),
-                tags={MLFLOW_PARENT_RUN_ID: parent, **self._tags(path)},
+                tags={MLFLOW_PARENT_RUN_ID: parent, **_owner(), **self._tags(path)},
             )
             self._children[path] = run.info.run_id
         return self._children[path]
@@ -353,6 +369,11 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
     def _close_children(self, status: int) -> None:
         for run in self._children.values():
             self._client.set_terminated(run, RunStatus.to_string(status))
+
+
+def _owner() -> dict[str, str]:
+    """Tags that say which process a run is of."""
+    return {"host": socket.gethostname(), "pid": str(os.getpid())}
 
 
 def _path(dataset_name: str) -> tuple[str, ...]:
