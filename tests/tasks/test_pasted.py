@@ -23,7 +23,7 @@ from degaml_kedro.tasks.pasted import (
     read_pasted,
     read_question,
 )
-from degaml_kedro.tasks.records import MAX_FIELD, MAX_ROWS
+from degaml_kedro.tasks.records import MAX_FIELD, MAX_ROWS, Reading
 
 MARCH = make_example("What month comes after March?", ["May", "April", "June"], 1)
 FIRE = make_example("Is fire hot?", ["yes", "no"], 0)
@@ -712,3 +712,24 @@ def test_questions_that_cannot_be_asked(text, options, message):
 
 def test_pasted_errors_are_the_projects_own():
     assert issubclass(PastedError, DegamlError)
+
+
+@pytest.mark.parametrize(
+    ("columns", "answers", "right"),
+    [
+        # a number names the column of that number, whatever the columns are called
+        (("c1", "c2", "c3"), (1, 2), ["w", "x"]),
+        (("Response 0", "Response 1", "Response 2"), (1, 2), ["x", "y"]),
+        # and of columns that are not numbered in turn nothing tells what it is counted from
+        (("first", "second", "third"), (1, 2), None),
+        (("option3", "option1", "option2"), (1, 2), None),
+    ],
+)
+def test_a_number_names_the_column_of_that_number(columns, answers, right):
+    rows = "".join(f"{name}?,w,x,y,{answer}\n" for name, answer in zip("AB", answers, strict=True))
+    given = Reading(question="q", options=columns, answer="right")
+    found = read_data(f"q,{','.join(columns)},right\n{rows}".encode(), "a.csv", given)
+    if right is None:
+        assert all("may be counted from 0 or from 1" in row.mistake for row in found.rows)
+    else:
+        assert [one.options[one.gold] for one in found.examples] == right

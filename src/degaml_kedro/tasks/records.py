@@ -112,7 +112,7 @@ class Found:
         system: the system message.
         labels: what the options are called in the record; none where they have no names of their own.
         counted_from: what the options' columns are numbered from; None where they are not.
-        lettered: the options' columns have letters.
+        lettered: the options' columns have no numbers, but letters or names of their own.
         numbered: the answer may be an option's number.
         gold: the place of the right option, where the record marks it.
         prompt: the whole prompt, where the options stand in it; the question, where they are true and false, which are
@@ -392,16 +392,16 @@ def _of_columns(record: Mapping[str, Any], keys: Sequence[str], where: str) -> F
         cells.pop()
     if not cells:
         return Found("")
-    marks = [match for key in keys if (match := _OPTION_COLUMN.fullmatch(key))]
-    numbers = [int(match["number"]) for match in marks if match["number"]]
-    first = numbers[0] if len(numbers) == len(keys) else None
-    if first is not None and marks[0]["word"] == "sol":
-        first = 0  # PIQA's two solutions are numbered from 1, and its labels from 0
-    lettered = len(marks) == len(keys) and not numbers
+    marks = [match for key in keys if (match := re.fullmatch(r"(.*?)_?(\d{1,4})", key))]
+    numbers = [int(match[2]) for match in marks]
+    first = None
+    if len(marks) == len(keys) and numbers == list(range(numbers[0], numbers[0] + len(keys))):
+        # PIQA's two solutions are numbered from 1, and its labels from 0
+        first = 0 if marks[0][1] == "sol" else numbers[0]
     texts = _texts(cells, keys[: len(cells)], where)
     # an answer may name the column, too
     labels = tuple(keys[: len(cells)])
-    return Found("", texts, labels=labels, counted_from=first, lettered=lettered)
+    return Found("", texts, labels=labels, counted_from=first, lettered=first is None)
 
 
 def _texts(cells: Sequence[Any], keys: Sequence[str], where: str) -> tuple[str, ...]:
