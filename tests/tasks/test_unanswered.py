@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from degaml_kedro.tasks.example import Question, make_example
-from degaml_kedro.tasks.records import RecordError
+from degaml_kedro.tasks.pasted import read_data
+from degaml_kedro.tasks.records import Reading, RecordError
 from degaml_kedro.tasks.unanswered import read_unanswered
 
 LAYOUTS = {
@@ -53,3 +54,17 @@ def test_what_has_answers_is_not_unanswered(name, text):
 def test_what_cannot_be_read_is_named(name, data, message):
     with pytest.raises(RecordError, match=message):
         read_unanswered(data, name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'text\nhello\n"no, thanks"\n',
+        'id,text\n1,hello\n2,"no, thanks"\n',
+        "hello\nno, thanks\n",
+    ],
+)
+def test_a_table_of_texts_from_a_pipe_may_have_a_header(text):
+    found = read_data(text.encode(), "", Reading(answered=False, labels=("a", "b")))
+    asked = [row.question.question for row in found.rows if row.question is not None]
+    assert asked == ["hello", "no, thanks"]

@@ -83,18 +83,24 @@ def with_line_feeds(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def layout_of(text: str) -> str:
-    """What a text without a known suffix looks like: ``json``, ``jsonl``, ``csv`` or ``text``."""
+def layout_of(text: str, answered: bool = True) -> str:
+    """What a text without a known suffix looks like: ``json``, ``jsonl``, ``csv`` or ``text``.
+
+    Args:
+        text: with line feeds.
+        answered: whether a table has to have answers.
+    """
     if re.match(r"\s*\[\s*(?:[\[{\]]|\Z)", text):
         return "json"
     if re.match(r"\s*\{\s*(?:[\"}]|\Z)", text):
         return "jsonl"
-    header, delimiter, _ = table_header(text.split("\n"))
+    lines = text.split("\n")
+    header, delimiter, _ = table_header(lines)
     names = {plain_key(name) for name in header}
-    answered = (
-        names.intersection(ANSWERS) or names.intersection(OPTIONS) or option_columns([*names])
-    )
-    is_table = delimiter != "|" and names.intersection(QUESTIONS) and answered
+    told = names.intersection(ANSWERS) or names.intersection(OPTIONS) or option_columns([*names])
+    if not answered and " " not in next((line.strip() for line in lines if line.strip()), " "):
+        told = names
+    is_table = delimiter != "|" and names.intersection(QUESTIONS) and told
     return "csv" if is_table else "text"
 
 

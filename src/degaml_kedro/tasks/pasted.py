@@ -193,7 +193,7 @@ def read_pasted(text: str, name: str = "", reading: Reading = EXAMPLES) -> Paste
     text = with_line_feeds(text.removeprefix("\ufeff"))
     if not text.strip():
         raise RecordError(f"{called} is empty; write at least two examples. {_FORMS}")
-    layout = LAYOUTS.get(PurePath(name).suffix.lower()) or layout_of(text)
+    layout = LAYOUTS.get(PurePath(name).suffix.lower()) or layout_of(text, reading.answered)
     if layout == "parquet":
         raise RecordError(
             f"{called} is no text; Parquet is read by `degaml`, from a file of your own."
