@@ -23,8 +23,8 @@ from degaml_kedro.io.trajectory import (
 
 CONFIG = AdapterConfig(2, 4.0, ("q_proj",), "random")
 SHAPES = {
-    "base_model.model.a.q_proj.lora_A.weight": (2, 5),
-    "base_model.model.a.q_proj.lora_B.weight": (3, 2),
+    "base_model.model.a.0.q_proj.lora_A.weight": (2, 5),
+    "base_model.model.a.0.q_proj.lora_B.weight": (3, 2),
 }
 STEPS = 4
 

@@ -413,7 +413,7 @@ def test_a_question_has_no_answer():
     for example, question in zip(examples(3), Prompts.of(examples(3)).questions, strict=True):
         assert type(question) is Question
         assert (question.prompt, question.options) == (example.prompt, example.options)
-        for name in ("gold", "response", "question", "__dict__", "__wrapped__"):
+        for name in ("gold", "response", "__dict__", "__wrapped__"):
             assert not hasattr(question, name)
         # nothing in it leads back to the example
         fields = [getattr(question, name) for name in Question.__slots__]

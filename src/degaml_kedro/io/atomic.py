@@ -41,7 +41,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         # a full disk is met by a write, which does not say of what
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(path)
         raise
     sync_folder(path.parent)
