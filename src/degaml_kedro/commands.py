@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from degaml_kedro.tasks.pasted import Pasted
 
 INTERRUPTED = 130
-MISTAKES_SHOWN = 20
 CHANGES_SHOWN = 10
 # the longest path that a saved adaptation holds
 LONGEST_INSIDE = Path("state/.0123456789abcdef.tmp/adapter_19/adapter_model.safetensors")
@@ -891,10 +890,8 @@ def _read(
     else:
         pasted = read_file(Path(file), reading)
     mistakes, good = pasted.mistakes, len(pasted.questions)
-    for row in mistakes[:MISTAKES_SHOWN]:
-        click.echo(printable(str(row.mistake)), err=True)
-    if len(mistakes) > MISTAKES_SHOWN:
-        click.echo(f"… and {len(mistakes) - MISTAKES_SHOWN} more", err=True)
+    for told in pasted.told_mistakes():
+        click.echo(told, err=True)
     what = "standard input" if file == "-" else Path(file).name
     if not good:
         raise click.ClickException(f"{what} has no example that could be read; correct it there.")

@@ -759,6 +759,8 @@ class FileSource(Parameters):
     split_files: dict[str, str] | None = None
     # a prompt that two splits share: refused, or kept where it is tested on
     overlap: Literal["error", "drop_from_train"] = "error"
+    # records with mistakes: left out, or nothing runs
+    skip_mistakes: bool = False
 
 
 class HubSource(Parameters):

@@ -179,7 +179,7 @@ GOOD = json.dumps(MESSAGES[0])
             f'{GOOD}\n{{"prompt": "x"}}\n{GOOD}\n{{"prompt": "x"}}'.encode(),
             "(?s)Line 2.*Line 4",
         ),
-        ("f.jsonl", b'{"prompt": "x"}\n' * 7, "(?s)Line 5.*\n… and 2 more"),
+        ("f.jsonl", b'{"prompt": "x"}\n' * 23, "(?s)Line 20.*\n… and 3 more, in lines 21, 22, 23"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, name, content, message):
@@ -188,6 +188,15 @@ def test_damaged_files_are_named(tmp_path, name, content, message):
     with pytest.raises(DegamlError, match=message) as error:
         load_files(source(path), "t")
     assert str(path) in str(error.value)
+
+
+def test_records_with_mistakes_may_be_left_out(tmp_path, caplog):
+    path = tmp_path / "f.jsonl"
+    path.write_text(f'{GOOD}\n{{"prompt": "x"}}\n{GOOD}')
+    with pytest.raises(DegamlError, match="skip_mistakes: true"):
+        load_files(source(path), "t")
+    assert len(load_files(source(path, skip_mistakes=True), "t")["all"]) == 2
+    assert "1 of 3 records are left out. Line 2" in caplog.text
 
 
 def test_missing_columns_are_named(tmp_path):

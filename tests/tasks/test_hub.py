@@ -323,6 +323,12 @@ def test_labels_may_be_numbers_or_texts_and_blank_ones_are_not_published():
         ("hellaswag", {**HELLASWAG[0], "label": "x"}, "row 0: the row does not fit"),
         ("gsm8k", {"question": "?", "answer": "none"}, "no '#### number' line"),
         ("codemmlu", {**CODEMMLU[0], "choices": ["one"]}, r"has 1 option"),
+        ("codemmlu", {**CODEMMLU[0], "choices": "one, two"}, r"a text, not a list: 'one, two'"),
+        (
+            "socialiqa",
+            {**SOCIALIQA[0], "label": "0"},
+            "answer is 0, and options are counted from 1",
+        ),
         ("gsm8k", {"question": "?", "answer": None}, "row 0: the row does not fit"),
         (
             "math_options",

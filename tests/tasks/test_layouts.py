@@ -56,13 +56,69 @@ def test_what_is_read_with_answers_is_read_without(path, tmp_path):
             ]
     bare = tmp_path / "bare.jsonl"
     bare.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    reading = Reading(answered=False, labels=tuple(wanted[0]["options"]))
+    # an adaptation has labels of its own where all its examples had the same options
+    shared = wanted[0]["options"] if len({frozenset(one["options"]) for one in wanted}) == 1 else ()
+    reading = Reading(answered=False, labels=tuple(shared))
     found = read_file(bare, reading)
     assert not found.mistakes
     assert not found.examples
     assert [list(one.options) for one in found.questions] == [one["options"] for one in wanted]
     prompts = [one.prompt for one in found.questions]
     assert all(p.startswith(one["question"]) for p, one in zip(prompts, wanted, strict=True))
+
+
+DIALOGUES = [
+    ("Anna: hi\nA: is it late?\nB: it is\nA: good night\nB: sleep well", "parting"),
+    ("A: is it late?\nB: it is", "time"),
+    ("They meet.\nA: hello\nB: hello", "greeting"),
+]
+
+
+def test_a_dialogue_is_no_list_of_options():
+    for name in ("text", "prompt"):
+        lines = [json.dumps({name: text, "label": label}) for text, label in DIALOGUES]
+        found = read_pasted("\n".join(lines), "d.jsonl")
+        assert [(one.question, one.options[one.gold]) for one in found.examples] == DIALOGUES
+        bare = "\n".join(json.dumps({name: text}) for text, _ in DIALOGUES)
+        labels = ("parting", "time", "greeting")
+        asked = read_pasted(bare, "d.jsonl", Reading(answered=False, labels=labels)).questions
+        assert [(one.question, one.options) for one in asked] == [(t, labels) for t, _ in DIALOGUES]
+
+
+def test_a_question_without_the_options_that_the_others_end_with_is_a_mistake():
+    rows = [{"question": f"Which is {n}?\nA: {n}\nB: {n + 1}", "answer": "A"} for n in range(3)]
+    rows[1]["answer"] = "E"
+    found = read_pasted(json.dumps(rows), "q.json")
+    assert [row.mistake is None for row in found.rows] == [True, False, True]
+    assert "unlike those of other lines" in found.mistakes[0].mistake
+
+
+def test_whole_numbers_in_a_column_with_gaps_are_whole(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pd.DataFrame({"text": ["a", "b", "c"], "label": [0, 1, None]}).to_parquet(path)
+    found = read_file(path, Reading(answered=False))
+    assert [one.options for one in found.examples] == [("0", "1")] * 2
+    assert len(found.questions) == 3
+
+
+def test_a_row_may_end_before_the_answer_where_none_is_needed():
+    found = read_pasted(
+        "text,label\nhello\n", "new.csv", Reading(answered=False, labels=("x", "y"))
+    )
+    assert [one.options for one in found.questions] == [("x", "y")]
+    (row,) = read_pasted("text,label\nhello\na,x\nb,y\n", "new.csv").mistakes
+    assert "1 field(s) where the header has 2" in row.mistake
+
+
+def test_a_line_may_begin_with_a_hash():
+    found = read_pasted("# two messages\n#late again => angry\nthank you => kind\n")
+    assert [one.question for one in found.examples] == ["#late again", "thank you"]
+
+
+@pytest.mark.parametrize("options", ["=right ~%50%half ~wrong", "=right =%50%half"])
+def test_partly_right_answers_of_quizzes_are_refused(options):
+    text = f"Which? {{{options}}}\n\nWhat is hot? {{=fire ~ice}}"
+    assert "partly right" in read_pasted(text, "q.gift").mistakes[0].mistake
 
 
 ROWS = [

@@ -12,7 +12,7 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,8 @@ def json_records(text: str) -> Iterator[Raw]:
 # --- tables ---------------------------------------------------------------------------------------
 
 _DELIMITERS = ",;\t|"
+# what else may stand between cells: nothing that names or texts are made of
+_OTHER_DELIMITER = re.compile(r"[^\w\s\"'().?!:-]")
 _SEPARATOR_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)
 _HEADERLESS = ("question", *string.ascii_lowercase[:24])
 
@@ -235,7 +237,7 @@ def table_header(lines: Sequence[str]) -> tuple[list[str], str, int]:
 
     The delimiter is the one that yields most known names. A line ``sep=;`` above the header, as Excel writes it, names
     the delimiter. Where no column has a known name and the last cell is a letter of one of those before it, there is no
-    header, as in MMLU's files: question, options, letter.
+    header, as in MMLU's files: question, options, letter; a row's number may stand before them.
     """
     above = next((place for place, line in enumerate(lines) if line.strip()), 0)
     delimiters = _DELIMITERS
@@ -243,6 +245,8 @@ def table_header(lines: Sequence[str]) -> tuple[list[str], str, int]:
         delimiters = match[1]
         above = next((p for p in range(above + 1, len(lines)) if lines[p].strip()), len(lines))
     first = lines[above] if above < len(lines) else ""
+    if len(delimiters) > 1:
+        delimiters += "".join(dict.fromkeys(_OTHER_DELIMITER.findall(first)))
 
     def known_names(delimiter: str) -> tuple[int, int]:
         plain = [plain_key(name) for name in _cells_of(first, delimiter)]
@@ -250,10 +254,17 @@ def table_header(lines: Sequence[str]) -> tuple[list[str], str, int]:
 
     delimiter = max(delimiters, key=known_names)
     names = _cells_of(first, delimiter)
+    # a question is no number: that is the row's
+    numbered = bool(names) and names[0].strip().isdigit()
+    options = max(len(names) - 2 - numbered, 0)
     last = names[-1].strip() if names else ""
-    letters = string.ascii_uppercase[: max(len(names) - 2, 0)]
-    if len(names) >= 4 and last and last in letters and not known_names(delimiter)[0]:
-        return [*_HEADERLESS[: len(names) - 1], "answer"], delimiter, above
+    if (
+        options >= 2
+        and last in {*string.ascii_uppercase[:options]}
+        and not known_names(delimiter)[0]
+    ):
+        shown = [*_HEADERLESS[: options + 1], "answer"]
+        return ["index", *shown] if numbered else shown, delimiter, above
     while names and not names[-1].strip():
         names.pop()
     return names, delimiter, above + 1
@@ -278,6 +289,10 @@ def table_records(text: str, called: str, reading: Reading | None = None) -> Ite
         )
     if reading is not None:
         check_columns(list(counts), reading, f"{called}, line {number}")
+    # cells that a row may lack at its end, where they may be blank
+    optional = {name for name in counts if name not in _KNOWN} | {*option_columns([*counts])}
+    if reading is not None and not reading.answered:
+        optional |= {*ANSWERS, plain_key(reading.answer or "")}
     while number < len(lines):
         start, number = number, number + 1
         if not lines[start].strip():
@@ -285,25 +300,23 @@ def table_records(text: str, called: str, reading: Reading | None = None) -> Ite
         content: dict[str, Any] | str
         try:
             cells, number = _table_row(lines, start, delimiter, len(names))
-            content = _record_of(cells, names, f"Line {start + 1}")
+            content = _record_of(cells, names, f"Line {start + 1}", optional)
         except RecordError as error:
             content = str(error)
         if content:
             yield start + 1, "".join(lines[start:number]), content
 
 
-def _record_of(cells: list[str], names: Sequence[str], where: str) -> dict[str, str]:
+def _record_of(
+    cells: list[str], names: Sequence[str], where: str, optional: Container[str]
+) -> dict[str, str]:
     """The cells by their columns' names; nothing of a blank row."""
     if not any(cell.strip() for cell in cells):
         return {}
     while len(cells) > len(names) and not cells[-1].strip():
         cells.pop()
-    if len(cells) < len(names):
-        # rows that lack cells at their end, where these may be blank
-        plain = [plain_key(name) for name in names]
-        optional = option_columns(plain)
-        if all(name in optional or name not in _KNOWN for name in plain[len(cells) :]):
-            cells += [""] * (len(names) - len(cells))
+    if all(plain_key(name) in optional for name in names[len(cells) :]):
+        cells += [""] * (len(names) - len(cells))
     if len(cells) != len(names):
         raise RecordError(
             f"{where}: {len(cells)} field(s) where the header has {len(names)}; put fields that have the delimiter in "

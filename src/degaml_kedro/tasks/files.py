@@ -16,7 +16,6 @@ from degaml_kedro.tasks.splits import ALL, SPLITS, check_split_names
 logger = logging.getLogger(__name__)
 
 SPLIT_MARK = "{split}"
-_MISTAKES_NAMED = 5
 
 
 def load_files(source: FileSource, task: str) -> dict[str, list[Example]]:
@@ -107,10 +106,14 @@ def read_examples(path: Path, source: FileSource) -> list[Example]:
     except RecordError as error:
         told = str(error)
         raise TaskError(told if called in told else f"{path}: {told}") from error
-    if read.mistakes:
-        told = "\n".join(str(row.mistake) for row in read.mistakes[:_MISTAKES_NAMED])
-        more = len(read.mistakes) - _MISTAKES_NAMED
-        raise TaskError(f"{path}: {told}" + (f"\n… and {more} more." if more > 0 else ""))
+    told = "\n".join(read.told_mistakes())
+    if told and not source.skip_mistakes:
+        raise TaskError(
+            f"{path}: {told}\nCorrect them, or go on without them with the source's 'skip_mistakes: true'."
+        )
+    if told:
+        count, of = len(read.mistakes), len(read.rows)
+        logger.warning("%s: %d of %d records are left out. %s", path, count, of, told)
     if read.unread:
         logger.warning("%s: these keys are not read: %s.", path, ", ".join(read.unread))
     if repeats := [row for row in read.rows if row.example and has_repeats(row.example.options)]:

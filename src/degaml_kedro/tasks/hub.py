@@ -67,17 +67,26 @@ def _each(function: Callable[[Row], T]) -> Callable[[Sequence[Row]], list[T | Ta
 def _chosen(question: str, options: Sequence[str], answer: Any, first: int = 0) -> Example | None:
     """The example of an answer that is a letter, in brackets or not, or a number counted from ``first``.
 
-    None where the answer is blank, or a number below: it is not published.
+    None where the answer is blank or -1: it is not published.
+
+    Raises:
+        TypeError: the options are no list.
+        ValueError: the answer is none of them.
     """
-    if answer in (None, ""):
+    if isinstance(options, str):
+        raise TypeError(f"its options are a text, not a list: {shorten(options)}")
+    if answer in (None, "") or answer != answer:
         return None
     # null among whole numbers makes floats of them
     text = f"{answer:g}" if isinstance(answer, float) else str(answer)
     text = text.strip().strip("[]().").upper()
     if not re.fullmatch(r"-?\d+", text):
         return make_example(question, options, ord(text) - ord("A"))
-    place = int(text) - first
-    return None if place < 0 else make_example(question, options, place)
+    if int(text) == -1:
+        return None
+    if int(text) < first:
+        raise ValueError(f"its answer is {text}, and options are counted from {first}")
+    return make_example(question, options, int(text) - first)
 
 
 def _arc(row: Row) -> Example | None:

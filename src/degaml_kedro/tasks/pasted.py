@@ -56,12 +56,15 @@ from degaml_kedro.tasks.records import (
     named_option,
     plain_text,
     read_record,
+    with_option_lines,
 )
 from degaml_kedro.tasks.text import text_records
 from degaml_kedro.texts import printable
 
 MAX_BYTES = 1 << 20
 MAX_SHOWN = 200
+# with their sentences
+MISTAKES_TOLD = 20
 _MAX_MESSAGE = 500
 _MAX_UNREAD = 20
 
@@ -116,6 +119,13 @@ class Pasted:
     def mistakes(self) -> tuple[PastedRow, ...]:
         """The rows that are neither."""
         return tuple(row for row in self.rows if row.mistake is not None)
+
+    def told_mistakes(self) -> list[str]:
+        """What is wrong, a sentence a row; of the rows after the first 20 their lines alone, together."""
+        told = [printable(str(row.mistake)) for row in self.mistakes[:MISTAKES_TOLD]]
+        if rest := [row.line for row in self.mistakes[MISTAKES_TOLD:]]:
+            told.append(f"… and {len(rest)} more, in lines {', '.join(map(str, rest))}.")
+        return told
 
 
 def read_file(path: Path, reading: Reading = EXAMPLES) -> Pasted:
@@ -307,7 +317,8 @@ class _Rows:
     """Rows for people: records without options are given them, and contradictions are found."""
 
     def __init__(self, records: Sequence[_Record], reading: Reading) -> None:
-        self._records, self._reading = records, reading
+        self._records, self._reading = _with_option_lines(records, reading), reading
+        records = self._records
         contents = [content for _, _, content in records if isinstance(content, Found)]
         self._bases = _counted_from(contents)
         # answers that read the same are one, written as they first are
@@ -379,6 +390,27 @@ class _Rows:
         # true and false are no option lines
         prompt = found.question if set(options) == set(TRUE_FALSE) else None
         return replace(found, options=options, gold=gold, prompt=prompt)
+
+
+def _with_option_lines(records: Sequence[_Record], reading: Reading) -> Sequence[_Record]:
+    """Records whose questions end with their options, with these; what ends with such lines may be a dialogue, too.
+
+    The whole file tells: where it is so of more than half of the records without options of their own, it has to be so
+    of all of them.
+    """
+    bare = {
+        place: content
+        for place, (_, _, content) in enumerate(records)
+        if isinstance(content, Found) and content.options is None and content.gold is None
+    }
+    read = {place: with_option_lines(found, reading.labels) for place, found in bare.items()}
+    if reading.open_answers or 2 * sum(map(bool, read.values())) <= len(bare):
+        return records
+    wrong = "its question does not end with options, or the answer is none of them, unlike those of other lines."
+    return [
+        (line, shown, read.get(place, content) or f"Line {line}: {wrong}")
+        for place, (line, shown, content) in enumerate(records)
+    ]
 
 
 _NO_ANSWER = "the answer is blank or missing; give it, as 'question => answer' or by a star after the right option."

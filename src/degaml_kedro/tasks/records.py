@@ -44,13 +44,14 @@ MAX_RECORD = 3 * MAX_FIELD
 # names of keys and columns, best first, as `plain_key` makes them
 QUESTIONS = (
     *("question", "input", "text", "prompt", "sentence", "utterance", "message", "query", "goal", "ctx"),
-    *("hypothesis", "problem", "stem", "review", "tweet", "content", "sentence2", "question2", "text2", "q"),
+    *("hypothesis", "problem", "stem", "question_stem", "review", "tweet", "content"),
+    *("sentence2", "question2", "text2", "q"),
 )  # fmt: skip
 ANSWERS = (
     *("answer", "output", "label", "response", "intent", "answerkey", "answer_key", "correct_answer", "correct_option"),
     *("correct", "target", "class", "category", "completion", "gold", "sentiment", "topic"),
 )  # fmt: skip
-OPTIONS = ("options", "choices", "endings", "candidates")
+OPTIONS = ("options", "choices", "endings", "candidates", "alternatives", "answers")
 # what stands in front of the question
 CONTEXTS = (
     *("passage", "context", "article", "paragraph", "premise", "sentence1", "question1", "text1"),
@@ -143,8 +144,6 @@ class Found:
         if not self.numbered or self.gold is not None:
             return None
         text = plain_text(str(self.answer)).strip("[]()")
-        if isinstance(self.answer, float) and self.answer.is_integer():
-            text = str(int(self.answer))
         # Python refuses to convert very many digits, and none of them could be a number of an option
         if not re.fullmatch(r"\d{1,9}", text) or text in self.labels:
             return None
@@ -202,8 +201,8 @@ def read_record(
     )
     if any(_is_wrong(key) for key in keys):
         found = _with_right_answer(found, where)
-    elif question == "prompt" and not keys:
-        found = _with_options_of_prompt(found, record, where)
+    elif question == "prompt" and not keys and "response" in record:
+        found = _with_options_of_prompt(found, record["prompt"], where)
     read = {question, answer, "system", *_ROW_NUMBERS, *keys, *CONTEXTS}
     return found, [key for key in record if key and key not in read]
 
@@ -231,6 +230,9 @@ def _answer_value(
 ) -> str | int | float | bool | None:
     """An answer as it stands there; None where it is blank."""
     value = None if key is None else record[key]
+    if isinstance(value, float) and value.is_integer():
+        # whole numbers in a column with gaps are floats
+        value = int(value)
     _check_number(value, f"{where}, key '{key}'")
     if isinstance(value, list | dict):
         raise RecordError(
@@ -239,46 +241,36 @@ def _answer_value(
     return value if _is_filled(value) else None
 
 
-_PROMPT_KEYS = {"prompt", "response", "system"}
-
-
-def _with_options_of_prompt(found: Found, record: Mapping[str, Any], where: str) -> Found:
-    """The paper's ``{"prompt", "response", "system"}``: options are lines of the prompt, which stays as it is."""
+def _with_options_of_prompt(found: Found, given: str, where: str) -> Found:
+    """The paper's ``{"prompt", "response": "[B]", "system"}``: options are lines of the prompt, which stays."""
     response = str(found.answer or "").strip()
-    is_label = "response" in record and re.fullmatch(r"\[.*\]", response) is not None
-    if not is_label and set(record) - _PROMPT_KEYS - _ROW_NUMBERS:
+    if not re.fullmatch(r"\[.*\]|\d+", response):
         return found
     check_field(found.question, f"{where}: the prompt")
-    given: str = record["prompt"]
     prompt = given if given.strip() == found.question else found.question
     if response in ("[True]", "[False]"):
         gold = TRUE_FALSE.index(response[1:-1])
         return replace(found, question=prompt, options=TRUE_FALSE, gold=gold, prompt=prompt)
     question, options = split_prompt(prompt)
-    if is_label and not options:
+    if not options:
         raise RecordError(
             f"{where}, key 'prompt': fewer than two option lines found; end the prompt with at least two lines "
             "'A: …', 'B: …', or answer with [True] or [False]."
         )
-    if not options:
-        return found
     return replace(
-        found,
-        question=question,
-        options=options,
-        answer=response or None,
-        numbered=False,
-        prompt=prompt,
+        found, question=question, options=options, answer=response, numbered=False, prompt=prompt
     )
 
 
 def _of_chat(turns: Sequence[Any], where: str) -> dict[str, str]:
     """The keys of a record of ``[{"role": "user", "content": …}, …]``, as chat models are trained on."""
     said: dict[str, list[str]] = {"system": [], "user": [], "assistant": []}
-    names = {"human": "user", "gpt": "assistant"}
+    names = {"human": "user", "gpt": "assistant", "developer": "system"}
     for turn in turns:
         role = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
         text = turn.get("content", turn.get("value")) if isinstance(turn, Mapping) else None
+        if isinstance(text, list) and all(isinstance(p, Mapping) and "text" in p for p in text):
+            text = "\n".join(str(part["text"]) for part in text)
         role = names.get(str(role), str(role))
         if role not in said or not isinstance(text, str):
             raise RecordError(
@@ -456,8 +448,13 @@ def _listed_cell(cell: Any, where: str) -> tuple[list[Any], tuple[str, ...]]:
                 'quotes: ["…", "…"].'
             ) from error
     if isinstance(cell, Mapping):
-        if isinstance(cell.get("text"), list) and isinstance(cell.get("label"), list):
-            return list(cell["text"]), tuple(str(label).strip() for label in cell["label"])
+        texts, labels = cell.get("text"), cell.get("label")
+        if isinstance(texts, list) and isinstance(labels, list):
+            if len(texts) != len(labels):
+                raise RecordError(
+                    f"{where}: there are {len(texts)} texts and {len(labels)} labels; give each text one label."
+                )
+            return list(texts), tuple(str(label).strip() for label in labels)
         return list(cell.values()), tuple(str(key).strip() for key in cell)
     if not isinstance(cell, list):
         raise RecordError(
@@ -482,7 +479,9 @@ def _listed(keys: Sequence[str]) -> str:
 
 
 def _is_filled(cell: object) -> bool:
-    return cell is not None and not (isinstance(cell, str) and not cell.strip())
+    # NaN is how tables of numbers write what is missing
+    is_nan = isinstance(cell, float) and math.isnan(cell)
+    return cell is not None and not is_nan and not (isinstance(cell, str) and not cell.strip())
 
 
 def kind_of(value: object) -> str:
@@ -498,10 +497,60 @@ def kind_of(value: object) -> str:
 
 
 def _check_number(value: object, where: str) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and math.isinf(value):
         raise RecordError(
             f"{where}: a number is not finite, or too large; write it as a text in quotes."
         )
+
+
+# --- options in the question's own lines ------------------------------------------------------------
+
+_LETTERED_LINE = re.compile(r"\s*[(\[]?([A-Za-z])(?:[:)\]]|\.(?=\s|$))(.*)")
+_ASKED_AGAIN = re.compile(
+    r"\s*(?:(?:the )?(?:correct |right )?answer(?: is)?\s*:?)?\s*", re.IGNORECASE
+)
+
+
+def with_option_lines(found: Found, labels: Sequence[str]) -> Found | None:
+    """A record without options, whose question ends with them: ``A: …``, ``B) …`` or ``(C) …`` lines; None for another.
+
+    The answer, if there is one, has to name one of them; without it, no letter may come twice, as in dialogues.
+
+    Args:
+        found: the record.
+        labels: what all options have to be among; none for any.
+    """
+    lines = found.question.split("\n")
+    while lines and _ASKED_AGAIN.fullmatch(lines[-1]):
+        lines.pop()
+    marks = [
+        (place, mark) for place, line in enumerate(lines) if (mark := _LETTERED_LINE.match(line))
+    ]
+    first = max((i for i, (_, mark) in enumerate(marks) if mark[1].upper() == "A"), default=0)
+    own = marks[first:]
+    letters = "".join(mark[1].upper() for _, mark in own)
+    if len(own) < 2 or letters != string.ascii_uppercase[: len(own)]:
+        return None
+    ends = [*(place for place, _ in own[1:]), len(lines)]
+    options = tuple(
+        "\n".join([mark[2], *lines[place + 1 : end]]).strip()
+        for (place, mark), end in zip(own, ends, strict=True)
+    )
+    question = "\n".join(lines[: own[0][0]]).strip()
+    if labels and not {*map(plain_text, options)} <= {*map(plain_text, labels)}:
+        return None
+    if not question or not all(options):
+        return None
+    with_options = replace(found, question=question, options=options, numbered=False)
+    if split_prompt(found.question) == (question, options):
+        with_options = replace(with_options, prompt=found.question)
+    if found.answer is None:
+        return with_options if not first else None
+    try:
+        named_option(with_options, None, "")
+    except RecordError:
+        return None
+    return with_options
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -531,8 +580,6 @@ def named_option(found: Found, counted_from: int | None, where: str) -> int:
     texts = [plain_text(option) for option in options]
     if given in texts:
         readings["text"] = texts.index(given)
-    elif isinstance(found.answer, float) and found.answer.is_integer():
-        given = str(int(found.answer))
     if isinstance(found.answer, bool) and given not in texts:
         raise RecordError(_not_among(found, where))
     bare = given.strip("[]().:")

@@ -18,6 +18,8 @@ from degaml_kedro.tasks.records import Found, RecordError, named_option
 _Line = tuple[int, str]
 
 _ARROW = "=>"
+# "#late again" is a message
+_COMMENT = re.compile(r"\s*#+(?:\s|$)")
 _ANSWER_LINE = re.compile(r"\s*(?:(?:correct |right )?answer\s*[:=]|=>)(.*)", re.IGNORECASE)
 _OPTION_LINE = re.compile(r"\s*[(\[]?([A-Za-z])(?:[:)\]]|\.(?=\s|$))(.*)")
 
@@ -32,13 +34,13 @@ _GIFT_WEIGHT = re.compile(r"%(-?\d+(?:\.\d+)?)%")
 def text_records(text: str) -> Iterator[tuple[int, str, Found | str]]:
     """The questions of a plain text: their lines, how they look, and what they say or their mistakes.
 
-    Lines that begin with # are comments, in GIFT those that begin with //.
+    Lines that begin with # and a blank are comments, in GIFT those that begin with //.
     """
     lines: Iterable[_Line] = enumerate(text.split("\n"), start=1)
     if is_gift := _GIFT.search(text) is not None:
         lines = (one for one in lines if not one[1].lstrip().startswith(("//", "$CATEGORY")))
     else:
-        lines = (one for one in lines if not one[1].lstrip().startswith("#"))
+        lines = (one for one in lines if not _COMMENT.match(one[1]))
     for unit in _blocks(lines) if is_gift else _units(lines):
         raw = "\n".join(text for _, text in unit)
         where = f"Line {unit[0][0]}"
@@ -76,23 +78,27 @@ def _from_gift(raw: str, where: str) -> Found:
     parts = re.split(r"(?<!\\)(?=[=~])", body)
     rights: list[int] = []
     options: list[str] = []
+    partly = False
     for part in parts[1:]:
         text = re.split(r"(?<!\\)#", part[1:])[0].strip()
         weight = _GIFT_WEIGHT.match(text)
         text = _unescaped(text[weight.end() :] if weight else text).strip()
-        if part[0] == "=" or (weight and float(weight[1]) == 100):
+        share = float(weight[1]) if weight else 100.0 if part[0] == "=" else 0.0
+        partly |= 0 < share < 100
+        if share == 100:
             rights.append(len(options))
         options.append(text)
     matching = any("->" in option for option in options)
     if (
         parts[0].strip()
         or matching
+        or partly
         or not rights
         or (len(rights) > 1 and len(rights) < len(options))
     ):
         raise RecordError(
             f"{where}: only questions with one right answer, true or false, and short answers are read, not those to "
-            "be matched, with numbers, several right answers or none; write '{=right ~wrong ~wrong}'."
+            "be matched, with numbers, several right or partly right answers or none; write '{=right ~wrong ~wrong}'."
         )
     if len(rights) == len(options):
         return Found(question, answer=options[0] or None)
