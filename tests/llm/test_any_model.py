@@ -9,6 +9,7 @@ import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,16 +23,14 @@ from transformers.utils import chat_template_utils
 from degaml_kedro.adapters.adapter import save_peft_folder
 from degaml_kedro.llm.base_model import ModelError, load_base_model
 from degaml_kedro.llm.finetune import (
-    TrainingError,
     answer_sequences,
     fine_tune,
-    initial_adapter,
     target_layers,
 )
 from degaml_kedro.llm.generation import write_texts
 from degaml_kedro.llm.in_context import PrefixMemory, compare_in_context, encode_in_context
 from degaml_kedro.llm.lora import active_lora
-from degaml_kedro.llm.prompting import encode_questions, render_prompt
+from degaml_kedro.llm.prompting import PromptError, encode_questions, render_prompt
 from degaml_kedro.llm.scoring import score_examples
 from degaml_kedro.parameters import (
     BaseModelParameters,
@@ -151,9 +150,13 @@ MODELS: dict[str, tuple[str, dict[str, object], str]] = {
         },
         "row by row",
     ),
+    "Llama 4": (
+        "Llama4TextConfig",
+        {**SMALL, "intermediate_size_mlp": 64, "head_dim": 8, "num_local_experts": 2, "max_position_embeddings": 512},
+        "row by row",
+    ),
     "GLM-4": ("Glm4Config", {**SMALL, "head_dim": 8}, "packed"),
 }  # fmt: skip
-NOT_ADAPTED = ("GPT-2", "Falcon")
 PLAIN = PromptParameters(format="plain", options="hidden")
 CHAT = PromptParameters(format="chat", options="hidden")
 TEXT = ScoringParameters(mode="text", normalization="tokens")
@@ -216,10 +219,8 @@ def model(request, tmp_path_factory):
 
 def test_the_table_of_the_documentation_is_this_one():
     page = (ROOT / "docs/your-own-model.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (.+?) \| (fused|packed|row by row) \| (yes|no) \|$", page, re.MULTILINE)
-    assert rows == [
-        (name, way, "no" if name in NOT_ADAPTED else "yes") for name, (_, _, way) in MODELS.items()
-    ]
+    rows = re.findall(r"^\| (.+?) \| (fused|packed|row by row) \|$", page, re.MULTILINE)
+    assert rows == [(name, way) for name, (_, _, way) in MODELS.items()]
 
 
 def test_it_is_computed_the_fastest_way_that_is_right(model):
@@ -298,12 +299,7 @@ def test_threads_do_not_turn_each_other_s_positions(tmp_path):
 
 
 def test_training_is_that_of_peft_on_the_library(model, tmp_path):
-    name, folder, _, base = model
-    if name in NOT_ADAPTED:
-        # their layers are no nn.Linear: nothing here adapts these, and that is said
-        with pytest.raises(TrainingError, match="no linear layers"):
-            initial_adapter(base, LoraParameters(rank=2))
-        return
+    _, folder, _, base = model
     lora = LoraParameters(rank=2, alpha=4.0)
     start = random_adapter(base, lora)
     training = TrainingParameters(phases=(Phase(steps=3, learning_rate=1e-2),), batch_size=2)
@@ -339,9 +335,7 @@ def test_training_is_that_of_peft_on_the_library(model, tmp_path):
 
 
 def test_a_generated_adapter_is_refined_by_every_family(model):
-    name, _, _, base = model
-    if name in NOT_ADAPTED:
-        return
+    _, _, _, base = model
     examples = questions_with_answers(4)
     encoder = tiny_settings().encoder
     asked = [Question.of(example) for example in examples]
@@ -408,6 +402,31 @@ def test_files_that_are_not_whole_are_named(name, content, told, tmp_path):
     file.write_bytes(file.read_bytes()[:-100] if content is None else content)
     with pytest.raises(ModelError, match=f"{file} {told}"):
         opened(file.parent)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "chat_template.jinja", "merges.txt"])
+def test_a_pointer_in_the_place_of_any_file_is_named(name, tmp_path):
+    file = made(LlamaConfig(**SMALL), tmp_path / "model") / name
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ModelError, match=f"{file} is a Git LFS pointer"):
+        opened(file.parent)
+
+
+def test_missing_parts_of_the_weights_are_named(tmp_path):
+    folder = made(LlamaConfig(**SMALL), tmp_path / "model")
+    library(folder).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink()
+    parts = sorted(folder.glob("model-*.safetensors"))
+    parts[1].unlink()
+    told = f"lacks 1 of {len(parts)} files of weights .*{parts[1].name}.*download"
+    with pytest.raises(ModelError, match=told):
+        opened(folder)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    folder = made(LlamaConfig(**{**SMALL, "vocab_size": 200}), tmp_path / "model")
+    with pytest.raises(PromptError, match="writes the token 2.* embeds 200"):
+        encode_questions(opened(folder), [SWIMS], PLAIN, "text")
 
 
 @pytest.mark.parametrize(
@@ -512,13 +531,18 @@ def test_a_system_message_without_a_place_stands_in_front_of_the_question(templa
     )
 
 
-@pytest.mark.parametrize("special", [True, False])
-def test_what_ends_a_turn_is_trained(special):
-    base = with_template("{{ m.content }}<|end|>\n")
+@pytest.mark.parametrize(
+    ("end", "special", "trained"),
+    [("<|end|>", True, 259), ("<|end|>", False, 259), ("\n\n", False, 2)],
+)
+def test_what_ends_a_turn_is_trained(end, special, trained):
+    base = with_template(f"{{{{ m.content }}}}{end}\n")
     assert base.tokenizer.eos_token_id == 2
-    base.tokenizer.add_tokens([AddedToken("<|end|>", special=special)])
+    base.tokenizer.add_tokens([AddedToken(end, special=special)])
+    embeds = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(260, 1))
+    base = replace(base, model=embeds)
     (found,) = answer_sequences(base, [SWIMS], CHAT, "text")
-    assert found.ids[-1] == (259 if special else 2)
+    assert found.ids[-1] == trained
 
 
 def test_a_gguf_file_that_cannot_be_converted_is_named(tmp_path, monkeypatch):

@@ -396,6 +396,9 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
         model, tokenizer = _from_pretrained(source, folder, dtype)
         fingerprint = _fingerprint(source, folder)
     model = model.to(device).eval().requires_grad_(False)
+    if model.base_model is model:
+        # Llama 4 calls its decoder by a name that only its multimodal model has
+        model.base_model_prefix = next(name for name, _ in model.named_children())
     turn_one_at_a_time(model)
     obstacle = obstacle_to_packing(model)
     # before layers that read the same input share their storage
@@ -514,14 +517,15 @@ def _whole_model(place: str, **options: Any) -> Any:
 
 def _damage(folder: Path) -> str | None:
     """Which of a model's files is not whole, and what to do; None where all can be read."""
+    for index in folder.glob("*.safetensors.index.json"):
+        with contextlib.suppress(ValueError, KeyError, AttributeError):
+            parts = {*json.loads(index.read_bytes())["weight_map"].values()}
+            if missing := sorted(part for part in parts if not (folder / part).is_file()):
+                return (
+                    f"{folder} lacks {len(missing)} of {len(parts)} files of weights that {index.name} names "
+                    f"({missing[0]}): download them"
+                )
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
-        with file.open("rb") as stream:
-            start = stream.read(100)
-        if start.startswith(b"version https://git-lfs"):
-            return (
-                f"{file} is a Git LFS pointer and no data: install Git LFS and run `git lfs pull`, or download the "
-                "file again"
-            )
         try:
             if file.suffix == ".json":
                 json.loads(file.read_bytes())
@@ -568,6 +572,13 @@ def check_model_files(folder: Path) -> None:
             f"{folder} has no safetensors weights; other formats can run code when they are loaded "
             f"and are refused: save the model once with `save_pretrained` from a trusted place"
         )
+    for file in sorted(filter(Path.is_file, folder.iterdir())):
+        with file.open("rb") as stream:
+            if stream.read(100).startswith(b"version https://git-lfs"):
+                raise ModelError(
+                    f"{file} is a Git LFS pointer and no data: install Git LFS and run `git lfs pull`, or download "
+                    "the file again"
+                )
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
     if not any((folder / name).is_file() for name in names):
         raise ModelError(

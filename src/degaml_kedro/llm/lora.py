@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
@@ -287,10 +288,10 @@ class AdaptableLinear(nn.Linear):
 
 
 def make_adaptable(model: nn.Module, skip: frozenset[str] = frozenset()) -> list[LinearGroup]:
-    """Turn every ``nn.Linear`` of ``model`` into an :class:`AdaptableLinear`, in place.
+    """Turn every linear layer of ``model`` into an :class:`AdaptableLinear`, in place.
 
-    Siblings that read the same input get stacked storage; their own weights become views of it, so nothing is
-    held twice.
+    GPT-2's ``Conv1D``, whose weight is [I, O], is one, too, and so is Falcon's class. Siblings that read the same input
+    get stacked storage; their own weights become views of it, so nothing is held twice.
 
     Args:
         model: a frozen model.
@@ -327,9 +328,7 @@ def make_adaptable(model: nn.Module, skip: frozenset[str] = frozenset()) -> list
     for parent_name, parent in model.named_modules():
         prefix = f"{parent_name}." if parent_name else ""
         children = {
-            n: c
-            for n, c in parent.named_children()
-            if type(c) is nn.Linear and prefix + n not in skip
+            n: c for n, c in parent.named_children() if prefix + n not in skip and _is_linear(c)
         }
         for siblings in _SIBLINGS:
             found = [children.get(name) for name in siblings]
@@ -342,6 +341,16 @@ def make_adaptable(model: nn.Module, skip: frozenset[str] = frozenset()) -> list
         for name, layer in children.items():
             adopt([prefix + name], [layer])
     return groups
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether the module is a linear layer; ``Conv1D`` is made one, with its weight [O, I]."""
+    if isinstance(module, Conv1D):
+        module.in_features, module.out_features = module.weight.shape  # type: ignore[assignment]
+        module.weight = nn.Parameter(module.weight.data.T.contiguous(), requires_grad=False)
+        module.__class__ = nn.Linear
+    # Falcon's multiplies and adds as nn.Linear does
+    return type(module) is nn.Linear or type(module).__name__ == "FalconLinear"
 
 
 def current_lora() -> ActiveLora | None:

@@ -153,9 +153,9 @@ def end_token(base: BaseModel, prompt: PromptParameters) -> int | None:
         turns = [{"role": role, "content": mark} for role in ("user", "assistant")]
         text = _by_template(base, turns, opened=False)
         behind = tokenizer(text.rpartition(mark)[2].lstrip(), add_special_tokens=False).input_ids
-        # not all of them are among the tokenizer's special ids: Phi-3's is not
+        # not all of them are among the tokenizer's special ids, or marked as special; added blanks are none
         added: Any = tokenizer.added_tokens_decoder
-        if behind and behind[0] in added and added[behind[0]].special:
+        if behind and behind[0] in added and added[behind[0]].content.strip():
             return int(behind[0])
     return None if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
 
@@ -256,11 +256,21 @@ def token_ids(base: BaseModel, texts: Sequence[str], prompt: PromptParameters) -
         base: for its tokenizer.
         texts: as the model reads them.
         prompt: chat templates have written the special tokens themselves.
+
+    Raises:
+        PromptError: the tokenizer has tokens that the model does not embed, and one of them stands in a text.
     """
     if not texts:
         return []
     special = prompt.format == "plain"
     found: list[list[int]] = base.tokenizer(list(texts), add_special_tokens=special).input_ids
+    embedded = base.model.get_input_embeddings().weight.shape[0]
+    if (most := max(map(max, filter(None, found)), default=0)) >= embedded:
+        raise PromptError(
+            f"the tokenizer of {base.name} writes the token {most} ({base.tokenizer.convert_ids_to_tokens(most)!r}), "
+            f"and its model embeds {embedded:,}, numbered from 0: they are of two models, or tokens were added to one "
+            "of them alone (`model.resize_token_embeddings`, then save both)"
+        )
     if not special:
         return found
     bare, framed = (base.tokenizer("a", add_special_tokens=s).input_ids for s in (False, True))
