@@ -348,7 +348,7 @@ def _is_linear(module: nn.Module) -> bool:
     if isinstance(module, Conv1D):
         module.in_features, module.out_features = module.weight.shape  # type: ignore[assignment]
         module.weight = nn.Parameter(module.weight.data.T.contiguous(), requires_grad=False)
-        module.__class__ = nn.Linear
+        module.__class__ = nn.Linear  # type: ignore[assignment]
     # Falcon's multiplies and adds as nn.Linear does
     return type(module) is nn.Linear or type(module).__name__ == "FalconLinear"
 
