@@ -374,6 +374,10 @@ class GeneratorTraining(Parameters):
     # how many tasks such a decoder learns from, of which every step has other examples; None: new ones in every step
     # where meta_train is a distribution, else all
     tasks: int | None = Field(None, ge=1)
+    # in such a share of episodes the questions stand behind the support examples, too
+    context_share: float = Field(0.0, ge=0, le=1)
+    # weight of the divergence from the base model that has the support examples in its prompt (context distillation)
+    distill: float = Field(0.0, ge=0)
     # a killed run goes on from the last multiple of it
     save_every: int = Field(100, ge=1)
     # held-out error and accuracy on meta-train validation questions; 0 for never
@@ -416,10 +420,13 @@ class GeneratorVariant(Parameters):
                 "the associative decoder learns from answers (sft): it makes no tokens that could be compared with a "
                 "trajectory's; set training.mse to 0 and training.sft to 1"
             )
-        if self.condition == "prompts" and self.training.tasks:
+        of_episodes = [
+            name for name in ("tasks", "context_share", "distill") if getattr(self.training, name)
+        ]
+        if self.condition == "prompts" and of_episodes:
             raise ValueError(
-                "training.tasks is for an associative decoder: one that reads prompts learns from all tasks that have "
-                "a trajectory; leave it out"
+                f"training.{of_episodes[0]} is for an associative decoder, which learns from episodes: one that reads "
+                "prompts learns from tasks that have a trajectory; leave it out"
             )
         return self
 

@@ -27,6 +27,8 @@ from degaml_kedro.llm.finetune import (
     answer_loss_under,
     answer_sequences,
 )
+from degaml_kedro.llm.in_context import in_context_sequences
+from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.parameters import (
     AssociativeDecoder,
     GeneratorTraining,
@@ -89,8 +91,7 @@ def test_the_order_of_the_examples_does_not_matter_and_their_number_may_be_any()
         generator.write(base, shown([]))
 
 
-# Conv1D, which GPT-2 has, is not adapted
-@pytest.mark.parametrize("name", [name for name in BASES if name != "gpt2"])
+@pytest.mark.parametrize("name", BASES)
 def test_the_adapter_is_what_was_trained_and_peft_computes_the_same(name, tmp_path):
     base = BASES[name]()
     generator = ExampleGenerator.fresh(base, DECODER, LORA)
@@ -177,6 +178,44 @@ def test_training_on_episodes_lowers_the_loss_on_tasks_of_their_kind():
         for step in train_on_episodes(generator, base, episodes(), PLAIN, "text", training, 3)
     ]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+@pytest.mark.parametrize(("context_share", "distill"), [(0.0, 2.0), (1.0, 2.0), (1.0, 0.0)])
+def test_an_adapter_is_judged_in_the_prompt_and_by_the_model_that_has_the_examples_there(
+    context_share, distill
+):
+    base = tiny_base()
+    training = TRAINING.model_copy(
+        update={
+            "steps": 1, "batch_size": 1, "sft": 0.5, "context_share": context_share, "distill": distill,
+        }
+    )  # fmt: skip
+    generator = ExampleGenerator.fresh(base, DECODER, LORA)
+    run = train_on_episodes(generator, base, episodes(), PLAIN, "text", training, 3)
+    record = next(run).record
+    # before the first step the decoder is a fresh one
+    fresh = ExampleGenerator.fresh(base, DECODER, LORA)
+    found = []
+    for size in TRAINING.support:
+        support, query = episodes()(0, size, TRAINING.sft_examples)
+        written = fresh.write(base, shown(support))
+        behind = in_context_sequences(base, query, [support] * len(query), PLAIN, "text")
+        alone = answer_sequences(base, query, PLAIN, "text")
+
+        def logs(sequences, active):
+            with active_lora(active), torch.inference_mode():
+                return torch.cat([
+                    base.model(torch.tensor([one.ids])).logits[0, -one.answer - 1 : -1] for one in sequences
+                ]).log_softmax(-1)  # fmt: skip
+
+        adapted = logs(behind if context_share else alone, base.activate_adapter(written))
+        answers = torch.tensor([token for one in alone for token in one.ids[-one.answer :]])
+        loss = 0.5 * -adapted.gather(1, answers[:, None]).mean()
+        if not context_share:
+            told = logs(behind, None)
+            loss += distill * (told.exp() * (told - adapted)).sum(-1).mean()
+        found.append(loss.item())
+    assert any(record.loss == pytest.approx(one, rel=1e-3) for one in found)
 
 
 def test_a_folder_holds_the_generator(tmp_path):

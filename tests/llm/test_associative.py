@@ -47,8 +47,7 @@ def test_a_product_is_approximated_as_by_its_singular_values(rank):
     torch.testing.assert_close(b @ a, best, atol=1e-4, rtol=0)
 
 
-# Conv1D, which GPT-2 has, is not adapted
-@pytest.mark.parametrize("name", [name for name in BASES if name != "gpt2"])
+@pytest.mark.parametrize("name", BASES)
 def test_keys_are_the_layer_s_inputs_and_values_the_gradients_of_log_likelihoods(name):
     base = BASES[name]()
     sequences = answer_sequences(base, labelled(3), PLAIN, "text")

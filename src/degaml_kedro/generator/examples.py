@@ -45,10 +45,14 @@ from degaml_kedro.llm.associative import (
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import (
     AnswerSequence,
+    answer_logits,
     answer_loss_under,
     answer_sequences,
+    computed_tokens,
     initial_adapter,
 )
+from degaml_kedro.llm.in_context import in_context_sequences
+from degaml_kedro.llm.lora import ActiveLora
 from degaml_kedro.parameters import (
     AnswerForm,
     AssociativeDecoder,
@@ -170,12 +174,21 @@ def train_on_episodes(
             ]
             support, query = draw(number, size, training.sft_examples)
             shown = answer_sequences(base, support, prompt, mode)
-            asked = answer_sequences(base, query, prompt, mode)
-            layers = decoder.write(reader, shown)
-            loss = answer_loss_under(base, asked, base.activate(layers, 1.0))
+            written = base.activate(decoder.write(reader, shown), 1.0)
+            drawn = derive_seed(seed, "context", str(number)) / 2**63
+            loss, read = _episode_loss(
+                base,
+                support,
+                query,
+                written,
+                prompt,
+                mode,
+                training,
+                drawn < training.context_share,
+            )
             (loss / training.batch_size).backward()
             total += loss.item() / training.batch_size
-            tokens += sum(len(one.ids) for one in (*shown, *asked))
+            tokens += read + _tokens(shown)
         if not math.isfinite(total):
             raise GeneratorTrainingError(
                 f"the generator's loss became {total} at step {step}; lower training.learning_rate "
@@ -194,6 +207,56 @@ def train_on_episodes(
             lambda step=step: training_state(parameters, optimizer, step),  # type: ignore[misc]
         )
     decoder.eval()
+
+
+def _episode_loss(
+    base: BaseModel,
+    support: Sequence[Example],
+    query: Sequence[Example],
+    written: ActiveLora,
+    prompt: PromptParameters,
+    mode: AnswerForm,
+    training: GeneratorTraining,
+    in_context: bool,
+) -> tuple[torch.Tensor, int]:
+    """What the written adapter is judged by, and how many tokens that took.
+
+        L = sft · mean(−log p_φ(y | x)) + distill · mean KL(p_θ(· | D, x, y_<t) ‖ p_φ(· | x, y_<t))
+
+    over the answer tokens of the query; φ is the base model θ under the adapter, D the support examples.
+
+    Args:
+        base: the frozen model.
+        support: what the adapter was written from.
+        query: other examples of the task.
+        written: the adapter.
+        prompt: how an example becomes text.
+        mode: what the answer is.
+        training: the weights of the two.
+        in_context: φ has the support examples in its prompt, too; then there is nothing to distil.
+    """
+    asked = answer_sequences(base, query, prompt, mode)
+    if not in_context and not training.distill:
+        return training.sft * answer_loss_under(base, asked, written), _tokens(asked)
+    behind = in_context_sequences(base, query, [support] * len(query), prompt, mode)
+    read = computed_tokens(behind, share_prefixes=True)
+    if in_context:
+        return training.sft * answer_loss_under(base, behind, written, share_prefixes=True), read
+    with torch.no_grad():
+        told, their_answers = answer_logits(base, behind, None, share_prefixes=True)
+    logits, answers = answer_logits(base, asked, written)
+    loss = training.sft * nn.functional.cross_entropy(logits, answers)
+    # an answer may be cut into tokens otherwise where something stands in front
+    if torch.equal(answers, their_answers):
+        divergence = nn.functional.kl_div(
+            logits.log_softmax(-1), told.log_softmax(-1), reduction="batchmean", log_target=True
+        )
+        loss = loss + training.distill * divergence
+    return loss, read + _tokens(asked)
+
+
+def _tokens(sequences: Sequence[AnswerSequence]) -> int:
+    return sum(len(one.ids) for one in sequences)
 
 
 def _rated(

@@ -223,21 +223,31 @@ def answer_loss_under(
     elementary: bool = False,
     share_prefixes: bool = False,
 ) -> Tensor:
-    """The same under whatever is to be active.
+    """The same under whatever is to be active; see :func:`answer_logits`."""
+    return nn.functional.cross_entropy(
+        *answer_logits(base, batch, active, elementary, share_prefixes)
+    )
+
+
+def answer_logits(
+    base: BaseModel,
+    batch: Sequence[AnswerSequence],
+    active: ActiveLora | None,
+    elementary: bool = False,
+    share_prefixes: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Logits [T, V] of a batch's answer tokens given what stands before them, and these tokens' ids [T].
 
     Args:
         base: the frozen model.
-        batch: what to compute it on.
-        active: by group, what the model computes with; the gradient flows to its leaves.
+        batch: what to compute them on.
+        active: by group, what the model computes with; the gradient flows to its leaves. None: the base model itself.
         elementary: from the library's modules and elementary operations, so that ``torch.func.grad``, ``vjp`` and
             autograd with ``create_graph`` compose: a meta-gradient goes back through gradient steps. The fast way has a
             backward written by hand, and one derivative. A gradient costs a third more, a Hessian-vector product as
             much as three fast gradients.
         share_prefixes: what several sequences begin with is computed once (``llm/trie.py``): the same loss, and much
             cheaper where all stand behind the same demonstrations.
-
-    Returns:
-        A scalar.
     """
     paths: Sequence[Sequence[int]]
     if share_prefixes:
@@ -256,9 +266,7 @@ def answer_loss_under(
         labels.extend(sequence.ids[-sequence.answer :])
     with active_lora(active):
         hidden = base.hidden_states(pack, elementary)
-    return nn.functional.cross_entropy(
-        base.logits(hidden[rows]), torch.tensor(labels, device=base.device)
-    )
+    return base.logits(hidden[rows]), torch.tensor(labels, device=base.device)
 
 
 def fine_tune(
