@@ -61,7 +61,7 @@ def run(settings: Settings) -> Result:
     details = {
         "prompts": size.prompts,
         "grid": list(generator.grid.shape),
-        "encoder_dtype": str(encoder.dtype),
+        "encoder_dtype": str(encoder.model.dtype),
         "decoder_dtype": "torch.float32",
         "threads": torch.get_num_threads(),
         "seconds": whole,

@@ -115,7 +115,7 @@ def run_profile(settings: Settings) -> Result:
     condition = (size.prompts, size.encoder.tokens, size.variant.training.batch_size)
     own: Precision = size.variant.training.precision
     precisions: list[Precision] = [own]
-    if own == "float32" and encoder_of(settings).dtype == torch.bfloat16:
+    if own == "float32" and encoder_of(settings).model.dtype == torch.bfloat16:
         precisions.append("bfloat16")
     plans = [(*condition, precision) for precision in precisions]
     return _run("generator_training", settings, plans, settings.either(8, 1))
@@ -125,7 +125,7 @@ def run_paper(settings: Settings) -> Result:
     """The paper's prompts, on the same grid."""
     size = sizes(settings.quick)
     prompts, tokens = (size.prompts, 96) if settings.quick else _PAPER_CONDITION
-    half = encoder_of(settings).dtype == torch.bfloat16
+    half = encoder_of(settings).model.dtype == torch.bfloat16
     plans: list[Plan] = [(prompts, tokens, 1, "bfloat16" if half else "float32")]
     return _run("generator_training_paper", settings, plans, settings.either(3, 1))
 
@@ -133,7 +133,7 @@ def run_paper(settings: Settings) -> Result:
 def _run(benchmark: str, settings: Settings, plans: Sequence[Plan], steps: int) -> Result:
     rows: list[Row] = []
     details: dict[str, Any] = {
-        "encoder_dtype": str(encoder_of(settings).dtype),
+        "encoder_dtype": str(encoder_of(settings).model.dtype),
         "threads": torch.get_num_threads(),
     }
     for plan in plans:
@@ -183,9 +183,9 @@ def compare(
     made: list[States] = []
     turns = Turns()
     with tempfile.TemporaryDirectory() as folder:
-        began = now(encoder.device)
+        began = now(encoder.model.device)
         stored = _stored(encoder, texts, tokens, Path(folder))
-        once = now(encoder.device) - began
+        once = now(encoder.model.device) - began
         noted = {name: Drawn(part, texts[name], asked) for name, part in stored.items()}
         handed = {name: Encoded(part, made) for name, part in stored.items()}
         mine, theirs = (
@@ -197,23 +197,23 @@ def compare(
                 ],
                 training,
                 SEED,
-                Accelerator(cpu=encoder.device.type == "cpu"),
+                Accelerator(cpu=encoder.model.device.type == "cpu"),
             )
             for side in (noted, handed)
         )
         prepare = _padded if padded else _not_padded
         for _ in range(steps):
             asked.clear()
-            began = now(encoder.device)
+            began = now(encoder.model.device)
             step = next(mine)
-            turns.ours.append(now(encoder.device) - began)
+            turns.ours.append(now(encoder.model.device) - began)
             turns.losses_ours.append(step.record.loss)
             encode = prepare(encoder, asked, tokens)
-            began = now(encoder.device)
+            began = now(encoder.model.device)
             states, lengths = encode()
             made.extend(zip(states.split(prompts), lengths.split(prompts), strict=True))
             step = next(theirs)
-            turns.peer.append(now(encoder.device) - began)
+            turns.peer.append(now(encoder.model.device) - began)
             turns.losses_peer.append(step.record.loss)
             if not math.isclose(turns.losses_ours[-1], turns.losses_peer[-1], rel_tol=0.01):
                 raise AssertionError("the two sides did not learn the same")
@@ -252,7 +252,7 @@ def _padded(encoder: PromptEncoder, prompts: Sequence[str], tokens: int) -> Call
     @torch.no_grad()
     def encode() -> States:
         output = encoder.model(
-            input_ids=ids.to(encoder.device), attention_mask=mask.to(encoder.device)
+            input_ids=ids.to(encoder.model.device), attention_mask=mask.to(encoder.model.device)
         )
         return output.last_hidden_state, mask.sum(dim=1)
 

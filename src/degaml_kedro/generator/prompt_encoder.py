@@ -9,23 +9,15 @@ Shapes: P prompts, L prompt tokens, C encoder width.
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoModel,
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
 
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings, digest_prompts
@@ -47,7 +39,13 @@ from degaml_kedro.parameters import (
     PackageEncoder,
     RandomEncoder,
 )
-from degaml_kedro.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sentence_transformers import SentenceTransformer
+
+    from degaml_kedro.progress import Progress
 
 # token-level states are made without it, and checkpoints often lack it
 _UNUSED = "pooler."
@@ -66,30 +64,31 @@ class PromptEncoder:
     Attributes:
         name: hub id, folder or ``package:folder``.
         fingerprint: of its weights and vocabulary, the same wherever they were loaded from and in whatever dtype.
-        model: the Transformers model, frozen, in evaluation mode.
-        tokenizer: its tokenizer.
-        width: C, the size of a hidden state.
+        library: Sentence Transformers' model of one module, which ends with token-level states.
         context_length: longest input in tokens.
     """
 
     name: str
     fingerprint: str
-    model: Any
-    tokenizer: PreTrainedTokenizerBase
-    width: int
+    library: SentenceTransformer
     context_length: int
-    # a fast tokenizer refuses to be used from two threads while its truncation changes
-    _tokenizing: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    # the length to cut at is the library's state
+    _encoding: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
-    def device(self) -> torch.device:
-        """The weights' device."""
-        return self.model.device  # type: ignore[no-any-return]
+    def model(self) -> Any:
+        """The Transformers model, frozen, in evaluation mode."""
+        return self.library[0].model
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The weights' floating type."""
-        return self.model.dtype  # type: ignore[no-any-return]
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+        return self.library.tokenizer
+
+    @property
+    def width(self) -> int:
+        """C, the size of a hidden state."""
+        return int(self.model.config.hidden_size)
 
     def encode(
         self,
@@ -103,8 +102,7 @@ class PromptEncoder:
         Args:
             prompts: P texts.
             tokens: L; longer prompts lose their end, which one logged warning says.
-            batch_tokens: how many tokens a batch has at most, padding included; a prompt longer than that is a
-                batch of its own.
+            batch_tokens: how many tokens a batch has at most, padding included.
             progress: is told how many different prompts are done.
 
         Returns:
@@ -117,28 +115,53 @@ class PromptEncoder:
             raise EncoderError(
                 "there are no prompts to encode: an adapter is generated from at least one prompt of its task"
             )
-        order = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-        rows = torch.tensor([order[prompt] for prompt in prompts])
-        ids = self._tokenize(list(order), rows, tokens)
-        lengths = torch.tensor([len(row) for row in ids])
-        ends = lengths.cumsum(0)
-        starts = ends - lengths
-        states = torch.empty(int(ends[-1]), self.width, dtype=torch.float16)
-        done = 0
-        for batch in _batches(lengths.tolist(), batch_tokens):
-            for row, computed in zip(batch, self._states([ids[row] for row in batch]), strict=True):
-                states[starts[row] : ends[row]] = computed
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(ids))
+        limit = min(tokens, self.context_length)
+        marks = self.tokenizer.num_special_tokens_to_add()
+        if limit <= marks:
+            raise EncoderError(
+                f"encoder.tokens is {tokens}, but {self.name} adds {marks} tokens of its own to every prompt; "
+                f"set it to {marks + 1} or more"
+            )
+        if long := self.too_long(prompts, tokens):
+            logger.warning(
+                "%d of %d prompts are longer than %d tokens and lose their end (encoder.tokens is %d, %s reads %d)",
+                long,
+                len(prompts),
+                limit,
+                tokens,
+                self.name,
+                self.context_length,
+            )
+        # the longest first: too little memory is noticed at once
+        texts = sorted(set(prompts), key=lambda text: (-len(text), text))
+        place = {text: row for row, text in enumerate(texts)}
+        rows = torch.tensor([place[prompt] for prompt in prompts])
+        count = max(1, batch_tokens // limit)
+        found: list[torch.Tensor] = []
+        with self._encoding:
+            self.library.max_seq_length = limit
+            for first in range(0, len(texts), count):
+                batch = self.library.encode(
+                    texts[first : first + count],
+                    batch_size=count,
+                    show_progress_bar=False,
+                    output_value="token_embeddings",
+                    convert_to_numpy=False,
+                )
+                found += [states.to("cpu", torch.float16) for states in batch]
+                if progress is not None:
+                    progress(len(found), len(texts))
+        lengths = torch.tensor([len(states) for states in found])
+        # what inference mode made may not be trained on; what is put together outside may
+        states = torch.cat(found)
         if not torch.isfinite(states).all():
             raise EncoderError(
-                f"{self.name} computes states in {self.dtype} that are not finite in half precision; "
+                f"{self.name} computes states in {self.model.dtype} that are not finite in half precision; "
                 f"set encoder.dtype to float32, or use another encoder"
             )
         return PromptEmbeddings(
             token_states=states,
-            starts=starts[rows],
+            starts=(lengths.cumsum(0) - lengths)[rows],
             lengths=lengths[rows].to(torch.int32),
             tokens=tokens,
             width=self.width,
@@ -150,66 +173,9 @@ class PromptEncoder:
     def too_long(self, prompts: Sequence[str], tokens: int = 512) -> int:
         """The number of prompts that are truncated when they are encoded."""
         limit = min(tokens, self.context_length)
-        with self._tokenizing:
+        with self._encoding:
             ids = self.tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
         return sum(len(found) > limit for found in ids)
-
-    def _tokenize(self, texts: list[str], rows: torch.Tensor, tokens: int) -> list[list[int]]:
-        limit = min(tokens, self.context_length)
-        marks = self.tokenizer.num_special_tokens_to_add()
-        if limit <= marks:
-            raise EncoderError(
-                f"encoder.tokens is {tokens}, but {self.name} adds {marks} tokens of its own to every prompt; "
-                f"set it to {marks + 1} or more"
-            )
-        with self._tokenizing:
-            ids: list[list[int]] = self.tokenizer(texts, truncation=False, verbose=False)[
-                "input_ids"
-            ]
-            long = [row for row, found in enumerate(ids) if len(found) > limit]
-            if long:
-                cut = self.tokenizer(
-                    [texts[row] for row in long], truncation=True, max_length=limit
-                )
-                for row, found in zip(long, cut["input_ids"], strict=True):
-                    ids[row] = found
-        if long:
-            logger.warning(
-                "%d of %d prompts are longer than %d tokens and lose their end (encoder.tokens is %d, %s reads %d)",
-                int(torch.isin(rows, torch.tensor(long)).sum()),
-                len(rows),
-                limit,
-                tokens,
-                self.name,
-                self.context_length,
-            )
-        return ids
-
-    @torch.no_grad()
-    def _states(self, ids: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-        longest = max(len(row) for row in ids)
-        inputs = torch.zeros(len(ids), longest, dtype=torch.long)
-        mask = torch.zeros_like(inputs)
-        for place, row in enumerate(ids):
-            inputs[place, : len(row)] = torch.tensor(row, dtype=torch.long)
-            mask[place, : len(row)] = 1
-        output = self.model(
-            input_ids=inputs.to(self.device), attention_mask=mask.to(self.device)
-        ).last_hidden_state
-        computed = output.to("cpu", torch.float16)
-        for place, row in enumerate(ids):
-            yield computed[place, : len(row)]
-
-
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Rows of like length together, the longest first: too little memory is noticed at once."""
-    batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    yield batch
 
 
 _LOADED: dict[str, PromptEncoder] = {}
@@ -240,43 +206,54 @@ def _load(parameters: EncoderParameters) -> PromptEncoder:
         raise EncoderError(str(error).replace("model.device", "encoder.device")) from error
     if isinstance(source, RandomEncoder):
         name = f"random-bert-{source.hidden_size}-seed{source.seed}"
-        model, tokenizer = _random_encoder(source)
+        with tempfile.TemporaryDirectory() as folder:
+            _write_random_encoder(source, folder)
+            library = _from_pretrained(source, folder)
     elif isinstance(source, HubModel):
         name = source.id
-        model, tokenizer = _from_pretrained(source, source.id, revision=source.revision)
+        library = _from_pretrained(source, source.id, revision=source.revision)
     else:
         name = (
             source.path
             if isinstance(source, EncoderFolder)
             else f"{source.package}:{source.folder}"
         )
-        model, tokenizer = _from_pretrained(source, str(_encoder_folder(source)))
-    fingerprint = weights_fingerprint(model, tokenizer, _UNUSED)
-    model = model.to(device, choose_dtype(parameters.dtype, device))
-    return PromptEncoder(
-        name=name,
-        fingerprint=fingerprint,
-        model=model.eval().requires_grad_(False),
-        tokenizer=tokenizer,
-        width=int(model.config.hidden_size),
-        context_length=_positions(model),
-    )
+        library = _from_pretrained(source, str(_encoder_folder(source)))
+    model = library[0].model
+    fingerprint = weights_fingerprint(model, library.tokenizer, _UNUSED)
+    library.eval().requires_grad_(False).to(device, choose_dtype(parameters.dtype, device))
+    return PromptEncoder(name, fingerprint, library, _positions(model))
 
 
 def _from_pretrained(
-    source: HubModel | EncoderFolder | PackageEncoder, place: str, **options: Any
-) -> tuple[Any, PreTrainedTokenizerBase]:
+    source: HubModel | EncoderFolder | PackageEncoder | RandomEncoder, place: str, **options: Any
+) -> SentenceTransformer:
+    # it takes two seconds to import, and most commands encode nothing
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+
+    class Reported(Transformer):
+        """Keeps what Transformers says of loading: tensors that a file lacks are drawn at random otherwise."""
+
+        def _load_model(self, *arguments: Any, **settings: Any) -> Any:
+            loaded: Any = super()._load_model(*arguments, output_loading_info=True, **settings)
+            model, self.report = loaded
+            return model
+
+    options["trust_remote_code"] = False
     try:
         with library_weights():
-            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
-            # float32 first: the fingerprint must not depend on the dtype it runs in
-            model, report = AutoModel.from_pretrained(
+            module = Reported(
                 place,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **options,
+                # float32 first: the fingerprint must not depend on the dtype it runs in
+                model_kwargs={"dtype": torch.float32, "use_safetensors": True, **options},
+                processor_kwargs=dict(options),
+                config_kwargs=dict(options),
+                # text as it stands, without a chat template
+                modality_config={
+                    "text": {"method": "forward", "method_output_name": "last_hidden_state"}
+                },
+                module_output_name="token_embeddings",
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(source, HubModel):
@@ -289,18 +266,13 @@ def _from_pretrained(
         raise EncoderError(
             f"the encoder in {place} cannot be loaded: {first_line(error)}"
         ) from error
-    if model.config.is_encoder_decoder:
-        raise EncoderError(
-            f"{place} is an encoder-decoder ({model.config.model_type}); a prompt encoder needs one stack, "
-            f"such as sentence-transformers/all-MiniLM-L6-v2"
-        )
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(_UNUSED))
+    missing = sorted(key for key in module.report["missing_keys"] if not key.startswith(_UNUSED))
     if missing:
         raise EncoderError(
-            f"the weights in {place} lack {len(missing)} tensor(s) of a {type(model).__name__}, the first is "
+            f"the weights in {place} lack {len(missing)} tensor(s) of a {type(module.model).__name__}, the first is "
             f"{missing[0]}; point encoder.source at a whole text encoder"
         )
-    return model, tokenizer
+    return SentenceTransformer(modules=[module], device="cpu")
 
 
 def _encoder_folder(source: EncoderFolder | PackageEncoder) -> Path:
@@ -330,16 +302,17 @@ def _encoder_folder(source: EncoderFolder | PackageEncoder) -> Path:
     return folder
 
 
-def _random_encoder(source: RandomEncoder) -> tuple[Any, PreTrainedTokenizerBase]:
+def _write_random_encoder(source: RandomEncoder, folder: str) -> None:
     from tokenizers import processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     core = byte_tokenizer(["[PAD]", "[CLS]", "[SEP]"])
     core.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
-    tokenizer = PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
-    )
+    ).save_pretrained(folder)
     config = BertConfig(
         vocab_size=core.get_vocab_size(),
         hidden_size=source.hidden_size,
@@ -355,7 +328,7 @@ def _random_encoder(source: RandomEncoder) -> tuple[Any, PreTrainedTokenizerBase
             # wide enough that states differ between prompts
             if weights.dim() > 1:
                 nn.init.normal_(weights, std=0.3)
-    return model, tokenizer
+        model.save_pretrained(folder)
 
 
 def _positions(model: Any) -> int:
