@@ -558,6 +558,7 @@ def test_predictions_are_written(suffix, desks):
         "parquet": pd.read_parquet,
     }
     frame = readers[suffix](f"answers.{suffix}")
+    assert list(frame["line"]) == [2, 3]
     assert list(frame["question"]) == ["The tap drips", "Who has my key?"]
     answers = AdaptedModel.open(desks).predict(list(frame["question"]))
     assert list(frame["label"]) == [answer.text for answer in answers]
@@ -566,6 +567,14 @@ def test_predictions_are_written(suffix, desks):
     shares = frame["probabilities"][0]
     shares = json.loads(shares) if isinstance(shares, str) else shares
     assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_predictions_do_not_replace_the_questions(desks):
+    Path("new.csv").write_text("text\nThe tap drips\n")
+    assert "is the file of questions" in degaml("predict desks new.csv --out new.csv").stderr
+    # without right answers, how often each label was answered
+    counts = re.findall(r"^(\w+) +(\d+)$", done("predict desks new.csv").stdout, re.MULTILINE)
+    assert sum(int(count) for _, count in counts) == 1
 
 
 def test_columns_of_other_names(place):

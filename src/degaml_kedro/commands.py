@@ -20,7 +20,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -448,6 +448,7 @@ def predict(
         raise click.UsageError(f"--out: {out} is none of {', '.join(_WRITERS)}.")
     trained = trained_labels(adapter)
     asked: Sequence[Question | Example]
+    lines: Sequence[int | None]
     if question is not None:
         from degaml_kedro.tasks.pasted import read_question
 
@@ -455,9 +456,13 @@ def predict(
             raise click.UsageError(
                 "this adapter's examples had options of their own: give the question's with --option, at least two."
             )
-        asked = [read_question(question, options or trained)]
+        asked, lines = [read_question(question, options or trained)], [None]
     else:
-        asked = _read(str(file), labels=options or trained, answered=False, **reading).questions
+        if out is not None and out.exists() and out.samefile(str(file)):
+            raise click.UsageError(f"--out: {out} is the file of questions; name another.")
+        read = _read(str(file), labels=options or trained, answered=False, **reading)
+        asked = read.questions
+        lines = [row.line for row in read.rows if row.question is not None]
     if options and trained and set(options) != set(trained):
         told = ", ".join(_one_line(label, 30) for label in trained)
         click.echo(f"Asked with your own options; the adapter was trained with: {told}", err=True)
@@ -475,8 +480,10 @@ def predict(
     finally:
         line.clear()
     rows = [
-        _Asked(one.question, one.options, getattr(one, "gold", None), answer, own)
-        for one, answer, own in zip(asked, answers, before or repeat(None), strict=False)
+        _Asked(line, one.question, one.options, getattr(one, "gold", None), answer, own)
+        for line, one, answer, own in zip(
+            lines, asked, answers, before or repeat(None), strict=False
+        )
     ]
     if out is not None:
         _write_predictions(out, rows)
@@ -496,6 +503,7 @@ class _Asked:
     """A question that was answered.
 
     Attributes:
+        line: of the file, where it comes from one.
         question: without its options.
         options: what was chosen from.
         gold: the place of the right one, where it is known.
@@ -503,6 +511,7 @@ class _Asked:
         base: the base model's, where it was asked.
     """
 
+    line: int | None
     question: str
     options: tuple[str, ...]
     gold: int | None
@@ -530,7 +539,8 @@ def _write_predictions(out: Path, rows: Sequence[_Asked]) -> None:
 
     records = []
     for one in rows:
-        record: dict[str, Any] = {"question": one.question, "label": one.answer.text}
+        record: dict[str, Any] = {} if one.line is None else {"line": one.line}
+        record |= {"question": one.question, "label": one.answer.text}
         if one.right is not None:
             record |= {"answer": one.right, "right": one.gold == one.answer.choice}
         record["probability"] = one.answer.probabilities[one.answer.choice]
@@ -580,6 +590,11 @@ def _counts_text(names: Sequence[str], rows: Sequence[_Asked]) -> str:
     import pandas as pd
 
     place = {name: number for number, name in enumerate(names)}
+    if all(one.right is None for one in rows):
+        answered = pd.Series([one.answer.text for one in rows]).value_counts()
+        counted = answered.reindex(pd.Index(names), fill_value=0)
+        counted.index = pd.Index([_one_line(name, 16) for name in names], name="answered")
+        return counted.to_frame("times").to_string()
     rights = [place.get(one.right or "", len(names)) for one in rows]
     counts = pd.crosstab(rights, [place[one.answer.text] for one in rows])
     counts = counts.reindex(columns=range(len(names)), fill_value=0)
@@ -883,10 +898,14 @@ def _read(
     columns = tuple(name.strip() for name in (option_columns or "").split(",") if name.strip())
     options = columns[0] if len(columns) == 1 else columns or None
     reading = Reading(question_column, options, answer_column, tuple(labels), answered)
+    if not answered:
+        # a few dozen are enough to adapt to; of those to be asked there may be any number
+        reading = replace(reading, most=None)
     if file == "-":
         if sys.stdin.isatty():
             click.echo("Reading examples from the terminal; Ctrl-D ends them.", err=True)
-        pasted = read_data(sys.stdin.buffer.read(MAX_BYTES + 1), "", reading)
+        size = MAX_BYTES + 1 if answered else -1
+        pasted = read_data(sys.stdin.buffer.read(size), "", reading)
     else:
         pasted = read_file(Path(file), reading)
     mistakes, good = pasted.mistakes, len(pasted.questions)
@@ -903,6 +922,8 @@ def _read(
     if pasted.unread:
         names = ", ".join(f"'{_one_line(name, 30)}'" for name in pasted.unread)
         click.echo(f"{what}: not read: {names}", err=True)
+    for note in pasted.notes:
+        click.echo(f"{what}: {note}", err=True)
     return pasted
 
 

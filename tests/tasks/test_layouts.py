@@ -177,11 +177,128 @@ def test_numbers_name_the_option_that_was_meant_or_none(header, answers, wanted)
 
 
 @pytest.mark.parametrize(
-    ("answers", "wanted"), [("01", "ab"), ("12", [None] * 2), ("02", ["a", None])]
+    ("answers", "wanted"),
+    [("01", "ab"), ("12", "ab"), ("02", [None] * 2), ("11", [None] * 2)],
 )
-def test_lists_are_counted_from_0_unless_an_answer_says_otherwise(answers, wanted):
+def test_lists_are_counted_from_what_the_answers_say(answers, wanted):
     rows = "".join(f"q{place};a|b;{answer}\n" for place, answer in enumerate(answers))
     assert rights(f"question;options;answer\n{rows}") == list(wanted)
+
+
+def jsonl(*records):
+    return "\n".join(map(json.dumps, records))
+
+
+def asked(question, answer, **rest):
+    return {"question": question, "answer": answer, **rest}
+
+
+@pytest.mark.parametrize(
+    ("text", "reading", "wanted"),
+    [
+        # labels that are numbers say what is counted from
+        (jsonl(asked("q", "1", options={"1.": "x", "2.": "y"})), {}, ["x"]),
+        (jsonl(asked("q", 1, options={"option1": "x", "option2": "y"})), {}, ["x"]),
+        (jsonl(*(asked(f"q{a}", a, options={"1": "x", "2": "y", "3": "z"}) for a in "01")), {}, [None] * 2),
+        (jsonl(asked("q", 1, choices={"text": ["x", "y"], "label": ["2", "3"]})), {}, [None]),
+        # and so do letters and numbers in front of the options
+        (jsonl(asked("q", "A", options=["B) cat", "A) dog"])), {}, ["A) dog"]),
+        (jsonl(asked("q", "B", options=["B. cat", "C. dog"])), {}, ["B. cat"]),
+        (jsonl(asked("q", "A", options=["B. cat", "C. dog"])), {}, [None]),
+        (jsonl(asked("q", "1", options=["2) cat", "1) dog"])), {}, ["1) dog"]),
+        (jsonl(asked("q", "A", options={"(B)": "x", "(A)": "y"})), {}, ["y"]),
+        ("question,option1,option2,answer\nq,dog,cat,1", {"options": ("option2", "option1")}, ["dog"]),
+        # an answer that is an option's text says nothing of numbers
+        ("question,A,B,C,answer\nq,0,1,2,0\nr,x,y,z,3\ns,x,y,z,1", {}, ["0", "z", "x"]),
+        ("question,option1,option2,answer\nq,x,y,2.0\nr,x,y,1.0", {}, ["y", "x"]),
+        (jsonl(asked("q", 0, options=["x", "y"]) | {"answer_index": 1}), {"answer": "answer_index"}, [None]),
+        # options in the question
+        (jsonl(asked("Which?\nA. dog\nB. cat\nAnswer with a letter.", "B")), {}, ["cat"]),
+        (jsonl(asked("Which?\nA. dog\nB. cat\nand so on", "B")), {}, [None]),
+        (jsonl(asked("Which? (A) dog (B) cat", "B")), {}, ["cat"]),
+        (jsonl(asked("Which?\n1) dog\n2) cat", "2")), {}, ["cat"]),
+        (jsonl(asked("Which?\n- dog\n- cat", "cat"), asked("What?\n- ice\n- fire", "ice")), {}, ["cat", "ice"]),
+        # wrong answers in a cell, and lists as pandas writes them
+        ("question,correct_answer,distractors\nq,a,b|c", {}, ["a"]),
+        ("question,options,answer\nq,\"['a', 'b']\",b", {}, ["b"]),
+        # a topic is no answer where there are options
+        ("question,A,B,category,answer\nq,x,y,Geo,A", {}, ["x"]),
+    ],
+)  # fmt: skip
+def test_an_answer_names_the_option_that_was_meant_or_none(text, reading, wanted):
+    name = "x.jsonl" if text.startswith("{") else "x.csv"
+    found = read_data(text.encode(), name, Reading(**reading))
+    rights = [row.example and row.example.options[row.example.gold] for row in found.rows]
+    assert rights == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("question;Antwort A;Antwort B;answer\nq;x;y;A\nr;x;y;B", "x.csv", "options that were not found"),
+        ("question,first,second,answer\nq,x,y,A\nr,x,y,B", "x.csv", "options that were not found"),
+        (jsonl(*(asked("qr"[a], a, variants=["x", "y"]) for a in (0, 1))), "x.jsonl", "options that were not found"),
+        ("<?xml version='1.0'?><quiz></quiz>", "x.xml", "XML or HTML"),
+        ("q1,yes\nq2,no", "x.csv", "first line of a table names its columns"),
+    ],
+)  # fmt: skip
+def test_options_that_are_not_found_are_missed(text, name, message):
+    with pytest.raises(RecordError, match=message):
+        read_data(text.encode(), name)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"text": "t", "label": "POS", "answer": "accept"}, "'answer' or 'label'; say which"),
+        ({"message": "t", "intent": "i", "response": "Hello"}, "'response' or 'intent'; say which"),
+        (
+            {"question": "x", "messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]},
+            "the key 'question', which the chat has, too",
+        ),
+    ],
+)  # fmt: skip
+def test_two_keys_that_mean_the_same_are_refused(record, message):
+    found = read_data(jsonl(record, record).encode(), "x.jsonl")
+    assert all(message in row.mistake for row in found.rows)
+
+
+def test_keys_beside_a_chat_are_kept():
+    turns = [{"role": "user", "content": "Hot?"}]
+    records = [{"system": "Say.", "messages": turns, "label": label} for label in ("yes", "no")]
+    records[1]["messages"] = [{"role": "user", "content": "Cold?"}]
+    found = read_data(jsonl(*records).encode(), "x.jsonl").examples
+    assert [(e.question, e.system, e.options[e.gold]) for e in found] == [
+        ("Hot?", "Say.", "yes"),
+        ("Cold?", "Say.", "no"),
+    ]
+
+
+def test_what_may_be_meant_otherwise_is_told():
+    (note,) = read_data(b"text,label\na,Yes\nb,yes\nc,No\nd,No", "x.csv").notes
+    assert "differ in case alone" in note
+    many = "".join(f"q{i},answer {i}\n" for i in range(6))
+    (note,) = read_data(f"text,label\n{many}".encode(), "x.csv").notes
+    assert "6 answers, of which each occurs once" in note
+
+
+def test_a_table_without_a_suffix_is_one():
+    assert read_data(b"text\tlabel\nWater\troof\nKey\tbell", "x.txt").layout == "csv"
+    body = Reading(question="body", answered=False, labels=("a", "b"))
+    assert [q.question for q in read_data(b"body,date\nIt drips,1.1.\n", "", body).questions] == [
+        "It drips"
+    ]
+    # MMLU's, with a first question of two lines and more semicolons than commas
+    text = '"Which of these\nis hot; red; bright; and burns?",ice,fire,snow,moon,B\n'
+    assert read_data(text.encode(), "x.csv").examples[0].options == ("ice", "fire", "snow", "moon")
+
+
+def test_of_files_to_be_asked_there_may_be_any_number_of_rows():
+    text = "text\n" + "".join(f"message {i}\n" for i in range(3000))
+    asking = Reading(answered=False, labels=("a", "b"), most=None)
+    assert len(read_data(text.encode(), "x.csv", asking).questions) == 3000
+    with pytest.raises(RecordError, match="more than 2,000"):
+        read_data(text.encode(), "x.csv", Reading(answered=False, labels=("a", "b")))
 
 
 @pytest.mark.parametrize(

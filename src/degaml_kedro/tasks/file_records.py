@@ -83,22 +83,24 @@ def with_line_feeds(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def layout_of(text: str, answered: bool = True) -> str:
-    """What a text without a known suffix looks like: ``json``, ``jsonl``, ``csv`` or ``text``.
+def layout_of(text: str, reading: Reading) -> str:
+    """What a text looks like that its file's suffix says nothing of: ``json``, ``jsonl``, ``csv`` or ``text``.
 
     Args:
         text: with line feeds.
-        answered: whether a table has to have answers.
+        reading: what columns are called, and whether a table has to have answers.
     """
     if re.match(r"\s*\[\s*(?:[\[{\]]|\Z)", text):
         return "json"
     if re.match(r"\s*\{\s*(?:[\"}]|\Z)", text):
         return "jsonl"
-    lines = text.split("\n")
-    header, delimiter, _ = table_header(lines)
+    header, delimiter, _ = table_header(text.split("\n"))
     names = {plain_key(name) for name in header}
+    if reading.question is not None:
+        return "csv" if plain_key(reading.question) in names else "text"
     told = names.intersection(ANSWERS) or names.intersection(OPTIONS) or option_columns([*names])
-    if not answered and " " not in next((line.strip() for line in lines if line.strip()), " "):
+    first = next((line.strip() for line in text.split("\n") if line.strip()), " ")
+    if not reading.answered and " " not in first:
         told = names
     is_table = delimiter != "|" and names.intersection(QUESTIONS) and told
     return "csv" if is_table else "text"
@@ -221,15 +223,27 @@ def json_records(text: str) -> Iterator[Raw]:
 _DELIMITERS = ",;\t|"
 # what else may stand between cells: nothing that names or texts are made of
 _OTHER_DELIMITER = re.compile(r"[^\w\s\"'().?!:-]")
+_MAX_DELIMITERS = 20
+# of a first row, whose cells may have line feeds
+_MAX_LINES = 50
 _SEPARATOR_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)
 _HEADERLESS = ("question", *string.ascii_lowercase[:24])
 
 
-def _cells_of(line: str, delimiter: str) -> list[str]:
+def _first_row(lines: Sequence[str], delimiter: str) -> tuple[list[str], int]:
+    """The cells of the row that some lines begin with, and how many lines it has; none where it is no row."""
+    reader = csv.reader(iter(lines), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
-        return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True), [])
+        return next(reader, []), reader.line_num
     except csv.Error:
-        return []
+        return [], 0
+
+
+def _has_no_header(cells: Sequence[str]) -> bool:
+    """Whether a first row is a question, options and a letter of one of these, as in MMLU's files."""
+    # a question is no number: that is the row's
+    options = max(len(cells) - 2 - cells[0].strip().isdigit(), 0) if cells else 0
+    return options >= 2 and cells[-1].strip() in {*string.ascii_uppercase[:options]}
 
 
 def table_header(lines: Sequence[str]) -> tuple[list[str], str, int]:
@@ -246,28 +260,26 @@ def table_header(lines: Sequence[str]) -> tuple[list[str], str, int]:
         above = next((p for p in range(above + 1, len(lines)) if lines[p].strip()), len(lines))
     first = lines[above] if above < len(lines) else ""
     if len(delimiters) > 1:
-        delimiters += "".join(dict.fromkeys(_OTHER_DELIMITER.findall(first)))
+        others = dict.fromkeys(_OTHER_DELIMITER.findall(first))
+        delimiters += "".join(itertools.islice(others, _MAX_DELIMITERS))
+    start = lines[above : above + _MAX_LINES]
+    rows = {delimiter: _first_row(start, delimiter) for delimiter in delimiters}
 
-    def known_names(delimiter: str) -> tuple[int, int]:
-        plain = [plain_key(name) for name in _cells_of(first, delimiter)]
-        return sum(name in _KNOWN for name in plain) + len(option_columns(plain)), len(plain)
+    def known_names(delimiter: str) -> tuple[int, bool, int]:
+        cells, _ = rows[delimiter]
+        plain = [plain_key(name) for name in cells]
+        known = sum(name in _KNOWN for name in plain) + len(option_columns(plain))
+        return known, _has_no_header(cells), len(plain)
 
     delimiter = max(delimiters, key=known_names)
-    names = _cells_of(first, delimiter)
-    # a question is no number: that is the row's
-    numbered = bool(names) and names[0].strip().isdigit()
-    options = max(len(names) - 2 - numbered, 0)
-    last = names[-1].strip() if names else ""
-    if (
-        options >= 2
-        and last in {*string.ascii_uppercase[:options]}
-        and not known_names(delimiter)[0]
-    ):
-        shown = [*_HEADERLESS[: options + 1], "answer"]
+    names, taken = rows[delimiter]
+    if _has_no_header(names) and not known_names(delimiter)[0]:
+        numbered = names[0].strip().isdigit()
+        shown = [*_HEADERLESS[: len(names) - 1 - numbered], "answer"]
         return ["index", *shown] if numbered else shown, delimiter, above
     while names and not names[-1].strip():
         names.pop()
-    return names, delimiter, above + 1
+    return names, delimiter, above + max(taken, 1)
 
 
 _KNOWN = {*QUESTIONS, *ANSWERS, *OPTIONS, *CONTEXTS, "system"}
@@ -288,7 +300,10 @@ def table_records(text: str, called: str, reading: Reading | None = None) -> Ite
             "two."
         )
     if reading is not None:
-        check_columns(list(counts), reading, f"{called}, line {number}")
+        try:
+            check_columns(list(counts), reading, f"{called}, line {number}")
+        except RecordError as error:
+            raise RecordError(f"{error} The first line of a table names its columns.") from None
     # cells that a row may lack at its end, where they may be blank
     optional = {name for name in counts if name not in _KNOWN} | {*option_columns([*counts])}
     if reading is not None and not reading.answered:
@@ -331,7 +346,7 @@ def _table_row(
     """The cells of the row that begins at a line, and the line after it."""
     tabs, line = delimiter == "\t", lines[start].removesuffix("\n")
     # between tabs a quote is a character, unless it opens and closes whole cells
-    if tabs and not _cells_of(line, delimiter) and line.count("\t") + 1 == width:
+    if tabs and not _first_row([line], delimiter)[0] and line.count("\t") + 1 == width:
         return line.split("\t"), start + 1
     rest = map(lines.__getitem__, range(start, len(lines)))
     reader = csv.reader(rest, delimiter=delimiter, skipinitialspace=not tabs, strict=True)

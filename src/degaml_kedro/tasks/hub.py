@@ -80,6 +80,7 @@ def _chosen(question: str, options: Sequence[str], answer: Any, first: int = 0) 
     # null among whole numbers makes floats of them
     text = f"{answer:g}" if isinstance(answer, float) else str(answer)
     text = text.strip().strip("[]().").upper()
+    text = re.sub(r"\.0+$", "", text)
     if not re.fullmatch(r"-?\d+", text):
         return make_example(question, options, ord(text) - ord("A"))
     if int(text) == -1:

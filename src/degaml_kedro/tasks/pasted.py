@@ -20,7 +20,9 @@ Answers may be missing, where questions are to be asked.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -45,6 +47,7 @@ from degaml_kedro.tasks.file_records import (
 )
 from degaml_kedro.tasks.records import (
     EXAMPLES,
+    NO_NUMBERS,
     TOO_DEEP,
     Found,
     Reading,
@@ -53,7 +56,9 @@ from degaml_kedro.tasks.records import (
     check_fields,
     check_repeats,
     example_of,
+    marked_lines,
     named_option,
+    plain_key,
     plain_text,
     read_record,
     with_option_lines,
@@ -99,11 +104,13 @@ class Pasted:
         layout: ``text``, ``json``, ``jsonl``, ``csv`` or ``parquet``.
         rows: its records in order.
         unread: keys that have no meaning here, each once.
+        notes: what may be meant otherwise, in sentences.
     """
 
     layout: str
     rows: tuple[PastedRow, ...]
     unread: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def examples(self) -> tuple[Example, ...]:
@@ -139,7 +146,7 @@ def read_file(path: Path, reading: Reading = EXAMPLES) -> Pasted:
             records = parquet_records(path, reading.most and reading.most + 1)
             return read_rows(records, "parquet", f"The file {path}", reading)
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(MAX_BYTES + 1 if reading.most else -1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RecordError(
@@ -155,12 +162,15 @@ def read_data(data: bytes, name: str, reading: Reading = EXAMPLES) -> Pasted:
         RecordError: it is too large, binary or in another encoding, or see ``read_pasted``.
     """
     called = _called(name)
-    if len(data) > MAX_BYTES:
+    if reading.most and len(data) > MAX_BYTES:
         raise RecordError(_too_large(called))
     # two bytes a character have zeros, and a mark in front
     if not data.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in data:
         raise RecordError(_binary(called, data.count(b"\n", 0, data.index(b"\0")) + 1))
     return read_pasted(decode_text(data, called), name, reading)
+
+
+_MARKUP = re.compile(r"\s*<(?:\?xml|!doctype|html|quiz)\b", re.IGNORECASE)
 
 
 def _binary(called: str, line: int) -> str:
@@ -196,14 +206,19 @@ def read_pasted(text: str, name: str = "", reading: Reading = EXAMPLES) -> Paste
     """
     called = _called(name)
     # the length is looked at first: a text of gigabytes is not encoded to be measured
-    if len(text) > MAX_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+    is_long = len(text) > MAX_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES
+    if reading.most and is_long:
         raise RecordError(_too_large(called))
     if "\0" in text:
         raise RecordError(_binary(called, text.count("\n", 0, text.index("\0")) + 1))
     text = with_line_feeds(text.removeprefix("\ufeff"))
     if not text.strip():
         raise RecordError(f"{called} is empty; write at least two examples. {_FORMS}")
-    layout = LAYOUTS.get(PurePath(name).suffix.lower()) or layout_of(text, reading.answered)
+    layout = LAYOUTS.get(PurePath(name).suffix.lower(), "text")
+    if layout == "text":
+        layout = layout_of(text, reading)
+    if _MARKUP.match(text):
+        raise RecordError(f"{called} is XML or HTML; export it as CSV, JSON, Aiken or GIFT.")
     if layout == "parquet":
         raise RecordError(
             f"{called} is no text; Parquet is read by `degaml`, from a file of your own."
@@ -231,13 +246,14 @@ def read_rows(
         RecordError: there are none or too many, or their answers cannot be their options.
     """
     found: list[_Record] = []
-    unread: dict[str, None] = {}
+    unread: dict[str, bool] = {}
     most = reading.most
     for line, raw, given in itertools.islice(records, most and most + 1):
         content: Found | str
         try:
             content, keys = _read(given, f"Line {line}", reading)
-            unread |= dict.fromkeys(keys)
+            lists = _keys_of_lists(given) if keys else set()
+            unread |= {key: unread.get(key, False) or key in lists for key in keys}
         except TaskError as error:
             content = str(error)
         except RecursionError:
@@ -249,13 +265,24 @@ def read_rows(
         )
     if not found:
         raise RecordError(f"{called} has no examples; write at least two. {_FORMS}")
+    rows = _Rows(found, reading, unread)
     return Pasted(
-        layout, tuple(_Rows(found, reading).read()), tuple(itertools.islice(unread, _MAX_UNREAD))
+        layout, tuple(rows.read()), tuple(itertools.islice(unread, _MAX_UNREAD)), rows.notes
     )
 
 
 # the line, what stands there on one line, and what it says or its mistake
 _Record = tuple[int, str, Found | str]
+
+
+def _keys_of_lists(given: object) -> set[str]:
+    """The keys of a record, as ``plain_key`` makes them, under which there are lists."""
+    cells = given.items() if isinstance(given, dict) else ()
+    return {
+        plain_key(name)
+        for name, cell in cells
+        if isinstance(cell, list | dict) or str(cell)[:1] in ("[", "{")
+    }
 
 
 def _read(
@@ -316,7 +343,16 @@ def _on_one_line(text: str, width: int) -> str:
 class _Rows:
     """Rows for people: records without options are given them, and contradictions are found."""
 
-    def __init__(self, records: Sequence[_Record], reading: Reading) -> None:
+    def __init__(
+        self, records: Sequence[_Record], reading: Reading, unread: Mapping[str, bool]
+    ) -> None:
+        """Find what all records have in common.
+
+        Args:
+            records: what they say.
+            reading: how they are read.
+            unread: the keys that say nothing, and whether lists stand under them.
+        """
         self._records, self._reading = _with_option_lines(records, reading), reading
         records = self._records
         contents = [content for _, _, content in records if isinstance(content, Found)]
@@ -327,7 +363,14 @@ class _Rows:
         for text in reading.labels or open_answers:
             answers.setdefault(plain_text(text), text.strip())
         self._answers = answers
-        self._unfit = None if reading.open_answers else _unfit(list(answers.values()))
+        shared = [c.question for c in contents if not c.options and c.answer is not None]
+        self.notes = () if reading.labels else tuple(_notes(answers, len(shared)))
+        self._unfit = None
+        if not reading.open_answers:
+            named = reading.labels or reading.answer
+            self._unfit = _unfit(list(answers.values()))
+            if not named and _names_missing_options(answers, shared, unread):
+                self._unfit = _MISSING_OPTIONS
         alone = all(c.options is None and c.answer is not None for c in contents)
         if self._unfit and alone and len(contents) == len(records):
             raise RecordError(self._unfit)
@@ -370,7 +413,9 @@ class _Rows:
             return make_open_example(found.question, str(found.answer).strip(), found.system)
         if found.gold is not None:
             return example
-        return example_of(found, named_option(found, self._bases[_kind_of(found)], where), where)
+        return example_of(
+            found, named_option(found, self._bases[_first_number(found)], where), where
+        )
 
     def _with_shared_options(self, found: Found, where: str) -> Found:
         """A record without options, with the answers of the whole file."""
@@ -403,14 +448,54 @@ def _with_option_lines(records: Sequence[_Record], reading: Reading) -> Sequence
         for place, (_, _, content) in enumerate(records)
         if isinstance(content, Found) and content.options is None and content.gold is None
     }
-    read = {place: with_option_lines(found, reading.labels) for place, found in bare.items()}
+    read: dict[int, Found | str | None] = {
+        place: with_option_lines(found, reading.labels) for place, found in bare.items()
+    }
     if reading.open_answers or 2 * sum(map(bool, read.values())) <= len(bare):
         return records
     wrong = "its question does not end with options, or the answer is none of them, unlike those of other lines."
-    return [
-        (line, shown, read.get(place, content) or f"Line {line}: {wrong}")
-        for place, (line, shown, content) in enumerate(records)
-    ]
+    told: list[_Record] = []
+    for place, (line, shown, content) in enumerate(records):
+        own = read.get(place, content) or wrong
+        told.append(
+            (line, shown, f"Line {line}: {own}" if place in read and isinstance(own, str) else own)
+        )
+    return told
+
+
+def _notes(answers: Mapping[str, str], records: int) -> Iterator[str]:
+    """What may be meant otherwise with answers that are all options."""
+    by_case: dict[str, str] = {}
+    for answer in answers.values():
+        other = by_case.setdefault(answer.casefold(), answer)
+        if other != answer:
+            yield f"the labels {shorten(other)} and {shorten(answer)} differ in case alone, and are two."
+    if _MANY_ANSWERS <= len(answers) == records:
+        yield (
+            f"{records} answers, of which each occurs once, are the options of all questions; answers in free words "
+            "need `scoring.mode: generate` (docs/your-own-task.md)."
+        )
+
+
+_MANY_ANSWERS = 5
+_MISSING_OPTIONS = (
+    "The answers are letters or numbers of options that were not found; name their columns (--option-columns), or, if "
+    "these are labels, the answers' column (--answer-column)."
+)
+
+
+def _names_missing_options(
+    answers: Mapping[str, str], questions: Sequence[str], unread: Mapping[str, bool]
+) -> bool:
+    """Whether answers name options that stand in unread columns or in the question."""
+    bare = [answer.strip("[]().: ").casefold() for answer in answers]
+    are_letters = all(len(one) == 1 and "a" <= one <= "h" for one in bare)
+    if not bare or not (are_letters or all(re.fullmatch(r"\d", one) for one in bare)):
+        return False
+    alike = Counter(name[:-1] for name in unread)
+    enough = len(unread) > 1 if are_letters else max(alike.values(), default=0) > 1
+    listed = sum(len(marked_lines(question)) > 1 for question in questions)
+    return enough or any(unread.values()) or 2 * listed > len(questions)
 
 
 _NO_ANSWER = "the answer is blank or missing; give it, as 'question => answer' or by a star after the right option."
@@ -430,34 +515,36 @@ def _unfit(answers: Sequence[str]) -> str | None:
     return None
 
 
-_Kind = tuple[int | None, bool]
+def _first_number(found: Found) -> int | None:
+    """What the record's options are numbered from; None where they are not."""
+    return min(found.numbers, default=None)
 
 
-def _kind_of(found: Found) -> _Kind:
-    return found.counted_from, found.lettered
+def _counted_from(contents: Iterable[Found]) -> dict[int | None, int | None]:
+    """What numbers are counted from, for each way that options are numbered; None where the file does not tell.
 
-
-def _counted_from(contents: Iterable[Found]) -> dict[_Kind, int | None]:
-    """What numbers are counted from, for each way that options have names; None where the file does not tell.
-
-    Columns that are numbered say it, and lists are counted from 0; where the file's answers contradict that, nothing
-    is certain. Of columns with letters the answers alone can say it: a 0 or a number as large as there are options.
+    Columns and labels with numbers say it; where the file's answers contradict that, nothing is certain. Of others the
+    answers alone can say it: a 0, or a number as large as there are options. Where all are texts of options, and one is
+    too large for a number, they are no numbers.
     """
-    numbers: dict[_Kind, list[tuple[int, int]]] = {}
+    # of each kind the number of an answer, how many options there are, and whether it is the text of one
+    numbers: dict[int | None, list[tuple[int, int, bool]]] = {}
     for content in contents:
         if content.options is not None:
-            known = numbers.setdefault(_kind_of(content), [])
+            known = numbers.setdefault(_first_number(content), [])
             if content.number is not None:
-                known.append((content.number, len(content.options)))
-    bases: dict[_Kind, int | None] = {}
-    for kind, known in numbers.items():
-        zero = any(number == 0 for number, _ in known)
-        top = any(number == count for number, count in known)
-        first, lettered = kind
-        if lettered and zero != top:
-            bases[kind] = 0 if zero else 1
-        elif lettered or (first == 1 and zero) or (first != 1 and top and not zero):
-            bases[kind] = None
+                is_text = plain_text(str(content.answer)) in map(plain_text, content.options)
+                known.append((content.number, len(content.options), is_text))
+    bases: dict[int | None, int | None] = {}
+    for first, known in numbers.items():
+        told = [(number, count) for number, count, is_text in known if not is_text]
+        zero = any(number == 0 for number, _ in told)
+        top = any(number == count for number, count in told)
+        below = first is not None and any(number < first for number, _ in told)
+        if not told and any(number > count for number, count, _ in known):
+            bases[first] = NO_NUMBERS
+        elif first is None:
+            bases[first] = None if zero == top else int(top)
         else:
-            bases[kind] = first or 0
+            bases[first] = None if below or (first == 0 and top and not zero) else first
     return bases

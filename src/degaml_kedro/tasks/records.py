@@ -7,6 +7,7 @@ only the whole file can tell (what numbers are counted from, which answers a fil
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import itertools
@@ -49,14 +50,20 @@ QUESTIONS = (
 )  # fmt: skip
 ANSWERS = (
     *("answer", "output", "label", "response", "intent", "answerkey", "answer_key", "correct_answer", "correct_option"),
-    *("correct", "target", "class", "category", "completion", "gold", "sentiment", "topic"),
+    *("correctanswer", "correctoption", "answer_index", "answer_idx", "answerindex", "correct_index", "correctindex"),
+    *("correct", "target", "class", "category", "completion", "gold", "gold_label", "sentiment", "topic"),
 )  # fmt: skip
+# names of a text's label, which may also stand beside an answer; beside options they say what a question is about
+_ABOUT = ("intent", "class", "category", "sentiment", "topic")
+_LABELS = ("label", "intent", "target", "class", "gold", "gold_label")
 OPTIONS = ("options", "choices", "endings", "candidates", "alternatives", "answers")
 # what stands in front of the question
 CONTEXTS = (
     *("passage", "context", "article", "paragraph", "premise", "sentence1", "question1", "text1"),
     "instruction",
 )
+# the first of two texts, or what a question is asked about, where the question has a key of its own
+_FIRST_TEXTS = ("question", "text", "sentence")
 # what numbers rows: nobody misses it
 _ROW_NUMBERS = {"id", "idx", "index", "uid", "guid", "unnamed:_0"}
 _OPTION_COLUMN = re.compile(
@@ -112,8 +119,7 @@ class Found:
         answer: as it stands there; None where there is none.
         system: the system message.
         labels: what the options are called in the record; none where they have no names of their own.
-        counted_from: what the options' columns are numbered from; None where they are not.
-        lettered: the options' columns have no numbers, but letters or names of their own.
+        numbers: what the options are numbered with; none where they are not.
         numbered: the answer may be an option's number.
         gold: the place of the right option, where the record marks it.
         prompt: the whole prompt, where the options stand in it; the question, where they are true and false, which are
@@ -125,8 +131,7 @@ class Found:
     answer: str | int | float | bool | None = None
     system: str = ""
     labels: tuple[str, ...] = ()
-    counted_from: int | None = None
-    lettered: bool = False
+    numbers: tuple[int, ...] = ()
     numbered: bool = True
     gold: int | None = None
     prompt: str | None = None
@@ -143,11 +148,9 @@ class Found:
             return None
         if not self.numbered or self.gold is not None:
             return None
-        text = plain_text(str(self.answer)).strip("[]()")
-        # Python refuses to convert very many digits, and none of them could be a number of an option
-        if not re.fullmatch(r"\d{1,9}", text) or text in self.labels:
-            return None
-        return int(text)
+        # tables write whole numbers as 2.0 where some are missing; of very many digits none is an option's number
+        match = re.fullmatch(r"(\d{1,9})(?:\.0+)?", plain_text(str(self.answer)).strip("[]()"))
+        return int(match[1]) if match else None
 
 
 def plain_key(key: str) -> str:
@@ -156,6 +159,11 @@ def plain_key(key: str) -> str:
 
 
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
+
+
+def _plain_label(text: str) -> str:
+    """A label or a letter as it is compared: ``(B)``, ``B.`` and ``b`` are one."""
+    return plain_key(plain_text(text).strip("[]().:"))
 
 
 def plain_text(text: str) -> str:
@@ -181,35 +189,44 @@ def read_record(
         if plain_key(key) in record:
             raise RecordError(f"{where}: the key {shorten(key)} comes twice; keep one of them.")
         record[plain_key(key)] = value
-    if reading.question is reading.options is reading.answer is None:
+    if reading.question is None and reading.options is None:
         for name in ("messages", "conversations"):
             if isinstance(record.get(name), list):
-                record |= _of_chat(record.pop(name), where)
+                chat = _of_chat(record.pop(name), where)
+                if both := [key for key in chat if _is_filled(record.get(key))]:
+                    raise RecordError(
+                        f"{where}: beside the chat in '{name}' there is the key '{both[0]}', which the chat has, too; "
+                        "keep one of them."
+                    )
+                record |= chat
         if isinstance(nested := record.get("question"), Mapping) and "stem" in nested:
             # ARC as AI2 publishes it
             record |= {plain_key(str(key)): value for key, value in nested.items()}
             record["question"] = record.pop("stem")
     question = _question_key(record, reading, where)
-    keys, found = _options(record, reading, where)
-    answer = _answer_key(record, reading, keys, where)
+    keys, found = _options(record, reading, question, where)
+    answer = _answer_key(record, reading, (question, *keys), where)
+    contexts = (*CONTEXTS, *(_FIRST_TEXTS if reading.question is None else ()))
     system = record.get("system")
     found = replace(
         found,
-        question=_question_text(record, question, where),
-        answer=_answer_value(record, answer, where),
+        question=_question_text(record, question, contexts, where),
+        answer=_answer_value(record, answer, reading, where),
         system=system if isinstance(system, str) else "",
     )
     if any(_is_wrong(key) for key in keys):
         found = _with_right_answer(found, where)
     elif question == "prompt" and not keys and "response" in record:
         found = _with_options_of_prompt(found, record["prompt"], where)
-    read = {question, answer, "system", *_ROW_NUMBERS, *keys, *CONTEXTS}
+    read = {question, answer, "system", *_ROW_NUMBERS, *keys, *contexts}
     return found, [key for key in record if key and key not in read]
 
 
-def _question_text(record: Mapping[str, Any], question: str, where: str) -> str:
+def _question_text(
+    record: Mapping[str, Any], question: str, contexts: Sequence[str], where: str
+) -> str:
     """The question with its context in front."""
-    parts = [record[key] for key in CONTEXTS if key != question and _is_filled(record.get(key))]
+    parts = [record[key] for key in contexts if key != question and _is_filled(record.get(key))]
     for key, text in ((question, record[question]), *(("context", part) for part in parts)):
         _check_text(text, f"{where}, key '{key}'")
     # Alpaca's input may be blank where the instruction says all
@@ -226,10 +243,12 @@ def _check_text(value: object, where: str) -> None:
 
 
 def _answer_value(
-    record: Mapping[str, Any], key: str | None, where: str
+    record: Mapping[str, Any], key: str | None, reading: Reading, where: str
 ) -> str | int | float | bool | None:
-    """An answer as it stands there; None where it is blank."""
+    """An answer as it stands there; None where it is blank, or -1 where answers may be missing: it is not published."""
     value = None if key is None else record[key]
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if isinstance(value, float) and value.is_integer():
         # whole numbers in a column with gaps are floats
         value = int(value)
@@ -238,6 +257,8 @@ def _answer_value(
         raise RecordError(
             f"{where}, key '{key}': expected a text, found {kind_of(value)}; give one answer."
         )
+    if not reading.answered and str(value).strip() == "-1":
+        return None
     return value if _is_filled(value) else None
 
 
@@ -265,13 +286,13 @@ def _with_options_of_prompt(found: Found, given: str, where: str) -> Found:
 def _of_chat(turns: Sequence[Any], where: str) -> dict[str, str]:
     """The keys of a record of ``[{"role": "user", "content": …}, …]``, as chat models are trained on."""
     said: dict[str, list[str]] = {"system": [], "user": [], "assistant": []}
-    names = {"human": "user", "gpt": "assistant", "developer": "system"}
+    roles = {"human": "user", "gpt": "assistant", "developer": "system"}
     for turn in turns:
         role = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
         text = turn.get("content", turn.get("value")) if isinstance(turn, Mapping) else None
         if isinstance(text, list) and all(isinstance(p, Mapping) and "text" in p for p in text):
             text = "\n".join(str(part["text"]) for part in text)
-        role = names.get(str(role), str(role))
+        role = roles.get(str(role), str(role))
         if role not in said or not isinstance(text, str):
             raise RecordError(
                 f'{where}: a turn is not {{"role": "user" or "assistant", "content": "a text"}}; write it so.'
@@ -282,11 +303,8 @@ def _of_chat(turns: Sequence[Any], where: str) -> dict[str, str]:
             f"{where}: the chat has {len(said['user'])} user and {len(said['assistant'])} assistant turns; give one of "
             "each a record."
         )
-    return {
-        "system": "\n".join(said["system"]),
-        "question": said["user"][0],
-        "answer": "".join(said["assistant"]),
-    }
+    names = {"system": "system", "question": "user", "answer": "assistant"}
+    return {key: "\n".join(said[role]) for key, role in names.items() if said[role]}
 
 
 def _question_key(record: Mapping[str, Any], reading: Reading, where: str) -> str:
@@ -294,19 +312,43 @@ def _question_key(record: Mapping[str, Any], reading: Reading, where: str) -> st
         return _named_key(record, reading.question, where)
     for name in (*QUESTIONS, "instruction"):
         if name in record:
-            return name
-    raise _no_key(record, QUESTIONS, "question", where)
+            # of a pair the first text stands in front
+            second = f"{name}2"
+            return second if name in _FIRST_TEXTS and _is_filled(record.get(second)) else name
+    raise _no_key(record, QUESTIONS, "question", (), where)
 
 
 def _answer_key(
-    record: Mapping[str, Any], reading: Reading, options: Sequence[str], where: str
+    record: Mapping[str, Any], reading: Reading, used: Sequence[str], where: str
 ) -> str | None:
-    """The key of the answer; None where there is none, and none is needed."""
-    names = ANSWERS if reading.answer is None else (plain_key(reading.answer),)
-    found = next((name for name in names if name in record and name not in options), None)
-    if found is None and reading.answered:
-        raise _no_key(record, ANSWERS, "answer", where)
-    return found
+    """The key of the answer; None where there is none, and none is needed.
+
+    Args:
+        record: the record.
+        reading: how it is read.
+        used: the keys of the question and its options.
+        where: its place, for messages.
+
+    Raises:
+        RecordError: there is none, or one of an answer in words and one of a label.
+    """
+    if reading.answer is not None:
+        names: tuple[str, ...] = (plain_key(reading.answer),)
+    else:
+        names = tuple(name for name in ANSWERS if len(used) < 2 or name not in _ABOUT)
+    found = [name for name in names if name in record and name not in used]
+    if not found and reading.answered:
+        raise _no_key(record, ANSWERS, "answer", used, where)
+    if len(used) < 2 and found and reading.answered and record[found[0]] is not None:
+        about = _LABELS if found[0] == "answer" else (*_LABELS, *_ABOUT)
+        in_words = found[0] in ("answer", "output", "response", "completion")
+        other = next((name for name in found[1:] if in_words and name in about), None)
+        if other is not None and _is_filled(record[other]):
+            raise RecordError(
+                f"{where}: the answer may be '{found[0]}' or '{other}'; say which (--answer-column, or the source's "
+                "'answer'), or leave one out."
+            )
+    return found[0] if found else None
 
 
 def check_columns(names: Sequence[str], reading: Reading, where: str) -> None:
@@ -329,11 +371,13 @@ def _named_key(record: Mapping[str, Any], column: str, where: str) -> str:
     return name
 
 
-def _no_key(record: Mapping[str, Any], names: Sequence[str], what: str, where: str) -> RecordError:
+def _no_key(
+    record: Mapping[str, Any], names: Sequence[str], what: str, used: Sequence[str], where: str
+) -> RecordError:
     near = [
         key
         for key in itertools.islice(record, _MAX_KEYS)
-        if difflib.get_close_matches(key[:40], names, n=1, cutoff=0.7)
+        if key not in used and difflib.get_close_matches(key[:40], names, n=1, cutoff=0.7)
     ]
     hint = f"rename {shorten(near[0])} to '{what}'." if near else f"name it '{what}'."
     keys = shorten(printable(", ".join(record))) if record else "none"
@@ -341,7 +385,7 @@ def _no_key(record: Mapping[str, Any], names: Sequence[str], what: str, where: s
 
 
 def _options(
-    record: Mapping[str, Any], reading: Reading, where: str
+    record: Mapping[str, Any], reading: Reading, question: str, where: str
 ) -> tuple[Sequence[str], Found]:
     """The keys that a record's options are read from, and what these say, as yet without a question.
 
@@ -353,18 +397,16 @@ def _options(
     listed = reading.options and _named_key(record, reading.options, where)
     listed = listed or next((name for name in OPTIONS if name in record), None)
     if listed is not None:
-        if not _is_filled(record[listed]):
-            return [listed], Found("")
-        cells, labels = _listed_cell(record[listed], f"{where}, key '{listed}'")
-        return [listed], Found("", _texts(cells, [listed], where), labels=labels)
+        return [listed], _of_cell(record[listed], listed, where)
+    others = {question, plain_key(reading.answer or "")}
+    if keys := option_columns([key for key in record if key not in others]):
+        return keys, _of_columns(record, keys, where)
     wrong = [key for key in record if _DISTRACTOR.fullmatch(key) and _is_filled(record[key])]
     if wrong:
         return wrong, Found("", _texts([record[key] for key in wrong], wrong, where))
     for key in _WRONG:
-        if isinstance(record.get(key), list) and record[key]:
-            return [key], Found("", _texts(record[key], [key], where))
-    if keys := option_columns(record):
-        return keys, _of_columns(record, keys, where)
+        if _is_filled(record.get(key)) and record[key]:
+            return [key], replace(_of_cell(record[key], key, where), labels=(), numbers=())
     for key in itertools.islice(record, _MAX_KEYS):
         if difflib.get_close_matches(key[:40], OPTIONS[:2], n=1, cutoff=0.75):
             raise RecordError(
@@ -384,16 +426,38 @@ def _of_columns(record: Mapping[str, Any], keys: Sequence[str], where: str) -> F
         cells.pop()
     if not cells:
         return Found("")
-    marks = [match for key in keys if (match := re.fullmatch(r"(.*?)_?(\d{1,4})", key))]
-    numbers = [int(match[2]) for match in marks]
-    first = None
-    if len(marks) == len(keys) and numbers == list(range(numbers[0], numbers[0] + len(keys))):
-        # PIQA's two solutions are numbered from 1, and its labels from 0
-        first = 0 if marks[0][1] == "sol" else numbers[0]
     texts = _texts(cells, keys[: len(cells)], where)
     # an answer may name the column, too
-    labels = tuple(keys[: len(cells)])
-    return Found("", texts, labels=labels, counted_from=first, lettered=first is None)
+    found = _numbered(Found("", texts, labels=tuple(keys[: len(cells)])))
+    # PIQA's two solutions are numbered from 1, and its labels from 0
+    return replace(found, numbers=(0, 1)) if keys[:2] == ["sol1", "sol2"] else found
+
+
+def _of_cell(cell: Any, key: str, where: str) -> Found:
+    """What one key says of the options: their texts, and what they are called there or in front of their texts."""
+    if not _is_filled(cell):
+        return Found("")
+    cells, labels = _listed_cell(cell, f"{where}, key '{key}'")
+    texts = _texts(cells, [key], where)
+    own = [_OWN_LABEL.match(text) for text in texts]
+    marks = tuple(mark[1] for mark in own if mark)
+    if not labels and len({*map(str.casefold, marks)}) == len(texts):
+        labels = marks
+    return _numbered(Found("", texts, labels=labels))
+
+
+_OWN_LABEL = re.compile(r"[(\[]?([A-Za-z]|\d{1,2})[.:)\]]\s")
+
+
+def _numbered(found: Found) -> Found:
+    """The options with their numbers, where all labels are numbers, or one name with different numbers."""
+    marks = [re.fullmatch(r"(.*?)_?(\d{1,4})", _plain_label(label)) for label in found.labels]
+    named = [(mark[1], int(mark[2])) for mark in marks if mark]
+    if not named or len({*named}) < len(found.labels) or len({name for name, _ in named}) > 1:
+        return found
+    numbers = tuple(number for _, number in named)
+    # a label that is a number is one, and no name
+    return replace(found, numbers=numbers, labels=found.labels if named[0][0] else ())
 
 
 def _texts(cells: Sequence[Any], keys: Sequence[str], where: str) -> tuple[str, ...]:
@@ -440,13 +504,7 @@ def _listed_cell(cell: Any, where: str) -> tuple[list[Any], tuple[str, ...]]:
     if isinstance(cell, str):
         if not cell.strip().startswith(("[", "{")):
             return [part.strip() for part in cell.split("|")], ()
-        try:
-            cell = json.loads(cell)
-        except (RecursionError, ValueError) as error:
-            raise RecordError(
-                f"{where}: begins with a bracket but is not a JSON list ({error}); write it flat and with double "
-                'quotes: ["…", "…"].'
-            ) from error
+        cell = _decoded_list(cell, where)
     if isinstance(cell, Mapping):
         texts, labels = cell.get("text"), cell.get("label")
         if isinstance(texts, list) and isinstance(labels, list):
@@ -460,9 +518,25 @@ def _listed_cell(cell: Any, where: str) -> tuple[list[Any], tuple[str, ...]]:
         raise RecordError(
             f'{where}: expected a list of options, found {kind_of(cell)}; write ["…", "…"] or …|…'
         )
-    if cell and all(isinstance(one, Mapping) and {"text", "label"} <= set(one) for one in cell):
-        return [one["text"] for one in cell], tuple(str(one["label"]).strip() for one in cell)
+    for name in ("label", "id"):
+        if cell and all(isinstance(one, Mapping) and {"text", name} <= set(one) for one in cell):
+            return [one["text"] for one in cell], tuple(str(one[name]).strip() for one in cell)
     return cell, ()
+
+
+def _decoded_list(text: str, where: str) -> Any:
+    """A list or an object in a cell, as JSON or as Python writes it."""
+    try:
+        return json.loads(text)
+    except (RecursionError, ValueError) as error:
+        try:
+            # tables that pandas wrote have ['a', 'b']
+            return ast.literal_eval(text.strip())
+        except (MemoryError, RecursionError, SyntaxError, ValueError):
+            raise RecordError(
+                f"{where}: begins with a bracket but is not a JSON list ({error}); write it flat and with double "
+                'quotes: ["…", "…"].'
+            ) from error
 
 
 def _option_text(cell: Any, where: str) -> str:
@@ -505,52 +579,98 @@ def _check_number(value: object, where: str) -> None:
 
 # --- options in the question's own lines ------------------------------------------------------------
 
-_LETTERED_LINE = re.compile(r"\s*[(\[]?([A-Za-z])(?:[:)\]]|\.(?=\s|$))(.*)")
+_MARKED_LINE = re.compile(
+    r"\s*(?:[(\[]?(?P<mark>[A-Za-z]|\d{1,2})(?:[:)\]]|\.(?=\s|$))|(?P<bullet>[-*•])\s)(?P<text>.*)"
+)
+# AI2's ARC: "Which is hot? (A) ice (B) fire"
+_MARK_INSIDE = re.compile(r"[ \t]+(?=[(\[][A-Z1-9][)\]]\s)")
 _ASKED_AGAIN = re.compile(
-    r"\s*(?:(?:the )?(?:correct |right )?answer(?: is)?\s*:?)?\s*", re.IGNORECASE
+    r"\s*(?:(?:(?:the|your) )?(?:correct |right |final )?answer(?: is)?\s*:?)?\s*", re.IGNORECASE
+)
+_INSTRUCTION = re.compile(
+    r"\s*(?:please )?(?:(?:your )?answer|choose|select|pick|reply|respond|give|write|return)\b.*",
+    re.IGNORECASE,
 )
 
 
-def with_option_lines(found: Found, labels: Sequence[str]) -> Found | None:
-    """A record without options, whose question ends with them: ``A: …``, ``B) …`` or ``(C) …`` lines; None for another.
+def marked_lines(question: str) -> list[tuple[int, re.Match[str]]]:
+    """The lines of a question that look like options: their places and what they look like."""
+    lines = question.split("\n")
+    return [(place, mark) for place, line in enumerate(lines) if (mark := _MARKED_LINE.match(line))]
 
-    The answer, if there is one, has to name one of them; without it, no letter may come twice, as in dialogues.
+
+def with_option_lines(found: Found, labels: Sequence[str]) -> Found | str | None:
+    """A record without options, whose question ends with them; its mistake; or None for another record.
+
+    Options are lines ``A: …``, ``B) …``, ``(C) …`` or ``1. …``, parts ``(A) …`` of a line, or lines with bullets, of
+    which the answer is one. The answer, if there is one, has to name one of them; without it, no letter may come twice,
+    as in dialogues.
 
     Args:
         found: the record.
         labels: what all options have to be among; none for any.
     """
-    lines = found.question.split("\n")
+    question = found.question
+    if len(marked_lines(question)) < 2 <= len(_MARK_INSIDE.findall(question)):
+        question = _MARK_INSIDE.sub("\n", question)
+    lines = question.split("\n")
     while lines and _ASKED_AGAIN.fullmatch(lines[-1]):
         lines.pop()
-    marks = [
-        (place, mark) for place, line in enumerate(lines) if (mark := _LETTERED_LINE.match(line))
-    ]
-    first = max((i for i, (_, mark) in enumerate(marks) if mark[1].upper() == "A"), default=0)
-    own = marks[first:]
-    letters = "".join(mark[1].upper() for _, mark in own)
-    if len(own) < 2 or letters != string.ascii_uppercase[: len(own)]:
+    marks = marked_lines("\n".join(lines))
+    names = [(mark["mark"] or "").upper() for _, mark in marks]
+    first = max((i for i, name in enumerate(names) if name in ("A", "1")), default=0)
+    own, names = marks[first:], names[first:]
+    count = len(own)
+    numbers = tuple(range(1, count + 1)) if names == [*map(str, range(1, count + 1))] else ()
+    is_lettered = "".join(names) == string.ascii_uppercase[:count]
+    has_bullets = not any(names)
+    if count < 2 or not (numbers or is_lettered or has_bullets):
         return None
     ends = [*(place for place, _ in own[1:]), len(lines)]
-    options = tuple(
-        "\n".join([mark[2], *lines[place + 1 : end]]).strip()
-        for (place, mark), end in zip(own, ends, strict=True)
+    texts = without_instruction(
+        [
+            [mark["text"], *lines[place + 1 : end]]
+            for (place, mark), end in zip(own, ends, strict=True)
+        ]
     )
-    question = "\n".join(lines[: own[0][0]]).strip()
+    options = tuple("\n".join(text).strip() for text in texts)
+    asked = "\n".join(lines[: own[0][0]]).strip()
     if labels and not {*map(plain_text, options)} <= {*map(plain_text, labels)}:
         return None
-    if not question or not all(options):
+    if not asked or not all(options):
         return None
-    with_options = replace(found, question=question, options=options, numbered=False)
-    if split_prompt(found.question) == (question, options):
+    with_options = replace(
+        found, question=asked, options=options, numbers=numbers, numbered=bool(numbers)
+    )
+    if split_prompt(found.question) == (asked, options):
         with_options = replace(with_options, prompt=found.question)
     if found.answer is None:
-        return with_options if not first else None
+        return with_options if is_lettered and not first else None
+    if has_bullets and plain_text(str(found.answer)) not in map(plain_text, options):
+        return None
     try:
-        named_option(with_options, None, "")
+        named_option(with_options, 1 if numbers else None, "")
     except RecordError:
         return None
-    return with_options
+    return GOES_ON if goes_on_alone(texts) else with_options
+
+
+GOES_ON = (
+    "the last option goes on in another line, and no other option does; put it in one line, or what follows in front "
+    "of the options."
+)
+
+
+def without_instruction(options: list[list[str]]) -> list[list[str]]:
+    """The lines of options, without "Answer with a letter." under the last one of several that have one line each."""
+    if goes_on_alone(options) and all(map(_INSTRUCTION.fullmatch, options[-1][1:])):
+        return [*options[:-1], options[-1][:1]]
+    return options
+
+
+def goes_on_alone(options: Sequence[Sequence[str]]) -> bool:
+    """Whether the last option has several lines, and the others have one: what follows may be no part of it."""
+    return len(options[-1]) > 1 and all(len(lines) == 1 for lines in options[:-1])
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -568,7 +688,8 @@ def named_option(found: Found, counted_from: int | None, where: str) -> int:
 
     Args:
         found: a record with options and an answer.
-        counted_from: what numbers are counted from; None where the file does not say.
+        counted_from: what numbers are counted from; None where the file does not say, ``NO_NUMBERS`` where numbers are
+            texts.
         where: its place, for messages.
 
     Raises:
@@ -583,30 +704,29 @@ def named_option(found: Found, counted_from: int | None, where: str) -> int:
     if isinstance(found.answer, bool) and given not in texts:
         raise RecordError(_not_among(found, where))
     bare = given.strip("[]().:")
-    labels = [plain_key(label) for label in found.labels]
+    labels = [_plain_label(label) for label in found.labels]
+    # letters of their own are these, and no others
+    letters = labels if all(len(label) == 1 for label in labels) else []
+    letters = letters or list(string.ascii_lowercase[: len(options)])
+    is_letter = len(bare) == 1 and bare.isascii() and bare.isalpha()
     if plain_key(bare) in labels:
         readings["label"] = labels.index(plain_key(bare))
-    elif (
-        len(bare) == 1
-        and bare.isascii()
-        and bare.isalpha()
-        and not (bare == given and bare in texts and bare.islower())
-    ):
-        place = ord(bare.upper()) - ord("A")
-        if place < len(options):
-            readings["letter"] = place
+    elif is_letter and not (bare == given and bare in texts and bare.islower()):
+        if bare.lower() in letters:
+            readings["letter"] = letters.index(bare.lower())
     elif not readings and (both := _LETTER_AND_TEXT.fullmatch(given)):
-        place = ord(both["letter"].upper()) - ord("A")
-        if place < len(options) and texts[place] == both["text"]:
-            readings["letter"] = place
-    if (number := found.number) is not None:
-        if counted_from is None and "text" not in readings:
+        letter = both["letter"].lower()
+        if letter in letters and texts[letters.index(letter)] == both["text"]:
+            readings["letter"] = letters.index(letter)
+    if (number := found.number) is not None and "label" not in readings:
+        places = _places_of(number, found, counted_from)
+        if len(places) > 1 or (counted_from is None and {*readings.values()} < places):
             raise RecordError(
                 f"{where}: the answer {number} may be counted from 0 or from 1, and the file does not tell; write the "
                 "option's text or its letter."
             )
-        if counted_from is not None and 0 <= number - counted_from < len(options):
-            readings["number"] = number - counted_from
+        for place in places:
+            readings["number"] = place
     if not readings:
         raise RecordError(_not_among(found, where, counted_from))
     if len(set(readings.values())) > 1:
@@ -618,10 +738,25 @@ def named_option(found: Found, counted_from: int | None, where: str) -> int:
     return next(iter(readings.values()))
 
 
+# of files whose answers are all texts of options, and some too large for numbers of them
+NO_NUMBERS = -1
+
+
+def _places_of(number: int, found: Found, counted_from: int | None) -> set[int]:
+    """The places of the options that a number may mean."""
+    count = len(found.options or ())
+    if counted_from == NO_NUMBERS:
+        return set()
+    if found.numbers and counted_from is not None:
+        return {found.numbers.index(number)} if number in found.numbers else set()
+    bases = (0, 1) if counted_from is None else (counted_from,)
+    return {number - base for base in bases if 0 <= number - base < count}
+
+
 def _not_among(found: Found, where: str, counted_from: int | None = None) -> str:
     count = len(found.options or ())
     last = string.ascii_uppercase[count - 1] if 0 < count <= MAX_OPTIONS else "…"
-    by_number = counted_from is not None and found.numbered
+    by_number = counted_from not in (None, NO_NUMBERS) and found.numbered
     number = f", or its number counted from {counted_from}" if by_number else ""
     return (
         f"{where}: the answer {shorten(str(found.answer))} is not among the {count} options; give the option's text, "

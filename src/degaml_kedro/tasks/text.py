@@ -12,7 +12,14 @@ import string
 from collections.abc import Iterable, Iterator, Sequence
 
 from degaml_kedro.tasks.example import MAX_OPTIONS, TRUE_FALSE
-from degaml_kedro.tasks.records import Found, RecordError, named_option
+from degaml_kedro.tasks.records import (
+    GOES_ON,
+    Found,
+    RecordError,
+    goes_on_alone,
+    named_option,
+    without_instruction,
+)
 
 # A line with its number.
 _Line = tuple[int, str]
@@ -212,11 +219,11 @@ def _from_unit(unit: Sequence[_Line], where: str) -> Found:
 
 def _options(texts: Sequence[str], where: str) -> list[str]:
     """The options of ``A: …`` lines; a line without a letter goes on with the option above it."""
-    options: list[str] = []
+    options: list[list[str]] = []
     for text in texts:
         letter, match = _letter(text), _OPTION_LINE.match(text)
         if not letter or match is None:
-            options[-1] += f"\n{text}"
+            options[-1].append(text)
             continue
         expected = string.ascii_uppercase[len(options)] if len(options) < MAX_OPTIONS else ""
         if letter != expected:
@@ -224,8 +231,11 @@ def _options(texts: Sequence[str], where: str) -> list[str]:
                 f"{where}: option {letter} comes where {expected or 'no more options'} should; letter the options "
                 "A, B, C, … without gaps."
             )
-        options.append(match[2])
-    return [option.strip() for option in options]
+        options.append([match[2]])
+    options = without_instruction(options)
+    if goes_on_alone(options):
+        raise RecordError(f"{where}: {GOES_ON}")
+    return ["\n".join(lines).strip() for lines in options]
 
 
 def _from_line(text: str, where: str) -> Found:
