@@ -147,9 +147,6 @@ class PeftModuleAdapter(Adapter):
 def average_adapters(adapters: Sequence[Adapter]) -> Adapter:
     """The element-wise mean of adapters, of A and B apart.
 
-    Args:
-        adapters: at least one.
-
     Returns:
         float32 tensors, in the first adapter's order and with its configuration.
 
@@ -207,7 +204,6 @@ def save_peft_folder(adapter: Adapter, path: Path) -> None:
     """Write a folder that plain PEFT opens; whole or not at all.
 
     Args:
-        adapter: what to save.
         path: the folder; an earlier one there is replaced.
     """
     with replaced_folder(path) as folder:
@@ -218,7 +214,6 @@ def write_peft_files(adapter: Adapter, folder: Path) -> None:
     """Write the two files that plain PEFT opens into a folder that is there.
 
     Args:
-        adapter: what to save.
         folder: where; whoever calls makes sure that nobody reads it before it is whole.
     """
     from peft import LoraConfig  # takes seconds to import, and reading adapters does not need it
@@ -250,9 +245,6 @@ def load_peft_folder(path: Path) -> Adapter:
 
     Where layers differ (``rank_pattern``, ``alpha_pattern``, ``use_rslora``) all get the largest rank, with zeros for
     what they lack, and one scale, with the quotient in B.
-
-    Args:
-        path: the folder.
 
     Returns:
         Plain LoRA; a ``PeftModuleAdapter`` for DoRA, PiSSA, OLoRA, aLoRA, ``modules_to_save`` and layers that are in no

@@ -48,9 +48,7 @@ class TokenStatistics:
         """Read checkpoints one after the other (Welford's recurrence; only two are held at a time).
 
         Args:
-            grid: the tokens' grid.
             checkpoints: [T, r, k] each.
-            where: what the checkpoints are, for messages.
 
         Raises:
             GridError: a checkpoint has another shape.
@@ -157,11 +155,6 @@ class TokenScales:
         cls, grid: TokenGrid, statistics: TokenStatistics, center: Center
     ) -> TokenScales:
         """Scales over the checkpoints of the statistics.
-
-        Args:
-            grid: the tokens' grid.
-            statistics: of the meta-train trajectories.
-            center: what is subtracted.
 
         Raises:
             GridError: the statistics are of another grid.

@@ -223,9 +223,6 @@ class TokenGrid:
     def position_embedding(self, width: int) -> Tensor:
         """Sines and cosines of the two positions: half of the width for each.
 
-        Args:
-            width: a multiple of 4.
-
         Returns:
             float32 [T, width].
 
@@ -356,9 +353,7 @@ class TokenGrid:
         """Refuse another grid, naming the first difference.
 
         Args:
-            other: the grid to compare with.
             mine: what this grid belongs to, such as ``the generator``.
-            theirs: what the other belongs to.
 
         Raises:
             GridError: the grids differ.

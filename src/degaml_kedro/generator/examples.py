@@ -113,10 +113,6 @@ class ExampleGenerator:
     def write(self, base: BaseModel, sequences: Sequence[AnswerSequence]) -> Adapter:
         """The adapter of a task, from its labelled examples, on the CPU.
 
-        Args:
-            base: the frozen model.
-            sequences: prompts with their right answers: any number, in any order.
-
         Raises:
             GeneratorError: it belongs to another base model.
             AssociativeError: there are no examples.
@@ -139,14 +135,7 @@ def train_on_episodes(
     """Train a generator's decoder in place, yielding after every step.
 
     Args:
-        generator: a fresh one, or any that is to go on.
-        base: the frozen model.
-        draw: where tasks come from.
-        prompt: how an example becomes text.
-        mode: what the answer is.
         training: steps, episodes a step (``batch_size``), support and query examples, optimiser settings.
-        seed: decides how many support examples an episode has.
-        resume: state after an earlier step of the same call.
 
     Yields:
         One step's outcome, from the first one that ``resume`` has not done.
@@ -226,13 +215,6 @@ def _episode_loss(
     over the answer tokens of the query; φ is the base model θ under the adapter, D the support examples.
 
     Args:
-        base: the frozen model.
-        support: what the adapter was written from.
-        query: other examples of the task.
-        written: the adapter.
-        prompt: how an example becomes text.
-        mode: what the answer is.
-        training: the weights of the two.
         in_context: φ has the support examples in its prompt, too; then there is nothing to distil.
     """
     asked = answer_sequences(base, query, prompt, mode)

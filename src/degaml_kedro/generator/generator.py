@@ -110,7 +110,6 @@ class Generator:
         Args:
             states: [N, L, C], of any floating type.
             lengths: [N].
-            state: the permutation state to generate in.
 
         Returns:
             float32 [T, r, k].
@@ -130,7 +129,6 @@ class Generator:
         Args:
             states: [N, L, C].
             lengths: [N].
-            state: the permutation state to generate in.
         """
         return self.assemble(self.tokens(states, lengths, state))
 
@@ -149,8 +147,6 @@ class Generator:
         """Draw from q_phi(adapter | D): a random prompt batch of a task, then its adapter.
 
         Args:
-            embeddings: the task's prompts.
-            seed: the run's.
             draw: which draw, from 0; each has a prompt batch of its own.
             among: draw prompts among these rows only; None for all.
 
@@ -170,9 +166,6 @@ class Generator:
         """The prompt batch of a draw: rows of the embeddings, int64 [N].
 
         Args:
-            embeddings: the task's prompts.
-            seed: the run's.
-            draw: which draw, from 0.
             among: draw among these rows only; None for all.
 
         Raises:
@@ -230,13 +223,7 @@ def save_generator(generator: Generator, folder: Path) -> None:
 def write_generator_files(
     folder: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
 ) -> None:
-    """Write the two files of any generator; whole or not at all.
-
-    Args:
-        folder: where.
-        tensors: its weights.
-        content: what describes it, as JSON can hold it.
-    """
+    """Write the two files of any generator; whole or not at all."""
     with replaced_folder(folder) as temporary:
         stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         save_file(stored, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -283,13 +270,6 @@ def checked_weights(
     folder: Path, tensors: Mapping[str, Tensor], prefix: str, network: nn.Module, fix: str
 ) -> dict[str, Tensor]:
     """A network's weights, by its own names, out of a folder's.
-
-    Args:
-        folder: which, for an error.
-        tensors: all that it holds.
-        prefix: of the network's.
-        network: built as the folder describes it.
-        fix: how the folder is made anew.
 
     Raises:
         GeneratorError: they are not those of the network, or not finite.

@@ -63,7 +63,6 @@ def slot_errors(made: Tensor, wanted: Tensor, scales: TokenScales) -> tuple[Tens
     Args:
         made: normalised tokens, [T, r, k].
         wanted: normalised tokens, [T, r, k].
-        scales: for the grid.
 
     Returns:
         float64 [S + 1] each; infinite where a slot of ``wanted`` is all zeros and that of ``made`` is not.
@@ -95,11 +94,6 @@ def check_generator(
     """Generate an adapter for a task and compare it with its trajectory's last checkpoint.
 
     Args:
-        generator: as it is now.
-        task: whose prompts and checkpoints.
-        step: of the training.
-        seed: decides the prompt batch.
-        held_out: the generator never saw the task.
         adapter_questions: base model, questions, and how they are asked and scored; None scores nothing.
 
     Returns:

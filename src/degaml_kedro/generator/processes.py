@@ -12,9 +12,6 @@ def join_processes(cpu: bool) -> Accelerator:
 
     A process that exits inside a group of gloo's (several processes on the CPU) leaves threads of it behind. If one of
     these lets go of a tensor while Python is being taken down, the whole process is aborted, after all of its work.
-
-    Args:
-        cpu: whether to compute on the CPU even if there is a GPU.
     """
     accelerator = Accelerator(cpu=cpu)
     if accelerator.num_processes > 1:

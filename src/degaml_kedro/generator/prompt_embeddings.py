@@ -122,7 +122,6 @@ class PromptEmbeddings:
         Args:
             count: N.
             generator: the randomness, on the CPU.
-            among: draw from these prompts only; None for all.
 
         Returns:
             Their indices, int64 [N].

@@ -119,9 +119,6 @@ def pairs_of_step(
 
     Args:
         step: counted from 1.
-        tasks: how many there are.
-        training: for the batch size and the number of pairs.
-        seed: decides the orders.
     """
     first = (step - 1) * training.batch_size
     pairs = []
@@ -178,13 +175,7 @@ def train_generator(
     """Train the generator's decoder in place, yielding after every step.
 
     Args:
-        generator: with a fresh decoder, or any that is to go on.
-        tasks: what to learn from.
-        training: objectives, steps, optimiser settings.
-        seed: decides pairs, noise and examples.
-        accelerator: the devices to train on.
         base: the frozen base model; only sft needs it.
-        resume: state after an earlier step of the same call.
 
     Yields:
         One :class:`TrainingStep` a step, from the first one that ``resume`` has not done.

@@ -57,9 +57,6 @@ class AssociativeError(DegamlError):
 def writing_layers(base: BaseModel) -> list[str]:
     """Linear layers whose output is added to the hidden state, in module order.
 
-    Args:
-        base: the frozen model.
-
     Raises:
         AssociativeError: it has none by any name that is known.
     """
@@ -148,7 +145,6 @@ class ExampleReader:
         """One forward pass over labelled examples; the gradient flows from the keys to ``lora``.
 
         Args:
-            sequences: prompts with their right answers.
             lora: A and B, times the scale, by layer, which the model computes with; None for the model as it is.
         """
         base = self.base
@@ -295,8 +291,6 @@ class AssociativeWriter(nn.Module):
         """A fresh one.
 
         Args:
-            settings: its own.
-            start: where the shared LoRA starts.
             sizes: outputs C and inputs I of the layers that memories are written to.
         """
         super().__init__()
@@ -330,8 +324,6 @@ class AssociativeWriter(nn.Module):
         """The shared LoRA with memories of the examples, as products B A without a scale; differentiable.
 
         Args:
-            reader: of the layers that memories are written to.
-            sequences: prompts with their right answers, at least one.
             rank: of the memories, at most; None for the exact solution, of rank P.
 
         Raises:
@@ -358,10 +350,6 @@ class AssociativeWriter(nn.Module):
     @torch.no_grad()
     def adapter(self, base: BaseModel, sequences: Sequence[AnswerSequence]) -> Adapter:
         """The adapter of a task, on the CPU: the shared LoRA's rank and that of the memories together.
-
-        Args:
-            base: the frozen model.
-            sequences: prompts with their right answers, at least one.
 
         Raises:
             AssociativeError: there are no examples.
@@ -413,12 +401,6 @@ def write_closed_form(
     setting: ClosedFormSetting,
 ) -> Adapter:
     """An adapter of one layer that answers as the examples do, with nothing trained at all.
-
-    Args:
-        base: the frozen model.
-        sequences: prompts with their right answers, at least one.
-        shape: rank and base model.
-        setting: which layer, lambda and scale.
 
     Raises:
         AssociativeError: the model has no layer to write to, or there are no examples.

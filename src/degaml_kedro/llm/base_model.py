@@ -138,7 +138,6 @@ class BaseModel:
         """Final hidden states of a pack, [T, hidden], under the adapter that is active in this thread.
 
         Args:
-            pack: the tokens.
             elementary: from elementary operations of the library's modules, which can be differentiated any number
                 of times; the stack's backward is written by hand and has no derivative.
         """
@@ -160,11 +159,7 @@ class BaseModel:
         return self.window is None or int(pack.position_ids.max()) < self.window
 
     def read_prefix(self, tokens: Sequence[int]) -> Prefix:
-        """What the tokens leave for those that continue them, under the adapter that is active in this thread.
-
-        Args:
-            tokens: ids, at least one.
-        """
+        """What the tokens leave for those that continue them, under the adapter that is active in this thread."""
         layers: KeyValues = {}
         pack = pack_trees([TokenTree(tuple(tokens))], self.device, self.dtype)
         # else it is read again with every question
@@ -285,9 +280,6 @@ _LOADING = threading.Lock()
 def load_base_model(parameters: BaseModelParameters) -> BaseModel:
     """Load a base model, once per process.
 
-    Args:
-        parameters: which model, in which dtype, on which device.
-
     Returns:
         The shared model.
 
@@ -303,10 +295,6 @@ def load_base_model(parameters: BaseModelParameters) -> BaseModel:
 
 def export_base_model(parameters: BaseModelParameters, folder: Path) -> Path:
     """Write a base model as a Transformers folder, which other tools open by its path.
-
-    Args:
-        parameters: which model.
-        folder: where; it must not be there yet.
 
     Returns:
         The folder: safetensors weights, configuration and tokenizer.
@@ -591,7 +579,6 @@ def in_package(package: str, name: str) -> Path | None:
     """A place in an installed package, which is found and not imported: it is only a carrier.
 
     Args:
-        package: its name, without dots.
         name: of the place, relative to the package's folder.
 
     Returns:
@@ -728,7 +715,6 @@ def weights_fingerprint(
 
     Args:
         model: in float32, on the CPU.
-        tokenizer: its tokenizer.
         unused: weights whose names begin so do not count.
     """
     digest = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode())

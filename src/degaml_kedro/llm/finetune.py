@@ -79,7 +79,6 @@ def target_layers(base: BaseModel, lora: LoraParameters) -> dict[str, tuple[int,
     """Outputs and inputs of the layers that the adapter covers, in module order.
 
     Args:
-        base: the model.
         lora: ``target_modules``, as PEFT reads it: all linear layers but the head, or name endings.
 
     Raises:
@@ -107,12 +106,7 @@ def target_layers(base: BaseModel, lora: LoraParameters) -> dict[str, tuple[int,
 
 
 def initial_adapter(base: BaseModel, lora: LoraParameters) -> Adapter:
-    """The shared start: A uniform as PEFT draws it, B zero, from one seed.
-
-    Args:
-        base: the model to adapt.
-        lora: rank, alpha, target modules, seed.
-    """
+    """The shared start: A uniform as PEFT draws it, B zero, from one seed."""
     generator = torch.Generator().manual_seed(lora.initialization_seed)
     tensors: dict[str, Tensor] = {}
     layers = target_layers(base, lora)
@@ -152,12 +146,6 @@ def answer_sequences(
 ) -> list[AnswerSequence]:
     """Examples as sequences to train on.
 
-    Args:
-        base: for its tokenizer.
-        examples: what to encode.
-        prompt: how an example becomes text.
-        mode: what the answer is: the option's text, or its label in brackets.
-
     Raises:
         PromptError: an example is longer than the model's context.
     """
@@ -171,12 +159,7 @@ def answer_sequences(
 
 
 def computed_tokens(batch: Sequence[AnswerSequence], share_prefixes: bool = False) -> int:
-    """How many tokens the model computes for a batch.
-
-    Args:
-        batch: sequences.
-        share_prefixes: what several begin with is computed once.
-    """
+    """How many tokens the model computes for a batch."""
     if not share_prefixes:
         return sum(len(sequence.ids) for sequence in batch)
     return len(_trie(batch)[0])
@@ -199,12 +182,7 @@ def answer_loss(
     """Mean cross-entropy of a batch's answer tokens given their prompts, in nats, under an adapter.
 
     Args:
-        base: the frozen model.
-        batch: what to compute it on.
         tensors: the adapter's tensors by PEFT's name; the gradient flows to them, whatever they were made from.
-        config: the adapter's shape.
-        elementary: whether it can be differentiated any number of times (:func:`answer_loss_under`).
-        share_prefixes: see :func:`answer_loss_under`.
 
     Returns:
         A scalar.
@@ -239,8 +217,6 @@ def answer_logits(
     """Logits [T, V] of a batch's answer tokens given what stands before them, and these tokens' ids [T].
 
     Args:
-        base: the frozen model.
-        batch: what to compute them on.
         active: by group, what the model computes with; the gradient flows to its leaves. None: the base model itself.
         elementary: from the library's modules and elementary operations, so that ``torch.func.grad``, ``vjp`` and
             autograd with ``create_graph`` compose: a meta-gradient goes back through gradient steps. The fast way has a
@@ -282,14 +258,7 @@ def fine_tune(
     """Train an adapter on examples, yielding after every step.
 
     Args:
-        base: the frozen model.
         examples: what to learn; at most ``training.max_examples`` of them are used.
-        prompt: how an example becomes text.
-        mode: what the answer is: the option's text, or its label in brackets.
-        training: phases, batch size, optimiser settings.
-        start: where the adapter starts.
-        seed: decides the order of the examples.
-        resume: state after an earlier step of the same call.
 
     Yields:
         One :class:`FineTuneStep` a step, from the first one that ``resume`` has not done.
@@ -320,12 +289,8 @@ def train_on_batches(
     """Train an adapter on given batches, yielding after every step.
 
     Args:
-        base: the frozen model.
         batches: the batch of a step, counted from 1.
         training: phases and optimiser settings; the batch size is not read.
-        start: where the adapter starts.
-        resume: state after an earlier step of the same call.
-        share_prefixes: see :func:`answer_loss_under`.
 
     Yields:
         One :class:`FineTuneStep` a step, from the first one that ``resume`` has not done.
@@ -407,10 +372,7 @@ def batch_indices(count: int, training: TrainingParameters, step: int, seed: int
     It follows from the arguments alone, so a resumed run needs no state of a data loader.
 
     Args:
-        count: number of examples.
-        training: for the batch size.
         step: counted from 1.
-        seed: decides the orders.
     """
     first = (step - 1) * training.batch_size
     orders: dict[int, list[int]] = {}

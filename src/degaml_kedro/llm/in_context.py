@@ -43,12 +43,7 @@ _SEAM = 8
 
 
 def shuffled(examples: Sequence[Example], seed: int) -> tuple[Example, ...]:
-    """Examples in an order that the seed decides.
-
-    Args:
-        examples: of a task.
-        seed: of torch's generator.
-    """
+    """Examples in an order that the seed decides."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(examples), generator=generator).tolist()
     return tuple(examples[index] for index in order)
@@ -66,12 +61,6 @@ def fitting(
     """How many demonstrations, from the first on, fit in front of every question with any of its answers.
 
     Args:
-        base: for its tokenizer and context length.
-        demonstrations: in order.
-        questions: all that will be asked.
-        prompt: how examples become text.
-        mode: what answers are.
-        shots: how many are wanted.
         room: tokens that are kept free behind every question.
 
     Returns:
@@ -113,11 +102,7 @@ def in_context_prompt(
     assistant, with the question's system message once in front.
 
     Args:
-        base: for its chat template.
-        question: what is asked; whoever makes the prompt does not know its answer.
         demonstrations: in order; one that reads like the question is left out.
-        prompt: how an example becomes text.
-        mode: what an answer is: the option's text, or its label in brackets.
 
     Raises:
         PromptError: the chat format is asked for and the tokenizer has no chat template.
@@ -135,13 +120,6 @@ def in_context_sequences(
     mode: AnswerForm,
 ) -> list[AnswerSequence]:
     """Examples to train on, each behind demonstrations of its own; the loss is on the example's answer alone.
-
-    Args:
-        base: for its tokenizer.
-        examples: what to encode.
-        demonstrations: for every example, what stands in front of it; one that reads like it is left out.
-        prompt: how an example becomes text.
-        mode: what the answer is: the option's text, or its label in brackets.
 
     Raises:
         PromptError: an example with its demonstrations is longer than the model's context.
@@ -195,12 +173,7 @@ class PrefixMemory:
         return PrefixMemory, ()
 
     def read(self, base: BaseModel, head: tuple[int, ...]) -> tuple[Prefix, int]:
-        """A prefix that begins with the head, but for its last few tokens, and the tokens computed for it.
-
-        Args:
-            base: the model, under the adapter that is active in this thread.
-            head: at least one token.
-        """
+        """A prefix that begins with the head, but for its last few tokens, and the tokens computed for it."""
         if self._known is not None:
             owner, prefix = self._known
             # where the head meets the question, its tokens may depend on the question
@@ -223,11 +196,6 @@ def encode_in_context(
     """Questions behind their demonstrations, tokenized as the whole texts that they are.
 
     Args:
-        base: for its tokenizer and context length.
-        questions: what is asked.
-        demonstrations: for every question, what stands in front of it; one that reads like it is left out.
-        prompt: how an example becomes text.
-        mode: what an answer is.
         shared: all questions have the same demonstrations, or as many of them, from the first on, as fit.
         room: tokens that are kept free behind every question.
 
@@ -262,13 +230,8 @@ def compare_in_context(
     """Score the options of questions behind demonstrations, under the adapter that is active in this thread.
 
     Args:
-        base: the frozen model.
-        asked: the questions.
-        prompt: how a question became text.
-        scoring: mode, normalisation and batch size in tokens.
         memory: of this adapter: the demonstrations that it read are not computed again.
         steer: changes final hidden states before answers are read off; it is given the questions' own tokens.
-        progress: called with (questions done, questions in all) after every batch.
 
     Returns:
         One row. A question's tokens are its own, and a share of the demonstrations where they were computed now.

@@ -75,7 +75,6 @@ class GroupAdapter:
             low_gradient: of a x, [T, M r].
             x: the group's input, [T, I].
             low: a x, [T, M r].
-            group: the layers.
         """
         kind, rank = self.leaves[0].dtype, self.leaves[0].shape[0]
         gradients = list(((low_gradient * self.scale).T @ x).to(kind).split(rank))
@@ -94,7 +93,6 @@ def group_adapter(
     """Stack the adapters of a group's layers.
 
     Args:
-        group: the layers.
         tensors: by layer name, A [r, I] and B [O_m, r]; layers without an entry are not adapted.
         scale: alpha / r.
 
@@ -171,8 +169,6 @@ class StackedAdapter:
 
         Args:
             x: [..., I], with K T rows in all.
-            member: the layer's index in the group.
-            group: the layers.
 
         Returns:
             [..., O_m].
@@ -212,9 +208,7 @@ class DenseWeights:
         """Stack the weights of a group's layers.
 
         Args:
-            group: the layers.
             weights: V [O_m, I] by layer name; layers without an entry keep their own.
-            low_rank: what is added to the same layers.
 
         Returns:
             None when no layer of the group has other weights.
@@ -248,7 +242,6 @@ class DenseWeights:
         Args:
             gradient: of the group's output, [T, O].
             x: the group's input, [T, I].
-            group: the layers.
         """
         if len(self.members) == len(group.outputs):
             return list((gradient.T @ x).split(group.outputs))
@@ -292,10 +285,6 @@ def make_adaptable(model: nn.Module, skip: frozenset[str] = frozenset()) -> list
 
     GPT-2's ``Conv1D``, whose weight is [I, O], is one, too, and so is Falcon's class. Siblings that read the same input
     get stacked storage; their own weights become views of it, so nothing is held twice.
-
-    Args:
-        model: a frozen model.
-        skip: names of modules whose layers stay as they are.
 
     Returns:
         The groups, in module order.

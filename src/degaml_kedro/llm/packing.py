@@ -105,10 +105,6 @@ def pack_trees(
     """Lay token trees out in one row.
 
     Args:
-        trees: the groups, in order.
-        device: where the model is.
-        dtype: the model's floating type, for the attention bias.
-        prefix: what the groups continue.
         behind: how many of the prefix's tokens stand in front of each group; needed with a prefix.
 
     Raises:
@@ -186,14 +182,12 @@ def _packed_attention(
     """Attention in Transformers' calling convention; without an active pack it is plain SDPA.
 
     Args:
-        module: the model's attention layer.
         query: [1, H, T, D].
         key: [1, K, T, D].
         value: [1, K, T, D].
         attention_mask: only read without a pack.
         scaling: score factor; 1/sqrt(D) when None.
         dropout: not read under a pack: the base model is frozen.
-        kwargs: passed on to SDPA.
 
     Returns:
         [1, T, H, D] and None in place of the attention weights.

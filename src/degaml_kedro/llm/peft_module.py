@@ -27,10 +27,6 @@ def through_peft(base: BaseModel, adapter: PeftModuleAdapter) -> BaseModel:
 
     PEFT writes into the model that it is given: a copy, of the weights too where the adapter's start changes them.
 
-    Args:
-        base: the frozen model.
-        adapter: what it is asked with.
-
     Returns:
         A model that goes the general way, and takes no other adapter.
 

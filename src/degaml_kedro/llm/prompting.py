@@ -47,11 +47,6 @@ def question_text(
 def render_prompt(example: Example | Question, prompt: PromptParameters, base: BaseModel) -> str:
     """The text the model reads before it answers.
 
-    Args:
-        example: the question.
-        prompt: format, and how options are listed.
-        base: for its chat template.
-
     Raises:
         PromptError: the chat format is asked for and the tokenizer has no chat template.
     """
@@ -69,10 +64,6 @@ def render_chat(messages: Sequence[Mapping[str, str]], base: BaseModel) -> str:
     """A conversation as text, up to where the model's next turn begins.
 
     Where the template has no place for the system's message, it stands in front of the user's first.
-
-    Args:
-        messages: ``role`` and ``content`` of each turn so far.
-        base: for its chat template.
 
     Raises:
         PromptError: the tokenizer has no chat template.
@@ -142,12 +133,7 @@ def without_options(questions: Sequence[Question | Example]) -> list[Question]:
 
 
 def end_token(base: BaseModel, prompt: PromptParameters) -> int | None:
-    """The token that ends an answer: the one that the chat template ends a turn with, else the tokenizer's own.
-
-    Args:
-        base: for its tokenizer and chat template.
-        prompt: the format.
-    """
+    """The token that ends an answer: the one that the chat template ends a turn with, else the tokenizer's own."""
     tokenizer, mark = base.tokenizer, "answer"
     if prompt.format == "chat" and tokenizer.chat_template is not None:
         turns = [{"role": role, "content": mark} for role in ("user", "assistant")]
@@ -166,11 +152,6 @@ def closing_tokens(
     """The end token where it is a part of the answer, which the model must learn to write.
 
     It closes a chat turn, and an open answer: nothing else says where that ends.
-
-    Args:
-        base: for its tokenizer.
-        example: whose answer it is.
-        prompt: how an example becomes text.
     """
     if prompt.format != "chat" and example.labels:
         return ()
@@ -191,10 +172,6 @@ def encode_questions(
     nothing is assumed about which token carries a letter.
 
     Args:
-        base: for its tokenizer and context length.
-        examples: what to encode.
-        prompt: how examples become text.
-        mode: what the answers are.
         room: tokens that are kept free behind every prompt.
 
     Raises:
@@ -215,12 +192,7 @@ def encode_texts(
     """Tokenize questions whose prompts are written already, with all their possible answers.
 
     Args:
-        base: for its tokenizer and context length.
-        examples: whose answers follow.
         prompts: what stands in front of the answers, one text an example.
-        prompt: how answers become text.
-        mode: what the answers are.
-        room: tokens that are kept free behind every prompt.
 
     Raises:
         PromptError: a prompt with its answer is longer than the model's context.
@@ -253,8 +225,6 @@ def token_ids(base: BaseModel, texts: Sequence[str], prompt: PromptParameters) -
     """Token ids of texts that something may follow: with what the tokenizer puts in front, without what it appends.
 
     Args:
-        base: for its tokenizer.
-        texts: as the model reads them.
         prompt: chat templates have written the special tokens themselves.
 
     Raises:

@@ -93,11 +93,6 @@ def score_examples(
     """Score examples under the base model or under an adapter.
 
     Args:
-        base: the frozen model.
-        examples: what to score.
-        prompt: how an example becomes text.
-        scoring: mode, normalisation and batch size in tokens.
-        adapter: LoRA weights to apply; None scores the base model itself.
         progress: called with (examples done, examples in all) after every batch.
 
     Returns:
@@ -131,15 +126,7 @@ def predictions_of(
     prompt: PromptParameters,
     scoring: ScoringParameters,
 ) -> list[Prediction]:
-    """Predictions from the options' scores: the best one is the answer.
-
-    Args:
-        examples: what was asked.
-        scores: of every example's options.
-        tokens: computed for each.
-        prompt: how an example became text.
-        scoring: the mode.
-    """
+    """Predictions from the options' scores: the best one is the answer."""
     found = []
     for example, row, count in zip(examples, scores, tokens, strict=True):
         best = max(range(len(row)), key=row.__getitem__)
@@ -152,11 +139,6 @@ def graded(
     examples: Sequence[Example], answers: Sequence[WrittenAnswer], scoring: ScoringParameters
 ) -> list[Prediction]:
     """Predictions from what was written: what of it is the answer, and whether that is right.
-
-    Args:
-        examples: what was asked.
-        answers: what was written, one an example.
-        scoring: what of a text is the answer.
 
     Raises:
         ExtractionError: a right answer is none of the kind that is compared.
@@ -182,12 +164,7 @@ def graded(
 
 
 def written_answers(written: Sequence[Writing], compared: OptionScores) -> list[WrittenAnswer]:
-    """What one model wrote, with its log-probability under that model.
-
-    Args:
-        written: by question.
-        compared: the scores of these texts alone.
-    """
+    """What one model wrote, with its log-probability under that model."""
     return [
         WrittenAnswer(one.text, row[0], one.tokens + tokens)
         for one, row, tokens in zip(written, compared.scores[0], compared.tokens, strict=True)
@@ -222,13 +199,8 @@ def compare_options(
     """Score the options of questions under one adapter or under several in one pass.
 
     Args:
-        base: the frozen model.
-        questions: what to ask; answers are not read.
-        prompt: how a question becomes text.
-        scoring: how answers are written, normalisation and batch size in tokens.
         adapters: of one shape; None alone is the base model itself.
         steer: changes final hidden states before answers are read off.
-        progress: called with (questions done, questions in all) after every batch.
         active: what the model computes with, ready made, in place of an adapter.
         written: by question, texts that are scored in place of its options; their scores are log-probabilities as
             they are.
@@ -268,15 +240,7 @@ def compare_encoded(
     """Score the options of questions in tokens, under what is active in this thread.
 
     Args:
-        base: the frozen model.
-        questions: what is asked.
-        encoded: the same in tokens.
-        prompt: how a question became text.
-        scoring: how answers are written, normalisation and batch size in tokens.
         adapters: how many are active at once.
-        steer: changes final hidden states before answers are read off.
-        progress: called with (questions done, questions in all) after every batch.
-        written: see :func:`compare_options`.
         prefix: what was computed before; prompts may begin as it does.
         own: where each question's own tokens begin, which ``steer`` is given; None for at the beginning.
     """
@@ -357,14 +321,7 @@ def normalized_scores(
     encoded: EncodedQuestion,
     scoring: ScoringParameters,
 ) -> tuple[float, ...]:
-    """A question's summed log-probabilities by option, each divided by its answer's length.
-
-    Args:
-        totals: of the answers.
-        texts: of the answers.
-        encoded: the same in tokens.
-        scoring: what is divided by.
-    """
+    """A question's summed log-probabilities by option, each divided by its answer's length."""
     return tuple(
         total / answer_length(text, answer, scoring.normalization)
         for total, text, answer in zip(totals, texts, encoded.answers, strict=True)
@@ -409,9 +366,7 @@ def answer_log_probabilities(
 
     Args:
         hidden: [T, C].
-        base: for its head.
         starts: row of each question's first token; its token tree's rows follow (:func:`question_tree`).
-        questions: in that order.
         few_columns: whether a constant that a question's options share may be left out.
     """
     rows: list[int] = []  # row of the pack that predicts
@@ -452,7 +407,6 @@ def _token_log_probabilities(
 
     Args:
         hidden: [T, C].
-        base: for its head.
         rows: indices into T.
         targets: indices into V.
     """

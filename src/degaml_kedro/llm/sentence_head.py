@@ -39,7 +39,6 @@ class SentenceHead:
 
         Args:
             embeddings: of the examples' questions, float32 [N, C].
-            answers: their right answers' texts, [N], at least one.
             c: the regularization's inverse.
         """
         classes = tuple(sorted(set(answers)))

@@ -63,10 +63,6 @@ class TokenTrie:
     def pack(self, device: torch.device, dtype: torch.dtype) -> Pack:
         """One group of all tokens, [1, T]; the attention bias is [1, 1, T, T].
 
-        Args:
-            device: where the model is.
-            dtype: the model's floating type, for the attention bias.
-
         Raises:
             ValueError: nothing was added.
         """

@@ -60,7 +60,6 @@ def check_flow(flow: Sequence[Sequence[int]], kernel_size: int) -> tuple[Size, .
 
     Args:
         flow: sizes (N, H, W), the condition's first.
-        kernel_size: k, of all convolutions.
 
     Raises:
         FlowError: fewer than two sizes, a size that is not three positive integers, or an even or non-positive kernel.
@@ -134,7 +133,6 @@ def flow_costs(flow: Sequence[Size], kernel_size: int) -> tuple[DecoderCost, ...
 
     Args:
         flow: sizes (N, H, W), the condition's first.
-        kernel_size: k.
 
     Raises:
         FlowError: as :func:`check_flow`.
@@ -166,11 +164,7 @@ class AxisConvolution(nn.Module):
 
     Args:
         axis: which one is mapped: ``layer`` N, ``height`` H or ``width`` W.
-        inputs: its size before.
-        outputs: its size after.
         kernel_size: k, odd.
-        bias: whether each output channel has one.
-        dtype: of the weights.
 
     Attributes:
         weight: [outputs, inputs, k, k]; set by the layer, which knows the plane.
@@ -216,7 +210,6 @@ class AxisConvolution(nn.Module):
         Args:
             plane: the two sizes the kernel slides over.
             power: mean square of the input.
-            generator: to draw from; torch's own without one.
         """
         inputs, kernel_size = self.weight.shape[1:3]
         taps = math.prod(_mean_taps(length, kernel_size) for length in plane)
@@ -237,9 +230,6 @@ class HyperconvLayer(nn.Module):
     Args:
         before: (N, H, W).
         after: (N', H', W').
-        kernel_size: k, odd.
-        dtype: of the weights.
-        generator: to draw the weights from.
 
     Attributes:
         bias: b, [H', W'].
@@ -296,8 +286,6 @@ class HyperconvDecoder(nn.Module):
             its border (T, r + 2, token width + 2) last; the paper's are in :data:`PAPER_FLOWS`.
         kernel_size: k of all convolutions, odd; the paper's ancestor has 9.
         checkpoint: keep only each layer's input for the backward pass and compute the layer again there.
-        dtype: of the weights; torch's default without one.
-        generator: to draw the weights from; torch's own without one.
 
     Raises:
         FlowError: as :func:`check_flow`.
