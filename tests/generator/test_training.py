@@ -21,9 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from degaml_kedro.adapters.adapter import Adapter
-from degaml_kedro.generator.generator import Generator
+from degaml_kedro.generator.generator import Generator, GeneratorError
 from degaml_kedro.generator.training import (
-    GeneratorTrainingError,
     TrainingPair,
     TrainingState,
     TrainingStep,
@@ -484,7 +483,7 @@ def test_what_a_task_contributes_does_not_depend_on_the_others_names() -> None:
 def test_what_is_missing_is_named(
     tasks: list[dict[str, Any]], changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(GeneratorTrainingError, match=message):
+    with pytest.raises(GeneratorError, match=message):
         train(tiny_generator(), [tiny_task(**fields) for fields in tasks], **changes)
 
 
@@ -492,15 +491,13 @@ def test_sft_needs_the_base_model() -> None:
     run = train_generator(
         tiny_generator(), both_tasks(), tiny_training(**OBJECTIVES["sft"]), 7, CPU
     )
-    with pytest.raises(GeneratorTrainingError, match="needs the base model"):
+    with pytest.raises(GeneratorError, match="needs the base model"):
         next(run)
 
 
 def test_a_batch_that_cannot_be_shared_out() -> None:
     three = SimpleNamespace(num_processes=3)
-    with pytest.raises(
-        GeneratorTrainingError, match="batch_size is 4.* 3 processes .*multiple of 3"
-    ):
+    with pytest.raises(GeneratorError, match="batch_size is 4.* 3 processes .*multiple of 3"):
         train(tiny_generator(), accelerator=three, batch_size=4)
 
 
@@ -510,7 +507,7 @@ def test_a_loss_that_is_not_finite_stops_it(objective: str) -> None:
     with torch.no_grad():
         made.decoder.get_parameter("network.heads")[0, 0, 0] = math.nan
     with pytest.raises(
-        GeneratorTrainingError, match=r"loss became nan at step 1; lower training\.learning_rate"
+        GeneratorError, match=r"loss became nan at step 1; lower training\.learning_rate"
     ):
         train(made, **OBJECTIVES[objective])
 

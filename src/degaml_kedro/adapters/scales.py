@@ -17,13 +17,8 @@ import torch
 from torch import Tensor
 
 from degaml_kedro.adapters.tokens import GridError, TokenGrid
-from degaml_kedro.errors import DegamlError
 
 Center = Literal["matrix", "element"]
-
-
-class ScaleError(DegamlError):
-    """Tokens that no scales can be taken of, or stored scales that cannot be used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +46,7 @@ class TokenStatistics:
             checkpoints: [T, r, k] each.
 
         Raises:
-            GridError: a checkpoint has another shape.
-            ScaleError: there is no checkpoint, or one holds NaN or infinite weights.
+            GridError: there is no checkpoint, or one has another shape or holds NaN or infinite weights.
         """
         shape = (grid.tokens, grid.rank, grid.token_width)
         mean = torch.zeros(shape, dtype=torch.float64)
@@ -71,14 +65,14 @@ class TokenStatistics:
             finite = torch.isfinite(squares)
             if not finite.all():
                 slot = grid.slots[int(grid.token_slots()[int((~finite).nonzero()[0])])]
-                raise ScaleError(
+                raise GridError(
                     f"checkpoint {count} of {where} holds NaN or infinite weights in {slot.name}; "
                     f"make the checkpoints again, with a lower learning rate if that is where they come from"
                 )
             deviations += squares
             mean.add_(difference, alpha=1 / count)
         if not count:
-            raise ScaleError(f"{where} holds no checkpoint to take scales of")
+            raise GridError(f"{where} holds no checkpoint to take scales of")
         return cls(count, mean, deviations)
 
     @classmethod
@@ -86,11 +80,10 @@ class TokenStatistics:
         """The statistics of all checkpoints of several trajectories.
 
         Raises:
-            ScaleError: there is no part.
-            GridError: the parts are of different grids.
+            GridError: there is no part, or they are of different grids.
         """
         if not parts:
-            raise ScaleError("there are no trajectories to take scales of; name at least one task")
+            raise GridError("there are no trajectories to take scales of; name at least one task")
         total = parts[0]
         for part in parts[1:]:
             if part.mean.shape != total.mean.shape:
@@ -121,7 +114,7 @@ class TokenStatistics:
         """What :meth:`tensors` gave.
 
         Raises:
-            ScaleError: a tensor is missing.
+            GridError: a tensor is missing.
         """
         found = [_stored(tensors, name, "statistics") for name in ("count", "mean", "deviations")]
         return cls(int(found[0]), found[1], found[2])
@@ -240,27 +233,21 @@ class TokenScales:
         """What :meth:`tensors` gave.
 
         Raises:
-            ScaleError: a tensor is missing.
-            GridError: the scales are of another grid.
+            GridError: a tensor is missing, or the scales are of another grid.
         """
-        slots, tokens = (len(grid.slots),), (grid.tokens,)
-        expected = {"mean": slots, "std": slots, "variance": tokens}
-        found = {name: _stored(tensors, name, "scales") for name in expected}
-        element_mean = tensors.get("element_mean")
-        shapes: list[tuple[str, Tensor, tuple[int, ...]]] = [
-            (name, found[name], shape) for name, shape in expected.items()
-        ]
-        if element_mean is not None:
-            shape = (grid.tokens, grid.rank, grid.token_width)
-            shapes.append(("element_mean", element_mean, shape))
-        for name, tensor, shape_there in shapes:
-            if tuple(tensor.shape) != shape_there:
+        slots, cells = len(grid.slots), (grid.tokens, grid.rank, grid.token_width)
+        shapes = {"mean": (slots,), "std": (slots,), "variance": (grid.tokens,)}
+        center: Center = "matrix"
+        if "element_mean" in tensors:
+            center, shapes["element_mean"] = "element", cells
+        found = {name: _stored(tensors, name, "scales") for name in shapes}
+        for name, shape in shapes.items():
+            if tuple(found[name].shape) != shape:
                 raise GridError(
-                    f"the stored scales' {name} has shape {tuple(tensor.shape)}, the token grid needs "
-                    f"{shape_there}; they were made for another LoRA shape: make them again"
+                    f"the stored scales' {name} has shape {tuple(found[name].shape)}, the token grid needs "
+                    f"{shape}; they were made for another LoRA shape: make them again"
                 )
-        center: Center = "matrix" if element_mean is None else "element"
-        return cls(grid, center, found["mean"], found["std"], found["variance"], element_mean)
+        return cls(grid, center, **found)
 
 
 def _by_slot(values: Tensor, slots: Tensor) -> Tensor:
@@ -270,7 +257,5 @@ def _by_slot(values: Tensor, slots: Tensor) -> Tensor:
 
 def _stored(tensors: Mapping[str, Tensor], name: str, what: str) -> Tensor:
     if name not in tensors:
-        raise ScaleError(
-            f"the stored {what} have no '{name}'; the file is not whole: make it again"
-        )
+        raise GridError(f"the stored {what} have no '{name}'; the file is not whole: make it again")
     return tensors[name]

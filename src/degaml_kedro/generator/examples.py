@@ -30,7 +30,6 @@ from degaml_kedro.generator.generator import (
 )
 from degaml_kedro.generator.training import (
     GeneratorStep,
-    GeneratorTrainingError,
     TrainingState,
     TrainingStep,
     learning_rate,
@@ -98,7 +97,7 @@ class ExampleGenerator:
         """An untrained one: memories take keys and values as they are, and the shared LoRA adds nothing.
 
         Raises:
-            AssociativeError: the model has no layer that a memory could be written to.
+            TrainingError: the model has no layer that a memory could be written to.
         """
         every = base.linear_layers()
         sizes = {name: every[name] for name in layers_at(base, settings.depths)}
@@ -115,7 +114,7 @@ class ExampleGenerator:
 
         Raises:
             GeneratorError: it belongs to another base model.
-            AssociativeError: there are no examples.
+            TrainingError: there are no examples.
         """
         self.identity.check_base_model(base.name, base.fingerprint)
         self.decoder.to(base.device)
@@ -141,7 +140,7 @@ def train_on_episodes(
         One step's outcome, from the first one that ``resume`` has not done.
 
     Raises:
-        GeneratorTrainingError: the loss stops being finite.
+        GeneratorError: the loss stops being finite.
         PromptError: an example is longer than the model's context.
     """
     decoder = generator.decoder.to(base.device).train()
@@ -179,7 +178,7 @@ def train_on_episodes(
             total += loss.item() / training.batch_size
             tokens += read + _tokens(shown)
         if not math.isfinite(total):
-            raise GeneratorTrainingError(
+            raise GeneratorError(
                 f"the generator's loss became {total} at step {step}; lower training.learning_rate "
                 f"(now {training.learning_rate:g})"
             )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig
 from degaml_kedro.adapters.scales import TokenScales
-from degaml_kedro.adapters.tokens import TokenGrid, one_hot_states
+from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.folders import replaced_folder
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
@@ -37,7 +37,7 @@ _DECODER, _SCALES = "decoder.", "scales."
 
 
 class GeneratorError(DegamlError):
-    """A generator that cannot be loaded, or is used with what it was not made for."""
+    """A generator that cannot be loaded or trained, or is used with what it was not made for."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Generator:
         Returns:
             float32 [T, r, k].
         """
-        hot = one_hot_states(torch.tensor([state]), self.decoder.condition.states)
+        hot = nn.functional.one_hot(torch.tensor([state]), self.decoder.condition.states).float()
         device = self.device
         made: Tensor = self.decoder(
             states[None].to(device, torch.float32),

@@ -13,6 +13,7 @@ Shapes: B pairs of a step, N prompts, L prompt tokens, C encoder width, T tokens
 
 from __future__ import annotations
 
+import atexit
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +24,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from degaml_kedro.adapters.tokens import one_hot_states
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.generator.generator import Generator
+from degaml_kedro.generator.generator import Generator, GeneratorError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import AnswerSequence, answer_loss
@@ -35,8 +34,16 @@ from degaml_kedro.seeds import derive_seed
 _FLOOR = 0.1
 
 
-class GeneratorTrainingError(DegamlError):
-    """A generator's training that cannot start or go on."""
+def join_processes(cpu: bool) -> Accelerator:
+    """The accelerator of this process, which leaves its group before the interpreter is taken down.
+
+    A process that exits inside a group of gloo's (several processes on the CPU) leaves threads of it behind. If one of
+    these lets go of a tensor while Python is being taken down, the whole process is aborted, after all of its work.
+    """
+    accelerator = Accelerator(cpu=cpu)
+    if accelerator.num_processes > 1:
+        atexit.register(accelerator.end_training)
+    return accelerator
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +188,7 @@ def train_generator(
         One :class:`TrainingStep` a step, from the first one that ``resume`` has not done.
 
     Raises:
-        GeneratorTrainingError: there are no tasks, the objectives lack what they need, the batch cannot be shared
+        GeneratorError: there are no tasks, the objectives lack what they need, the batch cannot be shared
             out, or the loss stops being finite.
     """
     _check(tasks, training, base, accelerator.num_processes)
@@ -208,15 +215,14 @@ def train_generator(
         pairs = pairs_of_step(step, len(tasks), training, seed)
         first = accelerator.process_index * share
         mine = list(enumerate(pairs))[first : first + share]
-        conditions = _conditions(generator, tasks, mine, training, seed, step, device)
+        conditions, wanted = _drawn(generator, tasks, mine, training, seed, step, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
             tokens = model(*conditions)
         tokens = tokens.float()
         mse = sft = math.nan
         computed = 0
         gradient = torch.zeros_like(tokens)
-        if training.mse:
-            wanted = _targets(generator, tasks, mine, training, seed, step, device)
+        if wanted is not None:
             leaf = tokens.detach().requires_grad_()
             loss = masked_mse(leaf, wanted, mask, weights)
             (part,) = torch.autograd.grad(loss, leaf)
@@ -243,7 +249,7 @@ def train_generator(
         total = training.mse * (mse if training.mse else 0.0)
         total += training.sft * (sft if training.sft else 0.0)
         if not math.isfinite(total):
-            raise GeneratorTrainingError(
+            raise GeneratorError(
                 f"the generator's loss became {total} at step {step}; lower training.learning_rate (now {rate:g})"
             )
         seconds = time.perf_counter() - began
@@ -259,26 +265,26 @@ def _check(
     processes: int,
 ) -> None:
     if not tasks:
-        raise GeneratorTrainingError("there are no tasks to train a generator on; name meta_train")
+        raise GeneratorError("there are no tasks to train a generator on; name meta_train")
     for task in tasks:
         if not len(task.rows):
-            raise GeneratorTrainingError(
+            raise GeneratorError(
                 f"the task {task.name} has no prompts to condition a generator on; give it a train split"
             )
         if training.mse and not task.checkpoint_count:
-            raise GeneratorTrainingError(
+            raise GeneratorError(
                 f"the task {task.name} has no checkpoints, which the mse objective needs; "
                 f"make its trajectory, or set training.mse to 0"
             )
         if training.sft and not task.sequences:
-            raise GeneratorTrainingError(
+            raise GeneratorError(
                 f"the task {task.name} has no training examples, which the sft objective needs; "
                 f"give it a train split, or set training.sft to 0"
             )
     if training.sft and base is None:
-        raise GeneratorTrainingError("the sft objective needs the base model")
+        raise GeneratorError("the sft objective needs the base model")
     if training.batch_size % processes:
-        raise GeneratorTrainingError(
+        raise GeneratorError(
             f"training.batch_size is {training.batch_size}, which {processes} processes cannot share evenly; "
             f"make it a multiple of {processes}"
         )
@@ -288,7 +294,7 @@ def _source(seed: int, *names: str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, *names))
 
 
-def _conditions(
+def _drawn(
     generator: Generator,
     tasks: Sequence[TrainingTask],
     pairs: Sequence[tuple[int, TrainingPair]],
@@ -296,10 +302,15 @@ def _conditions(
     seed: int,
     step: int,
     device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """States [B, N, L, C] with noise, lengths [B, N] and permutation states [B, states]."""
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+    """What the decoder is given for the pairs, and what it is to make.
+
+    Returns:
+        Prompt states with noise [B, N, L, C], lengths [B, N] and permutation states [B, states]; and, for mse,
+        normalised tokens of the checkpoints with noise [B, T, r, k].
+    """
     condition = generator.decoder.condition
-    states, lengths = [], []
+    states, lengths, wanted = [], [], []
     for place, pair in pairs:
         task = tasks[pair.task]
         source = _source(seed, task.name, "prompts", str(pair.index))
@@ -308,30 +319,16 @@ def _conditions(
         rows = rows.to(device).float()
         states.append(_noisy(rows, training.condition_noise, seed, "condition", step, place))
         lengths.append(found.long())
+        if training.mse:
+            assert task.checkpoints is not None
+            source = _source(seed, task.name, "checkpoint", str(pair.index))
+            index = int(torch.randint(task.checkpoint_count, (1,), generator=source))
+            tokens = generator.scales.normalize(task.checkpoints(index).to(device).float())
+            wanted.append(_noisy(tokens, training.target_noise, seed, "target", step, place))
     which = torch.tensor([tasks[pair.task].state for _, pair in pairs])
-    hot = one_hot_states(which, condition.states)
-    return torch.stack(states), torch.stack(lengths).to(device), hot.to(device)
-
-
-def _targets(
-    generator: Generator,
-    tasks: Sequence[TrainingTask],
-    pairs: Sequence[tuple[int, TrainingPair]],
-    training: GeneratorTraining,
-    seed: int,
-    step: int,
-    device: torch.device,
-) -> Tensor:
-    """Normalised tokens [B, T, r, k] of the pairs' checkpoints, with noise."""
-    wanted = []
-    for place, pair in pairs:
-        task = tasks[pair.task]
-        assert task.checkpoints is not None
-        source = _source(seed, task.name, "checkpoint", str(pair.index))
-        index = int(torch.randint(task.checkpoint_count, (1,), generator=source))
-        tokens = generator.scales.normalize(task.checkpoints(index).to(device).float())
-        wanted.append(_noisy(tokens, training.target_noise, seed, "target", step, place))
-    return torch.stack(wanted)
+    hot = nn.functional.one_hot(which, condition.states).float()
+    given = torch.stack(states), torch.stack(lengths).to(device), hot.to(device)
+    return given, torch.stack(wanted) if wanted else None
 
 
 def _noisy(clean: Tensor, size: float, seed: int, what: str, step: int, place: int) -> Tensor:

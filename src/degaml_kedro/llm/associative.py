@@ -31,9 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, tensor_key
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.finetune import AnswerSequence
+from degaml_kedro.llm.finetune import AnswerSequence, TrainingError
 from degaml_kedro.llm.general import rows_of
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import Pack, TokenTree, pack_trees
@@ -50,15 +49,11 @@ _BLOCK = re.compile(r".*?\.\d+(?=\.)")
 Layers = Mapping[str, tuple[Tensor, Tensor]]
 
 
-class AssociativeError(DegamlError):
-    """A model or examples that no associative memory can be written for."""
-
-
 def writing_layers(base: BaseModel) -> list[str]:
     """Linear layers whose output is added to the hidden state, in module order.
 
     Raises:
-        AssociativeError: it has none by any name that is known.
+        TrainingError: it has none by any name that is known.
     """
     width = base.head.shape[1]
     found = [
@@ -67,7 +62,7 @@ def writing_layers(base: BaseModel) -> list[str]:
         if outputs == width and _WRITING.fullmatch(name)
     ]
     if not found:
-        raise AssociativeError(
+        raise TrainingError(
             f"{base.name} has no linear layer that adds to its hidden state (o_proj, down_proj and the like), so "
             "nothing can be written from examples; leave closed_form and the associative decoder out"
         )
@@ -78,7 +73,7 @@ def layers_at(base: BaseModel, depths: Sequence[float]) -> tuple[str, ...]:
     """The layers that stand at given shares of :func:`writing_layers`, each once, in module order.
 
     Raises:
-        AssociativeError: the model has no such layers.
+        TrainingError: the model has no such layers.
     """
     layers = writing_layers(base)
     places = sorted({int(depth * len(layers)) for depth in depths})
@@ -327,10 +322,10 @@ class AssociativeWriter(nn.Module):
             rank: of the memories, at most; None for the exact solution, of rank P.
 
         Raises:
-            AssociativeError: there are no examples.
+            TrainingError: there are no examples.
         """
         if not sequences:
-            raise AssociativeError("there are no examples to write from; give at least one")
+            raise TrainingError("there are no examples to write from; give at least one")
         dtype = reader.base.dtype
         shared = self.shared_layers(dtype)
         readings = reader.read(sequences, shared)
@@ -352,7 +347,7 @@ class AssociativeWriter(nn.Module):
         """The adapter of a task, on the CPU: the shared LoRA's rank and that of the memories together.
 
         Raises:
-            AssociativeError: there are no examples.
+            TrainingError: there are no examples.
         """
         reader = ExampleReader.of(base, self.layers)
         layers = self.write(reader, sequences, self.settings.rank)
@@ -403,7 +398,7 @@ def write_closed_form(
     """An adapter of one layer that answers as the examples do, with nothing trained at all.
 
     Raises:
-        AssociativeError: the model has no layer to write to, or there are no examples.
+        TrainingError: the model has no layer to write to, or there are no examples.
     """
     (layer,) = layers_at(base, (setting.depth,))
     settings = AssociativeDecoder(

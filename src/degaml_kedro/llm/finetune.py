@@ -36,7 +36,7 @@ from degaml_kedro.tasks.example import Example
 
 
 class TrainingError(DegamlError):
-    """A fine-tuning run that cannot start or go on."""
+    """An adapter that cannot be trained or written: for this model, from these examples, or at this rate."""
 
 
 @dataclass(frozen=True)

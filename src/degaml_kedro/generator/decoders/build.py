@@ -83,7 +83,8 @@ class Decoder(nn.Module):
             [B, T, r, k].
         """
         if isinstance(self.network, HyperconvDecoder):
-            return self.grid.strip_border(self.network(states))
+            bordered: Tensor = self.network(states)
+            return bordered[..., 1:-1, 1:-1]
         made: Tensor = self.network(states, lengths, permutation)
         return made
 

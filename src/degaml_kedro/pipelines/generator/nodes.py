@@ -18,13 +18,13 @@ from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
 from degaml_kedro.generator.examples import ExampleGenerator, train_on_episodes
 from degaml_kedro.generator.generator import Generator, GeneratorError, Identity
 from degaml_kedro.generator.health import WHOLE, HealthCheck, check_generator
-from degaml_kedro.generator.processes import join_processes
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.generator.training import (
     GeneratorStep,
     TrainingState,
     TrainingStep,
     TrainingTask,
+    join_processes,
     train_generator,
 )
 from degaml_kedro.io.generators import GeneratorProgress
