@@ -23,9 +23,8 @@ from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, tensor_key
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.lora import ActiveLora, active_lora
-from degaml_kedro.llm.packing import TokenTree, pack_trees
+from degaml_kedro.llm.packing import TokenTree, TokenTrie, pack_trees
 from degaml_kedro.llm.prompting import closing_tokens, encode_questions
-from degaml_kedro.llm.trie import TokenTrie
 from degaml_kedro.parameters import (
     AnswerForm,
     LoraParameters,
@@ -84,22 +83,17 @@ def target_layers(base: BaseModel, lora: LoraParameters) -> dict[str, tuple[int,
     Raises:
         TrainingError: an ending names no linear layer of the model.
     """
-    layers = base.linear_layers()
-    if lora.target_modules == "all-linear":
-        chosen = layers
-    else:
+    layers = chosen = base.linear_layers()
+    if lora.target_modules != "all-linear":
         for ending in lora.target_modules:
-            if not any(name == ending or name.endswith(f".{ending}") for name in layers):
+            if not any(f".{name}".endswith(f".{ending}") for name in layers):
                 endings = sorted({name.rsplit(".", 1)[-1] for name in layers})
                 raise TrainingError(
                     f"lora.target_modules names '{ending}', which is no linear layer of {base.name}; "
                     f"its linear layers are called {', '.join(endings)}"
                 )
-        chosen = {
-            name: shape
-            for name, shape in layers.items()
-            if any(name == e or name.endswith(f".{e}") for e in lora.target_modules)
-        }
+        wanted = tuple(f".{ending}" for ending in lora.target_modules)
+        chosen = {name: shape for name, shape in layers.items() if f".{name}".endswith(wanted)}
     if not chosen:
         raise TrainingError(f"{base.name} has no linear layers that LoRA could adapt")
     return chosen
@@ -142,33 +136,33 @@ class AnswerSequence:
 
 
 def answer_sequences(
-    base: BaseModel, examples: Sequence[Example], prompt: PromptParameters, mode: AnswerForm
+    base: BaseModel,
+    examples: Sequence[Example],
+    prompt: PromptParameters,
+    mode: AnswerForm,
+    prompts: Sequence[str] | None = None,
 ) -> list[AnswerSequence]:
     """Examples as sequences to train on.
+
+    Args:
+        prompts: what stands in front of the answers, one text an example; None for the question alone.
 
     Raises:
         PromptError: an example is longer than the model's context.
     """
+    encoded = encode_questions(base, examples, prompt, mode, prompts=prompts)
     sequences = []
-    for example, encoded in zip(
-        examples, encode_questions(base, examples, prompt, mode), strict=True
-    ):
-        answer = encoded.answers[example.gold] + closing_tokens(base, example, prompt)
-        sequences.append(AnswerSequence(encoded.prompt + answer, len(answer)))
+    for example, question in zip(examples, encoded, strict=True):
+        answer = question.answers[example.gold] + closing_tokens(base, example, prompt)
+        sequences.append(AnswerSequence(question.prompt + answer, len(answer)))
     return sequences
 
 
 def computed_tokens(batch: Sequence[AnswerSequence], share_prefixes: bool = False) -> int:
-    """How many tokens the model computes for a batch."""
-    if not share_prefixes:
-        return sum(len(sequence.ids) for sequence in batch)
-    return len(_trie(batch)[0])
-
-
-def _trie(batch: Sequence[AnswerSequence]) -> tuple[TokenTrie, list[list[int]]]:
-    """Sequences laid one over the other, and the row of each one's tokens."""
-    trie = TokenTrie()
-    return trie, [trie.add(TokenTree(sequence.ids)) for sequence in batch]
+    """How many tokens the model computes for a batch; with shared prefixes each of them once."""
+    if share_prefixes:
+        return len(TokenTrie(sequence.ids for sequence in batch))
+    return sum(len(sequence.ids) for sequence in batch)
 
 
 def answer_loss(
@@ -222,13 +216,13 @@ def answer_logits(
             autograd with ``create_graph`` compose: a meta-gradient goes back through gradient steps. The fast way has a
             backward written by hand, and one derivative. A gradient costs a third more, a Hessian-vector product as
             much as three fast gradients.
-        share_prefixes: what several sequences begin with is computed once (``llm/trie.py``): the same loss, and much
+        share_prefixes: what several sequences begin with is computed once (``TokenTrie``): the same loss, and much
             cheaper where all stand behind the same demonstrations.
     """
     paths: Sequence[Sequence[int]]
     if share_prefixes:
-        trie, paths = _trie(batch)
-        pack = trie.pack(base.device, base.dtype)
+        trie = TokenTrie(sequence.ids for sequence in batch)
+        pack, paths = trie.pack(base.device, base.dtype), trie.paths
     else:
         pack = pack_trees([TokenTree(sequence.ids) for sequence in batch], base.device, base.dtype)
         paths = [
@@ -318,7 +312,8 @@ def train_on_batches(
         "exp_avg_sq": second.to(device),
     }
 
-    for step, rate in enumerate(_learning_rates(training), start=1):
+    rates = (phase.learning_rate for phase in training.phases for _ in range(phase.steps))
+    for step, rate in enumerate(rates, start=1):
         if step <= done:
             continue
         began = time.perf_counter()
@@ -385,9 +380,3 @@ def batch_indices(count: int, training: TrainingParameters, step: int, seed: int
             orders[epoch] = torch.randperm(count, generator=generator).tolist()
         chosen.append(orders[epoch][place])
     return chosen
-
-
-def _learning_rates(training: TrainingParameters) -> Iterator[float]:
-    for phase in training.phases:
-        for _ in range(phase.steps):
-            yield phase.learning_rate

@@ -18,16 +18,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.finetune import AnswerSequence
+from degaml_kedro.llm.finetune import AnswerSequence, answer_sequences
 from degaml_kedro.llm.generation import Steer, Writing
 from degaml_kedro.llm.packing import Prefix
 from degaml_kedro.llm.prompting import (
     EncodedQuestion,
     answer_texts,
     check_options,
-    closing_tokens,
     common_start,
-    encode_texts,
+    encode_questions,
     question_text,
     render_chat,
     render_prompt,
@@ -124,15 +123,8 @@ def in_context_sequences(
     Raises:
         PromptError: an example with its demonstrations is longer than the model's context.
     """
-    encoded = _encoded(base, examples, demonstrations, prompt, mode)
-    answers = [
-        question.answers[example.gold] + closing_tokens(base, example, prompt)
-        for question, example in zip(encoded, examples, strict=True)
-    ]
-    return [
-        AnswerSequence(question.prompt + answer, len(answer))
-        for question, answer in zip(encoded, answers, strict=True)
-    ]
+    texts = _prompts(base, examples, demonstrations, prompt, mode)
+    return answer_sequences(base, examples, prompt, mode, texts)
 
 
 @dataclass(frozen=True)
@@ -202,7 +194,8 @@ def encode_in_context(
     Raises:
         PromptError: a prompt with its answer is longer than the model's context.
     """
-    encoded = _encoded(base, questions, demonstrations, prompt, mode, room)
+    whole_texts = _prompts(base, questions, demonstrations, prompt, mode)
+    encoded = encode_questions(base, questions, prompt, mode, room, whole_texts)
     if not questions:
         return QuestionsInContext(questions, encoded, [], ())
     texts = [render_prompt(question, prompt, base) for question in questions]
@@ -278,20 +271,17 @@ def _text(
     return render_chat(turns, base)
 
 
-def _encoded(
+def _prompts(
     base: BaseModel,
     questions: Sequence[Question | Example],
     demonstrations: Sequence[Sequence[Example]],
     prompt: PromptParameters,
     mode: AnswerForm,
-    room: int = 0,
-) -> list[EncodedQuestion]:
-    """Tokens of questions behind their demonstrations, tokenized as the whole texts that they are."""
-    texts = [
+) -> list[str]:
+    return [
         in_context_prompt(base, question, shown, prompt, mode)
         for question, shown in zip(questions, demonstrations, strict=True)
     ]
-    return encode_texts(base, questions, texts, prompt, mode, room)
 
 
 def _longest(

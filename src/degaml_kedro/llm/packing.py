@@ -14,7 +14,7 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -150,6 +150,60 @@ def pack_trees(
         bias=bias.unsqueeze(1).to(device),
         prefix=prefix,
     )
+
+
+class TokenTrie:
+    """Sequences laid one over the other: what several begin with stands in it once, however deep it goes.
+
+    A token looks at those on its own path alone, so every sequence's tokens get the hidden states that they have in a
+    pack of their own.
+
+    Attributes:
+        paths: of each sequence, the trie's row of each of its tokens.
+
+    Example:
+        >>> trie = TokenTrie([(1, 2, 3), (1, 2, 6)])
+        >>> trie.paths, len(trie)
+        ([[0, 1, 2], [0, 1, 3]], 4)
+    """
+
+    def __init__(self, sequences: Iterable[Sequence[int]]) -> None:
+        rows: dict[tuple[int, int], int] = {}  # (parent's row, token) to its row
+        self._tokens: list[int] = []
+        self._parents: list[int] = []
+        self._depths: list[int] = []
+        self.paths: list[list[int]] = []
+        for sequence in sequences:
+            row, path = -1, []
+            for depth, token in enumerate(sequence):
+                parent, row = row, rows.setdefault((row, token), len(rows))
+                if row == len(self._tokens):
+                    self._tokens.append(token)
+                    self._parents.append(parent)
+                    self._depths.append(depth)
+                path.append(row)
+            self.paths.append(path)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def pack(self, device: torch.device, dtype: torch.dtype) -> Pack:
+        """One group of all tokens, [1, T]; the attention bias is [1, 1, T, T]."""
+        size = len(self)
+        allowed = torch.eye(size, dtype=torch.bool)
+        for row, parent in enumerate(self._parents):
+            if parent >= 0:
+                allowed[row] |= allowed[parent]  # parents come first
+        bias = torch.zeros(size, size, dtype=dtype).masked_fill_(~allowed, float("-inf"))
+        rows = torch.arange(size, device=device)
+        return Pack(
+            input_ids=torch.tensor([self._tokens], device=device),
+            position_ids=torch.tensor([self._depths], device=device),
+            starts=(0,),
+            gather=rows[None],
+            scatter=rows,
+            bias=bias[None, None].to(device),
+        )
 
 
 @contextmanager

@@ -165,6 +165,7 @@ def encode_questions(
     prompt: PromptParameters,
     mode: AnswerForm,
     room: int = 0,
+    prompts: Sequence[str] | None = None,
 ) -> list[EncodedQuestion]:
     """Tokenize questions with all their possible answers.
 
@@ -173,30 +174,13 @@ def encode_questions(
 
     Args:
         room: tokens that are kept free behind every prompt.
-
-    Raises:
-        PromptError: an example is longer than the model's context.
-    """
-    texts = [render_prompt(example, prompt, base) for example in examples]
-    return encode_texts(base, examples, texts, prompt, mode, room)
-
-
-def encode_texts(
-    base: BaseModel,
-    examples: Sequence[Question | Example],
-    prompts: Sequence[str],
-    prompt: PromptParameters,
-    mode: AnswerForm,
-    room: int = 0,
-) -> list[EncodedQuestion]:
-    """Tokenize questions whose prompts are written already, with all their possible answers.
-
-    Args:
-        prompts: what stands in front of the answers, one text an example.
+        prompts: what stands in front of the answers, one text an example; None for the question alone.
 
     Raises:
         PromptError: a prompt with its answer is longer than the model's context.
     """
+    if prompts is None:
+        prompts = [render_prompt(example, prompt, base) for example in examples]
     if not examples:
         return []
     answers = [answer_texts(example, mode, prompt) for example in examples]

@@ -283,7 +283,10 @@ def compare_encoded(
             sums = answer_log_probabilities(hidden, base, starts, asked, few_columns)
         for place, totals in enumerate(sums):
             adapter, i = place // len(batch), places[place]
-            scores[adapter][i] = normalized_scores(totals, texts[i], encoded[i], scoring)
+            scores[adapter][i] = tuple(
+                total / answer_length(text, answer, scoring.normalization)
+                for total, text, answer in zip(totals, texts[i], encoded[i].answers, strict=True)
+            )
         done += len(batch)
         if progress is not None:
             progress(done, len(trees))
@@ -315,19 +318,6 @@ def added(hidden: Tensor, starts: Sequence[int], vectors: Tensor) -> Tensor:
     return hidden.float() + vectors.repeat_interleave(sizes.to(vectors.device), dim=0)
 
 
-def normalized_scores(
-    totals: Sequence[float],
-    texts: Sequence[str],
-    encoded: EncodedQuestion,
-    scoring: ScoringParameters,
-) -> tuple[float, ...]:
-    """A question's summed log-probabilities by option, each divided by its answer's length."""
-    return tuple(
-        total / answer_length(text, answer, scoring.normalization)
-        for total, text, answer in zip(totals, texts, encoded.answers, strict=True)
-    )
-
-
 def answer_length(text: str, answer: tuple[int, ...], normalization: str) -> float:
     """What an answer's log-probability is divided by: characters, tokens, or nothing."""
     if normalization == "characters":
@@ -336,19 +326,9 @@ def answer_length(text: str, answer: tuple[int, ...], normalization: str) -> flo
     return len(answer) if normalization == "tokens" else 1.0
 
 
-def _shared(answers: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all answers have in common."""
-    count = 0
-    for column in zip(*answers, strict=False):
-        if len(set(column)) > 1:
-            break
-        count += 1
-    return count
-
-
 def question_tree(example: EncodedQuestion) -> TokenTree:
     """The prompt and the answers' common tokens, then each answer's own but the last, which predicts nothing."""
-    shared = _shared(example.answers)
+    shared = min(common_start(example.answers[0], answer) for answer in example.answers)
     if all(len(answer) == shared for answer in example.answers):
         shared -= 1  # one answer, or equal ones: the last token is still only predicted
     branches = tuple(answer[shared:-1] for answer in example.answers)
@@ -410,28 +390,20 @@ def _token_log_probabilities(
         rows: indices into T.
         targets: indices into V.
     """
-    unique = sorted(set(rows))
-    place = {row: i for i, row in enumerate(unique)}
-    wanted: list[list[int]] = [[] for _ in unique]
-    for pair, row in enumerate(rows):
-        wanted[place[row]].append(pair)
-    values = [0.0] * len(rows)
+    unique, owner = torch.tensor(rows).unique(return_inverse=True)
+    wanted = torch.tensor(targets)
+    values = torch.empty(len(rows))
     for first in range(0, len(unique), _ROWS_AT_ONCE):
-        chunk = unique[first : first + _ROWS_AT_ONCE]
-        logits = base.logits(hidden[chunk])
-        normalizers = logits.logsumexp(dim=-1)
-        pairs = [pair for i in range(len(chunk)) for pair in wanted[first + i]]
-        local = [place[rows[pair]] - first for pair in pairs]
-        wanted_tokens = [targets[pair] for pair in pairs]
+        chunk = hidden[unique[first : first + _ROWS_AT_ONCE]]
+        logits = base.logits(chunk)
+        (pairs,) = torch.where((owner >= first) & (owner < first + _ROWS_AT_ONCE))
+        local, tokens = owner[pairs] - first, wanted[pairs]
         if base.readout is None:
             # the wanted logits again in float32: bfloat16 rounds a logit of 16 to 0.06, and answers are closer than
             # that. in the normaliser such errors average out
-            picked = torch.linalg.vecdot(
-                hidden[chunk].float()[local], base.head[wanted_tokens].float()
-            )
+            picked = torch.linalg.vecdot(chunk.float()[local], base.head[tokens].float())
         else:
-            picked = logits[local, wanted_tokens]
-        picked = picked - normalizers[local]
-        for pair, value in zip(pairs, picked.tolist(), strict=True):
-            values[pair] = value
-    return values
+            picked = logits[local, tokens]
+        values[pairs] = (picked - logits.logsumexp(dim=-1)[local]).cpu()
+    found: list[float] = values.tolist()
+    return found
