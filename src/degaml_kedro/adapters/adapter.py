@@ -156,27 +156,27 @@ def average_adapters(adapters: Sequence[Adapter]) -> Adapter:
     if not adapters:
         raise AdapterError("there are no adapters to take the mean of; name at least one task")
     first = adapters[0]
-    shapes = {name: tuple(tensor.shape) for name, tensor in first.tensors.items()}
     for number, other in enumerate(adapters[1:], start=2):
-        if (other.config.rank, other.config.alpha) != (first.config.rank, first.config.alpha):
+        mine, theirs = _shape(first), _shape(other)
+        differing = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
+        if differing:
+            name = differing[0]
             raise AdapterError(
-                f"adapter 1 has rank {first.config.rank} and alpha {first.config.alpha:g}, adapter {number} has "
-                f"{other.config.rank} and {other.config.alpha:g}; the mean needs adapters of one shape"
-            )
-        theirs = {name: tuple(tensor.shape) for name, tensor in other.tensors.items()}
-        if theirs != shapes:
-            name = sorted(set(shapes.items()) ^ set(theirs.items()))[0][0]
-            raise AdapterError(
-                f"{name} is {shapes.get(name, 'missing')} in adapter 1 and {theirs.get(name, 'missing')} in adapter "
+                f"{name} is {mine.get(name, 'missing')} in adapter 1 and {theirs.get(name, 'missing')} in adapter "
                 f"{number}; the mean needs adapters of one shape"
             )
     tensors = {}
     for name in first.tensors:
-        total = torch.zeros(shapes[name], dtype=torch.float64)
+        total = torch.zeros_like(first.tensors[name], dtype=torch.float64)
         for adapter in adapters:
             total += adapter.tensors[name].double()
         tensors[name] = (total / len(adapters)).float()
     return Adapter(first.config, tensors)
+
+
+def _shape(adapter: Adapter) -> dict[str, Any]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}
+    return {"rank": adapter.config.rank, "alpha": adapter.config.alpha, **shapes}
 
 
 def tensor_key(layer: str, kind: str) -> str:

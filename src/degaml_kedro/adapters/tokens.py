@@ -172,11 +172,6 @@ class TokenGrid:
         """(T, r + 2, k + 2): what a generator makes, with the border."""
         return self.tokens, self.rank + 2, self.token_width + 2
 
-    def __repr__(self) -> str:
-        """The grid's size; hundreds of slots would say less."""
-        tokens, height, width = self.shape
-        return f"TokenGrid({len(self.slots)} slots, {tokens} x {height} x {width} with the border)"
-
     # --- what a generator may want to know of the tokens ---
 
     def mask(self) -> Tensor:

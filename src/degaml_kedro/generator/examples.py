@@ -32,8 +32,8 @@ from degaml_kedro.generator.training import (
     GeneratorStep,
     TrainingState,
     TrainingStep,
-    learning_rate,
     restore_training,
+    take_step,
     training_state,
 )
 from degaml_kedro.llm.associative import (
@@ -151,7 +151,7 @@ def train_on_episodes(
     if resume is not None:
         done = resume.step
         restore_training(parameters, optimizer, resume)
-    reader = ExampleReader.of(base, decoder.layers)
+    reader = ExampleReader.of(base, tuple(decoder.sizes))
     for step in range(done + 1, training.steps + 1):
         began = time.perf_counter()
         total, tokens = 0.0, 0
@@ -176,20 +176,10 @@ def train_on_episodes(
             )
             (loss / training.batch_size).backward()
             total += loss.item() / training.batch_size
-            tokens += read + _tokens(shown)
-        if not math.isfinite(total):
-            raise GeneratorError(
-                f"the generator's loss became {total} at step {step}; lower training.learning_rate "
-                f"(now {training.learning_rate:g})"
-            )
-        norm = nn.utils.clip_grad_norm_(list(parameters.values()), training.max_gradient_norm)
-        rate = learning_rate(training, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        optimizer.step()
-        optimizer.zero_grad()
+            tokens += read + computed_tokens(shown)
+        norm, rate = take_step(parameters, optimizer, training, step, total)
         seconds = time.perf_counter() - began
-        record = GeneratorStep(step, total, math.nan, total, norm.item(), rate, seconds, tokens)
+        record = GeneratorStep(step, total, math.nan, total, norm, rate, seconds, tokens)
         yield TrainingStep(
             record,
             lambda step=step: training_state(parameters, optimizer, step),  # type: ignore[misc]
@@ -218,7 +208,7 @@ def _episode_loss(
     """
     asked = answer_sequences(base, query, prompt, mode)
     if not in_context and not training.distill:
-        return training.sft * answer_loss_under(base, asked, written), _tokens(asked)
+        return training.sft * answer_loss_under(base, asked, written), computed_tokens(asked)
     behind = in_context_sequences(base, query, [support] * len(query), prompt, mode)
     read = computed_tokens(behind, share_prefixes=True)
     if in_context:
@@ -233,25 +223,20 @@ def _episode_loss(
             logits.log_softmax(-1), told.log_softmax(-1), reduction="batchmean", log_target=True
         )
         loss = loss + training.distill * divergence
-    return loss, read + _tokens(asked)
-
-
-def _tokens(sequences: Sequence[AnswerSequence]) -> int:
-    return sum(len(one.ids) for one in sequences)
+    return loss, read + computed_tokens(asked)
 
 
 def _rated(
     parameters: Mapping[str, nn.Parameter], settings: AssociativeDecoder
 ) -> list[dict[str, Any]]:
     """The optimiser's groups: the shared LoRA, the maps and the numbers of the memories, by their rates."""
-    rates = {"shared": 1.0, "maps": settings.map_rate, "numbers": settings.number_rate}
-    found: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+    found: dict[float, list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        kind = "shared" if not name.startswith("memories.") else "maps"
-        found["numbers" if parameter.dim() == 0 else kind].append(parameter)
-    return [
-        {"params": found[name], "factor": factor} for name, factor in rates.items() if found[name]
-    ]
+        factor = settings.map_rate if name.startswith("memories.") else 1.0
+        if parameter.dim() == 0:
+            factor = settings.number_rate
+        found.setdefault(factor, []).append(parameter)
+    return [{"params": group, "factor": factor} for factor, group in found.items()]
 
 
 def save_example_generator(generator: ExampleGenerator, folder: Path) -> None:
@@ -266,7 +251,7 @@ def save_example_generator(generator: ExampleGenerator, folder: Path) -> None:
             name: [b.shape[0], a.shape[1]]
             for name, a, b in zip(decoder.adapted, decoder.a, decoder.b, strict=True)
         },
-        "written": {name: list(decoder.memory(name).size) for name in decoder.layers},
+        "written": {name: list(size) for name, size in decoder.sizes.items()},
         "about": dict(generator.about),
         "records": list(generator.records),
         "checks": list(generator.checks),

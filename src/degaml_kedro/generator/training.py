@@ -235,12 +235,6 @@ def train_generator(
             )
             gradient += training.sft * part
         tokens.backward(gradient)
-        norm = nn.utils.clip_grad_norm_(list(parameters.values()), training.max_gradient_norm)
-        rate = learning_rate(training, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad()
         if accelerator.num_processes > 1:
             sums = torch.tensor([mse, sft, computed], dtype=torch.float64, device=device)
             sums = accelerator.reduce(sums, "sum")
@@ -248,14 +242,38 @@ def train_generator(
             computed = int(sums[2])
         total = training.mse * (mse if training.mse else 0.0)
         total += training.sft * (sft if training.sft else 0.0)
-        if not math.isfinite(total):
-            raise GeneratorError(
-                f"the generator's loss became {total} at step {step}; lower training.learning_rate (now {rate:g})"
-            )
+        norm, rate = take_step(parameters, optimizer, training, step, total)
         seconds = time.perf_counter() - began
-        record = GeneratorStep(step, total, mse, sft, norm.item(), rate, seconds, computed)
+        record = GeneratorStep(step, total, mse, sft, norm, rate, seconds, computed)
         yield TrainingStep(record, lambda step=step: training_state(parameters, optimizer, step))  # type: ignore[misc]
     decoder.eval()
+
+
+def take_step(
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    training: GeneratorTraining,
+    step: int,
+    loss: float,
+) -> tuple[float, float]:
+    """One step of the optimiser on clipped gradients; their norm before clipping, and the learning rate.
+
+    A group of the optimiser with a ``factor`` has its own multiple of the rate.
+
+    Raises:
+        GeneratorError: the loss is not finite.
+    """
+    rate = learning_rate(training, step)
+    if not math.isfinite(loss):
+        raise GeneratorError(
+            f"the generator's loss became {loss} at step {step}; lower training.learning_rate (now {rate:g})"
+        )
+    norm = nn.utils.clip_grad_norm_(list(parameters.values()), training.max_gradient_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm.item(), rate
 
 
 def _check(

@@ -226,12 +226,7 @@ class Memory(nn.Module):
             number(math.log(value)) for value in (settings.ridge, settings.scale)
         )
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """C and I of the layer."""
-        return self.value_in.shape[0], self.metric_in.shape[0]
-
-    def write(
+    def forward(
         self, keys: Tensor, values: Tensor, states: Tensor, norm: float
     ) -> tuple[Tensor, Tensor]:
         """The memory W = B A.
@@ -289,29 +284,20 @@ class AssociativeWriter(nn.Module):
             sizes: outputs C and inputs I of the layers that memories are written to.
         """
         super().__init__()
-        self.settings, self.shape, self.layers = settings, start.config, tuple(sizes)
+        self.settings, self.shape, self.sizes = settings, start.config, dict(sizes)
         layers = start.layers()
         self.adapted = tuple(layers)
         self.a = nn.ParameterList(a.float().clone() for a, _ in layers.values())
         self.b = nn.ParameterList(b.float().clone() for _, b in layers.values())
         self.memories = nn.ModuleList(
-            Memory(inputs, outputs, settings, _source(settings.seed, name))
+            Memory(
+                inputs,
+                outputs,
+                settings,
+                torch.Generator().manual_seed(derive_seed(settings.seed, "memory", name)),
+            )
             for name, (outputs, inputs) in sizes.items()
         )
-
-    def shared_layers(self, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
-        """The LoRA that all tasks share, A and B by layer; the scale is in B."""
-        scale = self.shape.scale
-        return {
-            name: (a.to(dtype), (scale * b).to(dtype))
-            for name, a, b in zip(self.adapted, self.a, self.b, strict=True)
-        }
-
-    def memory(self, layer: str) -> Memory:
-        """What is learned of a layer's memory."""
-        found = self.memories[self.layers.index(layer)]
-        assert isinstance(found, Memory)
-        return found
 
     def write(
         self, reader: ExampleReader, sequences: Sequence[AnswerSequence], rank: int | None = None
@@ -327,11 +313,14 @@ class AssociativeWriter(nn.Module):
         if not sequences:
             raise TrainingError("there are no examples to write from; give at least one")
         dtype = reader.base.dtype
-        shared = self.shared_layers(dtype)
+        shared = {
+            name: (a.to(dtype), (self.shape.scale * b).to(dtype))
+            for name, a, b in zip(self.adapted, self.a, self.b, strict=True)
+        }
         readings = reader.read(sequences, shared)
         found = dict(shared)
-        for name in self.layers:
-            a, b = self.memory(name).write(
+        for name, memory in zip(self.sizes, self.memories, strict=True):
+            a, b = memory(
                 readings.keys[name], readings.values, readings.states[name], readings.norms[name]
             )
             if rank is not None:
@@ -349,7 +338,7 @@ class AssociativeWriter(nn.Module):
         Raises:
             TrainingError: there are no examples.
         """
-        reader = ExampleReader.of(base, self.layers)
+        reader = ExampleReader.of(base, tuple(self.sizes))
         layers = self.write(reader, sequences, self.settings.rank)
         rank = max(a.shape[0] for a, _ in layers.values())
         tensors: dict[str, Tensor] = {}
@@ -361,10 +350,6 @@ class AssociativeWriter(nn.Module):
         modules = self.shape.target_modules if known else tuple(layers)
         shape = replace(self.shape, rank=rank, alpha=float(rank), target_modules=modules)
         return Adapter(shape, tensors)
-
-
-def _source(seed: int, layer: str) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, "memory", layer))
 
 
 def low_rank(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
