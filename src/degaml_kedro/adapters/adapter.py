@@ -87,7 +87,6 @@ class Adapter:
     """LoRA weights over named layers.
 
     Attributes:
-        config: the adapter's shape.
         tensors: PEFT's names, ``base_model.model.<layer>.lora_A.weight`` [r, I] and ``lora_B`` [O, r].
     """
 

@@ -29,7 +29,6 @@ class TokenStatistics:
     plus that of the elements' means.
 
     Attributes:
-        count: checkpoints.
         mean: float64 [T, r, k], each element's mean over the checkpoints; 0 in the padding.
         deviations: float64 [T], each token's sum of squared deviations from ``mean``, over elements and checkpoints.
     """
@@ -128,7 +127,6 @@ class TokenScales:
     cutting into tokens and putting together alone that loses no bit.
 
     Attributes:
-        grid: the tokens' grid.
         center: ``matrix``: each slot has one mean; ``element``: each element has its own, and ``mean`` is 0.
         mean: float32 [S].
         std: float32 [S], of the differences from the mean, over elements and checkpoints; 1 where there are none.

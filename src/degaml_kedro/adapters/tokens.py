@@ -39,10 +39,7 @@ class Slot:
         key: PEFT's name of the tensor.
         layer: index of the transformer layer; -1 for a module that belongs to none.
         module: the module's path after the layer index, such as ``self_attn.q_proj``.
-        matrix: which of the two.
         width: I of an A [r, I], O of a B [O, r].
-        first: its first token.
-        count: how many tokens it has.
     """
 
     key: str

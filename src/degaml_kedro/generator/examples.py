@@ -75,9 +75,7 @@ class ExampleGenerator:
     """The associative decoder with what it belongs to.
 
     Attributes:
-        decoder: examples -> adapter.
         identity: the base model it belongs to; it has no encoder.
-        fingerprint: changes with anything that changes the numbers.
         about: task names, training settings, seed, versions; goes into the folder as it is.
         records: one row a training step.
         checks: one row a health check and task.

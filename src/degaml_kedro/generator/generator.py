@@ -45,9 +45,7 @@ class Identity:
     """The base model and the prompt encoder that a generator belongs to.
 
     Attributes:
-        base_model: the base model's name.
         base_model_fingerprint: of its weights and its tokenizer.
-        encoder: the prompt encoder's name.
         encoder_fingerprint: of its weights and vocabulary.
     """
 
@@ -76,8 +74,6 @@ class Generator:
     Attributes:
         decoder: prompt batch -> normalised tokens.
         scales: units of the tokens, over the meta-train trajectories.
-        adapter: the shape of the adapters it makes.
-        identity: the base model and the encoder it belongs to.
         fingerprint: changes with anything that changes the numbers.
         about: task names, training settings, seed, versions; goes into the folder as it is.
         records: one row a training step.

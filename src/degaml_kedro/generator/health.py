@@ -38,7 +38,6 @@ class HealthCheck:
             over trajectories scores.
         norm_ratio: ||made|| / ||last checkpoint||, in the same units.
         accuracy: of the made adapter on validation questions; None where it was not scored.
-        questions: how many.
     """
 
     step: int

@@ -40,7 +40,6 @@ class PromptEmbeddings:
         lengths: int32 [P], each prompt's tokens, at most L.
         tokens: L, how many tokens of a prompt are kept.
         width: C.
-        encoder: the encoder's name.
         fingerprint: changes with the encoder's weights or vocabulary.
         prompts_digest: changes with the prompts or their order (:func:`digest_prompts`).
     """

@@ -51,11 +51,8 @@ class TrainingTask:
     """A generator's training data of one task.
 
     Attributes:
-        name: the task's.
-        embeddings: its prompts' states.
         rows: which of them may condition the generator: those of the train split.
         checkpoints: reads one checkpoint's tokens, [T, r, k]; only mse needs them.
-        checkpoint_count: how many there are.
         state: the permutation state of its trajectory.
         sequences: prompts with answers, of the train split; only sft needs them.
     """
@@ -79,8 +76,6 @@ class GeneratorStep:
         mse: of normalised tokens; NaN where it is not trained on.
         sft: nats per answer token; NaN where it is not trained on.
         gradient_norm: before clipping.
-        learning_rate: of the step.
-        seconds: wall time.
         tokens: of the examples that sft put through the base model, over all pairs: each goes forward and back once;
             0 where it is not trained on.
     """

@@ -105,10 +105,6 @@ class ExampleReader:
     """Reads labelled examples: the model with modules of its own that keep what passes; the weights are shared.
 
     A hook on a shared module would keep what other threads compute there.
-
-    Attributes:
-        base: the frozen model, with modules of its own.
-        layers: whose inputs are kept.
     """
 
     base: BaseModel
@@ -266,13 +262,11 @@ class AssociativeWriter(nn.Module):
     """The associative decoder: labelled examples in, an adapter out.
 
     Attributes:
-        settings: its own.
         shape: rank, alpha and layers of the LoRA that all tasks share, and the base model.
-        layers: that memories are written to.
+        sizes: C and I of the layers that memories are written to; ``memories`` has one of each, in order.
         adapted: the layers of that LoRA.
         a: its A [r, I].
         b: its B [C, r].
-        memories: one a layer of ``layers``.
     """
 
     def __init__(

@@ -89,10 +89,6 @@ class BaseModel:
     Attributes:
         name: hub id, folder or ``package:file``; goes into ``base_model_name_or_path`` of saved adapters.
         fingerprint: changes with the weights, the configuration or the tokenizer.
-        model: the Transformers model, frozen, in evaluation mode.
-        tokenizer: its tokenizer.
-        groups: the adaptable linear layers.
-        context_length: longest input in tokens that the model takes.
         folder: where its files are; None for a hub model or a random one.
         stack: the decoder as one function, where the model has the blocks that this is written for.
         window: how long a sequence may be that is packed, in tokens; None for any length. Packs of longer ones go the

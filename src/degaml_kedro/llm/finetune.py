@@ -43,7 +43,6 @@ class FineTuneState:
     """All that a resume needs.
 
     Attributes:
-        step: optimiser steps done.
         tensors: ``parameters``, ``first_moment`` and ``second_moment``, each [P], float32.
     """
 
@@ -58,11 +57,7 @@ class FineTuneStep:
     Attributes:
         step: counted from 1.
         loss: mean cross-entropy of the batch before the step, in nats per answer token.
-        learning_rate: of this step.
-        seconds: wall time of this step.
         tokens: prompt and answer tokens in the batch, as many as were computed.
-        adapter: the weights after the step, float32.
-        state: what a resume after this step needs.
     """
 
     step: int

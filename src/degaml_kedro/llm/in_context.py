@@ -132,7 +132,6 @@ class QuestionsInContext:
     """Questions in tokens, each behind its demonstrations.
 
     Attributes:
-        questions: what is asked.
         encoded: the same in tokens; a prompt begins with the demonstrations.
         own: where each question's own tokens begin in its prompt.
         head: tokens of the demonstrations that all questions share, but for those left out; empty where there are none.

@@ -24,7 +24,6 @@ class EncodedQuestion:
     """Token ids of one question.
 
     Attributes:
-        prompt: the prompt's tokens.
         answers: tokens of every option's answer, continuing the prompt; none where it is written, not chosen.
     """
 

@@ -53,9 +53,7 @@ class Prediction:
             options of the example share; in ``generate`` mode that of the text for the option that it gives, -inf for
             the others. Where answers are texts, the options are the right answer and any other.
         predicted: index of the best option; None when the generated text gives no answer.
-        gold: index of the right one.
         text: the predicted answer, or what was generated.
-        tokens: tokens the model computed for this example.
         log_probability: of the generated text, normalised as asked; None where options were compared.
     """
 
@@ -72,9 +70,7 @@ class WrittenAnswer:
     """An answer that was written.
 
     Attributes:
-        text: all that was written.
         log_probability: of it, normalised as asked.
-        tokens: that were computed for it.
     """
 
     text: str

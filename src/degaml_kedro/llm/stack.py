@@ -52,11 +52,7 @@ class DecoderStack:
     """A model of these blocks.
 
     Attributes:
-        embed: token embedding.
-        rotary: the library's module for cosines and sines.
-        layers: the blocks.
         final_norm: [C].
-        eps: of every norm.
         heads: H.
         kv_heads: K.
         head_width: D.
