@@ -200,21 +200,13 @@ def parse_key(key: str) -> tuple[str, str]:
 
 
 def save_peft_folder(adapter: Adapter, path: Path) -> None:
-    """Write a folder that plain PEFT opens; whole or not at all.
-
-    Args:
-        path: the folder; an earlier one there is replaced.
-    """
+    """Write a folder that plain PEFT opens, in place of an earlier one; whole or not at all."""
     with replaced_folder(path) as folder:
         write_peft_files(adapter, folder)
 
 
 def write_peft_files(adapter: Adapter, folder: Path) -> None:
-    """Write the two files that plain PEFT opens into a folder that is there.
-
-    Args:
-        folder: where; whoever calls makes sure that nobody reads it before it is whole.
-    """
+    """Write the two files that plain PEFT opens into a folder that nobody reads before it is whole."""
     from peft import LoraConfig  # takes seconds to import, and reading adapters does not need it
 
     alpha = adapter.config.alpha

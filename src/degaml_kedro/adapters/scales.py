@@ -39,10 +39,7 @@ class TokenStatistics:
 
     @classmethod
     def of(cls, grid: TokenGrid, checkpoints: Iterable[Tensor], where: str) -> TokenStatistics:
-        """Read checkpoints one after the other (Welford's recurrence; only two are held at a time).
-
-        Args:
-            checkpoints: [T, r, k] each.
+        """Read checkpoints [T, r, k] one after the other (Welford's recurrence; only two are held at a time).
 
         Raises:
             GridError: there is no checkpoint, or one has another shape or holds NaN or infinite weights.
@@ -196,26 +193,12 @@ class TokenScales:
         return self._by_device[device]
 
     def normalize(self, tokens: Tensor) -> Tensor:
-        """Weights to normalized tokens.
-
-        Args:
-            tokens: [..., T, r, k], 0 in the padding.
-
-        Returns:
-            [..., T, r, k], float32 or wider, 0 in the padding.
-        """
+        """Weights [..., T, r, k], 0 in the padding, to normalized tokens of that shape, float32 or wider."""
         mean, _, std = self._units(tokens.device)
         return (tokens - mean) / std
 
     def denormalize(self, normalized: Tensor) -> Tensor:
-        """Normalized tokens to weights; gradients flow.
-
-        Args:
-            normalized: [..., T, r, k]; what stands in the padding is dropped.
-
-        Returns:
-            [..., T, r, k], float32 or wider, 0 in the padding.
-        """
+        """Normalized tokens to weights, [..., T, r, k], float32 or wider, 0 in the padding; gradients flow."""
         mean, std, _ = self._units(normalized.device)
         return normalized * std + mean
 

@@ -221,10 +221,7 @@ class TokenGrid:
         return found
 
     def tokenize(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Cut an adapter's tensors into tokens; no value changes by a bit.
-
-        Args:
-            tensors: by PEFT's name, A [r, I] and B [O, r], all of one dtype.
+        """Cut an adapter's tensors, all of one dtype, into tokens; no value changes by a bit.
 
         Returns:
             [T, r, k] of the tensors' dtype and device, detached.
@@ -250,10 +247,7 @@ class TokenGrid:
         return tokens
 
     def detokenize(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Put an adapter's tensors together from tokens: the exact inverse of :meth:`tokenize`.
-
-        Args:
-            tokens: [T, r, k]; what stands in the padding is left out.
+        """Put an adapter's tensors together from tokens [T, r, k]: the exact inverse of :meth:`tokenize`.
 
         Returns:
             by PEFT's name, A [r, I] and B [O, r], in the order of the slots; gradients flow back to the tokens.
@@ -307,10 +301,7 @@ class TokenGrid:
     # --- grids compared ---
 
     def check_same(self, other: TokenGrid, mine: str, theirs: str) -> None:
-        """Refuse another grid, naming the first difference.
-
-        Args:
-            mine: what this grid belongs to, such as ``the generator``.
+        """Refuse another grid, naming the first difference; ``mine`` is what this one belongs to: ``the generator``.
 
         Raises:
             GridError: the grids differ.
@@ -331,13 +322,10 @@ class TokenGrid:
 
 
 def permutation_states(starts: Sequence[str]) -> Tensor:
-    """Number the starting points of trajectories, as in Recurrent Parameter Generation.
+    """Number the starting points of trajectories (checksums), as in Recurrent Parameter Generation.
 
     Runs from one starting point keep one order of neurons; runs from different ones do not, and a generator that
     learns both has to be told which is which.
-
-    Args:
-        starts: a checksum of the tensors that each trajectory started from.
 
     Returns:
         long [len(starts)], counted from 0 in the order of first appearance.

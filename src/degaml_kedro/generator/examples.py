@@ -129,10 +129,7 @@ def train_on_episodes(
     seed: int,
     resume: TrainingState | None = None,
 ) -> Iterator[TrainingStep]:
-    """Train a generator's decoder in place, yielding after every step.
-
-    Args:
-        training: steps, episodes a step (``batch_size``), support and query examples, optimiser settings.
+    """Train a generator's decoder in place on ``batch_size`` episodes a step, yielding after every step.
 
     Yields:
         One step's outcome, from the first one that ``resume`` has not done.
@@ -199,10 +196,8 @@ def _episode_loss(
 
         L = sft · mean(−log p_φ(y | x)) + distill · mean KL(p_θ(· | D, x, y_<t) ‖ p_φ(· | x, y_<t))
 
-    over the answer tokens of the query; φ is the base model θ under the adapter, D the support examples.
-
-    Args:
-        in_context: φ has the support examples in its prompt, too; then there is nothing to distil.
+    over the answer tokens of the query; φ is the base model θ under the adapter, D the support examples. With
+    ``in_context`` φ has the support examples in its prompt, too; then there is nothing to distil.
     """
     asked = answer_sequences(base, query, prompt, mode)
     if not in_context and not training.distill:

@@ -101,15 +101,7 @@ class Generator:
 
     @torch.no_grad()
     def tokens(self, states: Tensor, lengths: Tensor, state: int = 0) -> Tensor:
-        """Normalised tokens of one prompt batch.
-
-        Args:
-            states: [N, L, C], of any floating type.
-            lengths: [N].
-
-        Returns:
-            float32 [T, r, k].
-        """
+        """Normalised tokens, float32 [T, r, k], of one prompt batch: states [N, L, C] and lengths [N]."""
         hot = nn.functional.one_hot(torch.tensor([state]), self.decoder.condition.states).float()
         device = self.device
         made: Tensor = self.decoder(
@@ -120,12 +112,7 @@ class Generator:
         return made[0].float()
 
     def generate(self, states: Tensor, lengths: Tensor, state: int = 0) -> Adapter:
-        """The adapter of one prompt batch.
-
-        Args:
-            states: [N, L, C].
-            lengths: [N].
-        """
+        """The adapter of one prompt batch: states [N, L, C] and lengths [N]."""
         return self.assemble(self.tokens(states, lengths, state))
 
     def assemble(self, tokens: Tensor) -> Adapter:
@@ -142,9 +129,7 @@ class Generator:
     ) -> Adapter:
         """Draw from q_phi(adapter | D): a random prompt batch of a task, then its adapter.
 
-        Args:
-            draw: which draw, from 0; each has a prompt batch of its own.
-            among: draw prompts among these rows only; None for all.
+        Each draw, from 0, has a prompt batch of its own, of the rows ``among`` or of all.
 
         Raises:
             GeneratorError: the prompts were read by another encoder, or to another length.
@@ -159,10 +144,7 @@ class Generator:
         draw: int = 0,
         among: Sequence[int] | None = None,
     ) -> Tensor:
-        """The prompt batch of a draw: rows of the embeddings, int64 [N].
-
-        Args:
-            among: draw among these rows only; None for all.
+        """The prompt batch of a draw, of the rows ``among`` or of all: rows of the embeddings, int64 [N].
 
         Raises:
             GeneratorError: the prompts were read by another encoder, or to another length.

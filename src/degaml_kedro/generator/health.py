@@ -57,11 +57,7 @@ class HealthCheck:
 
 
 def slot_errors(made: Tensor, wanted: Tensor, scales: TokenScales) -> tuple[Tensor, Tensor]:
-    """Relative errors and norm ratios by slot, and of the whole adapter in the last place.
-
-    Args:
-        made: normalised tokens, [T, r, k].
-        wanted: normalised tokens, [T, r, k].
+    """Relative errors and norm ratios of normalised tokens [T, r, k] by slot, and of the whole adapter at the end.
 
     Returns:
         float64 [S + 1] each; infinite where a slot of ``wanted`` is all zeros and that of ``made`` is not.
@@ -90,10 +86,7 @@ def check_generator(
     adapter_questions: tuple[BaseModel, Sequence[Example], PromptParameters, ScoringParameters]
     | None = None,
 ) -> list[HealthCheck]:
-    """Generate an adapter for a task and compare it with its trajectory's last checkpoint.
-
-    Args:
-        adapter_questions: base model, questions, and how they are asked and scored; None scores nothing.
+    """Generate an adapter for a task, compare it with its trajectory's last checkpoint, and ask it questions if any.
 
     Returns:
         The line of the whole adapter, then one a layer, module and matrix where the task has checkpoints.

@@ -67,10 +67,7 @@ class PromptEmbeddings:
         return self.rows(range(len(self)))[0]
 
     def rows(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Lay some prompts' states out, reading only these.
-
-        Args:
-            indices: which prompts, of any shape: [N] for a condition, [B, N] for a batch of them.
+        """Lay the states of prompts out, reading only these; ``indices`` may have any shape.
 
         Returns:
             Their states, float16 ``[*indices, L, C]``, zeros after prompts' ends, and lengths, int32 ``[*indices]``.
@@ -98,14 +95,7 @@ class PromptEmbeddings:
         return rows.view(*chosen.shape, self.tokens, self.width), lengths.view(chosen.shape)
 
     def sentences(self, indices: Tensor | Sequence[int]) -> Tensor:
-        """Sentence embeddings: the mean of a prompt's token states, made one long, as sentence-transformers does.
-
-        Args:
-            indices: which prompts, [N].
-
-        Returns:
-            float32 [N, C].
-        """
+        """Sentence embeddings, float32 [N, C]: the mean of a prompt's states at unit length, as sentence-transformers."""
         states, lengths = self.rows(indices)
         totals = states.float().sum(dim=1)  # zeros after each prompt's end
         return torch.nn.functional.normalize(totals / lengths[:, None].clamp(min=1), dim=-1)
@@ -113,17 +103,10 @@ class PromptEmbeddings:
     def draw(
         self, count: int, generator: torch.Generator, among: Sequence[int] | None = None
     ) -> Tensor:
-        """Draw the prompts of one condition.
+        """Draw the prompts of one condition: their indices, int64 [count].
 
         Without replacement where there are enough; where there are fewer than ``count``, every draw is
         independent, with replacement.
-
-        Args:
-            count: N.
-            generator: the randomness, on the CPU.
-
-        Returns:
-            Their indices, int64 [N].
 
         Raises:
             PromptEmbeddingsError: there is nothing to draw from.

@@ -117,11 +117,7 @@ class TrainingPair:
 def pairs_of_step(
     step: int, tasks: int, training: GeneratorTraining, seed: int
 ) -> list[TrainingPair]:
-    """The pairs of a step: the tasks in turn, each round in an order of its own.
-
-    Args:
-        step: counted from 1.
-    """
+    """The pairs of a step, counted from 1: the tasks in turn, each round in an order of its own."""
     first = (step - 1) * training.batch_size
     pairs = []
     for position in range(first, first + training.batch_size):
@@ -174,10 +170,7 @@ def train_generator(
     base: BaseModel | None = None,
     resume: TrainingState | None = None,
 ) -> Iterator[TrainingStep]:
-    """Train the generator's decoder in place, yielding after every step.
-
-    Args:
-        base: the frozen base model; only sft needs it.
+    """Train the generator's decoder in place, yielding after every step; only sft needs the base model.
 
     Yields:
         One :class:`TrainingStep` a step, from the first one that ``resume`` has not done.

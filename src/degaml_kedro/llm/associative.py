@@ -133,10 +133,9 @@ class ExampleReader:
         return hook
 
     def read(self, sequences: Sequence[AnswerSequence], lora: Layers | None = None) -> Readings:
-        """One forward pass over labelled examples; the gradient flows from the keys to ``lora``.
+        """One forward pass over labelled examples, under A and B (times the scale) by layer where ``lora`` has them.
 
-        Args:
-            lora: A and B, times the scale, by layer, which the model computes with; None for the model as it is.
+        The gradient flows from the keys to ``lora``.
         """
         base = self.base
         pack = pack_trees([TokenTree(one.ids) for one in sequences], base.device, base.dtype)
@@ -272,11 +271,7 @@ class AssociativeWriter(nn.Module):
     def __init__(
         self, settings: AssociativeDecoder, start: Adapter, sizes: Mapping[str, tuple[int, int]]
     ) -> None:
-        """A fresh one.
-
-        Args:
-            sizes: outputs C and inputs I of the layers that memories are written to.
-        """
+        """A fresh one that writes memories to layers of given sizes [C, I]."""
         super().__init__()
         self.settings, self.shape, self.sizes = settings, start.config, dict(sizes)
         layers = start.layers()
@@ -298,8 +293,7 @@ class AssociativeWriter(nn.Module):
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """The shared LoRA with memories of the examples, as products B A without a scale; differentiable.
 
-        Args:
-            rank: of the memories, at most; None for the exact solution, of rank P.
+        Memories have rank ``rank`` at most; None for the exact solution, of rank P.
 
         Raises:
             TrainingError: there are no examples.

@@ -133,9 +133,8 @@ class BaseModel:
     def hidden_states(self, pack: Pack, elementary: bool = False) -> Tensor:
         """Final hidden states of a pack, [T, hidden], under the adapter that is active in this thread.
 
-        Args:
-            elementary: from elementary operations of the library's modules, which can be differentiated any number
-                of times; the stack's backward is written by hand and has no derivative.
+        ``elementary``: from operations of the library's modules that can be differentiated any number of times; the
+        stack's backward is written by hand and has no derivative.
         """
         if not self._is_packed(pack):
             with active_pack(None, elementary):
@@ -165,11 +164,9 @@ class BaseModel:
         return Prefix(tuple(tokens), layers)
 
     def activate(self, layers: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> ActiveLora:
-        """Adapters by layer name, stacked for :func:`~degaml_kedro.llm.lora.active_lora`.
+        """Adapters A [r, I] and B [O, r] by layer, stacked for :func:`~degaml_kedro.llm.lora.active_lora`.
 
-        Args:
-            layers: A [r, I] and B [O, r] by layer name.
-            scale: alpha / r.
+        The scale is alpha / r.
 
         Raises:
             ModelError: a layer is not in the model or has another shape there.
@@ -239,8 +236,7 @@ class BaseModel:
     def activate_adapters(self, adapters: Sequence[Adapter | None]) -> ActiveLora | None:
         """Several adapters at once, each for its share of a pack of equal shares (see ``StackedAdapter``).
 
-        Args:
-            adapters: at least one; None, the base model itself, only alone.
+        None, the base model itself, is only taken alone.
 
         Raises:
             ModelError: an adapter does not fit the model, or they differ in their layers or ranks.
@@ -572,13 +568,9 @@ def check_model_files(folder: Path) -> None:
 
 
 def in_package(package: str, name: str) -> Path | None:
-    """A place in an installed package, which is found and not imported: it is only a carrier.
+    """A place in the folder of an installed package, which is found and not imported: it is only a carrier.
 
-    Args:
-        name: of the place, relative to the package's folder.
-
-    Returns:
-        The place, whether or not something is there; None where there is no such package.
+    Whether or not something is there; None where there is no such package.
 
     Raises:
         ModelError: the place is outside the package's folder.
@@ -707,11 +699,9 @@ def _random_model(source: RandomModel) -> tuple[Any, PreTrainedTokenizerBase]:
 def weights_fingerprint(
     model: Any, tokenizer: PreTrainedTokenizerBase, unused: str | tuple[str, ...] = ()
 ) -> str:
-    """A digest of a model's floating-point weights and of its tokenizer's vocabulary.
+    """A digest of a model's weights (float32, on the CPU) and of its tokenizer's vocabulary.
 
-    Args:
-        model: in float32, on the CPU.
-        unused: weights whose names begin so do not count.
+    Weights whose names begin as ``unused`` says do not count.
     """
     digest = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -764,10 +754,7 @@ def library_weights(seed: int = 0) -> Iterator[None]:
 
     A new ``torch.nn`` module draws from PyTorch's global generator, and Transformers sets the global default dtype and
     replaces functions of PyTorch and its own while it loads: weights of overlapping loads would depend on their timing.
-    Nothing else in the project seeds the global generator or draws from it.
-
-    Args:
-        seed: of what is drawn; the global generator is put back afterwards.
+    Nothing else in the project seeds the global generator or draws from it, and it is put back afterwards.
     """
     with _LIBRARY, torch.random.fork_rng(devices=[]), local_torch_dtype(torch.float32):  # noqa: TID251
         torch.default_generator.manual_seed(seed)  # noqa: TID251

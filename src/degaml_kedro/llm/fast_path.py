@@ -105,9 +105,7 @@ def first_blocks(model: Any) -> Any:
 def computed_fast(base: BaseModel, first: BaseModel) -> BaseModel | None:
     """The model as it is computed fastest of the ways that give the library's logits; None where packing does not.
 
-    Args:
-        base: the model, of an architecture that may be packed; nobody else has it yet.
-        first: the same of its first blocks (:func:`first_blocks`), which is used up.
+    ``base`` nobody else has yet; its first blocks (:func:`first_blocks`) are used up.
     """
     for fused in (True, False):
         tried = _packed(first, fused)

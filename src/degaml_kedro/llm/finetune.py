@@ -72,8 +72,7 @@ class FineTuneStep:
 def target_layers(base: BaseModel, lora: LoraParameters) -> dict[str, tuple[int, int]]:
     """Outputs and inputs of the layers that the adapter covers, in module order.
 
-    Args:
-        lora: ``target_modules``, as PEFT reads it: all linear layers but the head, or name endings.
+    ``target_modules`` is read as PEFT does: all linear layers but the head, or name endings.
 
     Raises:
         TrainingError: an ending names no linear layer of the model.
@@ -137,10 +136,7 @@ def answer_sequences(
     mode: AnswerForm,
     prompts: Sequence[str] | None = None,
 ) -> list[AnswerSequence]:
-    """Examples as sequences to train on.
-
-    Args:
-        prompts: what stands in front of the answers, one text an example; None for the question alone.
+    """Examples as sequences to train on, behind the texts ``prompts`` in place of the question alone.
 
     Raises:
         PromptError: an example is longer than the model's context.
@@ -168,13 +164,9 @@ def answer_loss(
     elementary: bool = False,
     share_prefixes: bool = False,
 ) -> Tensor:
-    """Mean cross-entropy of a batch's answer tokens given their prompts, in nats, under an adapter.
+    """Mean cross-entropy of a batch's answer tokens given their prompts, in nats, under an adapter: a scalar.
 
-    Args:
-        tensors: the adapter's tensors by PEFT's name; the gradient flows to them, whatever they were made from.
-
-    Returns:
-        A scalar.
+    The gradient flows to the adapter's tensors (by PEFT's name), whatever they were made from.
 
     Raises:
         ModelError: the adapter does not fit the model.
@@ -244,10 +236,7 @@ def fine_tune(
     seed: int,
     resume: FineTuneState | None = None,
 ) -> Iterator[FineTuneStep]:
-    """Train an adapter on examples, yielding after every step.
-
-    Args:
-        examples: what to learn; at most ``training.max_examples`` of them are used.
+    """Train an adapter on the first ``training.max_examples`` examples, yielding after every step.
 
     Yields:
         One :class:`FineTuneStep` a step, from the first one that ``resume`` has not done.
@@ -275,11 +264,7 @@ def train_on_batches(
     resume: FineTuneState | None = None,
     share_prefixes: bool = False,
 ) -> Iterator[FineTuneStep]:
-    """Train an adapter on given batches, yielding after every step.
-
-    Args:
-        batches: the batch of a step, counted from 1.
-        training: phases and optimiser settings; the batch size is not read.
+    """Train an adapter on given batches, by the number of the step from 1, yielding after every step.
 
     Yields:
         One :class:`FineTuneStep` a step, from the first one that ``resume`` has not done.
@@ -357,12 +342,9 @@ def total_steps(training: TrainingParameters) -> int:
 
 
 def batch_indices(count: int, training: TrainingParameters, step: int, seed: int) -> list[int]:
-    """Which examples step ``step`` trains on: passes over the examples, each in an order of its own.
+    """Which examples a step (counted from 1) trains on: passes over the examples, each in an order of its own.
 
     It follows from the arguments alone, so a resumed run needs no state of a data loader.
-
-    Args:
-        step: counted from 1.
     """
     first = (step - 1) * training.batch_size
     orders: dict[int, list[int]] = {}

@@ -76,8 +76,7 @@ def rows_of(pack: Pack) -> Rows:
 def hidden_by_rows(model: Any, pack: Pack, shares: int = 1) -> Tensor:
     """Final hidden states of a pack, [T, C], each from a row of its own sequence.
 
-    Args:
-        shares: equal parts of the pack, each for an adapter of its own.
+    ``shares`` equal parts of the pack each have an adapter of their own.
     """
     rows = rows_of(pack)
     lengths = rows.mask.sum(dim=1).tolist()
@@ -152,11 +151,7 @@ class _InPlaceOf(nn.Module):
 
 
 class _Steered(_InPlaceOf):
-    """A decoder whose final hidden states have a vector added, one for each row of the batch.
-
-    Args:
-        vectors: float32 [R, C].
-    """
+    """A decoder whose final hidden states have a vector added, one (float32 [R, C]) for each row of the batch."""
 
     def __init__(self, decoder: nn.Module, vectors: Tensor) -> None:
         super().__init__(decoder)
@@ -170,11 +165,7 @@ class _Steered(_InPlaceOf):
 
 
 def steered(model: Any, vectors: Tensor) -> Any:
-    """The model with a vector added to its final hidden states, for generation.
-
-    Args:
-        vectors: float32 [R, C], one for each row of the batch.
-    """
+    """The model with vectors [R, C] in float32 added to its final hidden states, one a row, for generation."""
     return _with_decoder(model, lambda decoder: _Steered(decoder, vectors))
 
 

@@ -59,11 +59,8 @@ def fitting(
 ) -> int:
     """How many demonstrations, from the first on, fit in front of every question with any of its answers.
 
-    Args:
-        room: tokens that are kept free behind every question.
-
-    Returns:
-        0 to ``shots``; also 0 where a question alone is too long, which scoring refuses by name.
+    ``room`` tokens are kept free behind every question. It is 0, too, where a question alone is too long: scoring
+    refuses it by name.
 
     Raises:
         PromptError: the chat format is asked for and the tokenizer has no chat template.
@@ -98,10 +95,7 @@ def in_context_prompt(
     """Demonstrations with their answers, then the question: text that the model's answer continues.
 
     ``plain`` puts a blank line between them. ``chat`` makes every demonstration a turn of the user and one of the
-    assistant, with the question's system message once in front.
-
-    Args:
-        demonstrations: in order; one that reads like the question is left out.
+    assistant, with the question's system message once in front. One that reads like the question is left out.
 
     Raises:
         PromptError: the chat format is asked for and the tokenizer has no chat template.

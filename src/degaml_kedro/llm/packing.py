@@ -102,10 +102,7 @@ def pack_trees(
     prefix: Prefix | None = None,
     behind: Sequence[int] = (),
 ) -> Pack:
-    """Lay token trees out in one row.
-
-    Args:
-        behind: how many of the prefix's tokens stand in front of each group; needed with a prefix.
+    """Lay token trees out in one row, each behind the first ``behind`` tokens of a prefix where there is one.
 
     Raises:
         ValueError: a tree has an empty prefix.
@@ -208,12 +205,10 @@ class TokenTrie:
 
 @contextmanager
 def active_pack(pack: Pack | None, elementary: bool = False) -> Iterator[None]:
-    """Make the model's attention read ``pack`` inside the block (per thread and task).
+    """Make the model's attention read ``pack``, or a batch of rows, inside the block (per thread and task).
 
-    Args:
-        pack: the tokens; None for a batch of rows, whose mask is the library's.
-        elementary: attention from elementary operations, which have derivatives of every order; fused kernels have a
-            first one only, and the library's switch between them is one for all threads.
+    ``elementary`` attention has derivatives of every order; fused kernels have a first one only, and the library's
+    switch between them is one for all threads.
     """
     tokens = _ACTIVE.set(pack), _ELEMENTARY.set(elementary)
     try:

@@ -92,12 +92,7 @@ def _start_where_invoked(whole: Any) -> None:
 
 
 def _check_starts(ids: Tensor, offsets: Sequence[int | None]) -> None:
-    """Refuse rows of one prompt in which an aLoRA starts at different places of the prompt.
-
-    Args:
-        ids: [R, L].
-        offsets: of each row, from its end; None for no start.
-    """
+    """Refuse rows [R, L] of one prompt in which an aLoRA starts at different places (from the end) of the prompt."""
     starts = [ids.shape[1] - (offset or 0) for offset in offsets]
     for (one, first), (other, second) in pairwise(sorted(zip(ids.tolist(), starts, strict=True))):
         pairs = enumerate(zip(one, other, strict=True))

@@ -207,8 +207,7 @@ def encode_questions(
 def token_ids(base: BaseModel, texts: Sequence[str], prompt: PromptParameters) -> list[list[int]]:
     """Token ids of texts that something may follow: with what the tokenizer puts in front, without what it appends.
 
-    Args:
-        prompt: chat templates have written the special tokens themselves.
+    Chat templates have written the special tokens themselves.
 
     Raises:
         PromptError: the tokenizer has tokens that the model does not embed, and one of them stands in a text.

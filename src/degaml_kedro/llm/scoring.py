@@ -86,13 +86,9 @@ def score_examples(
     adapter: Adapter | None = None,
     progress: Progress | None = None,
 ) -> list[Prediction]:
-    """Score examples under the base model or under an adapter.
+    """Score examples under the base model or under an adapter; one prediction an example, in order.
 
-    Args:
-        progress: called with (examples done, examples in all) after every batch.
-
-    Returns:
-        One prediction an example, in order.
+    ``progress`` is called with (examples done, examples in all) after every batch.
 
     Raises:
         PromptError: an example is longer than the model's context.

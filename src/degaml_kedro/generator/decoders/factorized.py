@@ -38,12 +38,7 @@ class PromptPooling(nn.Module):
         self.out = nn.LayerNorm(condition_width)
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
-        """Attend to the tokens of each prompt, then take the mean over prompts.
-
-        Args:
-            states: [B, N, L, C]; what stands behind a prompt's end is not read.
-            lengths: long [B, N], tokens of each prompt, at least 1.
-        """
+        """Attend to the tokens of each prompt, at least one by ``lengths`` [B, N], then take the mean over prompts."""
         inside = torch.arange(states.shape[2], device=states.device) < lengths[..., None]
         states = self.norm(states)
         weights = self.query(states).masked_fill(~inside[..., None], -torch.inf).softmax(dim=2)

@@ -56,10 +56,7 @@ class FlowError(DegamlError):
 
 
 def check_flow(flow: Sequence[Sequence[int]], kernel_size: int) -> tuple[Size, ...]:
-    """The flow as tuples, once it is one that a decoder can be built for.
-
-    Args:
-        flow: sizes (N, H, W), the condition's first.
+    """The flow's sizes (N, H, W), the condition's first, once it is one that a decoder can be built for.
 
     Raises:
         FlowError: fewer than two sizes, a size that is not three positive integers, or an even or non-positive kernel.
@@ -84,11 +81,7 @@ def check_flow(flow: Sequence[Sequence[int]], kernel_size: int) -> tuple[Size, .
 
 
 def check_flow_start(flow: Sequence[Size], condition: Sequence[int]) -> None:
-    """See that conditions fit the beginning of the flow.
-
-    Args:
-        flow: sizes (N, H, W).
-        condition: N, L and C of a condition.
+    """See that conditions (N, L, C) fit the beginning of the flow.
 
     Raises:
         FlowError: they differ; the axes that do are named.
@@ -158,13 +151,9 @@ def total_cost(costs: Sequence[DecoderCost]) -> DecoderCost:
 
 
 class AxisConvolution(nn.Module):
-    """A two-dimensional convolution of [B, N, H, W] whose channels are one of the last three axes.
+    """A two-dimensional convolution of [B, N, H, W] along one axis: ``layer`` N, ``height`` H or ``width`` W.
 
-    It slides over the plane of the other two, in their order, and keeps their sizes.
-
-    Args:
-        axis: which one is mapped: ``layer`` N, ``height`` H or ``width`` W.
-        kernel_size: k, odd.
+    That axis is its channels. It slides over the plane of the other two, in their order, and keeps their sizes.
 
     Attributes:
         weight: [outputs, inputs, k, k]; set by the layer, which knows the plane.
@@ -188,11 +177,7 @@ class AxisConvolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs, dtype=dtype)) if bias else None
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Map the axis.
-
-        Args:
-            feature: [B, N, H, W].
-        """
+        """Map the axis of a feature [B, N, H, W]."""
         # for the width this is the channels-last layout that the kernels prefer: nothing is copied
         channels_first = feature.movedim(self._axis, 1)
         padding = self.weight.shape[-1] // 2
@@ -203,13 +188,9 @@ class AxisConvolution(nn.Module):
     def reset(
         self, plane: tuple[int, int], power: float, generator: torch.Generator | None
     ) -> None:
-        """Draw the weights so that an input of the given mean square gives an output of mean square 1.
+        """Draw the weights so that an input of mean square ``power`` gives an output of mean square 1.
 
         On a plane hardly larger than the kernel many taps fall on the padding: only those inside count.
-
-        Args:
-            plane: the two sizes the kernel slides over.
-            power: mean square of the input.
         """
         inputs, kernel_size = self.weight.shape[1:3]
         taps = math.prod(_mean_taps(length, kernel_size) for length in plane)
@@ -225,15 +206,7 @@ def _mean_taps(length: int, kernel_size: int) -> float:
 
 
 class HyperconvLayer(nn.Module):
-    """One layer of the decoder: equation 9 after a LayerNorm over (H, W), as the module describes it.
-
-    Args:
-        before: (N, H, W).
-        after: (N', H', W').
-
-    Attributes:
-        bias: b, [H', W'].
-    """
+    """One layer of the decoder, (N, H, W) to (N', H', W'): equation 9 after a LayerNorm over (H, W); b is [H', W']."""
 
     def __init__(
         self,
@@ -261,14 +234,7 @@ class HyperconvLayer(nn.Module):
         self.layerwise.reset((h2, w2), (1 + _TANH_POWER) / 9, generator)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """The next feature.
-
-        Args:
-            feature: [B, N, H, W].
-
-        Returns:
-            [B, N', H', W'].
-        """
+        """The next feature, [B, N', H', W'], from [B, N, H, W]."""
         normed = self.norm(feature)
         width_first = self.height_1(self.width_1(normed))
         height_first = torch.tanh(self.width_2(self.height_2(normed)))
@@ -314,13 +280,7 @@ class HyperconvDecoder(nn.Module):
         )
 
     def forward(self, condition: Tensor) -> Tensor:
-        """Generate the tokens.
-
-        Args:
-            condition: [B, N, L, C], of any floating type: it is cast to the weights'.
-
-        Returns:
-            [B, T, r + 2, token width + 2].
+        """The tokens [B, T, r + 2, token width + 2] of conditions [B, N, L, C], which are cast to the weights' type.
 
         Raises:
             FlowError: the condition is not of the flow's first size.
