@@ -95,7 +95,7 @@ class PromptEmbeddings:
         return rows.view(*chosen.shape, self.tokens, self.width), lengths.view(chosen.shape)
 
     def sentences(self, indices: Tensor | Sequence[int]) -> Tensor:
-        """Sentence embeddings, float32 [N, C]: the mean of a prompt's states at unit length, as sentence-transformers."""
+        """Sentence embeddings, float32 [N, C]: the mean of a prompt's states at unit length."""
         states, lengths = self.rows(indices)
         totals = states.float().sum(dim=1)  # zeros after each prompt's end
         return torch.nn.functional.normalize(totals / lengths[:, None].clamp(min=1), dim=-1)

@@ -185,7 +185,7 @@ class DenseWeights:
     def of(
         cls, group: LinearGroup, weights: Mapping[str, Tensor], low_rank: GroupAdapter | None = None
     ) -> DenseWeights | None:
-        """Stack the weights V [O_m, I] of a group's layers by name; None when no layer of the group has other weights."""
+        """Stack the weights V [O_m, I] of a group's layers by name; None when none of them has other weights."""
         members = tuple(i for i, name in enumerate(group.names) if name in weights)
         if not members:
             return None
