@@ -13,16 +13,15 @@ tokenized whole, so that scores are those of every whole prompt by itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import AnswerSequence, answer_sequences
-from degaml_kedro.llm.generation import Steer, Writing
+from degaml_kedro.llm.generation import Steer
 from degaml_kedro.llm.packing import Prefix
 from degaml_kedro.llm.prompting import (
-    EncodedQuestion,
     answer_texts,
     check_options,
     common_start,
@@ -32,7 +31,7 @@ from degaml_kedro.llm.prompting import (
     render_prompt,
     token_ids,
 )
-from degaml_kedro.llm.scoring import OptionScores, compare_encoded, with_written
+from degaml_kedro.llm.scoring import AskedQuestions, OptionScores, compare_encoded
 from degaml_kedro.parameters import AnswerForm, PromptParameters, ScoringParameters
 from degaml_kedro.progress import Progress
 from degaml_kedro.tasks.example import Example, Question
@@ -121,28 +120,6 @@ def in_context_sequences(
     return answer_sequences(base, examples, prompt, mode, texts)
 
 
-@dataclass(frozen=True)
-class QuestionsInContext:
-    """Questions in tokens, each behind its demonstrations.
-
-    Attributes:
-        encoded: the same in tokens; a prompt begins with the demonstrations.
-        own: where each question's own tokens begin in its prompt.
-        head: tokens of the demonstrations that all questions share, but for those left out; empty where there are none.
-        written: by question, texts that are scored in place of options; None for the options.
-    """
-
-    questions: Sequence[Question]
-    encoded: list[EncodedQuestion]
-    own: list[int]
-    head: tuple[int, ...]
-    written: Sequence[Sequence[Writing]] | None = None
-
-    def answered(self, written: Sequence[Sequence[Writing]]) -> QuestionsInContext:
-        """The same with texts in place of options."""
-        return replace(self, encoded=with_written(self.encoded, written), written=written)
-
-
 class PrefixMemory:
     """The prefix that was read last, for whoever asks under the same adapter again; one at most.
 
@@ -177,7 +154,7 @@ def encode_in_context(
     mode: AnswerForm,
     shared: bool,
     room: int = 0,
-) -> QuestionsInContext:
+) -> AskedQuestions:
     """Questions behind their demonstrations, tokenized as the whole texts that they are.
 
     Args:
@@ -190,7 +167,7 @@ def encode_in_context(
     whole_texts = _prompts(base, questions, demonstrations, prompt, mode)
     encoded = encode_questions(base, questions, prompt, mode, room, whole_texts)
     if not questions:
-        return QuestionsInContext(questions, encoded, [], ())
+        return AskedQuestions(questions, encoded, [])
     texts = [render_prompt(question, prompt, base) for question in questions]
     alone = token_ids(base, texts, prompt)
     own = [_own_start(question.prompt, ids) for question, ids in zip(encoded, alone, strict=True)]
@@ -201,12 +178,12 @@ def encode_in_context(
         text = _text(base, questions[most], demonstrations[most], prompt, mode)
         (whole,) = token_ids(base, [text], prompt)
         head = tuple(whole[: _own_start(whole, alone[most])])
-    return QuestionsInContext(questions, encoded, own, head)
+    return AskedQuestions(questions, encoded, own, head)
 
 
 def compare_in_context(
     base: BaseModel,
-    asked: QuestionsInContext,
+    asked: AskedQuestions,
     prompt: PromptParameters,
     scoring: ScoringParameters,
     memory: PrefixMemory,
@@ -227,18 +204,7 @@ def compare_in_context(
     if asked.written is None:
         check_options(asked.questions)
     prefix, fresh = memory.read(base, asked.head) if asked.head else (None, 0)
-    found = compare_encoded(
-        base,
-        asked.questions,
-        asked.encoded,
-        prompt,
-        scoring,
-        steer=steer,
-        progress=progress,
-        written=asked.written,
-        prefix=prefix,
-        own=asked.own,
-    )
+    found = compare_encoded(base, asked, prompt, scoring, 1, steer, progress, prefix)
     share, left = divmod(fresh, len(found.tokens))
     tokens = [count + share + (place < left) for place, count in enumerate(found.tokens)]
     return replace(found, tokens=tokens)

@@ -230,13 +230,8 @@ def _packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention in Transformers' calling convention; without an active pack it is plain SDPA.
 
-    Args:
-        query: [1, H, T, D].
-        key: [1, K, T, D].
-        value: [1, K, T, D].
-        attention_mask: only read without a pack.
-        scaling: score factor; 1/sqrt(D) when None.
-        dropout: not read under a pack: the base model is frozen.
+    The query is [1, H, T, D], key and value are [1, K, T, D]; ``scaling`` is 1/sqrt(D) when None. The mask is only read
+    without a pack, and so is dropout: the base model is frozen.
 
     Returns:
         [1, T, H, D] and None in place of the attention weights.

@@ -177,6 +177,32 @@ class OptionScores:
     tokens: list[int]
 
 
+@dataclass(frozen=True)
+class AskedQuestions:
+    """Questions in tokens, each behind its demonstrations where it has some.
+
+    Attributes:
+        encoded: the questions; a prompt begins with the demonstrations.
+        own: where each question's own tokens begin in its prompt.
+        head: tokens of the demonstrations that all questions share, but for those left out; empty where there are none.
+        written: by question, texts that are scored in place of options; None for the options.
+    """
+
+    questions: Sequence[Question | Example]
+    encoded: Sequence[EncodedQuestion]
+    own: Sequence[int]
+    head: tuple[int, ...] = ()
+    written: Sequence[Sequence[Writing]] | None = None
+
+    def answered(self, written: Sequence[Sequence[Writing]]) -> AskedQuestions:
+        """The same with texts in place of options."""
+        encoded = [
+            replace(one, answers=tuple(text.ids for text in some))
+            for one, some in zip(self.encoded, written, strict=True)
+        ]
+        return replace(self, encoded=encoded, written=written)
+
+
 def compare_options(
     base: BaseModel,
     questions: Sequence[Question | Example],
@@ -206,43 +232,36 @@ def compare_options(
         base, adapters = through_peft(base, first), (None,)
     if written is None:
         check_options(questions)
-        encoded = encode_questions(base, questions, prompt, scoring.answers)
-    else:
-        bare = encode_questions(base, without_options(questions), prompt, scoring.answers)
-        encoded = with_written(bare, written)
+    chosen = questions if written is None else without_options(questions)
+    encoded = encode_questions(base, chosen, prompt, scoring.answers)
+    asked = AskedQuestions(questions, encoded, [0] * len(encoded))
+    if written is not None:
+        asked = asked.answered(written)
     with active_lora(base.activate_adapters(adapters) if active is None else active):
-        return compare_encoded(
-            base, questions, encoded, prompt, scoring, len(adapters), steer, progress, written
-        )
+        return compare_encoded(base, asked, prompt, scoring, len(adapters), steer, progress)
 
 
 def compare_encoded(
     base: BaseModel,
-    questions: Sequence[Question | Example],
-    encoded: Sequence[EncodedQuestion],
+    asked: AskedQuestions,
     prompt: PromptParameters,
     scoring: ScoringParameters,
     adapters: int = 1,
     steer: Steer | None = None,
     progress: Progress | None = None,
-    written: Sequence[Sequence[Writing]] | None = None,
     prefix: Prefix | None = None,
-    own: Sequence[int] | None = None,
 ) -> OptionScores:
-    """Score the options of questions in tokens, under what is active in this thread.
+    """Score the options of questions in tokens, under the ``adapters`` that are active in this thread.
 
-    Args:
-        adapters: how many are active at once.
-        prefix: what was computed before; prompts may begin as it does.
-        own: where each question's own tokens begin, which ``steer`` is given; None for at the beginning.
+    Prompts may begin as a prefix does that was computed before.
     """
+    encoded, own, written = asked.encoded, asked.own, asked.written
     if written is None:
-        texts = [answer_texts(one, scoring.answers, prompt) for one in questions]
+        texts = [answer_texts(one, scoring.answers, prompt) for one in asked.questions]
     else:
         texts = [tuple(one.text for one in some) for some in written]
     few_columns = scoring.normalization == "none" and written is None
     limit = scoring.batch_tokens // adapters
-    own = [0] * len(encoded) if own is None else own
     behind = [0] * len(encoded)
     if prefix is not None:
         limit = min(limit, max(1, _PAIRS_AT_ONCE // len(prefix.tokens)))
@@ -262,7 +281,7 @@ def compare_encoded(
         pack = pack_trees(
             [trees[i] for i in places], base.device, base.dtype, prefix, [behind[i] for i in places]
         )
-        asked = [replace(encoded[i], prompt=encoded[i].prompt[own[i] :]) for i in places]
+        tails = [replace(encoded[i], prompt=encoded[i].prompt[own[i] :]) for i in places]
         rows = [
             range(start + own[i] - behind[i], start + len(trees[i]))
             for i, start in zip(places, pack.starts, strict=True)
@@ -271,8 +290,8 @@ def compare_encoded(
         with torch.inference_mode():
             hidden = base.hidden_states(pack)[[row for part in rows for row in part]]
             if steer is not None:
-                hidden = added(hidden, starts, steer(hidden, starts, asked))
-            sums = answer_log_probabilities(hidden, base, starts, asked, few_columns)
+                hidden = added(hidden, starts, steer(hidden, starts, tails))
+            sums = answer_log_probabilities(hidden, base, starts, tails, few_columns)
         for place, totals in enumerate(sums):
             adapter, i = place // len(batch), places[place]
             scores[adapter][i] = tuple(
@@ -283,16 +302,6 @@ def compare_encoded(
         if progress is not None:
             progress(done, len(trees))
     return OptionScores(scores, [len(tree) * adapters for tree in trees])
-
-
-def with_written(
-    encoded: Sequence[EncodedQuestion], written: Sequence[Sequence[Writing]]
-) -> list[EncodedQuestion]:
-    """Questions whose answers are what was written."""
-    return [
-        replace(one, answers=tuple(text.ids for text in some))
-        for one, some in zip(encoded, written, strict=True)
-    ]
 
 
 def added(hidden: Tensor, starts: Sequence[int], vectors: Tensor) -> Tensor:
