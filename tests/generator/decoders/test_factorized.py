@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
 from degaml_kedro.generator.decoders.factorized import FactorizedNetwork
-from degaml_kedro.generator.decoders.hyperconv import PAPER_FLOWS, flow_costs, total_cost
+from degaml_kedro.generator.decoders.hyperconv import PAPER_FLOWS, decoder_cost
 from degaml_kedro.parameters import FactorizedDecoder
 from tests.adapters.test_tokens import lora_shapes, small_grid
 
@@ -208,7 +208,7 @@ def test_at_the_paper_s_grid_it_costs_a_tenth_at_most() -> None:
     grid = TokenGrid.from_shapes(lora_shapes(modules, 8), 128)
     assert grid.shape == (4296, 10, 130)
     decoder = FactorizedNetwork(grid, 384, 1, FactorizedDecoder(kind="factorized"))
-    faithful = total_cost(flow_costs(PAPER_FLOWS["qwen2.5-0.5b"], 9))
+    faithful = decoder_cost(PAPER_FLOWS["qwen2.5-0.5b"], 9)
     parameters = sum(parameter.numel() for parameter in decoder.parameters())
     assert 10 * parameters <= faithful.parameters
     assert 10 * decoder.multiply_adds(128, 384) <= faithful.multiply_adds

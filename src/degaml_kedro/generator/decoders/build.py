@@ -16,8 +16,7 @@ from degaml_kedro.generator.decoders.hyperconv import (
     Size,
     check_flow,
     check_flow_start,
-    flow_costs,
-    total_cost,
+    decoder_cost,
 )
 from degaml_kedro.llm.base_model import library_weights
 from degaml_kedro.parameters import FactorizedDecoder, HyperconvolutionalDecoder
@@ -98,7 +97,7 @@ class Decoder(nn.Module):
         """Multiply-adds of one sample forward."""
         if isinstance(self.settings, HyperconvolutionalDecoder):
             flow = whole_flow(self.settings, self.grid, self.condition)
-            return total_cost(flow_costs(flow, self.settings.kernel_size)).multiply_adds
+            return decoder_cost(flow, self.settings.kernel_size).multiply_adds
         assert isinstance(self.network, FactorizedNetwork)
         return self.network.multiply_adds(self.condition.prompts, self.condition.tokens)
 

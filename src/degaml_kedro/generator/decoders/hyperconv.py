@@ -105,7 +105,7 @@ def _text(size: Sequence[object]) -> str:
 
 @dataclass(frozen=True)
 class DecoderCost:
-    """The cost of a layer, or of a whole decoder.
+    """The cost of a decoder.
 
     Attributes:
         parameters: how many numbers are learned.
@@ -121,33 +121,23 @@ class DecoderCost:
         return 2 * self.multiply_adds
 
 
-def flow_costs(flow: Sequence[Size], kernel_size: int) -> tuple[DecoderCost, ...]:
-    """The cost of each layer, counted from the sizes; :func:`total_cost` adds them up.
-
-    Args:
-        flow: sizes (N, H, W), the condition's first.
+def decoder_cost(flow: Sequence[Size], kernel_size: int) -> DecoderCost:
+    """The cost of a decoder, counted from the flow's sizes (N, H, W).
 
     Raises:
         FlowError: as :func:`check_flow`.
     """
-    sizes = check_flow(flow, kernel_size)
     taps = kernel_size**2
-    costs = []
-    for (n, h, w), (n2, h2, w2) in itertools.pairwise(sizes):
+    parameters = multiply_adds = 0
+    for (n, h, w), (n2, h2, w2) in itertools.pairwise(check_flow(flow, kernel_size)):
         weights = taps * (2 * w * w2 + 2 * h * h2 + n * n2)
         norm, biases = 2 * h * w, h2 * w2 + n2
         width_first = w * w2 * n * h + h * h2 * n * w2
         height_first = h * h2 * n * w + w * w2 * n * h2
         layerwise = n * n2 * h2 * w2
-        costs.append(
-            DecoderCost(weights + norm + biases, taps * (width_first + height_first + layerwise))
-        )
-    return tuple(costs)
-
-
-def total_cost(costs: Sequence[DecoderCost]) -> DecoderCost:
-    """The sum over layers."""
-    return DecoderCost(sum(c.parameters for c in costs), sum(c.multiply_adds for c in costs))
+        parameters += weights + norm + biases
+        multiply_adds += taps * (width_first + height_first + layerwise)
+    return DecoderCost(parameters, multiply_adds)
 
 
 class AxisConvolution(nn.Module):
