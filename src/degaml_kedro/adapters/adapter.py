@@ -144,10 +144,7 @@ class PeftModuleAdapter(Adapter):
 
 
 def average_adapters(adapters: Sequence[Adapter]) -> Adapter:
-    """The element-wise mean of adapters, of A and B apart.
-
-    Returns:
-        float32 tensors, in the first adapter's order and with its configuration.
+    """The element-wise mean of adapters, of A and B apart, in float32 and with the first one's configuration.
 
     Raises:
         AdapterError: there is none, or two differ in rank, alpha, layers or shapes.

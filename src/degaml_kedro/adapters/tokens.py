@@ -192,10 +192,7 @@ class TokenGrid:
         return torch.stack([layers, torch.arange(self.tokens) - starts], dim=1)
 
     def position_embedding(self, width: int) -> Tensor:
-        """Sines and cosines of the two positions: half of the width for each.
-
-        Returns:
-            float32 [T, width].
+        """Sines and cosines of the two positions, half of the width for each: float32 [T, width].
 
         Raises:
             GridError: the width is no positive multiple of 4.
@@ -221,10 +218,7 @@ class TokenGrid:
         return found
 
     def tokenize(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Cut an adapter's tensors, all of one dtype, into tokens; no value changes by a bit.
-
-        Returns:
-            [T, r, k] of the tensors' dtype and device, detached.
+        """Cut an adapter's tensors, all of one dtype, into tokens [T, r, k], detached; no value changes by a bit.
 
         Raises:
             GridError: the tensors are not the ones that the grid was made for.
@@ -322,13 +316,10 @@ class TokenGrid:
 
 
 def permutation_states(starts: Sequence[str]) -> Tensor:
-    """Number the starting points of trajectories (checksums), as in Recurrent Parameter Generation.
+    """Starting points of trajectories (checksums) numbered by first appearance, from 0: long [len(starts)].
 
-    Runs from one starting point keep one order of neurons; runs from different ones do not, and a generator that
-    learns both has to be told which is which.
-
-    Returns:
-        long [len(starts)], counted from 0 in the order of first appearance.
+    As in Recurrent Parameter Generation: runs from one starting point keep one order of neurons; runs from different
+    ones do not, and a generator that learns both has to be told which is which.
     """
     numbers = {start: number for number, start in enumerate(dict.fromkeys(starts))}
     return torch.tensor([numbers[start] for start in starts], dtype=torch.long)

@@ -144,16 +144,14 @@ def learning_rate(training: GeneratorTraining, step: int) -> float:
 
 
 def masked_mse(made: Tensor, wanted: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean squared error over the cells that hold weights (eq. 5/10).
+    """Mean squared error over the cells that hold weights (eq. 5/10): a scalar.
+
+    Sum of w (made - wanted)^2 over cells, over the sum of w.
 
     Args:
-        made: [B, T, r, k].
-        wanted: [B, T, r, k].
+        made: [B, T, r, k], as ``wanted`` is.
         mask: bool [T, r, k], False in padding.
         weights: [T], of each token; None weighs all alike. Only their ratios matter.
-
-    Returns:
-        A scalar: sum of w (made - wanted)^2 over cells, over the sum of w.
     """
     share = mask.to(made.dtype)
     if weights is not None:

@@ -224,16 +224,9 @@ class Memory(nn.Module):
     def forward(
         self, keys: Tensor, values: Tensor, states: Tensor, norm: float
     ) -> tuple[Tensor, Tensor]:
-        """The memory W = B A.
+        """The memory W = B A, as A [P, I] and B [C, P], of keys [P, I], values [P, C] and states [P, C].
 
-        Args:
-            keys: [P, I].
-            values: [P, C].
-            states: [P, C].
-            norm: mean length of the hidden state behind the layer's block.
-
-        Returns:
-            A [P, I] and B [C, P].
+        ``norm`` is the mean length of the hidden state behind the layer's block.
         """
         mean = keys.detach().mean(dim=0)
         direction = mean / mean.norm().clamp_min(1e-12)
@@ -341,15 +334,11 @@ class AssociativeWriter(nn.Module):
 
 
 def low_rank(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best approximation of a product by one of rank r.
-
-    Args:
-        left: [C, P].
-        right: [P, I].
-        rank: r; rows and columns of zeros fill up where the product has less.
+    """The best approximation B A of rank r to a product of ``left`` [C, P] and ``right`` [P, I].
 
     Returns:
-        A [r, I] and B [C, r], each with the square roots of the singular values.
+        A [r, I] and B [C, r], each with the square roots of the singular values; rows and columns of zeros fill up
+        where the product has less.
     """
     outer, small = torch.linalg.qr(left)
     inner, other = torch.linalg.qr(right.T)

@@ -172,8 +172,11 @@ class BaseModel:
             ModelError: a layer is not in the model or has another shape there.
         """
         self._check_layers({name: (b.shape[0], a.shape[1]) for name, (a, b) in layers.items()})
-        built = ((id(group), group_adapter(group, layers, scale)) for group in self.groups)
-        return {key: adapter for key, adapter in built if adapter is not None}
+        return {
+            id(group): adapter
+            for group in self.groups
+            if (adapter := group_adapter(group, layers, scale)) is not None
+        }
 
     def activate_weights(
         self,
@@ -199,11 +202,12 @@ class BaseModel:
                     f"the layer {odd[0]} has either a weight of its own or a low-rank product, and needs both"
                 )
             lora = self.activate(layers, scale)
-        built = (
-            (id(group), DenseWeights.of(group, weights, cast(GroupAdapter, lora.get(id(group)))))
-            for group in self.groups
-        )
-        return {key: dense for key, dense in built if dense is not None}
+        found: dict[int, DenseWeights] = {}
+        for group in self.groups:
+            low_rank = cast(GroupAdapter | None, lora.get(id(group)))
+            if (dense := DenseWeights.of(group, weights, low_rank)) is not None:
+                found[id(group)] = dense
+        return found
 
     def _check_layers(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         known = {
@@ -270,10 +274,7 @@ _LOADING = threading.Lock()
 
 
 def load_base_model(parameters: BaseModelParameters) -> BaseModel:
-    """Load a base model, once per process.
-
-    Returns:
-        The shared model.
+    """The shared model of this process, loaded at its first call.
 
     Raises:
         ModelError: it cannot be found or loaded; the message says where it was looked for and how to go on.
@@ -286,10 +287,7 @@ def load_base_model(parameters: BaseModelParameters) -> BaseModel:
 
 
 def export_base_model(parameters: BaseModelParameters, folder: Path) -> Path:
-    """Write a base model as a Transformers folder, which other tools open by its path.
-
-    Returns:
-        The folder: safetensors weights, configuration and tokenizer.
+    """Write a base model as a Transformers folder (safetensors, configuration, tokenizer), opened by its path.
 
     Raises:
         ModelError: something is there already, or the model has no files here: one on the hub has its id, and a random
@@ -305,11 +303,7 @@ def export_base_model(parameters: BaseModelParameters, folder: Path) -> Path:
         raise ModelError("a random model exists in memory alone; there are no files to write")
     if folder.exists():
         raise ModelError(f"{folder} is there already; name a folder that is not")
-    found = (
-        _converted(_package_file(source))
-        if isinstance(source, PackageModel)
-        else _model_folder(source)
-    )
+    found = _local_folder(source)
     with replaced_folder(folder, replace=False) as temporary:
         shutil.copytree(found, temporary, dirs_exist_ok=True)
     return folder
@@ -367,10 +361,9 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
         model = model.to(dtype)
     else:
         if isinstance(source, PackageModel):
-            name = f"{source.package}:{source.gguf_file}"
-            folder = _converted(_package_file(source))
+            name, folder = f"{source.package}:{source.gguf_file}", _local_folder(source)
         elif isinstance(source, FolderModel):
-            name, folder = source.path, _model_folder(source)
+            name, folder = source.path, _local_folder(source)
         else:
             name = source.id
         model, tokenizer = _from_pretrained(source, folder, dtype)
@@ -523,7 +516,10 @@ def first_line(error: Exception) -> str:
     return text[0] if text else type(error).__name__
 
 
-def _model_folder(source: FolderModel) -> Path:
+def _local_folder(source: FolderModel | PackageModel) -> Path:
+    """The Transformers folder of a model on this machine, made from its GGUF file where it is one."""
+    if isinstance(source, PackageModel):
+        return _converted(_package_file(source))
     folder = Path(source.path).expanduser()
     if not folder.is_dir():
         raise ModelError(

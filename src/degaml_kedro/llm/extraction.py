@@ -75,15 +75,10 @@ def right_answer(example: Example, extraction: Extraction) -> Answer:
 
 
 def extract_option(text: str, labels: Sequence[str]) -> int | None:
-    """The first option named in a text: in brackets if any is, else standing alone.
-
-    Returns:
-        The option's index, or None.
+    """The index of the first option named in a text, in brackets if any is, else standing alone; None for none.
 
     Example:
         >>> extract_option("The answer is [B].", ("A", "B"))
-        1
-        >>> extract_option("B, because A is wrong", ("A", "B"))
         1
         >>> extract_option("Apples", ("A", "B")) is None
         True

@@ -249,13 +249,10 @@ class AdaptableLinear(nn.Linear):
 
 
 def make_adaptable(model: nn.Module, skip: frozenset[str] = frozenset()) -> list[LinearGroup]:
-    """Turn every linear layer of ``model`` into an :class:`AdaptableLinear`, in place.
+    """Turn every linear layer of ``model`` into an :class:`AdaptableLinear`, in place: the groups, in module order.
 
     GPT-2's ``Conv1D``, whose weight is [I, O], is one, too, and so is Falcon's class. Siblings that read the same input
     get stacked storage; their own weights become views of it, so nothing is held twice.
-
-    Returns:
-        The groups, in module order.
     """
     groups: list[LinearGroup] = []
 

@@ -23,12 +23,9 @@ from degaml_kedro.llm.general import readout
 # the last one: what asks batch by batch would load it with each
 @lru_cache(maxsize=1)
 def through_peft(base: BaseModel, adapter: PeftModuleAdapter) -> BaseModel:
-    """The base model with an adapter in PEFT's own modules.
+    """The base model with an adapter in PEFT's own modules; it goes the general way and takes no other adapter.
 
     PEFT writes into the model that it is given: a copy, of the weights too where the adapter's start changes them.
-
-    Returns:
-        A model that goes the general way, and takes no other adapter.
 
     Raises:
         ModelError: PEFT refuses the adapter on this model, or the two do not have the same layers.

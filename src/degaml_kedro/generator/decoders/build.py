@@ -71,15 +71,12 @@ class Decoder(nn.Module):
                 )
 
     def forward(self, states: Tensor, lengths: Tensor, permutation: Tensor) -> Tensor:
-        """Generate normalised tokens.
+        """Generate normalised tokens [B, T, r, k].
 
         Args:
             states: [B, N, L, C], zeros behind each prompt's end.
             lengths: long [B, N].
             permutation: one-hot [B, states]; the hyper-convolutional decoder, as published, does not read it.
-
-        Returns:
-            [B, T, r, k].
         """
         if isinstance(self.network, HyperconvDecoder):
             bordered: Tensor = self.network(states)
