@@ -217,6 +217,7 @@ class TokenScales:
             GridError: a tensor is missing, or the scales are of another grid.
         """
         slots, cells = len(grid.slots), (grid.tokens, grid.rank, grid.token_width)
+        shapes: dict[str, tuple[int, ...]]
         shapes = {"mean": (slots,), "std": (slots,), "variance": (grid.tokens,)}
         center: Center = "matrix"
         if "element_mean" in tensors:

@@ -189,8 +189,8 @@ class AskedQuestions:
     """
 
     questions: Sequence[Question | Example]
-    encoded: Sequence[EncodedQuestion]
-    own: Sequence[int]
+    encoded: list[EncodedQuestion]
+    own: list[int]
     head: tuple[int, ...] = ()
     written: Sequence[Sequence[Writing]] | None = None
 
@@ -391,7 +391,7 @@ def _token_log_probabilities(
         rows: indices into T.
         targets: indices into V.
     """
-    unique, owner = torch.tensor(rows).unique(return_inverse=True)
+    unique, owner = torch.unique(torch.tensor(rows), return_inverse=True)
     wanted = torch.tensor(targets)
     values = torch.empty(len(rows))
     for first in range(0, len(unique), _ROWS_AT_ONCE):
