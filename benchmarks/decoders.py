@@ -25,8 +25,7 @@ from degaml_kedro.generator.decoders.hyperconv import (
     PAPER_FLOWS,
     PAPER_KERNEL_SIZE,
     Size,
-    flow_costs,
-    total_cost,
+    decoder_cost,
 )
 from degaml_kedro.parameters import (
     FactorizedDecoder,
@@ -54,9 +53,7 @@ def run(settings: Settings) -> Result:
             here = measure if settings.quick else in_child
             turns[kind].append(here(decoder, grid, condition))
     first = {kind: found[0] for kind, found in turns.items()}
-    wide = total_cost(
-        flow_costs((*PAPER_FLOWS["qwen2.5-0.5b"][:-1], grid.shape), PAPER_KERNEL_SIZE)
-    )
+    wide = decoder_cost((*PAPER_FLOWS["qwen2.5-0.5b"][:-1], grid.shape), PAPER_KERNEL_SIZE)
     counts = {kind: (one["parameters"], one["multiply_adds"]) for kind, one in first.items()}
     counts["faithful, the paper's widths"] = (wide.parameters, wide.multiply_adds)
     own, *others = counts.items()

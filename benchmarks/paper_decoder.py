@@ -23,8 +23,7 @@ from degaml_kedro.generator.decoders.hyperconv import (
     PAPER_FLOWS,
     PAPER_KERNEL_SIZE,
     HyperconvDecoder,
-    flow_costs,
-    total_cost,
+    decoder_cost,
 )
 from degaml_kedro.llm.base_model import choose_dtype
 
@@ -80,7 +79,7 @@ def step(settings: Settings) -> dict[str, Any]:
     forward = now(device)
     functional.mse_loss(tokens.float(), target).backward()
     backward = now(device)
-    costs = total_cost(flow_costs(flow, PAPER_KERNEL_SIZE))
+    costs = decoder_cost(flow, PAPER_KERNEL_SIZE)
     return {
         "peak_bytes": peak_bytes(),
         "build_seconds": built - began,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from degaml_kedro.adapters.scales import Center, ScaleError, TokenScales, TokenStatistics
+from degaml_kedro.adapters.scales import Center, TokenScales, TokenStatistics
 from degaml_kedro.adapters.tokens import GridError, TokenGrid
 from tests.adapters.test_tokens import lora_shapes, random_tensors, small_grid
 
@@ -204,7 +204,7 @@ def test_weights_that_are_not_finite_are_named(value: float, checkpoint: int) ->
     slot = next(s for s in grid.slots if (s.layer, s.module) == (0, "mlp.up_proj"))
     checkpoints[checkpoint - 1][slot.first + 1, 1, 1] = value
     with pytest.raises(
-        ScaleError,
+        GridError,
         match=rf"checkpoint {checkpoint} of the trajectory of a task holds NaN or infinite "
         rf"weights in layer 0, mlp\.up_proj, A",
     ):
@@ -213,9 +213,9 @@ def test_weights_that_are_not_finite_are_named(value: float, checkpoint: int) ->
 
 def test_what_has_no_scales_is_named() -> None:
     grid, other = small_grid(), small_grid(rank=3)
-    with pytest.raises(ScaleError, match="the trajectory of a task holds no checkpoint"):
+    with pytest.raises(GridError, match="the trajectory of a task holds no checkpoint"):
         statistics(grid, [])
-    with pytest.raises(ScaleError, match="no trajectories to take scales of"):
+    with pytest.raises(GridError, match="no trajectories to take scales of"):
         TokenStatistics.combine([])
     with pytest.raises(GridError, match=r"checkpoint 1 of the trajectory.*\(\d+, 3, 4\)"):
         statistics(grid, random_checkpoints(other, 1))
@@ -239,9 +239,9 @@ def test_stored_scales_of_another_grid_are_refused() -> None:
     wrong = {**scales.tensors(), "element_mean": torch.zeros(1, 2, 3)}
     with pytest.raises(GridError, match=r"element_mean has shape \(1, 2, 3\)"):
         TokenScales.from_tensors(grid, wrong)
-    with pytest.raises(ScaleError, match="the stored scales have no 'std'"):
+    with pytest.raises(GridError, match="the stored scales have no 'std'"):
         TokenScales.from_tensors(
             grid, {name: t for name, t in scales.tensors().items() if name != "std"}
         )
-    with pytest.raises(ScaleError, match="the stored statistics have no 'mean'"):
+    with pytest.raises(GridError, match="the stored statistics have no 'mean'"):
         TokenStatistics.from_tensors({"count": torch.tensor([1])})

@@ -6,7 +6,7 @@ from benchmarks.generator_material import encoder_of, grid_of, sizes
 from benchmarks.material import Settings
 
 from degaml_kedro.generator.decoders.build import ConditionSize, whole_flow
-from degaml_kedro.generator.decoders.hyperconv import flow_costs, total_cost
+from degaml_kedro.generator.decoders.hyperconv import decoder_cost
 
 QUICK = Settings(quick=True)
 
@@ -22,7 +22,7 @@ def test_counts_times_and_memory_of_both():
     assert all(row.ratio is not None and row.met is None for row in result.rows)
     # flow and kernel decide what the faithful one takes
     flow = faithful_decoder(_condition(), grid_of(QUICK), quick=True)
-    cost = total_cost(flow_costs(flow.flow, flow.kernel_size))
+    cost = decoder_cost(flow.flow, flow.kernel_size)
     assert result.details["counts"]["faithful"] == (cost.parameters, cost.multiply_adds)
 
 
@@ -38,6 +38,6 @@ def test_child_measures_the_decoder_that_it_is_handed():
     grid, condition = grid_of(QUICK), _condition()
     flow = faithful_decoder(condition, grid, quick=True)
     found = in_child(flow, grid, condition)
-    cost = total_cost(flow_costs(flow.flow, flow.kernel_size))
+    cost = decoder_cost(flow.flow, flow.kernel_size)
     assert found["parameters"] == cost.parameters
     assert 0 < found["held_bytes"] < 1e9

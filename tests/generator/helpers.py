@@ -157,3 +157,18 @@ def tiny_training(**changes: Any) -> GeneratorTraining:
         "sft_examples": 3,
     }
     return GeneratorTraining(**{**settings, **changes})
+
+
+class Watched:
+    """Prompt embeddings that note which rows are read."""
+
+    def __init__(self, embeddings: PromptEmbeddings) -> None:
+        self.embeddings = embeddings
+        self.asked: list[list[int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.embeddings, name)
+
+    def rows(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        self.asked.append(indices.tolist())
+        return self.embeddings.rows(indices)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from degaml_kedro.generator.processes import join_processes
-from degaml_kedro.generator.training import train_generator
+from degaml_kedro.generator.training import join_processes, train_generator
 from tests.generator.helpers import tiny_generator, tiny_task, tiny_training
 from tests.llm.helpers import tiny_base
 

@@ -20,9 +20,10 @@ from degaml_kedro.generator.examples import (
     train_on_episodes,
 )
 from degaml_kedro.generator.generator import GeneratorError, load_generator
-from degaml_kedro.llm.associative import AssociativeError, ExampleReader, layers_at
+from degaml_kedro.llm.associative import ExampleReader, layers_at
 from degaml_kedro.llm.finetune import (
     AnswerSequence,
+    TrainingError,
     answer_loss,
     answer_loss_under,
     answer_sequences,
@@ -87,7 +88,7 @@ def test_the_order_of_the_examples_does_not_matter_and_their_number_may_be_any()
         torch.testing.assert_close(b @ a, d @ c, atol=2e-5, rtol=1e-3, msg=name)
     for count in (1, 2, 30):
         generator.write(base, shown(labelled(count)))
-    with pytest.raises(AssociativeError, match="no examples"):
+    with pytest.raises(TrainingError, match="no examples"):
         generator.write(base, shown([]))
 
 

@@ -18,6 +18,7 @@ from tests.adapters.test_tokens import small_grid
 from tests.generator.helpers import (
     CONDITION,
     PLAIN,
+    Watched,
     constant_generator,
     questions,
     tiny_generator,
@@ -111,20 +112,11 @@ def test_it_is_compared_with_the_last_checkpoint_in_normalized_units() -> None:
 
 
 def test_the_prompts_are_those_of_the_seed_and_of_the_train_split() -> None:
-    asked: list[list[int]] = []
-    embeddings = tiny_task().embeddings
-
-    class Watched:
-        def __getattr__(self, name: str) -> object:
-            return getattr(embeddings, name)
-
-        def rows(self, indices: Tensor) -> object:
-            asked.append(indices.tolist())
-            return embeddings.rows(indices)
-
+    watched = Watched(tiny_task().embeddings)
     made = tiny_generator()
     for seed in (1, 1, 2, 3, 4):
-        check_generator(made, tiny_task(embeddings=Watched(), rows=[0, 1, 2, 4]), 1, seed, False)
+        check_generator(made, tiny_task(embeddings=watched, rows=[0, 1, 2, 4]), 1, seed, False)
+    asked = watched.asked
     assert asked[0] == asked[1]
     assert len({tuple(chosen) for chosen in asked}) > 1
     assert all(len(chosen) == CONDITION.prompts and 3 not in chosen for chosen in asked)

@@ -9,13 +9,12 @@ import torch
 
 from degaml_kedro.adapters.adapter import AdapterConfig
 from degaml_kedro.llm.associative import (
-    AssociativeError,
     ExampleReader,
     low_rank,
     write_closed_form,
     writing_layers,
 )
-from degaml_kedro.llm.finetune import answer_sequences
+from degaml_kedro.llm.finetune import TrainingError, answer_sequences
 from degaml_kedro.llm.scoring import score_examples
 from degaml_kedro.parameters import ClosedFormSetting, PromptParameters, ScoringParameters
 from degaml_kedro.tasks.example import Example, make_example
@@ -115,5 +114,5 @@ def test_a_model_without_a_layer_that_writes_is_named(monkeypatch):
     monkeypatch.setattr(
         type(tiny_base()), "linear_layers", lambda self: {"layers.0.q_proj": (32, 32)}
     )
-    with pytest.raises(AssociativeError, match="no linear layer that adds to its hidden state"):
+    with pytest.raises(TrainingError, match="no linear layer that adds to its hidden state"):
         writing_layers(tiny_base())

@@ -280,7 +280,7 @@ def test_of_two_that_convert_one_file_at_once_both_have_the_first_one_s_folder(
         # the other one comes and ends while this one converts
         if not made:
             made.append(None)
-            made.append(module._model_folder(source.source))
+            made.append(module._local_folder(source.source))
         return real_model(str(saved))
 
     monkeypatch.setattr(

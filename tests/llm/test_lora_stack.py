@@ -149,10 +149,3 @@ def test_an_adapter_of_another_model_is_refused_among_others(base):
     strange = {k.replace("q_proj", "other"): v for k, v in found[1].tensors.items()}
     with pytest.raises(ModelError, match=r"names the layer .*other"):
         base.activate_adapters([found[0], Adapter(found[1].config, strange)])
-
-
-def test_one_adapter_alone_and_the_base_model_alone_are_as_ever(base):
-    assert base.activate_adapters([None]) is None
-    (adapter,) = adapters_of(base, "all-linear", count=1)
-    active = base.activate_adapters([adapter])
-    assert all(part.leaves for part in active.values())

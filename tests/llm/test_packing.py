@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degaml_kedro.llm.packing import TokenTree, active_pack, pack_trees
+from degaml_kedro.llm.packing import TokenTree, TokenTrie, active_pack, pack_trees
 from tests.llm.helpers import plain_copy, tiny_base
 
 IDS = st.lists(st.integers(3, 250), min_size=1, max_size=7).map(tuple)
@@ -45,6 +45,27 @@ def test_every_path_of_a_tree_is_computed_as_if_alone(
                 mine = hidden[offset : offset + len(branch)]
                 assert torch.allclose(mine, path[len(tree.prefix) :], atol=1e-4)
                 offset += len(branch)
+
+
+# few tokens, so that much is shared
+ALIKE = st.lists(
+    st.lists(st.integers(5, 7), min_size=1, max_size=6).map(tuple), min_size=1, max_size=6
+)
+
+
+@settings(max_examples=30)
+@given(sequences=ALIKE)
+def test_a_trie_holds_every_beginning_once_with_the_hidden_states_of_each_sequence(
+    sequences: list[tuple[int, ...]],
+) -> None:
+    base = tiny_base()
+    trie = TokenTrie(sequences)
+    assert len(trie) == len({one[:end] for one in sequences for end in range(1, len(one) + 1)})
+    trees = [TokenTree(one) for one in sequences]
+    with torch.inference_mode():
+        shared = base.hidden_states(trie.pack(base.device, base.dtype))
+        apart = base.hidden_states(pack_trees(trees, base.device, base.dtype))
+    torch.testing.assert_close(shared[[row for path in trie.paths for row in path]], apart)
 
 
 def test_a_tree_without_a_prefix_is_an_error() -> None:

@@ -69,17 +69,6 @@ def test_value_and_gradient_are_those_of_the_fast_loss() -> None:
     assert torch.allclose(gradient, fast_gradient(FLAT), atol=1e-5)
 
 
-def test_a_hessian_vector_product_is_the_difference_of_the_fast_gradients() -> None:
-    for seed in range(3):
-        vector, step = direction(seed), 3e-2
-        near, far = (
-            (fast_gradient(FLAT + h * vector) - fast_gradient(FLAT - h * vector)) / (2 * h)
-            for h in (step, 2 * step)
-        )
-        # Richardson: the error of a central difference goes with the square of the step
-        assert close(hessian_product(vector), (4 * near - far) / 3, 1e-2)
-
-
 def test_a_hessian_vector_product_is_that_of_the_plain_library() -> None:
     model = plain_copy(BASE)
     weights = dict(model.named_parameters())
@@ -113,19 +102,6 @@ def test_the_transforms_compose_in_any_order_and_with_autograd() -> None:
     (by_autograd,) = torch.autograd.grad(first @ vector, leaf)
     assert close(of_a_scalar, expected, 1e-5)
     assert close(by_autograd, expected, 1e-5)
-
-
-def test_a_hessian_is_symmetric() -> None:
-    one, other = direction(2), direction(3)
-    assert (hessian_product(one) @ other).item() == pytest.approx(
-        (hessian_product(other) @ one).item(), rel=1e-3, abs=1e-6
-    )
-
-
-def test_the_fast_loss_is_untouched_by_it() -> None:
-    before = fast_gradient(FLAT)
-    hessian_product(direction(4))
-    assert torch.equal(fast_gradient(FLAT), before)
 
 
 def test_padding_in_a_batch_changes_nothing() -> None:

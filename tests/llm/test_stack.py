@@ -6,15 +6,13 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.lora import active_lora, make_adaptable
-from degaml_kedro.llm.packing import ATTENTION_NAME, TokenTree, active_pack, pack_trees
-from degaml_kedro.llm.stack import decoder_stack
+from degaml_kedro.llm.lora import active_lora
+from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.parameters import LoraParameters
-from tests.llm.helpers import peft_copy, random_adapter, tiny_base
+from tests.llm.helpers import random_adapter, tiny_base
 
 TREES = [
     TokenTree((5, 6, 7, 8, 9)),
@@ -65,27 +63,6 @@ def test_states_and_gradients_are_those_of_the_modules(targets: object) -> None:
         assert close(gradient, theirs[key]), key
 
 
-def test_gradients_are_those_of_peft() -> None:
-    base = tiny_base()
-    adapter = random_adapter(base, LoraParameters(rank=3))
-    weights = torch.randn(12, 32, generator=torch.Generator().manual_seed(1))
-    hidden, mine = gradients(base, adapter, weights)
-    reference = peft_copy(base, adapter)
-    body = reference.base_model.model.model
-    alone = [(5, 6, 7, 8, 9), (11, 12), (11, 12, 13, 14, 15), (11, 12, 16), (17,)]
-    rows = [slice(0, 5), slice(5, 7), slice(7, 10), slice(10, 11), slice(11, 12)]
-    total = torch.zeros(())
-    for ids, row in zip(alone, rows, strict=True):
-        states = body(torch.tensor([ids])).last_hidden_state[0]
-        states = states[-(row.stop - row.start) :]
-        assert torch.allclose(states, hidden[row], atol=1e-4)
-        total = total + (states * weights[row]).sum()
-    total.backward()
-    theirs = {n.replace(".default", ""): p.grad for n, p in reference.named_parameters()}
-    for key, gradient in mine.items():
-        assert close(gradient, theirs[key]), key
-
-
 def test_a_gradient_reaches_what_the_adapter_was_made_from() -> None:
     """A generator's loss goes through the adapter: its tensors need not be leaves."""
     base = tiny_base()
@@ -104,59 +81,3 @@ def test_a_gradient_reaches_what_the_adapter_was_made_from() -> None:
             values.append(base.hidden_states(pack).double().square().sum().item())
     slope = (values[1] - values[0]) / (2 * step)
     assert knob.grad.item() == pytest.approx(slope, rel=0.02, abs=0.5)
-
-
-SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-
-
-@pytest.mark.parametrize(
-    ("config", "recognised"),
-    [
-        (LlamaConfig(**SMALL), True),
-        (LlamaConfig(**{**SMALL, "num_key_value_heads": 4}), True),
-        (LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True), True),
-        (Qwen2Config(**SMALL), True),
-        # has norms inside its attention: the library's own code runs
-        (Qwen3Config(**SMALL, head_dim=8), False),
-        (
-            GPTNeoXConfig(
-                vocab_size=64,
-                hidden_size=32,
-                intermediate_size=48,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-            ),
-            False,
-        ),
-    ],
-    ids=["llama", "llama-mha", "llama-bias", "qwen2", "qwen3", "neox"],
-)
-def test_every_architecture_packs_as_it_computes_alone(config: object, recognised: bool) -> None:
-    config._attn_implementation = "sdpa"  # type: ignore[attr-defined]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-        for weights in model.parameters():
-            torch.nn.init.normal_(weights, std=0.2)
-    alone = [model.base_model(torch.tensor([[5, 6, 7, 8, 9]])).last_hidden_state[0]]
-    alone += [model.base_model(torch.tensor([[11, 12, 16]])).last_hidden_state[0][2:]]
-    model.set_attn_implementation(ATTENTION_NAME)
-    make_adaptable(model)
-    stack = decoder_stack(model)
-    assert (stack is not None) == recognised
-    pack = pack_trees(TREES, torch.device("cpu"), torch.float32)
-    with active_pack(pack):
-        hidden = model.base_model(
-            pack.input_ids, position_ids=pack.position_ids, use_cache=False
-        ).last_hidden_state[0]
-    for states in (hidden, None if stack is None else stack(pack, None)):
-        if states is not None:
-            assert torch.allclose(states[:5], alone[0], atol=1e-4)
-            assert torch.allclose(states[10:11], alone[1], atol=1e-4)

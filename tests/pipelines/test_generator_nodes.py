@@ -13,13 +13,12 @@ import torch
 import yaml
 
 from degaml_kedro.adapters.adapter import Adapter
-from degaml_kedro.adapters.scales import ScaleError, TokenScales
+from degaml_kedro.adapters.scales import TokenScales
 from degaml_kedro.adapters.tokens import GridError
 from degaml_kedro.generator.decoders.hyperconv import FlowError
 from degaml_kedro.generator.generator import Generator, GeneratorError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.generator.prompt_encoder import EncoderError
-from degaml_kedro.generator.training import GeneratorTrainingError
 from degaml_kedro.io.generators import GeneratorProgress
 from degaml_kedro.io.tokens import TokenSequence
 from degaml_kedro.llm.base_model import load_base_model
@@ -180,7 +179,7 @@ def test_weights_that_are_not_finite_are_placed(value: float) -> None:
     made.adapters[1].tensors[name][0, 0] = value
     tokens = tokenize_trajectory(parameters(), made, task="one")
     with pytest.raises(
-        ScaleError, match=r"checkpoint 2 of the trajectory of one .*layer 1, mlp\.up_proj, B"
+        GridError, match=r"checkpoint 2 of the trajectory of one .*layer 1, mlp\.up_proj, B"
     ):
         measure_tokens(tokens, task="one")
 
@@ -367,7 +366,7 @@ def test_prompts_of_different_encoders_are_both_named(states: dict[str, Any], me
 def test_a_task_without_train_prompts() -> None:
     parts = material()
     parts[3], parts[5] = states_of(splits(2, train=0)), splits(2, train=0)
-    with pytest.raises(GeneratorTrainingError, match="the task two has no prompts"):
+    with pytest.raises(GeneratorError, match="the task two has no prompts"):
         run(parts)
 
 

@@ -87,7 +87,6 @@ class Adapter:
     """LoRA weights over named layers.
 
     Attributes:
-        config: the adapter's shape.
         tensors: PEFT's names, ``base_model.model.<layer>.lora_A.weight`` [r, I] and ``lora_B`` [O, r].
     """
 
@@ -145,13 +144,7 @@ class PeftModuleAdapter(Adapter):
 
 
 def average_adapters(adapters: Sequence[Adapter]) -> Adapter:
-    """The element-wise mean of adapters, of A and B apart.
-
-    Args:
-        adapters: at least one.
-
-    Returns:
-        float32 tensors, in the first adapter's order and with its configuration.
+    """The element-wise mean of adapters, of A and B apart, in float32 and with the first one's configuration.
 
     Raises:
         AdapterError: there is none, or two differ in rank, alpha, layers or shapes.
@@ -159,27 +152,27 @@ def average_adapters(adapters: Sequence[Adapter]) -> Adapter:
     if not adapters:
         raise AdapterError("there are no adapters to take the mean of; name at least one task")
     first = adapters[0]
-    shapes = {name: tuple(tensor.shape) for name, tensor in first.tensors.items()}
     for number, other in enumerate(adapters[1:], start=2):
-        if (other.config.rank, other.config.alpha) != (first.config.rank, first.config.alpha):
+        mine, theirs = _shape(first), _shape(other)
+        differing = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
+        if differing:
+            name = differing[0]
             raise AdapterError(
-                f"adapter 1 has rank {first.config.rank} and alpha {first.config.alpha:g}, adapter {number} has "
-                f"{other.config.rank} and {other.config.alpha:g}; the mean needs adapters of one shape"
-            )
-        theirs = {name: tuple(tensor.shape) for name, tensor in other.tensors.items()}
-        if theirs != shapes:
-            name = sorted(set(shapes.items()) ^ set(theirs.items()))[0][0]
-            raise AdapterError(
-                f"{name} is {shapes.get(name, 'missing')} in adapter 1 and {theirs.get(name, 'missing')} in adapter "
+                f"{name} is {mine.get(name, 'missing')} in adapter 1 and {theirs.get(name, 'missing')} in adapter "
                 f"{number}; the mean needs adapters of one shape"
             )
     tensors = {}
     for name in first.tensors:
-        total = torch.zeros(shapes[name], dtype=torch.float64)
+        total = torch.zeros_like(first.tensors[name], dtype=torch.float64)
         for adapter in adapters:
             total += adapter.tensors[name].double()
         tensors[name] = (total / len(adapters)).float()
     return Adapter(first.config, tensors)
+
+
+def _shape(adapter: Adapter) -> dict[str, Any]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}
+    return {"rank": adapter.config.rank, "alpha": adapter.config.alpha, **shapes}
 
 
 def tensor_key(layer: str, kind: str) -> str:
@@ -204,23 +197,13 @@ def parse_key(key: str) -> tuple[str, str]:
 
 
 def save_peft_folder(adapter: Adapter, path: Path) -> None:
-    """Write a folder that plain PEFT opens; whole or not at all.
-
-    Args:
-        adapter: what to save.
-        path: the folder; an earlier one there is replaced.
-    """
+    """Write a folder that plain PEFT opens, in place of an earlier one; whole or not at all."""
     with replaced_folder(path) as folder:
         write_peft_files(adapter, folder)
 
 
 def write_peft_files(adapter: Adapter, folder: Path) -> None:
-    """Write the two files that plain PEFT opens into a folder that is there.
-
-    Args:
-        adapter: what to save.
-        folder: where; whoever calls makes sure that nobody reads it before it is whole.
-    """
+    """Write the two files that plain PEFT opens into a folder that nobody reads before it is whole."""
     from peft import LoraConfig  # takes seconds to import, and reading adapters does not need it
 
     alpha = adapter.config.alpha
@@ -250,9 +233,6 @@ def load_peft_folder(path: Path) -> Adapter:
 
     Where layers differ (``rank_pattern``, ``alpha_pattern``, ``use_rslora``) all get the largest rank, with zeros for
     what they lack, and one scale, with the quotient in B.
-
-    Args:
-        path: the folder.
 
     Returns:
         Plain LoRA; a ``PeftModuleAdapter`` for DoRA, PiSSA, OLoRA, aLoRA, ``modules_to_save`` and layers that are in no

@@ -17,13 +17,8 @@ import torch
 from torch import Tensor
 
 from degaml_kedro.adapters.tokens import GridError, TokenGrid
-from degaml_kedro.errors import DegamlError
 
 Center = Literal["matrix", "element"]
-
-
-class ScaleError(DegamlError):
-    """Tokens that no scales can be taken of, or stored scales that cannot be used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +29,6 @@ class TokenStatistics:
     plus that of the elements' means.
 
     Attributes:
-        count: checkpoints.
         mean: float64 [T, r, k], each element's mean over the checkpoints; 0 in the padding.
         deviations: float64 [T], each token's sum of squared deviations from ``mean``, over elements and checkpoints.
     """
@@ -45,16 +39,10 @@ class TokenStatistics:
 
     @classmethod
     def of(cls, grid: TokenGrid, checkpoints: Iterable[Tensor], where: str) -> TokenStatistics:
-        """Read checkpoints one after the other (Welford's recurrence; only two are held at a time).
-
-        Args:
-            grid: the tokens' grid.
-            checkpoints: [T, r, k] each.
-            where: what the checkpoints are, for messages.
+        """Read checkpoints [T, r, k] one after the other (Welford's recurrence; only two are held at a time).
 
         Raises:
-            GridError: a checkpoint has another shape.
-            ScaleError: there is no checkpoint, or one holds NaN or infinite weights.
+            GridError: there is no checkpoint, or one has another shape or holds NaN or infinite weights.
         """
         shape = (grid.tokens, grid.rank, grid.token_width)
         mean = torch.zeros(shape, dtype=torch.float64)
@@ -73,14 +61,14 @@ class TokenStatistics:
             finite = torch.isfinite(squares)
             if not finite.all():
                 slot = grid.slots[int(grid.token_slots()[int((~finite).nonzero()[0])])]
-                raise ScaleError(
+                raise GridError(
                     f"checkpoint {count} of {where} holds NaN or infinite weights in {slot.name}; "
                     f"make the checkpoints again, with a lower learning rate if that is where they come from"
                 )
             deviations += squares
             mean.add_(difference, alpha=1 / count)
         if not count:
-            raise ScaleError(f"{where} holds no checkpoint to take scales of")
+            raise GridError(f"{where} holds no checkpoint to take scales of")
         return cls(count, mean, deviations)
 
     @classmethod
@@ -88,11 +76,10 @@ class TokenStatistics:
         """The statistics of all checkpoints of several trajectories.
 
         Raises:
-            ScaleError: there is no part.
-            GridError: the parts are of different grids.
+            GridError: there is no part, or they are of different grids.
         """
         if not parts:
-            raise ScaleError("there are no trajectories to take scales of; name at least one task")
+            raise GridError("there are no trajectories to take scales of; name at least one task")
         total = parts[0]
         for part in parts[1:]:
             if part.mean.shape != total.mean.shape:
@@ -123,7 +110,7 @@ class TokenStatistics:
         """What :meth:`tensors` gave.
 
         Raises:
-            ScaleError: a tensor is missing.
+            GridError: a tensor is missing.
         """
         found = [_stored(tensors, name, "statistics") for name in ("count", "mean", "deviations")]
         return cls(int(found[0]), found[1], found[2])
@@ -137,7 +124,6 @@ class TokenScales:
     cutting into tokens and putting together alone that loses no bit.
 
     Attributes:
-        grid: the tokens' grid.
         center: ``matrix``: each slot has one mean; ``element``: each element has its own, and ``mean`` is 0.
         mean: float32 [S].
         std: float32 [S], of the differences from the mean, over elements and checkpoints; 1 where there are none.
@@ -157,11 +143,6 @@ class TokenScales:
         cls, grid: TokenGrid, statistics: TokenStatistics, center: Center
     ) -> TokenScales:
         """Scales over the checkpoints of the statistics.
-
-        Args:
-            grid: the tokens' grid.
-            statistics: of the meta-train trajectories.
-            center: what is subtracted.
 
         Raises:
             GridError: the statistics are of another grid.
@@ -212,26 +193,12 @@ class TokenScales:
         return self._by_device[device]
 
     def normalize(self, tokens: Tensor) -> Tensor:
-        """Weights to normalized tokens.
-
-        Args:
-            tokens: [..., T, r, k], 0 in the padding.
-
-        Returns:
-            [..., T, r, k], float32 or wider, 0 in the padding.
-        """
+        """Weights [..., T, r, k], 0 in the padding, to normalized tokens of that shape, float32 or wider."""
         mean, _, std = self._units(tokens.device)
         return (tokens - mean) / std
 
     def denormalize(self, normalized: Tensor) -> Tensor:
-        """Normalized tokens to weights; gradients flow.
-
-        Args:
-            normalized: [..., T, r, k]; what stands in the padding is dropped.
-
-        Returns:
-            [..., T, r, k], float32 or wider, 0 in the padding.
-        """
+        """Normalized tokens to weights, [..., T, r, k], float32 or wider, 0 in the padding; gradients flow."""
         mean, std, _ = self._units(normalized.device)
         return normalized * std + mean
 
@@ -247,27 +214,22 @@ class TokenScales:
         """What :meth:`tensors` gave.
 
         Raises:
-            ScaleError: a tensor is missing.
-            GridError: the scales are of another grid.
+            GridError: a tensor is missing, or the scales are of another grid.
         """
-        slots, tokens = (len(grid.slots),), (grid.tokens,)
-        expected = {"mean": slots, "std": slots, "variance": tokens}
-        found = {name: _stored(tensors, name, "scales") for name in expected}
-        element_mean = tensors.get("element_mean")
-        shapes: list[tuple[str, Tensor, tuple[int, ...]]] = [
-            (name, found[name], shape) for name, shape in expected.items()
-        ]
-        if element_mean is not None:
-            shape = (grid.tokens, grid.rank, grid.token_width)
-            shapes.append(("element_mean", element_mean, shape))
-        for name, tensor, shape_there in shapes:
-            if tuple(tensor.shape) != shape_there:
+        slots, cells = len(grid.slots), (grid.tokens, grid.rank, grid.token_width)
+        shapes: dict[str, tuple[int, ...]]
+        shapes = {"mean": (slots,), "std": (slots,), "variance": (grid.tokens,)}
+        center: Center = "matrix"
+        if "element_mean" in tensors:
+            center, shapes["element_mean"] = "element", cells
+        found = {name: _stored(tensors, name, "scales") for name in shapes}
+        for name, shape in shapes.items():
+            if tuple(found[name].shape) != shape:
                 raise GridError(
-                    f"the stored scales' {name} has shape {tuple(tensor.shape)}, the token grid needs "
-                    f"{shape_there}; they were made for another LoRA shape: make them again"
+                    f"the stored scales' {name} has shape {tuple(found[name].shape)}, the token grid needs "
+                    f"{shape}; they were made for another LoRA shape: make them again"
                 )
-        center: Center = "matrix" if element_mean is None else "element"
-        return cls(grid, center, found["mean"], found["std"], found["variance"], element_mean)
+        return cls(grid, center, **found)
 
 
 def _by_slot(values: Tensor, slots: Tensor) -> Tensor:
@@ -277,7 +239,5 @@ def _by_slot(values: Tensor, slots: Tensor) -> Tensor:
 
 def _stored(tensors: Mapping[str, Tensor], name: str, what: str) -> Tensor:
     if name not in tensors:
-        raise ScaleError(
-            f"the stored {what} have no '{name}'; the file is not whole: make it again"
-        )
+        raise GridError(f"the stored {what} have no '{name}'; the file is not whole: make it again")
     return tensors[name]

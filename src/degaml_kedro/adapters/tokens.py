@@ -9,15 +9,16 @@ Shapes: T tokens, r rank, k token width, S slots, I inputs, O outputs, n slots o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from degaml_kedro.adapters.adapter import AdapterError, parse_key
+from degaml_kedro.adapters.adapter import parse_key
 from degaml_kedro.errors import DegamlError
 
 Matrix = Literal["A", "B"]
@@ -27,7 +28,7 @@ _NARROWEST, _PADDED = 32, 128
 
 
 class GridError(DegamlError):
-    """LoRA tensors that do not form a token grid, or that form another one than was asked for."""
+    """LoRA tensors without a token grid, tokens of another grid, or scales that do not fit."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,7 @@ class Slot:
         key: PEFT's name of the tensor.
         layer: index of the transformer layer; -1 for a module that belongs to none.
         module: the module's path after the layer index, such as ``self_attn.q_proj``.
-        matrix: which of the two.
         width: I of an A [r, I], O of a B [O, r].
-        first: its first token.
-        count: how many tokens it has.
     """
 
     key: str
@@ -57,23 +55,6 @@ class Slot:
         """Layer, module and matrix, for messages."""
         place = f"layer {self.layer}, " if self.layer >= 0 else ""
         return f"{place}{self.module}, {self.matrix}"
-
-
-@dataclass(frozen=True)
-class _SlotGroup:
-    """Slots of the same shape: they are cut and put together in one go.
-
-    Attributes:
-        members: indices of the slots.
-        keys: their tensors.
-        matrix: of all of them.
-        width: of all of them.
-    """
-
-    members: tuple[int, ...]
-    keys: tuple[str, ...]
-    matrix: Matrix
-    width: int
 
 
 @dataclass(frozen=True)
@@ -105,22 +86,24 @@ class TokenGrid:
                 where that is below 32.
 
         Raises:
-            GridError: a tensor is not LoRA's, a module has only one of the two, ranks differ, or there is nothing.
+            AdapterError: a tensor is not LoRA's.
+            GridError: a module has only one of the two, ranks differ, or there is nothing.
         """
         if token_width is not None and token_width < 1:
             raise GridError(f"token_width is {token_width}; it must be at least 1")
         if not shapes:
             raise GridError("there is no LoRA tensor to cut into tokens")
         modules: dict[str, dict[str, str]] = {}
+        widths: dict[str, int] = {}
         rank, rank_key = 0, ""
         for key, shape in shapes.items():
-            path, matrix = _parse_lora(key)
+            path, matrix = parse_key(key)
             if len(shape) != 2 or min(shape) < 1:
                 raise GridError(
                     f"{key} has shape {tuple(shape)}; only matrices with at least one row and one "
                     f"column can be cut into tokens: train the adapter on linear layers"
                 )
-            found = shape[0] if matrix == "A" else shape[1]
+            found, widths[key] = shape if matrix == "A" else shape[::-1]
             if rank and found != rank:
                 raise GridError(
                     f"{rank_key} has rank {rank}, but {key} has rank {found}; all tokens have the "
@@ -129,13 +112,7 @@ class TokenGrid:
             rank, rank_key = found, rank_key or key
             modules.setdefault(path, {})[matrix] = key
         if token_width is None:
-            common = math.gcd(
-                *(
-                    shapes[key][1 if matrix == "A" else 0]
-                    for pair in modules.values()
-                    for matrix, key in pair.items()
-                )
-            )
+            common = math.gcd(*widths.values())
             token_width = common if common >= _NARROWEST else _PADDED
         slots: list[Slot] = []
         # sorting is stable: inside a layer the order of appearance stays
@@ -145,10 +122,9 @@ class TokenGrid:
                 if matrix not in modules[path]:
                     raise GridError(f"{path} has no lora_{matrix} tensor; the adapter is not whole")
                 key = modules[path][matrix]
-                width = shapes[key][1 if matrix == "A" else 0]
                 first = slots[-1].first + slots[-1].count if slots else 0
-                count = _tokens_of(width, token_width)
-                slots.append(Slot(key, layer, module, matrix, width, first, count))
+                count = math.ceil(widths[key] / token_width)
+                slots.append(Slot(key, layer, module, matrix, widths[key], first, count))
         return cls(rank, token_width, tuple(slots))
 
     @classmethod
@@ -193,11 +169,6 @@ class TokenGrid:
         """(T, r + 2, k + 2): what a generator makes, with the border."""
         return self.tokens, self.rank + 2, self.token_width + 2
 
-    def __repr__(self) -> str:
-        """The grid's size; hundreds of slots would say less."""
-        tokens, height, width = self.shape
-        return f"TokenGrid({len(self.slots)} slots, {tokens} x {height} x {width} with the border)"
-
     # --- what a generator may want to know of the tokens ---
 
     def mask(self) -> Tensor:
@@ -221,13 +192,7 @@ class TokenGrid:
         return torch.stack([layers, torch.arange(self.tokens) - starts], dim=1)
 
     def position_embedding(self, width: int) -> Tensor:
-        """Sines and cosines of the two positions: half of the width for each.
-
-        Args:
-            width: a multiple of 4.
-
-        Returns:
-            float32 [T, width].
+        """Sines and cosines of the two positions, half of the width for each: float32 [T, width].
 
         Raises:
             GridError: the width is no positive multiple of 4.
@@ -245,27 +210,15 @@ class TokenGrid:
     # --- weights to tokens and back ---
 
     @cached_property
-    def _groups(self) -> tuple[_SlotGroup, ...]:
-        members: dict[tuple[Matrix, int], list[int]] = {}
+    def _alike(self) -> dict[tuple[Matrix, int], list[int]]:
+        """Indices of the slots by matrix and width: slots of one shape are put together in one go."""
+        found: dict[tuple[Matrix, int], list[int]] = {}
         for index, slot in enumerate(self.slots):
-            members.setdefault((slot.matrix, slot.width), []).append(index)
-        return tuple(
-            _SlotGroup(tuple(found), tuple(self.slots[i].key for i in found), matrix, width)
-            for (matrix, width), found in members.items()
-        )
-
-    @cached_property
-    def _counts(self) -> list[int]:
-        return [slot.count for slot in self.slots]
+            found.setdefault((slot.matrix, slot.width), []).append(index)
+        return found
 
     def tokenize(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Cut an adapter's tensors into tokens; no value changes by a bit.
-
-        Args:
-            tensors: by PEFT's name, A [r, I] and B [O, r], all of one dtype.
-
-        Returns:
-            [T, r, k] of the tensors' dtype and device, detached.
+        """Cut an adapter's tensors, all of one dtype, into tokens [T, r, k], detached; no value changes by a bit.
 
         Raises:
             GridError: the tensors are not the ones that the grid was made for.
@@ -288,10 +241,7 @@ class TokenGrid:
         return tokens
 
     def detokenize(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Put an adapter's tensors together from tokens: the exact inverse of :meth:`tokenize`.
-
-        Args:
-            tokens: [T, r, k]; what stands in the padding is left out.
+        """Put an adapter's tensors together from tokens [T, r, k]: the exact inverse of :meth:`tokenize`.
 
         Returns:
             by PEFT's name, A [r, I] and B [O, r], in the order of the slots; gradients flow back to the tokens.
@@ -306,24 +256,16 @@ class TokenGrid:
                 f"the tokens have shape {tuple(tokens.shape)}, the grid's are {expected}"
             )
         # split and stack instead of an index: their gradients are copies, an index's is a scatter
-        parts = tokens.split(self._counts)
-        found: dict[str, Tensor] = {}
-        for group in self._groups:
-            stacked = torch.stack([parts[i] for i in group.members])  # [n, count, r, k]
-            if group.matrix == "A":
-                wide = stacked.transpose(1, 2).flatten(2)[:, :, : group.width]
+        parts = tokens.split([slot.count for slot in self.slots])
+        found: dict[int, Tensor] = {}
+        for (matrix, width), members in self._alike.items():
+            stacked = torch.stack([parts[i] for i in members])  # [n, count, r, k]
+            if matrix == "A":
+                wide = stacked.transpose(1, 2).flatten(2)[:, :, :width]
             else:
-                wide = stacked.transpose(2, 3).flatten(1, 2)[:, : group.width]
-            found.update(zip(group.keys, wide.unbind(), strict=True))
-        return {slot.key: found[slot.key] for slot in self.slots}
-
-    def add_border(self, tokens: Tensor) -> Tensor:
-        """Zeros around every token: [..., T, r, k] -> [..., T, r + 2, k + 2]."""
-        return torch.nn.functional.pad(tokens, (1, 1, 1, 1))
-
-    def strip_border(self, tokens: Tensor) -> Tensor:
-        """What is inside the border: [..., T, r + 2, k + 2] -> [..., T, r, k], a view."""
-        return tokens[..., 1:-1, 1:-1]
+                wide = stacked.transpose(2, 3).flatten(1, 2)[:, :width]
+            found.update(zip(members, wide.unbind(), strict=True))
+        return {slot.key: found[index] for index, slot in enumerate(self.slots)}
 
     def _check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         extra = next((key for key in tensors if key not in self.shapes), None)
@@ -353,78 +295,34 @@ class TokenGrid:
     # --- grids compared ---
 
     def check_same(self, other: TokenGrid, mine: str, theirs: str) -> None:
-        """Refuse another grid, naming the first difference.
-
-        Args:
-            other: the grid to compare with.
-            mine: what this grid belongs to, such as ``the generator``.
-            theirs: what the other belongs to.
+        """Refuse another grid, naming the first difference; ``mine`` is what this one belongs to: ``the generator``.
 
         Raises:
             GridError: the grids differ.
         """
-        if self == other:
-            return
-        if self.rank != other.rank:
-            what = f"{mine} has rank {self.rank}, {theirs} has rank {other.rank}"
-        elif (missing := _first_missing(self, other)) is not None:
-            what = f"{mine} has {missing}, {theirs} has not"
-        elif (missing := _first_missing(other, self)) is not None:
-            what = f"{theirs} has {missing}, {mine} has not"
-        else:
-            what = self._other_layout(other, mine, theirs)
-        raise GridError(
-            f"the LoRA shapes differ: {what}; use two that were made for the same shape"
-        )
+        for own, its in zip_longest(self._parts(), other._parts(), fillvalue="nothing more"):
+            if own != its:
+                raise GridError(
+                    f"the LoRA shapes differ: {mine} has {own}, {theirs} has {its}; "
+                    f"use two that were made for the same shape"
+                )
 
-    def _other_layout(self, other: TokenGrid, mine: str, theirs: str) -> str:
-        """The difference of two grids over the same modules."""
-        widths = {slot.key: slot.width for slot in other.slots}
-        for slot in self.slots:
-            if slot.width != widths[slot.key]:
-                return f"{slot.name} is {slot.width} wide in {mine} and {widths[slot.key]} wide in {theirs}"
-        if self.token_width != other.token_width:
-            return f"{mine} has tokens of width {self.token_width}, {theirs} of width {other.token_width}"
-        pairs = zip(self.slots, other.slots, strict=True)
-        slot, their = next((slot, their) for slot, their in pairs if slot != their)
-        return f"where {mine} has {slot.name}, {theirs} has {their.name} (another order)"
+    def _parts(self) -> Iterator[str]:
+        """All that two grids are compared by, for messages."""
+        yield f"rank {self.rank}"
+        yield f"tokens of width {self.token_width}"
+        for key, shape in self.shapes.items():
+            yield f"{key} of shape {shape}"
 
 
 def permutation_states(starts: Sequence[str]) -> Tensor:
-    """Number the starting points of trajectories, as in Recurrent Parameter Generation.
+    """Starting points of trajectories (checksums) numbered by first appearance, from 0: long [len(starts)].
 
-    Runs from one starting point keep one order of neurons; runs from different ones do not, and a generator that
-    learns both has to be told which is which.
-
-    Args:
-        starts: a checksum of the tensors that each trajectory started from.
-
-    Returns:
-        long [len(starts)], counted from 0 in the order of first appearance.
+    As in Recurrent Parameter Generation: runs from one starting point keep one order of neurons; runs from different
+    ones do not, and a generator that learns both has to be told which is which.
     """
     numbers = {start: number for number, start in enumerate(dict.fromkeys(starts))}
     return torch.tensor([numbers[start] for start in starts], dtype=torch.long)
-
-
-def one_hot_states(states: Tensor, count: int | None = None) -> Tensor:
-    """Permutation states as vectors.
-
-    Args:
-        states: long [...].
-        count: how many states there are; as many as are found when None.
-
-    Returns:
-        float32 [..., count].
-    """
-    hot = torch.nn.functional.one_hot(states, -1 if count is None else count)
-    return hot.to(torch.float32)
-
-
-def _parse_lora(key: str) -> tuple[str, str]:
-    try:
-        return parse_key(key)
-    except AdapterError as error:
-        raise GridError(f"{error}; only LoRA on linear layers can be cut into tokens") from error
 
 
 def _split_layer(path: str) -> tuple[int, str]:
@@ -435,12 +333,3 @@ def _split_layer(path: str) -> tuple[int, str]:
             # a bare list of linear layers has nothing after the index
             return int(part), ".".join(parts[place + 1 :] or parts[:place])
     return -1, path
-
-
-def _tokens_of(width: int, token_width: int) -> int:
-    return -(-width // token_width)
-
-
-def _first_missing(grid: TokenGrid, other: TokenGrid) -> str | None:
-    keys = {slot.key for slot in other.slots}
-    return next((slot.name for slot in grid.slots if slot.key not in keys), None)

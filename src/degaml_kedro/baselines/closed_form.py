@@ -31,7 +31,7 @@ def adapt(
 
     Raises:
         BaselineError: there are no examples.
-        AssociativeError: the model has no layer to write to.
+        TrainingError: the model has no layer to write to.
     """
     if not support:
         raise BaselineError("closed_form has no support examples to write; set splits.support")

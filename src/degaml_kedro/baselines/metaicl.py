@@ -6,7 +6,7 @@ with k demonstrations and the queries of one task in an episode, k uniform from 
 queries' answers alone (their section 3.1, with a LoRA in place of all weights). A new task's support examples stand in
 the prompt, as those of ``icl`` do; no gradient follows.
 
-All queries of an episode stand behind the same demonstrations, which are computed once (``llm/trie.py``): a step costs
+All queries of an episode stand behind the same demonstrations, which are computed once (``TokenTrie``): a step costs
 little more than the demonstrations and the queries themselves.
 """
 

@@ -43,7 +43,7 @@ from degaml_kedro.checkpoint.layout import (
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.folders import replaced_folder
 from degaml_kedro.generator.decoders.build import ConditionSize, whole_flow
-from degaml_kedro.generator.decoders.hyperconv import flow_costs, total_cost
+from degaml_kedro.generator.decoders.hyperconv import decoder_cost
 from degaml_kedro.generator.examples import (
     ExampleGenerator,
     load_example_generator,
@@ -580,7 +580,7 @@ def _check_size(folder: Path) -> None:
     ).validate_python(content["decoder"])
     if isinstance(settings, HyperconvolutionalDecoder):
         flow = whole_flow(settings, grid, ConditionSize(**content["condition"]))
-        needed = total_cost(flow_costs(flow, settings.kernel_size)).parameters
+        needed = decoder_cost(flow, settings.kernel_size).parameters
     else:
         inputs = int(content["condition"]["width"]) + int(content["condition"]["states"])
         needed = (

@@ -30,11 +30,10 @@ from degaml_kedro.generator.generator import (
 )
 from degaml_kedro.generator.training import (
     GeneratorStep,
-    GeneratorTrainingError,
     TrainingState,
     TrainingStep,
-    learning_rate,
     restore_training,
+    take_step,
     training_state,
 )
 from degaml_kedro.llm.associative import (
@@ -76,9 +75,7 @@ class ExampleGenerator:
     """The associative decoder with what it belongs to.
 
     Attributes:
-        decoder: examples -> adapter.
         identity: the base model it belongs to; it has no encoder.
-        fingerprint: changes with anything that changes the numbers.
         about: task names, training settings, seed, versions; goes into the folder as it is.
         records: one row a training step.
         checks: one row a health check and task.
@@ -98,7 +95,7 @@ class ExampleGenerator:
         """An untrained one: memories take keys and values as they are, and the shared LoRA adds nothing.
 
         Raises:
-            AssociativeError: the model has no layer that a memory could be written to.
+            TrainingError: the model has no layer that a memory could be written to.
         """
         every = base.linear_layers()
         sizes = {name: every[name] for name in layers_at(base, settings.depths)}
@@ -113,13 +110,9 @@ class ExampleGenerator:
     def write(self, base: BaseModel, sequences: Sequence[AnswerSequence]) -> Adapter:
         """The adapter of a task, from its labelled examples, on the CPU.
 
-        Args:
-            base: the frozen model.
-            sequences: prompts with their right answers: any number, in any order.
-
         Raises:
             GeneratorError: it belongs to another base model.
-            AssociativeError: there are no examples.
+            TrainingError: there are no examples.
         """
         self.identity.check_base_model(base.name, base.fingerprint)
         self.decoder.to(base.device)
@@ -136,23 +129,13 @@ def train_on_episodes(
     seed: int,
     resume: TrainingState | None = None,
 ) -> Iterator[TrainingStep]:
-    """Train a generator's decoder in place, yielding after every step.
-
-    Args:
-        generator: a fresh one, or any that is to go on.
-        base: the frozen model.
-        draw: where tasks come from.
-        prompt: how an example becomes text.
-        mode: what the answer is.
-        training: steps, episodes a step (``batch_size``), support and query examples, optimiser settings.
-        seed: decides how many support examples an episode has.
-        resume: state after an earlier step of the same call.
+    """Train a generator's decoder in place on ``batch_size`` episodes a step, yielding after every step.
 
     Yields:
         One step's outcome, from the first one that ``resume`` has not done.
 
     Raises:
-        GeneratorTrainingError: the loss stops being finite.
+        GeneratorError: the loss stops being finite.
         PromptError: an example is longer than the model's context.
     """
     decoder = generator.decoder.to(base.device).train()
@@ -163,7 +146,7 @@ def train_on_episodes(
     if resume is not None:
         done = resume.step
         restore_training(parameters, optimizer, resume)
-    reader = ExampleReader.of(base, decoder.layers)
+    reader = ExampleReader.of(base, tuple(decoder.sizes))
     for step in range(done + 1, training.steps + 1):
         began = time.perf_counter()
         total, tokens = 0.0, 0
@@ -188,20 +171,10 @@ def train_on_episodes(
             )
             (loss / training.batch_size).backward()
             total += loss.item() / training.batch_size
-            tokens += read + _tokens(shown)
-        if not math.isfinite(total):
-            raise GeneratorTrainingError(
-                f"the generator's loss became {total} at step {step}; lower training.learning_rate "
-                f"(now {training.learning_rate:g})"
-            )
-        norm = nn.utils.clip_grad_norm_(list(parameters.values()), training.max_gradient_norm)
-        rate = learning_rate(training, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        optimizer.step()
-        optimizer.zero_grad()
+            tokens += read + computed_tokens(shown)
+        norm, rate = take_step(parameters, optimizer, training, step, total)
         seconds = time.perf_counter() - began
-        record = GeneratorStep(step, total, math.nan, total, norm.item(), rate, seconds, tokens)
+        record = GeneratorStep(step, total, math.nan, total, norm, rate, seconds, tokens)
         yield TrainingStep(
             record,
             lambda step=step: training_state(parameters, optimizer, step),  # type: ignore[misc]
@@ -223,21 +196,12 @@ def _episode_loss(
 
         L = sft · mean(−log p_φ(y | x)) + distill · mean KL(p_θ(· | D, x, y_<t) ‖ p_φ(· | x, y_<t))
 
-    over the answer tokens of the query; φ is the base model θ under the adapter, D the support examples.
-
-    Args:
-        base: the frozen model.
-        support: what the adapter was written from.
-        query: other examples of the task.
-        written: the adapter.
-        prompt: how an example becomes text.
-        mode: what the answer is.
-        training: the weights of the two.
-        in_context: φ has the support examples in its prompt, too; then there is nothing to distil.
+    over the answer tokens of the query; φ is the base model θ under the adapter, D the support examples. With
+    ``in_context`` φ has the support examples in its prompt, too; then there is nothing to distil.
     """
     asked = answer_sequences(base, query, prompt, mode)
     if not in_context and not training.distill:
-        return training.sft * answer_loss_under(base, asked, written), _tokens(asked)
+        return training.sft * answer_loss_under(base, asked, written), computed_tokens(asked)
     behind = in_context_sequences(base, query, [support] * len(query), prompt, mode)
     read = computed_tokens(behind, share_prefixes=True)
     if in_context:
@@ -252,25 +216,20 @@ def _episode_loss(
             logits.log_softmax(-1), told.log_softmax(-1), reduction="batchmean", log_target=True
         )
         loss = loss + training.distill * divergence
-    return loss, read + _tokens(asked)
-
-
-def _tokens(sequences: Sequence[AnswerSequence]) -> int:
-    return sum(len(one.ids) for one in sequences)
+    return loss, read + computed_tokens(asked)
 
 
 def _rated(
     parameters: Mapping[str, nn.Parameter], settings: AssociativeDecoder
 ) -> list[dict[str, Any]]:
     """The optimiser's groups: the shared LoRA, the maps and the numbers of the memories, by their rates."""
-    rates = {"shared": 1.0, "maps": settings.map_rate, "numbers": settings.number_rate}
-    found: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+    found: dict[float, list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        kind = "shared" if not name.startswith("memories.") else "maps"
-        found["numbers" if parameter.dim() == 0 else kind].append(parameter)
-    return [
-        {"params": found[name], "factor": factor} for name, factor in rates.items() if found[name]
-    ]
+        factor = settings.map_rate if name.startswith("memories.") else 1.0
+        if parameter.dim() == 0:
+            factor = settings.number_rate
+        found.setdefault(factor, []).append(parameter)
+    return [{"params": group, "factor": factor} for factor, group in found.items()]
 
 
 def save_example_generator(generator: ExampleGenerator, folder: Path) -> None:
@@ -285,7 +244,7 @@ def save_example_generator(generator: ExampleGenerator, folder: Path) -> None:
             name: [b.shape[0], a.shape[1]]
             for name, a, b in zip(decoder.adapted, decoder.a, decoder.b, strict=True)
         },
-        "written": {name: list(decoder.memory(name).size) for name in decoder.layers},
+        "written": {name: list(size) for name, size in decoder.sizes.items()},
         "about": dict(generator.about),
         "records": list(generator.records),
         "checks": list(generator.checks),

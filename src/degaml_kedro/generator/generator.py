@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig
 from degaml_kedro.adapters.scales import TokenScales
-from degaml_kedro.adapters.tokens import TokenGrid, one_hot_states
+from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.folders import replaced_folder
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
@@ -37,7 +37,7 @@ _DECODER, _SCALES = "decoder.", "scales."
 
 
 class GeneratorError(DegamlError):
-    """A generator that cannot be loaded, or is used with what it was not made for."""
+    """A generator that cannot be loaded or trained, or is used with what it was not made for."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ class Identity:
     """The base model and the prompt encoder that a generator belongs to.
 
     Attributes:
-        base_model: the base model's name.
         base_model_fingerprint: of its weights and its tokenizer.
-        encoder: the prompt encoder's name.
         encoder_fingerprint: of its weights and vocabulary.
     """
 
@@ -76,8 +74,6 @@ class Generator:
     Attributes:
         decoder: prompt batch -> normalised tokens.
         scales: units of the tokens, over the meta-train trajectories.
-        adapter: the shape of the adapters it makes.
-        identity: the base model and the encoder it belongs to.
         fingerprint: changes with anything that changes the numbers.
         about: task names, training settings, seed, versions; goes into the folder as it is.
         records: one row a training step.
@@ -105,17 +101,8 @@ class Generator:
 
     @torch.no_grad()
     def tokens(self, states: Tensor, lengths: Tensor, state: int = 0) -> Tensor:
-        """Normalised tokens of one prompt batch.
-
-        Args:
-            states: [N, L, C], of any floating type.
-            lengths: [N].
-            state: the permutation state to generate in.
-
-        Returns:
-            float32 [T, r, k].
-        """
-        hot = one_hot_states(torch.tensor([state]), self.decoder.condition.states)
+        """Normalised tokens, float32 [T, r, k], of one prompt batch: states [N, L, C] and lengths [N]."""
+        hot = nn.functional.one_hot(torch.tensor([state]), self.decoder.condition.states).float()
         device = self.device
         made: Tensor = self.decoder(
             states[None].to(device, torch.float32),
@@ -125,13 +112,7 @@ class Generator:
         return made[0].float()
 
     def generate(self, states: Tensor, lengths: Tensor, state: int = 0) -> Adapter:
-        """The adapter of one prompt batch.
-
-        Args:
-            states: [N, L, C].
-            lengths: [N].
-            state: the permutation state to generate in.
-        """
+        """The adapter of one prompt batch: states [N, L, C] and lengths [N]."""
         return self.assemble(self.tokens(states, lengths, state))
 
     def assemble(self, tokens: Tensor) -> Adapter:
@@ -148,11 +129,7 @@ class Generator:
     ) -> Adapter:
         """Draw from q_phi(adapter | D): a random prompt batch of a task, then its adapter.
 
-        Args:
-            embeddings: the task's prompts.
-            seed: the run's.
-            draw: which draw, from 0; each has a prompt batch of its own.
-            among: draw prompts among these rows only; None for all.
+        Each draw, from 0, has a prompt batch of its own, of the rows ``among`` or of all.
 
         Raises:
             GeneratorError: the prompts were read by another encoder, or to another length.
@@ -167,13 +144,7 @@ class Generator:
         draw: int = 0,
         among: Sequence[int] | None = None,
     ) -> Tensor:
-        """The prompt batch of a draw: rows of the embeddings, int64 [N].
-
-        Args:
-            embeddings: the task's prompts.
-            seed: the run's.
-            draw: which draw, from 0.
-            among: draw among these rows only; None for all.
+        """The prompt batch of a draw, of the rows ``among`` or of all: rows of the embeddings, int64 [N].
 
         Raises:
             GeneratorError: the prompts were read by another encoder, or to another length.
@@ -230,13 +201,7 @@ def save_generator(generator: Generator, folder: Path) -> None:
 def write_generator_files(
     folder: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
 ) -> None:
-    """Write the two files of any generator; whole or not at all.
-
-    Args:
-        folder: where.
-        tensors: its weights.
-        content: what describes it, as JSON can hold it.
-    """
+    """Write the two files of any generator; whole or not at all."""
     with replaced_folder(folder) as temporary:
         stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         save_file(stored, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -283,13 +248,6 @@ def checked_weights(
     folder: Path, tensors: Mapping[str, Tensor], prefix: str, network: nn.Module, fix: str
 ) -> dict[str, Tensor]:
     """A network's weights, by its own names, out of a folder's.
-
-    Args:
-        folder: which, for an error.
-        tensors: all that it holds.
-        prefix: of the network's.
-        network: built as the folder describes it.
-        fix: how the folder is made anew.
 
     Raises:
         GeneratorError: they are not those of the network, or not finite.

@@ -6,7 +6,7 @@ Shapes: T tokens, r rank, k token width, S slots.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -38,17 +38,16 @@ class HealthCheck:
             over trajectories scores.
         norm_ratio: ||made|| / ||last checkpoint||, in the same units.
         accuracy: of the made adapter on validation questions; None where it was not scored.
-        questions: how many.
     """
 
     step: int
     task: str
     held_out: bool
-    layer: int
-    module: str
-    matrix: str
-    relative_error: float | None
-    norm_ratio: float | None
+    layer: int = -1
+    module: str = WHOLE
+    matrix: str = WHOLE
+    relative_error: float | None = None
+    norm_ratio: float | None = None
     accuracy: float | None = None
     questions: int = 0
 
@@ -58,12 +57,7 @@ class HealthCheck:
 
 
 def slot_errors(made: Tensor, wanted: Tensor, scales: TokenScales) -> tuple[Tensor, Tensor]:
-    """Relative errors and norm ratios by slot, and of the whole adapter in the last place.
-
-    Args:
-        made: normalised tokens, [T, r, k].
-        wanted: normalised tokens, [T, r, k].
-        scales: for the grid.
+    """Relative errors and norm ratios of normalised tokens [T, r, k] by slot, and of the whole adapter at the end.
 
     Returns:
         float64 [S + 1] each; infinite where a slot of ``wanted`` is all zeros and that of ``made`` is not.
@@ -92,15 +86,7 @@ def check_generator(
     adapter_questions: tuple[BaseModel, Sequence[Example], PromptParameters, ScoringParameters]
     | None = None,
 ) -> list[HealthCheck]:
-    """Generate an adapter for a task and compare it with its trajectory's last checkpoint.
-
-    Args:
-        generator: as it is now.
-        task: whose prompts and checkpoints.
-        step: of the training.
-        seed: decides the prompt batch.
-        held_out: the generator never saw the task.
-        adapter_questions: base model, questions, and how they are asked and scored; None scores nothing.
+    """Generate an adapter for a task, compare it with its trajectory's last checkpoint, and ask it questions if any.
 
     Returns:
         The line of the whole adapter, then one a layer, module and matrix where the task has checkpoints.
@@ -111,37 +97,19 @@ def check_generator(
     generator.decoder.eval()
     made = generator.tokens(*task.embeddings.rows(chosen), task.state).cpu()
     generator.decoder.train(training)
-    accuracy, questions = None, 0
+    whole = HealthCheck(step, task.name, held_out)
     if adapter_questions is not None:
         base, examples, prompt, scoring = adapter_questions
         predictions = score_examples(base, examples, prompt, scoring, generator.assemble(made))
-        questions = len(predictions)
-        accuracy = sum(p.predicted == p.gold for p in predictions) / max(1, questions)
+        right = sum(p.predicted == p.gold for p in predictions)
+        accuracy = right / max(1, len(predictions))
+        whole = replace(whole, accuracy=accuracy, questions=len(predictions))
     if task.checkpoints is None:
-        whole = HealthCheck(
-            step, task.name, held_out, -1, WHOLE, WHOLE, None, None, accuracy, questions
-        )
         return [whole]
     wanted = generator.scales.normalize(task.checkpoints(task.checkpoint_count - 1).float())
-    errors, ratios = slot_errors(made, wanted, generator.scales)
-    lines = [
-        HealthCheck(
-            step,
-            task.name,
-            held_out,
-            -1,
-            WHOLE,
-            WHOLE,
-            errors[-1].item(),
-            ratios[-1].item(),
-            accuracy,
-            questions,
-        )
-    ]
-    lines += [
-        HealthCheck(step, task.name, held_out, slot.layer, slot.module, slot.matrix, error, ratio)
-        for slot, error, ratio in zip(
-            generator.grid.slots, errors[:-1].tolist(), ratios[:-1].tolist(), strict=True
-        )
-    ]
+    errors, ratios = (found.tolist() for found in slot_errors(made, wanted, generator.scales))
+    lines = [replace(whole, relative_error=errors[-1], norm_ratio=ratios[-1])]
+    for slot, error, ratio in zip(generator.grid.slots, errors[:-1], ratios[:-1], strict=True):
+        place = (slot.layer, slot.module, slot.matrix)
+        lines.append(HealthCheck(step, task.name, held_out, *place, error, ratio))
     return lines

@@ -40,7 +40,6 @@ class PromptEmbeddings:
         lengths: int32 [P], each prompt's tokens, at most L.
         tokens: L, how many tokens of a prompt are kept.
         width: C.
-        encoder: the encoder's name.
         fingerprint: changes with the encoder's weights or vocabulary.
         prompts_digest: changes with the prompts or their order (:func:`digest_prompts`).
     """
@@ -68,10 +67,7 @@ class PromptEmbeddings:
         return self.rows(range(len(self)))[0]
 
     def rows(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Lay some prompts' states out, reading only these.
-
-        Args:
-            indices: which prompts, of any shape: [N] for a condition, [B, N] for a batch of them.
+        """Lay the states of prompts out, reading only these; ``indices`` may have any shape.
 
         Returns:
             Their states, float16 ``[*indices, L, C]``, zeros after prompts' ends, and lengths, int32 ``[*indices]``.
@@ -99,14 +95,7 @@ class PromptEmbeddings:
         return rows.view(*chosen.shape, self.tokens, self.width), lengths.view(chosen.shape)
 
     def sentences(self, indices: Tensor | Sequence[int]) -> Tensor:
-        """Sentence embeddings: the mean of a prompt's token states, made one long, as sentence-transformers does.
-
-        Args:
-            indices: which prompts, [N].
-
-        Returns:
-            float32 [N, C].
-        """
+        """Sentence embeddings, float32 [N, C]: the mean of a prompt's states at unit length."""
         states, lengths = self.rows(indices)
         totals = states.float().sum(dim=1)  # zeros after each prompt's end
         return torch.nn.functional.normalize(totals / lengths[:, None].clamp(min=1), dim=-1)
@@ -114,18 +103,10 @@ class PromptEmbeddings:
     def draw(
         self, count: int, generator: torch.Generator, among: Sequence[int] | None = None
     ) -> Tensor:
-        """Draw the prompts of one condition.
+        """Draw the prompts of one condition: their indices, int64 [count].
 
         Without replacement where there are enough; where there are fewer than ``count``, every draw is
         independent, with replacement.
-
-        Args:
-            count: N.
-            generator: the randomness, on the CPU.
-            among: draw from these prompts only; None for all.
-
-        Returns:
-            Their indices, int64 [N].
 
         Raises:
             PromptEmbeddingsError: there is nothing to draw from.

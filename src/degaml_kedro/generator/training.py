@@ -13,6 +13,7 @@ Shapes: B pairs of a step, N prompts, L prompt tokens, C encoder width, T tokens
 
 from __future__ import annotations
 
+import atexit
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +24,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from degaml_kedro.adapters.tokens import one_hot_states
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.generator.generator import Generator
+from degaml_kedro.generator.generator import Generator, GeneratorError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import AnswerSequence, answer_loss
@@ -35,8 +34,16 @@ from degaml_kedro.seeds import derive_seed
 _FLOOR = 0.1
 
 
-class GeneratorTrainingError(DegamlError):
-    """A generator's training that cannot start or go on."""
+def join_processes(cpu: bool) -> Accelerator:
+    """The accelerator of this process, which leaves its group before the interpreter is taken down.
+
+    A process that exits inside a group of gloo's (several processes on the CPU) leaves threads of it behind. If one of
+    these lets go of a tensor while Python is being taken down, the whole process is aborted, after all of its work.
+    """
+    accelerator = Accelerator(cpu=cpu)
+    if accelerator.num_processes > 1:
+        atexit.register(accelerator.end_training)
+    return accelerator
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +51,8 @@ class TrainingTask:
     """A generator's training data of one task.
 
     Attributes:
-        name: the task's.
-        embeddings: its prompts' states.
         rows: which of them may condition the generator: those of the train split.
         checkpoints: reads one checkpoint's tokens, [T, r, k]; only mse needs them.
-        checkpoint_count: how many there are.
         state: the permutation state of its trajectory.
         sequences: prompts with answers, of the train split; only sft needs them.
     """
@@ -72,8 +76,6 @@ class GeneratorStep:
         mse: of normalised tokens; NaN where it is not trained on.
         sft: nats per answer token; NaN where it is not trained on.
         gradient_norm: before clipping.
-        learning_rate: of the step.
-        seconds: wall time.
         tokens: of the examples that sft put through the base model, over all pairs: each goes forward and back once;
             0 where it is not trained on.
     """
@@ -115,14 +117,7 @@ class TrainingPair:
 def pairs_of_step(
     step: int, tasks: int, training: GeneratorTraining, seed: int
 ) -> list[TrainingPair]:
-    """The pairs of a step: the tasks in turn, each round in an order of its own.
-
-    Args:
-        step: counted from 1.
-        tasks: how many there are.
-        training: for the batch size and the number of pairs.
-        seed: decides the orders.
-    """
+    """The pairs of a step, counted from 1: the tasks in turn, each round in an order of its own."""
     first = (step - 1) * training.batch_size
     pairs = []
     for position in range(first, first + training.batch_size):
@@ -149,16 +144,14 @@ def learning_rate(training: GeneratorTraining, step: int) -> float:
 
 
 def masked_mse(made: Tensor, wanted: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean squared error over the cells that hold weights (eq. 5/10).
+    """Mean squared error over the cells that hold weights (eq. 5/10): a scalar.
+
+    Sum of w (made - wanted)^2 over cells, over the sum of w.
 
     Args:
-        made: [B, T, r, k].
-        wanted: [B, T, r, k].
+        made: [B, T, r, k], as ``wanted`` is.
         mask: bool [T, r, k], False in padding.
         weights: [T], of each token; None weighs all alike. Only their ratios matter.
-
-    Returns:
-        A scalar: sum of w (made - wanted)^2 over cells, over the sum of w.
     """
     share = mask.to(made.dtype)
     if weights is not None:
@@ -175,22 +168,13 @@ def train_generator(
     base: BaseModel | None = None,
     resume: TrainingState | None = None,
 ) -> Iterator[TrainingStep]:
-    """Train the generator's decoder in place, yielding after every step.
-
-    Args:
-        generator: with a fresh decoder, or any that is to go on.
-        tasks: what to learn from.
-        training: objectives, steps, optimiser settings.
-        seed: decides pairs, noise and examples.
-        accelerator: the devices to train on.
-        base: the frozen base model; only sft needs it.
-        resume: state after an earlier step of the same call.
+    """Train the generator's decoder in place, yielding after every step; only sft needs the base model.
 
     Yields:
         One :class:`TrainingStep` a step, from the first one that ``resume`` has not done.
 
     Raises:
-        GeneratorTrainingError: there are no tasks, the objectives lack what they need, the batch cannot be shared
+        GeneratorError: there are no tasks, the objectives lack what they need, the batch cannot be shared
             out, or the loss stops being finite.
     """
     _check(tasks, training, base, accelerator.num_processes)
@@ -217,15 +201,14 @@ def train_generator(
         pairs = pairs_of_step(step, len(tasks), training, seed)
         first = accelerator.process_index * share
         mine = list(enumerate(pairs))[first : first + share]
-        conditions = _conditions(generator, tasks, mine, training, seed, step, device)
+        conditions, wanted = _drawn(generator, tasks, mine, training, seed, step, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
             tokens = model(*conditions)
         tokens = tokens.float()
         mse = sft = math.nan
         computed = 0
         gradient = torch.zeros_like(tokens)
-        if training.mse:
-            wanted = _targets(generator, tasks, mine, training, seed, step, device)
+        if wanted is not None:
             leaf = tokens.detach().requires_grad_()
             loss = masked_mse(leaf, wanted, mask, weights)
             (part,) = torch.autograd.grad(loss, leaf)
@@ -238,12 +221,6 @@ def train_generator(
             )
             gradient += training.sft * part
         tokens.backward(gradient)
-        norm = nn.utils.clip_grad_norm_(list(parameters.values()), training.max_gradient_norm)
-        rate = learning_rate(training, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad()
         if accelerator.num_processes > 1:
             sums = torch.tensor([mse, sft, computed], dtype=torch.float64, device=device)
             sums = accelerator.reduce(sums, "sum")
@@ -251,14 +228,38 @@ def train_generator(
             computed = int(sums[2])
         total = training.mse * (mse if training.mse else 0.0)
         total += training.sft * (sft if training.sft else 0.0)
-        if not math.isfinite(total):
-            raise GeneratorTrainingError(
-                f"the generator's loss became {total} at step {step}; lower training.learning_rate (now {rate:g})"
-            )
+        norm, rate = take_step(parameters, optimizer, training, step, total)
         seconds = time.perf_counter() - began
-        record = GeneratorStep(step, total, mse, sft, norm.item(), rate, seconds, computed)
+        record = GeneratorStep(step, total, mse, sft, norm, rate, seconds, computed)
         yield TrainingStep(record, lambda step=step: training_state(parameters, optimizer, step))  # type: ignore[misc]
     decoder.eval()
+
+
+def take_step(
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    training: GeneratorTraining,
+    step: int,
+    loss: float,
+) -> tuple[float, float]:
+    """One step of the optimiser on clipped gradients; their norm before clipping, and the learning rate.
+
+    A group of the optimiser with a ``factor`` has its own multiple of the rate.
+
+    Raises:
+        GeneratorError: the loss is not finite.
+    """
+    rate = learning_rate(training, step)
+    if not math.isfinite(loss):
+        raise GeneratorError(
+            f"the generator's loss became {loss} at step {step}; lower training.learning_rate (now {rate:g})"
+        )
+    norm = nn.utils.clip_grad_norm_(list(parameters.values()), training.max_gradient_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm.item(), rate
 
 
 def _check(
@@ -268,26 +269,26 @@ def _check(
     processes: int,
 ) -> None:
     if not tasks:
-        raise GeneratorTrainingError("there are no tasks to train a generator on; name meta_train")
+        raise GeneratorError("there are no tasks to train a generator on; name meta_train")
     for task in tasks:
         if not len(task.rows):
-            raise GeneratorTrainingError(
+            raise GeneratorError(
                 f"the task {task.name} has no prompts to condition a generator on; give it a train split"
             )
         if training.mse and not task.checkpoint_count:
-            raise GeneratorTrainingError(
+            raise GeneratorError(
                 f"the task {task.name} has no checkpoints, which the mse objective needs; "
                 f"make its trajectory, or set training.mse to 0"
             )
         if training.sft and not task.sequences:
-            raise GeneratorTrainingError(
+            raise GeneratorError(
                 f"the task {task.name} has no training examples, which the sft objective needs; "
                 f"give it a train split, or set training.sft to 0"
             )
     if training.sft and base is None:
-        raise GeneratorTrainingError("the sft objective needs the base model")
+        raise GeneratorError("the sft objective needs the base model")
     if training.batch_size % processes:
-        raise GeneratorTrainingError(
+        raise GeneratorError(
             f"training.batch_size is {training.batch_size}, which {processes} processes cannot share evenly; "
             f"make it a multiple of {processes}"
         )
@@ -297,7 +298,7 @@ def _source(seed: int, *names: str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, *names))
 
 
-def _conditions(
+def _drawn(
     generator: Generator,
     tasks: Sequence[TrainingTask],
     pairs: Sequence[tuple[int, TrainingPair]],
@@ -305,10 +306,15 @@ def _conditions(
     seed: int,
     step: int,
     device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """States [B, N, L, C] with noise, lengths [B, N] and permutation states [B, states]."""
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+    """What the decoder is given for the pairs, and what it is to make.
+
+    Returns:
+        Prompt states with noise [B, N, L, C], lengths [B, N] and permutation states [B, states]; and, for mse,
+        normalised tokens of the checkpoints with noise [B, T, r, k].
+    """
     condition = generator.decoder.condition
-    states, lengths = [], []
+    states, lengths, wanted = [], [], []
     for place, pair in pairs:
         task = tasks[pair.task]
         source = _source(seed, task.name, "prompts", str(pair.index))
@@ -317,30 +323,16 @@ def _conditions(
         rows = rows.to(device).float()
         states.append(_noisy(rows, training.condition_noise, seed, "condition", step, place))
         lengths.append(found.long())
+        if training.mse:
+            assert task.checkpoints is not None
+            source = _source(seed, task.name, "checkpoint", str(pair.index))
+            index = int(torch.randint(task.checkpoint_count, (1,), generator=source))
+            tokens = generator.scales.normalize(task.checkpoints(index).to(device).float())
+            wanted.append(_noisy(tokens, training.target_noise, seed, "target", step, place))
     which = torch.tensor([tasks[pair.task].state for _, pair in pairs])
-    hot = one_hot_states(which, condition.states)
-    return torch.stack(states), torch.stack(lengths).to(device), hot.to(device)
-
-
-def _targets(
-    generator: Generator,
-    tasks: Sequence[TrainingTask],
-    pairs: Sequence[tuple[int, TrainingPair]],
-    training: GeneratorTraining,
-    seed: int,
-    step: int,
-    device: torch.device,
-) -> Tensor:
-    """Normalised tokens [B, T, r, k] of the pairs' checkpoints, with noise."""
-    wanted = []
-    for place, pair in pairs:
-        task = tasks[pair.task]
-        assert task.checkpoints is not None
-        source = _source(seed, task.name, "checkpoint", str(pair.index))
-        index = int(torch.randint(task.checkpoint_count, (1,), generator=source))
-        tokens = generator.scales.normalize(task.checkpoints(index).to(device).float())
-        wanted.append(_noisy(tokens, training.target_noise, seed, "target", step, place))
-    return torch.stack(wanted)
+    hot = nn.functional.one_hot(which, condition.states).float()
+    given = torch.stack(states), torch.stack(lengths).to(device), hot.to(device)
+    return given, torch.stack(wanted) if wanted else None
 
 
 def _noisy(clean: Tensor, size: float, seed: int, what: str, step: int, place: int) -> Tensor:

@@ -31,9 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, tensor_key
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.finetune import AnswerSequence
+from degaml_kedro.llm.finetune import AnswerSequence, TrainingError
 from degaml_kedro.llm.general import rows_of
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import Pack, TokenTree, pack_trees
@@ -50,18 +49,11 @@ _BLOCK = re.compile(r".*?\.\d+(?=\.)")
 Layers = Mapping[str, tuple[Tensor, Tensor]]
 
 
-class AssociativeError(DegamlError):
-    """A model or examples that no associative memory can be written for."""
-
-
 def writing_layers(base: BaseModel) -> list[str]:
     """Linear layers whose output is added to the hidden state, in module order.
 
-    Args:
-        base: the frozen model.
-
     Raises:
-        AssociativeError: it has none by any name that is known.
+        TrainingError: it has none by any name that is known.
     """
     width = base.head.shape[1]
     found = [
@@ -70,7 +62,7 @@ def writing_layers(base: BaseModel) -> list[str]:
         if outputs == width and _WRITING.fullmatch(name)
     ]
     if not found:
-        raise AssociativeError(
+        raise TrainingError(
             f"{base.name} has no linear layer that adds to its hidden state (o_proj, down_proj and the like), so "
             "nothing can be written from examples; leave closed_form and the associative decoder out"
         )
@@ -81,7 +73,7 @@ def layers_at(base: BaseModel, depths: Sequence[float]) -> tuple[str, ...]:
     """The layers that stand at given shares of :func:`writing_layers`, each once, in module order.
 
     Raises:
-        AssociativeError: the model has no such layers.
+        TrainingError: the model has no such layers.
     """
     layers = writing_layers(base)
     places = sorted({int(depth * len(layers)) for depth in depths})
@@ -113,10 +105,6 @@ class ExampleReader:
     """Reads labelled examples: the model with modules of its own that keep what passes; the weights are shared.
 
     A hook on a shared module would keep what other threads compute there.
-
-    Attributes:
-        base: the frozen model, with modules of its own.
-        layers: whose inputs are kept.
     """
 
     base: BaseModel
@@ -145,11 +133,9 @@ class ExampleReader:
         return hook
 
     def read(self, sequences: Sequence[AnswerSequence], lora: Layers | None = None) -> Readings:
-        """One forward pass over labelled examples; the gradient flows from the keys to ``lora``.
+        """One forward pass over labelled examples, under A and B (times the scale) by layer where ``lora`` has them.
 
-        Args:
-            sequences: prompts with their right answers.
-            lora: A and B, times the scale, by layer, which the model computes with; None for the model as it is.
+        The gradient flows from the keys to ``lora``.
         """
         base = self.base
         pack = pack_trees([TokenTree(one.ids) for one in sequences], base.device, base.dtype)
@@ -235,24 +221,12 @@ class Memory(nn.Module):
             number(math.log(value)) for value in (settings.ridge, settings.scale)
         )
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """C and I of the layer."""
-        return self.value_in.shape[0], self.metric_in.shape[0]
-
-    def write(
+    def forward(
         self, keys: Tensor, values: Tensor, states: Tensor, norm: float
     ) -> tuple[Tensor, Tensor]:
-        """The memory W = B A.
+        """The memory W = B A, as A [P, I] and B [C, P], of keys [P, I], values [P, C] and states [P, C].
 
-        Args:
-            keys: [P, I].
-            values: [P, C].
-            states: [P, C].
-            norm: mean length of the hidden state behind the layer's block.
-
-        Returns:
-            A [P, I] and B [C, P].
+        ``norm`` is the mean length of the hidden state behind the layer's block.
         """
         mean = keys.detach().mean(dim=0)
         direction = mean / mean.norm().clamp_min(1e-12)
@@ -280,71 +254,54 @@ class AssociativeWriter(nn.Module):
     """The associative decoder: labelled examples in, an adapter out.
 
     Attributes:
-        settings: its own.
         shape: rank, alpha and layers of the LoRA that all tasks share, and the base model.
-        layers: that memories are written to.
+        sizes: C and I of the layers that memories are written to; ``memories`` has one of each, in order.
         adapted: the layers of that LoRA.
         a: its A [r, I].
         b: its B [C, r].
-        memories: one a layer of ``layers``.
     """
 
     def __init__(
         self, settings: AssociativeDecoder, start: Adapter, sizes: Mapping[str, tuple[int, int]]
     ) -> None:
-        """A fresh one.
-
-        Args:
-            settings: its own.
-            start: where the shared LoRA starts.
-            sizes: outputs C and inputs I of the layers that memories are written to.
-        """
+        """A fresh one that writes memories to layers of given sizes [C, I]."""
         super().__init__()
-        self.settings, self.shape, self.layers = settings, start.config, tuple(sizes)
+        self.settings, self.shape, self.sizes = settings, start.config, dict(sizes)
         layers = start.layers()
         self.adapted = tuple(layers)
         self.a = nn.ParameterList(a.float().clone() for a, _ in layers.values())
         self.b = nn.ParameterList(b.float().clone() for _, b in layers.values())
         self.memories = nn.ModuleList(
-            Memory(inputs, outputs, settings, _source(settings.seed, name))
+            Memory(
+                inputs,
+                outputs,
+                settings,
+                torch.Generator().manual_seed(derive_seed(settings.seed, "memory", name)),
+            )
             for name, (outputs, inputs) in sizes.items()
         )
-
-    def shared_layers(self, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
-        """The LoRA that all tasks share, A and B by layer; the scale is in B."""
-        scale = self.shape.scale
-        return {
-            name: (a.to(dtype), (scale * b).to(dtype))
-            for name, a, b in zip(self.adapted, self.a, self.b, strict=True)
-        }
-
-    def memory(self, layer: str) -> Memory:
-        """What is learned of a layer's memory."""
-        found = self.memories[self.layers.index(layer)]
-        assert isinstance(found, Memory)
-        return found
 
     def write(
         self, reader: ExampleReader, sequences: Sequence[AnswerSequence], rank: int | None = None
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """The shared LoRA with memories of the examples, as products B A without a scale; differentiable.
 
-        Args:
-            reader: of the layers that memories are written to.
-            sequences: prompts with their right answers, at least one.
-            rank: of the memories, at most; None for the exact solution, of rank P.
+        Memories have rank ``rank`` at most; None for the exact solution, of rank P.
 
         Raises:
-            AssociativeError: there are no examples.
+            TrainingError: there are no examples.
         """
         if not sequences:
-            raise AssociativeError("there are no examples to write from; give at least one")
+            raise TrainingError("there are no examples to write from; give at least one")
         dtype = reader.base.dtype
-        shared = self.shared_layers(dtype)
+        shared = {
+            name: (a.to(dtype), (self.shape.scale * b).to(dtype))
+            for name, a, b in zip(self.adapted, self.a, self.b, strict=True)
+        }
         readings = reader.read(sequences, shared)
         found = dict(shared)
-        for name in self.layers:
-            a, b = self.memory(name).write(
+        for name, memory in zip(self.sizes, self.memories, strict=True):
+            a, b = memory(
                 readings.keys[name], readings.values, readings.states[name], readings.norms[name]
             )
             if rank is not None:
@@ -359,14 +316,10 @@ class AssociativeWriter(nn.Module):
     def adapter(self, base: BaseModel, sequences: Sequence[AnswerSequence]) -> Adapter:
         """The adapter of a task, on the CPU: the shared LoRA's rank and that of the memories together.
 
-        Args:
-            base: the frozen model.
-            sequences: prompts with their right answers, at least one.
-
         Raises:
-            AssociativeError: there are no examples.
+            TrainingError: there are no examples.
         """
-        reader = ExampleReader.of(base, self.layers)
+        reader = ExampleReader.of(base, tuple(self.sizes))
         layers = self.write(reader, sequences, self.settings.rank)
         rank = max(a.shape[0] for a, _ in layers.values())
         tensors: dict[str, Tensor] = {}
@@ -380,20 +333,12 @@ class AssociativeWriter(nn.Module):
         return Adapter(shape, tensors)
 
 
-def _source(seed: int, layer: str) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, "memory", layer))
-
-
 def low_rank(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best approximation of a product by one of rank r.
-
-    Args:
-        left: [C, P].
-        right: [P, I].
-        rank: r; rows and columns of zeros fill up where the product has less.
+    """The best approximation B A of rank r to a product of ``left`` [C, P] and ``right`` [P, I].
 
     Returns:
-        A [r, I] and B [C, r], each with the square roots of the singular values.
+        A [r, I] and B [C, r], each with the square roots of the singular values; rows and columns of zeros fill up
+        where the product has less.
     """
     outer, small = torch.linalg.qr(left)
     inner, other = torch.linalg.qr(right.T)
@@ -414,14 +359,8 @@ def write_closed_form(
 ) -> Adapter:
     """An adapter of one layer that answers as the examples do, with nothing trained at all.
 
-    Args:
-        base: the frozen model.
-        sequences: prompts with their right answers, at least one.
-        shape: rank and base model.
-        setting: which layer, lambda and scale.
-
     Raises:
-        AssociativeError: the model has no layer to write to, or there are no examples.
+        TrainingError: the model has no layer to write to, or there are no examples.
     """
     (layer,) = layers_at(base, (setting.depth,))
     settings = AssociativeDecoder(

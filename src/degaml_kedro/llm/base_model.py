@@ -89,10 +89,6 @@ class BaseModel:
     Attributes:
         name: hub id, folder or ``package:file``; goes into ``base_model_name_or_path`` of saved adapters.
         fingerprint: changes with the weights, the configuration or the tokenizer.
-        model: the Transformers model, frozen, in evaluation mode.
-        tokenizer: its tokenizer.
-        groups: the adaptable linear layers.
-        context_length: longest input in tokens that the model takes.
         folder: where its files are; None for a hub model or a random one.
         stack: the decoder as one function, where the model has the blocks that this is written for.
         window: how long a sequence may be that is packed, in tokens; None for any length. Packs of longer ones go the
@@ -137,10 +133,8 @@ class BaseModel:
     def hidden_states(self, pack: Pack, elementary: bool = False) -> Tensor:
         """Final hidden states of a pack, [T, hidden], under the adapter that is active in this thread.
 
-        Args:
-            pack: the tokens.
-            elementary: from elementary operations of the library's modules, which can be differentiated any number
-                of times; the stack's backward is written by hand and has no derivative.
+        ``elementary``: from operations of the library's modules that can be differentiated any number of times; the
+        stack's backward is written by hand and has no derivative.
         """
         if not self._is_packed(pack):
             with active_pack(None, elementary):
@@ -160,11 +154,7 @@ class BaseModel:
         return self.window is None or int(pack.position_ids.max()) < self.window
 
     def read_prefix(self, tokens: Sequence[int]) -> Prefix:
-        """What the tokens leave for those that continue them, under the adapter that is active in this thread.
-
-        Args:
-            tokens: ids, at least one.
-        """
+        """What the tokens leave for those that continue them, under the adapter that is active in this thread."""
         layers: KeyValues = {}
         pack = pack_trees([TokenTree(tuple(tokens))], self.device, self.dtype)
         # else it is read again with every question
@@ -174,18 +164,19 @@ class BaseModel:
         return Prefix(tuple(tokens), layers)
 
     def activate(self, layers: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> ActiveLora:
-        """Adapters by layer name, stacked for :func:`~degaml_kedro.llm.lora.active_lora`.
+        """Adapters A [r, I] and B [O, r] by layer, stacked for :func:`~degaml_kedro.llm.lora.active_lora`.
 
-        Args:
-            layers: A [r, I] and B [O, r] by layer name.
-            scale: alpha / r.
+        The scale is alpha / r.
 
         Raises:
             ModelError: a layer is not in the model or has another shape there.
         """
         self._check_layers({name: (b.shape[0], a.shape[1]) for name, (a, b) in layers.items()})
-        built = ((id(group), group_adapter(group, layers, scale)) for group in self.groups)
-        return {key: adapter for key, adapter in built if adapter is not None}
+        return {
+            id(group): adapter
+            for group in self.groups
+            if (adapter := group_adapter(group, layers, scale)) is not None
+        }
 
     def activate_weights(
         self,
@@ -211,11 +202,12 @@ class BaseModel:
                     f"the layer {odd[0]} has either a weight of its own or a low-rank product, and needs both"
                 )
             lora = self.activate(layers, scale)
-        built = (
-            (id(group), DenseWeights.of(group, weights, cast(GroupAdapter, lora.get(id(group)))))
-            for group in self.groups
-        )
-        return {key: dense for key, dense in built if dense is not None}
+        found: dict[int, DenseWeights] = {}
+        for group in self.groups:
+            low_rank = cast(GroupAdapter | None, lora.get(id(group)))
+            if (dense := DenseWeights.of(group, weights, low_rank)) is not None:
+                found[id(group)] = dense
+        return found
 
     def _check_layers(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         known = {
@@ -248,8 +240,7 @@ class BaseModel:
     def activate_adapters(self, adapters: Sequence[Adapter | None]) -> ActiveLora | None:
         """Several adapters at once, each for its share of a pack of equal shares (see ``StackedAdapter``).
 
-        Args:
-            adapters: at least one; None, the base model itself, only alone.
+        None, the base model itself, is only taken alone.
 
         Raises:
             ModelError: an adapter does not fit the model, or they differ in their layers or ranks.
@@ -283,13 +274,7 @@ _LOADING = threading.Lock()
 
 
 def load_base_model(parameters: BaseModelParameters) -> BaseModel:
-    """Load a base model, once per process.
-
-    Args:
-        parameters: which model, in which dtype, on which device.
-
-    Returns:
-        The shared model.
+    """The shared model of this process, loaded at its first call.
 
     Raises:
         ModelError: it cannot be found or loaded; the message says where it was looked for and how to go on.
@@ -302,14 +287,7 @@ def load_base_model(parameters: BaseModelParameters) -> BaseModel:
 
 
 def export_base_model(parameters: BaseModelParameters, folder: Path) -> Path:
-    """Write a base model as a Transformers folder, which other tools open by its path.
-
-    Args:
-        parameters: which model.
-        folder: where; it must not be there yet.
-
-    Returns:
-        The folder: safetensors weights, configuration and tokenizer.
+    """Write a base model as a Transformers folder (safetensors, configuration, tokenizer), opened by its path.
 
     Raises:
         ModelError: something is there already, or the model has no files here: one on the hub has its id, and a random
@@ -325,11 +303,7 @@ def export_base_model(parameters: BaseModelParameters, folder: Path) -> Path:
         raise ModelError("a random model exists in memory alone; there are no files to write")
     if folder.exists():
         raise ModelError(f"{folder} is there already; name a folder that is not")
-    found = (
-        _converted(_package_file(source))
-        if isinstance(source, PackageModel)
-        else _model_folder(source)
-    )
+    found = _local_folder(source)
     with replaced_folder(folder, replace=False) as temporary:
         shutil.copytree(found, temporary, dirs_exist_ok=True)
     return folder
@@ -387,10 +361,9 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
         model = model.to(dtype)
     else:
         if isinstance(source, PackageModel):
-            name = f"{source.package}:{source.gguf_file}"
-            folder = _converted(_package_file(source))
+            name, folder = f"{source.package}:{source.gguf_file}", _local_folder(source)
         elif isinstance(source, FolderModel):
-            name, folder = source.path, _model_folder(source)
+            name, folder = source.path, _local_folder(source)
         else:
             name = source.id
         model, tokenizer = _from_pretrained(source, folder, dtype)
@@ -543,7 +516,10 @@ def first_line(error: Exception) -> str:
     return text[0] if text else type(error).__name__
 
 
-def _model_folder(source: FolderModel) -> Path:
+def _local_folder(source: FolderModel | PackageModel) -> Path:
+    """The Transformers folder of a model on this machine, made from its GGUF file where it is one."""
+    if isinstance(source, PackageModel):
+        return _converted(_package_file(source))
     folder = Path(source.path).expanduser()
     if not folder.is_dir():
         raise ModelError(
@@ -588,14 +564,9 @@ def check_model_files(folder: Path) -> None:
 
 
 def in_package(package: str, name: str) -> Path | None:
-    """A place in an installed package, which is found and not imported: it is only a carrier.
+    """A place in the folder of an installed package, which is found and not imported: it is only a carrier.
 
-    Args:
-        package: its name, without dots.
-        name: of the place, relative to the package's folder.
-
-    Returns:
-        The place, whether or not something is there; None where there is no such package.
+    Whether or not something is there; None where there is no such package.
 
     Raises:
         ModelError: the place is outside the package's folder.
@@ -724,12 +695,9 @@ def _random_model(source: RandomModel) -> tuple[Any, PreTrainedTokenizerBase]:
 def weights_fingerprint(
     model: Any, tokenizer: PreTrainedTokenizerBase, unused: str | tuple[str, ...] = ()
 ) -> str:
-    """A digest of a model's floating-point weights and of its tokenizer's vocabulary.
+    """A digest of a model's weights (float32, on the CPU) and of its tokenizer's vocabulary.
 
-    Args:
-        model: in float32, on the CPU.
-        tokenizer: its tokenizer.
-        unused: weights whose names begin so do not count.
+    Weights whose names begin as ``unused`` says do not count.
     """
     digest = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -782,10 +750,7 @@ def library_weights(seed: int = 0) -> Iterator[None]:
 
     A new ``torch.nn`` module draws from PyTorch's global generator, and Transformers sets the global default dtype and
     replaces functions of PyTorch and its own while it loads: weights of overlapping loads would depend on their timing.
-    Nothing else in the project seeds the global generator or draws from it.
-
-    Args:
-        seed: of what is drawn; the global generator is put back afterwards.
+    Nothing else in the project seeds the global generator or draws from it, and it is put back afterwards.
     """
     with _LIBRARY, torch.random.fork_rng(devices=[]), local_torch_dtype(torch.float32):  # noqa: TID251
         torch.default_generator.manual_seed(seed)  # noqa: TID251

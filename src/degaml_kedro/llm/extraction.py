@@ -36,11 +36,6 @@ class ExtractionError(DegamlError):
 def extract_answer(text: str, asked: Question | Example, extraction: Extraction) -> Answer | None:
     """What a generated text answers; None where it answers nothing.
 
-    Args:
-        text: what the model wrote.
-        asked: with its labels, for ``letter``.
-        extraction: how.
-
     Raises:
         ExtractionError: the pattern takes longer than a second.
     """
@@ -80,19 +75,10 @@ def right_answer(example: Example, extraction: Extraction) -> Answer:
 
 
 def extract_option(text: str, labels: Sequence[str]) -> int | None:
-    """The first option named in a text: in brackets if any is, else standing alone.
-
-    Args:
-        text: what the model wrote.
-        labels: the options' labels, ``A`` or ``True``.
-
-    Returns:
-        The option's index, or None.
+    """The index of the first option named in a text, in brackets if any is, else standing alone; None for none.
 
     Example:
         >>> extract_option("The answer is [B].", ("A", "B"))
-        1
-        >>> extract_option("B, because A is wrong", ("A", "B"))
         1
         >>> extract_option("Apples", ("A", "B")) is None
         True

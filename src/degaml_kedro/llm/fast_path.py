@@ -43,11 +43,7 @@ _WINDOW, _VOCABULARY = 8, 256
 
 
 def obstacle_to_packing(model: Any) -> str | None:
-    """Why a model's configuration rules packing out; None where it does not.
-
-    Args:
-        model: the causal language model.
-    """
+    """Why a model's configuration rules packing out; None where it does not."""
     config = model.config.get_text_config()
     if type(model).__name__ not in _PACKED:
         return "packing is not proven for this architecture"
@@ -62,9 +58,6 @@ def longest_packed(config: Any) -> int | None:
     """How long a sequence may be that is packed, in tokens; None for any length.
 
     Tokens of a longer one do not look at all tokens in front of them, or have their positions turned otherwise.
-
-    Args:
-        config: of the text model.
     """
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
@@ -74,11 +67,7 @@ def longest_packed(config: Any) -> int | None:
 
 
 def first_blocks(model: Any) -> Any:
-    """A model's first blocks, with at least one of each kind, as a small model in float32.
-
-    Args:
-        model: a causal language model of an architecture that may be packed; it is not changed.
-    """
+    """A model's first blocks, with at least one of each kind, as a small model in float32."""
     decoder, config = model.get_decoder(), model.config.get_text_config()
     inside = set(decoder.modules())
     blocks = next(
@@ -116,9 +105,7 @@ def first_blocks(model: Any) -> Any:
 def computed_fast(base: BaseModel, first: BaseModel) -> BaseModel | None:
     """The model as it is computed fastest of the ways that give the library's logits; None where packing does not.
 
-    Args:
-        base: the model, of an architecture that may be packed; nobody else has it yet.
-        first: the same of its first blocks (:func:`first_blocks`), which is used up.
+    ``base`` nobody else has yet; its first blocks (:func:`first_blocks`) are used up.
     """
     for fused in (True, False):
         tried = _packed(first, fused)
@@ -159,9 +146,6 @@ def largest_difference(base: BaseModel) -> float:
 
     Prompts of several lengths are packed alone and beside others, behind a prefix, and with one that is longer than the
     window.
-
-    Args:
-        base: the model, packed.
     """
     size = min(_VOCABULARY, len(base.head)) - 4
     ids = [3 + 7 * place % size for place in range(40)]

@@ -23,9 +23,8 @@ from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, tensor_key
 from degaml_kedro.errors import DegamlError
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.lora import ActiveLora, active_lora
-from degaml_kedro.llm.packing import TokenTree, pack_trees
+from degaml_kedro.llm.packing import TokenTree, TokenTrie, pack_trees
 from degaml_kedro.llm.prompting import closing_tokens, encode_questions
-from degaml_kedro.llm.trie import TokenTrie
 from degaml_kedro.parameters import (
     AnswerForm,
     LoraParameters,
@@ -36,7 +35,7 @@ from degaml_kedro.tasks.example import Example
 
 
 class TrainingError(DegamlError):
-    """A fine-tuning run that cannot start or go on."""
+    """An adapter that cannot be trained or written: for this model, from these examples, or at this rate."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ class FineTuneState:
     """All that a resume needs.
 
     Attributes:
-        step: optimiser steps done.
         tensors: ``parameters``, ``first_moment`` and ``second_moment``, each [P], float32.
     """
 
@@ -59,11 +57,7 @@ class FineTuneStep:
     Attributes:
         step: counted from 1.
         loss: mean cross-entropy of the batch before the step, in nats per answer token.
-        learning_rate: of this step.
-        seconds: wall time of this step.
         tokens: prompt and answer tokens in the batch, as many as were computed.
-        adapter: the weights after the step, float32.
-        state: what a resume after this step needs.
     """
 
     step: int
@@ -78,41 +72,29 @@ class FineTuneStep:
 def target_layers(base: BaseModel, lora: LoraParameters) -> dict[str, tuple[int, int]]:
     """Outputs and inputs of the layers that the adapter covers, in module order.
 
-    Args:
-        base: the model.
-        lora: ``target_modules``, as PEFT reads it: all linear layers but the head, or name endings.
+    ``target_modules`` is read as PEFT does: all linear layers but the head, or name endings.
 
     Raises:
         TrainingError: an ending names no linear layer of the model.
     """
-    layers = base.linear_layers()
-    if lora.target_modules == "all-linear":
-        chosen = layers
-    else:
+    layers = chosen = base.linear_layers()
+    if lora.target_modules != "all-linear":
         for ending in lora.target_modules:
-            if not any(name == ending or name.endswith(f".{ending}") for name in layers):
+            if not any(f".{name}".endswith(f".{ending}") for name in layers):
                 endings = sorted({name.rsplit(".", 1)[-1] for name in layers})
                 raise TrainingError(
                     f"lora.target_modules names '{ending}', which is no linear layer of {base.name}; "
                     f"its linear layers are called {', '.join(endings)}"
                 )
-        chosen = {
-            name: shape
-            for name, shape in layers.items()
-            if any(name == e or name.endswith(f".{e}") for e in lora.target_modules)
-        }
+        wanted = tuple(f".{ending}" for ending in lora.target_modules)
+        chosen = {name: shape for name, shape in layers.items() if f".{name}".endswith(wanted)}
     if not chosen:
         raise TrainingError(f"{base.name} has no linear layers that LoRA could adapt")
     return chosen
 
 
 def initial_adapter(base: BaseModel, lora: LoraParameters) -> Adapter:
-    """The shared start: A uniform as PEFT draws it, B zero, from one seed.
-
-    Args:
-        base: the model to adapt.
-        lora: rank, alpha, target modules, seed.
-    """
+    """The shared start: A uniform as PEFT draws it, B zero, from one seed."""
     generator = torch.Generator().manual_seed(lora.initialization_seed)
     tensors: dict[str, Tensor] = {}
     layers = target_layers(base, lora)
@@ -148,44 +130,30 @@ class AnswerSequence:
 
 
 def answer_sequences(
-    base: BaseModel, examples: Sequence[Example], prompt: PromptParameters, mode: AnswerForm
+    base: BaseModel,
+    examples: Sequence[Example],
+    prompt: PromptParameters,
+    mode: AnswerForm,
+    prompts: Sequence[str] | None = None,
 ) -> list[AnswerSequence]:
-    """Examples as sequences to train on.
-
-    Args:
-        base: for its tokenizer.
-        examples: what to encode.
-        prompt: how an example becomes text.
-        mode: what the answer is: the option's text, or its label in brackets.
+    """Examples as sequences to train on, behind the texts ``prompts`` in place of the question alone.
 
     Raises:
         PromptError: an example is longer than the model's context.
     """
+    encoded = encode_questions(base, examples, prompt, mode, prompts=prompts)
     sequences = []
-    for example, encoded in zip(
-        examples, encode_questions(base, examples, prompt, mode), strict=True
-    ):
-        answer = encoded.answers[example.gold] + closing_tokens(base, example, prompt)
-        sequences.append(AnswerSequence(encoded.prompt + answer, len(answer)))
+    for example, question in zip(examples, encoded, strict=True):
+        answer = question.answers[example.gold] + closing_tokens(base, example, prompt)
+        sequences.append(AnswerSequence(question.prompt + answer, len(answer)))
     return sequences
 
 
 def computed_tokens(batch: Sequence[AnswerSequence], share_prefixes: bool = False) -> int:
-    """How many tokens the model computes for a batch.
-
-    Args:
-        batch: sequences.
-        share_prefixes: what several begin with is computed once.
-    """
-    if not share_prefixes:
-        return sum(len(sequence.ids) for sequence in batch)
-    return len(_trie(batch)[0])
-
-
-def _trie(batch: Sequence[AnswerSequence]) -> tuple[TokenTrie, list[list[int]]]:
-    """Sequences laid one over the other, and the row of each one's tokens."""
-    trie = TokenTrie()
-    return trie, [trie.add(TokenTree(sequence.ids)) for sequence in batch]
+    """How many tokens the model computes for a batch; with shared prefixes each of them once."""
+    if share_prefixes:
+        return len(TokenTrie(sequence.ids for sequence in batch))
+    return sum(len(sequence.ids) for sequence in batch)
 
 
 def answer_loss(
@@ -196,18 +164,9 @@ def answer_loss(
     elementary: bool = False,
     share_prefixes: bool = False,
 ) -> Tensor:
-    """Mean cross-entropy of a batch's answer tokens given their prompts, in nats, under an adapter.
+    """Mean cross-entropy of a batch's answer tokens given their prompts, in nats, under an adapter: a scalar.
 
-    Args:
-        base: the frozen model.
-        batch: what to compute it on.
-        tensors: the adapter's tensors by PEFT's name; the gradient flows to them, whatever they were made from.
-        config: the adapter's shape.
-        elementary: whether it can be differentiated any number of times (:func:`answer_loss_under`).
-        share_prefixes: see :func:`answer_loss_under`.
-
-    Returns:
-        A scalar.
+    The gradient flows to the adapter's tensors (by PEFT's name), whatever they were made from.
 
     Raises:
         ModelError: the adapter does not fit the model.
@@ -239,20 +198,18 @@ def answer_logits(
     """Logits [T, V] of a batch's answer tokens given what stands before them, and these tokens' ids [T].
 
     Args:
-        base: the frozen model.
-        batch: what to compute them on.
         active: by group, what the model computes with; the gradient flows to its leaves. None: the base model itself.
         elementary: from the library's modules and elementary operations, so that ``torch.func.grad``, ``vjp`` and
             autograd with ``create_graph`` compose: a meta-gradient goes back through gradient steps. The fast way has a
             backward written by hand, and one derivative. A gradient costs a third more, a Hessian-vector product as
             much as three fast gradients.
-        share_prefixes: what several sequences begin with is computed once (``llm/trie.py``): the same loss, and much
+        share_prefixes: what several sequences begin with is computed once (``TokenTrie``): the same loss, and much
             cheaper where all stand behind the same demonstrations.
     """
     paths: Sequence[Sequence[int]]
     if share_prefixes:
-        trie, paths = _trie(batch)
-        pack = trie.pack(base.device, base.dtype)
+        trie = TokenTrie(sequence.ids for sequence in batch)
+        pack, paths = trie.pack(base.device, base.dtype), trie.paths
     else:
         pack = pack_trees([TokenTree(sequence.ids) for sequence in batch], base.device, base.dtype)
         paths = [
@@ -279,17 +236,7 @@ def fine_tune(
     seed: int,
     resume: FineTuneState | None = None,
 ) -> Iterator[FineTuneStep]:
-    """Train an adapter on examples, yielding after every step.
-
-    Args:
-        base: the frozen model.
-        examples: what to learn; at most ``training.max_examples`` of them are used.
-        prompt: how an example becomes text.
-        mode: what the answer is: the option's text, or its label in brackets.
-        training: phases, batch size, optimiser settings.
-        start: where the adapter starts.
-        seed: decides the order of the examples.
-        resume: state after an earlier step of the same call.
+    """Train an adapter on the first ``training.max_examples`` examples, yielding after every step.
 
     Yields:
         One :class:`FineTuneStep` a step, from the first one that ``resume`` has not done.
@@ -317,15 +264,7 @@ def train_on_batches(
     resume: FineTuneState | None = None,
     share_prefixes: bool = False,
 ) -> Iterator[FineTuneStep]:
-    """Train an adapter on given batches, yielding after every step.
-
-    Args:
-        base: the frozen model.
-        batches: the batch of a step, counted from 1.
-        training: phases and optimiser settings; the batch size is not read.
-        start: where the adapter starts.
-        resume: state after an earlier step of the same call.
-        share_prefixes: see :func:`answer_loss_under`.
+    """Train an adapter on given batches, by the number of the step from 1, yielding after every step.
 
     Yields:
         One :class:`FineTuneStep` a step, from the first one that ``resume`` has not done.
@@ -353,7 +292,8 @@ def train_on_batches(
         "exp_avg_sq": second.to(device),
     }
 
-    for step, rate in enumerate(_learning_rates(training), start=1):
+    rates = (phase.learning_rate for phase in training.phases for _ in range(phase.steps))
+    for step, rate in enumerate(rates, start=1):
         if step <= done:
             continue
         began = time.perf_counter()
@@ -402,15 +342,9 @@ def total_steps(training: TrainingParameters) -> int:
 
 
 def batch_indices(count: int, training: TrainingParameters, step: int, seed: int) -> list[int]:
-    """Which examples step ``step`` trains on: passes over the examples, each in an order of its own.
+    """Which examples a step (counted from 1) trains on: passes over the examples, each in an order of its own.
 
     It follows from the arguments alone, so a resumed run needs no state of a data loader.
-
-    Args:
-        count: number of examples.
-        training: for the batch size.
-        step: counted from 1.
-        seed: decides the orders.
     """
     first = (step - 1) * training.batch_size
     orders: dict[int, list[int]] = {}
@@ -423,9 +357,3 @@ def batch_indices(count: int, training: TrainingParameters, step: int, seed: int
             orders[epoch] = torch.randperm(count, generator=generator).tolist()
         chosen.append(orders[epoch][place])
     return chosen
-
-
-def _learning_rates(training: TrainingParameters) -> Iterator[float]:
-    for phase in training.phases:
-        for _ in range(phase.steps):
-            yield phase.learning_rate

@@ -44,11 +44,7 @@ class Rows:
 
 
 def rows_of(pack: Pack) -> Rows:
-    """A pack's sequences: from each group's first token, or the prefix's, to every token that nothing continues.
-
-    Args:
-        pack: the tokens; who may look at whom says what follows what.
-    """
+    """A pack's sequences: from each group's first token, or the prefix's, to every token that nothing continues."""
     known = 0 if pack.prefix is None else len(pack.prefix.tokens)
     allowed = (pack.bias[:, 0] == 0).cpu()
     longest = pack.gather.shape[1]
@@ -80,10 +76,7 @@ def rows_of(pack: Pack) -> Rows:
 def hidden_by_rows(model: Any, pack: Pack, shares: int = 1) -> Tensor:
     """Final hidden states of a pack, [T, C], each from a row of its own sequence.
 
-    Args:
-        model: the causal language model.
-        pack: the tokens.
-        shares: equal parts of the pack, each for an adapter of its own.
+    ``shares`` equal parts of the pack each have an adapter of their own.
     """
     rows = rows_of(pack)
     lengths = rows.mask.sum(dim=1).tolist()
@@ -106,13 +99,7 @@ def hidden_by_rows(model: Any, pack: Pack, shares: int = 1) -> Tensor:
 
 
 def row_batches(model: Any, lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Indices of rows that may be computed beside each other, in batches.
-
-    Args:
-        model: the causal language model.
-        lengths: of the rows.
-        tokens: of a batch.
-    """
+    """Indices of rows that may be computed beside each other, in batches."""
     limit = rope_length(model.config.get_text_config())
     # beyond the limit, how positions are turned depends on the longest row
     if model.config.model_type in _ALONE or (limit is not None and max(lengths) > limit):
@@ -121,11 +108,7 @@ def row_batches(model: Any, lengths: Sequence[int], tokens: int) -> list[list[in
 
 
 def rope_length(config: Any) -> int | None:
-    """The length beyond which longrope turns all positions of a batch otherwise; None where nothing does.
-
-    Args:
-        config: of the text model.
-    """
+    """The length beyond which longrope turns all positions of a batch otherwise; None where nothing does."""
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") != "longrope":
         return None
@@ -168,12 +151,7 @@ class _InPlaceOf(nn.Module):
 
 
 class _Steered(_InPlaceOf):
-    """A decoder whose final hidden states have a vector added, one for each row of the batch.
-
-    Args:
-        decoder: of the model.
-        vectors: float32 [R, C].
-    """
+    """A decoder whose final hidden states have a vector added, one (float32 [R, C]) for each row of the batch."""
 
     def __init__(self, decoder: nn.Module, vectors: Tensor) -> None:
         super().__init__(decoder)
@@ -187,12 +165,7 @@ class _Steered(_InPlaceOf):
 
 
 def steered(model: Any, vectors: Tensor) -> Any:
-    """The model with a vector added to its final hidden states, for generation.
-
-    Args:
-        model: the causal language model; it is not changed, and shares all weights.
-        vectors: float32 [R, C], one for each row of the batch.
-    """
+    """The model with vectors [R, C] in float32 added to its final hidden states, one a row, for generation."""
     return _with_decoder(model, lambda decoder: _Steered(decoder, vectors))
 
 
@@ -218,9 +191,6 @@ class _NoDecoder(_InPlaceOf):
 
 def readout(model: Any) -> Any:
     """The model without its decoder: ``readout(model)(inputs_embeds=hidden).logits`` are the library's own logits.
-
-    Args:
-        model: the causal language model; it is not changed, and its head is not copied.
 
     Raises:
         ValueError: its logits are not finite, or made of more than the decoder's final hidden states, or these of what

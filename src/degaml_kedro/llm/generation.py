@@ -56,11 +56,6 @@ def write_texts(
     prompt) where the next question begins.
 
     Args:
-        base: the frozen model.
-        encoded: the prompts in tokens.
-        prompt: how they became text.
-        scoring: how many tokens are written at most, and a batch's size in tokens.
-        steer: changes final hidden states.
         own: where each question's own tokens begin in its prompt, for ``steer``; None for at the beginning.
         progress: called with (prompts done, prompts in all) after every batch.
     """
@@ -114,8 +109,6 @@ def group_answers(
     Args:
         writings: different texts, at least one.
         rows: log-probability of every text, by model.
-        asked: the question.
-        scoring: what of a text is the answer.
 
     Returns:
         Indices of the texts by answer, the likeliest first; and the answers' log-probabilities by model.

@@ -13,27 +13,25 @@ tokenized whole, so that scores are those of every whole prompt by itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.finetune import AnswerSequence
-from degaml_kedro.llm.generation import Steer, Writing
+from degaml_kedro.llm.finetune import AnswerSequence, answer_sequences
+from degaml_kedro.llm.generation import Steer
 from degaml_kedro.llm.packing import Prefix
 from degaml_kedro.llm.prompting import (
-    EncodedQuestion,
     answer_texts,
     check_options,
-    closing_tokens,
     common_start,
-    encode_texts,
+    encode_questions,
     question_text,
     render_chat,
     render_prompt,
     token_ids,
 )
-from degaml_kedro.llm.scoring import OptionScores, compare_encoded, with_written
+from degaml_kedro.llm.scoring import AskedQuestions, OptionScores, compare_encoded
 from degaml_kedro.parameters import AnswerForm, PromptParameters, ScoringParameters
 from degaml_kedro.progress import Progress
 from degaml_kedro.tasks.example import Example, Question
@@ -43,12 +41,7 @@ _SEAM = 8
 
 
 def shuffled(examples: Sequence[Example], seed: int) -> tuple[Example, ...]:
-    """Examples in an order that the seed decides.
-
-    Args:
-        examples: of a task.
-        seed: of torch's generator.
-    """
+    """Examples in an order that the seed decides."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(examples), generator=generator).tolist()
     return tuple(examples[index] for index in order)
@@ -65,17 +58,8 @@ def fitting(
 ) -> int:
     """How many demonstrations, from the first on, fit in front of every question with any of its answers.
 
-    Args:
-        base: for its tokenizer and context length.
-        demonstrations: in order.
-        questions: all that will be asked.
-        prompt: how examples become text.
-        mode: what answers are.
-        shots: how many are wanted.
-        room: tokens that are kept free behind every question.
-
-    Returns:
-        0 to ``shots``; also 0 where a question alone is too long, which scoring refuses by name.
+    ``room`` tokens are kept free behind every question. It is 0, too, where a question alone is too long: scoring
+    refuses it by name.
 
     Raises:
         PromptError: the chat format is asked for and the tokenizer has no chat template.
@@ -110,14 +94,7 @@ def in_context_prompt(
     """Demonstrations with their answers, then the question: text that the model's answer continues.
 
     ``plain`` puts a blank line between them. ``chat`` makes every demonstration a turn of the user and one of the
-    assistant, with the question's system message once in front.
-
-    Args:
-        base: for its chat template.
-        question: what is asked; whoever makes the prompt does not know its answer.
-        demonstrations: in order; one that reads like the question is left out.
-        prompt: how an example becomes text.
-        mode: what an answer is: the option's text, or its label in brackets.
+    assistant, with the question's system message once in front. One that reads like the question is left out.
 
     Raises:
         PromptError: the chat format is asked for and the tokenizer has no chat template.
@@ -136,48 +113,11 @@ def in_context_sequences(
 ) -> list[AnswerSequence]:
     """Examples to train on, each behind demonstrations of its own; the loss is on the example's answer alone.
 
-    Args:
-        base: for its tokenizer.
-        examples: what to encode.
-        demonstrations: for every example, what stands in front of it; one that reads like it is left out.
-        prompt: how an example becomes text.
-        mode: what the answer is: the option's text, or its label in brackets.
-
     Raises:
         PromptError: an example with its demonstrations is longer than the model's context.
     """
-    encoded = _encoded(base, examples, demonstrations, prompt, mode)
-    answers = [
-        question.answers[example.gold] + closing_tokens(base, example, prompt)
-        for question, example in zip(encoded, examples, strict=True)
-    ]
-    return [
-        AnswerSequence(question.prompt + answer, len(answer))
-        for question, answer in zip(encoded, answers, strict=True)
-    ]
-
-
-@dataclass(frozen=True)
-class QuestionsInContext:
-    """Questions in tokens, each behind its demonstrations.
-
-    Attributes:
-        questions: what is asked.
-        encoded: the same in tokens; a prompt begins with the demonstrations.
-        own: where each question's own tokens begin in its prompt.
-        head: tokens of the demonstrations that all questions share, but for those left out; empty where there are none.
-        written: by question, texts that are scored in place of options; None for the options.
-    """
-
-    questions: Sequence[Question]
-    encoded: list[EncodedQuestion]
-    own: list[int]
-    head: tuple[int, ...]
-    written: Sequence[Sequence[Writing]] | None = None
-
-    def answered(self, written: Sequence[Sequence[Writing]]) -> QuestionsInContext:
-        """The same with texts in place of options."""
-        return replace(self, encoded=with_written(self.encoded, written), written=written)
+    texts = _prompts(base, examples, demonstrations, prompt, mode)
+    return answer_sequences(base, examples, prompt, mode, texts)
 
 
 class PrefixMemory:
@@ -195,12 +135,7 @@ class PrefixMemory:
         return PrefixMemory, ()
 
     def read(self, base: BaseModel, head: tuple[int, ...]) -> tuple[Prefix, int]:
-        """A prefix that begins with the head, but for its last few tokens, and the tokens computed for it.
-
-        Args:
-            base: the model, under the adapter that is active in this thread.
-            head: at least one token.
-        """
+        """A prefix that begins with the head, but for its last few tokens, and the tokens computed for it."""
         if self._known is not None:
             owner, prefix = self._known
             # where the head meets the question, its tokens may depend on the question
@@ -219,24 +154,20 @@ def encode_in_context(
     mode: AnswerForm,
     shared: bool,
     room: int = 0,
-) -> QuestionsInContext:
+) -> AskedQuestions:
     """Questions behind their demonstrations, tokenized as the whole texts that they are.
 
     Args:
-        base: for its tokenizer and context length.
-        questions: what is asked.
-        demonstrations: for every question, what stands in front of it; one that reads like it is left out.
-        prompt: how an example becomes text.
-        mode: what an answer is.
         shared: all questions have the same demonstrations, or as many of them, from the first on, as fit.
         room: tokens that are kept free behind every question.
 
     Raises:
         PromptError: a prompt with its answer is longer than the model's context.
     """
-    encoded = _encoded(base, questions, demonstrations, prompt, mode, room)
+    whole_texts = _prompts(base, questions, demonstrations, prompt, mode)
+    encoded = encode_questions(base, questions, prompt, mode, room, whole_texts)
     if not questions:
-        return QuestionsInContext(questions, encoded, [], ())
+        return AskedQuestions(questions, encoded, [])
     texts = [render_prompt(question, prompt, base) for question in questions]
     alone = token_ids(base, texts, prompt)
     own = [_own_start(question.prompt, ids) for question, ids in zip(encoded, alone, strict=True)]
@@ -247,12 +178,12 @@ def encode_in_context(
         text = _text(base, questions[most], demonstrations[most], prompt, mode)
         (whole,) = token_ids(base, [text], prompt)
         head = tuple(whole[: _own_start(whole, alone[most])])
-    return QuestionsInContext(questions, encoded, own, head)
+    return AskedQuestions(questions, encoded, own, head)
 
 
 def compare_in_context(
     base: BaseModel,
-    asked: QuestionsInContext,
+    asked: AskedQuestions,
     prompt: PromptParameters,
     scoring: ScoringParameters,
     memory: PrefixMemory,
@@ -262,13 +193,8 @@ def compare_in_context(
     """Score the options of questions behind demonstrations, under the adapter that is active in this thread.
 
     Args:
-        base: the frozen model.
-        asked: the questions.
-        prompt: how a question became text.
-        scoring: mode, normalisation and batch size in tokens.
         memory: of this adapter: the demonstrations that it read are not computed again.
         steer: changes final hidden states before answers are read off; it is given the questions' own tokens.
-        progress: called with (questions done, questions in all) after every batch.
 
     Returns:
         One row. A question's tokens are its own, and a share of the demonstrations where they were computed now.
@@ -278,18 +204,7 @@ def compare_in_context(
     if asked.written is None:
         check_options(asked.questions)
     prefix, fresh = memory.read(base, asked.head) if asked.head else (None, 0)
-    found = compare_encoded(
-        base,
-        asked.questions,
-        asked.encoded,
-        prompt,
-        scoring,
-        steer=steer,
-        progress=progress,
-        written=asked.written,
-        prefix=prefix,
-        own=asked.own,
-    )
+    found = compare_encoded(base, asked, prompt, scoring, 1, steer, progress, prefix)
     share, left = divmod(fresh, len(found.tokens))
     tokens = [count + share + (place < left) for place, count in enumerate(found.tokens)]
     return replace(found, tokens=tokens)
@@ -315,20 +230,17 @@ def _text(
     return render_chat(turns, base)
 
 
-def _encoded(
+def _prompts(
     base: BaseModel,
     questions: Sequence[Question | Example],
     demonstrations: Sequence[Sequence[Example]],
     prompt: PromptParameters,
     mode: AnswerForm,
-    room: int = 0,
-) -> list[EncodedQuestion]:
-    """Tokens of questions behind their demonstrations, tokenized as the whole texts that they are."""
-    texts = [
+) -> list[str]:
+    return [
         in_context_prompt(base, question, shown, prompt, mode)
         for question, shown in zip(questions, demonstrations, strict=True)
     ]
-    return encode_texts(base, questions, texts, prompt, mode, room)
 
 
 def _longest(

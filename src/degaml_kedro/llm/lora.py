@@ -75,7 +75,6 @@ class GroupAdapter:
             low_gradient: of a x, [T, M r].
             x: the group's input, [T, I].
             low: a x, [T, M r].
-            group: the layers.
         """
         kind, rank = self.leaves[0].dtype, self.leaves[0].shape[0]
         gradients = list(((low_gradient * self.scale).T @ x).to(kind).split(rank))
@@ -91,16 +90,7 @@ class GroupAdapter:
 def group_adapter(
     group: LinearGroup, tensors: Mapping[str, tuple[Tensor, Tensor]], scale: float
 ) -> GroupAdapter | None:
-    """Stack the adapters of a group's layers.
-
-    Args:
-        group: the layers.
-        tensors: by layer name, A [r, I] and B [O_m, r]; layers without an entry are not adapted.
-        scale: alpha / r.
-
-    Returns:
-        None when no layer of the group is adapted.
-    """
+    """Stack the adapters of a group's layers, A [r, I] and B [O_m, r] by name; None when none of them is adapted."""
     members = tuple(i for i, name in enumerate(group.names) if name in tensors)
     if not members:
         return None
@@ -155,28 +145,14 @@ class StackedAdapter:
         )
 
     def add(self, output: Tensor, x: Tensor) -> Tensor:
-        """Add the products to the group's output, in place.
-
-        Args:
-            output: [K T, O].
-            x: [K T, I].
-        """
+        """Add the products for x [K T, I] to the group's output [K T, O], in place."""
         rows = x.view(len(self.a), -1, x.shape[-1])
         low = torch.bmm(rows, self.a.transpose(1, 2))
         output.view(len(self.b), -1, output.shape[-1]).baddbmm_(low, self.b.transpose(1, 2))
         return output
 
     def part(self, x: Tensor, member: int, group: LinearGroup) -> Tensor:
-        """What is added to one layer's output.
-
-        Args:
-            x: [..., I], with K T rows in all.
-            member: the layer's index in the group.
-            group: the layers.
-
-        Returns:
-            [..., O_m].
-        """
+        """What is added to one layer's output, [..., O_m], for x [..., I] with K T rows in all."""
         rank = self.a.shape[1] // len(self.members)
         column, row = self.members.index(member), sum(group.outputs[:member])
         ranks = slice(column * rank, (column + 1) * rank)
@@ -209,16 +185,7 @@ class DenseWeights:
     def of(
         cls, group: LinearGroup, weights: Mapping[str, Tensor], low_rank: GroupAdapter | None = None
     ) -> DenseWeights | None:
-        """Stack the weights of a group's layers.
-
-        Args:
-            group: the layers.
-            weights: V [O_m, I] by layer name; layers without an entry keep their own.
-            low_rank: what is added to the same layers.
-
-        Returns:
-            None when no layer of the group has other weights.
-        """
+        """Stack the weights V [O_m, I] of a group's layers by name; None when none of them has other weights."""
         members = tuple(i for i, name in enumerate(group.names) if name in weights)
         if not members:
             return None
@@ -243,13 +210,7 @@ class DenseWeights:
         return self.weights[self.members.index(member)]
 
     def weight_gradients(self, gradient: Tensor, x: Tensor, group: LinearGroup) -> list[Tensor]:
-        """Gradients of V, in the order of the members.
-
-        Args:
-            gradient: of the group's output, [T, O].
-            x: the group's input, [T, I].
-            group: the layers.
-        """
+        """Gradients of V, in the order of the members, from those of the output [T, O] and the input x [T, I]."""
         if len(self.members) == len(group.outputs):
             return list((gradient.T @ x).split(group.outputs))
         parts = gradient.split(group.outputs, dim=-1)
@@ -288,17 +249,10 @@ class AdaptableLinear(nn.Linear):
 
 
 def make_adaptable(model: nn.Module, skip: frozenset[str] = frozenset()) -> list[LinearGroup]:
-    """Turn every linear layer of ``model`` into an :class:`AdaptableLinear`, in place.
+    """Turn every linear layer of ``model`` into an :class:`AdaptableLinear`, in place: the groups, in module order.
 
     GPT-2's ``Conv1D``, whose weight is [I, O], is one, too, and so is Falcon's class. Siblings that read the same input
     get stacked storage; their own weights become views of it, so nothing is held twice.
-
-    Args:
-        model: a frozen model.
-        skip: names of modules whose layers stay as they are.
-
-    Returns:
-        The groups, in module order.
     """
     groups: list[LinearGroup] = []
 
@@ -366,11 +320,7 @@ def adapters_at_once(active: ActiveLora | None) -> int:
 
 @contextmanager
 def active_lora(active: ActiveLora | None) -> Iterator[None]:
-    """Make the model use these adapters inside the block (per thread and task).
-
-    Args:
-        active: by ``id`` of the group; None is the base model itself.
-    """
+    """Make the model use these adapters, by ``id`` of the group, inside the block (per thread and task)."""
     token = _ACTIVE.set(active)
     try:
         yield

@@ -14,7 +14,7 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -102,14 +102,7 @@ def pack_trees(
     prefix: Prefix | None = None,
     behind: Sequence[int] = (),
 ) -> Pack:
-    """Lay token trees out in one row.
-
-    Args:
-        trees: the groups, in order.
-        device: where the model is.
-        dtype: the model's floating type, for the attention bias.
-        prefix: what the groups continue.
-        behind: how many of the prefix's tokens stand in front of each group; needed with a prefix.
+    """Lay token trees out in one row, each behind the first ``behind`` tokens of a prefix where there is one.
 
     Raises:
         ValueError: a tree has an empty prefix.
@@ -156,14 +149,66 @@ def pack_trees(
     )
 
 
+class TokenTrie:
+    """Sequences laid one over the other: what several begin with stands in it once, however deep it goes.
+
+    A token looks at those on its own path alone, so every sequence's tokens get the hidden states that they have in a
+    pack of their own.
+
+    Attributes:
+        paths: of each sequence, the trie's row of each of its tokens.
+
+    Example:
+        >>> trie = TokenTrie([(1, 2, 3), (1, 2, 6)])
+        >>> trie.paths, len(trie)
+        ([[0, 1, 2], [0, 1, 3]], 4)
+    """
+
+    def __init__(self, sequences: Iterable[Sequence[int]]) -> None:
+        rows: dict[tuple[int, int], int] = {}  # (parent's row, token) to its row
+        self._tokens: list[int] = []
+        self._parents: list[int] = []
+        self._depths: list[int] = []
+        self.paths: list[list[int]] = []
+        for sequence in sequences:
+            row, path = -1, []
+            for depth, token in enumerate(sequence):
+                parent, row = row, rows.setdefault((row, token), len(rows))
+                if row == len(self._tokens):
+                    self._tokens.append(token)
+                    self._parents.append(parent)
+                    self._depths.append(depth)
+                path.append(row)
+            self.paths.append(path)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def pack(self, device: torch.device, dtype: torch.dtype) -> Pack:
+        """One group of all tokens, [1, T]; the attention bias is [1, 1, T, T]."""
+        size = len(self)
+        allowed = torch.eye(size, dtype=torch.bool)
+        for row, parent in enumerate(self._parents):
+            if parent >= 0:
+                allowed[row] |= allowed[parent]  # parents come first
+        bias = torch.zeros(size, size, dtype=dtype).masked_fill_(~allowed, float("-inf"))
+        rows = torch.arange(size, device=device)
+        return Pack(
+            input_ids=torch.tensor([self._tokens], device=device),
+            position_ids=torch.tensor([self._depths], device=device),
+            starts=(0,),
+            gather=rows[None],
+            scatter=rows,
+            bias=bias[None, None].to(device),
+        )
+
+
 @contextmanager
 def active_pack(pack: Pack | None, elementary: bool = False) -> Iterator[None]:
-    """Make the model's attention read ``pack`` inside the block (per thread and task).
+    """Make the model's attention read ``pack``, or a batch of rows, inside the block (per thread and task).
 
-    Args:
-        pack: the tokens; None for a batch of rows, whose mask is the library's.
-        elementary: attention from elementary operations, which have derivatives of every order; fused kernels have a
-            first one only, and the library's switch between them is one for all threads.
+    ``elementary`` attention has derivatives of every order; fused kernels have a first one only, and the library's
+    switch between them is one for all threads.
     """
     tokens = _ACTIVE.set(pack), _ELEMENTARY.set(elementary)
     try:
@@ -185,15 +230,8 @@ def _packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention in Transformers' calling convention; without an active pack it is plain SDPA.
 
-    Args:
-        module: the model's attention layer.
-        query: [1, H, T, D].
-        key: [1, K, T, D].
-        value: [1, K, T, D].
-        attention_mask: only read without a pack.
-        scaling: score factor; 1/sqrt(D) when None.
-        dropout: not read under a pack: the base model is frozen.
-        kwargs: passed on to SDPA.
+    The query is [1, H, T, D], key and value are [1, K, T, D]; ``scaling`` is 1/sqrt(D) when None. The mask is only read
+    without a pack, and so is dropout: the base model is frozen.
 
     Returns:
         [1, T, H, D] and None in place of the attention weights.

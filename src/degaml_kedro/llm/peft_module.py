@@ -23,16 +23,9 @@ from degaml_kedro.llm.general import readout
 # the last one: what asks batch by batch would load it with each
 @lru_cache(maxsize=1)
 def through_peft(base: BaseModel, adapter: PeftModuleAdapter) -> BaseModel:
-    """The base model with an adapter in PEFT's own modules.
+    """The base model with an adapter in PEFT's own modules; it goes the general way and takes no other adapter.
 
     PEFT writes into the model that it is given: a copy, of the weights too where the adapter's start changes them.
-
-    Args:
-        base: the frozen model.
-        adapter: what it is asked with.
-
-    Returns:
-        A model that goes the general way, and takes no other adapter.
 
     Raises:
         ModelError: PEFT refuses the adapter on this model, or the two do not have the same layers.
@@ -96,12 +89,7 @@ def _start_where_invoked(whole: Any) -> None:
 
 
 def _check_starts(ids: Tensor, offsets: Sequence[int | None]) -> None:
-    """Refuse rows of one prompt in which an aLoRA starts at different places of the prompt.
-
-    Args:
-        ids: [R, L].
-        offsets: of each row, from its end; None for no start.
-    """
+    """Refuse rows [R, L] of one prompt in which an aLoRA starts at different places (from the end) of the prompt."""
     starts = [ids.shape[1] - (offset or 0) for offset in offsets]
     for (one, first), (other, second) in pairwise(sorted(zip(ids.tolist(), starts, strict=True))):
         pairs = enumerate(zip(one, other, strict=True))

@@ -24,7 +24,6 @@ class EncodedQuestion:
     """Token ids of one question.
 
     Attributes:
-        prompt: the prompt's tokens.
         answers: tokens of every option's answer, continuing the prompt; none where it is written, not chosen.
     """
 
@@ -47,11 +46,6 @@ def question_text(
 def render_prompt(example: Example | Question, prompt: PromptParameters, base: BaseModel) -> str:
     """The text the model reads before it answers.
 
-    Args:
-        example: the question.
-        prompt: format, and how options are listed.
-        base: for its chat template.
-
     Raises:
         PromptError: the chat format is asked for and the tokenizer has no chat template.
     """
@@ -69,10 +63,6 @@ def render_chat(messages: Sequence[Mapping[str, str]], base: BaseModel) -> str:
     """A conversation as text, up to where the model's next turn begins.
 
     Where the template has no place for the system's message, it stands in front of the user's first.
-
-    Args:
-        messages: ``role`` and ``content`` of each turn so far.
-        base: for its chat template.
 
     Raises:
         PromptError: the tokenizer has no chat template.
@@ -142,12 +132,7 @@ def without_options(questions: Sequence[Question | Example]) -> list[Question]:
 
 
 def end_token(base: BaseModel, prompt: PromptParameters) -> int | None:
-    """The token that ends an answer: the one that the chat template ends a turn with, else the tokenizer's own.
-
-    Args:
-        base: for its tokenizer and chat template.
-        prompt: the format.
-    """
+    """The token that ends an answer: the one that the chat template ends a turn with, else the tokenizer's own."""
     tokenizer, mark = base.tokenizer, "answer"
     if prompt.format == "chat" and tokenizer.chat_template is not None:
         turns = [{"role": role, "content": mark} for role in ("user", "assistant")]
@@ -166,11 +151,6 @@ def closing_tokens(
     """The end token where it is a part of the answer, which the model must learn to write.
 
     It closes a chat turn, and an open answer: nothing else says where that ends.
-
-    Args:
-        base: for its tokenizer.
-        example: whose answer it is.
-        prompt: how an example becomes text.
     """
     if prompt.format != "chat" and example.labels:
         return ()
@@ -184,6 +164,7 @@ def encode_questions(
     prompt: PromptParameters,
     mode: AnswerForm,
     room: int = 0,
+    prompts: Sequence[str] | None = None,
 ) -> list[EncodedQuestion]:
     """Tokenize questions with all their possible answers.
 
@@ -191,40 +172,14 @@ def encode_questions(
     nothing is assumed about which token carries a letter.
 
     Args:
-        base: for its tokenizer and context length.
-        examples: what to encode.
-        prompt: how examples become text.
-        mode: what the answers are.
         room: tokens that are kept free behind every prompt.
-
-    Raises:
-        PromptError: an example is longer than the model's context.
-    """
-    texts = [render_prompt(example, prompt, base) for example in examples]
-    return encode_texts(base, examples, texts, prompt, mode, room)
-
-
-def encode_texts(
-    base: BaseModel,
-    examples: Sequence[Question | Example],
-    prompts: Sequence[str],
-    prompt: PromptParameters,
-    mode: AnswerForm,
-    room: int = 0,
-) -> list[EncodedQuestion]:
-    """Tokenize questions whose prompts are written already, with all their possible answers.
-
-    Args:
-        base: for its tokenizer and context length.
-        examples: whose answers follow.
-        prompts: what stands in front of the answers, one text an example.
-        prompt: how answers become text.
-        mode: what the answers are.
-        room: tokens that are kept free behind every prompt.
+        prompts: what stands in front of the answers, one text an example; None for the question alone.
 
     Raises:
         PromptError: a prompt with its answer is longer than the model's context.
     """
+    if prompts is None:
+        prompts = [render_prompt(example, prompt, base) for example in examples]
     if not examples:
         return []
     answers = [answer_texts(example, mode, prompt) for example in examples]
@@ -252,10 +207,7 @@ def encode_texts(
 def token_ids(base: BaseModel, texts: Sequence[str], prompt: PromptParameters) -> list[list[int]]:
     """Token ids of texts that something may follow: with what the tokenizer puts in front, without what it appends.
 
-    Args:
-        base: for its tokenizer.
-        texts: as the model reads them.
-        prompt: chat templates have written the special tokens themselves.
+    Chat templates have written the special tokens themselves.
 
     Raises:
         PromptError: the tokenizer has tokens that the model does not embed, and one of them stands in a text.

@@ -53,9 +53,7 @@ class Prediction:
             options of the example share; in ``generate`` mode that of the text for the option that it gives, -inf for
             the others. Where answers are texts, the options are the right answer and any other.
         predicted: index of the best option; None when the generated text gives no answer.
-        gold: index of the right one.
         text: the predicted answer, or what was generated.
-        tokens: tokens the model computed for this example.
         log_probability: of the generated text, normalised as asked; None where options were compared.
     """
 
@@ -72,9 +70,7 @@ class WrittenAnswer:
     """An answer that was written.
 
     Attributes:
-        text: all that was written.
         log_probability: of it, normalised as asked.
-        tokens: that were computed for it.
     """
 
     text: str
@@ -90,18 +86,9 @@ def score_examples(
     adapter: Adapter | None = None,
     progress: Progress | None = None,
 ) -> list[Prediction]:
-    """Score examples under the base model or under an adapter.
+    """Score examples under the base model or under an adapter; one prediction an example, in order.
 
-    Args:
-        base: the frozen model.
-        examples: what to score.
-        prompt: how an example becomes text.
-        scoring: mode, normalisation and batch size in tokens.
-        adapter: LoRA weights to apply; None scores the base model itself.
-        progress: called with (examples done, examples in all) after every batch.
-
-    Returns:
-        One prediction an example, in order.
+    ``progress`` is called with (examples done, examples in all) after every batch.
 
     Raises:
         PromptError: an example is longer than the model's context.
@@ -131,15 +118,7 @@ def predictions_of(
     prompt: PromptParameters,
     scoring: ScoringParameters,
 ) -> list[Prediction]:
-    """Predictions from the options' scores: the best one is the answer.
-
-    Args:
-        examples: what was asked.
-        scores: of every example's options.
-        tokens: computed for each.
-        prompt: how an example became text.
-        scoring: the mode.
-    """
+    """Predictions from the options' scores: the best one is the answer."""
     found = []
     for example, row, count in zip(examples, scores, tokens, strict=True):
         best = max(range(len(row)), key=row.__getitem__)
@@ -152,11 +131,6 @@ def graded(
     examples: Sequence[Example], answers: Sequence[WrittenAnswer], scoring: ScoringParameters
 ) -> list[Prediction]:
     """Predictions from what was written: what of it is the answer, and whether that is right.
-
-    Args:
-        examples: what was asked.
-        answers: what was written, one an example.
-        scoring: what of a text is the answer.
 
     Raises:
         ExtractionError: a right answer is none of the kind that is compared.
@@ -182,12 +156,7 @@ def graded(
 
 
 def written_answers(written: Sequence[Writing], compared: OptionScores) -> list[WrittenAnswer]:
-    """What one model wrote, with its log-probability under that model.
-
-    Args:
-        written: by question.
-        compared: the scores of these texts alone.
-    """
+    """What one model wrote, with its log-probability under that model."""
     return [
         WrittenAnswer(one.text, row[0], one.tokens + tokens)
         for one, row, tokens in zip(written, compared.scores[0], compared.tokens, strict=True)
@@ -208,6 +177,32 @@ class OptionScores:
     tokens: list[int]
 
 
+@dataclass(frozen=True)
+class AskedQuestions:
+    """Questions in tokens, each behind its demonstrations where it has some.
+
+    Attributes:
+        encoded: the questions; a prompt begins with the demonstrations.
+        own: where each question's own tokens begin in its prompt.
+        head: tokens of the demonstrations that all questions share, but for those left out; empty where there are none.
+        written: by question, texts that are scored in place of options; None for the options.
+    """
+
+    questions: Sequence[Question | Example]
+    encoded: list[EncodedQuestion]
+    own: list[int]
+    head: tuple[int, ...] = ()
+    written: Sequence[Sequence[Writing]] | None = None
+
+    def answered(self, written: Sequence[Sequence[Writing]]) -> AskedQuestions:
+        """The same with texts in place of options."""
+        encoded = [
+            replace(one, answers=tuple(text.ids for text in some))
+            for one, some in zip(self.encoded, written, strict=True)
+        ]
+        return replace(self, encoded=encoded, written=written)
+
+
 def compare_options(
     base: BaseModel,
     questions: Sequence[Question | Example],
@@ -222,13 +217,8 @@ def compare_options(
     """Score the options of questions under one adapter or under several in one pass.
 
     Args:
-        base: the frozen model.
-        questions: what to ask; answers are not read.
-        prompt: how a question becomes text.
-        scoring: how answers are written, normalisation and batch size in tokens.
         adapters: of one shape; None alone is the base model itself.
         steer: changes final hidden states before answers are read off.
-        progress: called with (questions done, questions in all) after every batch.
         active: what the model computes with, ready made, in place of an adapter.
         written: by question, texts that are scored in place of its options; their scores are log-probabilities as
             they are.
@@ -242,51 +232,36 @@ def compare_options(
         base, adapters = through_peft(base, first), (None,)
     if written is None:
         check_options(questions)
-        encoded = encode_questions(base, questions, prompt, scoring.answers)
-    else:
-        bare = encode_questions(base, without_options(questions), prompt, scoring.answers)
-        encoded = with_written(bare, written)
+    chosen = questions if written is None else without_options(questions)
+    encoded = encode_questions(base, chosen, prompt, scoring.answers)
+    asked = AskedQuestions(questions, encoded, [0] * len(encoded))
+    if written is not None:
+        asked = asked.answered(written)
     with active_lora(base.activate_adapters(adapters) if active is None else active):
-        return compare_encoded(
-            base, questions, encoded, prompt, scoring, len(adapters), steer, progress, written
-        )
+        return compare_encoded(base, asked, prompt, scoring, len(adapters), steer, progress)
 
 
 def compare_encoded(
     base: BaseModel,
-    questions: Sequence[Question | Example],
-    encoded: Sequence[EncodedQuestion],
+    asked: AskedQuestions,
     prompt: PromptParameters,
     scoring: ScoringParameters,
     adapters: int = 1,
     steer: Steer | None = None,
     progress: Progress | None = None,
-    written: Sequence[Sequence[Writing]] | None = None,
     prefix: Prefix | None = None,
-    own: Sequence[int] | None = None,
 ) -> OptionScores:
-    """Score the options of questions in tokens, under what is active in this thread.
+    """Score the options of questions in tokens, under the ``adapters`` that are active in this thread.
 
-    Args:
-        base: the frozen model.
-        questions: what is asked.
-        encoded: the same in tokens.
-        prompt: how a question became text.
-        scoring: how answers are written, normalisation and batch size in tokens.
-        adapters: how many are active at once.
-        steer: changes final hidden states before answers are read off.
-        progress: called with (questions done, questions in all) after every batch.
-        written: see :func:`compare_options`.
-        prefix: what was computed before; prompts may begin as it does.
-        own: where each question's own tokens begin, which ``steer`` is given; None for at the beginning.
+    Prompts may begin as a prefix does that was computed before.
     """
+    encoded, own, written = asked.encoded, asked.own, asked.written
     if written is None:
-        texts = [answer_texts(one, scoring.answers, prompt) for one in questions]
+        texts = [answer_texts(one, scoring.answers, prompt) for one in asked.questions]
     else:
         texts = [tuple(one.text for one in some) for some in written]
     few_columns = scoring.normalization == "none" and written is None
     limit = scoring.batch_tokens // adapters
-    own = [0] * len(encoded) if own is None else own
     behind = [0] * len(encoded)
     if prefix is not None:
         limit = min(limit, max(1, _PAIRS_AT_ONCE // len(prefix.tokens)))
@@ -306,7 +281,7 @@ def compare_encoded(
         pack = pack_trees(
             [trees[i] for i in places], base.device, base.dtype, prefix, [behind[i] for i in places]
         )
-        asked = [replace(encoded[i], prompt=encoded[i].prompt[own[i] :]) for i in places]
+        tails = [replace(encoded[i], prompt=encoded[i].prompt[own[i] :]) for i in places]
         rows = [
             range(start + own[i] - behind[i], start + len(trees[i]))
             for i, start in zip(places, pack.starts, strict=True)
@@ -315,25 +290,18 @@ def compare_encoded(
         with torch.inference_mode():
             hidden = base.hidden_states(pack)[[row for part in rows for row in part]]
             if steer is not None:
-                hidden = added(hidden, starts, steer(hidden, starts, asked))
-            sums = answer_log_probabilities(hidden, base, starts, asked, few_columns)
+                hidden = added(hidden, starts, steer(hidden, starts, tails))
+            sums = answer_log_probabilities(hidden, base, starts, tails, few_columns)
         for place, totals in enumerate(sums):
             adapter, i = place // len(batch), places[place]
-            scores[adapter][i] = normalized_scores(totals, texts[i], encoded[i], scoring)
+            scores[adapter][i] = tuple(
+                total / answer_length(text, answer, scoring.normalization)
+                for total, text, answer in zip(totals, texts[i], encoded[i].answers, strict=True)
+            )
         done += len(batch)
         if progress is not None:
             progress(done, len(trees))
     return OptionScores(scores, [len(tree) * adapters for tree in trees])
-
-
-def with_written(
-    encoded: Sequence[EncodedQuestion], written: Sequence[Sequence[Writing]]
-) -> list[EncodedQuestion]:
-    """Questions whose answers are what was written."""
-    return [
-        replace(one, answers=tuple(text.ids for text in some))
-        for one, some in zip(encoded, written, strict=True)
-    ]
 
 
 def added(hidden: Tensor, starts: Sequence[int], vectors: Tensor) -> Tensor:
@@ -351,26 +319,6 @@ def added(hidden: Tensor, starts: Sequence[int], vectors: Tensor) -> Tensor:
     return hidden.float() + vectors.repeat_interleave(sizes.to(vectors.device), dim=0)
 
 
-def normalized_scores(
-    totals: Sequence[float],
-    texts: Sequence[str],
-    encoded: EncodedQuestion,
-    scoring: ScoringParameters,
-) -> tuple[float, ...]:
-    """A question's summed log-probabilities by option, each divided by its answer's length.
-
-    Args:
-        totals: of the answers.
-        texts: of the answers.
-        encoded: the same in tokens.
-        scoring: what is divided by.
-    """
-    return tuple(
-        total / answer_length(text, answer, scoring.normalization)
-        for total, text, answer in zip(totals, texts, encoded.answers, strict=True)
-    )
-
-
 def answer_length(text: str, answer: tuple[int, ...], normalization: str) -> float:
     """What an answer's log-probability is divided by: characters, tokens, or nothing."""
     if normalization == "characters":
@@ -379,19 +327,9 @@ def answer_length(text: str, answer: tuple[int, ...], normalization: str) -> flo
     return len(answer) if normalization == "tokens" else 1.0
 
 
-def _shared(answers: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all answers have in common."""
-    count = 0
-    for column in zip(*answers, strict=False):
-        if len(set(column)) > 1:
-            break
-        count += 1
-    return count
-
-
 def question_tree(example: EncodedQuestion) -> TokenTree:
     """The prompt and the answers' common tokens, then each answer's own but the last, which predicts nothing."""
-    shared = _shared(example.answers)
+    shared = min(common_start(example.answers[0], answer) for answer in example.answers)
     if all(len(answer) == shared for answer in example.answers):
         shared -= 1  # one answer, or equal ones: the last token is still only predicted
     branches = tuple(answer[shared:-1] for answer in example.answers)
@@ -409,9 +347,7 @@ def answer_log_probabilities(
 
     Args:
         hidden: [T, C].
-        base: for its head.
         starts: row of each question's first token; its token tree's rows follow (:func:`question_tree`).
-        questions: in that order.
         few_columns: whether a constant that a question's options share may be left out.
     """
     rows: list[int] = []  # row of the pack that predicts
@@ -452,32 +388,23 @@ def _token_log_probabilities(
 
     Args:
         hidden: [T, C].
-        base: for its head.
         rows: indices into T.
         targets: indices into V.
     """
-    unique = sorted(set(rows))
-    place = {row: i for i, row in enumerate(unique)}
-    wanted: list[list[int]] = [[] for _ in unique]
-    for pair, row in enumerate(rows):
-        wanted[place[row]].append(pair)
-    values = [0.0] * len(rows)
+    unique, owner = torch.unique(torch.tensor(rows), return_inverse=True)
+    wanted = torch.tensor(targets)
+    values = torch.empty(len(rows))
     for first in range(0, len(unique), _ROWS_AT_ONCE):
-        chunk = unique[first : first + _ROWS_AT_ONCE]
-        logits = base.logits(hidden[chunk])
-        normalizers = logits.logsumexp(dim=-1)
-        pairs = [pair for i in range(len(chunk)) for pair in wanted[first + i]]
-        local = [place[rows[pair]] - first for pair in pairs]
-        wanted_tokens = [targets[pair] for pair in pairs]
+        chunk = hidden[unique[first : first + _ROWS_AT_ONCE]]
+        logits = base.logits(chunk)
+        (pairs,) = torch.where((owner >= first) & (owner < first + _ROWS_AT_ONCE))
+        local, tokens = owner[pairs] - first, wanted[pairs]
         if base.readout is None:
             # the wanted logits again in float32: bfloat16 rounds a logit of 16 to 0.06, and answers are closer than
             # that. in the normaliser such errors average out
-            picked = torch.linalg.vecdot(
-                hidden[chunk].float()[local], base.head[wanted_tokens].float()
-            )
+            picked = torch.linalg.vecdot(chunk.float()[local], base.head[tokens].float())
         else:
-            picked = logits[local, wanted_tokens]
-        picked = picked - normalizers[local]
-        for pair, value in zip(pairs, picked.tolist(), strict=True):
-            values[pair] = value
-    return values
+            picked = logits[local, tokens]
+        values[pairs] = (picked - logits.logsumexp(dim=-1)[local]).cpu()
+    found: list[float] = values.tolist()
+    return found

@@ -35,13 +35,7 @@ class SentenceHead:
 
     @classmethod
     def fit(cls, embeddings: Tensor, answers: Sequence[str], c: float) -> SentenceHead:
-        """Fit the regression.
-
-        Args:
-            embeddings: of the examples' questions, float32 [N, C].
-            answers: their right answers' texts, [N], at least one.
-            c: the regularization's inverse.
-        """
+        """Fit the regression to embeddings [N, C] in float32; c is the regularization's inverse."""
         classes = tuple(sorted(set(answers)))
         if len(classes) == 1:
             return cls(classes, None)
@@ -50,11 +44,7 @@ class SentenceHead:
         return cls(classes, regression)
 
     def log_probabilities(self, embeddings: Tensor) -> NDArray[np.float64]:
-        """Log-probabilities of the classes, in nats, [Q, Y].
-
-        Args:
-            embeddings: of the questions, float32 [Q, C].
-        """
+        """Log-probabilities of the classes, in nats, [Q, Y], for embeddings [Q, C] in float32."""
         if self.regression is None:
             return np.zeros((len(embeddings), 1))
         found: NDArray[np.float64] = self.regression.predict_log_proba(embeddings.double().numpy())

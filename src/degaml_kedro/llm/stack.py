@@ -52,11 +52,7 @@ class DecoderStack:
     """A model of these blocks.
 
     Attributes:
-        embed: token embedding.
-        rotary: the library's module for cosines and sines.
-        layers: the blocks.
         final_norm: [C].
-        eps: of every norm.
         heads: H.
         kv_heads: K.
         head_width: D.
@@ -72,12 +68,7 @@ class DecoderStack:
     head_width: int
 
     def __call__(self, pack: Pack, active: ActiveLora | None) -> Tensor:
-        """Final hidden states [T, C] of a pack under an adapter.
-
-        Args:
-            pack: the tokens.
-            active: adapters by group; None for the base model.
-        """
+        """Final hidden states [T, C] of a pack under an adapter."""
         x = self.embed(pack.input_ids)
         cos, sin = self.rotary(x, pack.position_ids)
         groups = [
@@ -348,11 +339,7 @@ _FUSED = frozenset(
 
 
 def decoder_stack(model: Any) -> DecoderStack | None:
-    """The decoder of a model whose configuration says that it has these blocks; None for another.
-
-    Args:
-        model: a frozen causal language model whose linear layers are already adaptable.
-    """
+    """The decoder of a model whose configuration says that it has these blocks; None for another."""
     config = model.config
     rope_everywhere = all(getattr(config, "no_rope_layers", None) or (True,))
     if type(model).__name__ not in _FUSED or config.hidden_act != "silu" or not rope_everywhere:

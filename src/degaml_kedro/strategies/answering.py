@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from degaml_kedro.llm.generation import Writing, distinct, group_answers, write_texts
-from degaml_kedro.llm.in_context import QuestionsInContext, compare_in_context
+from degaml_kedro.llm.in_context import compare_in_context
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.prompting import encode_questions, without_options
 from degaml_kedro.llm.scoring import (
+    AskedQuestions,
     OptionScores,
     Prediction,
     WrittenAnswer,
@@ -210,7 +211,7 @@ def _compare(
     passes += [[i] for i in chosen if state.members[i].context is not None]
     rows: dict[int, list[tuple[float, ...]]] = {}
     tokens = [0] * len(questions)
-    encoded: dict[int, QuestionsInContext] = {}
+    encoded: dict[int, AskedQuestions] = {}
     words: dict[int, list[EncoderWord]] = {}
     for number, some in enumerate(passes):
         told = bench.watched(_share(progress, number, len(passes)))

@@ -27,12 +27,12 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from degaml_kedro.llm.in_context import (
-    QuestionsInContext,
     encode_in_context,
     fitting,
     shuffled,
 )
 from degaml_kedro.llm.prompting import without_options
+from degaml_kedro.llm.scoring import AskedQuestions
 from degaml_kedro.llm.sentence_head import SentenceHead
 from degaml_kedro.parameters import Parameters
 from degaml_kedro.seeds import derive_seed
@@ -83,7 +83,7 @@ def refine(
 
 def ask_in_context(
     bench: Workbench, context: Context, questions: Sequence[Question]
-) -> QuestionsInContext:
+) -> AskedQuestions:
     """Questions behind as many demonstrations of a context as fit; every question by itself.
 
     Raises:

@@ -67,8 +67,3 @@ def test_the_grid_follows_a_flow_that_does_not_end_with_it() -> None:
     assert whole_flow(flow(START, (5, 4, 6)), GRID, CONDITION) == whole
     decoder = Decoder(flow(START), GRID, CONDITION, seed=0)
     assert decoder(*condition()).shape == (2, GRID.tokens, GRID.rank, GRID.token_width)
-
-
-def test_a_kernel_without_a_middle() -> None:
-    with pytest.raises(FlowError, match="4"):
-        whole_flow(flow(START, GRID.shape, kernel_size=4), GRID, CONDITION)

@@ -16,8 +16,7 @@ from degaml_kedro.generator.decoders.hyperconv import (
     Size,
     check_flow,
     check_flow_start,
-    flow_costs,
-    total_cost,
+    decoder_cost,
 )
 from degaml_kedro.llm.base_model import library_weights
 from degaml_kedro.parameters import FactorizedDecoder, HyperconvolutionalDecoder
@@ -72,18 +71,16 @@ class Decoder(nn.Module):
                 )
 
     def forward(self, states: Tensor, lengths: Tensor, permutation: Tensor) -> Tensor:
-        """Generate normalised tokens.
+        """Generate normalised tokens [B, T, r, k].
 
         Args:
             states: [B, N, L, C], zeros behind each prompt's end.
             lengths: long [B, N].
             permutation: one-hot [B, states]; the hyper-convolutional decoder, as published, does not read it.
-
-        Returns:
-            [B, T, r, k].
         """
         if isinstance(self.network, HyperconvDecoder):
-            return self.grid.strip_border(self.network(states))
+            bordered: Tensor = self.network(states)
+            return bordered[..., 1:-1, 1:-1]
         made: Tensor = self.network(states, lengths, permutation)
         return made
 
@@ -97,7 +94,7 @@ class Decoder(nn.Module):
         """Multiply-adds of one sample forward."""
         if isinstance(self.settings, HyperconvolutionalDecoder):
             flow = whole_flow(self.settings, self.grid, self.condition)
-            return total_cost(flow_costs(flow, self.settings.kernel_size)).multiply_adds
+            return decoder_cost(flow, self.settings.kernel_size).multiply_adds
         assert isinstance(self.network, FactorizedNetwork)
         return self.network.multiply_adds(self.condition.prompts, self.condition.tokens)
 

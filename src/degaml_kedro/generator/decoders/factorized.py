@@ -25,12 +25,7 @@ class PromptPooling(nn.Module):
     """A prompt batch as one vector: [B, N, L, C] -> [B, Z]."""
 
     def __init__(self, encoder_width: int, condition_width: int) -> None:
-        """Build it.
-
-        Args:
-            encoder_width: C.
-            condition_width: Z.
-        """
+        """Build it."""
         super().__init__()
         self.norm = nn.LayerNorm(encoder_width)
         self.query = nn.Linear(encoder_width, _ATTENTION_HEADS)
@@ -43,12 +38,7 @@ class PromptPooling(nn.Module):
         self.out = nn.LayerNorm(condition_width)
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
-        """Attend to the tokens of each prompt, then take the mean over prompts.
-
-        Args:
-            states: [B, N, L, C]; what stands behind a prompt's end is not read.
-            lengths: long [B, N], tokens of each prompt, at least 1.
-        """
+        """Attend to the tokens of each prompt, at least one by ``lengths`` [B, N], then take the mean over prompts."""
         inside = torch.arange(states.shape[2], device=states.device) < lengths[..., None]
         states = self.norm(states)
         weights = self.query(states).masked_fill(~inside[..., None], -torch.inf).softmax(dim=2)
@@ -82,14 +72,7 @@ class FactorizedNetwork(nn.Module):
     def __init__(
         self, grid: TokenGrid, encoder_width: int, states: int, parameters: FactorizedDecoder
     ) -> None:
-        """Build it; a fresh one makes zeros, the mean adapter.
-
-        Args:
-            grid: what it has to fill.
-            encoder_width: C.
-            states: how many permutation states there are.
-            parameters: its sizes.
-        """
+        """Build it; a fresh one makes zeros, the mean adapter."""
         super().__init__()
         self.cells = grid.rank * grid.token_width
         self.output_scale = parameters.output_scale

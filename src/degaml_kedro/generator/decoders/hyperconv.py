@@ -56,11 +56,7 @@ class FlowError(DegamlError):
 
 
 def check_flow(flow: Sequence[Sequence[int]], kernel_size: int) -> tuple[Size, ...]:
-    """The flow as tuples, once it is one that a decoder can be built for.
-
-    Args:
-        flow: sizes (N, H, W), the condition's first.
-        kernel_size: k, of all convolutions.
+    """The flow's sizes (N, H, W), the condition's first, once it is one that a decoder can be built for.
 
     Raises:
         FlowError: fewer than two sizes, a size that is not three positive integers, or an even or non-positive kernel.
@@ -85,11 +81,7 @@ def check_flow(flow: Sequence[Sequence[int]], kernel_size: int) -> tuple[Size, .
 
 
 def check_flow_start(flow: Sequence[Size], condition: Sequence[int]) -> None:
-    """See that conditions fit the beginning of the flow.
-
-    Args:
-        flow: sizes (N, H, W).
-        condition: N, L and C of a condition.
+    """See that conditions (N, L, C) fit the beginning of the flow.
 
     Raises:
         FlowError: they differ; the axes that do are named.
@@ -113,7 +105,7 @@ def _text(size: Sequence[object]) -> str:
 
 @dataclass(frozen=True)
 class DecoderCost:
-    """The cost of a layer, or of a whole decoder.
+    """The cost of a decoder.
 
     Attributes:
         parameters: how many numbers are learned.
@@ -129,48 +121,29 @@ class DecoderCost:
         return 2 * self.multiply_adds
 
 
-def flow_costs(flow: Sequence[Size], kernel_size: int) -> tuple[DecoderCost, ...]:
-    """The cost of each layer, counted from the sizes; :func:`total_cost` adds them up.
-
-    Args:
-        flow: sizes (N, H, W), the condition's first.
-        kernel_size: k.
+def decoder_cost(flow: Sequence[Size], kernel_size: int) -> DecoderCost:
+    """The cost of a decoder, counted from the flow's sizes (N, H, W).
 
     Raises:
         FlowError: as :func:`check_flow`.
     """
-    sizes = check_flow(flow, kernel_size)
     taps = kernel_size**2
-    costs = []
-    for (n, h, w), (n2, h2, w2) in itertools.pairwise(sizes):
+    parameters = multiply_adds = 0
+    for (n, h, w), (n2, h2, w2) in itertools.pairwise(check_flow(flow, kernel_size)):
         weights = taps * (2 * w * w2 + 2 * h * h2 + n * n2)
         norm, biases = 2 * h * w, h2 * w2 + n2
         width_first = w * w2 * n * h + h * h2 * n * w2
         height_first = h * h2 * n * w + w * w2 * n * h2
         layerwise = n * n2 * h2 * w2
-        costs.append(
-            DecoderCost(weights + norm + biases, taps * (width_first + height_first + layerwise))
-        )
-    return tuple(costs)
-
-
-def total_cost(costs: Sequence[DecoderCost]) -> DecoderCost:
-    """The sum over layers."""
-    return DecoderCost(sum(c.parameters for c in costs), sum(c.multiply_adds for c in costs))
+        parameters += weights + norm + biases
+        multiply_adds += taps * (width_first + height_first + layerwise)
+    return DecoderCost(parameters, multiply_adds)
 
 
 class AxisConvolution(nn.Module):
-    """A two-dimensional convolution of [B, N, H, W] whose channels are one of the last three axes.
+    """A two-dimensional convolution of [B, N, H, W] along one axis: ``layer`` N, ``height`` H or ``width`` W.
 
-    It slides over the plane of the other two, in their order, and keeps their sizes.
-
-    Args:
-        axis: which one is mapped: ``layer`` N, ``height`` H or ``width`` W.
-        inputs: its size before.
-        outputs: its size after.
-        kernel_size: k, odd.
-        bias: whether each output channel has one.
-        dtype: of the weights.
+    That axis is its channels. It slides over the plane of the other two, in their order, and keeps their sizes.
 
     Attributes:
         weight: [outputs, inputs, k, k]; set by the layer, which knows the plane.
@@ -194,11 +167,7 @@ class AxisConvolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs, dtype=dtype)) if bias else None
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Map the axis.
-
-        Args:
-            feature: [B, N, H, W].
-        """
+        """Map the axis of a feature [B, N, H, W]."""
         # for the width this is the channels-last layout that the kernels prefer: nothing is copied
         channels_first = feature.movedim(self._axis, 1)
         padding = self.weight.shape[-1] // 2
@@ -209,14 +178,9 @@ class AxisConvolution(nn.Module):
     def reset(
         self, plane: tuple[int, int], power: float, generator: torch.Generator | None
     ) -> None:
-        """Draw the weights so that an input of the given mean square gives an output of mean square 1.
+        """Draw the weights so that an input of mean square ``power`` gives an output of mean square 1.
 
         On a plane hardly larger than the kernel many taps fall on the padding: only those inside count.
-
-        Args:
-            plane: the two sizes the kernel slides over.
-            power: mean square of the input.
-            generator: to draw from; torch's own without one.
         """
         inputs, kernel_size = self.weight.shape[1:3]
         taps = math.prod(_mean_taps(length, kernel_size) for length in plane)
@@ -232,18 +196,7 @@ def _mean_taps(length: int, kernel_size: int) -> float:
 
 
 class HyperconvLayer(nn.Module):
-    """One layer of the decoder: equation 9 after a LayerNorm over (H, W), as the module describes it.
-
-    Args:
-        before: (N, H, W).
-        after: (N', H', W').
-        kernel_size: k, odd.
-        dtype: of the weights.
-        generator: to draw the weights from.
-
-    Attributes:
-        bias: b, [H', W'].
-    """
+    """One layer of the decoder, (N, H, W) to (N', H', W'): equation 9 after a LayerNorm over (H, W); b is [H', W']."""
 
     def __init__(
         self,
@@ -271,14 +224,7 @@ class HyperconvLayer(nn.Module):
         self.layerwise.reset((h2, w2), (1 + _TANH_POWER) / 9, generator)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """The next feature.
-
-        Args:
-            feature: [B, N, H, W].
-
-        Returns:
-            [B, N', H', W'].
-        """
+        """The next feature, [B, N', H', W'], from [B, N, H, W]."""
         normed = self.norm(feature)
         width_first = self.height_1(self.width_1(normed))
         height_first = torch.tanh(self.width_2(self.height_2(normed)))
@@ -296,8 +242,6 @@ class HyperconvDecoder(nn.Module):
             its border (T, r + 2, token width + 2) last; the paper's are in :data:`PAPER_FLOWS`.
         kernel_size: k of all convolutions, odd; the paper's ancestor has 9.
         checkpoint: keep only each layer's input for the backward pass and compute the layer again there.
-        dtype: of the weights; torch's default without one.
-        generator: to draw the weights from; torch's own without one.
 
     Raises:
         FlowError: as :func:`check_flow`.
@@ -326,13 +270,7 @@ class HyperconvDecoder(nn.Module):
         )
 
     def forward(self, condition: Tensor) -> Tensor:
-        """Generate the tokens.
-
-        Args:
-            condition: [B, N, L, C], of any floating type: it is cast to the weights'.
-
-        Returns:
-            [B, T, r + 2, token width + 2].
+        """The tokens [B, T, r + 2, token width + 2] of conditions [B, N, L, C], which are cast to the weights' type.
 
         Raises:
             FlowError: the condition is not of the flow's first size.

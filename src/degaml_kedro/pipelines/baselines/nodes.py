@@ -19,7 +19,6 @@ from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
 from degaml_kedro.baselines.sentence_head import Embed
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.io.trajectory import Trajectory
-from degaml_kedro.llm.associative import AssociativeError
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.finetune import TrainingError, initial_adapter, total_steps
 from degaml_kedro.parameters import (
@@ -212,7 +211,7 @@ def search_settings(
                 accuracy,
                 found["n"],
             )
-        except (AssociativeError, BaselineError, TrainingError) as error:
+        except (BaselineError, TrainingError) as error:
             # a rate at which it diverges is a setting that is not chosen, and no reason to stop
             failure = str(error)
             logger.warning("%s, %s, %s: %s", task, method, setting.model_dump_json(), error)

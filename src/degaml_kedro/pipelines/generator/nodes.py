@@ -17,14 +17,14 @@ from degaml_kedro.baselines import union_train
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
 from degaml_kedro.generator.examples import ExampleGenerator, train_on_episodes
 from degaml_kedro.generator.generator import Generator, GeneratorError, Identity
-from degaml_kedro.generator.health import WHOLE, HealthCheck, check_generator
-from degaml_kedro.generator.processes import join_processes
+from degaml_kedro.generator.health import HealthCheck, check_generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.generator.training import (
     GeneratorStep,
     TrainingState,
     TrainingStep,
     TrainingTask,
+    join_processes,
     train_generator,
 )
 from degaml_kedro.io.generators import GeneratorProgress
@@ -281,9 +281,8 @@ def _check_written(
     right = sum(one.predicted == one.gold for one in predictions)
     accuracy = right / len(predictions)
     logger.info("%s, written after step %d: accuracy %.2f", task, step, accuracy)
-    return HealthCheck(
-        step, task, held_out, -1, WHOLE, WHOLE, None, None, accuracy, len(predictions)
-    ).as_row()
+    check = HealthCheck(step, task, held_out, accuracy=accuracy, questions=len(predictions))
+    return check.as_row()
 
 
 def read_health(generator: Generator | ExampleGenerator) -> tuple[pd.DataFrame, pd.DataFrame]:

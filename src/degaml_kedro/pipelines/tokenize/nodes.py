@@ -62,7 +62,7 @@ def measure_tokens(tokens: TokenSequence, *, task: str) -> TokenStatistics:
     """Mean and spread of the tokens of a trajectory.
 
     Raises:
-        ScaleError: a checkpoint holds NaN or infinite weights.
+        GridError: a checkpoint holds NaN or infinite weights.
     """
     checkpoints = (tokens.read(index) for index in range(len(tokens)))
     return TokenStatistics.of(tokens.grid, checkpoints, f"the trajectory of {task}")
