@@ -946,13 +946,12 @@ PLAIN_METHODS = names(lambda row: row.kind == "plain")
 GENERATED = names(lambda row: row.kind == "generated")
 ADAPTED = names(lambda row: row.kind == "adapted")
 FROM_ROLLOUTS = names(lambda row: row.needs_rollouts)
-# the strategies of the paper (its section F.1): what `paper_families` chooses from
-PAPER_FAMILIES = ("ttt", "lora", "ls", "tts")
 # by method, the entry of `baselines` that it is set by
 BASELINES = {row.name: row.entry for row in METHODS.values() if row.entry}
 SUMMED = {row.name: row.parts for row in METHODS.values() if row.parts}
 META_TRAINED = names(lambda row: row.kind == "baseline" and row.meta_trained)
 READ_SUPPORT = names(lambda row: row.in_prompt)
+CLASSIFIERS = names(lambda row: not row.asks_model)
 
 
 class ProjectParameters(Parameters):
@@ -1064,7 +1063,7 @@ class ProjectParameters(Parameters):
         return tuple(
             method
             for method in self.baseline_methods
-            if method == "union_train"
+            if METHODS[method].fitted_by_warmup
             or (
                 isinstance(entry := getattr(self.baselines, BASELINES[method]), MetaTraining)
                 and entry.start == "pooled_warmup"
@@ -1260,10 +1259,10 @@ class ProjectParameters(Parameters):
                 raise ValueError(
                     f"the method {method} needs the key 'baselines.{entry}', and there is none"
                 )
-            if method == "sentence_head" and self.generator is None:
+            if not METHODS[method].asks_model and self.generator is None:
                 raise ValueError(
-                    "the method sentence_head reads questions with generator.encoder, and there is none; add the key "
-                    "'generator'"
+                    f"the method {method} reads questions with generator.encoder, and there is none; add the key "
+                    f"'generator'"
                 )
             if len(self.meta_train) < 2 and not self.development:
                 raise ValueError(
@@ -1274,9 +1273,10 @@ class ProjectParameters(Parameters):
             return
         every = (*self.meta_train, *self.development, *self.meta_test)
         opened = next((name for name in every if self.scoring_of(name).is_open), None)
-        if "sentence_head" in self.methods and opened is not None:
+        classifier = next((name for name in self.methods if name in CLASSIFIERS), None)
+        if classifier is not None and opened is not None:
             raise ValueError(
-                f"sentence_head chooses among the answers of the support examples, and the answers of {opened} are "
+                f"{classifier} chooses among the answers of the support examples, and the answers of {opened} are "
                 f"open (scoring.extraction); leave one of them out"
             )
         if not self.development and any(
@@ -1300,11 +1300,12 @@ class ProjectParameters(Parameters):
             raise ValueError(
                 f"the method {self.adapted_methods[0]} needs the key '{missing}', and there is none"
             )
-        if "paper_families" in self.methods and not set(PAPER_FAMILIES) & set(self.policy.families):
-            raise ValueError(
-                f"the method paper_families chooses from {', '.join(PAPER_FAMILIES)}, and policy.families enables none "
-                f"of them"
-            )
+        for method in self.adapted_methods:
+            families = METHODS[method].families
+            if families and not set(families) & set(self.policy.families):
+                raise ValueError(
+                    f"the method {method} chooses from {', '.join(families)}, and policy.families enables none of them"
+                )
         if self.policy_variant not in self.generator.variants:
             raise ValueError(
                 f"policy.variant is '{self.policy.variant}', which is none of generator.variants: "

@@ -22,15 +22,11 @@ class BaselineError(DegamlError):
 
 @dataclass(frozen=True)
 class TaskExamples:
-    """A meta-train task as the meta-learners see it: they draw support and query from its train split.
-
-    Attributes:
-        name: the task's name.
-        examples: its train split.
-    """
+    """A meta-train task as the meta-learners see it: they draw support and query from its train split."""
 
     name: str
     examples: Sequence[Example]
+    instruction: str = ""
 
 
 @dataclass(frozen=True)
