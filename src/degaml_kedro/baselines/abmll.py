@@ -110,16 +110,9 @@ def layer_divergence(
     into_task: Pairs | None = None,
     into_shared: Pairs | None = None,
 ) -> Divergence:
-    """KL(q || p) of one layer, and its gradients.
+    """KL(q || p) of one layer of q (``task``) and p (``shared``); ``factor`` is α / r, ``scale`` is c.
 
-    Args:
-        task: q.
-        shared: p.
-        factor: α / r.
-        scale: c.
-        weight: what the gradients are multiplied by.
-        into_task: gradients by φ are added to these.
-        into_shared: and those by θ to these.
+    ``weight`` times its gradients by φ are added to ``into_task``, and those by θ to ``into_shared``.
     """
     # where q is close to p, the divergence is a small difference of large terms
     phi, theta = _leaves(task, torch.float64), _leaves(shared, torch.float64)

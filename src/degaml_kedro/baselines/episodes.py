@@ -32,13 +32,9 @@ def tasks_of_step(
 
 @dataclass(frozen=True)
 class Episode:
-    """A task's part in an outer step.
+    """A task's part in an outer step: what inner steps learn from, and the query that judges; they are disjoint.
 
-    Attributes:
-        task: its name.
-        support: what the inner steps learn from.
-        query: what the adapted weights are judged by; none of it is in ``support``.
-        demonstrations: what stands in front of each support example, then of each query; never a query.
+    ``demonstrations`` are what stands in front of each support example, then of each query; never a query.
     """
 
     task: str

@@ -52,13 +52,7 @@ StepLoss = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Moments:
-    """Adam's moments.
-
-    Attributes:
-        first: running mean of gradients, [P].
-        second: running mean of their squares, [P].
-        step: how many gradients they have taken in.
-    """
+    """Adam's moments: running means [P] of gradients and of their squares, after so many of them."""
 
     first: Tensor
     second: Tensor
@@ -76,10 +70,6 @@ def adam_direction(gradient: Tensor, moments: Moments) -> tuple[Tensor, Moments]
     It can be differentiated by the gradient, through both moments: a second moment held constant would make of the
     first step from empty moments, which is the gradient's sign, something with the slope ``1 / |gradient|``. Where the
     second moment is 0 its root has no derivative; there the direction is 0, and so is its derivative.
-
-    Args:
-        gradient: [P].
-        moments: before it.
 
     Returns:
         The direction [P], to be multiplied by the learning rate and subtracted; the moments with the gradient.
@@ -101,15 +91,9 @@ def inner_loop(
     moments: Moments | None = None,
     first_order: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Gradient steps from the shared weights.
+    """K gradient steps at the rate α from the shared weights θ [P]; with ``moments`` they are Adam's.
 
-    Args:
-        loss: the support loss; differentiable twice, or once where ``first_order``.
-        start: θ, [P].
-        steps: K.
-        learning_rate: α.
-        moments: where Adam starts from; None takes plain gradient steps.
-        first_order: the result is a constant, no derivative leads back to the start.
+    The support loss has to be differentiable twice, or once where ``first_order``: then the result is a constant.
 
     Returns:
         θ_K [P], differentiable by the start unless ``first_order``; the loss before each step [K], a constant.
@@ -141,16 +125,8 @@ def meta_gradient(
     """The derivative of the loss after adaptation by the weights before it.
 
     The query's gradient at θ_K is pulled back through the inner steps (``torch.func.vjp``), whose graphs are held
-    till then: memory grows with K. The query loss itself needs a first derivative only.
-
-    Args:
-        query_loss: at θ_K.
-        support_loss: differentiable twice, or once where ``first_order``.
-        start: θ, [P].
-        steps: K.
-        learning_rate: α.
-        moments: where the inner steps' Adam starts from; None takes plain gradient steps.
-        first_order: the gradient at θ_K as it is.
+    till then: memory grows with K. The query loss itself needs a first derivative only. With ``first_order`` it is the
+    gradient at θ_K as it is.
 
     Returns:
         The gradient [P], the query loss at θ_K, the support loss before each inner step [K].

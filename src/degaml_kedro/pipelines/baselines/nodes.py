@@ -52,11 +52,11 @@ def fit_baseline(
     method: str,
     tasks: Sequence[str],
 ) -> Learned:
-    """Meta-train a method.
+    """Meta-train a method, on tasks that are scored in one mode.
 
     Args:
         pool: the pooled warm-up, whose cost is then a part of the method's; None where it does not start from it.
-        parameters: the project's; all tasks that are trained on are scored in one mode.
+        parameters: the project's.
         *splits: the tasks' splits, of which only ``train`` is read; none where tasks are drawn from a distribution.
         method: which method.
         tasks: the tasks' names; with a distribution those that have trajectories, which are not read.
@@ -70,7 +70,7 @@ def fit_baseline(
         draw = drawn_episodes(parameters.distributions[drawn_from], own)
     examples = [
         TaskExamples(name, frame_to_splits(frame).train, parameters.tasks[name].description)
-        for name, frame in zip(tasks, splits, strict=False)
+        for name, frame in zip(tasks if splits else (), splits, strict=True)
     ]
     spent = Compute()
     if pool is not None:
@@ -141,14 +141,8 @@ def search_settings(
             if nll is None:
                 # of what was written
                 nll = measure_indicators(predictions).nll
-            logger.info(
-                "%s, %s, %s: accuracy %.2f (n = %d)",
-                task,
-                method,
-                setting.model_dump_json(),
-                accuracy,
-                found["n"],
-            )
+            what = (task, method, setting.model_dump_json())
+            logger.info("%s, %s, %s: accuracy %.2f (n = %d)", *what, accuracy, found["n"])
         except (AssociativeError, BaselineError, TrainingError) as error:
             # a rate at which it diverges is a setting that is not chosen, and no reason to stop
             failure = str(error)
@@ -204,10 +198,8 @@ def choose_setting(
         spent = spent + learned.compute
     logger.info(
         "%s: %s, with a mean accuracy of %.2f on %d held-out meta-train tasks",
-        method,
-        settings[chosen].model_dump_json(),
-        means["accuracy"].loc[chosen],
-        tried["task"].nunique(),
+        *(method, settings[chosen].model_dump_json()),
+        *(means["accuracy"].loc[chosen], tried["task"].nunique()),
     )
     record = {
         "method": method,
