@@ -74,6 +74,11 @@ class Method:
         """Whether it is chosen by the test split itself: never a result, never a winner."""
         return self.group == "bound, no result"
 
+    @property
+    def executes_fallback(self) -> bool:
+        """Whether it refines by what was best in the rollouts, without a search."""
+        return self.kind == "adapted" and self.proposer is None and not self.is_bound
+
 
 _ROWS = (
     Method(

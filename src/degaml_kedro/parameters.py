@@ -7,7 +7,7 @@ as one frozen ``ProjectParameters``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic import BaseModel as _PydanticModel
 
-from degaml_kedro.methods import METHODS, names
+from degaml_kedro.methods import METHODS, Method, names
 
 ScoringMode = Literal["letter", "text", "generate"]
 # how an answer is written: its option's label in brackets, or its text
@@ -1001,6 +1001,10 @@ class ProjectParameters(Parameters):
             if method.startswith(GENERATED)
         }
 
+    def has_method(self, chosen: Callable[[Method], bool]) -> bool:
+        """Whether a condition holds for the row of one of the methods."""
+        return bool(set(names(chosen)) & set(self.methods))
+
     def scoring_of(self, task: str) -> ScoringParameters:
         """How a task is scored."""
         return self.tasks[task].scored(self.scoring)
@@ -1088,7 +1092,7 @@ class ProjectParameters(Parameters):
     @property
     def learns_fallback(self) -> bool:
         """Whether what was best in the policy's rollouts is needed: by a search, or as a method."""
-        return self.falls_back or "best_fixed" in self.methods
+        return self.falls_back or self.has_method(lambda row: row.executes_fallback)
 
     @property
     def further_tasks(self) -> tuple[str, ...]:
@@ -1122,7 +1126,7 @@ class ProjectParameters(Parameters):
         """Whether the pooled warm-up is trained: trajectories or a baseline start from it, or a method scores it."""
         return (
             self.trajectory.start == "pooled_warmup"
-            or bool({"pooled", "no_generator"} & set(self.methods))
+            or self.has_method(lambda row: row.adapter == "pool.warmup_adapter")
             or bool(self.baselines_from_pool)
         )
 

@@ -66,7 +66,8 @@ def fit_baseline(
     own = derive_seed(parameters.seed, BASELINES[method], "fit")
     draw = None
     if not splits:
-        drawn_from = required(parameters.meta_train_distribution)
+        drawn_from = parameters.meta_train_distribution
+        assert drawn_from is not None
         draw = drawn_episodes(parameters.distributions[drawn_from], own)
     examples = [
         TaskExamples(name, frame_to_splits(frame).train, parameters.tasks[name].description)

@@ -40,7 +40,8 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     scored_by_baselines = baseline_cells(parameters)
     for cell in evaluation_cells(parameters):
         for method in parameters.methods:
-            row = required(method_of(method))
+            row = method_of(method)
+            assert row is not None
             if row.kind in ("baseline", "sum"):
                 # the pipeline `baselines` makes them
                 if cell in scored_by_baselines:
@@ -261,7 +262,7 @@ def _refined(parameters: ProjectParameters, cell: EvaluationCell, row: Method) -
         known |= writer_input(parameters, fold)
     fallback = {"fallback": fold.name("policy_fallback")}
     nodes = []
-    if row.proposer is None:
+    if row.executes_fallback:
         executing = bound(execute_fallback, **names)
         carried_out = fallback
     else:
