@@ -26,22 +26,22 @@ install: $(INSTALLED) ## make .venv from the lock (run, test and the others do i
 
 run: $(INSTALLED) ## the embedded profile, offline, and its results as a table
 	@# one thread per task and a task per core: at these sizes two threads in one task mostly wait for each other
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --runner degaml_kedro.runner.StageRunner
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --runner degaml_kedro.runners.StageRunner
 
 demo: $(INSTALLED) ## the page in a browser: paste examples, see what was chosen and what it is worth
 	HF_HUB_OFFLINE=1 $(BIN)/python -m demo
 
 compare: $(INSTALLED) ## degaml, its parts and the baselines, three seeds, and a report; DATASETS=FOLDER: on real messages
 	for seed in $(SEEDS); do \
-		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --params "seed=$$seed$(MESSAGES)" --runner degaml_kedro.runner.StageRunner --only-missing-outputs || exit 1; \
+		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --params "seed=$$seed$(MESSAGES)" --runner degaml_kedro.runners.StageRunner --only-missing-outputs || exit 1; \
 	done
 	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --pipelines report --params "seed=999$(MESSAGES)"
 
 curve: $(INSTALLED) ## what the generator that reads examples is worth by number of tasks and by objective (an hour)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env curve --runner degaml_kedro.runner.StageRunner --only-missing-outputs
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env curve --runner degaml_kedro.runners.StageRunner --only-missing-outputs
 
 shipped: $(INSTALLED) ## the generator and the policy that come with the package, made anew (an hour or more)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env shipped --runner degaml_kedro.runner.StageRunner --only-missing-outputs
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env shipped --runner degaml_kedro.runners.StageRunner --only-missing-outputs
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m degaml_kedro.checkpoint.shipping data/shipped/seed_999
 
 smoke: $(INSTALLED) ## the same pipelines in under a minute, on a tiny random model

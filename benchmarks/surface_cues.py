@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -21,6 +22,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor
 
 from degaml_kedro.baselines import sentence_head
+from degaml_kedro.baselines.baseline import Embed, Setup
 from degaml_kedro.parameters import (
     EncoderParameters,
     FileDistribution,
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     encoder = EncoderParameters.model_validate(
         {"source": _ENCODER, "tokens": 64, "train_prompts": 1, "options": "hidden"}
     )
-    methods: dict[str, sentence_head.Embed] = {
+    methods: dict[str, Embed] = {
         "bag of words": bag_of_words,
         "sentence_head": question_embedder(encoder),
     }
@@ -112,8 +114,11 @@ def accuracy(
     embed: Callable[[Sequence[Question]], Tensor], task: dict[str, list[Example]]
 ) -> float:
     """Share of the test questions that a regression on the support examples answers right."""
-    head = sentence_head.adapt(embed, task["support"], _SETTING)
-    found = sentence_head.predict(head, task["test"], _PROMPT, _SCORING)
+    # the language model is not asked, and nothing starts from an adapter
+    nothing: Any = None
+    given = Setup("sentence_head", nothing, _PROMPT, _SCORING, None, nothing, embed=embed)
+    head = sentence_head.adapt(given, None, task["support"], _SETTING, 0)
+    found = sentence_head.predict(given, head, task["test"], 0)
     return float(np.mean([one.predicted == one.gold for one in found]))
 
 

@@ -20,6 +20,10 @@ MethodGroup = Literal[
 ]
 
 
+# the strategies of the paper (its section F.1): what `paper_families` chooses from
+PAPER_FAMILIES = ("ttt", "lora", "ls", "tts")
+
+
 @dataclass(frozen=True)
 class Method:
     """One row.
@@ -30,11 +34,19 @@ class Method:
             (by a refined one) `evaluate`, ``baseline`` and ``sum`` (log-probabilities of two methods) `baselines`.
         group: of methods, for colors and tables.
         meaning: one sentence.
+        module: of a baseline, its file in the folder `baselines`.
         entry: of a baseline, the key below ``baselines`` that it is set by.
         meta_trained: it learns from meta-train tasks before a task comes.
+        fitted_by_warmup: its meta-training is the pooled warm-up.
         adapts: something is done at a task, before its questions come.
         in_prompt: support examples are read when it answers: there are no weights of a task to keep.
-        asks_model: the language model answers.
+        asks_model: the language model answers; where it does not, a classifier of the prompt encoder's embeddings
+            chooses among the support examples' answers.
+        adapter: a fold's adapter, a dataset, that is scored as it is, or refined in place of a generated one.
+        control: what a generator is given in place of the task's support examples.
+        proposer: of one that refines, who proposes strategies to try. Without one there is no search: what was best in
+            the rollouts is executed.
+        families: the families of strategies that it chooses from, where these are not all.
         needs_rollouts: it learns from, or uses, degaml's rollouts or policy.
         parts: of a sum, the methods that are added up.
     """
@@ -43,11 +55,17 @@ class Method:
     kind: MethodKind
     group: MethodGroup
     meaning: str
+    module: str = ""
     entry: str | None = None
     meta_trained: bool = False
+    fitted_by_warmup: bool = False
     adapts: bool = True
     in_prompt: bool = False
     asks_model: bool = True
+    adapter: str | None = None
+    control: Literal["other task", "shuffled answers"] | None = None
+    proposer: Literal["policy", "tabular_policy", "uniform"] | None = None
+    families: tuple[str, ...] = ()
     needs_rollouts: bool = False
     parts: tuple[str, ...] = ()
 
@@ -55,6 +73,11 @@ class Method:
     def is_bound(self) -> bool:
         """Whether it is chosen by the test split itself: never a result, never a winner."""
         return self.group == "bound, no result"
+
+    @property
+    def executes_fallback(self) -> bool:
+        """Whether it refines by what was best in the rollouts, without a search."""
+        return self.kind == "adapted" and self.proposer is None and not self.is_bound
 
 
 _ROWS = (
@@ -70,6 +93,7 @@ _ROWS = (
         "baseline",
         "without training on the task",
         "The base model with the support examples in the prompt, as many as were chosen and fit. Not in the paper.",
+        module="icl",
         entry="icl",
         in_prompt=True,
     ),
@@ -85,6 +109,7 @@ _ROWS = (
         "baseline",
         "the paper's baselines",
         "LoRA fine-tuning on the task's support examples alone, without meta-training.",
+        module="support",
         entry="no_meta_train_support",
     ),
     Method(
@@ -94,20 +119,24 @@ _ROWS = (
         "One LoRA fine-tuned on all meta-train tasks together, not adapted to the task.",
         meta_trained=True,
         adapts=False,
+        adapter="pool.warmup_adapter",
     ),
     Method(
         "union_train",
         "baseline",
         "the paper's baselines",
         "One LoRA fine-tuned on all meta-train tasks together, then fine-tuned on the support examples.",
+        module="union_train",
         entry="union_train",
         meta_trained=True,
+        fitted_by_warmup=True,
     ),
     Method(
         "maml_en_llm",
         "baseline",
         "the paper's baselines",
         "MAML over LoRA weights, second order, adapted by its inner loop on the support examples (Sinha et al., 2024).",
+        module="maml",
         entry="maml_en_llm",
         meta_trained=True,
     ),
@@ -116,6 +145,7 @@ _ROWS = (
         "baseline",
         "the paper's baselines",
         "The same without the second-order term of the meta-gradient.",
+        module="maml",
         entry="maml_en_llm",
         meta_trained=True,
     ),
@@ -125,6 +155,7 @@ _ROWS = (
         "the paper's baselines",
         "Amortized Bayesian meta-learning over LoRA: a posterior from the support examples, and predictions averaged "
         "over weight samples (Zhang, Snell and Griffiths, 2025).",
+        module="abmll",
         entry="abmll",
         meta_trained=True,
     ),
@@ -134,6 +165,7 @@ _ROWS = (
         "other baselines",
         "One LoRA meta-trained to answer from examples in the prompt; a task's support examples stand in the prompt, "
         "without a gradient (Min et al., 2022). Not in the paper.",
+        module="metaicl",
         entry="metaicl",
         meta_trained=True,
         in_prompt=True,
@@ -144,6 +176,7 @@ _ROWS = (
         "other baselines",
         "The same with the task's instruction in front, where it has one (in-context tuning, Chen et al., 2022). Not "
         "in the paper.",
+        module="metaict",
         entry="metaicl",
         meta_trained=True,
         in_prompt=True,
@@ -154,6 +187,7 @@ _ROWS = (
         "other baselines",
         "Logistic regression on the frozen sentence encoder's embeddings of the support questions; the language model "
         "is not asked. Not in the paper.",
+        module="sentence_head",
         entry="sentence_head",
         in_prompt=True,
         asks_model=False,
@@ -164,6 +198,7 @@ _ROWS = (
         "other baselines",
         "An adapter of one layer, written from the support examples by ridge regression: no training, no gradient, no "
         "context. Not in the paper.",
+        module="closed_form",
         entry="closed_form",
     ),
     Method(
@@ -181,6 +216,7 @@ _ROWS = (
         "The mean of the meta-train tasks' adapters, the same for every task. Not in the paper.",
         meta_trained=True,
         adapts=False,
+        adapter="mean.adapter",
     ),
     Method(
         "generalization_only",
@@ -196,6 +232,7 @@ _ROWS = (
         "parts of DeGAML and controls",
         "A control: the adapter that the generator makes of another task's support set.",
         meta_trained=True,
+        control="other task",
     ),
     Method(
         "shuffled_answers",
@@ -203,6 +240,7 @@ _ROWS = (
         "parts of DeGAML and controls",
         "A control: what a generator that reads answers makes of the support questions with each other's answers.",
         meta_trained=True,
+        control="shuffled answers",
     ),
     Method(
         "random_policy",
@@ -211,6 +249,7 @@ _ROWS = (
         "The generated adapter, refined by strategies drawn uniformly, as many as the policy may propose; the best on "
         "the support examples is executed. Not in the paper.",
         meta_trained=True,
+        proposer="uniform",
     ),
     Method(
         "tabular_policy",
@@ -220,6 +259,7 @@ _ROWS = (
         "model. Not in the paper.",
         meta_trained=True,
         needs_rollouts=True,
+        proposer="tabular_policy",
     ),
     Method(
         "best_fixed",
@@ -237,6 +277,8 @@ _ROWS = (
         "The pooled adapter under the same search: degaml without its generator. Not in the paper.",
         meta_trained=True,
         needs_rollouts=True,
+        adapter="pool.warmup_adapter",
+        proposer="policy",
     ),
     Method(
         "paper_families",
@@ -245,6 +287,8 @@ _ROWS = (
         "degaml with the paper's four families of strategies alone: ttt, lora, ls and tts.",
         meta_trained=True,
         needs_rollouts=True,
+        proposer="policy",
+        families=PAPER_FAMILIES,
     ),
     Method(
         "oracle_strategy",
@@ -260,6 +304,8 @@ _ROWS = (
         "The generated adapter, refined by strategies that the trained policy proposes; the best on the support "
         "examples is executed.",
         meta_trained=True,
+        proposer="policy",
+        needs_rollouts=True,
     ),
 )
 METHODS = {row.name: row for row in _ROWS}
@@ -271,16 +317,11 @@ def names(chosen: Callable[[Method], bool]) -> tuple[str, ...]:
 
 
 def method_of(name: str) -> Method | None:
-    """The row of a method; of ``generalization_only_NAME`` and other generated ones the row of the first part.
-
-    Args:
-        name: as the configuration's ``methods`` has it. None for one that is in no row, as another version's may be.
-    """
-    if name in METHODS:
-        return METHODS[name]
-    return next(
-        (row for row in _ROWS if row.kind == "generated" and name.startswith(f"{row.name}_")), None
+    """The row of a method, or None: of ``generalization_only_NAME`` and other generated ones that of the first part."""
+    generated = (
+        row for row in _ROWS if row.kind == "generated" and name.startswith(f"{row.name}_")
     )
+    return METHODS.get(name) or next(generated, None)
 
 
 def method_group(name: str) -> MethodGroup:

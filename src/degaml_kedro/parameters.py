@@ -7,7 +7,7 @@ as one frozen ``ProjectParameters``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic import BaseModel as _PydanticModel
 
-from degaml_kedro.methods import METHODS, names
+from degaml_kedro.methods import METHODS, Method, names
 
 ScoringMode = Literal["letter", "text", "generate"]
 # how an answer is written: its option's label in brackets, or its text
@@ -946,13 +946,12 @@ PLAIN_METHODS = names(lambda row: row.kind == "plain")
 GENERATED = names(lambda row: row.kind == "generated")
 ADAPTED = names(lambda row: row.kind == "adapted")
 FROM_ROLLOUTS = names(lambda row: row.needs_rollouts)
-# the strategies of the paper (its section F.1): what `paper_families` chooses from
-PAPER_FAMILIES = ("ttt", "lora", "ls", "tts")
 # by method, the entry of `baselines` that it is set by
 BASELINES = {row.name: row.entry for row in METHODS.values() if row.entry}
 SUMMED = {row.name: row.parts for row in METHODS.values() if row.parts}
 META_TRAINED = names(lambda row: row.kind == "baseline" and row.meta_trained)
 READ_SUPPORT = names(lambda row: row.in_prompt)
+CLASSIFIERS = names(lambda row: not row.asks_model)
 
 
 class ProjectParameters(Parameters):
@@ -1001,6 +1000,10 @@ class ProjectParameters(Parameters):
             for method in self.methods
             if method.startswith(GENERATED)
         }
+
+    def has_method(self, chosen: Callable[[Method], bool]) -> bool:
+        """Whether a condition holds for the row of one of the methods."""
+        return bool(set(names(chosen)) & set(self.methods))
 
     def scoring_of(self, task: str) -> ScoringParameters:
         """How a task is scored."""
@@ -1064,7 +1067,7 @@ class ProjectParameters(Parameters):
         return tuple(
             method
             for method in self.baseline_methods
-            if method == "union_train"
+            if METHODS[method].fitted_by_warmup
             or (
                 isinstance(entry := getattr(self.baselines, BASELINES[method]), MetaTraining)
                 and entry.start == "pooled_warmup"
@@ -1089,7 +1092,7 @@ class ProjectParameters(Parameters):
     @property
     def learns_fallback(self) -> bool:
         """Whether what was best in the policy's rollouts is needed: by a search, or as a method."""
-        return self.falls_back or "best_fixed" in self.methods
+        return self.falls_back or self.has_method(lambda row: row.executes_fallback)
 
     @property
     def further_tasks(self) -> tuple[str, ...]:
@@ -1123,7 +1126,7 @@ class ProjectParameters(Parameters):
         """Whether the pooled warm-up is trained: trajectories or a baseline start from it, or a method scores it."""
         return (
             self.trajectory.start == "pooled_warmup"
-            or bool({"pooled", "no_generator"} & set(self.methods))
+            or self.has_method(lambda row: row.adapter == "pool.warmup_adapter")
             or bool(self.baselines_from_pool)
         )
 
@@ -1260,10 +1263,10 @@ class ProjectParameters(Parameters):
                 raise ValueError(
                     f"the method {method} needs the key 'baselines.{entry}', and there is none"
                 )
-            if method == "sentence_head" and self.generator is None:
+            if not METHODS[method].asks_model and self.generator is None:
                 raise ValueError(
-                    "the method sentence_head reads questions with generator.encoder, and there is none; add the key "
-                    "'generator'"
+                    f"the method {method} reads questions with generator.encoder, and there is none; add the key "
+                    f"'generator'"
                 )
             if len(self.meta_train) < 2 and not self.development:
                 raise ValueError(
@@ -1274,9 +1277,10 @@ class ProjectParameters(Parameters):
             return
         every = (*self.meta_train, *self.development, *self.meta_test)
         opened = next((name for name in every if self.scoring_of(name).is_open), None)
-        if "sentence_head" in self.methods and opened is not None:
+        classifier = next((name for name in self.methods if name in CLASSIFIERS), None)
+        if classifier is not None and opened is not None:
             raise ValueError(
-                f"sentence_head chooses among the answers of the support examples, and the answers of {opened} are "
+                f"{classifier} chooses among the answers of the support examples, and the answers of {opened} are "
                 f"open (scoring.extraction); leave one of them out"
             )
         if not self.development and any(
@@ -1300,11 +1304,12 @@ class ProjectParameters(Parameters):
             raise ValueError(
                 f"the method {self.adapted_methods[0]} needs the key '{missing}', and there is none"
             )
-        if "paper_families" in self.methods and not set(PAPER_FAMILIES) & set(self.policy.families):
-            raise ValueError(
-                f"the method paper_families chooses from {', '.join(PAPER_FAMILIES)}, and policy.families enables none "
-                f"of them"
-            )
+        for method in self.adapted_methods:
+            families = METHODS[method].families
+            if families and not set(families) & set(self.policy.families):
+                raise ValueError(
+                    f"the method {method} chooses from {', '.join(families)}, and policy.families enables none of them"
+                )
         if self.policy_variant not in self.generator.variants:
             raise ValueError(
                 f"policy.variant is '{self.policy.variant}', which is none of generator.variants: "

@@ -8,6 +8,7 @@ from kedro.pipeline import Pipeline
 from pydantic import ValidationError
 
 from degaml_kedro.configuration import current_loader, read_parameters
+from degaml_kedro.methods import METHODS
 from degaml_kedro.parameters import BASELINES, ProjectParameters
 from degaml_kedro.pipelines import (
     baselines,
@@ -63,10 +64,13 @@ def register_pipelines() -> dict[str, Pipeline]:
 def with_baselines(parameters: ProjectParameters) -> ProjectParameters:
     """The same with every method that the key ``baselines`` sets; as it is where that makes no valid configuration."""
     entries = parameters.baselines
-    added = [name for name, entry in BASELINES.items() if getattr(entries, entry, None) is not None]
-    if parameters.generator is None:
-        # there is no encoder
-        added = [name for name in added if name != "sentence_head"]
+    added = [
+        name
+        for name, entry in BASELINES.items()
+        if getattr(entries, entry, None) is not None
+        # without a generator there is no encoder
+        and (METHODS[name].asks_model or parameters.generator is not None)
+    ]
     try:
         return ProjectParameters.model_validate(
             {**parameters.model_dump(), "methods": (*parameters.methods, *added)}

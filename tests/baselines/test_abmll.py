@@ -15,6 +15,7 @@ from torch.distributions import Gamma, Normal, kl_divergence
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines import abmll
 from degaml_kedro.baselines.abmll import Pairs, hyper_prior, layer_divergence, spread
+from degaml_kedro.baselines.baseline import Setup
 from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
 from degaml_kedro.llm.finetune import answer_sequences
 from degaml_kedro.llm.scoring import score_examples
@@ -25,6 +26,7 @@ from degaml_kedro.parameters import (
     ScoringParameters,
 )
 from degaml_kedro.tasks.example import make_example
+from tests.baselines.helpers import setup
 from tests.strategies.helpers import adapter, examples, tiny_base
 
 PLAIN = PromptParameters(format="plain", options="hidden")
@@ -238,16 +240,8 @@ def test_samples_have_the_scale_they_should():
 
 def adapted(learned: Learned, beta: float, **changes: object) -> Learned:
     setting = SETTING.model_copy(update=changes)
-    return abmll.adapt(
-        tiny_base(),
-        learned,
-        examples(6),
-        PLAIN,
-        "text",
-        parameters(beta=beta),
-        setting,
-        5,
-    )
+    own = setup("abmll", parameters(beta=beta), prompt=PLAIN)
+    return abmll.adapt(own, learned, examples(6), setting, 5)
 
 
 @pytest.mark.parametrize("size", [0.0, 0.01], ids=["sigma_is_c", "sigma_varies"])
@@ -329,9 +323,11 @@ def test_the_order_of_an_adapter_s_tensors_does_not_matter():
 
 
 def fitted(tasks=TASKS, seed=3, **changes: object) -> Learned:
-    return abmll.fit(
-        tiny_base(), tasks, PLAIN, "text", parameters(**changes), adapter(0, scale=0.1), seed
-    )
+    return abmll.fit(starting(parameters(**changes)), tasks, None, seed)
+
+
+def starting(entry: AbmllParameters) -> Setup:
+    return setup("abmll", entry, prompt=PLAIN, start=adapter(0, scale=0.1))
 
 
 def test_meta_training_repeats_and_follows_the_seed():
@@ -347,16 +343,13 @@ def test_meta_training_repeats_and_follows_the_seed():
 def test_a_source_gives_every_episode_a_task_of_its_own():
     asked = []
 
-    def draw(number):
+    def draw(number, support, query):
         asked.append(number)
-        # tasks may have one name
-        return dataclasses.replace(TASKS[number % len(TASKS)], name="drawn")
+        made = TASKS[number % len(TASKS)].examples
+        return made[:support], made[support : support + query]
 
-    given = parameters(outer_steps=2, tasks_per_step=2)
-    start = adapter(0, scale=0.1)
-    one, again = (
-        abmll.fit(tiny_base(), (), PLAIN, "text", given, start, 3, draw=draw) for _ in range(2)
-    )
+    own = starting(parameters(outer_steps=2, tasks_per_step=2))
+    one, again = (abmll.fit(own, (), draw, 3) for _ in range(2))
     assert asked == [0, 1, 2, 3] * 2
     assert distance(one, again) == 0
     assert one.about["tasks"] == []
@@ -365,16 +358,8 @@ def test_a_source_gives_every_episode_a_task_of_its_own():
 
 def test_meta_training_learns_means_and_scales():
     seen = []
-    learned = abmll.fit(
-        tiny_base(),
-        TASKS,
-        PLAIN,
-        "text",
-        parameters(outer_steps=25, outer_learning_rate=0.02, gamma=0.0),
-        adapter(0, scale=0.1),
-        3,
-        lambda done, of: seen.append((done, of)),
-    )
+    own = starting(parameters(outer_steps=25, outer_learning_rate=0.02, gamma=0.0))
+    learned = abmll.fit(own, TASKS, None, 3, lambda done, of: seen.append((done, of)))
     assert seen == [(i, 25) for i in range(1, 26)]
     losses = [row["loss"] for row in learned.records]
     assert sum(losses[-5:]) < sum(losses[:5])
@@ -387,7 +372,7 @@ def test_meta_training_learns_means_and_scales():
 
 def test_a_step_s_gradient_is_first_order(monkeypatch):
     """θ moves by Adam's first step: the sign of the gradient by φ at φ plus the direct one by θ, times the rate."""
-    base, start = tiny_base(), adapter(0, scale=0.1)
+    start = adapter(0, scale=0.1)
     settings_ = parameters(
         outer_steps=1, tasks_per_step=1, beta=1e-5, gamma=1e-7, max_gradient_norm=1e9
     )
@@ -400,7 +385,7 @@ def test_a_step_s_gradient_is_first_order(monkeypatch):
         return loss, gradient
 
     monkeypatch.setattr(abmll, "_likelihood", spy)
-    learned = abmll.fit(base, TASKS[:1], PLAIN, "text", settings_, start, 3)
+    learned = abmll.fit(starting(settings_), TASKS[:1], None, 3)
     (theta, _), _, (phi, gradient) = kept
     family = abmll._Family.of(start, settings_.scale)
     # the rest of the objective, through autograd at φ and θ apart
@@ -450,7 +435,8 @@ def test_episodes_follow_from_seed_and_step_and_keep_support_and_query_apart():
 def test_a_sample_without_spread_is_the_mean_adapter(normalization):
     base, mean = tiny_base(), adapter(0)
     scoring = TEXT.model_copy(update={"normalization": normalization})
-    found = abmll.predict(base, learned_of(mean, 1e-12), examples(5), PLAIN, scoring, 1, 0)
+    own = setup("abmll", parameters(samples=1), prompt=PLAIN, scoring=scoring)
+    found = abmll.predict(own, learned_of(mean, 1e-12), examples(5), 0)
     expected = score_examples(base, examples(5), PLAIN, scoring, mean)
     for one, other in zip(found, expected, strict=True):
         shifted = torch.tensor(other.option_scores, dtype=torch.float64).log_softmax(0).tolist()
@@ -462,9 +448,8 @@ def test_a_sample_without_spread_is_the_mean_adapter(normalization):
 def test_a_prediction_averages_the_probabilities_of_its_samples():
     base, learned = tiny_base(), learned_of(adapter(0), 0.05, size=0.02)
     seen = []
-    found = abmll.predict(
-        base, learned, examples(4), PLAIN, TEXT, 3, 11, lambda done, of: seen.append((done, of))
-    )
+    given = setup("abmll", parameters(samples=3), prompt=PLAIN)
+    found = abmll.predict(given, learned, examples(4), 11, lambda done, of: seen.append((done, of)))
     assert seen[-1] == (12, 12)
     total = torch.zeros(4, 3, dtype=torch.float64)
     family = abmll._family_of(learned)
@@ -488,10 +473,9 @@ def test_a_prediction_averages_the_probabilities_of_its_samples():
         )
         assert prediction.predicted == int(row.argmax())
     assert found[0].tokens == tokens
-    again = abmll.predict(base, learned, examples(4), PLAIN, TEXT, 3, 11)
-    assert again == found
-    assert abmll.predict(base, learned, examples(4), PLAIN, TEXT, 3, 12) != found
-    assert abmll.predict(base, learned, [], PLAIN, TEXT, 3, 11) == []
+    assert abmll.predict(given, learned, examples(4), 11) == found
+    assert abmll.predict(given, learned, examples(4), 12) != found
+    assert abmll.predict(given, learned, [], 11) == []
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -509,16 +493,13 @@ def test_what_cannot_be_learned_from_is_refused():
         fitted([task("short", count=5)])
     learned = learned_of(adapter(0), 1e-3)
     with pytest.raises(BaselineError, match=r"no support examples"):
-        abmll.adapt(tiny_base(), learned, [], PLAIN, "text", parameters(), SETTING, 0)
+        abmll.adapt(starting(parameters()), learned, [], SETTING, 0)
 
 
 def test_other_methods_weights_are_refused():
     plain = Learned("maml_en_llm", adapter(0))
     with pytest.raises(BaselineError, match=r"weights of maml_en_llm have no scale"):
-        abmll.predict(tiny_base(), plain, examples(2), PLAIN, TEXT, 1, 0)
-    learned = learned_of(adapter(0), 1e-3)
-    with pytest.raises(BaselineError, match=r"cannot average 0 samples"):
-        abmll.predict(tiny_base(), learned, examples(2), PLAIN, TEXT, 0, 0)
+        abmll.predict(starting(parameters()), plain, examples(2), 0)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degaml_kedro.baselines.icl import adapt, predict
+from degaml_kedro.baselines import icl
+from degaml_kedro.baselines.learned import Progress
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import answer_sequences
 from degaml_kedro.llm.in_context import fitting, in_context_prompt, in_context_sequences
@@ -20,6 +21,7 @@ from degaml_kedro.llm.prompting import PromptError, answer_texts, render_prompt
 from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.parameters import InContextSetting, PromptParameters, ScoringParameters
 from degaml_kedro.tasks.example import Example, Question, make_example, make_true_false_example
+from tests.baselines.helpers import setup
 from tests.llm.helpers import tiny_base
 from tests.llm.test_scoring import examples
 
@@ -38,6 +40,22 @@ def capitals(count: int, length: int = 0) -> list[Example]:
         make_example(f"What is {i} and 1{'?' * (1 + length)}", [str(i), f"{i + 1}."], gold=1)
         for i in range(count)
     ]
+
+
+def adapt(support: list[Example], setting: InContextSetting, seed: int) -> list[Example]:
+    return list(icl.adapt(setup("icl", prompt=PLAIN), None, support, setting, seed).examples)
+
+
+def predict(
+    base: BaseModel,
+    demonstrations: Sequence[Example],
+    asked: Sequence[Example],
+    prompt: PromptParameters,
+    scoring: ScoringParameters,
+    progress: Progress | None = None,
+) -> list[Prediction]:
+    own = setup("icl", base=base, prompt=prompt, scoring=scoring)
+    return icl.predict(own, icl.Demonstrated(tuple(demonstrations)), asked, 0, progress)
 
 
 # --- prompts --------------------------------------------------------------------------------------

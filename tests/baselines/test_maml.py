@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,6 @@ from degaml_kedro.baselines.episodes import draw_episodes
 from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
 from degaml_kedro.baselines.maml import (
     FIRST_ORDER,
-    SECOND_ORDER,
     Moments,
     StepLoss,
     adam_direction,
@@ -40,8 +40,10 @@ from degaml_kedro.parameters import (
 )
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example, make_example
+from tests.baselines.helpers import setup
 from tests.llm.helpers import random_adapter, tiny_base
 
+SECOND_ORDER = "maml_en_llm"
 PLAIN = PromptParameters(format="plain")
 LORA = LoraParameters(rank=2, alpha=4)
 SETTING = AdaptationSetting(steps=2, learning_rate=1e-3, batch_size=4)
@@ -246,10 +248,19 @@ def learn(
     seed: int = 1,
     first_order: bool = False,
 ) -> Learned:
-    base = tiny_base()
-    return fit(
-        base, tasks, PLAIN, "text", parameters, initial_adapter(base, LORA), seed, first_order
-    )
+    method = FIRST_ORDER if first_order else SECOND_ORDER
+    return fit(setup(method, parameters, prompt=PLAIN), tasks, None, seed)
+
+
+def adapt_to(
+    learned: Learned,
+    support: Sequence[Example],
+    setting: AdaptationSetting = SETTING,
+    parameters: MamlParameters | None = None,
+    seed: int = 5,
+) -> Learned:
+    own = setup(SECOND_ORDER, parameters or settings_of(), prompt=PLAIN)
+    return adapt(own, learned, support, setting, seed)
 
 
 def same(one: Adapter, other: Adapter) -> bool:
@@ -383,17 +394,9 @@ def test_compute_is_counted(first_order: bool, back: int) -> None:
 
 
 def test_progress_is_told() -> None:
-    base, seen = tiny_base(), []
-    fit(
-        base,
-        TASKS,
-        PLAIN,
-        "text",
-        settings_of(),
-        initial_adapter(base, LORA),
-        1,
-        progress=lambda done, total: seen.append((done, total)),
-    )
+    seen: list[tuple[int, int]] = []
+    own = setup(SECOND_ORDER, settings_of(), prompt=PLAIN)
+    fit(own, TASKS, None, 1, lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -418,7 +421,7 @@ SUPPORT = TASKS[0].examples
 def test_adapting_from_empty_moments_is_fine_tuning(batch_size: int) -> None:
     setting = AdaptationSetting(steps=4, learning_rate=2e-3, batch_size=batch_size)
     learned = fresh()
-    adapted = adapt(tiny_base(), learned, SUPPORT, PLAIN, "text", settings_of(), setting, seed=5)
+    adapted = adapt_to(learned, SUPPORT, setting)
     training = TrainingParameters(
         phases=(Phase(steps=4, learning_rate=2e-3),),
         batch_size=min(batch_size, len(SUPPORT)),
@@ -438,7 +441,7 @@ def test_adapting_with_plain_steps_goes_down_the_gradient() -> None:
     base, learned = tiny_base(), replace(fresh(), extra={})
     setting = AdaptationSetting(steps=1, learning_rate=0.1, batch_size=100)
     parameters = settings_of(share_moments=False)
-    adapted = adapt(base, learned, SUPPORT, PLAIN, "text", parameters, setting, seed=5)
+    adapted = adapt_to(learned, SUPPORT, setting, parameters)
     leaves = {k: t.clone().requires_grad_() for k, t in learned.adapter.tensors.items()}
     batch = answer_sequences(base, SUPPORT, PLAIN, "text")
     answer_loss(base, batch, leaves, learned.adapter.config).backward()
@@ -451,8 +454,7 @@ def test_adapting_with_plain_steps_goes_down_the_gradient() -> None:
 def test_adapting_after_meta_training_learns_the_support_examples() -> None:
     learned = learn(settings_of(outer_steps=10))
     setting = AdaptationSetting(steps=15, learning_rate=5e-3, batch_size=12)
-    adapted = adapt(tiny_base(), learned, SUPPORT, PLAIN, "text", settings_of(), setting, seed=5)
-    again = adapt(tiny_base(), learned, SUPPORT, PLAIN, "text", settings_of(), setting, seed=5)
+    adapted, again = (adapt_to(learned, SUPPORT, setting) for _ in range(2))
     assert same(adapted.adapter, again.adapter)
     assert adapted.records[-1]["loss"] < 0.7 * adapted.records[0]["loss"]
     assert adapted.method == SECOND_ORDER
@@ -461,7 +463,7 @@ def test_adapting_after_meta_training_learns_the_support_examples() -> None:
 def test_no_steps_return_the_shared_weights() -> None:
     learned = fresh()
     setting = AdaptationSetting(steps=0, learning_rate=1e-3)
-    adapted = adapt(tiny_base(), learned, (), PLAIN, "text", settings_of(), setting, seed=5)
+    adapted = adapt_to(learned, (), setting)
     assert same(adapted.adapter, learned.adapter)
     assert adapted.compute.forward_tokens == 0
 
@@ -472,14 +474,14 @@ def test_no_steps_return_the_shared_weights() -> None:
 def test_a_source_gives_every_episode_a_task_of_its_own() -> None:
     asked: list[int] = []
 
-    def draw(number: int) -> TaskExamples:
+    def draw(number: int, support: int, query: int) -> tuple[list[Example], list[Example]]:
         asked.append(number)
-        # tasks may have one name
-        return replace(TASKS[number % 3], name="drawn")
+        examples = list(TASKS[number % 3].examples)
+        return examples[:support], examples[support : support + query]
 
-    start = initial_adapter(tiny_base(), LORA)
     given = settings_of()
-    one, again = (fit(tiny_base(), (), PLAIN, "text", given, start, 1, draw=draw) for _ in range(2))
+    own = setup(SECOND_ORDER, given, prompt=PLAIN)
+    one, again = (fit(own, (), draw, 1) for _ in range(2))
     assert asked == [*range(6), *range(6)]
     assert same(one.adapter, again.adapter)
     assert one.about["tasks"] == []
@@ -513,26 +515,17 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_rates() -> None:
         {k: 1e25 * t for k, t in random_adapter(tiny_base(), LORA).tensors.items()},
     )
     with pytest.raises(BaselineError, match=r"outer step 1; .*now 10\) or .*now 1\)"):
-        fit(tiny_base(), TASKS, PLAIN, "text", parameters, wild, 1)
+        fit(setup(SECOND_ORDER, parameters, prompt=PLAIN, start=wild), TASKS, None, 1)
     with pytest.raises(BaselineError, match=r"at adaptation step 1; .*\(now 0\.001\)"):
-        adapt(
-            tiny_base(),
-            replace(fresh(), adapter=wild),
-            SUPPORT,
-            PLAIN,
-            "text",
-            settings_of(),
-            SETTING,
-            seed=0,
-        )
+        adapt_to(replace(fresh(), adapter=wild), SUPPORT)
 
 
 def test_adapting_needs_examples_and_the_moments() -> None:
     with pytest.raises(BaselineError, match="no support examples"):
-        adapt(tiny_base(), fresh(), (), PLAIN, "text", settings_of(), SETTING, seed=0)
+        adapt_to(fresh(), ())
     bare = replace(fresh(), extra={})
     with pytest.raises(BaselineError, match="lacks first_moment, second_moment, step"):
-        adapt(tiny_base(), bare, SUPPORT, PLAIN, "text", settings_of(), SETTING, seed=0)
+        adapt_to(bare, SUPPORT)
 
 
 def test_the_order_of_an_adapter_s_tensors_does_not_matter():
@@ -552,9 +545,7 @@ def test_the_order_of_an_adapter_s_tensors_does_not_matter():
         outer_steps=1, inner_learning_rate=1e-3, outer_learning_rate=1e-3, settings=(SETTING,)
     )
     one, other = (
-        adapt(
-            base, Learned(SECOND_ORDER, it, extra), support, PLAIN, "text", parameters, SETTING, 1
-        )
+        adapt_to(Learned(SECOND_ORDER, it, extra), support, SETTING, parameters, 1)
         for it in (start, turned)
     )
     for key, tensor in one.adapter.tensors.items():

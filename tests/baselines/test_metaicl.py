@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from degaml_kedro.baselines import icl, metaicl, metaict
+from degaml_kedro.baselines.baseline import Setup
 from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
 from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.llm.in_context import in_context_prompt
@@ -16,15 +17,14 @@ from degaml_kedro.parameters import (
     LoraParameters,
     MetaIclParameters,
     PromptParameters,
-    ScoringParameters,
 )
 from degaml_kedro.tasks.example import Example, Question, make_example
+from tests.baselines.helpers import setup
 from tests.llm.helpers import random_adapter, tiny_base
 
 LORA = LoraParameters(rank=4, alpha=8.0)
 PLAIN = PromptParameters(format="plain", options="hidden", plain_prefix="", plain_suffix=":")
 CHAT = PromptParameters(format="chat", options="lines")
-TEXT = ScoringParameters(mode="text")
 SHOTS = InContextSetting(shots=4)
 
 
@@ -40,10 +40,10 @@ def parameters(**changes: object) -> MetaIclParameters:
     return MetaIclParameters.model_validate({**values, **changes})
 
 
-def constant(number: int) -> TaskExamples:
+def constant(number: int, support: int = 4, query: int = 8) -> tuple[list[Example], list[Example]]:
     """Every question of a task has the same answer: only its other examples tell which."""
-    letters = "abcdefghijkl"
-    return TaskExamples("toy", [make_example(x, ("x", "y"), number % 2) for x in letters])
+    made = [make_example(x, ("x", "y"), number % 2) for x in "abcdefghijkl"]
+    return made[:support], made[support : support + query]
 
 
 def task(name: str, count: int = 12) -> TaskExamples:
@@ -55,10 +55,13 @@ def task(name: str, count: int = 12) -> TaskExamples:
 TASKS = [task("stone"), task("door"), task("leaf")]
 
 
-def learn(tasks=TASKS, seed: int = 1, prompt=PLAIN, draw=None, **changes: object) -> Learned:
+def given(prompt: PromptParameters = PLAIN, **changes: object) -> Setup:
     start = initial_adapter(tiny_base(), LORA)
-    given = parameters(**changes)
-    return metaicl.fit(tiny_base(), tasks, prompt, "text", given, start, seed, draw=draw)
+    return setup("metaicl", parameters(**changes), prompt=prompt, start=start)
+
+
+def learn(tasks=TASKS, seed: int = 1, prompt=PLAIN, draw=None, **changes: object) -> Learned:
+    return metaicl.fit(given(prompt, **changes), tasks, draw, seed)
 
 
 def same(one: Learned, other: Learned) -> bool:
@@ -74,9 +77,9 @@ def test_it_learns_to_answer_from_the_demonstrations():
     losses = [row["loss"] for row in learned.records]
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     for number in range(2):
-        examples = constant(number).examples
-        shown = metaicl.adapt(learned, examples[:4], SHOTS, 0)
-        found = metaicl.predict(tiny_base(), shown, examples[4:], PLAIN, TEXT)
+        support, asked = constant(number)
+        shown = metaicl.adapt(given(), learned, support, SHOTS, 0)
+        found = metaicl.predict(given(), shown, asked, 0)
         assert [one.predicted for one in found] == [number] * 8
     assert learned.about["tasks"] == []
 
@@ -90,17 +93,15 @@ def test_the_same_call_gives_the_same_bits_in_any_order_of_tasks():
 
 @pytest.mark.parametrize("prompt", [PLAIN, CHAT])
 def test_without_meta_training_it_is_icl(prompt: PromptParameters):
-    base = tiny_base()
-    start = Learned("metaicl", initial_adapter(base, LORA))
-    examples = TASKS[0].examples
-    zero = metaicl.adapt(start, examples[:6], SHOTS, 3)
-    assert zero.examples == icl.adapt(examples[:6], SHOTS, 3)
-    expected = icl.predict(base, zero.examples, examples[6:], prompt, TEXT)
-    assert metaicl.predict(base, zero, examples[6:], prompt, TEXT) == expected
-    none = metaicl.adapt(None, examples[:6], SHOTS, 3)
-    assert metaicl.predict(base, none, examples[6:], prompt, TEXT) == expected
-    other = metaicl.Demonstrated(zero.examples, random_adapter(base, LORA))
-    assert metaicl.predict(base, other, examples[6:], prompt, TEXT) != expected
+    own, examples = given(prompt), TASKS[0].examples
+    start = Learned("metaicl", own.start)
+    zero = metaicl.adapt(own, start, examples[:6], SHOTS, 3)
+    none = icl.adapt(own, None, examples[:6], SHOTS, 3)
+    assert (zero.examples, none.adapter) == (none.examples, None)
+    expected = icl.predict(own, none, examples[6:], 3)
+    assert metaicl.predict(own, zero, examples[6:], 3) == expected
+    other = icl.Demonstrated(zero.examples, random_adapter(own.base, LORA))
+    assert metaicl.predict(own, other, examples[6:], 3) != expected
 
 
 def test_a_loss_is_of_the_queries_alone_behind_one_to_all_shots():
@@ -141,9 +142,9 @@ def test_an_episode_gives_up_demonstrations_and_then_queries_to_stay_in_its_budg
 def test_a_source_gives_every_episode_a_task_of_its_own():
     asked: list[int] = []
 
-    def draw(number: int) -> TaskExamples:
+    def draw(number: int, support: int, query: int) -> tuple[list[Example], list[Example]]:
         asked.append(number)
-        return constant(number)
+        return constant(number, support, query)
 
     learn(TASKS, draw=draw)
     assert asked == [0, 1, 2, 3, 4, 5]

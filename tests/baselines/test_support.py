@@ -3,21 +3,23 @@ from __future__ import annotations
 import pytest
 import torch
 
+from degaml_kedro.baselines import support as alone
 from degaml_kedro.baselines import union_train
-from degaml_kedro.baselines.support import train_on_support
-from degaml_kedro.llm.finetune import fine_tune, initial_adapter
+from degaml_kedro.baselines.learned import Learned, TaskExamples
+from degaml_kedro.llm.finetune import answer_sequences, fine_tune, initial_adapter
 from degaml_kedro.parameters import (
     AdaptationSetting,
     LoraParameters,
     Phase,
     PromptParameters,
     TrainingParameters,
+    UnionParameters,
     WarmupParameters,
 )
 from degaml_kedro.tasks.example import make_example
+from tests.baselines.helpers import setup
 from tests.llm.helpers import tiny_base
 
-ALONE = "no_meta_train_support"
 PROMPT = PromptParameters(format="plain", options="inline")
 
 
@@ -39,6 +41,10 @@ def training(steps=4, batch=3):
     return TrainingParameters(
         phases=(Phase(steps=steps, learning_rate=1e-2),), batch_size=batch, max_examples=100
     )
+
+
+def adapted_alone(support, setting):
+    return alone.adapt(setup("no_meta_train_support", prompt=PROMPT), None, support, setting, 3)
 
 
 def alike(a, b):
@@ -64,29 +70,30 @@ def test_union_adapts_by_fine_tuning_from_what_it_learned(base, start):
     support = [example(f"new {i}", gold=i % 2) for i in range(5)]
     *_, pooled = fine_tune(base, support[:2], PROMPT, "text", training(), start, 7)
     setting = AdaptationSetting(steps=3, learning_rate=1e-2, batch_size=2)
-    given = ("union_train", base, pooled.adapter, support, PROMPT, "text", setting, 11)
-    adapted = train_on_support(*given)
+    learned = Learned("union_train", pooled.adapter)
+    given = (setup("union_train", prompt=PROMPT), learned, support, setting, 11)
+    adapted = union_train.adapt(*given)
     *_, expected = fine_tune(base, support, PROMPT, "text", training(3, 2), pooled.adapter, 11)
     assert alike(adapted.adapter, expected.adapter)
     assert adapted.method == "union_train"
     # every token went forward and back once
     assert adapted.compute.forward_tokens == adapted.compute.backward_tokens > 0
     assert [record["step"] for record in adapted.records] == [1, 2, 3]
-    again = train_on_support(*given)
+    again = union_train.adapt(*given)
     assert alike(adapted.adapter, again.adapter)
 
 
 def test_without_meta_training_it_starts_where_all_runs_start(base, start):
     support = [example(f"new {i}", gold=i % 2) for i in range(4)]
     setting = AdaptationSetting(steps=2, learning_rate=1e-2, batch_size=2)
-    mine = train_on_support(ALONE, base, start, support, PROMPT, "text", setting, 3)
+    mine = adapted_alone(support, setting)
     *_, theirs = fine_tune(base, support, PROMPT, "text", training(2, 2), start, 3)
     assert alike(mine.adapter, theirs.adapter)
 
 
 def test_no_steps_leave_the_start_as_it_is(base, start):
     setting = AdaptationSetting(steps=0, learning_rate=1e-2)
-    adapted = train_on_support(ALONE, base, start, [example("x")], PROMPT, "text", setting, 3)
+    adapted = adapted_alone([example("x")], setting)
     assert alike(adapted.adapter, start)
     assert adapted.compute.backward_tokens == 0
 
@@ -94,7 +101,7 @@ def test_no_steps_leave_the_start_as_it_is(base, start):
 def test_a_batch_is_never_larger_than_the_support(base, start):
     support = [example("only one")]
     setting = AdaptationSetting(steps=1, learning_rate=1e-2, batch_size=8)
-    mine = train_on_support(ALONE, base, start, support, PROMPT, "text", setting, 3)
+    mine = adapted_alone(support, setting)
     *_, theirs = fine_tune(base, support, PROMPT, "text", training(1, 1), start, 3)
     assert alike(mine.adapter, theirs.adapter)
     assert mine.compute.forward_tokens == theirs.tokens
@@ -109,6 +116,20 @@ def warmup(share, steps=6):
         context_queries=3,
         tasks_per_step=2,
     )
+
+
+@pytest.mark.parametrize("own", [None, 8])
+def test_union_trained_by_itself_has_a_batch_of_its_own_and_no_examples_in_prompts(own):
+    setting = AdaptationSetting(steps=1, learning_rate=1e-3)
+    entry = UnionParameters(settings=(setting,), batch_size=own)
+    given = setup("union_train", entry, prompt=PROMPT, warmup=warmup(1.0, steps=3))
+    tasks = [TaskExamples(name, [example(f"{name} {i}") for i in range(9)]) for name in "ab"]
+    found = union_train.fit(given, tasks, None, 5)
+    assert [row["step"] for row in found.records] == [1, 2, 3]
+    assert (found.about["context_share"], found.about["batch_size"]) == (0.0, own or 4)
+    # no prompt has a demonstration, and equal beginnings are computed once
+    alone = len(answer_sequences(tiny_base(), [example("a 1")], PROMPT, "text")[0].ids)
+    assert 0 < found.compute.forward_tokens <= 3 * (own or 4) * alone
 
 
 def drawn(calls):

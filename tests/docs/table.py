@@ -6,7 +6,7 @@ Commands that are marked in the page as needing a GPU or the hub are not execute
 
 from __future__ import annotations
 
-SMOKE = "kedro run --env smoke --runner degaml_kedro.runner.StageRunner"
+SMOKE = "kedro run --env smoke --runner degaml_kedro.runners.StageRunner"
 KEPT = "--only-missing-outputs"
 
 # executed as they stand, in a copy of the project after `SMOKE`
@@ -81,7 +81,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {
 
 # what a target of the Makefile stands for; the test looks whether its recipe still has this in it
 RECIPES: dict[str, str] = {
-    "make run": "kedro run --runner degaml_kedro.runner.StageRunner",
+    "make run": "kedro run --runner degaml_kedro.runners.StageRunner",
     "make smoke": "kedro run --env smoke",
     "make compare": "kedro run --env $(COMPARED) --pipelines report",
     "make test": "pytest",

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from degaml_kedro.baselines import methods
+from degaml_kedro.baselines import support
 from degaml_kedro.baselines.compute import Compute
 from degaml_kedro.baselines.learned import BaselineError, Learned
 from degaml_kedro.configuration import read_parameters
@@ -20,7 +20,6 @@ from degaml_kedro.parameters import (
     READ_SUPPORT,
     BaselinesParameters,
     LoraParameters,
-    WarmupParameters,
 )
 from degaml_kedro.pipelines.baselines import nodes
 from degaml_kedro.pipelines.baselines.nodes import (
@@ -30,7 +29,6 @@ from degaml_kedro.pipelines.baselines.nodes import (
     predict_baseline,
     search_settings,
     sum_predictions,
-    union_warmup,
 )
 from degaml_kedro.pipelines.baselines.pipeline import create_pipeline
 from degaml_kedro.pipelines.checkpoints.pipeline import create_pipeline as create_checkpoints
@@ -100,19 +98,6 @@ def searched(method="no_meta_train_support", learned=None):
     return search_settings(given(), FRAME, learned, task="day_after", method=method)
 
 
-@pytest.mark.parametrize(("own", "used"), [(None, 4), (24, 24)])
-def test_union_trained_by_itself_has_a_batch_of_its_own_and_no_examples_in_prompts(own, used):
-    warmup = WarmupParameters.model_validate(
-        {"phases": [{"steps": 3, "learning_rate": 1e-3}], "batch_size": 4, "context_share": 0.5}
-    )
-    baselines = BaselinesParameters.model_validate(
-        {"union_train": {"settings": SFT, "batch_size": own}}
-    )
-    found = union_warmup(warmup, baselines)
-    assert (found.context_share, found.batch_size) == (0.0, used)
-    assert found.phases == warmup.phases
-
-
 def test_a_search_tries_every_setting_on_validation_examples_alone():
     found = searched()
     assert list(found["number"]) == [0, 1]
@@ -131,14 +116,14 @@ def test_a_search_tries_every_setting_on_validation_examples_alone():
 
 
 def test_a_setting_that_diverges_is_not_chosen(monkeypatch):
-    adapt = methods.adapt
+    adapt = support.adapt
 
     def diverging(*given):
         if any(getattr(value, "steps", 0) == 3 for value in given):
             raise TrainingError("the loss became nan at step 2")
         return adapt(*given)
 
-    monkeypatch.setattr(methods, "adapt", diverging)
+    monkeypatch.setattr(support, "adapt", diverging)
     found = searched()
     assert list(found["accuracy"])[1] == 0
     assert math.isinf(found["nll"][1])
@@ -151,9 +136,10 @@ def test_a_method_that_fails_with_every_setting_says_so(monkeypatch):
     def failing(*_):
         raise BaselineError("diverged")
 
-    monkeypatch.setattr(methods, "adapt", failing)
-    with pytest.raises(BaselineError, match=r"every setting that baselines\.union_train\.settings"):
-        searched("union_train", Learned("union_train", start()))
+    monkeypatch.setattr(support, "adapt", failing)
+    named = r"every setting that baselines\.no_meta_train_support\.settings"
+    with pytest.raises(BaselineError, match=named):
+        searched()
 
 
 def start():
@@ -161,7 +147,7 @@ def start():
 
 
 def trials(*accuracies, nll=(1.0, 1.0), task="a", **changes):
-    settings = [s.model_dump_json() for s in methods.settings_of("union_train", ENTRIES)]
+    settings = [s.model_dump_json() for s in ENTRIES.union_train.settings]
     rows = [
         {
             "method": "union_train",

@@ -38,6 +38,7 @@ from degaml_kedro.strategies.state import (
 )
 from degaml_kedro.strategies.workbench import StrategyError
 from degaml_kedro.tasks.example import Question, make_example
+from tests.baselines.helpers import setup
 from tests.strategies.helpers import PLAIN, adapter, draw, examples, state, workbench
 
 SUPPORT, ASKED = examples(12)[:6], examples(12)[6:]
@@ -104,11 +105,12 @@ def test_under_an_adapter_that_does_nothing_it_is_the_baseline(order, mode):
     nothing = replace(draw(0, 0), adapter=adapter(0, scale=0.0))
     seed = derive_seed(7, "icl")
     start = with_context(AdaptedState((nothing,)), order, 4, seed=seed)
-    shown = SUPPORT[:4]
+    own = setup("icl", base=bench.base, prompt=PLAIN, scoring=bench.scoring)
+    shown = icl.Demonstrated(SUPPORT[:4])
     if order == "random":
-        shown = icl.adapt(SUPPORT, InContextSetting(shots=4), 7)
-        assert shown != SUPPORT[:4]
-    expected = icl.predict(bench.base, shown, ASKED, PLAIN, bench.scoring)
+        shown = icl.adapt(own, None, SUPPORT, InContextSetting(shots=4), 7)
+        assert shown.examples != SUPPORT[:4]
+    expected = icl.predict(own, shown, ASKED, 7)
     found = predict(bench, start, ASKED)
     for one, other in zip(found, expected, strict=True):
         assert one.option_scores == pytest.approx(other.option_scores, abs=1e-4)
@@ -174,8 +176,9 @@ def test_the_encoder_s_word_is_that_of_sentence_head_and_counts_as_much_as_its_w
     alone_ = scores(
         bench, AdaptedState((replace(draw(0, 0), context=Context(LABELLED, 5)),)), asked
     )
-    head = sentence_head.adapt(by_length, LABELLED, RegressionSetting(c=100.0))
-    told = [one.option_scores for one in sentence_head.predict(head, asked, PLAIN, bench.scoring)]
+    own = setup("sentence_head", prompt=PLAIN, scoring=bench.scoring, embed=by_length)
+    head = sentence_head.adapt(own, None, LABELLED, RegressionSetting(c=100.0), 0)
+    told = [one.option_scores for one in sentence_head.predict(own, head, asked, 0)]
     for weight in (1.0, 2.5):
         made = refine(
             bench, state(), Labeled(LABELLED), InContext(shots=5, order="given", encoder=weight), 0

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from degaml_kedro.baselines import methods
+from degaml_kedro.baselines.baseline import Setup, baseline
+from degaml_kedro.baselines.baseline import answer as answers_by
 from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
 from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.llm.generation import Writing, group_answers
 from degaml_kedro.llm.prompting import PromptError, render_prompt
 from degaml_kedro.llm.scoring import WrittenAnswer, graded, score_examples
 from degaml_kedro.parameters import (
+    BASELINES,
     BaselinesParameters,
     LoraParameters,
     PatternExtraction,
@@ -329,15 +331,13 @@ SETTINGS = BaselinesParameters.model_validate(
 
 def answers_of(method: str, prompt=PLAIN, scoring=BYTES):
     base, start = tiny_base(), initial_adapter(tiny_base(), LoraParameters(rank=2, alpha=4))
-    learned = Learned(method, start)
+    entry = getattr(SETTINGS, BASELINES[method])
+    given = Setup(method, base, prompt, scoring, entry, start, embed=len)
+    own, learned = baseline(method), Learned(method, start)
     if method not in ("no_meta_train_support", "union_train", "icl", "sentence_head"):
-        tasks = [TaskExamples("sums", OPEN)]
-        learned = methods.fit(method, base, tasks, prompt, scoring.answers, SETTINGS, start, 0)
-    (setting,) = methods.settings_of(method, SETTINGS)
-    adapted = methods.adapt(
-        method, base, learned, OPEN[:3], prompt, scoring.answers, SETTINGS, setting, 0, embed=len
-    )
-    return methods.answer(method, base, adapted, OPEN[3:], prompt, scoring, SETTINGS, 0)
+        learned = own.fit(given, [TaskExamples("sums", OPEN)], None, 0)
+    adapted = own.adapt(given, learned, OPEN[:3], entry.settings[0], 0)
+    return answers_by(given, adapted, OPEN[3:], 0)
 
 
 @pytest.mark.parametrize("form", ["plain", "chat"])

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.distributions import Gamma, Normal, kl_divergence
 
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, parse_key
+from degaml_kedro.baselines.baseline import Setup
 from degaml_kedro.baselines.compute import Clock
 from degaml_kedro.baselines.episodes import Draw, checked_tasks, tasks_of_step
 from degaml_kedro.baselines.learned import BaselineError, Learned, Progress, TaskExamples
@@ -52,13 +53,7 @@ from degaml_kedro.llm.scoring import (
     graded,
     predictions_of,
 )
-from degaml_kedro.parameters import (
-    AbmllParameters,
-    AdaptationSetting,
-    AnswerForm,
-    PromptParameters,
-    ScoringParameters,
-)
+from degaml_kedro.parameters import AbmllParameters, AdaptationSetting
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example
 
@@ -115,16 +110,9 @@ def layer_divergence(
     into_task: Pairs | None = None,
     into_shared: Pairs | None = None,
 ) -> Divergence:
-    """KL(q || p) of one layer, and its gradients.
+    """KL(q || p) of one layer of q (``task``) and p (``shared``); ``factor`` is α / r, ``scale`` is c.
 
-    Args:
-        task: q.
-        shared: p.
-        factor: α / r.
-        scale: c.
-        weight: what the gradients are multiplied by.
-        into_task: gradients by φ are added to these.
-        into_shared: and those by θ to these.
+    ``weight`` times its gradients by φ are added to ``into_task``, and those by θ to ``into_shared``.
     """
     # where q is close to p, the divergence is a small difference of large terms
     phi, theta = _leaves(task, torch.float64), _leaves(shared, torch.float64)
@@ -405,15 +393,11 @@ def _task_steps(
 
 
 def fit(
-    base: BaseModel,
+    setup: Setup,
     tasks: Sequence[TaskExamples],
-    prompt: PromptParameters,
-    mode: AnswerForm,
-    parameters: AbmllParameters,
-    start: Adapter,
+    draw: Draw | None,
     seed: int,
     progress: Progress | None = None,
-    draw: Draw | None = None,
 ) -> Learned:
     """Meta-train θ with Adam, on the mean over an outer step's tasks.
 
@@ -424,7 +408,7 @@ def fit(
     are done one after another and only their gradients added up: memory is the same for any number of them.
 
     μ_θ starts from ``start``, whose shape all four pairs have. The seed decides the episodes, A_σ and the noise: an
-    episode follows from it and its step alone. With ``draw`` tasks come from a source without end in place of the list.
+    episode follows from it and its step alone.
 
     Returns:
         μ_θ, and the pairs of σ_θ in ``extra``.
@@ -432,6 +416,8 @@ def fit(
     Raises:
         BaselineError: there are no tasks, a task has too few examples, or the loss stops being finite.
     """
+    base, start, mode = setup.base, setup.start, setup.scoring.answers
+    parameters: AbmllParameters = setup.entry
     if draw is None:
         tasks = checked_tasks(tasks, parameters, entry=METHOD)
     clock = Clock()
@@ -448,13 +434,13 @@ def fit(
         shared = theta.detach()
         losses, before, divergences = [], [], []
         if draw is not None:
-            drawn = tasks_of_step((), draw, parameters.tasks_per_step, step)
+            drawn = tasks_of_step((), draw, parameters, step)
             tasks = checked_tasks(drawn, parameters, entry=METHOD)
             sequences.clear()
         for place, number in enumerate(_chosen_tasks(len(tasks), parameters, step, seed)):
             task = tasks[number]
             if task.name not in sequences:
-                sequences[task.name] = answer_sequences(base, task.examples, prompt, mode)
+                sequences[task.name] = answer_sequences(base, task.examples, setup.prompt, mode)
             own = derive_seed(seed, METHOD, "episode", str(step), str(place), task.name)
             support, query = _episode(sequences[task.name], parameters, own)
             flat = shared.clone()
@@ -516,12 +502,9 @@ def fit(
 
 
 def adapt(
-    base: BaseModel,
+    setup: Setup,
     learned: Learned,
     support: Sequence[Example],
-    prompt: PromptParameters,
-    mode: AnswerForm,
-    parameters: AbmllParameters,
     setting: AdaptationSetting,
     seed: int,
 ) -> Learned:
@@ -538,13 +521,14 @@ def adapt(
     """
     if not support:
         raise BaselineError("there are no support examples to adapt to; set splits.support")
+    base, beta = setup.base, setup.entry.beta
     clock = Clock()
     family = _family_of(learned)
     shared = family.flat(learned).to(base.device)
     flat = shared.clone()
     records: list[dict[str, Any]] = []
     if setting.steps:
-        sequences = answer_sequences(base, support, prompt, mode)
+        sequences = answer_sequences(base, support, setup.prompt, setup.scoring.answers)
         batches = support_batches(sequences, setting, seed)
         records = list(
             _task_steps(
@@ -554,23 +538,20 @@ def adapt(
                 shared,
                 flat,
                 setting.learning_rate,
-                parameters.beta,
+                beta,
                 derive_seed(seed, METHOD, "adapt"),
                 clock,
             )
         )
     adapter, extra = family.learned(flat)
-    about = {**setting.model_dump(mode="json"), "beta": parameters.beta, "seed": seed}
+    about = {**setting.model_dump(mode="json"), "beta": beta, "seed": seed}
     return Learned(METHOD, adapter, extra, records, clock.compute, about)
 
 
 def predict(
-    base: BaseModel,
+    setup: Setup,
     posterior: Learned,
     examples: Sequence[Example],
-    prompt: PromptParameters,
-    scoring: ScoringParameters,
-    samples: int,
     seed: int,
     progress: Progress | None = None,
 ) -> list[Prediction]:
@@ -586,10 +567,9 @@ def predict(
         One prediction an example, in order; ``option_scores`` are log p(option).
 
     Raises:
-        BaselineError: ``posterior`` is no distribution, or there are no samples.
+        BaselineError: ``posterior`` is no distribution.
     """
-    if samples < 1:
-        raise BaselineError(f"abmll cannot average {samples} samples; set baselines.abmll.samples")
+    base, prompt, scoring, samples = setup.base, setup.prompt, setup.scoring, setup.entry.samples
     family = _family_of(posterior)
     if not examples:
         return []

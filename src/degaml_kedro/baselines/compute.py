@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from operator import add
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Work done.
+    """Tokens that the base model read, tokens that a gradient went back through, and wall time.
 
-    Attributes:
-        forward_tokens: that the base model read.
-        backward_tokens: that a gradient went back through; a second derivative goes back twice, through the forward
-            and through the first backward pass.
-        seconds: wall time.
+    A second derivative goes back twice, through the forward and through the first backward pass.
     """
 
     forward_tokens: int = 0
@@ -24,11 +21,7 @@ class Compute:
 
     def __add__(self, other: Compute) -> Compute:
         """Both together."""
-        return Compute(
-            self.forward_tokens + other.forward_tokens,
-            self.backward_tokens + other.backward_tokens,
-            self.seconds + other.seconds,
-        )
+        return Compute(*map(add, astuple(self), astuple(other)))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

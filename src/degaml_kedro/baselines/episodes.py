@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -13,33 +13,28 @@ from degaml_kedro.parameters import MetaTraining
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example
 
-# a source of tasks without end: the task of the episode of this number, counted from 0
-Draw = Callable[[int], TaskExamples]
+# a source of tasks without end: (which draw, support examples, query examples) -> the two, of one task
+Draw = Callable[[int, int, int], tuple[Sequence[Example], Sequence[Example]]]
 
 
 def tasks_of_step(
-    tasks: Sequence[TaskExamples], draw: Draw | None, count: int, step: int
+    tasks: Sequence[TaskExamples], draw: Draw | None, parameters: MetaTraining, step: int
 ) -> Sequence[TaskExamples]:
-    """The tasks that a step draws its episodes from: those that are listed, or its own from a source without end.
-
-    Where there is no source (``draw``), it is the list as it is. Steps are counted from 1.
-    """
+    """The tasks that a step, counted from 1, draws its episodes from: its own from a source, or those listed."""
     if draw is None:
         return tasks
-    drawn = [(number, draw(number)) for number in range((step - 1) * count, step * count)]
-    # a source may call all its tasks alike
-    return [replace(task, name=f"{task.name} {number}") for number, task in drawn]
+    found = []
+    for number in range((step - 1) * parameters.tasks_per_step, step * parameters.tasks_per_step):
+        shown, asked = draw(number, parameters.support, parameters.query)
+        found.append(TaskExamples(f"drawn {number}", [*shown, *asked]))
+    return found
 
 
 @dataclass(frozen=True)
 class Episode:
-    """A task's part in an outer step.
+    """A task's part in an outer step: what inner steps learn from, and the query that judges; they are disjoint.
 
-    Attributes:
-        task: its name.
-        support: what the inner steps learn from.
-        query: what the adapted weights are judged by; none of it is in ``support``.
-        demonstrations: what stands in front of each support example, then of each query; never a query.
+    ``demonstrations`` are what stands in front of each support example, then of each query; never a query.
     """
 
     task: str
@@ -58,13 +53,8 @@ def draw_episodes(
 ) -> list[Episode]:
     """The episodes of an outer step: they follow from the tasks, the seed and the step alone.
 
-    Args:
-        tasks: to draw from; their order does not matter. None comes twice before all came once.
-        parameters: how many tasks, support and query examples.
-        step: counted from 1.
-        seed: of the run.
-        shown: in-context examples in front of each.
-        entry: where `baselines` sets it, for what an error says.
+    The order of the tasks does not matter; none comes twice before all came once. ``shown`` in-context examples stand
+    in front of each example. ``entry`` is where `baselines` sets the method, for what an error says.
 
     Raises:
         BaselineError: there are no tasks, two have one name, or one has too few examples.

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from degaml_kedro.baselines.learned import Progress
-from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.baselines.baseline import Setup
+from degaml_kedro.baselines.learned import Learned, Progress
 from degaml_kedro.llm.generation import write_texts
 from degaml_kedro.llm.in_context import (
     PrefixMemory,
@@ -19,29 +21,44 @@ from degaml_kedro.llm.in_context import (
     fitting,
     shuffled,
 )
+from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.prompting import without_options
 from degaml_kedro.llm.scoring import Prediction, graded, predictions_of, written_answers
-from degaml_kedro.parameters import InContextSetting, PromptParameters, ScoringParameters
+from degaml_kedro.parameters import InContextSetting
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example, Question
 
 logger = logging.getLogger(__name__)
 
 
-def adapt(support: Sequence[Example], setting: InContextSetting, seed: int) -> tuple[Example, ...]:
+@dataclass(frozen=True)
+class Demonstrated:
+    """A task's examples as they stand in the prompt, in order, and the LoRA that reads them, if there is one."""
+
+    examples: tuple[Example, ...]
+    adapter: Adapter | None = None
+
+
+def adapt(
+    setup: Setup,
+    learned: Learned | None,
+    support: Sequence[Example],
+    setting: InContextSetting,
+    seed: int,
+) -> Demonstrated:
     """The demonstrations: the first ``shots`` of the support examples in the seed's order.
 
     A task and a run have one seed, and so one order, each.
     """
-    return shuffled(support, derive_seed(seed, "icl"))[: setting.shots]
+    shown = shuffled(support, derive_seed(seed, "icl"))[: setting.shots]
+    return Demonstrated(shown, None if learned is None else learned.adapter)
 
 
 def predict(
-    base: BaseModel,
-    demonstrations: Sequence[Example],
+    setup: Setup,
+    demonstrated: Demonstrated,
     examples: Sequence[Example],
-    prompt: PromptParameters,
-    scoring: ScoringParameters,
+    seed: int,
     progress: Progress | None = None,
 ) -> list[Prediction]:
     """Answers to examples behind demonstrations, as many of them as fit in front of the longest.
@@ -54,12 +71,13 @@ def predict(
     Raises:
         PromptError: an example alone is longer than the model's context.
     """
+    base, prompt, scoring = setup.base, setup.prompt, setup.scoring
     generated = scoring.mode == "generate"
     questions = [Question.of(example) for example in examples]
     if generated:
         questions = without_options(questions)
-    wanted, form, room = len(demonstrations), scoring.answers, scoring.room
-    count = fitting(base, demonstrations, questions, prompt, form, wanted, room)
+    wanted, form, room = len(demonstrated.examples), scoring.answers, scoring.room
+    count = fitting(base, demonstrated.examples, questions, prompt, form, wanted, room)
     if count < wanted:
         logger.info(
             "%d of %d demonstrations fit in the %d tokens of %s in front of the longest question",
@@ -68,12 +86,13 @@ def predict(
             base.context_length,
             base.name,
         )
-    shown = [demonstrations[:count]] * len(questions)
-    asked = encode_in_context(base, questions, shown, prompt, form, shared=True, room=room)
-    if generated:
-        written = write_texts(base, asked.encoded, prompt, scoring, progress=progress)
-        asked = asked.answered([[one] for one in written])
-        compared = compare_in_context(base, asked, prompt, scoring, PrefixMemory())
-        return graded(examples, written_answers(written, compared), scoring)
-    found = compare_in_context(base, asked, prompt, scoring, PrefixMemory(), progress=progress)
-    return predictions_of(examples, found.scores[0], found.tokens, prompt, scoring)
+    shown = [demonstrated.examples[:count]] * len(questions)
+    with active_lora(base.activate_adapter(demonstrated.adapter)):
+        asked = encode_in_context(base, questions, shown, prompt, form, shared=True, room=room)
+        if generated:
+            written = write_texts(base, asked.encoded, prompt, scoring, progress=progress)
+            asked = asked.answered([[one] for one in written])
+            compared = compare_in_context(base, asked, prompt, scoring, PrefixMemory())
+            return graded(examples, written_answers(written, compared), scoring)
+        found = compare_in_context(base, asked, prompt, scoring, PrefixMemory(), progress=progress)
+        return predictions_of(examples, found.scores[0], found.tokens, prompt, scoring)

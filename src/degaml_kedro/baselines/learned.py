@@ -22,15 +22,11 @@ class BaselineError(DegamlError):
 
 @dataclass(frozen=True)
 class TaskExamples:
-    """A meta-train task as the meta-learners see it: they draw support and query from its train split.
-
-    Attributes:
-        name: the task's name.
-        examples: its train split.
-    """
+    """A meta-train task as the meta-learners see it: they draw support and query from its train split."""
 
     name: str
     examples: Sequence[Example]
+    instruction: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,11 +34,9 @@ class Learned:
     """A method's weights, after meta-training or after adapting to a task.
 
     Attributes:
-        method: which method.
         adapter: its LoRA weights; the mean where it learns a distribution.
         extra: what it needs besides, float32: an optimiser's moments, the scales of a distribution.
         records: one row a step of its training: ``step``, ``loss`` and what else the method measures.
-        compute: what it cost.
         about: settings and anything else worth knowing, as JSON can hold it.
     """
 

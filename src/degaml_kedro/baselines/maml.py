@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.baselines.baseline import Setup
 from degaml_kedro.baselines.compute import Clock
 from degaml_kedro.baselines.episodes import Draw, Episode, draw_episodes, tasks_of_step
 from degaml_kedro.baselines.learned import BaselineError, Learned, Progress, TaskExamples
@@ -36,16 +37,10 @@ from degaml_kedro.llm.finetune import (
     answer_sequences,
 )
 from degaml_kedro.llm.in_context import in_context_sequences
-from degaml_kedro.parameters import (
-    AdaptationSetting,
-    AnswerForm,
-    MamlParameters,
-    PromptParameters,
-)
+from degaml_kedro.parameters import AdaptationSetting, MamlParameters
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example
 
-SECOND_ORDER = "maml_en_llm"
 FIRST_ORDER = "maml_en_llm_first_order"
 
 # Adam's usual constants
@@ -57,13 +52,7 @@ StepLoss = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Moments:
-    """Adam's moments.
-
-    Attributes:
-        first: running mean of gradients, [P].
-        second: running mean of their squares, [P].
-        step: how many gradients they have taken in.
-    """
+    """Adam's moments: running means [P] of gradients and of their squares, after so many of them."""
 
     first: Tensor
     second: Tensor
@@ -81,10 +70,6 @@ def adam_direction(gradient: Tensor, moments: Moments) -> tuple[Tensor, Moments]
     It can be differentiated by the gradient, through both moments: a second moment held constant would make of the
     first step from empty moments, which is the gradient's sign, something with the slope ``1 / |gradient|``. Where the
     second moment is 0 its root has no derivative; there the direction is 0, and so is its derivative.
-
-    Args:
-        gradient: [P].
-        moments: before it.
 
     Returns:
         The direction [P], to be multiplied by the learning rate and subtracted; the moments with the gradient.
@@ -106,15 +91,9 @@ def inner_loop(
     moments: Moments | None = None,
     first_order: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Gradient steps from the shared weights.
+    """K gradient steps at the rate α from the shared weights θ [P]; with ``moments`` they are Adam's.
 
-    Args:
-        loss: the support loss; differentiable twice, or once where ``first_order``.
-        start: θ, [P].
-        steps: K.
-        learning_rate: α.
-        moments: where Adam starts from; None takes plain gradient steps.
-        first_order: the result is a constant, no derivative leads back to the start.
+    The support loss has to be differentiable twice, or once where ``first_order``: then the result is a constant.
 
     Returns:
         θ_K [P], differentiable by the start unless ``first_order``; the loss before each step [K], a constant.
@@ -146,16 +125,8 @@ def meta_gradient(
     """The derivative of the loss after adaptation by the weights before it.
 
     The query's gradient at θ_K is pulled back through the inner steps (``torch.func.vjp``), whose graphs are held
-    till then: memory grows with K. The query loss itself needs a first derivative only.
-
-    Args:
-        query_loss: at θ_K.
-        support_loss: differentiable twice, or once where ``first_order``.
-        start: θ, [P].
-        steps: K.
-        learning_rate: α.
-        moments: where the inner steps' Adam starts from; None takes plain gradient steps.
-        first_order: the gradient at θ_K as it is.
+    till then: memory grows with K. The query loss itself needs a first derivative only. With ``first_order`` it is the
+    gradient at θ_K as it is.
 
     Returns:
         The gradient [P], the query loss at θ_K, the support loss before each inner step [K].
@@ -187,24 +158,19 @@ def _gradient(loss: Callable[..., Tensor], at: Tensor, *rest: int) -> tuple[Tens
 
 
 def fit(
-    base: BaseModel,
+    setup: Setup,
     tasks: Sequence[TaskExamples],
-    prompt: PromptParameters,
-    mode: AnswerForm,
-    parameters: MamlParameters,
-    start: Adapter,
+    draw: Draw | None,
     seed: int,
-    first_order: bool = False,
     progress: Progress | None = None,
-    draw: Draw | None = None,
 ) -> Learned:
     """Meta-training: shared weights from which a few steps on a task's support examples go far.
 
     Compute: a token of the support is read once an inner step, and a gradient goes back through it once; in second
     order twice more, through the forward and through the backward pass. A query's token is read once, back once.
 
-    The seed decides the episodes; the order of the tasks does not matter. With ``draw`` tasks come from a source
-    without end in place of the list. ``first_order`` is the labelled variant without second derivatives.
+    The seed decides the episodes; the order of the tasks does not matter. ``maml_en_llm_first_order`` is the labelled
+    variant without second derivatives.
 
     Returns:
         The shared weights; in ``extra`` the outer optimiser's ``first_moment`` and ``second_moment`` [P] and its
@@ -216,6 +182,9 @@ def fit(
         PromptError: an example is longer than the model's context.
         ModelError: the start does not fit the model.
     """
+    base, start = setup.base, setup.start
+    parameters: MamlParameters = setup.entry
+    first_order = setup.method == FIRST_ORDER
     clock = Clock()
     flat = _flatten(start, base.device)
     moments = Moments.empty(flat)
@@ -223,12 +192,12 @@ def fit(
     records: list[dict[str, Any]] = []
     for step in range(1, parameters.outer_steps + 1):
         began, read = time.perf_counter(), clock.compute.forward_tokens
-        pool = tasks_of_step(tasks, draw, parameters.tasks_per_step, step)
+        pool = tasks_of_step(tasks, draw, parameters, step)
         episodes = draw_episodes(pool, parameters, step, seed, parameters.in_context_examples)
         gradient = torch.zeros_like(flat)
         after = before = 0.0
         for episode in episodes:
-            support, query = _sequences(base, episode, prompt, mode)
+            support, query = _sequences(setup, episode)
             found, value, losses = meta_gradient(
                 _loss(base, answer_loss, query, start),
                 _step_loss(base, losses_of, support, start),
@@ -266,7 +235,7 @@ def fit(
         if progress is not None:
             progress(step, parameters.outer_steps)
     return Learned(
-        method=FIRST_ORDER if first_order else SECOND_ORDER,
+        method=setup.method,
         adapter=_adapter(flat, start),
         extra={
             "first_moment": moments.first.cpu(),
@@ -285,12 +254,9 @@ def fit(
 
 
 def adapt(
-    base: BaseModel,
+    setup: Setup,
     learned: Learned,
     support: Sequence[Example],
-    prompt: PromptParameters,
-    mode: AnswerForm,
-    parameters: MamlParameters,
     setting: AdaptationSetting,
     seed: int,
 ) -> Learned:
@@ -303,10 +269,11 @@ def adapt(
         BaselineError: there are no examples, the moments are missing, or the loss stops being finite.
         PromptError: an example is longer than the model's context.
     """
+    base, share_moments = setup.base, setup.entry.share_moments
     clock = Clock()
     about = {
         **setting.model_dump(mode="json"),
-        "share_moments": parameters.share_moments,
+        "share_moments": share_moments,
         "seed": seed,
     }
     if setting.steps == 0:
@@ -315,14 +282,14 @@ def adapt(
         raise BaselineError(
             f"{learned.method} has no support examples to adapt to; raise splits.support"
         )
-    sequences = answer_sequences(base, support, prompt, mode)
+    sequences = answer_sequences(base, support, setup.prompt, setup.scoring.answers)
     batches = support_batches(sequences, setting, derive_seed(seed, "maml", "adapt"))
     flat, losses = inner_loop(
         lambda theta, step: _loss(base, answer_loss, batches[step], learned.adapter)(theta),
         _flatten(learned.adapter, base.device),
         setting.steps,
         setting.learning_rate,
-        _stored_moments(learned, base) if parameters.share_moments else None,
+        _stored_moments(learned, base) if share_moments else None,
         first_order=True,
     )
     clock.trained(sum(map(_tokens, batches)))
@@ -353,10 +320,9 @@ def _stored_moments(learned: Learned, base: BaseModel) -> Moments:
     )
 
 
-def _sequences(
-    base: BaseModel, episode: Episode, prompt: PromptParameters, mode: AnswerForm
-) -> tuple[list[AnswerSequence], list[AnswerSequence]]:
+def _sequences(setup: Setup, episode: Episode) -> tuple[list[AnswerSequence], list[AnswerSequence]]:
     """Support and query as the model reads them."""
+    base, prompt, mode = setup.base, setup.prompt, setup.scoring.answers
     examples = (*episode.support, *episode.query)
     if any(episode.demonstrations):
         found = in_context_sequences(base, examples, episode.demonstrations, prompt, mode)

@@ -12,9 +12,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from degaml_kedro.baselines import icl, metaicl
+from degaml_kedro.baselines.baseline import Setup
+from degaml_kedro.baselines.episodes import Draw
+from degaml_kedro.baselines.learned import Learned, Progress, TaskExamples
+from degaml_kedro.llm.scoring import Prediction
+from degaml_kedro.parameters import InContextSetting
 from degaml_kedro.tasks.example import Example
 
-METHOD = "metaict"
+
+def fit(
+    setup: Setup,
+    tasks: Sequence[TaskExamples],
+    draw: Draw | None,
+    seed: int,
+    progress: Progress | None = None,
+) -> Learned:
+    """Meta-train as ``metaicl`` does; tasks that are drawn have no instruction."""
+    told = [replace(one, examples=instructed(one.examples, one.instruction)) for one in tasks]
+    return metaicl.fit(setup, told, draw, seed, progress)
+
+
+def adapt(
+    setup: Setup,
+    learned: Learned | None,
+    support: Sequence[Example],
+    setting: InContextSetting,
+    seed: int,
+) -> icl.Demonstrated:
+    """The demonstrations of a task, each with the instruction."""
+    return icl.adapt(setup, learned, instructed(support, setup.instruction), setting, seed)
+
+
+def predict(
+    setup: Setup,
+    demonstrated: icl.Demonstrated,
+    examples: Sequence[Example],
+    seed: int,
+    progress: Progress | None = None,
+) -> list[Prediction]:
+    """Answers to examples behind the instruction and the demonstrations."""
+    asked = instructed(examples, setup.instruction)
+    return icl.predict(setup, demonstrated, asked, seed, progress)
 
 
 def instructed(examples: Sequence[Example], instruction: str) -> list[Example]:

@@ -7,44 +7,44 @@ a question the probabilities are made to sum to 1. Where none of them was ever a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from degaml_kedro.baselines.learned import BaselineError, Progress
+from degaml_kedro.baselines.baseline import Embed, Setup
+from degaml_kedro.baselines.learned import BaselineError, Learned, Progress
 from degaml_kedro.llm.scoring import Prediction, predictions_of
 from degaml_kedro.llm.sentence_head import SentenceHead
-from degaml_kedro.parameters import PromptParameters, RegressionSetting, ScoringParameters
+from degaml_kedro.parameters import RegressionSetting
 from degaml_kedro.tasks.example import Example, Question
-
-METHOD = "sentence_head"
-# sentence embeddings of questions, float32 [Q, C]
-Embed = Callable[[Sequence[Question]], Tensor]
 
 _UNSEEN = 0.01
 
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A classifier of questions.
-
-    Attributes:
-        head: of their embeddings.
-        embed: reads questions.
-    """
+    """A classifier of questions by their embeddings."""
 
     head: SentenceHead
     embed: Embed
 
 
-def adapt(embed: Embed, support: Sequence[Example], setting: RegressionSetting) -> Classifier:
+def adapt(
+    setup: Setup,
+    learned: Learned | None,
+    support: Sequence[Example],
+    setting: RegressionSetting,
+    seed: int,
+) -> Classifier:
     """Fit the regression to the support examples.
 
     Raises:
-        BaselineError: there are no examples.
+        BaselineError: there is no encoder, there are no examples, or their answers are open.
     """
+    if setup.embed is None:
+        raise BaselineError("sentence_head has no encoder to read questions with; give it one")
     if not support:
         raise BaselineError(
             "sentence_head has no support examples to learn from; set splits.support"
@@ -55,14 +55,15 @@ def adapt(embed: Embed, support: Sequence[Example], setting: RegressionSetting) 
             "of the methods"
         )
     answers = [example.options[example.gold] for example in support]
-    return Classifier(SentenceHead.fit(_embedded(embed, support), answers, setting.c), embed)
+    head = SentenceHead.fit(_embedded(setup.embed, support), answers, setting.c)
+    return Classifier(head, setup.embed)
 
 
 def predict(
+    setup: Setup,
     adapted: Classifier,
     examples: Sequence[Example],
-    prompt: PromptParameters,
-    scoring: ScoringParameters,
+    seed: int,
     progress: Progress | None = None,
 ) -> list[Prediction]:
     """Answers to examples; ``option_scores`` are log-probabilities, and the language model computes no token."""
@@ -76,7 +77,7 @@ def predict(
         scores.append(torch.tensor(found, dtype=torch.float64).log_softmax(dim=0).tolist())
     if progress is not None:
         progress(len(examples), len(examples))
-    return predictions_of(examples, scores, [0] * len(examples), prompt, scoring)
+    return predictions_of(examples, scores, [0] * len(examples), setup.prompt, setup.scoring)
 
 
 def _embedded(embed: Embed, examples: Sequence[Example]) -> Tensor:

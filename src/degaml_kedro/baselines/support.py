@@ -1,30 +1,18 @@
-"""Fine-tuning on a task's support examples, from wherever a method starts.
+"""``no_meta_train_support``: fine-tuning on the support examples, from the initialization that all runs share.
 
-``no_meta_train_support`` starts from the initialization that all runs share, ``union_train`` from the pooled adapter.
+``union_train`` does the same from the pooled adapter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.baselines.baseline import Setup
 from degaml_kedro.baselines.compute import Clock
 from degaml_kedro.baselines.learned import Learned
-from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import AnswerSequence, batch_indices, fine_tune
-from degaml_kedro.parameters import (
-    AdaptationSetting,
-    AnswerForm,
-    Phase,
-    PromptParameters,
-    TrainingParameters,
-)
+from degaml_kedro.parameters import AdaptationSetting, Phase, TrainingParameters
 from degaml_kedro.tasks.example import Example
-
-
-def _batch_size(setting: AdaptationSetting, count: int) -> int:
-    """A batch is never larger than what there is: an example twice in a batch is a higher rate in disguise."""
-    return min(setting.batch_size, count) or 1
 
 
 def support_batches(
@@ -34,22 +22,18 @@ def support_batches(
 
     The seed decides the order of the examples, of which there is at least one.
     """
-    size = _batch_size(setting, len(sequences))
     # only the batch size is read; a plain gradient step's rate may be one that AdamW's may not
-    order = TrainingParameters(phases=(Phase(steps=1, learning_rate=1.0),), batch_size=size)
+    order = _training(1, 1.0, setting.batch_size, len(sequences))
     return [
         [sequences[i] for i in batch_indices(len(sequences), order, step, seed)]
         for step in range(1, setting.steps + 1)
     ]
 
 
-def train_on_support(
-    method: str,
-    base: BaseModel,
-    start: Adapter,
+def adapt(
+    setup: Setup,
+    learned: Learned | None,
     support: Sequence[Example],
-    prompt: PromptParameters,
-    mode: AnswerForm,
     setting: AdaptationSetting,
     seed: int,
 ) -> Learned:
@@ -61,14 +45,21 @@ def train_on_support(
         TrainingError: there are no examples, or the loss stops being finite.
     """
     clock = Clock()
+    start = setup.start if learned is None else learned.adapter
     adapter, records = start, []
     if setting.steps:
-        training = TrainingParameters(
-            phases=(Phase(steps=setting.steps, learning_rate=setting.learning_rate),),
-            batch_size=_batch_size(setting, len(support)),
-        )
-        for step in fine_tune(base, support, prompt, mode, training, start, seed):
+        training = _training(setting.steps, setting.learning_rate, setting.batch_size, len(support))
+        mode = setup.scoring.answers
+        for step in fine_tune(setup.base, support, setup.prompt, mode, training, start, seed):
             clock.trained(step.tokens)
             adapter = step.adapter
             records.append({"step": step.step, "loss": step.loss})
-    return Learned(method, adapter, {}, records, clock.compute, setting.model_dump(mode="json"))
+    about = setting.model_dump(mode="json")
+    return Learned(setup.method, adapter, {}, records, clock.compute, about)
+
+
+def _training(steps: int, rate: float, batch_size: int, count: int) -> TrainingParameters:
+    """A batch is never larger than what there is: an example twice in a batch is a higher rate in disguise."""
+    return TrainingParameters(
+        phases=(Phase(steps=steps, learning_rate=rate),), batch_size=min(batch_size, count) or 1
+    )

@@ -3,29 +3,60 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.baselines.baseline import Setup
+from degaml_kedro.baselines.compute import Clock
+from degaml_kedro.baselines.episodes import Draw
+from degaml_kedro.baselines.learned import Learned, Progress, TaskExamples
+from degaml_kedro.baselines.support import adapt
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import (
     AnswerSequence,
     FineTuneState,
     FineTuneStep,
     answer_sequences,
+    total_steps,
     train_on_batches,
 )
 from degaml_kedro.llm.in_context import in_context_sequences
-from degaml_kedro.parameters import (
-    AnswerForm,
-    PromptParameters,
-    WarmupParameters,
-)
+from degaml_kedro.parameters import AnswerForm, PromptParameters, UnionParameters, WarmupParameters
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example
 
-# (which draw, support examples, query examples) -> the two, of one task
-Draw = Callable[[int, int, int], tuple[Sequence[Example], Sequence[Example]]]
+__all__ = ["adapt", "episodes_of_step", "fit", "fit_on_episodes", "listed", "pooled"]
+
+
+def fit(
+    setup: Setup,
+    tasks: Sequence[TaskExamples],
+    draw: Draw | None,
+    seed: int,
+    progress: Progress | None = None,
+) -> Learned:
+    """Union's meta-training where the pooled warm-up has examples in the prompt: as many steps, without them.
+
+    Batches are as large as the method's ``batch_size``, or as the warm-up's.
+    """
+    assert setup.warmup is not None
+    entry: UnionParameters = setup.entry
+    size = entry.batch_size or setup.warmup.batch_size
+    training = setup.warmup.model_copy(update={"context_share": 0.0, "batch_size": size})
+    if draw is None:
+        draw = listed([task.examples for task in tasks], seed)
+    clock, adapter, records = Clock(), setup.start, []
+    for step in fit_on_episodes(
+        setup.base, draw, setup.prompt, setup.scoring.answers, training, adapter, seed
+    ):
+        clock.trained(step.tokens)
+        adapter = step.adapter
+        records.append({"step": step.step, "loss": step.loss})
+        if progress is not None:
+            progress(step.step, total_steps(training))
+    about = training.model_dump(mode="json")
+    return Learned(setup.method, adapter, {}, records, clock.compute, about)
 
 
 def pooled(pools: Sequence[Sequence[Example]]) -> list[Example]:
@@ -57,10 +88,7 @@ def episodes_of_step(
 ) -> list[tuple[int, int, int]]:
     """The episodes of a step: one with support examples in the prompt, or queries of several tasks without.
 
-    Args:
-        training: share, shots, queries, batch size.
-        seed: decides which it is, and how many are shown.
-        step: counted from 1.
+    The seed decides which it is, and how many are shown; ``step`` is counted from 1.
 
     Returns:
         (which draw, support examples, query examples) of each.
@@ -91,7 +119,7 @@ def fit_on_episodes(
     any other learns queries of several tasks as they are. Share 0 is union training on tasks that never come twice,
     share 1 is MetaICL.
 
-    The seed decides which steps have examples in the prompt, and how many; the last step's adapter is the method's.
+    The seed decides which steps have examples in the prompt, and how many.
 
     Yields:
         One step at a time; the last one's adapter is the method's.

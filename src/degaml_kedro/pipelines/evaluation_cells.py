@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from kedro.pipeline import node
 from kedro.pipeline.node import Node
 
+from degaml_kedro.methods import method_of
 from degaml_kedro.parameters import BASELINES, SUMMED, ProjectParameters
 from degaml_kedro.pipelines.evaluate.nodes import measure_predictions
 from degaml_kedro.pipelines.naming import PARAMETERS, bound
 from degaml_kedro.pipelines.task_folds import TaskFold, task_folds
 
 
+def is_meta_trained(method: str) -> bool:
+    """Whether a fold's tasks have a part in a method, which is then another one in every fold."""
+    row = method_of(method)
+    return row is None or row.meta_trained
+
+
 @dataclass(frozen=True)
 class EvaluationCell:
-    """A task in a part of the results table.
-
-    Attributes:
-        task: its name.
-        pool: ``meta_train``, ``left_out`` or ``meta_test``.
-        fold: whose generator, pool and mean serve it.
-    """
+    """A task in a part of the results table: in a pool, and in a fold, whose generator, warm-up and mean serve it."""
 
     task: str
-    pool: str
+    pool: Literal["meta_train", "left_out", "meta_test"]
     fold: TaskFold
 
     def name(self, method: str, dataset: str) -> str:
         """A dataset of a method here."""
         own = f"{self.task}.{method}.{dataset}"
         # what no fold had a part in is the same in all of them
-        return own if method in ("base", "no_meta_train") else self.fold.name(own)
+        return self.fold.name(own) if is_meta_trained(method) else own
 
 
 def evaluation_cells(parameters: ProjectParameters) -> list[EvaluationCell]:
@@ -42,12 +44,20 @@ def evaluation_cells(parameters: ProjectParameters) -> list[EvaluationCell]:
     return found + [EvaluationCell(task, "meta_test", everything) for task in parameters.meta_test]
 
 
+def baseline_cells(parameters: ProjectParameters) -> list[EvaluationCell]:
+    """The cells that have results of the baselines: tasks of meta-test, and of meta-train where that is configured."""
+    seen = parameters.baselines is not None and parameters.baselines.score_seen
+    pools = ("meta_test", "meta_train") if seen else ("meta_test",)
+    return [cell for cell in evaluation_cells(parameters) if cell.pool in pools]
+
+
 def measuring(cell: EvaluationCell, method: str, predictions: str, result: str) -> Node:
     """The node that measures a method's answers."""
+    stage = "baselines" if method in (*BASELINES, *SUMMED) else "evaluate"
     return node(
         bound(measure_predictions, task=cell.task, method=method, pool=cell.pool),
         inputs=[PARAMETERS, f"{cell.task}.splits", predictions],
         outputs=result,
         name=f"measure_{method}{cell.fold.suffix}",
-        namespace=f"{'baselines' if method in (*BASELINES, *SUMMED) else 'evaluate'}.{cell.task}",
+        namespace=f"{stage}.{cell.task}",
     )

@@ -9,11 +9,9 @@ from degaml_kedro.parameters import ProjectParameters
 
 @dataclass(frozen=True)
 class TaskFold:
-    """The tasks that one generator learns from, and those that are held out from it.
+    """The meta-train tasks that one generator learns from, and those that are held out from it.
 
     Attributes:
-        tasks: the meta-train tasks it learns from.
-        left_out: those it does not.
         own_start: its trajectories start from a pooled warm-up of its own, without the left-out tasks.
         scored: results are measured on its left-out tasks. One that is not only serves the policy's rollouts.
     """

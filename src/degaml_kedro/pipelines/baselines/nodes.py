@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel
 from scipy.special import log_softmax
 
-from degaml_kedro.baselines import metaict, methods, sentence_head, union_train
+from degaml_kedro.baselines.baseline import Setup, answer, baseline
 from degaml_kedro.baselines.compute import Clock, Compute
 from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
-from degaml_kedro.baselines.sentence_head import Embed
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.io.trajectory import Trajectory
-from degaml_kedro.llm.base_model import BaseModel, load_base_model
-from degaml_kedro.llm.finetune import TrainingError, initial_adapter, total_steps
-from degaml_kedro.parameters import (
-    BASELINES,
-    AdaptationSetting,
-    BaselinesParameters,
-    ClosedFormSetting,
-    FileDistribution,
-    ProjectParameters,
-    SuiteDistribution,
-    WarmupParameters,
-    required,
-)
+from degaml_kedro.llm.base_model import load_base_model
+from degaml_kedro.llm.finetune import TrainingError, initial_adapter
+from degaml_kedro.methods import METHODS
+from degaml_kedro.parameters import BASELINES, ProjectParameters, required
 from degaml_kedro.pipelines.checkpoints.nodes import drawn_episodes
 from degaml_kedro.pipelines.counting import compute_record, trajectory_compute
 from degaml_kedro.pipelines.evaluate.nodes import predictions_frame, timed_answers
@@ -46,51 +37,11 @@ from degaml_kedro.tasks.splits import frame_to_splits
 logger = logging.getLogger(__name__)
 
 
-def take_union(trajectory: Trajectory) -> Learned:
-    """Union's meta-training is the pooled warm-up: the same tasks, the same loss, nothing else."""
+def take_warmup(trajectory: Trajectory, *, method: str) -> Learned:
+    """The pooled warm-up as a method's meta-training: the same tasks, the same loss, nothing else."""
     records = [{"step": record.step, "loss": record.loss} for record in trajectory.records]
     spent = trajectory_compute(trajectory)
-    return Learned("union_train", trajectory.last, {}, records, spent, dict(trajectory.about))
-
-
-def union_warmup(warmup: WarmupParameters, baselines: BaselinesParameters) -> WarmupParameters:
-    """Union's training where the pooled warm-up has examples in the prompt: without them, in batches of its own."""
-    own = baselines.union_train.batch_size if baselines.union_train else None
-    return warmup.model_copy(update={"context_share": 0.0, "batch_size": own or warmup.batch_size})
-
-
-def fit_union(parameters: ProjectParameters, *splits: pd.DataFrame) -> Learned:
-    """Union's meta-training where the pooled warm-up is something else: as many steps, no examples in any prompt.
-
-    It draws from the tasks' train splits, or from the distribution of meta-train tasks where there are no splits.
-    """
-    base = load_base_model(parameters.model)
-    training = union_warmup(parameters.warmup, required(parameters.baselines))
-    own = derive_seed(parameters.seed, "union_train", "fit")
-    draw = (
-        union_train.listed([frame_to_splits(frame).train for frame in splits], own)
-        if splits
-        else drawn_episodes(_distribution(parameters), own)
-    )
-    clock, records, adapter = Clock(), [], None
-    with progress_bar("union_train", "step") as progress:
-        for step in union_train.fit_on_episodes(
-            base,
-            draw,
-            parameters.prompt,
-            parameters.scoring.answers,
-            training,
-            initial_adapter(base, parameters.lora),
-            own,
-        ):
-            clock.trained(step.tokens)
-            adapter = step.adapter
-            records.append({"step": step.step, "loss": step.loss})
-            progress(step.step, total_steps(training))
-    assert adapter is not None
-    return Learned(
-        "union_train", adapter, {}, records, clock.compute, training.model_dump(mode="json")
-    )
+    return Learned(method, trajectory.last, {}, records, spent, dict(trajectory.about))
 
 
 def fit_baseline(
@@ -100,66 +51,60 @@ def fit_baseline(
     method: str,
     tasks: Sequence[str],
 ) -> Learned:
-    """Meta-train a method by episodes.
+    """Meta-train a method, on tasks that are scored in one mode.
 
     Args:
         pool: the pooled warm-up, whose cost is then a part of the method's; None where it does not start from it.
-        parameters: the project's; all tasks that are trained on are scored in one mode.
+        parameters: the project's.
         *splits: the tasks' splits, of which only ``train`` is read; none where tasks are drawn from a distribution.
         method: which method.
         tasks: the tasks' names; with a distribution those that have trajectories, which are not read.
     """
-    base = load_base_model(parameters.model)
+    setup = _setup(parameters, method, tasks[0])
     # both orders of MAML see the same episodes
     own = derive_seed(parameters.seed, BASELINES[method], "fit")
-    baselines = required(parameters.baselines)
-    if pool is None:
-        start, spent = initial_adapter(base, parameters.lora), Compute()
-    else:
-        start, spent = pool.last, trajectory_compute(pool)
-    draw, examples = None, list[TaskExamples]()
-    if splits:
-        examples = [
-            TaskExamples(name, _as_read(method, frame_to_splits(frame).train, parameters, name))
-            for name, frame in zip(tasks, splits, strict=True)
-        ]
-    else:
-        episode = getattr(baselines, BASELINES[method])
-        draw = _drawn_tasks(_distribution(parameters), episode.support, episode.query, own)
+    draw = None
+    if not splits:
+        drawn_from = parameters.meta_train_distribution
+        assert drawn_from is not None
+        draw = drawn_episodes(parameters.distributions[drawn_from], own)
+    examples = [
+        TaskExamples(name, frame_to_splits(frame).train, parameters.tasks[name].description)
+        for name, frame in zip(tasks if splits else (), splits, strict=True)
+    ]
+    spent = Compute()
+    if pool is not None:
+        setup, spent = replace(setup, start=pool.last), trajectory_compute(pool)
     with progress_bar(f"{method} on {len(tasks)} tasks", "step") as progress:
-        learned = methods.fit(
-            method,
-            base,
-            examples,
-            parameters.prompt,
-            parameters.scoring_of(tasks[0]).answers,
-            baselines,
-            start,
-            own,
-            progress,
-            draw,
-        )
+        learned: Learned = baseline(method).fit(setup, examples, draw, own, progress)
     logger.info("%s: meta-trained in %.0f s", method, learned.compute.seconds)
     return replace(learned, compute=learned.compute + spent)
 
 
-def _distribution(parameters: ProjectParameters) -> SuiteDistribution | FileDistribution:
-    """The distribution of the meta-train tasks."""
-    assert parameters.meta_train_distribution is not None
-    return parameters.distributions[parameters.meta_train_distribution]
+def _setup(parameters: ProjectParameters, method: str, task: str) -> Setup:
+    base = load_base_model(parameters.model)
+    embed = None
+    if not METHODS[method].asks_model:
+        encoder = required(parameters.generator).encoder
+        # loaded here: no task pays for that
+        load_prompt_encoder(encoder)
+        embed = question_embedder(encoder)
+    return Setup(
+        method,
+        base,
+        parameters.prompt,
+        parameters.scoring_of(task),
+        _entry(parameters, method),
+        initial_adapter(base, parameters.lora),
+        parameters.tasks[task].description,
+        embed,
+        parameters.warmup,
+    )
 
 
-def _drawn_tasks(
-    distribution: SuiteDistribution | FileDistribution, support: int, query: int, seed: int
-) -> Callable[[int], TaskExamples]:
-    """Tasks of a distribution, by number, each with the examples of one episode."""
-    episodes = drawn_episodes(distribution, seed)
-
-    def draw(number: int) -> TaskExamples:
-        shown, asked = episodes(number, support, query)
-        return TaskExamples("drawn", [*shown, *asked])
-
-    return draw
+def _entry(parameters: ProjectParameters, method: str) -> Any:
+    """What the key `baselines` says of a method."""
+    return getattr(required(parameters.baselines), BASELINES[method])
 
 
 def search_settings(
@@ -177,40 +122,27 @@ def search_settings(
     Returns:
         One row a setting: its number, accuracy and likelihood on the validation examples, and what it cost.
     """
-    baselines = required(parameters.baselines)
-    how = parameters.scoring_of(task)
     parts = frame_to_splits(splits)
     # tasks of development have nothing but a test split to ask, and are asked nothing else
-    asked = (parts.validation or parts.test)[: baselines.search.examples]
-    questions = _as_read(method, asked, parameters, task)
-    base = load_base_model(parameters.model)
-    embed = _embedder(method, parameters)
+    most = required(parameters.baselines).search.examples
+    questions = (parts.validation or parts.test)[:most]
+    setup = _setup(parameters, method, task)
+    own = derive_seed(parameters.seed, task, BASELINES[method], "search")
     rows = []
-    for number, setting in enumerate(methods.settings_of(method, baselines)):
-        own = derive_seed(parameters.seed, task, BASELINES[method], "search")
+    for number, setting in enumerate(setup.entry.settings):
         clock, spent = Clock(), Compute()
         accuracy, nll, failure = 0.0, math.inf, None
         try:
-            adapted, spent = _adapted(
-                method, base, learned, parts.support, parameters, task, setting, own, embed
-            )
-            predictions = methods.answer(
-                method, base, adapted, questions, parameters.prompt, how, baselines, own
-            )
+            adapted, spent = _adapted(setup, learned, parts.support, setting, own)
+            predictions = answer(setup, adapted, questions, own)
             clock.read(sum(prediction.tokens for prediction in predictions))
             found = measure(predictions_frame(predictions, 0.0), f"{task}, {method}")
             accuracy, nll = found["accuracy"], found["nll"]
             if nll is None:
                 # of what was written
                 nll = measure_indicators(predictions).nll
-            logger.info(
-                "%s, %s, %s: accuracy %.2f (n = %d)",
-                task,
-                method,
-                setting.model_dump_json(),
-                accuracy,
-                found["n"],
-            )
+            what = (task, method, setting.model_dump_json())
+            logger.info("%s, %s, %s: accuracy %.2f (n = %d)", *what, accuracy, found["n"])
         except (BaselineError, TrainingError) as error:
             # a rate at which it diverges is a setting that is not chosen, and no reason to stop
             failure = str(error)
@@ -251,7 +183,7 @@ def choose_setting(
         The choice with everything that was tried, and what the search cost.
     """
     tried = pd.concat(searches, ignore_index=True)
-    settings = methods.settings_of(method, required(parameters.baselines))
+    settings = _entry(parameters, method).settings
     _check_search(method, tried, settings)
     # equal numbers of right answers may differ in the last bit of their means
     means = tried.groupby("number")[["accuracy", "nll"]].mean().round({"accuracy": 12})
@@ -266,10 +198,8 @@ def choose_setting(
         spent = spent + learned.compute
     logger.info(
         "%s: %s, with a mean accuracy of %.2f on %d held-out meta-train tasks",
-        method,
-        settings[chosen].model_dump_json(),
-        means["accuracy"].loc[chosen],
-        tried["task"].nunique(),
+        *(method, settings[chosen].model_dump_json()),
+        *(means["accuracy"].loc[chosen], tried["task"].nunique()),
     )
     record = {
         "method": method,
@@ -280,7 +210,7 @@ def choose_setting(
     return record, compute_record(method, "search", None, spent)
 
 
-def _check_search(method: str, tried: pd.DataFrame, settings: Sequence[methods.Setting]) -> None:
+def _check_search(method: str, tried: pd.DataFrame, settings: Sequence[BaseModel]) -> None:
     """Searches are kept, and shared by runs: what was tried has to be what is configured, with one seed."""
     asked = {number: setting.model_dump_json() for number, setting in enumerate(settings)}
     fix = (
@@ -315,17 +245,10 @@ def adapt_baseline(
     Returns:
         The weights, and what they cost.
     """
-    adapted, spent = _adapted(
-        method,
-        load_base_model(parameters.model),
-        learned,
-        frame_to_splits(support).support,
-        parameters,
-        task,
-        methods.setting_of(method, chosen["setting"]),
-        derive_seed(parameters.seed, task, BASELINES[method]),
-    )
-    assert isinstance(adapted, Learned)
+    setup = _setup(parameters, method, task)
+    own = derive_seed(parameters.seed, task, BASELINES[method])
+    examples = frame_to_splits(support).support
+    adapted, spent = _adapted(setup, learned, examples, _setting(setup, chosen), own)
     logger.info("%s, %s: adapted in %.1f s", task, method, spent.seconds)
     return adapted, compute_record(method, "adaptation", task, spent)
 
@@ -339,8 +262,7 @@ def predict_baseline(
     method: str,
 ) -> pd.DataFrame:
     """A baseline's answers to a task's test split: one row per example with the columns of ``PREDICTION_COLUMNS``."""
-    seed = derive_seed(parameters.seed, task, BASELINES[method], "answers")
-    return _answers(method, adapted, frame_to_splits(splits).test, parameters, seed, task)
+    return _answers(parameters, _setup(parameters, method, task), splits, adapted, task)
 
 
 def adapt_and_predict(
@@ -359,85 +281,36 @@ def adapt_and_predict(
         The answers, and what adapting cost: no token. That every answer reads the examples is a cost of answering, and
         stands in the result's ``tokens``.
     """
-    adapted, spent = _adapted(
-        method,
-        load_base_model(parameters.model),
-        learned,
-        frame_to_splits(support).support,
-        parameters,
-        task,
-        methods.setting_of(method, chosen["setting"]),
-        # all that show examples show the same ones
-        derive_seed(parameters.seed, task, "icl"),
-        _embedder(method, parameters),
-    )
-    questions = _as_read(method, frame_to_splits(splits).test, parameters, task)
-    frame = _answers(method, adapted, questions, parameters, parameters.seed, task)
+    setup = _setup(parameters, method, task)
+    # all that show examples show the same ones
+    own = derive_seed(parameters.seed, task, "icl")
+    examples = frame_to_splits(support).support
+    adapted, spent = _adapted(setup, learned, examples, _setting(setup, chosen), own)
+    frame = _answers(parameters, setup, splits, adapted, task)
     return frame, compute_record(method, "adaptation", task, spent)
 
 
-def _as_read(
-    method: str, examples: Sequence[Example], parameters: ProjectParameters, task: str
-) -> Sequence[Example]:
-    """A task's examples as a method reads them: for ``metaict`` with the task's instruction in front."""
-    if method != metaict.METHOD:
-        return examples
-    return metaict.instructed(examples, parameters.tasks[task].description)
-
-
-def _embedder(method: str, parameters: ProjectParameters) -> Embed | None:
-    """Sentence embeddings of questions for ``sentence_head``; the encoder is loaded here: no task pays for that."""
-    if method != sentence_head.METHOD:
-        return None
-    encoder = required(parameters.generator).encoder
-    load_prompt_encoder(encoder)
-    return question_embedder(encoder)
+def _setting(setup: Setup, chosen: Mapping[str, Any]) -> Any:
+    """The chosen setting, which comes as JSON."""
+    return type(setup.entry.settings[0]).model_validate(chosen["setting"])
 
 
 def _adapted(
-    method: str,
-    base: BaseModel,
-    learned: Learned | None,
-    support: Sequence[Example],
-    parameters: ProjectParameters,
-    task: str,
-    setting: methods.Setting,
-    seed: int,
-    embed: Embed | None = None,
-) -> tuple[methods.Adapted, Compute]:
+    setup: Setup, learned: Learned | None, support: Sequence[Example], setting: Any, seed: int
+) -> tuple[Any, Compute]:
     """A method on a task, and its cost; the wall time is of adapting alone."""
-    if learned is None and isinstance(setting, AdaptationSetting | ClosedFormSetting):
-        learned = Learned(method, initial_adapter(base, parameters.lora))
-    shown, mode = _as_read(method, support, parameters, task), parameters.scoring_of(task).answers
-    baselines = required(parameters.baselines)
     clock = Clock()
-    adapted = methods.adapt(
-        method, base, learned, shown, parameters.prompt, mode, baselines, setting, seed, embed
-    )
+    adapted = baseline(setup.method).adapt(setup, learned, support, setting, seed)
     own = adapted.compute if isinstance(adapted, Learned) else Compute()
-    return adapted, Compute(own.forward_tokens, own.backward_tokens, clock.compute.seconds)
+    return adapted, replace(own, seconds=clock.compute.seconds)
 
 
 def _answers(
-    method: str,
-    adapted: methods.Adapted,
-    examples: Sequence[Example],
-    parameters: ProjectParameters,
-    seed: int,
-    task: str,
+    parameters: ProjectParameters, setup: Setup, splits: pd.DataFrame, adapted: Any, task: str
 ) -> pd.DataFrame:
-    answer = partial(
-        methods.answer,
-        method,
-        load_base_model(parameters.model),
-        adapted,
-        examples,
-        parameters.prompt,
-        parameters.scoring_of(task),
-        required(parameters.baselines),
-        seed,
-    )
-    return timed_answers(f"{task}, {method}", answer)
+    seed = derive_seed(parameters.seed, task, BASELINES[setup.method], "answers")
+    asking = partial(answer, setup, adapted, frame_to_splits(splits).test, seed)
+    return timed_answers(f"{task}, {setup.method}", asking)
 
 
 def sum_predictions(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:

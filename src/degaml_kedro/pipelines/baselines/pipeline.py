@@ -12,20 +12,20 @@ from typing import Any
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
+from degaml_kedro.methods import METHODS
 from degaml_kedro.parameters import META_TRAINED, READ_SUPPORT, SUMMED, ProjectParameters
 from degaml_kedro.pipelines.baselines.nodes import (
     adapt_and_predict,
     adapt_baseline,
     choose_setting,
     fit_baseline,
-    fit_union,
     predict_baseline,
     search_settings,
     sum_predictions,
-    take_union,
+    take_warmup,
 )
 from degaml_kedro.pipelines.counting import count_training
-from degaml_kedro.pipelines.evaluation_cells import EvaluationCell, evaluation_cells, measuring
+from degaml_kedro.pipelines.evaluation_cells import EvaluationCell, baseline_cells, measuring
 from degaml_kedro.pipelines.naming import PARAMETERS, bound
 from degaml_kedro.pipelines.task_folds import TaskFold, search_fold, task_folds
 
@@ -35,12 +35,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     if parameters.baselines is None or not parameters.baseline_methods:
         return Pipeline([])
     nodes: list[Node] = []
-    seen = parameters.baselines.score_seen
-    scored = [
-        cell
-        for cell in evaluation_cells(parameters)
-        if cell.pool == "meta_test" or (cell.pool == "meta_train" and seen)
-    ]
+    scored = baseline_cells(parameters)
     for method in parameters.baseline_methods:
         if method in META_TRAINED:
             if not parameters.development:
@@ -103,12 +98,11 @@ def _fit(parameters: ProjectParameters, method: str, fold: TaskFold, learned: st
     splits = [] if drawn else [f"{task}.splits" for task in fold.tasks]
     pool = [f"{fold.pool}.trajectory"]
     function: Callable[..., Any]
-    if method == "union_train" and parameters.warmup.context_share:
-        function, inputs = fit_union, [PARAMETERS, *splits]
-    elif method == "union_train":
-        function, inputs = take_union, pool
+    from_warmup = METHODS[method].fitted_by_warmup
+    if from_warmup and not parameters.warmup.context_share:
+        function, inputs = bound(take_warmup, method=method), pool
     else:
-        first = pool if method in parameters.baselines_from_pool else []
+        first = pool if method in parameters.baselines_from_pool and not from_warmup else []
         function = bound(fit_baseline, *_absent(first), method=method, tasks=fold.tasks)
         inputs = [*first, PARAMETERS, *splits]
     return node(function, inputs=inputs, outputs=learned, name=name, namespace=namespace)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from degaml_kedro.adapters.adapter import Adapter, average_adapters
 from degaml_kedro.baselines import union_train
+from degaml_kedro.baselines.episodes import Draw
 from degaml_kedro.io.trajectory import (
     StepRecord,
     Trajectory,
@@ -110,10 +111,8 @@ def train_on_drawn_tasks(
 
 def record_drawn_tasks(parameters: ProjectParameters, *, distribution: str) -> pd.DataFrame:
     """The tasks that the warm-up on drawn tasks draws: form, subject, classes, labels and seed by step."""
-    known, own = (
-        parameters.distributions[distribution],
-        derive_seed(parameters.seed, "pool", "train"),
-    )
+    known = parameters.distributions[distribution]
+    own = derive_seed(parameters.seed, "pool", "train")
     rows = []
     for step in range(1, total_steps(parameters.warmup) + 1):
         for number, support, query in union_train.episodes_of_step(parameters.warmup, own, step):
@@ -131,14 +130,11 @@ def drawn_episodes(
     seed: int,
     tasks: int | None = None,
     most: int = 0,
-) -> union_train.Draw:
+) -> Draw:
     """Episodes of a distribution; the seed decides the draws.
 
-    Args:
-        distribution: what is drawn from.
-        seed: of the draws.
-        tasks: so many in turn, each time with other examples; None for a new task every time.
-        most: support examples that each of these has at least.
+    ``tasks`` are so many in turn, each time with other examples, and with at least ``most`` support examples; None is
+    a new task every time.
     """
 
     def draw(number: int, support: int, query: int) -> tuple[list[Example], list[Example]]:

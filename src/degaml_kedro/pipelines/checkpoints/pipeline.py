@@ -28,7 +28,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
         if not fold.left_out or fold.own_start:
             for task in fold.with_trajectory:
                 nodes += _trajectory(parameters, fold, task)
-        if "mean_adapter" in parameters.methods and fold.scored:
+        if fold.scored and parameters.has_method(lambda row: row.adapter == "mean.adapter"):
             nodes.append(
                 node(
                     mean_adapter,

@@ -21,9 +21,9 @@ from degaml_kedro.io.trajectory import checksum, tensor_bytes
 from degaml_kedro.llm.base_model import describe, first_line, load_base_model
 from degaml_kedro.llm.finetune import answer_sequences
 from degaml_kedro.llm.scoring import Prediction, score_examples
+from degaml_kedro.methods import METHODS
 from degaml_kedro.parameters import (
     GENERATED,
-    PAPER_FAMILIES,
     EpisodeSource,
     PolicyParameters,
     ProjectParameters,
@@ -101,19 +101,12 @@ def predictions_frame(predictions: Sequence[Prediction], seconds: float) -> pd.D
 
     Each has its share of the wall time by its tokens, or an equal one where there are none.
     """
-    tokens = sum(prediction.tokens for prediction in predictions)
-    rows = [
-        (
-            index,
-            prediction.gold,
-            prediction.predicted,
-            list(prediction.option_scores),
-            prediction.text,
-            seconds * prediction.tokens / tokens if tokens else seconds / len(predictions),
-            prediction.tokens,
-        )
-        for index, prediction in enumerate(predictions)
-    ]
+    tokens = sum(one.tokens for one in predictions)
+    rows = []
+    for index, one in enumerate(predictions):
+        share = seconds * one.tokens / tokens if tokens else seconds / len(predictions)
+        answered = (one.gold, one.predicted, list(one.option_scores), one.text)
+        rows.append((index, *answered, share, one.tokens))
     frame = pd.DataFrame(rows, columns=list(PREDICTION_COLUMNS))
     return frame.astype({"predicted": "Int64"})
 
@@ -148,15 +141,8 @@ def generate_adapters(
     own = derive_seed(parameters.seed, task, method)
     adapters = [trained.sample(embeddings, own, draw, rows) for draw in range(draws)]
     seconds = time.perf_counter() - began
-    logger.info(
-        "%s, %s: %d adapter(s) from %d prompts of %s in %.2f s",
-        task,
-        method,
-        draws,
-        support,
-        prompts_of,
-        seconds,
-    )
+    made = f"{draws} adapter(s) from {support} prompts of {prompts_of}"
+    logger.info("%s, %s: %s in %.2f s", task, method, made, seconds)
     spent = Compute(seconds=seconds / max(1, draws))
     return (*adapters, compute_record(method, "adaptation", task, spent))
 
@@ -169,10 +155,11 @@ def write_adapter(
     task: str,
     method: str,
     examples_of: str,
+    shuffled: bool = False,
 ) -> tuple[Adapter, dict[str, Any]]:
     """The adapter that a generator writes from support examples, with their answers.
 
-    They are another task's for the control ``other_prompts``, and have each other's answers for ``shuffled_answers``.
+    For controls they are another task's (``examples_of``), or have each other's answers (``shuffled``).
 
     Returns:
         The adapter, and its cost: the examples read once.
@@ -182,7 +169,7 @@ def write_adapter(
     """
     base = load_base_model(parameters.model)
     support: Sequence[Example] = frame_to_splits(splits).support
-    if method.startswith("shuffled_answers"):
+    if shuffled:
         support = shuffled_answers(support, derive_seed(parameters.seed, task, "shuffled answers"))
     mode = parameters.scoring_of(task).answers
     clock = Clock()
@@ -190,14 +177,8 @@ def write_adapter(
     adapter = trained.write(base, sequences)
     clock.read(sum(len(one.ids) for one in sequences))
     spent = clock.compute
-    logger.info(
-        "%s, %s: written from %d examples of %s in %.2f s",
-        task,
-        method,
-        len(support),
-        examples_of,
-        spent.seconds,
-    )
+    made = f"written from {len(support)} examples of {examples_of}"
+    logger.info("%s, %s: %s in %.2f s", task, method, made, spent.seconds)
     return adapter, compute_record(method, "adaptation", task, spent)
 
 
@@ -226,31 +207,22 @@ def choose_strategies(
         What the rollouts' dataset takes.
     """
     given: Mapping[str, Any] = required(parameters.policy).model_dump(exclude_unset=True)
-    if method == "paper_families":
-        given, fallback = narrowed(given, fallback, PAPER_FAMILIES)
-    if method == "no_generator":
+    if families := METHODS[method].families:
+        given, fallback = narrowed(given, fallback, families)
+    if start is not None:
+        # nothing generates here
         given, fallback = narrowed(given, fallback, [*{*given["families"]} - {"written"}])
     # what was learned is data, and checked as such
     policy = PolicyParameters.model_validate(with_fallback(given, fallback))
-    bench = task_workbench(parameters, task, trained, embeddings, len(support), True, start, writer)
-    refinement = _refinement(bench, policy, support, parameters.seed, task)
+    refinement = _refinement(parameters, policy, task, trained, embeddings, support, start, writer)
+    bench = refinement.bench
     policy_model = None if adapter is None else load_policy_model(parameters)
     proposer = refinement.proposer(policy_model or bench.base, adapter)
     if adapter is None and tabular is not None:
         proposer = TabularProposer(refinement.space, RewardModel(**tabular))
     own = derive_seed(parameters.seed, task, method)
-    chosen = policy.model_dump(
-        mode="json",
-        exclude={
-            "rollouts",
-            "training",
-            "lora",
-            "oracle_candidates",
-            "iterations",
-            "folds",
-            "exploration",
-        },
-    )
+    of_training = {"rollouts", "training", "lora", "iterations", "folds", "exploration"}
+    chosen = policy.model_dump(mode="json", exclude={*of_training, "oracle_candidates"})
     fingerprint = rollouts_fingerprint(
         bench.base,
         trained,
@@ -291,22 +263,13 @@ def execute_fallback(
         carrying it out fails; and its cost.
     """
     policy = required(parameters.policy)
-    space = ActionSpace.of(policy.families)
+    refinement = _refinement(parameters, policy, task, trained, embeddings, support, None, writer)
+    common = {"task": task, "seed": derive_seed(parameters.seed, task, method), "n": len(support)}
+    executed = {"round": 1, "rollout": 0, "executed": True}
     rows = [
-        {
-            "task": task,
-            "action": action,
-            "family": space.parse(action)[0].family,
-            "seed": derive_seed(parameters.seed, task, method),
-            "round": 1,
-            "rollout": 0,
-            "n": len(support),
-            "executed": True,
-        }
-        for action in fallback["actions"]
+        {**common, **executed, "action": text, "family": refinement.space.parse(text)[0].family}
+        for text in fallback["actions"]
     ]
-    bench = task_workbench(parameters, task, trained, embeddings, len(support), True, writer=writer)
-    refinement = _refinement(bench, policy, support, parameters.seed, task)
     state, spent = _carried_out(refinement, rows, f"{task}, {method}")
     return state, count_training(spent, method=method, stage="adaptation", task=task)
 
@@ -330,18 +293,26 @@ def execute_strategies(
         carrying out what was chosen once more.
     """
     policy = required(parameters.policy)
-    bench = task_workbench(parameters, task, trained, embeddings, len(support), True, start, writer)
-    refinement = _refinement(bench, policy, support, parameters.seed, task)
+    refinement = _refinement(parameters, policy, task, trained, embeddings, support, start, writer)
     state, spent = _carried_out(refinement, rollout_rows(rollouts), f"{task}, {method}")
     return state, count_training(rollouts, spent, method=method, stage="adaptation", task=task)
 
 
 def _refinement(
-    bench: Workbench, policy: PolicyParameters, support: pd.DataFrame, seed: int, task: str
+    parameters: ProjectParameters,
+    policy: PolicyParameters,
+    task: str,
+    trained: Generator,
+    embeddings: PromptEmbeddings,
+    support: pd.DataFrame,
+    start: Adapter | None,
+    writer: ExampleGenerator | None,
 ) -> Refinement:
+    """A new task's search and execution, on its support examples alone."""
+    bench = task_workbench(parameters, task, trained, embeddings, len(support), True, start, writer)
+    unrefined = _unrefined(bench, parameters.seed, task)
     examples = frame_to_splits(support).support
-    space = ActionSpace.of(policy.families)
-    return Refinement(bench, space, policy, _unrefined(bench, seed, task), examples)
+    return Refinement(bench, ActionSpace.of(policy.families), policy, unrefined, examples)
 
 
 def _carried_out(
@@ -410,13 +381,8 @@ def predict_oracle(
             answers = _answer(bench, state, examples, f"{task}, {text}")
             best = _better(best, answers.assign(strategy=text))
         except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
-            logger.info(
-                "%s, oracle: %s is no candidate (%s: %s)",
-                task,
-                text,
-                type(error).__name__,
-                first_line(error),
-            )
+            why = f"{type(error).__name__}: {first_line(error)}"
+            logger.info("%s, oracle: %s is no candidate (%s)", task, text, why)
     return best
 
 
@@ -454,15 +420,8 @@ def measure_predictions(
     measures = measure_draws(predictions, f"{task}.{method}.predictions")
     # open questions cannot be guessed
     measures["chance"] = float(np.mean([1 / len(e.labels) if e.labels else 0.0 for e in test]))
-    logger.info(
-        "%s, %s: accuracy %.2f (%.2f-%.2f), n = %d",
-        task,
-        method,
-        measures["accuracy"],
-        measures["accuracy_low"],
-        measures["accuracy_high"],
-        measures["n"],
-    )
+    told = (measures[key] for key in ("accuracy", "accuracy_low", "accuracy_high", "n"))
+    logger.info("%s, %s: accuracy %.2f (%.2f-%.2f), n = %d", task, method, *told)
     entry = parameters.tasks[task]
     return {
         "task": task,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
-from degaml_kedro.parameters import BASELINES, FROM_ROLLOUTS, SUMMED, ProjectParameters
+from degaml_kedro.methods import METHODS, Method, method_of
+from degaml_kedro.parameters import ProjectParameters, required
 from degaml_kedro.pipelines.checkpoints.nodes import last_adapter, train_alone
 from degaml_kedro.pipelines.counting import count_training
 from degaml_kedro.pipelines.evaluate.nodes import (
@@ -19,10 +20,16 @@ from degaml_kedro.pipelines.evaluate.nodes import (
     predict_oracle,
     write_adapter,
 )
-from degaml_kedro.pipelines.evaluation_cells import EvaluationCell, evaluation_cells, measuring
+from degaml_kedro.pipelines.evaluation_cells import (
+    EvaluationCell,
+    baseline_cells,
+    evaluation_cells,
+    is_meta_trained,
+    measuring,
+)
 from degaml_kedro.pipelines.naming import PARAMETERS, bound
 from degaml_kedro.pipelines.policy.nodes import collect_rollouts, draw_strategies
-from degaml_kedro.pipelines.task_folds import rollout_folds, task_folds, writer_input
+from degaml_kedro.pipelines.task_folds import TaskFold, rollout_folds, task_folds, writer_input
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
@@ -30,28 +37,29 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     nodes: dict[str, Node] = {}
     results: list[str] = []
     tried: list[str] = []
-    baselines = parameters.baselines
+    scored_by_baselines = baseline_cells(parameters)
     for cell in evaluation_cells(parameters):
         for method in parameters.methods:
-            if method in (*BASELINES, *SUMMED):
-                seen = baselines is not None and baselines.score_seen
-                if cell.pool == "meta_test" or (cell.pool == "meta_train" and seen):
-                    # the pipeline `baselines` makes them
+            row = method_of(method)
+            assert row is not None
+            if row.kind in ("baseline", "sum"):
+                # the pipeline `baselines` makes them
+                if cell in scored_by_baselines:
                     results.append(f"{cell.task}.{method}.result")
                 continue
-            generated = (
-                method in parameters.generated_methods or method in parameters.adapted_methods
-            )
-            if generated and cell.pool == "meta_train" and not parameters.scores_seen:
+            if row.kind != "plain" and cell.pool == "meta_train" and not parameters.scores_seen:
                 continue
             result = cell.fold.name(f"{cell.task}.{method}.result")
-            if method in parameters.adapted_methods:
-                every = _adapted(parameters, cell, method, result)
-                if method not in ("oracle_strategy", "best_fixed"):
+            if row.is_bound:
+                every = _oracle(parameters, cell, method)
+            elif row.kind == "adapted":
+                every = _refined(parameters, cell, row)
+                if row.proposer is not None:
                     tried.append(cell.name(method, "rollouts"))
             else:
-                adapters, making = _adapters(parameters, cell, method)
-                every = [*making, *_scoring(cell, method, adapters, result)]
+                adapters, every = _adapters(parameters, cell, row, method)
+                every.append(_answering(cell, method, adapters))
+            every.append(measuring(cell, method, cell.name(method, "predictions"), result))
             for made in every:
                 nodes[made.name] = made
             results.append(result)
@@ -72,33 +80,24 @@ def _counting(parameters: ProjectParameters) -> list[Node]:
     everything = task_folds(parameters)[0]
     pool = [f"{everything.pool}.trajectory"] if parameters.needs_warmup else []
     own_pool = pool if parameters.trajectory.start == "pooled_warmup" else []
-    trajectories = [f"{everything.trajectory_of(task)}.trajectory" for task in everything.tasks]
-    parts: dict[str, list[str]] = {"pooled": pool, "mean_adapter": [*own_pool, *trajectories]}
+    checkpoints = [
+        *own_pool,
+        *(f"{everything.trajectory_of(task)}.trajectory" for task in everything.tasks),
+    ]
+    parts: dict[str, list[str]] = {"pooled": pool, "mean_adapter": checkpoints}
     for method, variant in parameters.generated_methods.items():
-        before = [] if parameters.reads_examples(method) else [*own_pool, *trajectories]
+        before = [] if parameters.reads_examples(method) else checkpoints
         parts[method] = [*before, f"{variant}.generator_steps"]
     if parameters.adapted_methods:
         steps = f"{parameters.policy_variant}.generator_steps"
-        parts["random_policy"] = [*own_pool, *trajectories, steps]
-        policy = []
-        if parameters.policy is not None and parameters.needs_policy:
-            apart = {fold.label: fold for fold in rollout_folds(parameters, everything).values()}
-            for fold in apart.values():
-                if fold.left_out:
-                    if own_pool:
-                        policy.append(f"{fold.pool}.trajectory")
-                    if fold.own_start:
-                        policy += [f"{fold.trajectory_of(t)}.trajectory" for t in fold.tasks]
-                    policy.append(fold.name(steps))
-            policy.append("policy_rollouts")
-            policy += [
-                f"policy_{number}.record" for number in range(1, parameters.policy.iterations + 1)
-            ]
-        parts["degaml"] = [*parts["random_policy"], *policy]
-        parts |= dict.fromkeys(FROM_ROLLOUTS, parts["degaml"])
-        if parameters.falls_back:
-            # uniform draws are held against what the policy's rollouts found
-            parts["random_policy"] = parts["degaml"]
+        generated = [*checkpoints, steps]
+        with_policy = [*generated, *_policy_parts(parameters, everything, steps)]
+        for method in parameters.adapted_methods:
+            row = METHODS[method]
+            # uniform draws are held against what the policy's rollouts found, where a search falls back on that
+            falls_back = row.proposer == "uniform" and parameters.falls_back
+            if not row.is_bound:
+                parts[method] = with_policy if row.needs_rollouts or falls_back else generated
     return [
         node(
             bound(count_training, method=method, stage="meta_training"),
@@ -110,6 +109,24 @@ def _counting(parameters: ProjectParameters) -> list[Node]:
         for method in parameters.methods
         if parts.get(method)
     ]
+
+
+def _policy_parts(parameters: ProjectParameters, everything: TaskFold, steps: str) -> list[str]:
+    """What the policy's training cost beside the generator's: its folds' generators, rollouts and learning steps."""
+    if parameters.policy is None or not parameters.needs_policy:
+        return []
+    parts: list[str] = []
+    for fold in {
+        fold.label: fold for fold in rollout_folds(parameters, everything).values()
+    }.values():
+        if fold.left_out:
+            if parameters.trajectory.start == "pooled_warmup":
+                parts.append(f"{fold.pool}.trajectory")
+            if fold.own_start:
+                parts += [f"{fold.trajectory_of(task)}.trajectory" for task in fold.tasks]
+            parts.append(fold.name(steps))
+    iterations = range(1, parameters.policy.iterations + 1)
+    return [*parts, "policy_rollouts", *(f"policy_{number}.record" for number in iterations)]
 
 
 def _strategies(rollouts: list[str]) -> list[Node]:
@@ -135,164 +152,151 @@ def _strategies(rollouts: list[str]) -> list[Node]:
 
 
 def _adapters(
-    parameters: ProjectParameters, cell: EvaluationCell, method: str
+    parameters: ProjectParameters, cell: EvaluationCell, row: Method, method: str
 ) -> tuple[list[str], list[Node]]:
     """The names of a method's adapters, if it has any, and the nodes that make them."""
-    task, fold = cell.task, cell.fold
-    if method == "base":
+    task, run = cell.task, f"{cell.task}.{method}"
+    if row.kind == "generated":
+        return _generated(parameters, cell, row, method)
+    if row.adapter is not None:
+        return [cell.fold.name(row.adapter)], []
+    if not row.adapts:
         return [], []
-    if method == "pooled":
-        return [f"{fold.pool}.warmup_adapter"], []
-    if method == "mean_adapter":
-        return [fold.name("mean.adapter")], []
-    if method in parameters.generated_methods:
-        return _generated(parameters, cell, method)
-    run = f"{task}.{method}"
-
-    def counting(trajectory: str) -> Node:
-        return node(
-            bound(count_training, method=method, stage="adaptation", task=task),
-            inputs=trajectory,
-            outputs=f"{run}.compute",
-            name="count_alone",
-            namespace=f"evaluate.{task}",
-        )
-
+    # a task's own training; a trajectory may be just that
+    adapter, trajectory, making = f"{run}.adapter", f"{run}.trajectory", list[Node]()
     if task in parameters.meta_train and parameters.trajectory_is_no_meta_train:
-        return [f"{task}.final_adapter"], [counting(f"{task}.trajectory")]
-    training = node(
-        bound(train_alone, task=task),
-        inputs=[
-            PARAMETERS,
-            f"{run}.trajectory_resume",
-            f"{task}.splits",
-        ],
-        outputs=f"{run}.trajectory",
-        name="train_alone",
+        adapter, trajectory = f"{task}.final_adapter", f"{task}.trajectory"
+    else:
+        making = [
+            node(
+                bound(train_alone, task=task),
+                inputs=[PARAMETERS, f"{trajectory}_resume", f"{task}.splits"],
+                outputs=trajectory,
+                name="train_alone",
+                namespace=f"evaluate.{task}",
+            ),
+            node(
+                last_adapter,
+                inputs=trajectory,
+                outputs=adapter,
+                name="last_adapter_alone",
+                namespace=f"evaluate.{task}",
+            ),
+        ]
+    counting = node(
+        bound(count_training, method=method, stage="adaptation", task=task),
+        inputs=trajectory,
+        outputs=f"{run}.compute",
+        name="count_alone",
         namespace=f"evaluate.{task}",
     )
-    taking = node(
-        last_adapter,
-        inputs=f"{run}.trajectory",
-        outputs=f"{run}.adapter",
-        name="last_adapter_alone",
-        namespace=f"evaluate.{task}",
-    )
-    return [f"{run}.adapter"], [training, taking, counting(f"{run}.trajectory")]
+    return [adapter], [*making, counting]
 
 
 def _generated(
-    parameters: ProjectParameters, cell: EvaluationCell, method: str
+    parameters: ProjectParameters, cell: EvaluationCell, row: Method, method: str
 ) -> tuple[list[str], list[Node]]:
-    assert parameters.generator is not None
-    prompts_of = cell.task
-    if method.startswith("other_prompts"):
-        prompts_of = other_task(parameters, cell)
+    """The adapters that a generator makes of a task's support examples, and the node that makes them."""
+    read = other_task(parameters, cell) if row.control == "other task" else cell.task
     generator = cell.fold.name(f"{parameters.generated_methods[method]}.generator")
-    name = f"generate_{method}{cell.fold.suffix}"
+    names = {"task": cell.task, "method": method}
     if parameters.reads_examples(method):
-        adapter = cell.name(method, "draw_0.adapter")
-        writing = node(
-            bound(write_adapter, task=cell.task, method=method, examples_of=prompts_of),
-            inputs=[PARAMETERS, generator, f"{prompts_of}.splits"],
-            outputs=[adapter, cell.name(method, "compute")],
-            name=name,
-            namespace=f"evaluate.{cell.task}",
+        count = 1
+        function = bound(
+            write_adapter, **names, examples_of=read, shuffled=row.control == "shuffled answers"
         )
-        return [adapter], [writing]
-    draws = [
-        cell.name(method, f"draw_{number}.adapter") for number in range(parameters.generator.draws)
-    ]
+        inputs = [f"{read}.splits"]
+    else:
+        count = required(parameters.generator).draws
+        function = bound(generate_adapters, **names, prompts_of=read)
+        inputs = [f"{read}.prompt_embeddings", f"{read}.splits"]
+    draws = [cell.name(method, f"draw_{number}.adapter") for number in range(count)]
     generating = node(
-        bound(generate_adapters, task=cell.task, method=method, prompts_of=prompts_of),
-        inputs=[
-            PARAMETERS,
-            generator,
-            f"{prompts_of}.prompt_embeddings",
-            f"{prompts_of}.splits",
-        ],
+        function,
+        inputs=[PARAMETERS, generator, *inputs],
         outputs=[*draws, cell.name(method, "compute")],
-        name=name,
+        name=f"generate_{method}{cell.fold.suffix}",
         namespace=f"evaluate.{cell.task}",
     )
     return draws, [generating]
 
 
-def _adapted(
-    parameters: ProjectParameters, cell: EvaluationCell, method: str, result: str
-) -> list[Node]:
-    """The nodes of a method that refines a generated adapter.
+def _oracle(parameters: ProjectParameters, cell: EvaluationCell, method: str) -> list[Node]:
+    """The node that tries strategies on the test split itself, and what the other methods that refine chose."""
+    others = [name for name in parameters.adapted_methods if name != method]
+    writer = [*writer_input(parameters, cell.fold).values()]
+    trying = node(
+        bound(predict_oracle, *([] if writer else [None]), task=cell.task),
+        inputs=[
+            *writer,
+            PARAMETERS,
+            cell.fold.name(f"{parameters.policy_variant}.generator"),
+            f"{cell.task}.prompt_embeddings",
+            f"{cell.task}.splits",
+            *(cell.name(name, "predictions") for name in others),
+        ],
+        outputs=cell.name(method, "predictions"),
+        name=f"predict_{method}{cell.fold.suffix}",
+        namespace=f"evaluate.{cell.task}",
+    )
+    return [trying]
+
+
+def _refined(parameters: ProjectParameters, cell: EvaluationCell, row: Method) -> list[Node]:
+    """The nodes of a method that refines an adapter: choose strategies, execute the best, answer.
 
     The node that chooses is given the task's support examples, and neither its splits nor anything made from its test
     split.
     """
-    task, suffix = cell.task, cell.fold.suffix
-    generator = cell.fold.name(f"{parameters.policy_variant}.generator")
-    embeddings = f"{task}.prompt_embeddings"
-    predictions = cell.name(method, "predictions")
-    measured = measuring(cell, method, predictions, result)
-    if method == "oracle_strategy":
-        others = [name for name in parameters.adapted_methods if name != method]
-        writing = [*writer_input(parameters, cell.fold).values()]
-        oracle = node(
-            bound(predict_oracle, *([] if writing else [None]), task=task),
-            inputs=[
-                *writing,
-                PARAMETERS,
-                generator,
-                embeddings,
-                f"{task}.splits",
-                *(cell.name(name, "predictions") for name in others),
-            ],
-            outputs=predictions,
-            name=f"predict_{method}{suffix}",
+    task, fold, method = cell.task, cell.fold, row.name
+    names = {"task": task, "method": method}
+    rollouts, state = cell.name(method, "rollouts"), cell.name(method, "state")
+    made = {
+        "trained": fold.name(f"{parameters.policy_variant}.generator"),
+        "embeddings": f"{task}.prompt_embeddings",
+    }
+    known = {"parameters": PARAMETERS, **made, "support": f"{task}.support"}
+    if row.adapter is not None:
+        known["start"] = fold.name(row.adapter)
+    else:
+        known |= writer_input(parameters, fold)
+    fallback = {"fallback": fold.name("policy_fallback")}
+    nodes = []
+    if row.executes_fallback:
+        executing = bound(execute_fallback, **names)
+        carried_out = fallback
+    else:
+        learned = fallback if parameters.falls_back else {}
+        if row.proposer == "policy":
+            learned = {"adapter": fold.name("policy"), **learned}
+        if row.proposer == "tabular_policy":
+            learned = {"tabular": fold.name("tabular_policy"), **learned}
+        choosing = node(
+            bound(choose_strategies, **names),
+            inputs={"resume": f"{rollouts}_resume", **known, **learned},
+            outputs=rollouts,
+            name=f"choose_{method}{fold.suffix}",
             namespace=f"evaluate.{task}",
         )
-        return [oracle, measured]
-    rollouts, state = cell.name(method, "rollouts"), cell.name(method, "state")
-    known = {
-        "parameters": PARAMETERS,
-        "trained": generator,
-        "embeddings": embeddings,
-        "support": f"{task}.support",
-    }
-    writer = {} if method == "no_generator" else writer_input(parameters, cell.fold)
-    learned = {}
-    if method in ("degaml", "no_generator", "paper_families"):
-        learned["adapter"] = cell.fold.name("policy")
-    if method == "tabular_policy":
-        learned["tabular"] = cell.fold.name("tabular_policy")
-    fallback = cell.fold.name("policy_fallback")
-    if parameters.falls_back:
-        learned["fallback"] = fallback
-    start = {"start": f"{cell.fold.pool}.warmup_adapter"} if method == "no_generator" else {}
-    without_search = method == "best_fixed"
-    choosing = node(
-        bound(choose_strategies, task=task, method=method),
-        inputs={"resume": f"{rollouts}_resume", **known, **learned, **start, **writer},
-        outputs=rollouts,
-        name=f"choose_{method}{suffix}",
-        namespace=f"evaluate.{task}",
-    )
-    executing = execute_fallback if without_search else execute_strategies
-    carried = {"fallback": fallback} if without_search else {"rollouts": rollouts}
+        nodes.append(choosing)
+        executing = bound(execute_strategies, **names)
+        carried_out = {"rollouts": rollouts}
     return [
-        *([] if without_search else [choosing]),
+        *nodes,
         node(
-            bound(executing, task=task, method=method),
-            inputs={**known, **carried, **start, **writer},
+            executing,
+            inputs={**known, **carried_out},
             outputs=[state, cell.name(method, "compute")],
-            name=f"execute_{method}{suffix}",
+            name=f"execute_{method}{fold.suffix}",
             namespace=f"evaluate.{task}",
         ),
         node(
-            bound(predict_adapted, task=task, method=method),
-            inputs=[PARAMETERS, generator, embeddings, f"{task}.splits", state],
-            outputs=predictions,
-            name=f"predict_{method}{suffix}",
+            bound(predict_adapted, **names),
+            inputs=[PARAMETERS, *made.values(), f"{task}.splits", state],
+            outputs=cell.name(method, "predictions"),
+            name=f"predict_{method}{fold.suffix}",
             namespace=f"evaluate.{task}",
         ),
-        measured,
     ]
 
 
@@ -312,17 +316,12 @@ def other_task(parameters: ProjectParameters, cell: EvaluationCell) -> str:
     return next(iter([*strangers, *apart, *cell.fold.tasks]))
 
 
-def _scoring(cell: EvaluationCell, method: str, adapters: list[str], result: str) -> list[Node]:
-    task, suffix = cell.task, cell.fold.suffix
-    shared = method in ("base", "no_meta_train")
-    predictions = cell.name(method, "predictions")
-    return [
-        node(
-            bound(predict, task=task, method=method),
-            inputs=[PARAMETERS, f"{task}.splits", *adapters],
-            outputs=predictions,
-            name=f"predict_{method}{'' if shared else suffix}",
-            namespace=f"evaluate.{task}",
-        ),
-        measuring(cell, method, predictions, result),
-    ]
+def _answering(cell: EvaluationCell, method: str, adapters: list[str]) -> Node:
+    suffix = cell.fold.suffix if is_meta_trained(method) else ""
+    return node(
+        bound(predict, task=cell.task, method=method),
+        inputs=[PARAMETERS, f"{cell.task}.splits", *adapters],
+        outputs=cell.name(method, "predictions"),
+        name=f"predict_{method}{suffix}",
+        namespace=f"evaluate.{cell.task}",
+    )

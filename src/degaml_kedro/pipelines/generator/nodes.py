@@ -38,8 +38,6 @@ from degaml_kedro.parameters import (
     GeneratorTraining,
     HyperconvolutionalDecoder,
     ProjectParameters,
-    PromptParameters,
-    ScoringParameters,
     required,
 )
 from degaml_kedro.pipelines.checkpoints.nodes import drawn_episodes
@@ -67,14 +65,8 @@ def train(
 ) -> Iterator[Generator | GeneratorProgress]:
     """Train a generator on a fold of the meta-train tasks; on those left out only errors are measured.
 
-    Args:
-        parameters: the project's.
-        resume: what an earlier run left.
-        scales: units of the tokens, over the tasks that it learns from.
-        *material: of every task of the fold with a trajectory: tokens (``TokenSequence``), then prompt states
-            (``PromptEmbeddings``), then splits; those that it learns from come first.
-        variant: which entry of ``generator.variants``.
-        fold: which tasks.
+    ``material`` is of every task of the fold with a trajectory: tokens (``TokenSequence``), then prompt states
+    (``PromptEmbeddings``), then splits; the tasks that it learns from come first.
 
     Yields:
         A resume checkpoint now and then, and the generator.
@@ -100,7 +92,7 @@ def train(
     fresh = _fresh(decoder, scales, condition, tokens[0], embeddings[0], base, seed)
     fresh.check_base_model(base.name, base.fingerprint)
     states += [0] * (count - len(names))
-    learned, asked = _tasks(every, tokens, embeddings, splits, states, training, base, parameters)
+    learned = _tasks(every, tokens, embeddings, splits, states, training, base, parameters)
     about = {
         "variant": variant,
         "tasks": list(names),
@@ -133,7 +125,16 @@ def train(
         )
 
     def check(number: int) -> list[dict[str, Any]]:
-        return _check(fresh, learned, asked, len(names), number, own_seed, training, base)
+        checks: list[HealthCheck] = []
+        for task, frame in zip(learned, splits, strict=True):
+            asked = frame_to_splits(frame).validation[: training.check_examples]
+            questions = None
+            if training.check_every and asked:
+                questions = (base, asked, parameters.prompt, parameters.scoring_of(task.name))
+            drawn = derive_seed(own_seed, "check", task.name, str(number))
+            held_out = task.name not in names
+            checks += check_generator(fresh, task, number, drawn, held_out, questions)
+        return [one.as_row() for one in checks]
 
     yield from _learned(fresh, resume, training, title, what, steps, check)
 
@@ -147,13 +148,8 @@ def train_on_examples(
 ) -> Iterator[ExampleGenerator | GeneratorProgress]:
     """Train a generator that reads examples, over episodes.
 
-    Args:
-        parameters: the project's.
-        resume: what an earlier run left.
-        *splits: of every task of the fold; those that it learns from come first. Where tasks are drawn from a
-            distribution, episodes come from there, and these are for health checks alone.
-        variant: which entry of ``generator.variants``.
-        fold: which tasks.
+    ``splits`` are those of every task of the fold; the tasks that it learns from come first. Where tasks are drawn from
+    a distribution, episodes come from there, and the splits are for health checks alone.
 
     Yields:
         A resume checkpoint now and then, and the generator.
@@ -218,16 +214,9 @@ def _learned(
     steps: Callable[[TrainingState | None], Iterator[TrainingStep]],
     check: Callable[[int], list[dict[str, Any]]],
 ) -> Iterator[AnyGenerator | GeneratorProgress]:
-    """Train a generator from where an earlier run left it, with its health checks.
+    """Train a generator in place from where an earlier run left it, with its health checks.
 
-    Args:
-        fresh: the untrained generator with its fingerprint; it is trained in place.
-        resume: what an earlier run left.
-        training: steps, and how often is saved and checked.
-        title: for people.
-        what: a step, and how large the generator is, for people.
-        steps: the training, from a state on.
-        check: the rows of the health checks after a step.
+    ``what`` tells people of a step, and how large the generator is. ``check`` gives the health checks after a step.
 
     Yields:
         A resume checkpoint now and then, and the generator.
@@ -338,15 +327,14 @@ def _tasks(
     training: GeneratorTraining,
     base: BaseModel,
     parameters: ProjectParameters,
-) -> tuple[list[TrainingTask], list[tuple[Any, PromptParameters, ScoringParameters]]]:
-    """The material of each task, and the validation questions its adapters are asked."""
+) -> list[TrainingTask]:
+    """The material of each task."""
     how = parameters.prompt
-    learned, asked = [], []
+    learned = []
     for name, own_tokens, states_of, frame, state in zip(
         names, tokens, embeddings, splits, states, strict=True
     ):
-        score = parameters.scoring_of(name)
-        parts = frame_to_splits(frame)
+        parts, form = frame_to_splits(frame), parameters.scoring_of(name).answers
         if states_of.fingerprint != embeddings[0].fingerprint:
             raise GeneratorError(
                 f"the prompts of {name} were read by {states_of.encoder}, those of {names[0]} by "
@@ -366,28 +354,7 @@ def _tasks(
                 own_tokens.read,
                 len(own_tokens),
                 state,
-                answer_sequences(base, parts.train, how, score.answers) if training.sft else (),
+                answer_sequences(base, parts.train, how, form) if training.sft else (),
             )
         )
-        asked.append((parts.validation[: training.check_examples], how, score))
-    return learned, asked
-
-
-def _check(
-    generator: Generator,
-    learned: Sequence[TrainingTask],
-    asked: Sequence[tuple[Any, PromptParameters, ScoringParameters]],
-    seen: int,
-    step: int,
-    seed: int,
-    training: GeneratorTraining,
-    base: BaseModel,
-) -> list[dict[str, Any]]:
-    lines: list[HealthCheck] = []
-    for place, (task, (examples, how, score)) in enumerate(zip(learned, asked, strict=True)):
-        questions = None
-        if training.check_every and examples:
-            questions = (base, examples, how, score)
-        own = derive_seed(seed, "check", task.name, str(step))
-        lines += check_generator(generator, task, step, own, place >= seen, questions)
-    return [line.as_row() for line in lines]
+    return learned

@@ -145,15 +145,11 @@ def train_policy(
         )
     if step["steps"]:
         logger.info(
-            "%s: %d of %d rollouts rewarded (%.0f %%); %d steps on %d actions, loss %.3f to %.3f, %.0f s",
+            "%s: %.0f %% of %d rollouts rewarded; %d steps on %d actions, loss %.3f to %.3f, %.0f s",
             title,
-            sum(row["reward"] > 0 for row in fresh),
-            len(fresh),
             100 * rate,
-            step["steps"],
-            step["learned"],
-            step["losses"][0],
-            step["losses"][-1],
+            len(fresh),
+            *(step["steps"], step["learned"], step["losses"][0], step["losses"][-1]),
             step["seconds"],
         )
     else:
@@ -162,12 +158,7 @@ def train_policy(
             title,
             len(fresh),
         )
-    record = {
-        "iteration": iteration,
-        "rollouts": len(fresh),
-        "reward_rate": rate,
-        **step,
-    }
+    record = {"iteration": iteration, "rollouts": len(fresh), "reward_rate": rate, **step}
     return learned if step["steps"] else (before or untrained), record
 
 
@@ -307,9 +298,7 @@ def rollouts_fingerprint(
         {
             "base_model": base.fingerprint,
             "computed_in": _computed_in(base),
-            "policy_model": None
-            if policy_model is None
-            else [policy_model.fingerprint, _computed_in(policy_model)],
+            "policy_model": policy_model and [policy_model.fingerprint, _computed_in(policy_model)],
             "generator": trained.fingerprint,
             "prompts": embeddings.prompts_digest,
             "examples": examples.to_json(orient="records"),
@@ -331,15 +320,10 @@ def recorded(
     fingerprint: str,
     resume: Rollouts | None,
 ) -> Iterator[Rollouts]:
-    """Every trial on the disk before the next one begins; none where all are there.
+    """Every trial on the disk before the next one begins; none where all ``count`` are there.
 
-    Args:
-        title: whose trials these are.
-        trials: goes on behind finished rows.
-        count: trials in all.
-        fingerprint: of all that the rows depend on.
-        resume: what an earlier run left. Where it was made from something else, it starts over; where what is proposed
-            now is something else, those rows that are not of it are dropped.
+    ``trials`` goes on behind finished rows, those of ``resume``. Where these were made from something else (another
+    ``fingerprint``), it starts over; where what is proposed now is something else, rows that are not of it are dropped.
 
     Yields:
         What the rollouts' dataset takes.

@@ -90,7 +90,7 @@ def _policy(fold: TaskFold, parameters: ProjectParameters, policy: PolicyParamet
                 namespace="policy",
             )
         )
-    if "tabular_policy" in parameters.methods:
+    if parameters.has_method(lambda row: row.proposer == "tabular_policy"):
         nodes.append(
             node(
                 learn_tabular,

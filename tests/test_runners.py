@@ -12,7 +12,7 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
 
 from degaml_kedro.pipelines.naming import ALONE
-from degaml_kedro.runner import StageRunner, turns
+from degaml_kedro.runners import StageRunner, turns
 
 
 def declared(name: str, inputs: str | list[str], output: str, function=None):

@@ -35,7 +35,7 @@ class StageRunner(ThreadRunner):
 
     A node with the tag ``alone``, which nearly everything waits for, runs by itself, and PyTorch has all threads.
 
-    ``kedro run --runner degaml_kedro.runner.StageRunner``
+    ``kedro run --runner degaml_kedro.runners.StageRunner``
     """
 
     def _run(

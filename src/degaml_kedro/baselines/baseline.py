@@ -1,0 +1,86 @@
+"""What every baseline is given, and the file that defines it.
+
+A baseline is a file of this folder and a row of the table in ``methods.py`` that names it. The file has the functions
+
+- ``fit(setup, tasks, draw, seed, progress) -> Learned``, where the method is meta-trained: on listed ``tasks``, or on
+  those that ``draw`` makes without end in their place;
+- ``adapt(setup, learned, support, setting, seed)``: to a task, from its support examples. ``learned`` is what ``fit``
+  gave, None where nothing was fitted. It gives weights (``Learned``), or what reads the examples at every answer;
+- ``predict(setup, adapted, examples, seed, progress) -> list[Prediction]``; without one the adapter of the weights
+  answers. The right answers are only copied into the predictions.
+
+``seed`` decides orders and draws. What cannot be done raises :class:`~degaml_kedro.baselines.learned.BaselineError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor
+
+from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.baselines.learned import Learned, Progress
+from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.scoring import Prediction, score_examples
+from degaml_kedro.methods import METHODS
+from degaml_kedro.parameters import PromptParameters, ScoringParameters, WarmupParameters
+from degaml_kedro.tasks.example import Example, Question
+
+# sentence embeddings of questions, float32 [Q, C]
+Embed = Callable[[Sequence[Question]], Tensor]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A method on a task, or on meta-train tasks that are scored alike.
+
+    Attributes:
+        entry: the method's entry of the parameters ``baselines``.
+        start: where weights start that are not meta-trained; in ``fit``, where meta-training starts.
+        instruction: the task's description.
+        embed: reads questions, for a method that does not ask the language model.
+        warmup: the pooled warm-up's training.
+    """
+
+    method: str
+    base: BaseModel
+    prompt: PromptParameters
+    scoring: ScoringParameters
+    entry: Any
+    start: Adapter
+    instruction: str = ""
+    embed: Embed | None = None
+    warmup: WarmupParameters | None = None
+
+
+def baseline(method: str) -> Any:
+    """The file of a baseline, as a module."""
+    return import_module(f"degaml_kedro.baselines.{METHODS[method].module}")
+
+
+def answer(
+    setup: Setup,
+    adapted: Any,
+    examples: Sequence[Example],
+    seed: int,
+    progress: Progress | None = None,
+) -> list[Prediction]:
+    """An adapted baseline's answers to examples."""
+    predict = getattr(baseline(setup.method), "predict", _predict_by_adapter)
+    found: list[Prediction] = predict(setup, adapted, examples, seed, progress)
+    return found
+
+
+def _predict_by_adapter(
+    setup: Setup,
+    adapted: Learned,
+    examples: Sequence[Example],
+    seed: int,
+    progress: Progress | None,
+) -> list[Prediction]:
+    return score_examples(
+        setup.base, examples, setup.prompt, setup.scoring, adapted.adapter, progress
+    )
