@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx
 import huggingface_hub
 import pytest
-import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -27,9 +26,8 @@ from degaml_kedro.checkpoint.folder import PAIR_FILES
 from degaml_kedro.checkpoint.hub import load_trained_pair
 from degaml_kedro.checkpoint.layout import CARD_FILE, CheckpointError
 from tests.checkpoint.helpers import (
-    tiny_pair,
+    is_tiny,
     tiny_parameters,
-    tiny_settings,
     write_json,
     write_run,
     write_tiny_pair,
@@ -42,19 +40,6 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("runs") / "data")
-
-
-def is_tiny(pair) -> bool:
-    """Whether these are the tiny pair's weights and settings."""
-    expected = tiny_pair()
-    assert pair.settings == tiny_settings()
-    assert pair.base_model_fingerprint == expected.base_model_fingerprint
-    theirs = pair.generator.decoder.state_dict()
-    policy = pair.policy.tensors
-    return all(
-        torch.equal(value, theirs[name])
-        for name, value in expected.generator.decoder.state_dict().items()
-    ) and all(torch.equal(value, policy[name]) for name, value in expected.policy.tensors.items())
 
 
 # --- on this machine ------------------------------------------------------------------------------
