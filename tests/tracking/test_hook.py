@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from degaml_kedro.generator.training import TrainingState
 from degaml_kedro.io.generators import GeneratorProgress
-from degaml_kedro.tracking.hook import TrackingHook, _path
+from degaml_kedro.tracking.hook import TrackingHook
 from tests.pipelines.helpers import run
 from tests.tracking.helpers import nobody_listens
 
@@ -209,26 +209,12 @@ class Recorder:
 
     def __init__(self):
         self.batches = []
-        self.runs = []
 
     def log_batch(self, run_id, metrics):
         self.batches.append((run_id, [(m.key, m.value, m.step) for m in metrics]))
 
     def create_run(self, experiment, run_name, tags):
-        self.runs.append((run_name, tags))
         return SimpleNamespace(info=SimpleNamespace(run_id=run_name))
-
-
-@pytest.fixture
-def hook():
-    hook, recorder = TrackingHook(), Recorder()
-    experiment = SimpleNamespace(_experiment=SimpleNamespace(experiment_id="1"))
-    hook.mlflow_config = SimpleNamespace(
-        server=SimpleNamespace(_mlflow_client=recorder),
-        tracking=SimpleNamespace(experiment=experiment),
-    )
-    hook.run_id, hook._labels = "top", frozenset({"without_a"})
-    return hook, recorder
 
 
 def progress(done, **check):
@@ -250,8 +236,14 @@ def progress(done, **check):
     return GeneratorProgress("f", TrainingState(done, {}), rows, [{**whole, **measured}, part])
 
 
-def test_a_generator_s_training_is_sent_while_it_goes_on(hook, monkeypatch):
-    tracking, recorder = hook
+def test_a_generator_s_training_is_sent_while_it_goes_on(monkeypatch):
+    tracking, recorder = TrackingHook(), Recorder()
+    experiment = SimpleNamespace(_experiment=SimpleNamespace(experiment_id="1"))
+    tracking.mlflow_config = SimpleNamespace(
+        server=SimpleNamespace(_mlflow_client=recorder),
+        tracking=SimpleNamespace(experiment=experiment),
+    )
+    tracking.run_id, tracking._labels = "top", frozenset({"without_a"})
     tracking.after_dataset_saved("without_a.sft.generator", progress(2))
     # not at every chunk
     assert not recorder.batches
@@ -276,23 +268,3 @@ def test_a_generator_s_training_is_sent_while_it_goes_on(hook, monkeypatch):
     }
     tracking.after_dataset_saved("without_a.sft.generator", progress(4))
     assert {row[2] for row in recorder.batches[1][1]} == {4}
-
-
-def test_a_run_says_what_it_is_of(hook):
-    tracking, recorder = hook
-    for name in ("without_a.a.base.result", "b.base.result", "without_a.pool.trajectory"):
-        tracking._child(_path(name))
-    tracking._child(_path("a.generator"))
-    tags = {
-        name: {k: v for k, v in tags.items() if k not in ("mlflow.parentRunId", "host", "pid")}
-        for name, tags in recorder.runs
-    }
-    assert tags == {
-        "without_a": {"group": "without_a"},
-        "without_a a": {"group": "without_a", "task": "a"},
-        "without_a a base": {"group": "without_a", "task": "a", "method": "base"},
-        "b": {"group": "all", "task": "b"},
-        "b base": {"group": "all", "task": "b", "method": "base"},
-        "without_a pool": {"group": "without_a", "task": "pool"},
-        "generator a": {"group": "all", "generator": "a"},
-    }
