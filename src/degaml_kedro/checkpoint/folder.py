@@ -217,7 +217,7 @@ def save_pair(
             write_peft_files(pair.policy, temporary / POLICY_FOLDER)
         if pair.writer is not None:
             save_example_generator(_without_records(pair.writer, dtype), temporary / WRITER_FOLDER)
-        files = {}
+        files: dict[str, FileRecord] = {}
         for name in PAIR_FILES[1:]:
             path = temporary / name
             if path.is_file():
@@ -328,8 +328,10 @@ def read_pair(folder: Path, source: str | None = None) -> TrainedPair:
     with _read(folder, where, _MAKE_PAIR):
         _check_files(folder, content.files)
         _check_size(folder / GENERATOR_FOLDER)
-        generator, writer, policy = load_generator(folder / GENERATOR_FOLDER), None, None
+        generator = load_generator(folder / GENERATOR_FOLDER)
         _check_generator(generator, content)
+        writer: ExampleGenerator | None = None
+        policy: Adapter | None = None
         if _WRITER_FILES[0] in content.files:
             writer = load_example_generator(folder / WRITER_FOLDER)
             _check_generator(writer, content)

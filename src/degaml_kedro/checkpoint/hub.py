@@ -26,7 +26,7 @@ from degaml_kedro.checkpoint.folder import (
     read_pair,
 )
 from degaml_kedro.checkpoint.layout import CARD_FILE, CheckpointError
-from degaml_kedro.generator.examples import load_example_generator
+from degaml_kedro.generator.examples import ExampleGenerator, load_example_generator
 from degaml_kedro.generator.generator import load_generator
 from degaml_kedro.policy.fallback import FALLBACK_FILE, with_fallback
 
@@ -130,10 +130,10 @@ def read_run(folder: Path, source: str | None = None) -> TrainedPair:
                 f"{where}: this run's parameters have no '{part}', so it trained none; {_FINISH}"
             )
     generator_settings, policy_settings = parameters["generator"], parameters["policy"]
-    variants = generator_settings.get("variants") or {"": {}}
+    variants: Mapping[str, Any] = generator_settings.get("variants") or {"": {}}
     variant = policy_settings.get("variant") or next(iter(variants))
     models = folder / _MODELS
-    writer = None
+    writer: ExampleGenerator | None = None
     try:
         generator = load_generator(models / f"{variant}.generator")
         policy = load_peft_folder(models / "policy")

@@ -141,7 +141,7 @@ def using(uri: str) -> Iterator[None]:
         finally:
             mlflow.set_tracking_uri(before)
             # MLflow has written it
-            os.environ.pop(_URI_VARIABLE)
+            os.environ.pop(_URI_VARIABLE, None)
             if variable is not None:
                 os.environ[_URI_VARIABLE] = variable
 
