@@ -14,7 +14,6 @@ import logging
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 import threading
 import time
@@ -27,7 +26,7 @@ from typing import Literal
 
 from degaml_kedro.checkpoint.layout import CheckpointError
 from degaml_kedro.errors import DegamlError
-from degaml_kedro.folders import is_gone
+from degaml_kedro.folders import own_prefix
 from degaml_kedro.session import (
     AdaptationCancelled,
     AdaptedModel,
@@ -558,10 +557,12 @@ class Service:
                         )
                         Path(made).replace(path)
         except (OSError, CheckpointError) as error:
-            logger.error("a zip cannot be written: %s", error)
-            raise DemoError(
-                "The zip cannot be written, most likely for want of room; the server's log says why."
-            ) from error
+            # else its folder was removed under the zip
+            if kept.id in visitor.models:
+                logger.error("a zip cannot be written: %s", error)
+                raise DemoError(
+                    "The zip cannot be written, most likely for want of room; the server's log says why."
+                ) from error
         if kept.id not in visitor.models:
             shutil.rmtree(path.parent, ignore_errors=True)
             raise UnknownModelError("The model was freed meanwhile.")
@@ -694,13 +695,8 @@ def own_folder() -> str:
     """A new folder for uploads and zips, deleted at the end; what killed pages left is deleted now."""
     parent = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()).resolve()
     parent.mkdir(parents=True, exist_ok=True)
-    host = f"degaml-demo-{socket.gethostname()}-"
-    for left in parent.glob(f"{host}*"):
-        process = left.name.removeprefix(host).partition("-")[0]
-        if process.isdecimal() and is_gone(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
     # readable by its owner alone
-    folder = tempfile.mkdtemp(prefix=f"{host}{os.getpid()}-", dir=parent)
+    folder = tempfile.mkdtemp(prefix=own_prefix(parent, "degaml-demo"), dir=parent)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 

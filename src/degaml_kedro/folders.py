@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import platform
@@ -39,18 +39,16 @@ def replaced_folder(path: Path, replace: bool = True) -> Iterator[Path]:
     # one for all writers of a machine, so that one alone goes on and what a killed one left is found; without the
     # folder's own name, which may be as long as names can be
     mark = hashlib.sha256(os.fsencode(f"{platform.node()}/{path.name}")).hexdigest()[:16]
-    temporary = path.with_name(f".{mark}.tmp")
+    temporary, earlier = path.with_name(f".{mark}.tmp"), path.with_name(f"earlier.{mark}")
     with _locked_empty(temporary, path):
-        aside = _aside(temporary)
-        if aside.exists():
-            if path.exists():
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                os.rename(aside, path)
+        # a writer was killed between two renames
+        if earlier.exists() and not path.exists():
+            os.rename(earlier, path)
+        shutil.rmtree(earlier, ignore_errors=True)
         try:
             yield temporary
             set_modes(temporary)
-            _put(temporary, path, replace)
+            _put(temporary, path, earlier if replace else None)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -62,47 +60,26 @@ def set_modes(folder: Path) -> None:
         weights.chmod(folder.stat().st_mode & 0o666)
 
 
-def _put(temporary: Path, path: Path, replace: bool) -> None:
-    """Rename a whole folder."""
+def _put(new: Path, path: Path, earlier: Path | None) -> None:
+    """Rename a whole folder; what is there is renamed to ``earlier`` first, and then removed."""
     try:
-        # onto nothing or an empty folder, in one step
-        os.rename(temporary, path)
+        # onto nothing or an empty folder
+        os.rename(new, path)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        if not replace:
+        if earlier is None:
             raise FolderError(
                 f"{path} is there by now, and is left alone; name another folder, or have it replaced (`--force`, "
                 f"`replace=True`)"
             ) from None
-        # the old one may get the temporary folder's name, which no other writer has before it is removed
-        with _locked(path, path):
-            shutil.rmtree(_put_aside(temporary, path), ignore_errors=True)
-
-
-def _put_aside(new: Path, path: Path) -> Path:
-    """Where the earlier folder is, once the new one has taken its place."""
-    # in one step where the system has that: no kill can come between
-    library, names = ctypes.CDLL(None), (os.fsencode(new), os.fsencode(path))
-    if hasattr(library, "renameat2"):  # Linux: AT_FDCWD, RENAME_EXCHANGE
-        failed = library.renameat2(-100, names[0], -100, names[1], 2)
-    else:  # macOS: RENAME_SWAP
-        failed = library.renamex_np(*names, 2) if hasattr(library, "renamex_np") else -1
-    if not failed:
-        return new
-    aside = _aside(new)
-    os.rename(path, aside)
-    try:
-        os.rename(new, path)
-    except BaseException:
-        os.rename(aside, path)
-        raise
-    return aside
-
-
-def _aside(temporary: Path) -> Path:
-    """Where an earlier folder is, in sight, should a writer be killed between two renames."""
-    return temporary.with_name(f"earlier{temporary.stem}")
+        os.rename(path, earlier)
+        try:
+            os.rename(new, path)
+        except BaseException:
+            os.rename(earlier, path)
+            raise
+        shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _locked_empty(folder: Path, path: Path) -> ExitStack:
@@ -115,29 +92,35 @@ def _locked_empty(folder: Path, path: Path) -> ExitStack:
             folder.mkdir()
         # not found: its writer came to an end just now
         with suppress(FileNotFoundError), ExitStack() as stack:
-            descriptor = stack.enter_context(_locked(folder, path))
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            stack.callback(os.close, descriptor)
+            _lock(descriptor, path)
             if os.path.samestat(os.fstat(descriptor), folder.lstat()):
                 if not any(folder.iterdir()):
                     return stack.pop_all()
                 shutil.rmtree(folder)
 
 
-@contextmanager
-def _locked(folder: Path, path: Path) -> Iterator[int]:
-    """A folder's descriptor, on which nobody else has a lock."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+def _lock(descriptor: int, path: Path) -> None:
     try:
-        # other errors: a file system without locks
-        with suppress(OSError):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FolderError(
-                    f"{path} is being written by somebody else; wait for that to end, or name another folder"
-                ) from None
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FolderError(
+            f"{path} is being written by somebody else; wait for that to end, or name another folder"
+        ) from None
+    except OSError:
+        # a file system without locks
+        pass
+
+
+def own_prefix(parent: Path, name: str) -> str:
+    """The beginning of names in a folder for this process alone; what killed ones left there is removed."""
+    of_host = f"{name}-{platform.node()}-"
+    for left in parent.glob(f"{glob.escape(of_host)}*"):
+        process = left.name.removeprefix(of_host).partition("-")[0]
+        if process.isdecimal() and is_gone(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    return f"{of_host}{os.getpid()}-"
 
 
 def is_gone(process: int) -> bool:

@@ -116,6 +116,19 @@ def write_tiny_pair(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def is_tiny(pair: TrainedPair) -> bool:
+    """Whether these are the tiny pair's weights and settings."""
+    expected = tiny_pair()
+    assert pair.settings == tiny_settings()
+    assert pair.base_model_fingerprint == expected.base_model_fingerprint
+    theirs = pair.generator.decoder.state_dict()
+    policy = pair.policy.tensors
+    return all(
+        torch.equal(value, theirs[name])
+        for name, value in expected.generator.decoder.state_dict().items()
+    ) and all(torch.equal(value, policy[name]) for name, value in expected.policy.tensors.items())
+
+
 def tiny_parameters(**changes: Any) -> dict[str, Any]:
     """A run's parameters, as far as pairs read them."""
     settings = tiny_settings().model_dump(mode="json")

@@ -402,6 +402,18 @@ def test_a_full_disk_is_a_sentence_and_the_results_are_shown(tiny, monkeypatch, 
     tiny.forget("full")
 
 
+def test_a_model_that_is_freed_under_its_download_is_gone(tiny, monkeypatch):
+    kept, _ = adapt(tiny, "freed", budget=Budget(1, 1))
+
+    def freed(*_):
+        tiny.forget("freed")
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr("shutil.make_archive", freed)
+    with pytest.raises(DemoError, match="freed meanwhile"):
+        tiny.archive("freed", kept.id)
+
+
 def test_without_one_set_of_answers_a_question_needs_options(tiny):
     kept, _ = adapt(tiny, "own", "What comes? | May* | June\nWhat went? | July | August*")
     with pytest.raises(DemoError, match="needs some, too"):

@@ -32,7 +32,7 @@ from degaml_kedro.tracking.comparison import (
 from degaml_kedro.tracking.hook import log_outputs
 from degaml_kedro.tracking.server import Place, TrackingError
 from tests.results.test_report import METHODS, TABLES, make_run, make_runs
-from tests.tracking.helpers import OLDEST, copy_of, nobody_listens
+from tests.tracking.helpers import nobody_listens
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -263,16 +263,11 @@ def test_nothing_is_made_by_looking(uri, read, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["empty.db"]
 
 
-def test_what_cannot_be_read_is_said(tmp_path):
-    file = tmp_path / "mlflow.db"
-    file.write_text("not a database, but long enough to be taken for one\n" * 40)
-    for uri, words in (
-        (f"sqlite:///{file}", "not a database"),
-        (f"http://me:s3cret@127.0.0.1:{nobody_listens()}", "refused"),
-    ):
-        with pytest.raises(TrackingError, match=f"MLflow cannot be used at .*{words}") as caught:
-            read_comparison(uri)
-        assert "s3cret" not in str(caught.value)
+def test_what_cannot_be_read_is_said():
+    uri = f"http://me:s3cret@127.0.0.1:{nobody_listens()}"
+    with pytest.raises(TrackingError, match="MLflow cannot be used at .*refused") as caught:
+        read_comparison(uri)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_reading_does_not_need_the_project_s_hooks():
@@ -367,19 +362,14 @@ def test_a_report_s_comparison_is_logged_once(reported, uri, tmp_path):
     assert [file.path for file in client.list_artifacts(top.info.run_id)] == ["report.html"]
 
 
-def test_what_cannot_be_logged_is_said_with_the_command_for_later(reported, tmp_path, caplog, uri):
+def test_what_cannot_be_logged_is_said_with_the_command_for_later(reported, caplog):
     pipeline, catalog, folder = reported
-    for place, words in (
-        (f"http://127.0.0.1:{nobody_listens()}", "refused"),
-        (copy_of(uri, tmp_path, OLDEST), "mlflow db upgrade"),
-    ):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            log_outputs(Place(place, "tests"), pipeline, catalog)
-        (said,) = [r.getMessage() for r in caplog.records if r.name.startswith("degaml_kedro")]
-        assert words in said
-        assert f"-m degaml_kedro.tracking {folder}" in said
-        assert "on disk" in said
+    with caplog.at_level(logging.WARNING):
+        log_outputs(Place(f"http://127.0.0.1:{nobody_listens()}", "tests"), pipeline, catalog)
+    (said,) = [r.getMessage() for r in caplog.records if r.name.startswith("degaml_kedro")]
+    assert "refused" in said
+    assert f"-m degaml_kedro.tracking {folder}" in said
+    assert "on disk" in said
 
 
 def test_other_runs_leave_the_place_alone():

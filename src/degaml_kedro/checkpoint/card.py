@@ -46,11 +46,8 @@ def pair_card(
 ) -> str:
     """A pair's model card, in Markdown.
 
-    Args:
-        pair: what it is of.
-        files: the generator's and the policy's, by name.
-        training: what :mod:`degaml_kedro.checkpoint.shipping` knows of the run and of the weights' accuracies; None for
-            a card that says only what the pair is.
+    ``training`` is what :mod:`degaml_kedro.checkpoint.shipping` knows of the run and of the weights' accuracies;
+    without it the card says only what the pair is.
     """
     tasks = pair.about.get("tasks")
     base_id, base_origin = _origin(pair.settings.model.source)

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
@@ -94,18 +94,12 @@ AnyGenerator = TypeVar("AnyGenerator", Generator, ExampleGenerator)
 
 
 class AnswerSettings(Parameters):
-    """All that answers depend on, but for weights.
-
-    Attributes:
-        model: the base model.
-        prompt: how a question becomes text.
-        scoring: how answers are scored.
-        encoder: reads questions: for the generator, and for what compares them with prompts or examples.
-    """
+    """All that answers depend on, but for weights."""
 
     model: BaseModelParameters
     prompt: PromptParameters
     scoring: ComparedScoring
+    # reads questions: for the generator, and for what compares them with prompts or examples
     encoder: EncoderParameters
 
 
@@ -125,14 +119,10 @@ class TrainedPair:
     """A generator and its policy.
 
     Attributes:
-        name: for people.
-        generator: makes adapters.
-        policy: the adapter under which a language model proposes strategies; None where there is none, and
-            strategies are drawn uniformly.
-        settings: of the base model, the prompts, scoring, the encoder, and the search for strategies.
+        policy: the adapter under which a language model proposes strategies; without one they are drawn uniformly.
         about: the meta-train tasks, the run's seed and profile, the version that trained it; plain JSON.
         source: where it was read from, as the user would name it.
-        writer: the generator that reads examples, for the family ``written``; None where there is none.
+        writer: the generator that reads examples, for the family ``written``.
 
     Raises:
         CheckpointError: the generator reads another number of tokens than the settings say.
@@ -169,13 +159,7 @@ class SavedAdaptation(Parameters):
     """``degaml.json``: what there is to know of a finished adaptation but for its state, which lies beside it.
 
     Attributes:
-        format: of the folder.
-        version: of the package that wrote it.
-        base_model: the name of the base model it was made for.
-        base_model_fingerprint: of that model's weights and tokenizer.
-        settings: what answers depend on besides.
         more_than_peft: whether a folder ``state`` holds it, of which PEFT sees a part.
-        report: how it came about.
         labels: the answers that its examples shared; none where they shared none.
     """
 
@@ -212,13 +196,11 @@ def save_pair(
     card: str | None = None,
     replace: bool = True,
 ) -> None:
-    """Write a pair's folder; whole or not at all.
-
-    The generator's health checks and its training record stay out.
+    """Write a pair's folder, whole or not at all, without the generator's health checks and its training record.
 
     Args:
         pair: what to save.
-        folder: where; anything but a pair there is left alone. ``~`` is the user's home.
+        folder: anything but a pair there is left alone. ``~`` is the user's home.
         dtype: what matrices are stored as; vectors (biases, scales) stay in float32. Rounding to bfloat16 halves
             the size, and gives the generator another fingerprint.
         card: the text of ``README.md``; None for a short one.
@@ -228,28 +210,20 @@ def save_pair(
         CheckpointError: something else is in the folder, or it cannot be written.
         FolderError: somebody else is writing it, or it is there and not to be replaced.
     """
-    policy = pair.policy
     with _written(folder, PAIR_CONTENTS, "pair", replace) as temporary:
         save_generator(_without_records(pair.generator, dtype), temporary / GENERATOR_FOLDER)
-        if policy is not None:
+        if pair.policy is not None:
             (temporary / POLICY_FOLDER).mkdir()
-            write_peft_files(policy, temporary / POLICY_FOLDER)
+            write_peft_files(pair.policy, temporary / POLICY_FOLDER)
         if pair.writer is not None:
             save_example_generator(_without_records(pair.writer, dtype), temporary / WRITER_FOLDER)
-        names = (
-            *_GENERATOR_FILES,
-            *(_POLICY_FILES if policy is not None else ()),
-            *(_WRITER_FILES if pair.writer is not None else ()),
-        )
-        if dtype != "float32":
-            for name in names[1::2]:
-                _round_file(temporary / name, dtype)
-        files = {
-            name: FileRecord(
-                bytes=(temporary / name).stat().st_size, sha256=_sha256(temporary / name)
-            )
-            for name in names
-        }
+        files: dict[str, FileRecord] = {}
+        for name in PAIR_FILES[1:]:
+            path = temporary / name
+            if path.is_file():
+                if dtype != "float32" and path.suffix == ".safetensors":
+                    _round_file(path, dtype)
+                files[name] = FileRecord(bytes=path.stat().st_size, sha256=_sha256(path))
         content = _PairFile(
             format=FORMAT,
             name=pair.name,
@@ -267,11 +241,8 @@ def save_adaptation(
 ) -> None:
     """Write a folder that PEFT opens, with what PEFT does not know beside it; whole or not at all.
 
-    Args:
-        state: what to save.
-        about: what there is to know of it.
-        folder: where; anything but an adaptation there is left alone. ``~`` is the user's home.
-        replace: whether an earlier adaptation there is replaced.
+    Anything else in the folder is left alone, and so is an earlier adaptation unless ``replace``. ``~`` is the user's
+    home.
 
     Raises:
         CheckpointError: something else is in the folder, or it cannot be written.
@@ -300,11 +271,11 @@ def _written(folder: Path, contents: tuple[str, ...], what: str, replace: bool) 
             yield temporary
     except DegamlError:
         raise
-    # of safetensors: a full disk; ValueError: a NUL in a path, half a character in a text; RuntimeError: nobody's home
+    # safetensors: a full disk; ValueError: a NUL in a path, half a character in a text; RuntimeError: nobody's home
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        told = getattr(error, "strerror", None) or str(error)
+        told = printable(getattr(error, "strerror", None) or str(error))
         raise CheckpointError(
-            f"the {what} cannot be saved in {printable(str(folder))} ({printable(told)}); name another folder, or "
+            f"the {what} cannot be saved in {printable(str(folder))} ({told}); name another folder, or "
             f"make room there"
         ) from error
 
@@ -343,11 +314,7 @@ def _sha256(path: Path) -> str:
 
 
 def read_pair(folder: Path, source: str | None = None) -> TrainedPair:
-    """Read a pair's folder.
-
-    Args:
-        folder: where :func:`save_pair` wrote.
-        source: what to call it; None for the folder's path.
+    """Read a pair's folder, which :func:`save_pair` wrote; ``source`` is what to call it, else its path.
 
     Returns:
         The pair, on the CPU, in float32.
@@ -363,11 +330,11 @@ def read_pair(folder: Path, source: str | None = None) -> TrainedPair:
         _check_size(folder / GENERATOR_FOLDER)
         generator = load_generator(folder / GENERATOR_FOLDER)
         _check_generator(generator, content)
-        writer = None
+        writer: ExampleGenerator | None = None
+        policy: Adapter | None = None
         if _WRITER_FILES[0] in content.files:
             writer = load_example_generator(folder / WRITER_FOLDER)
             _check_generator(writer, content)
-        policy = None
         if _POLICY_FILES[0] in content.files:
             policy = load_peft_folder(folder / POLICY_FOLDER)
             # a policy is plain LoRA: what has other tensors is refused here
@@ -470,18 +437,17 @@ def _read(folder: Path, where: str, fix: str) -> Iterator[None]:
     Raises:
         CheckpointError: something is.
     """
-
-    def refuse(reason: str, error: Exception) -> NoReturn:
-        raise CheckpointError(f"{where} cannot be used: {reason}; {fix}") from error
-
     try:
         yield
     # what is not the shape of ours ends in one of these
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        # the way out that our readers name is for a run's own folders
-        refuse(str(error).split(";")[0].replace(f"{folder}{os.sep}", ""), error)
+        # the fix that our readers name is for a run's own folders
+        reason = str(error).split(";")[0].replace(f"{folder}{os.sep}", "")
+        raise CheckpointError(f"{where} cannot be used: {reason}; {fix}") from error
     except (RuntimeError, MemoryError) as error:
-        refuse(f"its sizes are not those of its weights: {error}", error)
+        raise CheckpointError(
+            f"{where} cannot be used: its sizes are not those of its weights: {error}; {fix}"
+        ) from error
 
 
 def _description(path: Path, kind: type[T]) -> T:
@@ -490,24 +456,27 @@ def _description(path: Path, kind: type[T]) -> T:
     Raises:
         CheckpointError: it is too large, no JSON, of another format, or not in the shape of ours.
     """
+    if path.stat().st_size > MAX_JSON:
+        raise CheckpointError(f"its {path.name} is larger than {MAX_JSON // 2**20} MB")
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise CheckpointError(f"its {path.name} is larger than {MAX_JSON // 2**20} MB")
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(raw, dict) and raw.get("format") != FORMAT:
-            raise CheckpointError(
-                f"its {path.name} has format {raw.get('format')!r}, this version reads {FORMAT}: another version of "
-                f"degaml-kedro wrote it"
-            )
-        return kind.model_validate(raw)
-    except CheckpointError:
-        raise
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the whole"
-        raise CheckpointError(f"its {path.name} is wrong at {place}: {first['msg']}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"its {path.name} cannot be read ({error})") from error
+    if isinstance(raw, dict) and raw.get("format") != FORMAT:
+        raise CheckpointError(
+            f"its {path.name} has format {raw.get('format')!r}, this version reads {FORMAT}: another version of "
+            f"degaml-kedro wrote it"
+        )
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise CheckpointError(f"its {path.name} is wrong at {first_mistake(error)}") from error
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Where the first of the mistakes is, and what: ``policy.lora: Field required``."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
 
 
 def _pair_file(folder: Path, where: str) -> _PairFile:

@@ -11,23 +11,23 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from degaml_kedro.adapters.adapter import Adapter, load_peft_folder
+from degaml_kedro.adapters.adapter import load_peft_folder
 from degaml_kedro.checkpoint.folder import (
     PAIR_FILE,
     PAIR_FILES,
     PairSettings,
     TrainedPair,
+    first_mistake,
     read_pair,
 )
 from degaml_kedro.checkpoint.layout import CARD_FILE, CheckpointError
 from degaml_kedro.generator.examples import ExampleGenerator, load_example_generator
-from degaml_kedro.generator.generator import Generator, load_generator
+from degaml_kedro.generator.generator import load_generator
 from degaml_kedro.policy.fallback import FALLBACK_FILE, with_fallback
 
 SHIPPED = Path(__file__).parents[1] / "shipped" / "pair"
@@ -79,7 +79,12 @@ def load_trained_pair(
             f"{text or _OF_THE_PACKAGE}; leave it out"
         )
     if source is None:
-        return _shipped()
+        if not (SHIPPED / PAIR_FILE).is_file():
+            raise CheckpointError(
+                "this installation of degaml-kedro came without its trained pair; install the package again, make the "
+                "pair with `make shipped`, or name another source"
+            )
+        return read_pair(SHIPPED, _OF_THE_PACKAGE)
     if text.startswith(("models:", "runs:")):
         return _from_mlflow(text, tracking_uri)
     if is_there:
@@ -92,15 +97,6 @@ def load_trained_pair(
 
 
 # --- on this machine ------------------------------------------------------------------------------
-
-
-def _shipped() -> TrainedPair:
-    if not (SHIPPED / PAIR_FILE).is_file():
-        raise CheckpointError(
-            "this installation of degaml-kedro came without its trained pair; install the package again, make the "
-            "pair with `make shipped`, or name another source"
-        )
-    return read_pair(SHIPPED, _OF_THE_PACKAGE)
 
 
 def _from_folder(folder: Path, source: str) -> TrainedPair:
@@ -121,11 +117,7 @@ def _from_folder(folder: Path, source: str) -> TrainedPair:
 
 
 def read_run(folder: Path, source: str | None = None) -> TrainedPair:
-    """The generator and the policy that a Kedro run left in its data folder.
-
-    Args:
-        folder: the one that ``globals.yml`` calls ``data``.
-        source: what to call it; None for the folder's path.
+    """The generator and the policy that a Kedro run left in its data folder; ``source`` is what to call it.
 
     Raises:
         CheckpointError: the run left no record, trained no policy or is not done, or its files are damaged.
@@ -138,47 +130,49 @@ def read_run(folder: Path, source: str | None = None) -> TrainedPair:
                 f"{where}: this run's parameters have no '{part}', so it trained none; {_FINISH}"
             )
     generator_settings, policy_settings = parameters["generator"], parameters["policy"]
-    variants = list(generator_settings.get("variants") or [""])
-    variant = policy_settings.get("variant") or variants[0]
+    variants: Mapping[str, Any] = generator_settings.get("variants") or {"": {}}
+    variant = policy_settings.get("variant") or next(iter(variants))
     models = folder / _MODELS
+    writer: ExampleGenerator | None = None
     try:
         generator = load_generator(models / f"{variant}.generator")
         policy = load_peft_folder(models / "policy")
         fallback = models / FALLBACK_FILE
         learned = json.loads(fallback.read_text(encoding="utf-8")) if fallback.is_file() else None
         policy_settings = with_fallback(policy_settings, learned)
-        writer = _writer(models, generator_settings, policy_settings)
+        if "written" in policy_settings["families"]:
+            kinds = {name: one["decoder"]["kind"] for name, one in variants.items()}
+            reads_examples = next(name for name in kinds if kinds[name] == "associative")
+            writer = load_example_generator(models / f"{reads_examples}.generator")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise CheckpointError(f"{where} cannot be used: {error}; {_FINISH}") from error
-    name = parameters.get("meta_train_distribution")
-    drawn_from = (parameters.get("distributions") or {}).get(name) or {}
-    seed, profile = (record.get(name, parameters.get(name)) for name in ("seed", "profile"))
-    known = {
-        "seed": seed,
-        "profile": profile,
-        "variant": variant,
-        # the kind of distribution that meta-train tasks were drawn from, `suite` or `file`
-        "drawn_from": drawn_from.get("kind"),
-    }
     settings = {
         **{name: parameters.get(name) for name in ("model", "prompt", "scoring")},
         "encoder": generator_settings.get("encoder"),
         "policy": policy_settings,
     }
-    name = f"{profile or 'run'}, seed {seed}"
-    pair = _trained(name, generator, policy, _checked(settings, where), known, where)
-    return replace(pair, writer=writer)
-
-
-def _writer(
-    models: Path, generator: Mapping[str, Any], policy: Mapping[str, Any]
-) -> ExampleGenerator | None:
-    """The run's generator that reads examples, where its policy has the family ``written``."""
-    if "written" not in policy["families"]:
-        return None
-    variants = generator["variants"].items()
-    name = next(name for name, one in variants if one["decoder"]["kind"] == "associative")
-    return load_example_generator(models / f"{name}.generator")
+    distribution = parameters.get("meta_train_distribution")
+    seed, profile = (record.get(name, parameters.get(name)) for name in ("seed", "profile"))
+    known = {
+        "version": generator.about.get("version"),
+        "seed": seed,
+        "profile": profile,
+        "variant": variant,
+        # the kind of distribution that meta-train tasks were drawn from, `suite` or `file`
+        "drawn_from": ((parameters.get("distributions") or {}).get(distribution) or {}).get("kind"),
+    }
+    return TrainedPair(
+        name=f"{profile or 'run'}, seed {seed}",
+        generator=generator,
+        policy=policy,
+        settings=_checked(settings, where),
+        about={
+            "tasks": list(generator.about.get("tasks") or ()),
+            **{name: value for name, value in known.items() if value is not None},
+        },
+        source=where,
+        writer=writer,
+    )
 
 
 def read_record(
@@ -220,30 +214,10 @@ def _checked(found: Mapping[str, Any], where: str) -> PairSettings:
     try:
         return PairSettings.model_validate(told)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
         raise CheckpointError(
-            f"{where} does not say what it was trained with in a way that this version reads ({place}: "
-            f"{first['msg']}); make its record again (a registered model: register it again, from a folder that has "
-            f"{_REPORTING}/run.json), use degaml-kedro of that time, or train it again"
+            f"{where} does not say what it was trained with in a way that this version reads ({first_mistake(error)}); "
+            f"make its record again, use degaml-kedro of that time, or train it again"
         ) from error
-
-
-def _trained(
-    name: str,
-    generator: Generator,
-    policy: Adapter,
-    settings: PairSettings,
-    known: Mapping[str, Any],
-    source: str,
-) -> TrainedPair:
-    """A pair, with what is known of its training."""
-    about = {
-        "tasks": list(generator.about.get("tasks") or ()),
-        "version": generator.about.get("version"),
-        **{name: value for name, value in known.items() if value is not None},
-    }
-    return TrainedPair(name, generator, policy, settings, about, source)
 
 
 # --- MLflow ---------------------------------------------------------------------------------------

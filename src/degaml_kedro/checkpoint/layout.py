@@ -17,10 +17,7 @@ ADAPTATION_CONTENTS = (
     "adapter_model.safetensors",
     "state",
 )
-_NAMES: dict[tuple[str, ...], str] = {
-    PAIR_CONTENTS: "trained pair",
-    ADAPTATION_CONTENTS: "saved adaptation",
-}
+_NAMES = {PAIR_CONTENTS: "trained pair", ADAPTATION_CONTENTS: "saved adaptation"}
 
 
 class CheckpointError(DegamlError):
@@ -33,23 +30,20 @@ def check_overwritable(folder: Path, contents: tuple[str, ...] = ADAPTATION_CONT
     Raises:
         CheckpointError: it is a link or a file, or holds something else.
     """
-    why = _other_contents(folder, contents)
-    if why is not None:
-        raise CheckpointError(f"{folder} is left alone: {why}; name another folder")
-
-
-def _other_contents(folder: Path, contents: tuple[str, ...]) -> str | None:
+    name, why = _NAMES[contents], ""
     if folder.is_symlink():
-        return "it is a link"
-    if not folder.exists():
-        return None
-    if not folder.is_dir():
-        return "it is no folder"
-    name, names = _NAMES[contents], {path.name for path in folder.iterdir()}
-    if names and contents[0] not in names:
-        return f"it is no {name} (it has no {contents[0]})"
-    foreign = sorted(names.difference(contents))
-    return f"it holds '{foreign[0]}', which is no part of a {name}" if foreign else None
+        why = "it is a link"
+    elif folder.exists() and not folder.is_dir():
+        why = "it is no folder"
+    elif folder.exists():
+        names = {path.name for path in folder.iterdir()}
+        foreign = sorted(names.difference(contents))
+        if names and contents[0] not in names:
+            why = f"it is no {name} (it has no {contents[0]})"
+        elif foreign:
+            why = f"it holds '{foreign[0]}', which is no part of a {name}"
+    if why:
+        raise CheckpointError(f"{folder} is left alone: {why}; name another folder")
 
 
 def trained_labels(folder: Path) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -45,16 +46,9 @@ logger = logging.getLogger(__name__)
 
 
 def ship(data: Path, folder: Path, dtype: StoredAs = "bfloat16") -> TrainedPair:
-    """Make a pair's folder from a run's data folder, with a model card.
+    """Make a pair's folder from a run's data folder, with a model card; the pair as it is read back.
 
-    Args:
-        data: the run's.
-        folder: where to write; a pair that is there by now is replaced once the new one is measured, anything else is
-            left alone.
-        dtype: what matrices are stored as.
-
-    Returns:
-        The pair as it is read back.
+    A pair that is in the folder by now is replaced once the new one is measured; anything else is left alone.
 
     Raises:
         CheckpointError: the run has no pair or is not done, or its pair is too large to ship.
@@ -89,12 +83,7 @@ def ship(data: Path, folder: Path, dtype: StoredAs = "bfloat16") -> TrainedPair:
 
 @dataclass(frozen=True)
 class MeanAccuracy:
-    """An accuracy; of several draws, their mean.
-
-    Attributes:
-        accuracy: 0 to 1.
-        n: how many questions.
-    """
+    """An accuracy over ``n`` questions; of several draws, their mean."""
 
     accuracy: float
     n: int
@@ -108,10 +97,9 @@ class MeanAccuracy:
 
 @dataclass(frozen=True)
 class Measured:
-    """A task that neither the generator nor the policy has seen.
+    """What a pair came to on a task that neither its generator nor its policy has seen.
 
     Attributes:
-        task: its name.
         chance: accuracy of a uniform guess.
         scores: by what was measured: :data:`SCORES`, in this order.
         strategy: what the pair's policy chose, in order.
@@ -275,13 +263,9 @@ def _took(record: Mapping[str, Any], data: Path) -> str:
         f"{machine.get('device', '?')}, with the base model in {dtype}"
     )
     path = data / "07_model_output" / f"{ADAPTED}.meta_training.compute.json"
-    try:
-        seconds = float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
-        told += (
-            f": {seconds / 60:.0f} minutes of computing, added up over nodes that ran side by side"
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        minutes = float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) / 60
+        told += f": {minutes:.0f} minutes of computing, added up over nodes that ran side by side"
     known = ("degaml-kedro", "torch", "transformers", "peft")
     named = ", ".join(f"{name} {versions[name]}" for name in known if name in versions)
     return (

@@ -39,7 +39,7 @@ from transformers.utils import logging as transformers_logging
 
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.errors import DegamlError
-from degaml_kedro.folders import replaced_folder, set_modes
+from degaml_kedro.folders import own_prefix, replaced_folder, set_modes
 from degaml_kedro.llm.fast_path import computed_fast, first_blocks, obstacle_to_packing
 from degaml_kedro.llm.general import hidden_by_rows, readout, turn_one_at_a_time
 from degaml_kedro.llm.lora import (
@@ -614,7 +614,8 @@ def _converted(gguf: Path) -> Path:
     if (target / "config.json").is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    name = own_prefix(target.parent, f".{target.name}")
+    temporary = target.with_name(f"{name}{uuid.uuid4().hex}.tmp")
     print(f"converting {gguf.name} to safetensors, once (about half a minute)…", file=sys.stderr)
     try:
         with library_weights():

@@ -58,10 +58,7 @@ def log_comparison(
         runs: the finished runs, of one profile and several seeds.
         comparison: the report's table of them, a row a pool, task and method.
         place: where to.
-        page: the report, to be kept with the comparison.
-
-    Returns:
-        The id of the comparison's run.
+        page: the report, to be kept with the comparison's run, whose id is returned.
 
     Raises:
         TrackingError: MLflow's server or database cannot be used.
@@ -185,13 +182,10 @@ class MethodRow:
     """A method on a pool: means over its tasks of the means over the seeds; None for what was not logged.
 
     Attributes:
-        method: its name, ``degaml``.
         bound: whether it is chosen by the test split itself: never a result, and never a winner.
-        accuracy: mean share of right answers.
         by_seed: the accuracy of each seed that has every task, in the order of the seeds.
         n: questions of a task and seed, on average.
         tokens: that adapting to a task took, forward and backward together.
-        seconds: that adapting to a task took.
     """
 
     method: str
@@ -205,16 +199,7 @@ class MethodRow:
 
 @dataclass(frozen=True)
 class ComparisonView:
-    """A comparison that was logged.
-
-    Attributes:
-        run: the id of its run in MLflow.
-        when: when it was logged.
-        profile: the configuration that it was made with: ``comparison``, ``smoke``.
-        seeds: one a run.
-        pool: the pool of the methods' means.
-        methods: in the order they were asked for.
-    """
+    """A comparison that was logged, with one pool's means; its methods in the order they were asked for."""
 
     run: str
     when: datetime
@@ -229,15 +214,8 @@ def read_comparison(
 ) -> ComparisonView | None:
     """The newest comparison that was logged whole; one of the profile ``smoke`` only where there is no other.
 
-    Nothing is made: no experiment, no database and no folder.
-
-    Args:
-        tracking_uri: MLflow's.
-        experiment: its name.
-        pool: the pool of the methods' means.
-
-    Returns:
-        The comparison; None where there is none, or nothing that it could be in.
+    Nothing is made: no experiment, no database and no folder. None where there is no comparison, or nothing that it
+    could be in.
 
     Raises:
         TrackingError: MLflow's server does not answer, or its database cannot be used.

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import mlflow
 from kedro.framework.context import KedroContext
@@ -70,10 +70,7 @@ _CHECKED = ("relative_error", "norm_ratio", "accuracy")
 logger = logging.getLogger(__name__)
 
 
-Hook = TypeVar("Hook", bound=Callable[..., None])
-
-
-def _tolerant(hook: Hook) -> Hook:
+def _tolerant(hook: Callable[..., None]) -> Callable[..., None]:
     """Tracking never stops a run: what cannot be tracked is said once and left out from there on."""
 
     @functools.wraps(hook)
@@ -93,7 +90,7 @@ def _tolerant(hook: Hook) -> Hook:
                 error,
             )
 
-    return cast(Hook, tolerant)
+    return tolerant
 
 
 @dataclass
@@ -284,17 +281,14 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
             self._curves[name] = _Curve()
         elif isinstance(data, TrajectoryStep):
             self._take_steps(name, [data.record])
-            self._send_now_and_then(name)
+            self._send(name, whole=False)
         elif isinstance(data, (TrajectoryEnd, Trajectory)):
             # what is missing: the end, and in a resumed run the beginning too
             self._take_steps(name, data.records)
             self._send(name)
         elif isinstance(data, (GeneratorProgress, Generator, ExampleGenerator)):
             self._take_generator(name, data.records, data.checks)
-            if isinstance(data, (Generator, ExampleGenerator)):
-                self._send(name)
-            else:
-                self._send_now_and_then(name)
+            self._send(name, whole=not isinstance(data, GeneratorProgress))
         elif name.endswith(_RECORD):
             self._log_policy(name, data)
         elif name.endswith(_RESULT):
@@ -335,16 +329,12 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
             values = {f"{k}/{end}": float(check[k]) for k in _CHECKED if check[k] is not None}
             curve.take((check["step"], check["task"]), values, int(check["step"]))
 
-    def _send_now_and_then(self, name: str) -> None:
-        if time.monotonic() - self._curves[name].last_sent > _FLUSH_SECONDS:
-            self._send(name)
-
-    def _send(self, name: str) -> None:
-        """Send what waits of a curve."""
-        curve = self._curves[name]
-        if curve.waiting:
+    def _send(self, name: str, whole: bool = True) -> None:
+        """Send what waits of a curve; of one that grows, every few seconds."""
+        curve, now = self._curves[name], time.monotonic()
+        if curve.waiting and (whole or now - curve.last_sent > _FLUSH_SECONDS):
             self._client.log_batch(self._child(_path(name)), metrics=curve.waiting)
-        curve.waiting, curve.last_sent = [], time.monotonic()
+            curve.waiting, curve.last_sent = [], now
 
     def _log_result(self, name: str, result: Mapping[str, Any]) -> None:
         run = self._child(_path(name))
@@ -396,11 +386,6 @@ def log_outputs(place: Place, pipeline: Pipeline, catalog: DataCatalog) -> None:
     """Log the comparison that a report was made of, and register the models that are new.
 
     What cannot be logged stays on disk, and a warning says how it is logged later.
-
-    Args:
-        place: where to.
-        pipeline: it has run.
-        catalog: what it wrote.
     """
     outputs = pipeline.all_outputs()
     compared = "report_page" in outputs

@@ -15,7 +15,9 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -68,9 +70,7 @@ def register_models(folder: Path, place: Place) -> list[str]:
     A model is the same where its files are the same bytes: it gets no new version. Adaptations to tasks that were drawn
     from a distribution are for measuring alone.
 
-    Args:
-        folder: a checkpoint's; a run's data folder; or one with a folder a seed.
-        place: where to.
+    The folder is a checkpoint's; a run's data folder; or one with a folder a seed.
 
     Returns:
         The models' URIs, ``models:/degaml-pair/1``.
@@ -151,14 +151,12 @@ def _adaptation(
         for row in records
     )
     strategy = tuple(one.action for one in tried if one.executed)
-    base, generated, adapted = (
-        _measured(run, task, method) for method in ("base", "generalization_only", _METHOD)
-    )
+    adapted = _measured(run, task, _METHOD)
     report = Report(
         support=(settings.get("splits") or parameters["splits"])["support"],
         held_out=0 if adapted is None else adapted.n,
-        base=base,
-        generated=generated,
+        base=_measured(run, task, "base"),
+        generated=_measured(run, task, "generalization_only"),
         adapted=adapted,
         tried=tried,
         strategy=strategy,
@@ -249,65 +247,51 @@ def _signature(folder: Path) -> ModelSignature:
     return infer_signature(pd.DataFrame(questions), pd.DataFrame(answers))
 
 
-def _load_pyfunc(path: str) -> ServedPair | ServedAdaptation:
-    """MLflow's entry: what a checkpoint's folder holds."""
+def _load_pyfunc(path: str) -> SimpleNamespace:
+    """MLflow's entry: what a checkpoint's folder holds, with a function ``predict``."""
     folder = Path(path)
     if (folder / PAIR_FILE).is_file():
-        return ServedPair(read_pair(folder))
-    return ServedAdaptation(AdaptedModel.open(folder))
+        return SimpleNamespace(predict=partial(_write_adapter, read_pair(folder)))
+    return SimpleNamespace(predict=partial(_answer, AdaptedModel.open(folder)))
 
 
-class ServedPair:
-    """Prompts of one task in, a generated adapter out."""
+def _write_adapter(
+    pair: TrainedPair, model_input: Any, params: Mapping[str, Any] | None = None
+) -> pd.DataFrame:
+    """Write the adapter of a prompt batch.
 
-    def __init__(self, pair: TrainedPair) -> None:
-        self._pair = pair
+    Args:
+        pair: generates it.
+        model_input: unlabelled prompts of one task, in the column ``prompt``; where there are more than the generator
+            reads, some are drawn.
+        params: ``seed`` of that draw, and ``folder`` to write to, else a new temporary one.
 
-    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """Write the adapter of a prompt batch.
-
-        Args:
-            model_input: unlabelled prompts of one task, in the column ``prompt``; where there are more than the
-                generator reads, some are drawn.
-            params: ``seed`` of that draw, and ``folder``, where the adapter is written; a new temporary one
-                otherwise.
-
-        Returns:
-            One row: the PEFT folder's path, on this machine, in the column ``adapter``.
-        """
-        asked, encoder = params or {}, self._pair.settings.encoder
-        prompts = [str(text) for text in pd.DataFrame(model_input)["prompt"]]
-        embeddings = load_prompt_encoder(encoder).encode(
-            prompts, encoder.tokens, encoder.batch_tokens
-        )
-        adapter = self._pair.generator.sample(embeddings, int(asked.get("seed") or 0))
-        folder = str(asked.get("folder") or tempfile.mkdtemp(prefix="degaml-adapter-"))
-        save_peft_folder(adapter, Path(folder))
-        return pd.DataFrame({"adapter": [folder]})
+    Returns:
+        One row: the PEFT folder's path, on this machine, in the column ``adapter``.
+    """
+    asked, encoder = params or {}, pair.settings.encoder
+    prompts = [str(text) for text in pd.DataFrame(model_input)["prompt"]]
+    embeddings = load_prompt_encoder(encoder).encode(prompts, encoder.tokens, encoder.batch_tokens)
+    adapter = pair.generator.sample(embeddings, int(asked.get("seed") or 0))
+    folder = str(asked.get("folder") or tempfile.mkdtemp(prefix="degaml-adapter-"))
+    save_peft_folder(adapter, Path(folder))
+    return pd.DataFrame({"adapter": [folder]})
 
 
-class ServedAdaptation:
-    """Multiple-choice questions in, answers out."""
+def _answer(
+    adapted: AdaptedModel, model_input: Any, params: Mapping[str, Any] | None = None
+) -> pd.DataFrame:
+    """Answer questions: their texts in the column ``question``, the texts of their options in ``options``.
 
-    def __init__(self, adapted: AdaptedModel) -> None:
-        self._adapted = adapted
-
-    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """Answer questions.
-
-        Args:
-            model_input: a question's text in the column ``question``, the texts of its options in ``options``.
-            params: not read.
-
-        Returns:
-            The option that is likeliest, in the column ``answer``, and its place, from 0, in ``index``.
-        """
-        asked = pd.DataFrame(model_input)
-        questions = [
-            Question.of(make_example(str(question), [str(text) for text in options], gold=0))
-            for question, options in zip(asked["question"], asked["options"], strict=True)
-        ]
-        answers = self._adapted.predict(questions)
-        return pd.DataFrame(
-            {"answer": [one.text for one in answers], "index": [one.choice for one in answers]}
-        )
+    Returns:
+        The option that is likeliest, in the column ``answer``, and its place, from 0, in ``index``.
+    """
+    asked = pd.DataFrame(model_input)
+    questions = [
+        Question.of(make_example(str(question), [str(text) for text in options], gold=0))
+        for question, options in zip(asked["question"], asked["options"], strict=True)
+    ]
+    answers = adapted.predict(questions)
+    return pd.DataFrame(
+        {"answer": [one.text for one in answers], "index": [one.choice for one in answers]}
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from alembic.util import CommandError
 from kedro.config import AbstractConfigLoader, MissingConfigException
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request_safe
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
@@ -27,12 +31,14 @@ from degaml_kedro.errors import DegamlError
 WAIT_SECONDS = 3
 # where a registered model's own files are, in MLflow's folder around them
 CHECKPOINT = "data/checkpoint"
-_QUIET = {
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
+_URI_VARIABLE = "MLFLOW_TRACKING_URI"
+# MLflow's line for every run, and for every file
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # the tables that have rows before MLflow opens a database for the first time
 _FILLED_BY_MIGRATIONS = {"alembic_version", "workspaces"}
+# of what MLflow is set to
+_ONE_AT_A_TIME = threading.RLock()
 _PASSWORD = re.compile(r"(://[^:/@\s]*):\S+@")
 _QUERY_PASSWORD = re.compile(r"(password=)[^&\s'\"]+", re.IGNORECASE)
 # ImportError: a database's driver is not installed
@@ -66,12 +72,7 @@ class Place:
 
 
 def place_of(loader: AbstractConfigLoader, project: Path) -> Place:
-    """Where ``mlflow.yml``, or else ``MLFLOW_TRACKING_URI``, says that runs are logged.
-
-    Args:
-        loader: knows the files.
-        project: the folder that relative places start from.
-    """
+    """Where ``mlflow.yml``, or else ``MLFLOW_TRACKING_URI``, says that runs of a project are logged."""
     try:
         config: Mapping[str, Any] = loader["mlflow"]
     except MissingConfigException:
@@ -82,7 +83,7 @@ def place_of(loader: AbstractConfigLoader, project: Path) -> Place:
     if location is not None and not urlparse(location).scheme:
         location = (project / location).as_uri()
     return Place(
-        str(uri or os.environ.get("MLFLOW_TRACKING_URI") or (project / "mlruns").as_uri()),
+        str(uri or os.environ.get(_URI_VARIABLE) or (project / "mlruns").as_uri()),
         experiment.get("name") or "Default",
         location,
     )
@@ -110,17 +111,13 @@ def masked(text: str) -> str:
 
 @contextmanager
 def translate_errors(uri: str) -> Iterator[None]:
-    """Put a sentence in front of whatever MLflow and its database raise, and leave out MLflow's line for every run.
-
-    Args:
-        uri: the tracking URI.
+    """Put a sentence in front of the first line of whatever MLflow and its database raise.
 
     Raises:
-        TrackingError: with the first line of MLflow's own error.
+        TrackingError: MLflow cannot be used at this tracking URI.
     """
     try:
-        with _environment(**_QUIET):
-            yield
+        yield
     except _MLFLOW_ERRORS as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TrackingError(f"MLflow cannot be used at {masked(uri)}: {masked(reason)}") from error
@@ -128,22 +125,25 @@ def translate_errors(uri: str) -> Iterator[None]:
 
 @contextmanager
 def using(uri: str) -> Iterator[None]:
-    """MLflow is set to a server for as long as the block lasts: its own functions know the one that it is set to.
+    """MLflow is set to a tracking URI for as long as the block lasts, of one thread at a time.
 
-    Args:
-        uri: the tracking URI.
+    The registry's own functions take no URI: they know the one that the whole process is set to.
 
     Raises:
         TrackingError: the server or database cannot be used.
     """
-    before = mlflow.get_tracking_uri()
-    with _environment(MLFLOW_TRACKING_URI=uri), translate_errors(uri):
+    with _ONE_AT_A_TIME, translate_errors(uri):
         check_server(uri)
+        before, variable = mlflow.get_tracking_uri(), os.environ.get(_URI_VARIABLE)
         mlflow.set_tracking_uri(uri)
         try:
             yield
         finally:
             mlflow.set_tracking_uri(before)
+            # MLflow has written it
+            os.environ.pop(_URI_VARIABLE, None)
+            if variable is not None:
+                os.environ[_URI_VARIABLE] = variable
 
 
 def download_checkpoint(uri: str, target: Path, tracking_uri: str | None = None) -> Path:
@@ -172,27 +172,10 @@ def download_checkpoint(uri: str, target: Path, tracking_uri: str | None = None)
     return Path(fetched)
 
 
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
 def check_server(uri: str) -> None:
     """Ask MLflow's server or database once, where MLflow itself would try for minutes.
 
     An older database is left as it is: MLflow migrates some of them unasked. A new SQLite database is made.
-
-    Args:
-        uri: the tracking URI.
 
     Raises:
         MlflowException: no server answers, or the database has another MLflow's schema.
@@ -202,9 +185,14 @@ def check_server(uri: str) -> None:
     """
     kind = urlparse(uri).scheme.split("+")[0]
     if kind in ("http", "https"):
-        once = {"MAX_RETRIES": "0", "TIMEOUT": str(WAIT_SECONDS)}
-        with _environment(**{f"MLFLOW_HTTP_REQUEST_{name}": value for name, value in once.items()}):
-            MlflowClient(uri).search_experiments(max_results=1)
+        http_request_safe(
+            get_default_host_creds(uri),
+            "/api/2.0/mlflow/experiments/search",
+            "POST",
+            json={"max_results": 1},
+            max_retries=0,
+            timeout=WAIT_SECONDS,
+        )
     elif kind in ("sqlite", "postgresql"):
         # imports all of MLflow's tables
         from mlflow.store.db.utils import _verify_schema
@@ -218,34 +206,41 @@ def check_server(uri: str) -> None:
 
 
 def _make_database(file: str) -> None:
-    """Make MLflow's tables in a new SQLite file, or in one that a killed program left between migrations.
+    """Make MLflow's tables in a new SQLite file, or anew in one that a killed program left between migrations.
 
-    MLflow's migrations cannot be resumed where they were stopped, so they run in memory, and the file gets the result
-    in one transaction.
-
-    Args:
-        file: the database; one that holds anything is left as it is.
+    Migrations cannot be resumed where they were stopped, so they run in memory, and the file gets the result in one
+    transaction.
     """
-    with closing(sqlite3.connect(file, timeout=WAIT_SECONDS, isolation_level=None)) as database:
-        while True:
-            seen = _column(database, "PRAGMA data_version")
-            if not _is_unfinished(database):
-                return
-            # takes seconds, in which others should not find the database locked
-            statements = _empty_database()
-            database.execute("BEGIN IMMEDIATE")
-            # else another program was at it; look again
-            if _column(database, "PRAGMA data_version") == seen:
-                for table in _tables(database):
-                    database.execute(f'DROP TABLE "{table}"')
-                for statement in statements:
-                    database.execute(statement)
-            database.commit()
+    with closing(sqlite3.connect(file, timeout=WAIT_SECONDS)) as database:
+        if not _is_unfinished(database):
+            return
+        from mlflow.store.db.utils import _initialize_tables
+
+        with closing(sqlite3.connect(":memory:")) as memory:
+            engine = create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool)
+            _initialize_tables(engine)
+            with _locked(Path(file).parent):
+                # another program may have been faster
+                if _is_unfinished(database):
+                    memory.backup(database)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """No other program is in the block for this folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # an error: a file system without locks
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_unfinished(database: sqlite3.Connection) -> bool:
-    """Whether there are no tables, or MLflow's own of a schema between the first and the newest, without any run."""
-    tables = _tables(database)
+    """Whether there are no tables, or MLflow's own of another schema than this version's, without any run."""
+    tables = _column(database, "SELECT name FROM sqlite_master WHERE type = 'table'")
     filled = {one for one in tables if _column(database, f'SELECT 1 FROM "{one}" LIMIT 1')}
     if not tables:
         return True
@@ -254,24 +249,9 @@ def _is_unfinished(database: sqlite3.Connection) -> bool:
     from alembic.script import ScriptDirectory
     from mlflow.store.db.utils import _get_alembic_config
 
-    scripts = ScriptDirectory.from_config(_get_alembic_config(""))
-    older = {one.revision for one in scripts.walk_revisions()} - {scripts.get_current_head()}
-    return set(_column(database, "SELECT version_num FROM alembic_version")) <= older
-
-
-def _tables(database: sqlite3.Connection) -> list[str]:
-    return _column(database, "SELECT name FROM sqlite_master WHERE type = 'table'")
+    newest = ScriptDirectory.from_config(_get_alembic_config("")).get_current_head()
+    return _column(database, "SELECT version_num FROM alembic_version") != [newest]
 
 
 def _column(database: sqlite3.Connection, query: str) -> list[Any]:
     return [row[0] for row in database.execute(query)]
-
-
-def _empty_database() -> list[str]:
-    """What makes a database of this MLflow's schema, without runs, in SQL."""
-    from mlflow.store.db.utils import _initialize_tables
-
-    with closing(sqlite3.connect(":memory:")) as memory:
-        _initialize_tables(create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool))
-        # between the beginning and the end of a transaction
-        return list(memory.iterdump())[1:-1]
