@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import secrets
 import time
@@ -43,7 +42,7 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.session import Budget, Progress
 from degaml_kedro.tasks.ready import ReadyTask
 from demo import DemoSettings
-from demo.api import VisitorTokens, add_endpoints, token_of
+from demo.api import VisitorTokens, add_endpoints, check_values, token_of
 from demo.views import escape, newest_comparison, render
 
 Updates = dict[Any, Any]
@@ -92,57 +91,43 @@ _COLORS = {
     "adapted-pressed": "button_primary_background_fill_hover",
     "on-adapted": "button_primary_text_color",
 }
+# of the system: nothing is fetched
+_SANS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+_MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
 
 
-class Calm(Base):
-    """Paper and ink, one strong color for what is to be pressed; fonts are the system's, and nothing is fetched."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            primary_hue=colors.teal,
-            secondary_hue=colors.teal,
-            neutral_hue=colors.stone,
-            text_size=sizes.text_md,
-            radius_size=sizes.radius_md,
-            font=(
-                "ui-sans-serif",
-                "system-ui",
-                "-apple-system",
-                "Segoe UI",
-                "Roboto",
-                "sans-serif",
-            ),
-            font_mono=(
-                "ui-monospace",
-                "SF Mono",
-                "Menlo",
-                "Consolas",
-                "DejaVu Sans Mono",
-                "monospace",
-            ),
-        )
-        parts = {
-            part: f"var(--dg-{name})" for name, every in _COLORS.items() for part in every.split()
-        }
-        parts |= dict.fromkeys(
-            ("block_background_fill", "block_label_background_fill"), "transparent"
-        )
-        # a part without a value of its own by night would get Gradio's
-        night = {f"{part}_dark": value for part, value in parts.items()}
-        self.set(
-            **parts,
-            **night,
-            block_title_text_weight="600",
-            block_border_width="0px",
-            block_label_border_width="0px",
-            block_padding="0px",
-            block_label_padding="0px",
-            block_shadow="none",
-            form_gap_width="14px",
-            layout_gap="14px",
-            input_border_width="1px",
-            button_border_width="1px",
-        )
+def _theme() -> Base:
+    """Paper and ink, and one strong color for what is to be pressed."""
+    theme = Base(
+        primary_hue=colors.teal,
+        secondary_hue=colors.teal,
+        neutral_hue=colors.stone,
+        text_size=sizes.text_md,
+        radius_size=sizes.radius_md,
+        font=_SANS,
+        font_mono=_MONO,
+    )
+    parts = {part: f"var(--dg-{name})" for name, every in _COLORS.items() for part in every.split()}
+    parts |= dict.fromkeys(("block_background_fill", "block_label_background_fill"), "transparent")
+    # a part without a value of its own by night would get Gradio's
+    night = {f"{part}_dark": value for part, value in parts.items()}
+    none = (
+        "block_border_width",
+        "block_label_border_width",
+        "block_padding",
+        "block_label_padding",
+    )
+    return theme.set(
+        **parts,
+        **night,
+        **dict.fromkeys(none, "0px"),
+        block_title_text_weight="600",
+        block_shadow="none",
+        form_gap_width="14px",
+        layout_gap="14px",
+        input_border_width="1px",
+        button_border_width="1px",
+    )
 
 
 class DemoApp(gr.Blocks):
@@ -169,7 +154,7 @@ class DemoApp(gr.Blocks):
         defaults = {
             "server_name": settings.host,
             "server_port": settings.port or None,
-            "theme": Calm(),
+            "theme": _theme(),
             "css_paths": Path(__file__).with_name("style.css"),
             "js": _ACCESSIBLE,
             "share": False,
@@ -186,23 +171,43 @@ class DemoApp(gr.Blocks):
         return super().launch(**(defaults | options))
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
-        """Refuse a request with too few values in a sentence, where Gradio answers with ``null``.
+        """Refuse values of a request that are too few, where Gradio answers with ``null``, or of another type.
 
         Raises:
-            gr.Error: there are too few.
+            gr.Error: which ones.
         """
         wanted, given = len(block_fn.inputs), len(inputs)
         if given < wanted:
-            raise gr.Error(
+            raise _shown(
                 f"'/{block_fn.api_name}' takes {wanted} value(s), and 'data' has {given}; give all of them, in the "
-                "order that the link in the page's footer shows",
-                print_exception=False,
+                "order that the link in the page's footer shows"
             )
+        # what is made by gr.api; what components pass on they have checked
+        if not block_fn.preprocess:
+            try:
+                check_values(block_fn.fn, inputs)
+            except DegamlError as error:
+                raise _shown(error) from error
+
+    async def call_function(self, *args: Any, **options: Any) -> Any:
+        """Carry out a request.
+
+        Raises:
+            gr.Error: what cannot be done, as a sentence.
+        """
+        try:
+            return await super().call_function(*args, **options)
+        except DegamlError as error:
+            raise _shown(error) from error
 
     def close(self, verbose: bool = True) -> None:
         """Stop the server and all that goes on."""
         self.service.close()
         super().close(verbose)
+
+
+def _shown(told: object) -> gr.Error:
+    return gr.Error(str(told), print_exception=False)
 
 
 def build_app(settings: DemoSettings) -> DemoApp:
@@ -226,8 +231,8 @@ class _Page:
     def lay_out(self, app: gr.Blocks) -> None:
         session = self.service.pairs.session(self.service.pairs.labels[0])
         _html(None, render("header", session.base_model))
-        # the file that the text came from: a digest of the text, and the name
-        self.source = gr.State(("", ""))
+        # the name of the file that the text is of
+        self.source = gr.State("")
         # what the visitor set: the slider follows what a shorter text leaves room for, and comes back
         self.wanted = gr.State(_HELD_OUT)
         # whether an adaptation has been followed on this page
@@ -307,9 +312,7 @@ class _Page:
             self.cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", size="sm")
             self.announce = gr.HTML(elem_id="announce", elem_classes="dg-aloud")
             self.results = _html("results", _EMPTY)
-            self.strategy = _html("strategy")
-            self.tried = _html("proposals")
-            self.changed = _html("changes")
+            self.outcome = _html("outcome")
         with _card(4, "Ask both", "The same question to the base model and to the adapted one."):
             self.question = gr.Textbox(
                 label="Question",
@@ -360,38 +363,26 @@ class _Page:
 
     def _connect(self, app: gr.Blocks) -> None:
         text = [self.text, self.source, self.skip]
-        gr.on(
-            [self.text.change, self.skip.change],
-            self._read,
-            [*text, self.wanted],
-            [self.summary, self.skip, self.parsed, self.held_out, self.adapt, self.error],
+        taking = [self.skip, self.wanted]
+        read = [self.summary, self.skip, self.parsed, self.held_out, self.adapt, self.error]
+        self.text.input(
+            self._edit,
+            [self.text, *taking],
+            [self.source, *read],
             trigger_mode="always_last",
             **_QUIETLY,
         )
+        filled = [self.text, self.source, self.file, self.wanted, *read]
+        self.file.upload(self._upload, [self.file, *taking], filled, **_QUIETLY)
+        self.use.click(self._use, [self.task, self.skip], filled, **_QUIETLY)
+        self.skip.change(
+            self._read, [*text, self.wanted], read, trigger_mode="always_last", **_QUIETLY
+        )
         self.held_out.input(lambda value: value, self.held_out, self.wanted, **_QUIETLY)
-        self.file.upload(
-            self._upload,
-            self.file,
-            [self.text, self.source, self.file, self.summary, self.error],
-            **_QUIETLY,
-        )
-        self.use.click(
-            self._use,
-            self.task,
-            [self.text, self.source, self.file, self.held_out, self.wanted, self.error],
-            **_QUIETLY,
-        )
-        shown = [self.results, self.strategy, self.tried, self.changed, self.progress, self.error]
+        shown = [self.results, self.outcome, self.progress, self.error]
         mine = [self.history, self.chosen, self.download, self.code, self.ask, self.answers]
-        followed = [
-            *shown,
-            *mine,
-            self.queue,
-            self.announce,
-            self.adapt,
-            self.cancel,
-            self.followed,
-        ]
+        buttons = [self.adapt, self.cancel]
+        followed = [*shown, *mine, *buttons, self.queue, self.announce, self.followed]
         budget = [self.held_out, self.pair, self.rounds, self.proposals, self.seconds]
         # the service has a queue of its own
         adapting = self.adapt.click(
@@ -421,13 +412,12 @@ class _Page:
         self.chosen.input(self._choose, self.chosen, [*shown, *mine], **_QUIETLY)
         self.baselines.expand(self._compare, None, self.comparison, concurrency_limit=1, **_QUIETLY)
 
+    def _edit(self, text: str, skip: bool, wanted: float | None, request: gr.Request) -> Updates:
+        """What is typed or pasted is of no file."""
+        return {self.source: "", **self._read(text, "", skip, wanted, request)}
+
     def _read(
-        self,
-        text: str,
-        source: tuple[str, str],
-        skip: bool,
-        wanted: float | None,
-        request: gr.Request,
+        self, text: str, source: str, skip: bool, wanted: float | None, request: gr.Request
     ) -> Updates:
         off: Updates = {
             self.parsed: "",
@@ -438,7 +428,7 @@ class _Page:
         if not text.strip():
             return {**off, self.summary: ""}
         try:
-            pasted = self.service.read(text, _name(text, source))
+            pasted = self.service.read(text, source)
         except DegamlError as error:
             return {**off, self.summary: _alert(error)}
         good, most = len(pasted.examples), self.service.settings.max_examples
@@ -462,7 +452,7 @@ class _Page:
         }
 
     def _ready(
-        self, text: str, source: tuple[str, str], skip: bool, followed: bool, request: gr.Request
+        self, text: str, source: str, skip: bool, followed: bool, request: gr.Request
     ) -> Any:
         """Whether Adapt can be pressed again, once an adaptation is over: the text may have been edited meanwhile."""
         if not followed:
@@ -470,38 +460,32 @@ class _Page:
             return gr.skip()
         return self._read(text, source, skip, None, request)[self.adapt]
 
-    def _upload(self, file: str | None) -> Updates:
+    def _upload(
+        self, file: str | None, skip: bool, wanted: float | None, request: gr.Request
+    ) -> Updates:
         if file is None:
-            return {self.source: ("", "")}
+            return {self.source: ""}
         path = Path(file)
         try:
-            text = self.service.read_upload(path)
-            return {self.text: text, self.source: (_digest(text), path.name), self.error: ""}
+            text, name = self.service.read_upload(path), path.name
         except DegamlError as error:
-            return {self.summary: _alert(error), self.source: ("", ""), self.file: None}
+            return {self.summary: _alert(error), self.source: "", self.file: None}
         finally:
             # the text is all that is needed of it
             path.unlink(missing_ok=True)
+        read = self._read(text, name, skip, wanted, request)
+        return {self.text: text, self.source: name, **read}
 
-    def _use(self, task: str | None) -> Updates:
-        try:
-            text = self.service.ready_text(task or "")
-        except DegamlError as error:
-            return {self.error: _alert(error)}
-        most = self.service.settings.max_examples
-        return {
-            self.text: text,
-            self.source: ("", ""),
-            self.file: None,
-            self.held_out: gr.Slider(maximum=most, value=READY_HELD_OUT),
-            self.wanted: READY_HELD_OUT,
-            self.error: "",
-        }
+    def _use(self, task: str, skip: bool, request: gr.Request) -> Updates:
+        text = self.service.ready_text(task)
+        read = self._read(text, "", skip, READY_HELD_OUT, request)
+        cleared = {self.source: "", self.file: None}
+        return {self.text: text, **cleared, self.wanted: READY_HELD_OUT, **read}
 
     async def _adapt(
         self,
         text: str,
-        source: tuple[str, str],
+        source: str,
         skip: bool,
         held_out: float,
         pair: str,
@@ -515,7 +499,7 @@ class _Page:
                 self.service.start,
                 token_of(request),
                 text,
-                name=_name(text, source),
+                name=source,
                 held_out=round(held_out or 0),
                 pair=pair,
                 budget=Budget(round(rounds or 0), round(proposals or 0), seconds or 0),
@@ -549,8 +533,7 @@ class _Page:
             self.followed: True,
             self.adapt: gr.Button(interactive=False),
             self.cancel: gr.Button(interactive=True),
-            **changed({self.error: "", self.results: "", self.strategy: "", self.tried: ""}),
-            self.changed: "",
+            **changed({self.error: "", self.results: "", self.outcome: ""}),
             self.progress: render("note", "Starting …"),
         }
         async for news in self.service.follow(run):
@@ -574,7 +557,7 @@ class _Page:
                 self.progress: render("progress", progress),
                 self.announce: "Trying strategies" if trying else str(escape(progress.message)),
                 self.results: render("accuracies", progress.report),
-                self.tried: render("proposals", progress.report),
+                self.outcome: render("outcome", progress.report),
             }
         return updates
 
@@ -584,13 +567,11 @@ class _Page:
                 self.progress: render("note", run.error),
                 self.announce: str(escape(run.error)),
                 self.results: _EMPTY,
-                self.tried: "",
+                self.outcome: "",
             }
         return {self.progress: "", self.error: _alert(run.error)}
 
-    def _cancel(
-        self, text: str, source: tuple[str, str], skip: bool, request: gr.Request
-    ) -> Updates:
+    def _cancel(self, text: str, source: str, skip: bool, request: gr.Request) -> Updates:
         token = token_of(request)
         if self.service.run_of(token):
             self.service.cancel(token)
@@ -618,9 +599,7 @@ class _Page:
             failed = {self.error: _alert(error)}
         return {
             self.results: render("accuracies", report, kept.trained_on),
-            self.strategy: render("strategy", report, kept.model.explain()),
-            self.tried: render("proposals", report),
-            self.changed: render("changes", report),
+            self.outcome: render("outcome", report, kept.model.explain()),
             **self._history(token, kept.id),
             self.download: download,
             self.code: gr.Code(peft_code(report.base_model), visible=True),
@@ -640,7 +619,7 @@ class _Page:
         }
 
     def _history(self, token: str, chosen: str | None) -> Updates:
-        models, freed = self.service.models(token), self.service.visitor(token).freed
+        models, freed = self.service.models(token), self.service.count_freed(token)
         return {
             self.history: render("history", models, chosen, freed),
             self.chosen: gr.Dropdown(
@@ -657,8 +636,6 @@ class _Page:
             return {self.progress: "", self.error: "", **self._all(token, kept)}
         except UnknownModelError as error:
             return {**self._without(token), self.error: _alert(error)}
-        except DegamlError as error:
-            return {self.error: _alert(error)}
 
     def _ask(self, model: str | None, question: str, options: str, request: gr.Request) -> Updates:
         token = token_of(request)
@@ -674,17 +651,6 @@ class _Page:
 
     def _compare(self) -> str:
         return newest_comparison(self.service.settings.tracking_uri, int(time.monotonic() // 60))
-
-
-def _digest(text: str) -> str:
-    # a browser has its own line ends
-    return hashlib.sha256("\n".join(text.splitlines()).encode("utf-8", "replace")).hexdigest()
-
-
-def _name(text: str, source: tuple[str, str]) -> str:
-    """The name of the file that the text came from; empty where it was edited since."""
-    digest, name = source
-    return name if name and digest == _digest(text) else ""
 
 
 def _alert(error: object) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from degaml_kedro.adaptation import task_refinement
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.compute import Clock, Compute
 from degaml_kedro.generator.examples import ExampleGenerator, shuffled_answers
@@ -340,8 +341,7 @@ def _refinement(
     bench: Workbench, policy: PolicyParameters, support: pd.DataFrame, seed: int, task: str
 ) -> Refinement:
     examples = frame_to_splits(support).support
-    space = ActionSpace.of(policy.families)
-    return Refinement(bench, space, policy, _unrefined(bench, seed, task), examples)
+    return task_refinement(bench, policy, examples, derive_seed(seed, task, GENERATED[0]))
 
 
 def _carried_out(
