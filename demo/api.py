@@ -125,11 +125,16 @@ def add_endpoints(service: Service) -> None:
     )
 
 
+def refusal(told: object) -> gr.Error:
+    """What cannot be done, as Gradio shows it; the log says nothing of it."""
+    return gr.Error(str(told), print_exception=False)
+
+
 def check_values(endpoint: Callable[..., Any], values: Sequence[Any]) -> None:
     """Check the values of a request, which Gradio passes to an endpoint as they came.
 
     Raises:
-        DemoError: one is of another type than the endpoint's annotation.
+        gr.Error: one is of another type than the endpoint's annotation.
     """
     hints = get_type_hints(endpoint)
     names = [name for name, kind in hints.items() if name != "return" and kind is not gr.Request]
@@ -139,7 +144,7 @@ def check_values(endpoint: Callable[..., Any], values: Sequence[Any]) -> None:
         except ValidationError as error:
             kind = hints[name]
             told = kind.__name__ if isinstance(kind, type) else kind
-            raise DemoError(f"'{name}' is to be of type {told}; mend the request") from error
+            raise refusal(f"'{name}' is to be of type {told}; mend the request") from error
 
 
 class _Endpoints:

@@ -42,7 +42,7 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.session import Budget, Progress
 from degaml_kedro.tasks.ready import ReadyTask
 from demo import DemoSettings
-from demo.api import VisitorTokens, add_endpoints, check_values, token_of
+from demo.api import VisitorTokens, add_endpoints, check_values, refusal, token_of
 from demo.views import escape, newest_comparison, render
 
 Updates = dict[Any, Any]
@@ -178,16 +178,13 @@ class DemoApp(gr.Blocks):
         """
         wanted, given = len(block_fn.inputs), len(inputs)
         if given < wanted:
-            raise _shown(
+            raise refusal(
                 f"'/{block_fn.api_name}' takes {wanted} value(s), and 'data' has {given}; give all of them, in the "
                 "order that the link in the page's footer shows"
             )
         # what is made by gr.api; what components pass on they have checked
         if not block_fn.preprocess:
-            try:
-                check_values(block_fn.fn, inputs)
-            except DegamlError as error:
-                raise _shown(error) from error
+            check_values(block_fn.fn, inputs)
 
     async def call_function(self, *args: Any, **options: Any) -> Any:
         """Carry out a request.
@@ -198,16 +195,12 @@ class DemoApp(gr.Blocks):
         try:
             return await super().call_function(*args, **options)
         except DegamlError as error:
-            raise _shown(error) from error
+            raise refusal(error) from error
 
     def close(self, verbose: bool = True) -> None:
         """Stop the server and all that goes on."""
         self.service.close()
         super().close(verbose)
-
-
-def _shown(told: object) -> gr.Error:
-    return gr.Error(str(told), print_exception=False)
 
 
 def build_app(settings: DemoSettings) -> DemoApp:

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 from demo.views import (
     comparison,
-    cut,
     escape,
     newest_comparison,
     render,
@@ -286,11 +285,6 @@ def test_whatever_is_pasted_is_shown(text):
     except PastedError:
         return
     check_harmless(render("parsed_table", pasted) + render("summary", pasted))
-
-
-def test_long_texts_are_cut():
-    assert cut("x" * 300).endswith("…")
-    assert len(cut("x" * 300)) == 200
 
 
 def test_methods_are_shown_best_first_with_their_seeds_and_costs():
