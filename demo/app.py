@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import secrets
 import time
@@ -224,8 +225,8 @@ class _Page:
     def lay_out(self, app: gr.Blocks) -> None:
         session = self.service.pairs.session(self.service.pairs.labels[0])
         _html(None, render("header", session.base_model))
-        # the name of the file that the text is of
-        self.source = gr.State("")
+        # the file that the text came from: a digest of the text, and the name
+        self.source = gr.State(("", ""))
         # what the visitor set: the slider follows what a shorter text leaves room for, and comes back
         self.wanted = gr.State(_HELD_OUT)
         # whether an adaptation has been followed on this page
@@ -356,21 +357,18 @@ class _Page:
 
     def _connect(self, app: gr.Blocks) -> None:
         text = [self.text, self.source, self.skip]
-        taking = [self.skip, self.wanted]
         read = [self.summary, self.skip, self.parsed, self.held_out, self.adapt, self.error]
-        self.text.input(
-            self._edit,
-            [self.text, *taking],
-            [self.source, *read],
+        gr.on(
+            [self.text.change, self.skip.change],
+            self._read,
+            [*text, self.wanted],
+            read,
             trigger_mode="always_last",
             **_QUIETLY,
         )
-        filled = [self.text, self.source, self.file, self.wanted, *read]
-        self.file.upload(self._upload, [self.file, *taking], filled, **_QUIETLY)
-        self.use.click(self._use, [self.task, self.skip], filled, **_QUIETLY)
-        self.skip.change(
-            self._read, [*text, self.wanted], read, trigger_mode="always_last", **_QUIETLY
-        )
+        filled = [self.text, self.source, self.file]
+        self.file.upload(self._upload, self.file, [*filled, self.summary, self.error], **_QUIETLY)
+        self.use.click(self._use, self.task, [*filled, self.held_out, self.wanted], **_QUIETLY)
         self.held_out.input(lambda value: value, self.held_out, self.wanted, **_QUIETLY)
         shown = [self.results, self.outcome, self.progress, self.error]
         mine = [self.history, self.chosen, self.download, self.code, self.ask, self.answers]
@@ -405,12 +403,13 @@ class _Page:
         self.chosen.input(self._choose, self.chosen, [*shown, *mine], **_QUIETLY)
         self.baselines.expand(self._compare, None, self.comparison, concurrency_limit=1, **_QUIETLY)
 
-    def _edit(self, text: str, skip: bool, wanted: float | None, request: gr.Request) -> Updates:
-        """What is typed or pasted is of no file."""
-        return {self.source: "", **self._read(text, "", skip, wanted, request)}
-
     def _read(
-        self, text: str, source: str, skip: bool, wanted: float | None, request: gr.Request
+        self,
+        text: str,
+        source: tuple[str, str],
+        skip: bool,
+        wanted: float | None,
+        request: gr.Request,
     ) -> Updates:
         off: Updates = {
             self.parsed: "",
@@ -421,7 +420,7 @@ class _Page:
         if not text.strip():
             return {**off, self.summary: ""}
         try:
-            pasted = self.service.read(text, source)
+            pasted = self.service.read(text, _name(text, source))
         except DegamlError as error:
             return {**off, self.summary: _alert(error)}
         good, most = len(pasted.examples), self.service.settings.max_examples
@@ -445,7 +444,7 @@ class _Page:
         }
 
     def _ready(
-        self, text: str, source: str, skip: bool, followed: bool, request: gr.Request
+        self, text: str, source: tuple[str, str], skip: bool, followed: bool, request: gr.Request
     ) -> Any:
         """Whether Adapt can be pressed again, once an adaptation is over: the text may have been edited meanwhile."""
         if not followed:
@@ -453,32 +452,33 @@ class _Page:
             return gr.skip()
         return self._read(text, source, skip, None, request)[self.adapt]
 
-    def _upload(
-        self, file: str | None, skip: bool, wanted: float | None, request: gr.Request
-    ) -> Updates:
+    def _upload(self, file: str | None) -> Updates:
         if file is None:
-            return {self.source: ""}
+            return {self.source: ("", "")}
         path = Path(file)
         try:
-            text, name = self.service.read_upload(path), path.name
+            text = self.service.read_upload(path)
+            return {self.text: text, self.source: (_digest(text), path.name), self.error: ""}
         except DegamlError as error:
-            return {self.summary: _alert(error), self.source: "", self.file: None}
+            return {self.summary: _alert(error), self.source: ("", ""), self.file: None}
         finally:
             # the text is all that is needed of it
             path.unlink(missing_ok=True)
-        read = self._read(text, name, skip, wanted, request)
-        return {self.text: text, self.source: name, **read}
 
-    def _use(self, task: str, skip: bool, request: gr.Request) -> Updates:
-        text = self.service.ready_text(task)
-        read = self._read(text, "", skip, READY_HELD_OUT, request)
-        cleared = {self.source: "", self.file: None}
-        return {self.text: text, **cleared, self.wanted: READY_HELD_OUT, **read}
+    def _use(self, task: str) -> Updates:
+        most = self.service.settings.max_examples
+        return {
+            self.text: self.service.ready_text(task),
+            self.source: ("", ""),
+            self.file: None,
+            self.held_out: gr.Slider(maximum=most, value=READY_HELD_OUT),
+            self.wanted: READY_HELD_OUT,
+        }
 
     async def _adapt(
         self,
         text: str,
-        source: str,
+        source: tuple[str, str],
         skip: bool,
         held_out: float,
         pair: str,
@@ -492,7 +492,7 @@ class _Page:
                 self.service.start,
                 token_of(request),
                 text,
-                name=source,
+                name=_name(text, source),
                 held_out=round(held_out or 0),
                 pair=pair,
                 budget=Budget(round(rounds or 0), round(proposals or 0), seconds or 0),
@@ -564,7 +564,9 @@ class _Page:
             }
         return {self.progress: "", self.error: _alert(run.error)}
 
-    def _cancel(self, text: str, source: str, skip: bool, request: gr.Request) -> Updates:
+    def _cancel(
+        self, text: str, source: tuple[str, str], skip: bool, request: gr.Request
+    ) -> Updates:
         token = token_of(request)
         if self.service.run_of(token):
             self.service.cancel(token)
@@ -644,6 +646,17 @@ class _Page:
 
     def _compare(self) -> str:
         return newest_comparison(self.service.settings.tracking_uri, int(time.monotonic() // 60))
+
+
+def _digest(text: str) -> str:
+    # a browser has its own line ends
+    return hashlib.sha256("\n".join(text.splitlines()).encode("utf-8", "replace")).hexdigest()
+
+
+def _name(text: str, source: tuple[str, str]) -> str:
+    """The name of the file that the text came from; empty where it was edited since."""
+    digest, name = source
+    return name if name and digest == _digest(text) else ""
 
 
 def _alert(error: object) -> str:
