@@ -18,8 +18,7 @@ class DemoSettings:
     """How the page is started; what each limit bounds is said beside it.
 
     Attributes:
-        host: the address to listen on; loopback unless it is to be reached from outside.
-        port: the port; 0 for any free one.
+        port: 0 for any free one.
         pairs: what is offered: a label and a source for :meth:`degaml_kedro.session.Session.load` (None: the pair
             that ships with the package).
         tracking_uri: MLflow's, where the comparison is read from; None where there is none.

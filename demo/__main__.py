@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import os
 import signal
 import socket
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+import click
 
 from degaml_kedro.errors import DegamlError
 from demo import SHIPPED_LABEL, DemoSettings
@@ -29,37 +29,82 @@ This page is about to be reachable from other machines. Before that:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Start the page; 2 for a command that cannot be carried out, 1 for what went wrong later."""
-    asked = _parser().parse_args(arguments)
-    settings = _settings(asked)
+def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for each limit of the settings."""
+    for limit in reversed(fields(DemoSettings)):
+        if "help" in limit.metadata:
+            name = f"--{limit.name.replace('_', '-')}"
+            kind, told = click.IntRange(min=1), limit.metadata["help"]
+            command = click.option(
+                name, type=kind, default=limit.default, show_default=True, help=told
+            )(command)
+    return command
+
+
+@click.command(help="A page for adapting a language model to a few examples.")
+@click.option("--host", default=DemoSettings.host, show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=DemoSettings.port,
+    show_default=True,
+    help="0 for any.",
+)
+@click.option(
+    "--pair",
+    "pairs",
+    multiple=True,
+    metavar="[LABEL=]SOURCE",
+    help="A trained pair to offer: a folder, an MLflow URI or a hub id; several may be given, 'shipped' is the one "
+    "that ships (default: that one, and what `make run` trained).",
+)
+@_limit_options
+@click.option("--tracking-uri", help="MLflow's, for the comparison (default: mlflow.db here).")
+@click.option(
+    "--auth-file",
+    type=click.Path(path_type=Path),
+    help="user:password lines: who may use the page.",
+)
+@click.option("--i-know-it-is-public", is_flag=True, help="Listen on other addresses without one.")
+def main(
+    host: str,
+    port: int,
+    pairs: tuple[str, ...],
+    tracking_uri: str | None,
+    auth_file: Path | None,
+    i_know_it_is_public: bool,
+    **limits: int,
+) -> None:
+    """Start the page, until Ctrl-C."""
+    offered = tuple(map(labeled_pair, pairs)) or found_pairs()
+    settings = DemoSettings(host, port, offered, tracking_uri or found_tracking_uri(), **limits)
     try:
-        auth = _users(asked.auth_file) if asked.auth_file else None
-        if not _is_loopback(settings.host):
-            print(_EXPOSED, file=sys.stderr)
-            if auth is None and not asked.i_know_it_is_public:
-                print(
-                    f"Error: {settings.host} is no loopback address and there is no --auth-file; give one, or say "
-                    "--i-know-it-is-public",
-                    file=sys.stderr,
+        users = _users(auth_file) if auth_file else None
+        if not _is_loopback(host):
+            click.echo(_EXPOSED, err=True)
+            if users is None and not i_know_it_is_public:
+                raise click.UsageError(
+                    f"{host} is no loopback address and there is no --auth-file; give one, or say --i-know-it-is-public"
                 )
-                return 2
-        if settings.port:
-            _check_port(settings.host, settings.port)
-        try:
-            from demo.app import build_app
-        except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] != "gradio":
-                raise
-            raise DegamlError(
-                "Gradio is not installed; run `pip install '.[demo]'` in the project's folder"
-            ) from error
-        print("Loading the models …", flush=True)
-        app = build_app(settings)
+        _serve(settings, users)
     except DegamlError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    _, url, _ = app.launch(prevent_thread_lock=True, auth=auth)
+        raise click.ClickException(str(error)) from error
+
+
+def _serve(settings: DemoSettings, users: list[tuple[str, str]] | None) -> None:
+    if settings.port:
+        _check_port(settings.host, settings.port)
+    try:
+        from demo.app import build_app
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "gradio":
+            raise
+        raise DegamlError(
+            "Gradio is not installed; run `pip install '.[demo]'` in the project's folder"
+        ) from error
+    print("Loading the models …", flush=True)
+    app = build_app(settings)
+    _, url, _ = app.launch(prevent_thread_lock=True, auth=users)
     print(f"Listening on {url} (Ctrl-C stops it)", flush=True)
     # a service manager's way of saying Ctrl-C
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -69,59 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pass
     finally:
         app.close(verbose=False)
-    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m demo", description="A page for adapting a language model to a few examples."
-    )
-    plain = DemoSettings()
-    parser.add_argument("--host", default=plain.host, help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=plain.port, help="%(default)s; 0 for any")
-    parser.add_argument(
-        "--pair",
-        action="append",
-        metavar="[LABEL=]SOURCE",
-        help="a trained pair to offer: a folder, an MLflow URI or a hub id; several may be given, 'shipped' is the one "
-        "that ships (default: that one, and what `make run` trained)",
-    )
-    for name, limit in _limits().items():
-        option = f"--{name.replace('_', '-')}"
-        told = f"{limit.metadata['help']} (%(default)s)"
-        parser.add_argument(option, type=_positive, default=limit.default, help=told)
-    parser.add_argument(
-        "--tracking-uri", help="MLflow's, for the comparison (default: mlflow.db here)"
-    )
-    parser.add_argument("--auth-file", type=Path, help="user:password lines: who may use the page")
-    parser.add_argument(
-        "--i-know-it-is-public", action="store_true", help="listen on other addresses without one"
-    )
-    return parser
-
-
-def _limits() -> dict[str, Any]:
-    return {one.name: one for one in fields(DemoSettings) if "help" in one.metadata}
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("give a number above 0")
-    return value
-
-
-def _settings(asked: argparse.Namespace) -> DemoSettings:
-    return DemoSettings(
-        host=asked.host,
-        port=asked.port,
-        pairs=tuple(map(_labeled, asked.pair)) if asked.pair else _found_pairs(),
-        tracking_uri=asked.tracking_uri or _found_tracking(),
-        **{name: getattr(asked, name) for name in _limits()},
-    )
-
-
-def _labeled(text: str) -> tuple[str, str | None]:
+def labeled_pair(text: str) -> tuple[str, str | None]:
+    """The label and the source of ``[LABEL=]SOURCE``."""
     label, mark, source = text.partition("=")
     if not mark:
         label = source = text
@@ -130,7 +126,7 @@ def _labeled(text: str) -> tuple[str, str | None]:
     return label, source
 
 
-def _found_pairs() -> tuple[tuple[str, str | None], ...]:
+def found_pairs() -> tuple[tuple[str, str | None], ...]:
     """The shipped pair, and what `make run` trained here."""
     shipped = (SHIPPED_LABEL, None)
     if (_RUN / "06_models" / "policy").is_dir():
@@ -138,7 +134,8 @@ def _found_pairs() -> tuple[tuple[str, str | None], ...]:
     return (shipped,)
 
 
-def _found_tracking() -> str | None:
+def found_tracking_uri() -> str | None:
+    """MLflow's tracking URI: of the database here, or the environment's."""
     database = Path("mlflow.db")
     if database.is_file():
         return f"sqlite:///{database.resolve()}"
@@ -157,7 +154,7 @@ def _check_port(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise DegamlError(
             f"port {port} of {host} cannot be listened on ({error}); name another one with --port, or 0 for any"
         ) from error
@@ -170,16 +167,15 @@ def _users(file: Path) -> list[tuple[str, str]]:
         raise DegamlError(f"{file} cannot be read: {error}") from error
     users = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        name, mark, password = line.partition(":")
-        if not (name and mark and password):
+        name, _, password = line.partition(":")
+        if name and password:
+            users.append((name, password))
+        elif line.strip():
             raise DegamlError(f"{file}, line {number}: this is not user:password; mend it")
-        users.append((name, password))
     if not users:
         raise DegamlError(f"{file} names nobody; write user:password lines into it")
     return users
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(prog_name="python -m demo")

@@ -1,4 +1,7 @@
-"""Who asks, and the page's endpoints for programs: the same service, JSON in and out."""
+"""Who asks, and the page's endpoints for programs: the same service, JSON in and out.
+
+A ``DegamlError`` is shown to who asks by :class:`demo.app.DemoApp`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import asyncio
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, get_type_hints
 
 import gradio as gr
@@ -17,7 +20,6 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from degaml_kedro.errors import DegamlError
 from degaml_kedro.session import Budget
 from demo.service import PROPOSALS, ROUNDS, DemoError, QueuedAdaptation, Service
 
@@ -59,10 +61,8 @@ class VisitorTokens:
         scope.setdefault("state", {})["visitor"] = token
         # a page or a client has a connection that is open as long as it is
         _, heartbeat, session = path.rpartition("/heartbeat/")
-        if heartbeat:
-            with self._service.connected(token or session):
-                await self._app(scope, receive, send)
-        else:
+        open_page = self._service.connected(token or session) if heartbeat else nullcontext()
+        with open_page:
             await self._app(scope, receive, send)
 
 
@@ -125,6 +125,28 @@ def add_endpoints(service: Service) -> None:
     )
 
 
+def refusal(told: object) -> gr.Error:
+    """What cannot be done, as Gradio shows it; the log says nothing of it."""
+    return gr.Error(str(told), print_exception=False)
+
+
+def check_values(endpoint: Callable[..., Any], values: Sequence[Any]) -> None:
+    """Check the values of a request, which Gradio passes to an endpoint as they came.
+
+    Raises:
+        gr.Error: one is of another type than the endpoint's annotation.
+    """
+    hints = get_type_hints(endpoint)
+    names = [name for name, kind in hints.items() if name != "return" and kind is not gr.Request]
+    for name, value in zip(names, values, strict=False):
+        try:
+            TypeAdapter(hints[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            kind = hints[name]
+            told = kind.__name__ if isinstance(kind, type) else kind
+            raise refusal(f"'{name}' is to be of type {told}; mend the request") from error
+
+
 class _Endpoints:
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -132,28 +154,22 @@ class _Endpoints:
     def tasks(self) -> list[dict[str, Any]]:
         """The ready tasks."""
         names = ("name", "title", "description", "seen")
-        return [
-            {name: getattr(task, name) for name in names} for task in self._service.tasks.values()
-        ]
+        return [_fields(task, *names) for task in self._service.tasks.values()]
 
     def task(self, name: str, seed: int = 0) -> str:
         """A ready task's examples as text for /adapt; the first 20 are meant to be adapted to."""
-        with _refusing(self.task, name=name, seed=seed):
-            return self._service.ready_text(name, seed)
+        return self._service.ready_text(name, seed)
 
     def read(self, text: str, name: str = "") -> dict[str, Any]:
         """Examples as they are understood: text, JSON, JSON lines or CSV; a file's name may decide which."""
-        with _refusing(self.read, text=text, name=name):
-            pasted = self._service.read(text, name)
+        pasted = self._service.read(text, name)
         rows = []
         for row in pasted.rows:
-            one = row.example
-            example = None
-            if one is not None:
-                example = {"prompt": one.prompt, "options": list(one.options), "gold": one.gold}
-            rows.append(
-                {"line": row.line, "shown": row.shown, "mistake": row.mistake, "example": example}
-            )
+            example = row.example and {
+                **_fields(row.example, "prompt", "gold"),
+                "options": list(row.example.options),
+            }
+            rows.append({**_fields(row, "line", "shown", "mistake"), "example": example})
         return {
             "layout": pasted.layout,
             "examples": len(pasted.examples),
@@ -174,17 +190,16 @@ class _Endpoints:
         seed: int = 0,
     ) -> AsyncIterator[dict[str, Any]]:
         """Adapt to examples; tells how far it is, and at last the model's id and the report."""
-        given: dict[str, Any] = {"text": text, "held_out": held_out, "pair": pair, "seed": seed}
-        budget = {"rounds": rounds, "proposals": proposals, "seconds": seconds}
         service = self._service
-        with _refusing(self.adapt, **given, **budget):
-            seconds = min(seconds, service.settings.max_seconds)
-            run = await asyncio.to_thread(
-                service.start,
-                token_of(request),
-                **given,
-                budget=Budget(rounds, proposals, seconds),
-            )
+        run = await asyncio.to_thread(
+            service.start,
+            token_of(request),
+            text,
+            held_out=held_out,
+            pair=pair,
+            budget=Budget(rounds, proposals, min(seconds, service.settings.max_seconds)),
+            seed=seed,
+        )
         last: dict[str, Any] = {}
         async for _ in service.follow(run):
             now = self._standing(run)
@@ -193,7 +208,7 @@ class _Endpoints:
                 yield now
         kept = run.kept
         if kept is None:
-            raise gr.Error(run.error or "Stopped.", print_exception=False)
+            raise DemoError(run.error or "Stopped.")
         yield {
             "state": "done",
             "model": kept.id,
@@ -207,8 +222,7 @@ class _Endpoints:
         found: dict[str, Any] = {"state": run.state, "queue": self._service.ahead(run)}
         if run.progress:
             progress = list(run.progress.values())[-1]
-            names = ("stage", "message", "share", "seconds", "seconds_left")
-            found |= {name: getattr(progress, name) for name in names}
+            found |= _fields(progress, "stage", "message", "share", "seconds", "seconds_left")
             found["report"] = progress.report.as_json()
         return found
 
@@ -221,43 +235,18 @@ class _Endpoints:
         self, model: str, question: str, options: list[str], request: gr.Request
     ) -> dict[str, Any]:
         """Ask a model of this visitor, and the base model, one question; no options: those of its examples."""
-        with _refusing(self.predict, model=model, question=question, options=options):
-            _, base, adapted, kept = self._service.ask(token_of(request), model, question, options)
-        names = ("choice", "text", "probabilities")
+        _, base, adapted, kept = self._service.ask(token_of(request), model, question, options)
         sides = {"base": base, "adapted": adapted}
-        told = {who: {name: getattr(one, name) for name in names} for who, one in sides.items()}
-        return {"model": kept.id, **told}
+        names = ("choice", "text", "probabilities")
+        return {"model": kept.id, **{who: _fields(one, *names) for who, one in sides.items()}}
 
     def download(self, model: str, request: gr.Request) -> str:
-        with _refusing(self.download, model=model):
-            return str(self._service.archive(token_of(request), model))
+        return str(self._service.archive(token_of(request), model))
 
     def forget(self, request: gr.Request, model: str = "") -> dict[str, Any]:
         """Free a model of this visitor, or all that there is."""
-        with _refusing(self.forget, model=model):
-            return {"models": self._service.forget(token_of(request), model)}
+        return {"models": self._service.forget(token_of(request), model)}
 
 
-@contextmanager
-def _refusing(endpoint: Callable[..., Any], **given: Any) -> Iterator[None]:
-    """Check what Gradio passes on as it came, and say what is refused as Gradio's errors.
-
-    Args:
-        endpoint: its annotations are what the values are to be.
-        **given: the values.
-
-    Raises:
-        gr.Error: a value is of another type, or the block raised a DegamlError.
-    """
-    hints = get_type_hints(endpoint)
-    try:
-        for name, value in given.items():
-            try:
-                TypeAdapter(hints[name]).validate_python(value, strict=True)
-            except ValidationError as error:
-                kind = hints[name]
-                told = kind.__name__ if isinstance(kind, type) else kind
-                raise DemoError(f"'{name}' is to be of type {told}; mend the request") from error
-        yield
-    except DegamlError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+def _fields(one: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(one, name) for name in names}

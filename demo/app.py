@@ -43,7 +43,7 @@ from degaml_kedro.errors import DegamlError
 from degaml_kedro.session import Budget, Progress
 from degaml_kedro.tasks.ready import ReadyTask
 from demo import DemoSettings
-from demo.api import VisitorTokens, add_endpoints, token_of
+from demo.api import VisitorTokens, add_endpoints, check_values, refusal, token_of
 from demo.views import escape, newest_comparison, render
 
 Updates = dict[Any, Any]
@@ -92,57 +92,43 @@ _COLORS = {
     "adapted-pressed": "button_primary_background_fill_hover",
     "on-adapted": "button_primary_text_color",
 }
+# of the system: nothing is fetched
+_SANS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+_MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
 
 
-class Calm(Base):
-    """Paper and ink, one strong color for what is to be pressed; fonts are the system's, and nothing is fetched."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            primary_hue=colors.teal,
-            secondary_hue=colors.teal,
-            neutral_hue=colors.stone,
-            text_size=sizes.text_md,
-            radius_size=sizes.radius_md,
-            font=(
-                "ui-sans-serif",
-                "system-ui",
-                "-apple-system",
-                "Segoe UI",
-                "Roboto",
-                "sans-serif",
-            ),
-            font_mono=(
-                "ui-monospace",
-                "SF Mono",
-                "Menlo",
-                "Consolas",
-                "DejaVu Sans Mono",
-                "monospace",
-            ),
-        )
-        parts = {
-            part: f"var(--dg-{name})" for name, every in _COLORS.items() for part in every.split()
-        }
-        parts |= dict.fromkeys(
-            ("block_background_fill", "block_label_background_fill"), "transparent"
-        )
-        # a part without a value of its own by night would get Gradio's
-        night = {f"{part}_dark": value for part, value in parts.items()}
-        self.set(
-            **parts,
-            **night,
-            block_title_text_weight="600",
-            block_border_width="0px",
-            block_label_border_width="0px",
-            block_padding="0px",
-            block_label_padding="0px",
-            block_shadow="none",
-            form_gap_width="14px",
-            layout_gap="14px",
-            input_border_width="1px",
-            button_border_width="1px",
-        )
+def _theme() -> Base:
+    """Paper and ink, and one strong color for what is to be pressed."""
+    theme = Base(
+        primary_hue=colors.teal,
+        secondary_hue=colors.teal,
+        neutral_hue=colors.stone,
+        text_size=sizes.text_md,
+        radius_size=sizes.radius_md,
+        font=_SANS,
+        font_mono=_MONO,
+    )
+    parts = {part: f"var(--dg-{name})" for name, every in _COLORS.items() for part in every.split()}
+    parts |= dict.fromkeys(("block_background_fill", "block_label_background_fill"), "transparent")
+    # a part without a value of its own by night would get Gradio's
+    night = {f"{part}_dark": value for part, value in parts.items()}
+    none = (
+        "block_border_width",
+        "block_label_border_width",
+        "block_padding",
+        "block_label_padding",
+    )
+    return theme.set(
+        **parts,
+        **night,
+        **dict.fromkeys(none, "0px"),
+        block_title_text_weight="600",
+        block_shadow="none",
+        form_gap_width="14px",
+        layout_gap="14px",
+        input_border_width="1px",
+        button_border_width="1px",
+    )
 
 
 class DemoApp(gr.Blocks):
@@ -169,7 +155,7 @@ class DemoApp(gr.Blocks):
         defaults = {
             "server_name": settings.host,
             "server_port": settings.port or None,
-            "theme": Calm(),
+            "theme": _theme(),
             "css_paths": Path(__file__).with_name("style.css"),
             "js": _ACCESSIBLE,
             "share": False,
@@ -186,18 +172,31 @@ class DemoApp(gr.Blocks):
         return super().launch(**(defaults | options))
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
-        """Refuse a request with too few values in a sentence, where Gradio answers with ``null``.
+        """Refuse values of a request that are too few, where Gradio answers with ``null``, or of another type.
 
         Raises:
-            gr.Error: there are too few.
+            gr.Error: which ones.
         """
         wanted, given = len(block_fn.inputs), len(inputs)
         if given < wanted:
-            raise gr.Error(
+            raise refusal(
                 f"'/{block_fn.api_name}' takes {wanted} value(s), and 'data' has {given}; give all of them, in the "
-                "order that the link in the page's footer shows",
-                print_exception=False,
+                "order that the link in the page's footer shows"
             )
+        # what is made by gr.api; what components pass on they have checked
+        if not block_fn.preprocess:
+            check_values(block_fn.fn, inputs)
+
+    async def call_function(self, *args: Any, **options: Any) -> Any:
+        """Carry out a request.
+
+        Raises:
+            gr.Error: what cannot be done, as a sentence.
+        """
+        try:
+            return await super().call_function(*args, **options)
+        except DegamlError as error:
+            raise refusal(error) from error
 
     def close(self, verbose: bool = True) -> None:
         """Stop the server and all that goes on."""
@@ -307,9 +306,7 @@ class _Page:
             self.cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", size="sm")
             self.announce = gr.HTML(elem_id="announce", elem_classes="dg-aloud")
             self.results = _html("results", _EMPTY)
-            self.strategy = _html("strategy")
-            self.tried = _html("proposals")
-            self.changed = _html("changes")
+            self.outcome = _html("outcome")
         with _card(4, "Ask both", "The same question to the base model and to the adapted one."):
             self.question = gr.Textbox(
                 label="Question",
@@ -360,38 +357,23 @@ class _Page:
 
     def _connect(self, app: gr.Blocks) -> None:
         text = [self.text, self.source, self.skip]
+        read = [self.summary, self.skip, self.parsed, self.held_out, self.adapt, self.error]
         gr.on(
             [self.text.change, self.skip.change],
             self._read,
             [*text, self.wanted],
-            [self.summary, self.skip, self.parsed, self.held_out, self.adapt, self.error],
+            read,
             trigger_mode="always_last",
             **_QUIETLY,
         )
+        filled = [self.text, self.source, self.file]
+        self.file.upload(self._upload, self.file, [*filled, self.summary, self.error], **_QUIETLY)
+        self.use.click(self._use, self.task, [*filled, self.held_out, self.wanted], **_QUIETLY)
         self.held_out.input(lambda value: value, self.held_out, self.wanted, **_QUIETLY)
-        self.file.upload(
-            self._upload,
-            self.file,
-            [self.text, self.source, self.file, self.summary, self.error],
-            **_QUIETLY,
-        )
-        self.use.click(
-            self._use,
-            self.task,
-            [self.text, self.source, self.file, self.held_out, self.wanted, self.error],
-            **_QUIETLY,
-        )
-        shown = [self.results, self.strategy, self.tried, self.changed, self.progress, self.error]
+        shown = [self.results, self.outcome, self.progress, self.error]
         mine = [self.history, self.chosen, self.download, self.code, self.ask, self.answers]
-        followed = [
-            *shown,
-            *mine,
-            self.queue,
-            self.announce,
-            self.adapt,
-            self.cancel,
-            self.followed,
-        ]
+        buttons = [self.adapt, self.cancel]
+        followed = [*shown, *mine, *buttons, self.queue, self.announce, self.followed]
         budget = [self.held_out, self.pair, self.rounds, self.proposals, self.seconds]
         # the service has a queue of its own
         adapting = self.adapt.click(
@@ -483,19 +465,14 @@ class _Page:
             # the text is all that is needed of it
             path.unlink(missing_ok=True)
 
-    def _use(self, task: str | None) -> Updates:
-        try:
-            text = self.service.ready_text(task or "")
-        except DegamlError as error:
-            return {self.error: _alert(error)}
+    def _use(self, task: str) -> Updates:
         most = self.service.settings.max_examples
         return {
-            self.text: text,
+            self.text: self.service.ready_text(task),
             self.source: ("", ""),
             self.file: None,
             self.held_out: gr.Slider(maximum=most, value=READY_HELD_OUT),
             self.wanted: READY_HELD_OUT,
-            self.error: "",
         }
 
     async def _adapt(
@@ -549,8 +526,7 @@ class _Page:
             self.followed: True,
             self.adapt: gr.Button(interactive=False),
             self.cancel: gr.Button(interactive=True),
-            **changed({self.error: "", self.results: "", self.strategy: "", self.tried: ""}),
-            self.changed: "",
+            **changed({self.error: "", self.results: "", self.outcome: ""}),
             self.progress: render("note", "Starting …"),
         }
         async for news in self.service.follow(run):
@@ -574,7 +550,7 @@ class _Page:
                 self.progress: render("progress", progress),
                 self.announce: "Trying strategies" if trying else str(escape(progress.message)),
                 self.results: render("accuracies", progress.report),
-                self.tried: render("proposals", progress.report),
+                self.outcome: render("outcome", progress.report),
             }
         return updates
 
@@ -584,7 +560,7 @@ class _Page:
                 self.progress: render("note", run.error),
                 self.announce: str(escape(run.error)),
                 self.results: _EMPTY,
-                self.tried: "",
+                self.outcome: "",
             }
         return {self.progress: "", self.error: _alert(run.error)}
 
@@ -618,9 +594,7 @@ class _Page:
             failed = {self.error: _alert(error)}
         return {
             self.results: render("accuracies", report, kept.trained_on),
-            self.strategy: render("strategy", report, kept.model.explain()),
-            self.tried: render("proposals", report),
-            self.changed: render("changes", report),
+            self.outcome: render("outcome", report, kept.model.explain()),
             **self._history(token, kept.id),
             self.download: download,
             self.code: gr.Code(peft_code(report.base_model), visible=True),
@@ -640,7 +614,7 @@ class _Page:
         }
 
     def _history(self, token: str, chosen: str | None) -> Updates:
-        models, freed = self.service.models(token), self.service.visitor(token).freed
+        models, freed = self.service.models(token), self.service.count_freed(token)
         return {
             self.history: render("history", models, chosen, freed),
             self.chosen: gr.Dropdown(
@@ -657,8 +631,6 @@ class _Page:
             return {self.progress: "", self.error: "", **self._all(token, kept)}
         except UnknownModelError as error:
             return {**self._without(token), self.error: _alert(error)}
-        except DegamlError as error:
-            return {self.error: _alert(error)}
 
     def _ask(self, model: str | None, question: str, options: str, request: gr.Request) -> Updates:
         token = token_of(request)

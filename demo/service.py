@@ -66,23 +66,22 @@ class Kept:
 
     Attributes:
         id: cannot be guessed.
+        token: of the visitor whose it is.
         number: from 1, in the order the visitor made them.
-        title: for people.
-        model: the model.
+        title: what it is adapted to, for people.
         trained_on: whether its generator was trained on that very task.
-        made: when.
     """
 
     id: str
+    token: str
     number: int
     title: str
     model: AdaptedModel
     trained_on: bool
-    made: float
 
     @property
     def report(self) -> Report:
-        """What its adaptation came to."""
+        """The report of its adaptation."""
         return self.model.report
 
 
@@ -91,25 +90,18 @@ class Visitor:
     """Somebody with a token, in whatever pages and streams.
 
     Attributes:
-        models: what is kept, by id, oldest first.
+        folder: the downloads; its name cannot be guessed, for whoever knows a file's path may fetch it.
         made: how many models there have been.
         pages: open connections of pages and clients.
         seen: when anything was last done.
         left: when the last connection was lost; None while there is one, and for those who never had one.
-        folder: the downloads; its name cannot be guessed, for whoever knows a file's path may fetch it.
     """
 
     folder: Path
-    models: dict[str, Kept] = field(default_factory=dict)
     made: int = 0
     pages: int = 0
     seen: float = field(default_factory=time.monotonic)
     left: float | None = None
-
-    @property
-    def freed(self) -> int:
-        """How many models are not there any longer."""
-        return self.made - len(self.models)
 
 
 @dataclass(eq=False)
@@ -120,8 +112,7 @@ class QueuedAdaptation:
         token: of the visitor whose it is.
         title: what it is adapted to, for people.
         trained_on: whether its generator was trained on that very task.
-        state: where it stands.
-        progress: what was reported last, and before that what was last reported of the other stages.
+        progress: by stage what was reported last; the current stage is the last one.
         kept: the model, once it is done.
         error: why it failed or was stopped, for people.
         cancelled: stops it after its current step.
@@ -161,17 +152,12 @@ class Service:
     """Serves all visitors of one server.
 
     Attributes:
-        settings: how it was started.
         pairs: the trained pairs on offer.
         tasks: the ready tasks, by name.
     """
 
     def __init__(self, settings: DemoSettings, downloads: Path) -> None:
-        """Load the first pair.
-
-        Args:
-            settings: how to serve.
-            downloads: where zips are put; nobody else's folder.
+        """Load the first pair; ``downloads`` is for zips, and nobody else's folder.
 
         Raises:
             DegamlError: no pair can be loaded.
@@ -184,6 +170,8 @@ class Service:
         self._downloads = downloads
         self._lock, self._saving = threading.RLock(), threading.Lock()
         self._visitors: dict[str, Visitor] = {}
+        # of all visitors, by id, oldest first
+        self._models: dict[str, Kept] = {}
         # waiting or going on, in the order they came. Gradio's own queue would hold a stream's events: they end with
         # the stream, where an adaptation is the visitor's, and its REST streams tell nobody their place
         self._queue: list[QueuedAdaptation] = []
@@ -194,11 +182,9 @@ class Service:
     # --- examples ---------------------------------------------------------------------------------
 
     def read(self, text: str, name: str = "") -> Pasted:
-        """Examples that were pasted; a question of too many tokens of the first pair's base model is a mistake.
+        """Examples that were pasted, or come from a file of that name.
 
-        Args:
-            text: what was pasted.
-            name: of the file it came from, if any.
+        A question of too many tokens of the first pair's base model is a mistake.
 
         Raises:
             DemoError: it is longer than this page allows.
@@ -281,17 +267,9 @@ class Service:
         seed: int = 0,
         skip_mistakes: bool = False,
     ) -> QueuedAdaptation:
-        """Put an adaptation into the queue.
+        """Put an adaptation to pasted examples into the queue (:meth:`degaml_kedro.session.Session.adapt`).
 
-        Args:
-            token: the visitor's.
-            text: examples, as they were pasted.
-            name: of the file they came from, if any.
-            held_out: so many are not adapted to, and scored on.
-            pair: its label; None for the first.
-            budget: how much may be tried, within this page's limits.
-            seed: of all randomness.
-            skip_mistakes: leave out the examples with mistakes.
+        ``pair`` is its label, None for the first; ``skip_mistakes`` leaves out the examples with mistakes.
 
         Raises:
             DegamlError: the examples cannot be used, a number is out of range, or the queue is full.
@@ -357,10 +335,7 @@ class Service:
     ) -> QueuedAdaptation:
         """Put work at the end of the queue: first come, first served, so many at once.
 
-        Args:
-            token: the visitor's, who may have one adaptation at a time.
-            work: is called when it is its turn; it tells the adaptation of progress, and looks whether it is stopped.
-            title: what it is adapted to, for people.
+        When it is its turn, it tells the adaptation of progress, and looks whether it is cancelled.
 
         Raises:
             DemoError: the visitor has one already, or the queue is full.
@@ -411,25 +386,13 @@ class Service:
             raise AdaptationCancelled
         visitor = self._visitors[run.token]
         visitor.made += 1
-        kept = Kept(
-            secrets.token_urlsafe(24),
-            visitor.made,
-            run.title,
-            model,
-            run.trained_on,
-            time.monotonic(),
-        )
-        visitor.models[kept.id] = kept
-        if len(visitor.models) > self.settings.max_models:
-            self._free(visitor, next(iter(visitor.models)))
-        every = [
-            (one.made, one.id, owner)
-            for owner in self._visitors.values()
-            for one in owner.models.values()
-        ]
-        if len(every) > self.settings.max_models_total:
-            _, oldest, owner = min(every, key=lambda one: one[0])
-            self._free(owner, oldest)
+        made = (run.token, visitor.made, run.title, model, run.trained_on)
+        kept = Kept(secrets.token_urlsafe(24), *made)
+        self._models[kept.id] = kept
+        if len(own := self.models(run.token)) > self.settings.max_models:
+            self._free(own[0])
+        if len(self._models) > self.settings.max_models_total:
+            self._free(next(iter(self._models.values())))
         return kept
 
     async def follow(self, run: QueuedAdaptation) -> AsyncIterator[list[Progress]]:
@@ -492,29 +455,28 @@ class Service:
             UnknownModelError: this visitor has none with that id; whether another one has is not said.
         """
         with self._lock:
-            if token not in self._visitors or model not in self._visitors[token].models:
+            kept = self._models.get(model)
+            if kept is None or kept.token != token:
                 raise UnknownModelError(
                     "This visitor has no such model: models are freed when their page is closed, after a while without "
                     "use, and when there are newer ones. Adapt again."
                 )
-            return self.visitor(token).models[model]
+            self.visitor(token)
+            return kept
 
     def models(self, token: str) -> list[Kept]:
         """A visitor's models, oldest first."""
         with self._lock:
-            visitor = self._visitors.get(token)
-            return list(visitor.models.values()) if visitor else []
+            return [one for one in self._models.values() if one.token == token]
+
+    def count_freed(self, token: str) -> int:
+        """How many of a visitor's models are not there any longer."""
+        return self.visitor(token).made - len(self.models(token))
 
     def ask(
         self, token: str, model: str, text: str, options: Sequence[str]
     ) -> tuple[Question, Answer, Answer, Kept]:
-        """A question to the base model and to an adapted one.
-
-        Args:
-            token: the visitor's.
-            model: the adapted model's id.
-            text: the question.
-            options: the answers to choose from; none for those that all examples had.
+        """Ask the base model and an adapted one; no options are those that all examples had.
 
         Returns:
             The question, the base model's answer, the adapted model's, and which one that is.
@@ -558,12 +520,12 @@ class Service:
                         Path(made).replace(path)
         except (OSError, CheckpointError) as error:
             # else its folder was removed under the zip
-            if kept.id in visitor.models:
+            if kept.id in self._models:
                 logger.error("a zip cannot be written: %s", error)
                 raise DemoError(
                     "The zip cannot be written, most likely for want of room; the server's log says why."
                 ) from error
-        if kept.id not in visitor.models:
+        if kept.id not in self._models:
             shutil.rmtree(path.parent, ignore_errors=True)
             raise UnknownModelError("The model was freed meanwhile.")
         return path
@@ -576,21 +538,20 @@ class Service:
         """
         with self._lock:
             if model:
-                self.find(token, model)
+                self._free(self.find(token, model))
             else:
                 self.cancel(token, "Stopped: the page was closed.")
-            if visitor := self._visitors.get(token):
-                for one in [model] if model else list(visitor.models):
-                    self._free(visitor, one)
-                if not model:
+                for kept in self.models(token):
+                    self._free(kept)
+                if visitor := self._visitors.get(token):
                     shutil.rmtree(visitor.folder, ignore_errors=True)
                     if not visitor.pages:
                         del self._visitors[token]
-        return len(self.models(token))
+            return len(self.models(token))
 
-    def _free(self, visitor: Visitor, model: str) -> None:
-        del visitor.models[model]
-        shutil.rmtree(visitor.folder / model, ignore_errors=True)
+    def _free(self, kept: Kept) -> None:
+        del self._models[kept.id]
+        shutil.rmtree(self._visitors[kept.token].folder / kept.id, ignore_errors=True)
 
     # --- coming and leaving -----------------------------------------------------------------------
 
@@ -643,14 +604,12 @@ class Service:
 
 
 class OfferedPairs:
-    """The trained pairs on offer, each loaded once: the first at the start, the others when they are asked for."""
+    """The trained pairs on offer, each loaded once: the first at the start, the others when they are asked for.
+
+    One that cannot be loaded before the first is not offered.
+    """
 
     def __init__(self, offered: Sequence[tuple[str, str | None]]) -> None:
-        """Load the first that can be loaded of labels and their sources.
-
-        Raises:
-            DegamlError: none can be loaded.
-        """
         self._sources = dict(offered)
         self._loaded: dict[str, Session] = {}
         self._lock = threading.Lock()

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from degaml_kedro.errors import DegamlError
-from degaml_kedro.session import Accuracy, Report
+from degaml_kedro.session import Report
 from degaml_kedro.tasks.pasted import Pasted, PastedRow
 
 if TYPE_CHECKING:
@@ -35,15 +35,9 @@ def escape(text: object) -> Markup:
     return Markup(html.escape(str(text)).translate(_PLACEHOLDERS))
 
 
-def render(part: str, *values: Any, **more: Any) -> str:
-    """A part of the page; empty where there is nothing to show.
-
-    Args:
-        part: a macro of ``views.html.j2``.
-        *values: what it is given.
-        **more: what it is given by name.
-    """
-    return str(getattr(_PARTS, part)(*values, **more)).strip()
+def render(part: str, *values: Any) -> str:
+    """A part of the page, a macro of ``views.html.j2`` with its arguments; empty where there is nothing to show."""
+    return str(getattr(_PARTS, part)(*values)).strip()
 
 
 def cut(text: str, most: int = 200) -> str:
@@ -82,14 +76,10 @@ def verdict(report: Report) -> str:
         return f"The adapted model is right as often as the base model ({n})."
     word = "more" if after.right > before.right else "fewer"
     told = f"The adapted model has {abs(after.right - before.right)} {word} of {after.n} right than the base model. "
-    if _overlap(before, after):
+    (low, high), (base_low, base_high) = after.interval, before.interval
+    if low <= base_high and base_low <= high:
         return f"{told}The intervals overlap: with {n} the difference may be chance. Hold out more examples to know."
     return f"{told}The intervals do not overlap, so this is unlikely to be chance ({n})."
-
-
-def _overlap(one: Accuracy, other: Accuracy) -> bool:
-    (low, high), (other_low, other_high) = one.interval, other.interval
-    return low <= other_high and other_low <= high
 
 
 def _first_rows(pasted: Pasted) -> list[PastedRow]:
@@ -109,46 +99,31 @@ def _measured(view: ComparisonView) -> list[MethodRow]:
     return sorted(found, key=lambda one: (one.bound, -(one.accuracy or 0.0)))
 
 
-def newest(uri: str | None) -> list[ComparisonView]:
-    """The newest whole comparison in MLflow, once for each of its pools; nothing is written there.
-
-    Args:
-        uri: MLflow's tracking URI; None where there is none.
-
-    Raises:
-        TrackingError: MLflow's server or database cannot be used.
-    """
-    if not uri:
-        return []
-    # seconds to import, which the page's start need not wait for
-    from degaml_kedro.tracking.comparison import EXPERIMENT, read_comparison
-
-    views = (read_comparison(uri, EXPERIMENT, pool=pool) for pool in _POOLS)
-    return [view for view in views if view is not None and _measured(view)]
-
-
 def comparison(views: Sequence[ComparisonView]) -> str:
-    """What was read, a pool each: methods as dots, with what adapting costs."""
+    """A comparison, once for each of its pools: methods as dots, with what adapting costs."""
     from degaml_kedro.methods import METHODS
     from degaml_kedro.results.glossary import POOL_TITLES
 
-    return render(
-        "comparison", views, POOL_TITLES, {name: row.meaning for name, row in METHODS.items()}
-    )
+    meanings = {name: row.meaning for name, row in METHODS.items()}
+    return render("comparison", [view for view in views if _measured(view)], POOL_TITLES, meanings)
 
 
 @lru_cache(maxsize=1)
 def newest_comparison(uri: str | None, minute: int) -> str:
-    """The newest comparison as HTML, or what went wrong where it cannot be read.
+    """The newest whole comparison in MLflow as HTML, or why it cannot be read; nothing is written there.
 
-    Args:
-        uri: MLflow's tracking URI; None where there is none.
-        minute: of the clock: so long what was read is shown again.
+    What was read is shown again for a ``minute`` of the clock; without a tracking URI there is nothing to read.
     """
+    if uri is None:
+        return comparison([])
+    # seconds to import, which the page's start need not wait for
+    from degaml_kedro.tracking.comparison import EXPERIMENT, read_comparison
+
     try:
-        return comparison(newest(uri))
+        views = [read_comparison(uri, EXPERIMENT, pool=pool) for pool in _POOLS]
     except DegamlError as error:
         return render("note", f"The comparison cannot be read: {error}", "dg-warn")
+    return comparison([view for view in views if view is not None])
 
 
 def _environment() -> Environment:

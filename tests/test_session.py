@@ -735,7 +735,7 @@ def test_two_groups_that_turn_out_to_be_one():
     first = make_example("q", ["a", "b"], gold=0)
     second = make_example("q", ["b", "c"], gold=0)
     third = make_example("q", ["a", "b"], gold=1)
-    assert _same_questions([first, second, third]) == [[0, 2, 1]]
+    assert _same_questions([first, second, third]) == [{0, 1, 2}]
 
 
 @pytest.mark.parametrize("wrong", [0.25, None, True, "5"])

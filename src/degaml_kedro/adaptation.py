@@ -1,12 +1,11 @@
-"""An adaptation: generate an adapter, search for strategies that refine it, execute the best; and what came of it.
+"""An adaptation: generate an adapter, search for strategies that refine it, execute the best; and its report.
 
-The search and the execution are those of :class:`~degaml_kedro.policy.search.Refinement`, which the evaluate pipeline
-uses, too; :func:`adapt_to_task` is what the Python API calls.
+:func:`task_refinement` is that composition; the evaluate pipeline calls it, too. :func:`adapt_to_task` calls it for the
+Python API, with the measurements and the progress that a person waits for.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,14 +20,7 @@ from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.parameters import PolicyParameters
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.describe import describe_action, describe_strategy
-from degaml_kedro.policy.search import (
-    CarriedOut,
-    Refinement,
-    Row,
-    Tag,
-    executed_rows,
-    most_trials,
-)
+from degaml_kedro.policy.search import Refinement, Row, Tag, executed_rows, most_trials
 from degaml_kedro.results.measures import wilson_interval
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
@@ -39,7 +31,7 @@ from degaml_kedro.strategies.generated import (
     read_questions,
 )
 from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.workbench import Interruption, OutOfTimeError, Workbench
+from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Example, Question
 from degaml_kedro.texts import printable
 
@@ -49,6 +41,7 @@ if TYPE_CHECKING:
 
 Stage = Literal["reading", "base", "generating", "trying", "executing", "scoring", "done"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+ChangeKind = Literal["mended", "broken", "other"]
 
 # trying a strategy is taken to cost as much as so many scorings of the support examples: a family that trains reads
 # them several times, forward and backward
@@ -61,10 +54,6 @@ _TRIAL_IN_SCORINGS = 8.0
 @dataclass(frozen=True)
 class Accuracy:
     """Right answers out of n, with the 95 % Wilson interval.
-
-    Attributes:
-        right: how many were right.
-        n: how many were asked.
 
     Example:
         >>> Accuracy(8, 10).text
@@ -107,21 +96,16 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Tried:
-    """A strategy that the policy proposed, and what came of it.
+    """A strategy that the policy proposed, and its result on the support examples.
 
     Attributes:
         number: from 1, over all rounds.
         round: from 1.
         action: the proposal, as the policy wrote it.
-        family: its family; None where the text was no action.
-        words: what it does, for people.
-        before: the score it had to beat: the state that it started from, on the support examples.
-        after: its own score there; None where it could not be carried out. Families that read answers are scored by
-            cross-fitting.
-        reward: what it earned: above 0 where it was better.
-        seconds: what trying it took.
-        executed: whether it was the round's best, and was carried out for good.
-        error: why it could not be carried out.
+        family: None where the text was no action.
+        words: the action described for people.
+        before: of the state that it started from.
+        after: None where it could not be executed; families that read answers are scored by cross-fitting.
         decided_by: with a paired test, what its round's choice rested on up to it: ``test``, ``fallback`` (what was
             best on the meta-train tasks) or ``initialization``; None without one.
     """
@@ -160,15 +144,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Change:
-    """A held-out question that is answered otherwise than by the base model.
-
-    Attributes:
-        question: without its options.
-        options: their texts.
-        gold: which is right.
-        before: the base model's answer; None for none.
-        after: the adapted model's.
-    """
+    """A held-out question that is answered otherwise than by the base model; answers are indices of options."""
 
     question: str
     options: tuple[str, ...]
@@ -177,7 +153,7 @@ class Change:
     after: int | None
 
     @property
-    def kind(self) -> Literal["mended", "broken", "other"]:
+    def kind(self) -> ChangeKind:
         """``mended``: wrong before, right now; ``broken``: the other way round; ``other``: wrong both times."""
         if self.after == self.gold:
             return "mended"
@@ -190,23 +166,17 @@ class Report:
 
     Attributes:
         support: how many examples adaptation was given.
-        held_out: how many it was not given, and is scored on.
-        base: the base model's accuracy on the held-out examples.
-        generated: that of the generated adapter, unrefined.
-        written: that of the adapter which the generator that reads examples wrote from all of them.
+        held_out: how many it was not given; ``base``, ``generated``, ``written`` and ``adapted`` are measured on them.
+        generated: of the generated adapter, unrefined.
+        written: of the adapter that the generator which reads examples wrote from all of them.
         written_seconds: how long writing it took; None where there is no such generator.
-        adapted: that of the final adapter.
-        base_support: the base model's accuracy on the support examples.
-        generated_support: that of the generated adapter: what strategies had to beat.
-        tried: every proposal, in order.
-        strategy: the actions that were carried out, in order; empty where nothing beat the generated adapter.
-        words: what was done, for people.
-        changes: held-out questions whose answer changed, mended ones first.
+        generated_support: what strategies had to beat.
+        strategy: the actions that were executed, in order; empty where nothing beat the generated adapter.
+        words: the strategy described for people.
+        changes: mended ones first.
         seconds: wall time by stage.
-        base_model: its name.
         source: where the generator and the policy came from.
-        seed: of all randomness.
-        warnings: what the user should know: examples left out, a strategy that failed on all of the examples.
+        warnings: examples left out, a strategy that failed on all of the examples, and the like.
     """
 
     support: int
@@ -240,12 +210,9 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """For programs: accuracies with n and interval, changes with their kind."""
         record = asdict(self)
-        for name in (
-            *("base", "generated", "written", "adapted"),
-            *("base_support", "generated_support"),
-        ):
-            accuracy = getattr(self, name)
-            record[name] = None if accuracy is None else accuracy.as_json()
+        for name, value in vars(self).items():
+            if isinstance(value, Accuracy):
+                record[name] = value.as_json()
         for row, tried in zip(record["tried"], self.tried, strict=True):
             row["before"] = tried.before.as_json()
             row["after"] = None if tried.after is None else tried.after.as_json()
@@ -260,19 +227,12 @@ class Answer:
 
     Attributes:
         choice: index of the chosen option.
-        text: the option's text.
         probabilities: of all options, softmax over their scores.
     """
 
     choice: int
     text: str
     probabilities: tuple[float, ...]
-
-
-_REASONS = (
-    "Of the strategies that a paired test on the support examples prefers, it makes the right answers likeliest.",
-    "The support examples cannot tell whether another is better, so it is what was best on the tasks of meta-training.",
-)
 
 
 def explain(report: Report) -> str:
@@ -294,48 +254,70 @@ def explain(report: Report) -> str:
         )
     if not report.tried:
         lines.append("No strategy was tried: there was no time, or nothing was proposed.")
-    for tried in report.tried:
-        if tried.after is None:
-            came = f"could not be carried out ({tried.error})"
-        else:
-            verdict = "better" if tried.reward > 0 else "not better"
-            if tried.reward > 0 and tried.after.right <= tried.before.right:
-                verdict = "no more right answers, but surer of them"
-            came = f"{tried.after.share:.2f} against {tried.before.share:.2f}, {verdict}"
-        mark = "; this was carried out" if tried.executed else ""
-        lines.append(f"Round {tried.round}, trial {tried.number}: {tried.words}: {came}{mark}.")
-    tested = [tried for tried in report.tried if tried.decided_by is not None]
-    if report.strategy and tested:
-        reasons = dict.fromkeys(
-            _REASONS[tried.decided_by == "fallback"] for tried in tested if tried.executed
-        )
-        lines.append(f"Chosen: {report.words}. {' '.join(reasons)}".rstrip())
-    elif report.strategy:
-        lines.append(
-            f"Chosen: {report.words}. It scored best of those that beat the adapter before."
-        )
-    elif tested and all(tried.decided_by == "initialization" for tried in tested):
-        lines.append(
-            f"Chosen: {report.words}. A paired test on the support examples prefers no strategy to the generated "
-            f"adapter."
-        )
-    elif report.tried and not any(tried.reward > 0 for tried in report.tried):
-        lines.append(
-            f"Chosen: {report.words}. No strategy beat the generated adapter on the support examples."
-        )
-    else:
-        lines.append(f"Chosen: {report.words}.")
-    names = ("base", "generated", "written", "adapted")
-    scores = [(name, getattr(report, name)) for name in names]
-    told = [f"{name} {score.text}" for name, score in scores if score is not None]
-    if told:
-        lines.append(f"On {report.held_out} held-out examples: {', '.join(told)}.")
+    lines.extend(map(_explain_trial, report.tried))
+    lines.append(f"Chosen: {report.words}. {_reason(report)}".rstrip())
+    measured = [
+        f"{name} {accuracy.text}"
+        for name in ("base", "generated", "written", "adapted")
+        if (accuracy := getattr(report, name)) is not None
+    ]
+    if measured:
+        lines.append(f"On {report.held_out} held-out examples: {', '.join(measured)}.")
     else:
         lines.append(
             "No example was held out, so nothing says how well new questions are answered."
         )
     lines.extend(f"Note: {warning}." for warning in report.warnings)
     return "\n".join(printable(line) for line in lines)
+
+
+def _explain_trial(tried: Tried) -> str:
+    if tried.after is None:
+        result = f"could not be carried out ({tried.error})"
+    else:
+        verdict = "better" if tried.reward > 0 else "not better"
+        if tried.reward > 0 and tried.after.right <= tried.before.right:
+            verdict = "no more right answers, but surer of them"
+        result = f"{tried.after.share:.2f} against {tried.before.share:.2f}, {verdict}"
+    mark = "; this was carried out" if tried.executed else ""
+    return f"Round {tried.round}, trial {tried.number}: {tried.words}: {result}{mark}."
+
+
+def _reason(report: Report) -> str:
+    """Why this was chosen; empty where nothing says so."""
+    tested = [one for one in report.tried if one.decided_by is not None]
+    if report.strategy and not tested:
+        return "It scored best of those that beat the adapter before."
+    if report.strategy:
+        decided = dict.fromkeys(str(one.decided_by) for one in tested if one.executed)
+        return " ".join(_REASONS.get(by, "") for by in decided)
+    if tested and all(one.decided_by == "initialization" for one in tested):
+        return "A paired test on the support examples prefers no strategy to the generated adapter."
+    if report.tried and not any(one.reward > 0 for one in report.tried):
+        return "No strategy beat the generated adapter on the support examples."
+    return ""
+
+
+_REASONS = {
+    "test": "Of the strategies that a paired test on the support examples prefers, it makes the right answers "
+    "likeliest.",
+    "fallback": "The support examples cannot tell whether another is better, so it is what was best on the tasks of "
+    "meta-training.",
+}
+
+
+# --- generate, search, execute --------------------------------------------------------------------
+
+
+def task_refinement(
+    bench: Workbench, policy: PolicyParameters, support: Sequence[Example], seed: int
+) -> Refinement:
+    """The search for strategies that refine the adapter which is generated for a task (section 2.2).
+
+    ``bench`` draws the task's adapters, and ``seed`` decides which of them is refined.
+    """
+    start = generated_state(bench, seed)
+    return Refinement(bench, ActionSpace.of(policy.families), policy, start, support)
 
 
 # --- all of it, as a person waits for it ----------------------------------------------------------
@@ -346,8 +328,6 @@ class Progress:
     """Where an adaptation stands.
 
     Attributes:
-        stage: what goes on now.
-        message: the same for people.
         share: of the whole, 0 to 1.
         seconds: since it began.
         seconds_left: an estimate; None while there is nothing to estimate it from.
@@ -366,29 +346,17 @@ Listener = Callable[[Progress], None]
 
 
 class _Reporter:
-    """The one callback of an adaptation: collects what is known, and tells a listener.
+    """The one callback of an adaptation: collects the fields of the report, and tells a listener.
 
-    Attributes:
-        known: fields of the report.
+    What the listener raises ends the adaptation. ``work`` is of the stages, in scorings of one example: what the time
+    left is estimated from.
     """
 
     def __init__(
-        self,
-        listener: Listener | None,
-        cancel: threading.Event | None,
-        work: Mapping[Stage, float],
-        known: Mapping[str, Any],
+        self, listener: Listener | None, bench: Workbench, work: Mapping[Stage, float], **known: Any
     ) -> None:
-        """Begin.
-
-        Args:
-            listener: is told of every change; what it raises ends the adaptation.
-            cancel: set to end it.
-            work: of the stages, in scorings of one example: what the time left is estimated from.
-            known: before anything is computed.
-        """
-        self.known = dict(known)
-        self._listener, self._cancel, self._work = listener, cancel, work
+        self.known = known
+        self._listener, self._bench, self._work = listener, bench, work
         self._began = self._stage_began = time.monotonic()
         self._stage: Stage = "reading"
         self._seconds: dict[str, float] = {}
@@ -399,31 +367,16 @@ class _Reporter:
         return Report(**self.known, seconds=dict(self._seconds))
 
     def warn(self, told: str) -> None:
-        """The user should know something."""
+        """Add a warning to the report."""
         self.known["warnings"] += (told,)
 
-    def check(self) -> None:
-        """Stop where that is asked for.
-
-        Raises:
-            Interruption: it is.
-        """
-        if self._cancel is not None and self._cancel.is_set():
-            raise Interruption
-
     def tell(self, stage: Stage, message: str, part: float = 0.0, **known: Any) -> None:
-        """Something begins, or is known.
-
-        Args:
-            stage: what goes on.
-            message: the same for people.
-            part: of the stage that is done, 0 to 1.
-            **known: fields of the report.
+        """Something begins, or is known: ``part`` of the stage is done, 0 to 1, and ``known`` are report fields.
 
         Raises:
             Interruption: the adaptation is to stop.
         """
-        self.check()
+        self._bench.check_interrupted()
         now = time.monotonic()
         if stage != self._stage:
             self._seconds[self._stage] = now - self._stage_began
@@ -431,10 +384,9 @@ class _Reporter:
         self.known |= known
         if self._listener is None:
             return
-        over = [
-            work for name, work in self._work.items() if STAGES.index(name) < STAGES.index(stage)
-        ]
-        share = (sum(over) + part * self._work.get(stage, 0.0)) / sum(self._work.values())
+        before = STAGES[: STAGES.index(stage)]
+        done = [work for name, work in self._work.items() if name in before]
+        share = (sum(done) + part * self._work.get(stage, 0.0)) / sum(self._work.values())
         seconds = now - self._began
         left = seconds * (1 / share - 1) if share > 0 else None
         # the whole is told once, at the end
@@ -444,7 +396,7 @@ class _Reporter:
 
 def adapt_to_task(
     trained: TrainedPair,
-    base: BaseModel,
+    bench: Workbench,
     policy_model: BaseModel,
     support: Sequence[Example],
     asked: Sequence[Example],
@@ -452,34 +404,24 @@ def adapt_to_task(
     seed: int,
     warnings: Sequence[str] = (),
     listener: Listener | None = None,
-    cancel: threading.Event | None = None,
 ) -> tuple[Workbench, AdaptedState, Report]:
     """Generate an adapter for a task, and refine it as the policy proposes (sections 2.1 and 2.2).
 
-    Args:
-        trained: the generator and the policy.
-        base: the base model of both.
-        policy_model: the model that the policy adapts.
-        support: the examples to adapt to; the generator reads their questions alone.
-        asked: examples that are asked of the base, the generated and the adapted model, and decide nothing.
-        policy: the pair's parameters, with the budget of the search.
-        seed: of all randomness.
-        warnings: what the user should know of the examples.
-        listener: is told where the adaptation stands, in this thread.
-        cancel: set to stop.
+    The generator reads the support questions alone; the held-out examples ``asked`` decide nothing. ``bench`` has the
+    base model and what interrupts the work, ``policy`` the budget of the search. The listener is called in this thread.
 
     Returns:
-        How the base model is asked, who answers, and what came of it.
+        The task's workbench, the adapted state, and the report.
 
     Raises:
         PromptError: a question is longer than the model's context.
-        Interruption: ``cancel`` was set.
+        Interruption: it was interrupted.
     """
-    settings, space = trained.settings, ActionSpace.of(policy.families)
+    space = ActionSpace.of(policy.families)
     trials = most_trials(policy.search, space)
     reporter = _Reporter(
         listener,
-        cancel,
+        bench,
         {
             "base": len(support) + len(asked),
             "generating": len(asked) * (1 if trained.writer is None else 2),
@@ -488,62 +430,34 @@ def adapt_to_task(
             "executing": _TRIAL_IN_SCORINGS / 2 * len(support),
             "scoring": len(asked),
         },
-        {
-            "support": len(support),
-            "held_out": len(asked),
-            "base_model": base.name,
-            "source": trained.name,
-            "seed": seed,
-            "warnings": tuple(warnings),
-        },
+        support=len(support),
+        held_out=len(asked),
+        base_model=bench.base.name,
+        source=trained.name,
+        seed=seed,
+        warnings=tuple(warnings),
     )
-    before = _ask_base(base, trained, support, asked, reporter)
+    before = _ask_base(bench, support, asked, reporter)
 
     if trained.writer is not None:
-        _write(base, trained, trained.writer, support, asked, reporter)
+        _write(bench, trained.writer, support, asked, reporter)
     reporter.tell("generating", "Reading the questions and generating an adapter")
-    questions = [Question.of(one) for one in support]
-    embeddings = read_questions(settings.encoder, questions)
-    if cut := count_truncated(settings.encoder, questions):
-        reporter.warn(
-            f"the generator reads the first {settings.encoder.tokens} tokens of a question, and {cut} of "
-            f"{len(support)} are longer"
-        )
-    bench = generated_workbench(
-        base,
-        settings.prompt,
-        settings.scoring,
-        trained.generator,
-        embeddings,
-        range(len(embeddings)),
-        settings.encoder,
-        trained.writer,
-    )
-    bench = replace(bench, interrupted=cancel)
-    start = generated_state(bench, derive_seed(seed, "initialization"))
-    reporter.check()
+    bench = _generating(trained, bench, support, reporter)
+    refinement = task_refinement(bench, policy, support, derive_seed(seed, "initialization"))
+    bench.check_interrupted()
     if asked:
-        generated = Accuracy.of(predict(bench, start, asked))
+        generated = Accuracy.of(predict(bench, refinement.start, asked))
         reporter.tell("generating", "The generated adapter has answered", 1, generated=generated)
 
     reporter.tell("trying", "The policy is proposing strategies")
-    refinement = Refinement(bench, space, policy, start, support)
     rows = _search(refinement, policy_model, trained.policy, seed, reporter)
     chosen = [str(row["action"]) for row in executed_rows(rows)]
     reporter.tell("executing", describe_strategy(space, chosen))
-    carried = refinement.execute(rows)
-    if carried.failed is not None:
-        failed = describe_action(space, str(carried.failed["action"]))
-        reporter.warn(
-            f"'{failed}' was chosen, and failed when it was carried out on all {len(support)} examples; the adapter "
-            f"before it stays"
-        )
-    known = _executed(space, carried, reporter.known.get("tried", ()))
-    reporter.tell("executing", "The adapter is there", 1, **known)
+    state = _execute(refinement, rows, reporter)
 
     reporter.tell("scoring", "Asking the adapted model")
     if asked:
-        after = predict(bench, carried.state, asked)
+        after = predict(bench, state, asked)
         reporter.tell(
             "scoring",
             "The adapted model has answered",
@@ -552,15 +466,11 @@ def adapt_to_task(
             changes=_changes(asked, before, after),
         )
     reporter.tell("done", "Done")
-    return bench, carried.state, reporter.report
+    return bench, state, reporter.report
 
 
 def _ask_base(
-    base: BaseModel,
-    trained: TrainedPair,
-    support: Sequence[Example],
-    asked: Sequence[Example],
-    reporter: _Reporter,
+    bench: Workbench, support: Sequence[Example], asked: Sequence[Example], reporter: _Reporter
 ) -> list[Prediction]:
     """The base model's answers to held-out examples; those to the support examples are measured on the way."""
 
@@ -568,8 +478,8 @@ def _ask_base(
         reporter.tell("base", f"Asking the base model: {done} of {total}", done / total)
 
     reporter.tell("base", "Asking the base model")
-    every, settings = [*support, *asked], trained.settings
-    found = score_examples(base, every, settings.prompt, settings.scoring, None, told)
+    every = [*support, *asked]
+    found = score_examples(bench.base, every, bench.prompt, bench.scoring, None, told)
     before = found[len(support) :]
     reporter.tell(
         "base",
@@ -582,25 +492,47 @@ def _ask_base(
 
 
 def _write(
-    base: BaseModel,
-    trained: TrainedPair,
+    bench: Workbench,
     writer: ExampleGenerator,
     support: Sequence[Example],
     asked: Sequence[Example],
     reporter: _Reporter,
 ) -> None:
-    """The adapter that is written from all support examples: how long it took, and what it answers, unrefined."""
-    settings = trained.settings
+    """Measure the adapter that is written from all support examples: how long it took, and what it answers."""
+    base, prompt, scoring = bench.base, bench.prompt, bench.scoring
     reporter.tell("generating", "Writing an adapter from the examples")
     began = time.perf_counter()
-    shown = answer_sequences(base, support, settings.prompt, settings.scoring.answers)
-    adapter = writer.write(base, shown)
+    adapter = writer.write(base, answer_sequences(base, support, prompt, scoring.answers))
     seconds = time.perf_counter() - began
     told = f"Written from the examples in {seconds:.1f} s"
     reporter.tell("generating", told, written_seconds=seconds)
     if asked:
-        found = score_examples(base, asked, settings.prompt, settings.scoring, adapter)
+        found = score_examples(base, asked, prompt, scoring, adapter)
         reporter.tell("generating", told, 0.5, written=Accuracy.of(found))
+
+
+def _generating(
+    trained: TrainedPair, bench: Workbench, support: Sequence[Example], reporter: _Reporter
+) -> Workbench:
+    """The workbench that draws the task's adapters, made from the support questions."""
+    encoder, questions = trained.settings.encoder, [Question.of(one) for one in support]
+    embeddings = read_questions(encoder, questions)
+    if cut := count_truncated(encoder, questions):
+        reporter.warn(
+            f"the generator reads the first {encoder.tokens} tokens of a question, and {cut} of {len(support)} are "
+            f"longer"
+        )
+    made = generated_workbench(
+        bench.base,
+        bench.prompt,
+        bench.scoring,
+        trained.generator,
+        embeddings,
+        range(len(embeddings)),
+        encoder,
+        trained.writer,
+    )
+    return replace(made, interrupted=bench.interrupted)
 
 
 def _search(
@@ -613,12 +545,8 @@ def _search(
     """All trials, each told as it comes."""
     space, search = refinement.space, refinement.policy.search
     most, rows, began = most_trials(search, space), list[Row](), time.monotonic()
-
-    def check() -> None:
-        reporter.check()
-        if search.seconds is not None and time.monotonic() > began + search.seconds:
-            raise OutOfTimeError("the time for trying strategies is used up")
-
+    deadline = None if search.seconds is None else began + search.seconds
+    check = replace(refinement.bench, deadline=deadline).check_time
     proposer = refinement.proposer(policy_model, adapter, check)
     tag = Tag("the task", "degaml")
     for row in refinement.search(proposer, derive_seed(seed, "search"), tag):
@@ -655,17 +583,27 @@ def _unspent(refinement: Refinement, rows: Sequence[Row], seconds: float) -> str
     return f"{tried} of {allowed} proposals were tried: {reason}"
 
 
-def _executed(
-    space: ActionSpace, carried: CarriedOut, tried: Sequence[Tried]
-) -> dict[str, tuple[Any, ...] | str]:
-    """What the report says of what was done, which may be less than what was chosen."""
+def _execute(refinement: Refinement, rows: Sequence[Row], reporter: _Reporter) -> AdaptedState:
+    """Execute what was chosen; the report says what was, which may be less."""
+    space, carried = refinement.space, refinement.execute(rows)
+    if carried.failed is not None:
+        failed = describe_action(space, str(carried.failed["action"]))
+        reporter.warn(
+            f"'{failed}' was chosen, and failed when it was carried out on all {len(refinement.support)} examples; "
+            f"the adapter before it stays"
+        )
     done = {int(row["rollout"]) + 1 for row in carried.rows}
     strategy = tuple(str(row["action"]) for row in carried.rows)
-    return {
-        "tried": tuple(replace(one, executed=one.number in done) for one in tried),
-        "strategy": strategy,
-        "words": describe_strategy(space, strategy),
-    }
+    tried = reporter.known.get("tried", ())
+    reporter.tell(
+        "executing",
+        "The adapter is there",
+        1,
+        tried=tuple(replace(one, executed=one.number in done) for one in tried),
+        strategy=strategy,
+        words=describe_strategy(space, strategy),
+    )
+    return carried.state
 
 
 def _changes(
@@ -676,5 +614,5 @@ def _changes(
         for one, old, new in zip(asked, before, after, strict=True)
         if old.predicted != new.predicted
     ]
-    order = ("mended", "broken", "other")
+    order = get_args(ChangeKind)
     return tuple(sorted(found, key=lambda change: order.index(change.kind)))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 from scipy.special import softmax
 
 from degaml_kedro.adaptation import (
@@ -113,7 +114,10 @@ class Budget:
 
 
 class AnsweringModel:
-    """A model that is asked: the frozen base model, or one with an adaptation around it."""
+    """A model that is asked: the frozen base model, or one with an adaptation around it.
+
+    Setting ``cancel`` in another thread stops the work.
+    """
 
     def __init__(self, bench: Workbench, state: AdaptedState | None) -> None:
         self._bench, self._state = bench, state
@@ -134,11 +138,7 @@ class AnsweringModel:
         *,
         cancel: threading.Event | None = None,
     ) -> list[Answer]:
-        """Answer questions.
-
-        Args:
-            questions: with their options; of an adapted model with ``labels`` a text is enough.
-            cancel: set it in another thread to stop.
+        """Answer questions with their options; of an adapted model with ``labels`` a text is enough.
 
         Raises:
             SessionError: a question is a text, and there are no ``labels``; or scores are not finite.
@@ -156,26 +156,20 @@ class AnsweringModel:
     ) -> Accuracy:
         """The accuracy on examples; of those that a model was adapted to, it says little.
 
-        Args:
-            examples: at least one.
-            progress: called with (examples done, examples in all).
-            cancel: set it in another thread to stop.
-
         Raises:
-            SessionError: there are none.
+            SessionError: there are no examples.
             PromptError: a question is longer than the model's context.
             AdaptationCancelled: ``cancel`` was set.
         """
-        examples, bench = _checked(examples), self._asked(cancel)
+        examples, bench = _examples(examples), self._asked(cancel)
         if not examples:
             raise SessionError("there are no examples to score; give at least one")
         with _cancellable():
             if self._state is not None:
                 return Accuracy.of(predict(bench, self._state, examples, progress))
             told = bench.watched(progress)
-            return Accuracy.of(
-                score_examples(bench.base, examples, bench.prompt, bench.scoring, None, told)
-            )
+            found = score_examples(bench.base, examples, bench.prompt, bench.scoring, None, told)
+            return Accuracy.of(found)
 
     def _answers(
         self,
@@ -189,16 +183,14 @@ class AnsweringModel:
             if state is not None:
                 found = answer_questions(bench, state, plain)
             else:
-                found = compare_options(
-                    *(bench.base, plain, bench.prompt, bench.scoring, (None,), None),
-                    bench.watched(None),
-                )
+                settings, told = (bench.prompt, bench.scoring), bench.watched(None)
+                found = compare_options(bench.base, plain, *settings, progress=told)
         return [_answer(one, scores) for one, scores in zip(plain, found.scores[0], strict=True)]
 
     def _plain(self, questions: Iterable[str | Question | Example]) -> list[Question]:
         """Questions without answers."""
         fix = "give Question or Example objects: tasks.pasted.read_question makes one from a text and options"
-        found = _each(questions, Question | Example, "question", fix)
+        found = _checked(questions, Question | Example, "question", fix)
         return [one if isinstance(one, Question) else Question.of(one) for one in found]
 
     def _asked(self, cancel: threading.Event | None) -> Workbench:
@@ -211,6 +203,7 @@ class Session(AnsweringModel):
 
     Attributes:
         trained: the generator, the policy, and their settings.
+        space: the strategies that the policy may choose.
     """
 
     def __init__(self, trained: TrainedPair) -> None:
@@ -226,8 +219,8 @@ class Session(AnsweringModel):
         trained.generator.check_base_model(base.name, base.fingerprint)
         # once, here: moving it while another thread generates would be seen there
         trained.generator.decoder.to(base.device)
-        policy = trained.settings.policy
-        self._space = ActionSpace.of(policy.families)
+        policy = settings.policy
+        self.space = ActionSpace.of(policy.families)
         self._policy_model = load_base_model(policy.model) if policy.model else base
         # a policy for other layers is refused now, and not at its first proposal
         if trained.policy is not None:
@@ -254,11 +247,6 @@ class Session(AnsweringModel):
         """
         return cls(load_trained_pair(source, revision=revision, tracking_uri=tracking_uri))
 
-    @property
-    def space(self) -> ActionSpace:
-        """The strategies that the policy may choose."""
-        return self._space
-
     def adapt(
         self,
         examples: Sequence[Example],
@@ -282,32 +270,30 @@ class Session(AnsweringModel):
             progress: is told where the adaptation stands, in this thread.
             cancel: set it in another thread to stop.
 
-        Returns:
-            The adapted model, with its report.
-
         Raises:
             SessionError: there are too few examples.
             PromptError: a question is longer than the model's context.
             AdaptationCancelled: ``cancel`` was set.
         """
-        examples = _checked(examples)
-        if not isinstance(held_out, Iterable):
-            held_out = _whole(held_out, "held_out", "a number of examples, or examples")
+        examples = _examples(examples)
+        if isinstance(held_out, Iterable):
+            held_out = _examples(held_out)
         else:
-            held_out = _checked(held_out)
+            held_out = _whole(held_out, "held_out", "a number of examples, or examples")
         seed = _whole(seed, "seed", "a whole number")
+        asking = replace(self._bench, interrupted=cancel)
         # in the user's order, so that a message counts as the user does
-        base, scoring = self._bench.base, self._bench.scoring
         for some in (examples, held_out):
             if not isinstance(some, int):
-                encode_questions(base, some, self._bench.prompt, scoring.answers, scoring.room)
+                scoring = asking.scoring
+                encode_questions(asking.base, some, asking.prompt, scoring.answers, scoring.room)
         support, asked, warnings = _deal(examples, held_out, seed)
         policy = self.trained.settings.policy
         search = (budget or Budget()).of(policy.search)
         with _cancellable():
             bench, state, report = adapt_to_task(
                 self.trained,
-                base,
+                asking,
                 self._policy_model,
                 support,
                 asked,
@@ -315,7 +301,6 @@ class Session(AnsweringModel):
                 seed,
                 warnings,
                 progress,
-                cancel,
             )
         lean = replace(bench, draw=None, interrupted=None, meter=Meter())
         labels = support[0].options if shares_options(support) else ()
@@ -375,17 +360,7 @@ class AdaptedModel(AnsweringModel):
         *,
         cancel: threading.Event | None = None,
     ) -> list[Answer]:
-        """What the base model answers without the adaptation, for side by side.
-
-        Args:
-            questions: with their options; a text alone is asked with ``labels``.
-            cancel: set it in another thread to stop.
-
-        Raises:
-            SessionError: a question is a text, and there are no ``labels``.
-            PromptError: a question is longer than the model's context.
-            AdaptationCancelled: ``cancel`` was set.
-        """
+        """What the base model answers without the adaptation; else as :meth:`predict`."""
         return self._answers(questions, None, cancel)
 
     def save(self, folder: str | Path, replace: bool = True) -> Path:
@@ -394,16 +369,9 @@ class AdaptedModel(AnsweringModel):
         What these do not know, several adapters that answer together, examples in the prompt and the vector δ, is
         written beside it (``degaml.json``, ``state/``), and :meth:`open` brings it back.
 
-        Args:
-            folder: where; anything but an adaptation there is refused.
-            replace: whether an earlier adaptation there is replaced.
-
-        Returns:
-            The folder.
-
         Raises:
-            CheckpointError: something else is in the folder, or it cannot be written.
-            FolderError: somebody else is writing it, or it is there and not to be replaced.
+            CheckpointError: something other than an adaptation is in the folder, or it cannot be written.
+            FolderError: somebody else is writing it, or an earlier one is there and ``replace`` is false.
         """
         path, base = Path(folder).expanduser(), self._bench.base
         about = SavedAdaptation(
@@ -422,10 +390,8 @@ class AdaptedModel(AnsweringModel):
         return explain(self.report)
 
     def _plain(self, questions: Iterable[str | Question | Example]) -> list[Question]:
-        """Questions without answers, texts with the adaptation's own set of answers."""
-        return super()._plain(
-            self._with_labels(one) if isinstance(one, str) else one for one in questions
-        )
+        labelled = (self._with_labels(one) if isinstance(one, str) else one for one in questions)
+        return super()._plain(labelled)
 
     def _with_labels(self, text: str) -> Question:
         if not self.labels:
@@ -457,12 +423,12 @@ def _answer(question: Question, scores: Sequence[float]) -> Answer:
     return Answer(best, question.options[best], tuple(float(share) for share in shares))
 
 
-def _checked(examples: Iterable[Example]) -> list[Example]:
+def _examples(given: Iterable[Example]) -> list[Example]:
     fix = "give Example objects: tasks.pasted.read_file reads files, tasks.example.make_example makes single ones"
-    return _each(examples, Example, "example", fix)
+    return _checked(given, Example, "example", fix)
 
 
-def _each(given: Iterable[Any], kinds: Any, noun: str, fix: str) -> list[Any]:
+def _checked(given: Iterable[Any], kinds: Any, noun: str, fix: str) -> list[Any]:
     """All of them, each of one of the kinds.
 
     Raises:
@@ -534,21 +500,14 @@ def _split(
     return support, [one for place, one in enumerate(examples) if place in chosen]
 
 
-def _same_questions(examples: Sequence[Example]) -> list[list[int]]:
+def _same_questions(examples: Sequence[Example]) -> list[set[int]]:
     """Places of examples that ask the same: one prompt, or one question with one right answer among other options."""
-    groups: dict[int, list[int]] = {}
-    known: dict[tuple[str, ...], int] = {}
-    for place, example in enumerate(examples):
-        keys = _keys(example)
-        found = sorted({known[key] for key in keys if key in known})
-        own = found[0] if found else place
-        groups.setdefault(own, []).append(place)
-        # what this example shows to be one
-        for other in found[1:]:
-            groups[own] += groups.pop(other)
-            known.update({key: own for key, group in known.items() if group == other})
-        known.update(dict.fromkeys(keys, own))
-    return list(groups.values())
+    groups, first = DisjointSet(range(len(examples))), dict[tuple[str, ...], int]()
+    for place, one in enumerate(examples):
+        for key in _keys(one):
+            groups.merge(place, first.setdefault(key, place))
+    # in the order of their first examples
+    return list(groups.subsets())
 
 
 def _keys(example: Example) -> tuple[tuple[str, ...], ...]:

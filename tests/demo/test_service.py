@@ -228,7 +228,7 @@ def test_the_oldest_goes_first(service):
     archive = service.archive("a", first.id)
     third = keep(service, "a")
     assert service.models("a") == [second, third]
-    assert service.visitor("a").freed == 1
+    assert service.count_freed("a") == 1
     assert third.number == 3
     assert not archive.exists()
     with pytest.raises(UnknownModelError, match="Adapt again"):
@@ -240,7 +240,7 @@ def test_the_oldest_of_all_goes_first(serve):
     keep(service, "a"), keep(service, "b")
     third, fourth = keep(service, "a"), keep(service, "c")
     assert service.models("a") == [third]
-    assert service.visitor("a").freed == 1
+    assert service.count_freed("a") == 1
     service.forget("b")
     assert service.forget("c", fourth.id) == 0
     fifth = keep(service, "d")

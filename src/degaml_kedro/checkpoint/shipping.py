@@ -20,6 +20,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
+from degaml_kedro.adaptation import task_refinement
 from degaml_kedro.checkpoint.card import pair_card
 from degaml_kedro.checkpoint.folder import StoredAs, TrainedPair, read_files, read_pair, save_pair
 from degaml_kedro.checkpoint.hub import SHIPPED, read_record, read_run
@@ -29,8 +30,7 @@ from degaml_kedro.io.prompt_embeddings import read_prompt_embeddings
 from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.llm.scoring import Prediction
 from degaml_kedro.parameters import EpisodeSource, task_scoring
-from degaml_kedro.policy.actions import ActionSpace
-from degaml_kedro.policy.search import Refinement, Tag, executed_rows
+from degaml_kedro.policy.search import Tag, executed_rows
 from degaml_kedro.results.measures import wilson_interval
 from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
@@ -171,14 +171,9 @@ def _measure(pair: TrainedPair, folder: Path, parameters: Mapping[str, Any], tas
         generated_state(bench, derive_seed(seed, task, by_run), draw)
         for draw in range(int(generator.get("draws", 1)))
     ]
-    refinement = Refinement(
-        bench,
-        ActionSpace.of(settings.policy.families),
-        settings.policy,
-        # as the method degaml does in a run
-        generated_state(bench, derive_seed(seed, task, GENERATED)),
-        splits.support,
-    )
+    # as the method degaml does in a run
+    own = derive_seed(seed, task, GENERATED)
+    refinement = task_refinement(bench, settings.policy, splits.support, own)
     policy_model = load_base_model(settings.policy.model or settings.model)
     proposer = refinement.proposer(policy_model, pair.policy)
     rows = list(refinement.search(proposer, derive_seed(seed, task, ADAPTED), Tag(task, ADAPTED)))

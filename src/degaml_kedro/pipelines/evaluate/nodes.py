@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from degaml_kedro.adaptation import task_refinement
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.compute import Clock, Compute
 from degaml_kedro.generator.examples import ExampleGenerator, shuffled_answers
@@ -310,9 +311,10 @@ def _refinement(
 ) -> Refinement:
     """A new task's search and execution, on its support examples alone."""
     bench = task_workbench(parameters, task, trained, embeddings, len(support), True, start, writer)
-    unrefined = _unrefined(bench, parameters.seed, task)
     examples = frame_to_splits(support).support
-    return Refinement(bench, ActionSpace.of(policy.families), policy, unrefined, examples)
+    return task_refinement(
+        bench, policy, examples, derive_seed(parameters.seed, task, GENERATED[0])
+    )
 
 
 def _carried_out(
