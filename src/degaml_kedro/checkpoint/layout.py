@@ -17,7 +17,10 @@ ADAPTATION_CONTENTS = (
     "adapter_model.safetensors",
     "state",
 )
-_NAMES = {PAIR_CONTENTS: "trained pair", ADAPTATION_CONTENTS: "saved adaptation"}
+_NAMES: dict[tuple[str, ...], str] = {
+    PAIR_CONTENTS: "trained pair",
+    ADAPTATION_CONTENTS: "saved adaptation",
+}
 
 
 class CheckpointError(DegamlError):
