@@ -37,7 +37,7 @@ compare: $(INSTALLED) ## degaml, its parts and the baselines, three seeds, and a
 	done
 	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --pipelines report --params "seed=999$(MESSAGES)"
 
-curve: $(INSTALLED) ## what the generator that reads examples is worth by number of tasks and by objective (an hour)
+curve: $(INSTALLED) ## what the generator that reads examples is worth by number of tasks and by objective (one to three hours)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env curve --runner degaml_kedro.runners.StageRunner --only-missing-outputs
 
 shipped: $(INSTALLED) ## the generator and the policy that come with the package, made anew (an hour or more)
