@@ -113,14 +113,16 @@ def family_measures(rollouts: pd.DataFrame) -> pd.DataFrame:
     frame = prepared(rollouts)
     frame["rewarded"] = frame["reward"] > 0
     frame["gain"] = frame["accuracy_after"] - frame["accuracy_before"]
+    frame["of_task"] = frame.groupby("task")["task"].transform("size").astype("int64")
     found = frame.groupby(["task", "family"]).agg(
         n=("task", "size"),
+        share=("of_task", "first"),
         reward_rate=("rewarded", "mean"),
         accuracy_gain=("gain", "mean"),
         executed=("executed", "sum"),
     )
     measures = found.reset_index()
-    measures.insert(3, "share", measures["n"] / measures["task"].map(frame["task"].value_counts()))
+    measures["share"] = measures["n"] / measures["share"]
     # tasks as they come
     order = {task: place for place, task in enumerate(dict.fromkeys(frame["task"]))}
     by_order = measures["task"].map(order).argsort(kind="stable")

@@ -352,7 +352,8 @@ def _calibration(
         return None
     curves = bins.groupby("method").agg({"n": "sum", "ece": "first", "left_out": "first"})
     means = frame[(frame["pool"] == pool) & (frame["task"] == MEAN)].set_index("method")
-    table = means[["ece", "nll"]].join(curves[curves["n"] > 0], rsuffix="_of_all")
+    whole = curves[curves["n"] > 0].rename(columns={"ece": "ece_of_all"})
+    table = means[["ece", "nll"]].join(whole)
     rows = [
         (
             _named(str(row["method"])),
