@@ -1,6 +1,7 @@
 """The figures of a comparison: accuracy by task, accuracy against compute, and reliability.
 
-All take frames, so that they can be made from what is stored, and give the same JSON for the same numbers.
+All take frames, so that they can be made from what is stored, and give the same JSON for the same numbers: the
+comparison is that of ``Findings.comparison``, in which the mean over a pool's tasks is the task ``mean``.
 """
 
 from __future__ import annotations
@@ -61,16 +62,9 @@ _NO_LANGUAGE_MODEL = names(lambda row: not row.asks_model)
 def comparison_figure(
     comparison: pd.DataFrame, pool: str = "meta_test", title: str = "Accuracy by method"
 ) -> go.Figure:
-    """Draw every method's accuracy on every task of a pool, with 95 % intervals.
+    """Every method's accuracy on every task of a pool, with 95 % intervals.
 
-    Args:
-        comparison: one row a pool, task and method, as ``Findings.comparison`` has them; the mean over tasks is the
-            task ``mean``.
-        pool: ``meta_train``, ``left_out`` or ``meta_test``.
-        title: of the figure.
-
-    Returns:
-        A panel a task and one of the mean, a method a line. What is missing is said to be missing.
+    A panel a task and one of the mean, a method a line. What is missing is said to be missing.
     """
     own = _of_pool(comparison, pool)
     if own.empty:
@@ -131,22 +125,14 @@ def accuracy_compute_figure(
     pool: str = "meta_test",
     title: str = "Accuracy against compute",
 ) -> go.Figure:
-    """Draw mean accuracy over what it took: tokens and seconds to adapt, tokens before that, seconds an answer.
+    """Mean accuracy over what it took: tokens and seconds to adapt, tokens before that, seconds an answer.
 
-    Args:
-        comparison: as :func:`comparison_figure` takes it, with the columns ``adaptation_tokens``,
-            ``meta_training_tokens`` (forward and backward), ``adaptation_seconds`` and ``answer_seconds`` in the mean
-            rows.
-        pool: ``meta_train``, ``left_out`` or ``meta_test``.
-        title: of the figure.
-
-    Returns:
-        Four panels with logarithmic axes, on which 0 has a place of its own at the left. A line joins the methods that
-        answer with the language model and that no other of them equals at less cost (the Pareto frontier). A method
-        whose accuracy or cost is missing is named under the figure.
+    Four panels with logarithmic axes, on which 0 has a place of its own at the left. A line joins the methods that
+    answer with the language model and that no other of them equals at less cost (the Pareto frontier). A method whose
+    accuracy or cost is missing is named under the figure.
     """
-    own = _of_pool(comparison, pool)
-    means = own[own["task"] == MEAN] if len(own) else own
+    means = _of_pool(comparison, pool)
+    means = means[means["task"] == MEAN] if len(means) else means
     notes: list[str] = []
     for row in means.to_dict("records"):
         without = [name for column, (name, _) in _COSTS.items() if pd.isna(row[column])]
@@ -210,16 +196,10 @@ def _costs(known: pd.DataFrame, cost: str, unit: str, looks: Mapping[str, tuple[
 def reliability_figure(
     bins: pd.DataFrame, pool: str = "meta_test", title: str = "Reliability"
 ) -> go.Figure:
-    """Draw how often a method is right when it is so sure, a panel a method.
+    """How often a method is right when it is so sure, a panel a method, from ``Findings.bins``.
 
-    Args:
-        bins: one row a pool, method and bin of confidence, as ``Findings.bins`` has them.
-        pool: ``meta_train``, ``left_out`` or ``meta_test``.
-        title: of the figure.
-
-    Returns:
-        Accuracy with its 95 % Wilson interval over mean confidence; the larger the marker, the more answers. Dotted:
-        as often right as sure.
+    Accuracy with its 95 % Wilson interval over mean confidence; the larger the marker, the more answers. Dotted: as
+    often right as sure.
     """
     own = _of_pool(bins, pool)
     methods = list(dict.fromkeys(own["method"])) if len(own) else []
@@ -235,10 +215,13 @@ def reliability_figure(
         return put_together({}, heading, notes, columns=1)
     most = max(float(part["n"].max()) for part in shown.values())
     looks = _looks(methods)
-    panels = {
-        _calibration_title(method, part): _reliability(part, method, looks[method], most)
-        for method, part in shown.items()
-    }
+    panels = {}
+    for method, part in shown.items():
+        ece = part["ece"].iloc[0]
+        error = "" if pd.isna(ece) else f"ECE {ece:.3f}, "
+        reading = f"{error}n = {part['n'].sum():.0f}"
+        panel = _reliability(part, method, looks[method], most)
+        panels[panel_title(html.escape(method), reading)] = panel
     reading = (
         f"{POOL_TITLES.get(pool, pool)}; all answers of all seeds; bars: 95 % intervals; larger markers: more "
         f"answers; dotted: as often right as sure"
@@ -292,13 +275,6 @@ def _task_title(task: str, rows: pd.DataFrame) -> str:
     if task == MEAN:
         return panel_title("mean of the tasks")
     return panel_title(html.escape(task), f"n = {rows['n'].max():.0f}")
-
-
-def _calibration_title(method: str, part: pd.DataFrame) -> str:
-    ece = part["ece"].iloc[0]
-    error = "" if pd.isna(ece) else f"ECE {ece:.3f}, "
-    count = part["n"].sum()
-    return panel_title(html.escape(method), f"{error}n = {count:.0f}")
 
 
 def _frontier(means: pd.DataFrame, cost: str) -> pd.DataFrame:

@@ -35,7 +35,7 @@ def put_together(
     Args:
         panels: by title, which may be HTML: a figure of one pair of axes, or what there is nothing of, for a note.
         heading: the title and, smaller, what it is of.
-        notes: what to know besides.
+        notes: plain text.
         columns: at most so many panels in a row.
         height: of a panel, in pixels.
         own_legends: each panel has a legend beside it; otherwise there is one of all.
@@ -94,15 +94,7 @@ def _use_lists(trace: Any) -> None:
 
 
 def lay_out(figure: Any, heading: Sequence[str], note: str, height: int, bottom: int) -> Any:
-    """Give a figure its title, height and look, and a note under its panels.
-
-    Args:
-        figure: the figure.
-        heading: the title and, smaller, what it is of.
-        note: HTML.
-        height: of all of it, in pixels.
-        bottom: of these, for what stands under the panels.
-    """
+    """Give a figure its title, look and height, and an HTML note in the ``bottom`` pixels of it."""
     figure.update_layout(
         template="plotly_white",
         title={
@@ -126,12 +118,8 @@ def lay_out(figure: Any, heading: Sequence[str], note: str, height: int, bottom:
 
 def panel_title(text: str, reading: str = "") -> str:
     """A panel's title with, smaller, how it is read; both HTML."""
-    return f"<b>{text}</b><br>{small(reading)}" if reading else f"<b>{text}</b>"
-
-
-def small(text: str) -> str:
-    """Text in small letters, as Plotly reads it."""
-    return f'<span style="font-size:11px">{text}</span>'
+    small = f'<br><span style="font-size:11px">{reading}</span>' if reading else ""
+    return f"<b>{text}</b>{small}"
 
 
 def draw_reference(x: Sequence[Any], y: Sequence[Any], **more: Any) -> Any:
@@ -147,23 +135,14 @@ def with_errors(
 ) -> pd.DataFrame:
     """A frame with what error bars are drawn from: ``shown``, and how far its interval goes, ``above`` and ``below``.
 
-    Args:
-        frame: a row a point.
-        value: the column of the values.
-        low: the column of the intervals' lower ends.
-        high: likewise, of the upper ends.
-        scale: what all are multiplied by.
+    ``value``, ``low`` and ``high`` are columns; all is multiplied by ``scale``.
     """
     shown, above, below = frame[value], frame[high] - frame[value], frame[value] - frame[low]
     return frame.assign(shown=scale * shown, above=scale * above, below=scale * below)
 
 
 def figure_page(figure: go.Figure) -> str:
-    """A figure as a page that a browser opens from disk: the drawing program is in it, nothing is fetched.
-
-    Args:
-        figure: the figure; its title is the page's.
-    """
+    """A figure as a page that a browser opens from disk: the drawing program is in it, nothing is fetched."""
     page: str = figure.to_html(
         include_plotlyjs=True, full_html=True, div_id="figure", config={"displaylogo": False}
     )

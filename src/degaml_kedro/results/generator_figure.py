@@ -23,12 +23,10 @@ from degaml_kedro.results.figures import (
 from degaml_kedro.results.formatting import counted
 from degaml_kedro.results.measures import wilson_interval
 
-_STEP_COLUMNS = ("step", "loss", "mse", "sft", "learning_rate")
 _CHECK_NUMBERS = ("step", "layer", "relative_error", "norm_ratio", "accuracy", "questions")
 _SUM = "loss (weighted sum)"
 _COLORS = {"mse": BLUE, "sft": ORANGE, _SUM: GREEN}
 _DASHES = {"mse": "solid", "sft": "dash", _SUM: "dot"}
-_WHOLE = "all"
 _MOST_POINTS = 1000
 _MOST_WRITTEN_LAYERS = 12
 _MAPS = {
@@ -44,7 +42,7 @@ _MAPS = {
 
 
 def generator_figure(steps: pd.DataFrame, checks: pd.DataFrame, title: str = "") -> go.Figure:
-    """Draw a generator's training and health.
+    """Loss, learning rate, error and norm ratio by module and layer, and error and accuracy by task over steps.
 
     What there is nothing of is left out, and a note under the picture says so.
 
@@ -54,17 +52,13 @@ def generator_figure(steps: pd.DataFrame, checks: pd.DataFrame, title: str = "")
         checks: one row a health check, task, layer, module and matrix, as
             :class:`~degaml_kedro.generator.health.HealthCheck` describes it; ``module`` is ``all`` for whole adapters.
         title: which generator.
-
-    Returns:
-        Loss, learning rate, relative error and norm ratio by module and layer, and error and accuracy by task over
-        steps.
     """
-    steps = steps.reindex(columns=list(_STEP_COLUMNS)).astype("float64")
+    steps = steps.reindex(columns=["step", "loss", "mse", "sft", "learning_rate"]).astype("float64")
     columns = [*_CHECK_NUMBERS, "task", "held_out", "module", "matrix"]
     # a column that nothing was measured of holds None only, and has no number type
     checks = checks.reindex(columns=columns).fillna({"held_out": False})
     checks = checks.astype({**dict.fromkeys(_CHECK_NUMBERS, "float64"), "held_out": "bool"})
-    whole, parts = checks[checks["module"] == _WHOLE], checks[checks["module"] != _WHOLE]
+    whole, parts = checks[checks["module"] == "all"], checks[checks["module"] != "all"]
     notes: list[str] = []
     if len(steps) and steps["mse"].isna().all() and not parts.empty:
         notes.append(
@@ -150,10 +144,8 @@ def _map(parts: pd.DataFrame, column: str, notes: list[str]) -> tuple[str, Any]:
         own, kind = last, "held out"
     finite = own[np.isfinite(own[column])]
     if finite.empty:
-        return (
-            title,
-            f"{title.lower()} (no value is finite: the checkpoints' weights are all at their mean)",
-        )
+        why = "no value is finite: the checkpoints' weights are all at their mean"
+        return title, f"{title.lower()} ({why})"
     if len(finite) < len(own):
         notes.append(
             f"{title}: {len(own) - len(finite)} of {len(own)} values are infinite or missing and left out; the "
@@ -238,7 +230,7 @@ def _over_steps(known: pd.DataFrame, together: pd.DataFrame, column: str) -> Any
         kind: f"{counted(count, 'task')} {'held out' if kind else 'seen'}"
         for kind, count in counts.items()
     }
-    looks = dict(zip((False, True), (BLUE, ORANGE), strict=True))
+    looks = {False: BLUE, True: ORANGE}
     colors = {name: looks[bool(kind)] for kind, name in names.items()}
     panel = px.line(
         together.assign(name=together["held_out"].map(names)),
@@ -254,16 +246,10 @@ def _over_steps(known: pd.DataFrame, together: pd.DataFrame, column: str) -> Any
     )
     panel.update_traces(line_width=3, marker_size=9)
     several = known[known["held_out"].map(counts) > 1]
+    several = several.assign(task=several["task"].map(html.escape))
+    of_task = several.set_index("task")["held_out"].map(looks).to_dict()
     thin = px.line(
-        several.assign(task=several["task"].map(html.escape)),
-        x="step",
-        y=column,
-        color="task",
-        markers=True,
-        color_discrete_map={
-            html.escape(task): looks[held_out]
-            for task, held_out in zip(several["task"], several["held_out"], strict=True)
-        },
+        several, x="step", y=column, color="task", markers=True, color_discrete_map=of_task
     )
     thin.update_traces(line_width=1, marker_size=4, opacity=0.35, showlegend=False)
     return panel.add_traces(thin.data)

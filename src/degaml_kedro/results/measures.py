@@ -27,14 +27,6 @@ class ResultsError(DegamlError):
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson, 1927): sound for small n and near 0 and 1.
 
-    Args:
-        successes: how many of ``n`` were right.
-        n: how many there were.
-        confidence: the interval's coverage.
-
-    Returns:
-        Its lower and upper end.
-
     Example:
         >>> low, high = wilson_interval(8, 10)
         >>> round(low, 3), round(high, 3)
@@ -49,26 +41,20 @@ def calibration_error(
 ) -> float:
     """Expected calibration error: sum over bins of ``|B| / N * |accuracy(B) - confidence(B)|`` (Guo et al., 2017).
 
-    Args:
-        confidence: [N], probability of the predicted option.
-        correct: [N], whether it was right.
-        bins: number of bins of equal width; a bin holds its upper edge.
+    ``confidence`` [N] are the probabilities of the predicted options, ``correct`` [N] whether these were right. Bins
+    are of equal width; a bin holds its upper edge.
     """
     p = np.asarray(confidence, dtype=np.float64)
     right = np.asarray(correct, dtype=np.float64)
     place = _bin_of(p, bins)
-    gaps = np.bincount(place, weights=right, minlength=bins) - np.bincount(
-        place, weights=p, minlength=bins
-    )
+    gaps = np.bincount(place, right, minlength=bins) - np.bincount(place, p, minlength=bins)
     return float(np.abs(gaps).sum() / len(p))
 
 
 def reliability(answers: pd.DataFrame, bins: int = CALIBRATION_BINS) -> pd.DataFrame:
     """The reliability diagram behind :func:`calibration_error`: how often one method is right when it is so sure.
 
-    Args:
-        answers: a row an answer, with ``right`` (0 or 1) and ``confidence`` (NaN: none, options were ruled out).
-        bins: how many, of equal width.
+    ``answers`` has a row an answer, with ``right`` (0 or 1) and ``confidence`` (NaN: none, options were ruled out).
 
     Returns:
         A row a bin, empty ones too: ``lower`` and ``upper`` (a bin holds its upper edge), ``n``, ``confidence`` and
@@ -77,25 +63,19 @@ def reliability(answers: pd.DataFrame, bins: int = CALIBRATION_BINS) -> pd.DataF
         there are none), and ``left_out``, how many have no confidence.
     """
     known = answers.dropna(subset=["confidence"]).astype({"confidence": float, "right": float})
-    rows = []
-    places = _bin_of(known["confidence"].to_numpy(), bins)
-    for number in range(bins):
-        inside = known[places == number]
-        n = len(inside)
-        ends = wilson_interval(round(inside["right"].sum()), n) if n else (np.nan, np.nan)
-        rows.append(
-            {
-                "lower": number / bins,
-                "upper": (number + 1) / bins,
-                "n": n,
-                "confidence": inside["confidence"].mean(),
-                "accuracy": inside["right"].mean(),
-                "accuracy_low": ends[0],
-                "accuracy_high": ends[1],
-            }
-        )
+    of_bin = known.groupby(_bin_of(known["confidence"].to_numpy(), bins))
+    curve = of_bin.agg(
+        n=("right", "size"), confidence=("confidence", "mean"), accuracy=("right", "mean")
+    ).reindex(range(bins))
+    curve["n"] = curve["n"].fillna(0).astype("int64")
+    curve[["accuracy_low", "accuracy_high"]] = [
+        wilson_interval(round(n * accuracy), n) if n else (np.nan, np.nan)
+        for n, accuracy in zip(curve["n"], curve["accuracy"], strict=True)
+    ]
+    curve.insert(0, "lower", np.arange(bins) / bins)
+    curve.insert(1, "upper", np.arange(1, bins + 1) / bins)
     error = calibration_error(known["confidence"], known["right"], bins) if len(known) else np.nan
-    return pd.DataFrame(rows).assign(ece=error, left_out=len(answers) - len(known))
+    return curve.assign(ece=error, left_out=len(answers) - len(known))
 
 
 def _bin_of(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
@@ -158,10 +138,7 @@ def measure(predictions: pd.DataFrame, where: str = "predictions") -> dict[str, 
 def measure_draws(predictions: pd.DataFrame, where: str = "predictions") -> dict[str, Any]:
     """Measures of a method that is random: the mean over its draws, and how far they are apart.
 
-    Args:
-        predictions: as :func:`measure` takes, with a column ``draw`` if there are several; every draw answers all
-            questions.
-        where: whose predictions they are, for errors.
+    Several draws are told apart by a column ``draw``; every draw answers all questions.
 
     Returns:
         As :func:`measure`, with ``draws`` and ``accuracy_spread``, the standard deviation over draws (0 for one
@@ -180,10 +157,10 @@ def measure_draws(predictions: pd.DataFrame, where: str = "predictions") -> dict
         raise ResultsError(
             f"{where}: the draws answered {counts} questions; all have to answer the same ones: make them again"
         )
-    mean: dict[str, Any] = {
-        name: None if any(part[name] is None for part in parts) else _mean(name, parts)
-        for name in parts[0]
-    }
+    mean: dict[str, Any] = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        mean[name] = None if None in values else float(np.mean(values))
     low, high = wilson_interval(round(mean["accuracy"] * n), n)
     accuracies = [part["accuracy"] for part in parts]
     return {
@@ -195,10 +172,6 @@ def measure_draws(predictions: pd.DataFrame, where: str = "predictions") -> dict
         "draws": len(parts),
         "accuracy_spread": float(np.std(accuracies, ddof=1)) if len(parts) > 1 else 0.0,
     }
-
-
-def _mean(name: str, parts: Sequence[dict[str, Any]]) -> float:
-    return float(np.mean([part[name] for part in parts]))
 
 
 def _likelihood(

@@ -53,26 +53,16 @@ def paper_results() -> Mapping[str, Any]:
 
 
 def paper_table(model: str, setting: str) -> pd.DataFrame:
-    """One of the paper's tables, as printed.
+    """One of the paper's tables, as printed, of a ``setting`` (``in_domain`` or ``out_of_domain``).
 
-    Args:
-        model: a model of the paper's: ``Qwen2.5-0.5B-Instruct``.
-        setting: ``in_domain`` or ``out_of_domain``.
-
-    Returns:
-        Accuracy in percent, a row a method (our names), a column a benchmark (the paper's names), ``Avg`` last.
+    Accuracy in percent, a row a method (our names), a column a benchmark (the paper's names), ``Avg`` last.
     """
     rows = paper_results()["models"][model][setting]
     return pd.DataFrame.from_dict(rows, orient="index").astype("float64")
 
 
 def differing_averages(model: str, setting: str) -> dict[str, float]:
-    """The row's mean, of methods whose printed average is another one beyond what rounding explains.
-
-    Args:
-        model: a model of the paper's.
-        setting: ``in_domain`` or ``out_of_domain``.
-    """
+    """The row's mean, of methods whose printed average is another one beyond what rounding explains."""
     table = paper_table(model, setting)
     means = table.drop(columns=AVERAGE).mean(axis=1)
     far = (means - table[AVERAGE]).abs() > _ROUNDING

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import pandas as pd
@@ -55,20 +56,13 @@ _CELL_HEIGHT = 62
 
 
 def policy_figure(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
-    """Draw how a policy learned.
+    """Reward rate with its 95 % interval, entropy of families and actions, and families' shares over iterations.
 
-    What there is nothing of is left out, and a note under the picture says so.
-
-    Args:
-        rollouts: one row a trial, as :mod:`~degaml_kedro.results.policy_measures` takes them.
-        title: which policy.
-
-    Returns:
-        Reward rate with its 95 % interval, entropy of families and actions, and the share of each family, over
-        iterations. Test time stands behind the last iteration, apart from the curves.
+    What there is nothing of is left out, and a note under the picture says so. Test time stands behind the last
+    iteration, apart from the curves.
 
     Raises:
-        ResultsError: columns are missing.
+        ResultsError: columns of the rollouts are missing, see :mod:`~degaml_kedro.results.policy_measures`.
     """
     frame = prepared(rollouts)
     measures, shares = iteration_measures(frame), family_shares(frame)
@@ -99,19 +93,13 @@ def policy_figure(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
 
 
 def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
-    """Draw which family was proposed for which task, what it gained, and which was executed (the paper's F.4).
+    """Which family was proposed for which task, what it gained, and which was executed (the paper's F.4).
 
-    Args:
-        rollouts: one row a trial, as :mod:`~degaml_kedro.results.policy_measures` takes them; ``executed`` marks those
-            that were executed in the end.
-        title: which policy.
-
-    Returns:
-        A heat map, tasks down and families across: the color is a family's share of the task's proposals. A column of
-        its own marks tasks of which nothing was executed at test time. With several methods, each has its own rows.
+    A heat map, tasks down and families across: the color is a family's share of the task's proposals. A column of its
+    own marks tasks of which nothing was executed at test time. With several methods, each has its own rows.
 
     Raises:
-        ResultsError: columns are missing.
+        ResultsError: columns of the rollouts are missing, see :mod:`~degaml_kedro.results.policy_measures`.
     """
     frame = prepared(rollouts)
     heading = [title or "Strategies", _counts(frame)]
@@ -124,22 +112,23 @@ def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
     cells = family_measures(frame).set_index(["task", "family"]).to_dict("index")
     grid = [[cells.get((task, name)) for name in names] for task in tasks]
     tested = frame[frame["iteration"] == TEST_TIME].groupby("task")["executed"].any()
-    # in training nothing is executed, and nothing is missing
-    unrefined = [not tested.get(task, True) for task in tasks] if len(tested) else []
     shares = [[cell["share"] if cell else 0.0 for cell in row] for row in grid]
     texts = [[_cell(cell) for cell in row] for row in grid]
     counts = [[f"{cell['n'] if cell else 0} proposals" for cell in row] for row in grid]
-    for place, mark in enumerate(unrefined):
+    # in training nothing is executed, and nothing is missing
+    for place, task in enumerate(tasks if len(tested) else ()):
+        unrefined = not tested.get(task, True)
         shares[place].append(0.0)
-        texts[place].append(f"<b>{_STAR}</b>" if mark else "")
-        counts[place].append("nothing was executed" if mark else "something was executed")
+        texts[place].append(f"<b>{_STAR}</b>" if unrefined else "")
+        counts[place].append("nothing was executed" if unrefined else "something was executed")
+    # names may be anybody's, and Plotly reads tags in them
+    columns = [*map(html.escape, names), *([UNREFINED] if len(tested) else [])]
     figure = go.Figure()
-    if names or unrefined:
+    if columns:
         figure.add_trace(
             go.Heatmap(
                 z=shares,
-                # names may be anybody's, and Plotly reads tags in them
-                x=[*map(html.escape, names), *([UNREFINED] if unrefined else [])],
+                x=columns,
                 y=[html.escape(task) for task in tasks],
                 text=texts,
                 texttemplate="%{text}",
@@ -158,13 +147,11 @@ def strategy_map(rollouts: pd.DataFrame, title: str = "") -> go.Figure:
         "In a cell: share of the task's proposals; share of these that were rewarded; mean gain in accuracy on D_val, "
         f"in points.<br>{_STAR} was executed"
     )
-    if unrefined:
+    if len(tested):
         note += (
             f"; {_STAR} under '{UNREFINED}': nothing was, and the generated adapter is the answer"
         )
-    note += "."
-    if not names:
-        note = f"No proposal was valid.<br>{note}"
+    note = f"{'' if names else 'No proposal was valid.<br>'}{note}."
     return _map_layout(figure, heading, len(tasks), note)
 
 
@@ -222,22 +209,18 @@ def _families(shares: pd.DataFrame) -> tuple[str, Any]:
         return "Families", f"the share of each family ({_NO_ROLLOUTS})"
     by_policy = (shares["source"] == "policy").any()
     own = shares[shares["source"] == ("policy" if by_policy else "all")]
-    names = [html.escape(str(name)) for name in dict.fromkeys(own["family"])]
-    looks = [
-        (_FAMILY_COLORS[i % len(_FAMILY_COLORS)], _PATTERNS[i % len(_PATTERNS)])
-        if name != NOT_VALID
-        else (GRAY, "")
-        for i, name in enumerate(names)
-    ]
+    own = own.assign(family=own["family"].map(html.escape))
+    names = list(dict.fromkeys(own["family"]))
     panel = px.bar(
-        own.assign(family=own["family"].map(lambda name: html.escape(str(name)))),
+        own,
         x="x",
         y="share",
         color="family",
         pattern_shape="family",
         custom_data=["n"],
-        color_discrete_map={name: color for name, (color, _) in zip(names, looks, strict=True)},
-        pattern_shape_map={name: shape for name, (_, shape) in zip(names, looks, strict=True)},
+        color_discrete_map=dict(zip(names, cycle(_FAMILY_COLORS), strict=False))
+        | {NOT_VALID: GRAY},
+        pattern_shape_map=dict(zip(names, cycle(_PATTERNS), strict=False)) | {NOT_VALID: ""},
     )
     panel.update_yaxes(range=[0, 1])
     title = "Families the policy chose" if by_policy else "Families of the uniform draws"

@@ -1,8 +1,8 @@
 """What a policy chose and what it earned, from its rollouts.
 
 A rollout is one trial: a proposed strategy, whether it was valid, and what it did on D_val. All functions take a frame
-of rollouts of any number of tasks, iterations and methods, and count them together: give them one method's rows to look
-at one method.
+of rollouts of any number of tasks, iterations and methods, a row a trial, and count them together: give them one
+method's rows to look at one method. All raise ResultsError where columns are missing.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from degaml_kedro.results.measures import ResultsError, wilson_interval
 
 # iterations of training count from 1
 TEST_TIME = 0
-SOURCES = ("policy", "uniform", "all")
 NOT_VALID = "not valid"
 
-_TEXTS = ("task", "method", "source", "action", "family", "error")
-_INTEGERS = ("iteration", "round")
-_NUMBERS = ("reward", "accuracy_before", "accuracy_after", "seconds")
-_FLAGS = ("valid", "executed")
-_FAMILY_COLUMNS = ("task", "family", "n", "share", "reward_rate", "accuracy_gain", "executed")
+_TYPES = {
+    **dict.fromkeys(("task", "method", "source", "action", "family", "error"), "object"),
+    **dict.fromkeys(("iteration", "round"), "int64"),
+    **dict.fromkeys(("reward", "accuracy_before", "accuracy_after", "seconds"), "float64"),
+    **dict.fromkeys(("valid", "executed"), "bool"),
+}
 _ITERATION_LEGEND = (
     "Reward rate: share of trials with a reward above 0, with its 95 % Wilson interval. Entropies are of valid "
     "proposals, in nats; in parentheses as a share of the most that so many families allow. A small n alone makes them "
@@ -43,24 +43,20 @@ def iteration_measures(rollouts: pd.DataFrame) -> pd.DataFrame:
     Entropies are those of the observed shares among valid proposals, in nats. They cannot exceed ln n, so that a small
     n alone makes them small: compare rows of like n.
 
-    Args:
-        rollouts: one row a trial.
-
     Returns:
         A row an iteration (test time last) and source (``policy``, ``uniform``, and ``all``), where there is any:
         ``n``, ``valid`` (share), ``reward_rate`` (share of rewards above 0) with its 95 % Wilson interval
         ``reward_rate_low`` and ``reward_rate_high``, ``family_entropy``, ``family_entropy_share`` (the same divided by
         ln of the number of families in the whole frame; NaN for a single one), ``action_entropy`` (of whole
         actions), ``seconds`` (mean) and ``errors`` (count). Entropies are NaN where nothing was valid.
-
-    Raises:
-        ResultsError: columns are missing.
     """
     frame = prepared(rollouts)
     most = math.log(max(1, frame["family"].nunique()))
     rows = []
     for iteration, source, part in _by_source(frame):
         valid = part[part["valid"]]
+        earned = int((part["reward"] > 0).sum())
+        low, high = wilson_interval(earned, len(part))
         of_families = _entropy(valid["family"])
         rows.append(
             {
@@ -68,7 +64,9 @@ def iteration_measures(rollouts: pd.DataFrame) -> pd.DataFrame:
                 "source": source,
                 "n": len(part),
                 "valid": float(part["valid"].mean()),
-                **_reward_rate(part),
+                "reward_rate": earned / len(part),
+                "reward_rate_low": low,
+                "reward_rate_high": high,
                 "family_entropy": of_families,
                 "family_entropy_share": of_families / most if most > 0 else math.nan,
                 "action_entropy": _entropy(valid["action"]),
@@ -82,27 +80,21 @@ def iteration_measures(rollouts: pd.DataFrame) -> pd.DataFrame:
 def family_shares(rollouts: pd.DataFrame) -> pd.DataFrame:
     """How often each iteration chose each family.
 
-    Args:
-        rollouts: one row a trial.
-
     Returns:
         A row an iteration, source (as in :func:`iteration_measures`) and family, 0 included: ``n`` and ``share``.
         Proposals that were not valid are the family ``not valid``, if there is any in the frame; an iteration's shares
         are 1 together.
-
-    Raises:
-        ResultsError: columns are missing.
     """
     frame = prepared(rollouts)
-    chosen = frame["family"].fillna(NOT_VALID)
-    names = [*families_of(frame), *([NOT_VALID] if (chosen == NOT_VALID).any() else [])]
+    names = [*families_of(frame), *([NOT_VALID] if frame["family"].isna().any() else [])]
+    frame["family"] = frame["family"].fillna(NOT_VALID)
     rows = [
         {
             "iteration": iteration,
             "source": source,
             "family": family,
-            "n": int((chosen[part.index] == family).sum()),
-            "share": float((chosen[part.index] == family).mean()),
+            "n": int((part["family"] == family).sum()),
+            "share": float((part["family"] == family).mean()),
         }
         for iteration, source, part in _by_source(frame)
         for family in names
@@ -113,46 +105,32 @@ def family_shares(rollouts: pd.DataFrame) -> pd.DataFrame:
 def family_measures(rollouts: pd.DataFrame) -> pd.DataFrame:
     """What each family did for each task.
 
-    Args:
-        rollouts: one row a trial.
-
     Returns:
         A row a task (as they come) and family (by name) that was proposed for it: ``n``, ``share`` (of all the task's
         proposals; what is missing to 1 was not valid), ``reward_rate``, ``accuracy_gain`` (mean of after less before,
         of those that have both; NaN where there is none) and ``executed`` (count).
-
-    Raises:
-        ResultsError: columns are missing.
     """
     frame = prepared(rollouts)
-    rows = []
-    for task, of_task in frame.groupby("task", sort=False):
-        for family, part in of_task.groupby("family"):
-            rows.append(
-                {
-                    "task": task,
-                    "family": family,
-                    "n": len(part),
-                    "share": len(part) / len(of_task),
-                    "reward_rate": float((part["reward"] > 0).mean()),
-                    "accuracy_gain": float(
-                        (part["accuracy_after"] - part["accuracy_before"]).mean()
-                    ),
-                    "executed": int(part["executed"].sum()),
-                }
-            )
-    return pd.DataFrame(rows, columns=list(_FAMILY_COLUMNS))
+    frame["rewarded"] = frame["reward"] > 0
+    frame["gain"] = frame["accuracy_after"] - frame["accuracy_before"]
+    frame["of_task"] = frame.groupby("task")["task"].transform("size").astype("int64")
+    found = frame.groupby(["task", "family"]).agg(
+        n=("task", "size"),
+        share=("of_task", "first"),
+        reward_rate=("rewarded", "mean"),
+        accuracy_gain=("gain", "mean"),
+        executed=("executed", "sum"),
+    )
+    measures = found.reset_index()
+    measures["share"] = measures["n"] / measures["share"]
+    # tasks as they come
+    order = {task: place for place, task in enumerate(dict.fromkeys(frame["task"]))}
+    by_order = measures["task"].map(order).argsort(kind="stable")
+    return measures.iloc[by_order].reset_index(drop=True)
 
 
 def policy_text(rollouts: pd.DataFrame) -> str:
-    """Rollouts as a person reads them, in Markdown: how it went by iteration, then which families each task was given.
-
-    Args:
-        rollouts: one row a trial.
-
-    Raises:
-        ResultsError: columns are missing.
-    """
+    """Rollouts in Markdown: how it went by iteration, then which families each task was given."""
     frame = prepared(rollouts)
     if frame.empty:
         return "There are no rollouts.\n"
@@ -181,33 +159,24 @@ def policy_text(rollouts: pd.DataFrame) -> str:
 
 
 def prepared(rollouts: pd.DataFrame) -> pd.DataFrame:
-    """The columns that are measured here, with one type each whatever stored them, and rows numbered.
+    """A copy of the columns that are measured here, with one type each whatever stored them, and rows numbered.
 
     What is not valid has no family.
-
-    Args:
-        rollouts: one row a trial, or an empty frame.
-
-    Raises:
-        ResultsError: columns are missing.
     """
-    columns = [*_TEXTS, *_INTEGERS, *_NUMBERS, *_FLAGS]
-    missing = [column for column in columns if column not in rollouts]
+    missing = [column for column in _TYPES if column not in rollouts]
     if missing and len(rollouts):
         raise ResultsError(
             f"the rollouts have no column {', '.join(missing)}; give the rows as they were recorded"
         )
-    kept = [*columns, *(["run"] if "run" in rollouts else [])]
+    kept = [*_TYPES, *(["run"] if "run" in rollouts else [])]
     frame = rollouts.reindex(columns=kept).reset_index(drop=True)
-    for column in _INTEGERS:
-        frame[column] = frame[column].astype("int64")
-    for column in _NUMBERS:
+    for column, kind in _TYPES.items():
         # a column may hold None, NaN or NA where nothing was measured
-        frame[column] = frame[column].astype("Float64").astype("float64")
-    for column in _FLAGS:
-        frame[column] = frame[column].astype("boolean").fillna(False).astype("bool")
-    for column in _TEXTS:
-        frame[column] = frame[column].astype("object")
+        if kind == "float64":
+            frame[column] = frame[column].astype("Float64")
+        elif kind == "bool":
+            frame[column] = frame[column].astype("boolean").fillna(False)
+    frame = frame.astype(_TYPES)
     frame["family"] = frame["family"].where(frame["valid"])
     return frame
 
@@ -230,18 +199,11 @@ def iteration_name(iteration: Any) -> str:
 def _by_source(frame: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]:
     for iteration in iterations_of(frame):
         of_iteration = frame[frame["iteration"] == iteration]
-        for source in SOURCES:
-            part = of_iteration
-            if source != "all":
-                part = of_iteration[of_iteration["source"] == source]
+        for source in ("policy", "uniform"):
+            part = of_iteration[of_iteration["source"] == source]
             if len(part):
                 yield iteration, source, part
-
-
-def _reward_rate(part: pd.DataFrame) -> dict[str, float]:
-    earned, n = int((part["reward"] > 0).sum()), len(part)
-    low, high = wilson_interval(earned, n)
-    return {"reward_rate": earned / n, "reward_rate_low": low, "reward_rate_high": high}
+        yield iteration, "all", of_iteration
 
 
 def _entropy(chosen: pd.Series[Any]) -> float:
@@ -257,18 +219,13 @@ def _share_rows(frame: pd.DataFrame) -> pd.DataFrame:
         parts.append(frame.assign(task="**all**", executed=False))
     rows = []
     for part in parts:
-        measured = family_measures(part).set_index("family")
-        cells = []
-        for name in names:
-            if name not in measured.index:
-                cells.append("0.00")
-                continue
-            found = measured.loc[name]
+        cells = dict.fromkeys(names, "0.00")
+        for found in family_measures(part).to_dict("records"):
             rewarded = round(found["reward_rate"] * found["n"])
             star = "*" if found["executed"] else ""
-            cells.append(f"{star}{found['share']:.2f} ({rewarded}/{found['n']})")
+            cells[str(found["family"])] = f"{star}{found['share']:.2f} ({rewarded}/{found['n']})"
         invalid = f"{1 - part['valid'].mean():.2f}"
-        rows.append([str(part["task"].iloc[0]), str(len(part)), *cells, invalid])
+        rows.append([str(part["task"].iloc[0]), str(len(part)), *cells.values(), invalid])
     return pd.DataFrame(rows, columns=["task", "rollouts", *names, NOT_VALID])
 
 

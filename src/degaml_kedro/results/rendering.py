@@ -79,11 +79,7 @@ class Table:
 
 
 def render_markdown(values: Mapping[str, Any]) -> str:
-    """The report as GitHub's Markdown, in which every value is escaped.
-
-    Args:
-        values: what ``report.md.j2`` fills in.
-    """
+    """The report as GitHub's Markdown, in which every value of ``report.md.j2`` is escaped."""
     templates = Environment(
         loader=PackageLoader(__package__, ""),
         finalize=_escaped,
@@ -93,9 +89,7 @@ def render_markdown(values: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("counted", "in_short", "interval_of_points", "listed", "p_value", "percent"):
-        templates.globals[name] = getattr(formatting, name)
-    templates.globals |= {"points": formatting.points, "seconds": formatting.seconds}
+    templates.globals |= vars(formatting)
     templates.globals |= {"meaning": meaning, "code": Code, "strong": Strong, "page": PAGE}
     templates.globals |= {"grid": _grid, "fenced": _fenced}
     text = templates.get_template("report.md.j2").render(values)
@@ -103,11 +97,9 @@ def render_markdown(values: Mapping[str, Any]) -> str:
 
 
 def render_html(text: str, figures: Mapping[str, Any]) -> str:
-    """The report as one HTML page: nothing is fetched, and a policy in the page forbids it.
+    """The report's Markdown as one HTML page: nothing is fetched, and a policy in the page forbids it.
 
-    Args:
-        text: the report's Markdown; HTML in it stays text.
-        figures: Plotly's, by the name that the text points to them with.
+    HTML in the text stays text. It points to the figures, which are Plotly's, by their names.
     """
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = markdown.parse(text)

@@ -27,7 +27,7 @@ from degaml_kedro.results.formatting import (
     seconds,
 )
 from degaml_kedro.results.generator_figure import generator_figure
-from degaml_kedro.results.glossary import PAPER_ROWS, POOL_TITLES, SHORT, WORDS
+from degaml_kedro.results.glossary import PAPER_ROWS, POOL_TITLES, SHORT
 from degaml_kedro.results.paper import (
     AVERAGE,
     BENCHMARKS,
@@ -59,15 +59,8 @@ from degaml_kedro.results.statistics import (
     yardsticks,
 )
 
-# seeds that a claim wants
-_SEEDS_FOR_A_CLAIM = 3
 _MOST_HEALTH_FIGURES = 6
 _NOT_RECORDED = "not recorded"
-_OUTCOMES = {
-    True: "The aim is met",
-    False: "The aim is not met",
-    None: "Whether the aim is met is open",
-}
 # a cost, and its column's name
 _COSTS = {
     "adaptation_forward_tokens": "adaptation: forward tokens",
@@ -80,18 +73,12 @@ _COSTS = {
     "meta_training_tokens": "meta-training: tokens",
     "meta_training_seconds": "time",
 }
-_WITHIN = {True: "within", False: "beyond", None: "not known to be within"}
 
 
 def write(findings: Findings) -> tuple[str, str]:
-    """Write the report of runs.
+    """The report as an HTML page that holds all it needs, and as Markdown with the same numbers.
 
-    Args:
-        findings: the statistics of runs.
-
-    Returns:
-        An HTML page that holds all it needs, and Markdown with the same numbers. Names and texts of the runs are
-        escaped in both.
+    Names and texts of the runs are escaped in both.
     """
     values = context(findings)
     text = render_markdown(values)
@@ -99,26 +86,22 @@ def write(findings: Findings) -> tuple[str, str]:
 
 
 def context(findings: Findings) -> dict[str, Any]:
-    """What the report's template fills in.
-
-    Args:
-        findings: the statistics of runs.
-    """
-    runs = findings.runs
+    """What the report's template fills in."""
+    runs, results = findings.runs, findings.runs.results()
     frame = findings.comparison()
     pool = "meta_test" if "meta_test" in findings.pools else next(iter(findings.pools), "")
-    profile = runs.runs[0].profile
-    seeds = [str(run.seed) for run in runs.runs]
+    models = results["model"].dropna().map(str) if "model" in results else ()
     figures: dict[str, Any] = {}
     return {
-        "title": "DeGAML and the methods it is compared with",
-        "subtitle": f"Profile {profile}, {counted(len(seeds), 'seed')}, {counted(len(runs.methods), 'method')}",
         "findings": findings,
+        "verdict": findings.verdict,
+        "missing": _gathered(findings.verdict.missing if findings.verdict else ()),
         "runs": runs.runs,
-        "profile": profile,
-        "seeds": seeds,
+        "profile": runs.runs[0].profile,
+        "seeds": [str(run.seed) for run in runs.runs],
+        "models": list(dict.fromkeys(models)) or [_NOT_RECORDED],
         "method": METHOD,
-        **_summary(findings),
+        "aim": f"{100 * AIM:.0f}",
         "comparison": [
             _pool_view(findings, frame, name, figures)
             for name in POOLS
@@ -131,38 +114,10 @@ def context(findings: Findings) -> dict[str, Any]:
         **_settings(findings),
         **_reproduction(findings),
         "glossary_methods": list(dict.fromkeys([*runs.methods, *PAPER_ROWS])),
-        "glossary_words": WORDS,
         "source": paper_results()["source"],
         "paper_tables": _paper_tables(),
         # those that the parts above have put there, in the order of reading
         "figures": figures,
-    }
-
-
-# --- summary --------------------------------------------------------------------------------------
-
-
-def _summary(findings: Findings) -> dict[str, Any]:
-    verdict = findings.verdict
-    results = findings.runs.results()
-    models = results["model"].dropna().map(str) if "model" in results else ()
-    return {
-        "verdict": verdict,
-        "outcome": "" if verdict is None else _OUTCOMES[verdict.met],
-        "within": "" if verdict is None else _WITHIN[verdict.budget.within],
-        "missing": "" if verdict is None else _gathered(verdict.missing),
-        "aim": f"{100 * AIM:.0f}",
-        "models": list(dict.fromkeys(models)) or [_NOT_RECORDED],
-        "seeds_for_a_claim": _SEEDS_FOR_A_CLAIM,
-        "pools": [
-            {
-                "title": POOL_TITLES[pool],
-                "size": _size(findings, pool),
-                "best": findings.winners.get((pool, None)),
-                "yardsticks": [name for name in yardsticks(pool) if name in findings.runs.methods],
-            }
-            for pool in findings.pools
-        ],
     }
 
 
@@ -173,6 +128,44 @@ def _gathered(missing: Sequence[str]) -> str:
         method, place = item.split(": ", 1)
         places.setdefault(method, []).append(place)
     return "; ".join(f"{method} ({', '.join(own)})" for method, own in places.items())
+
+
+# --- accuracy by method and task ------------------------------------------------------------------
+
+
+def _pool_view(
+    findings: Findings, frame: pd.DataFrame, pool: str, figures: dict[str, Any]
+) -> dict[str, Any]:
+    """A pool in the layouts of the paper's Tables 1 and 2, with intervals and contrasts."""
+    key = pool.replace("_", "-")
+    there = pool in findings.pools
+    rows = findings.rows[pool] if there else []
+    view = {
+        "name": pool,
+        "key": key,
+        "title": POOL_TITLES[pool],
+        "there": there,
+        "size": _size(findings, pool) if there else "",
+        "winner": findings.winners.get((pool, None)),
+        "yardsticks": [name for name in yardsticks(pool) if name in findings.runs.methods],
+        "tables": [],
+    }
+    if all(row.accuracy is None and row.partial is None for row in rows):
+        return view
+    figures[f"accuracy-{key}"] = comparison_figure(frame, pool)
+    return {
+        **view,
+        "tables": [_accuracies(findings, pool), _intervals(findings, pool)],
+        "bold": any(of == pool for of, _ in findings.winners),
+        "contrasts": [
+            {
+                "table": _contrast_table(findings, contrasts, distribution or SHORT[pool]),
+                "family": contrasts[0].family,
+            }
+            for (of, distribution), contrasts in findings.contrasts.items()
+            if of == pool and contrasts
+        ],
+    }
 
 
 def _size(findings: Findings, pool: str) -> str:
@@ -186,139 +179,88 @@ def _size(findings: Findings, pool: str) -> str:
     return text
 
 
-# --- accuracy by method and task ------------------------------------------------------------------
-
-
-def _pool_view(
-    findings: Findings, frame: pd.DataFrame, pool: str, figures: dict[str, Any]
-) -> dict[str, Any]:
-    """A pool in the layouts of the paper's Tables 1 and 2, with intervals and contrasts."""
-    key = pool.replace("_", "-")
-    there = pool in findings.pools
-    rows = findings.rows[pool] if there else []
-    view = {"name": pool, "key": key, "title": POOL_TITLES[pool], "there": there, "tables": []}
-    if all(row.accuracy is None and row.partial is None for row in rows):
-        return view
-    figures[f"accuracy-{key}"] = comparison_figure(frame, pool)
-    return {
-        **view,
-        "tables": [_accuracies(findings, pool), _intervals(findings, pool)],
-        "bold": any(of == pool for of, _ in findings.winners),
-        "yardsticks": [name for name in yardsticks(pool) if name in findings.runs.methods],
-        "contrasts": [
-            {
-                "table": _contrast_table(findings, contrasts, distribution or SHORT[pool]),
-                "family": contrasts[0].family,
-            }
-            for (of, distribution), contrasts in findings.contrasts.items()
-            if of == pool and contrasts
-        ],
-    }
-
-
 def _paper_rows(pool: str) -> list[str]:
     return [name for name in PAPER_ROWS if pool != "meta_test" or name != YARDSTICK]
 
 
 def _grouped(
-    findings: Findings,
-    pool: str,
-    shown: Callable[[str, str | None], Cell],
-    last: Callable[[str], Sequence[Cell]],
-) -> list[tuple[Cell, ...]]:
+    findings: Findings, pool: str, cells: Mapping[tuple[str, str | None], Cell], *last: str
+) -> list[Sequence[Cell]]:
     """A row a method: the paper's, which stay where they have no results; ours; and bounds, each below a title.
 
-    Args:
-        findings: the statistics.
-        pool: whose tasks are the columns, with their mean.
-        shown: the cell of a method and task.
-        last: what else stands in a method's row.
+    The columns are the pool's tasks, their mean (None) and the ``last`` ones.
     """
-    paper, tasks = _paper_rows(pool), (*findings.tasks(pool), None)
+    columns = (*findings.tasks(pool), None, *last)
+    paper = _paper_rows(pool)
     others = [name for name in findings.runs.methods if name not in paper]
     groups = {
         "methods of the paper": paper,
         "added here": [name for name in others if name not in BOUNDS],
         "bound, no result": [name for name in others if name in BOUNDS],
     }
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[Sequence[Cell]] = []
     for title, names in groups.items():
-        own = [(name, *(shown(name, task) for task in tasks), *last(name)) for name in names]
-        if own:
-            rows += [(Emphasis(title), *[""] * (len(own[0]) - 1)), *own]
+        if names:
+            rows.append((Emphasis(title), *[""] * len(columns)))
+        rows += [(name, *(cells.get((name, column)) for column in columns)) for name in names]
     return rows
 
 
 def _accuracies(findings: Findings, pool: str) -> Table:
-    cells = findings.cells(pool)
-
-    def shown(method: str, task: str | None) -> Cell:
-        row = cells.get((method, task))
-        if row is None or row.accuracy is None:
-            return None
-        text = percent(row.accuracy)
-        if row.delta is not None and method != "base":
-            text += f" ({points(row.delta)})"
-        return Strong(text) if findings.winners.get((pool, task)) == method else text
-
+    cells: dict[tuple[str, str | None], Cell] = {}
+    for row in findings.rows[pool]:
+        if row.accuracy is not None:
+            text = percent(row.accuracy)
+            if row.delta is not None and row.method != "base":
+                text += f" ({points(row.delta)})"
+            won = findings.winners.get((pool, row.task)) == row.method
+            cells[row.method, row.task] = Strong(text) if won else text
     return Table(
         f"Accuracy by method and task, {SHORT[pool]} (in the layout of the paper's Tables 1 and 2)",
         ("method", *findings.tasks(pool), AVERAGE),
-        _grouped(findings, pool, shown, lambda _: ()),
+        _grouped(findings, pool, cells),
         _gaps(findings, pool),
     )
 
 
 def _gaps(findings: Findings, pool: str) -> list[str]:
     """What is missing, in sentences."""
-    asked = findings.runs.methods
-    means = {row.method: row for row in findings.rows[pool] if row.task is None}
-    absent = [name for name in _paper_rows(pool) if name not in asked]
-    notes = []
-    if absent:
-        notes.append(f"Not among this configuration's methods: {listed(absent)}.")
+    means = [row for row in findings.rows[pool] if row.task is None]
+    absent = [name for name in _paper_rows(pool) if name not in findings.runs.methods]
+    empty = [mean.method for mean in means if mean.tasks == 0]
+    most = len(findings.runs.runs)
+    notes = [f"Not among this configuration's methods: {listed(absent)}."] if absent else []
     notes += [
-        f"{method}: {percent(mean.partial)} over the {mean.tasks} of {len(findings.tasks(pool))} tasks that are there, "
-        f"not to be compared with a mean over all."
-        for method, mean in means.items()
+        f"{mean.method}: {percent(mean.partial)} over the {mean.tasks} of {len(findings.tasks(pool))} tasks that are "
+        f"there, not to be compared with a mean over all."
+        for mean in means
         if mean.partial is not None
     ]
-    empty = [method for method, mean in means.items() if mean.tasks == 0]
-    if empty:
-        notes.append(f"No results here: {listed(empty)}.")
-    most = len(findings.runs.runs)
+    notes += [f"No results here: {listed(empty)}."] if empty else []
     return notes + [
-        f"{method}: {mean.seeds} of {counted(most, 'seed')} with all its tasks."
-        for method, mean in means.items()
+        f"{mean.method}: {mean.seeds} of {counted(most, 'seed')} with all its tasks."
+        for mean in means
         if mean.tasks and mean.seeds < most
     ]
 
 
 def _intervals(findings: Findings, pool: str) -> Table:
-    tasks = findings.tasks(pool)
-    cells = findings.cells(pool)
-    most = {
-        task: max((row.n for row in findings.rows[pool] if row.task == task), default=0)
-        for task in (*tasks, None)
-    }
-
-    def shown(method: str, task: str | None) -> Cell:
-        row = cells.get((method, task))
-        if row is None or row.low is None or row.high is None:
-            return None
-        fewer = f" (n = {row.n})" if row.n != most[task] else ""
-        return f"{interval(row.low, row.high)}{fewer}"
-
-    def spread(method: str) -> Sequence[Cell]:
-        mean = cells.get((method, None))
-        return [None if mean is None or mean.spread is None else f"{100 * mean.spread:.1f}"]
-
+    spread, most = "SD over seeds", dict[str | None, int]()
+    for row in findings.rows[pool]:
+        most[row.task] = max(row.n, most.get(row.task, 0))
+    cells: dict[tuple[str, str | None], Cell] = {}
+    for row in findings.rows[pool]:
+        if row.low is not None and row.high is not None:
+            fewer = f" (n = {row.n})" if row.n != most[row.task] else ""
+            cells[row.method, row.task] = f"{interval(row.low, row.high)}{fewer}"
+        if row.task is None and row.spread is not None:
+            cells[row.method, spread] = f"{100 * row.spread:.1f}"
     # the number stays in one line
-    columns = [f"{task or AVERAGE} (n\u00a0=\u00a0{most[task]})" for task in (*tasks, None)]
+    columns = [f"{task or AVERAGE} (n\u00a0=\u00a0{n})" for task, n in most.items()]
     return Table(
         f"95 % intervals of accuracy, {SHORT[pool]}",
-        ("method", *columns, "SD over seeds"),
-        _grouped(findings, pool, shown, spread),
+        ("method", *columns, spread),
+        _grouped(findings, pool, cells, spread),
     )
 
 
@@ -341,13 +283,9 @@ def _contrast_table(findings: Findings, contrasts: Sequence[Contrast], where: st
     notes = [
         f"{one.other}, left out: {'; '.join(one.missing)}." for one in contrasts if one.missing
     ]
-    columns = ("difference", "95 % interval", "simultaneous 95 % interval", "p", "p, Holm")
-    return Table(
-        f"{METHOD} against every method, {where}",
-        ("against", *columns, "strata", "pairs"),
-        rows,
-        notes,
-    )
+    intervals = ("95 % interval", "simultaneous 95 % interval")
+    columns = ("against", "difference", *intervals, "p", "p, Holm", "strata", "pairs")
+    return Table(f"{METHOD} against every method, {where}", columns, rows, notes)
 
 
 # --- costs and calibration ------------------------------------------------------------------------
@@ -414,7 +352,8 @@ def _calibration(
         return None
     curves = bins.groupby("method").agg({"n": "sum", "ece": "first", "left_out": "first"})
     means = frame[(frame["pool"] == pool) & (frame["task"] == MEAN)].set_index("method")
-    table = means[["ece", "nll"]].join(curves[curves["n"] > 0], rsuffix="_of_all")
+    whole = curves[curves["n"] > 0].rename(columns={"ece": "ece_of_all"})
+    table = means[["ece", "nll"]].join(whole)
     rows = [
         (
             _named(str(row["method"])),
@@ -438,35 +377,34 @@ def _calibration(
 def _learning(findings: Findings, figures: dict[str, Any]) -> dict[str, Any]:
     """Strategies by task, the policy, and generators."""
     runs = findings.runs
-    for key, name, draw, title in (
-        ("strategies", "strategies", strategy_map, "Strategies by task"),
-        ("policy", "policy_rollouts", policy_figure, "Policy"),
-    ):
-        rows = runs.table(name)
-        if len(rows):
-            figures[key] = draw(rows, title)
-    trained = []
-    for run in runs.runs:
-        steps, health = (
-            run.tables.get(f"generator_{name}", pd.DataFrame()) for name in ("steps", "health")
-        )
-        variants = [frame.get("variant", [""]) for frame in (steps, health) if len(frame)]
-        for variant in dict.fromkeys(str(name) for names in variants for name in names):
-            title = f"Generator {variant}".strip() + f", {run.name}"
-            trained.append((run, title, _of(variant, steps), _of(variant, health)))
-    shown = trained
-    if len(trained) > _MOST_HEALTH_FIGURES:
-        shown = [one for one in trained if one[0] is trained[0][0]]
-    for number, (_, title, steps, health) in enumerate(shown, start=1):
-        figures[f"generator-{number}"] = generator_figure(steps, health, title)
-    return {
-        "generators": [title for _, title, _, _ in shown],
-        "not_shown": [run.name for run in runs.runs[1:]] if len(shown) < len(trained) else [],
-    }
+    if len(tried := runs.table("strategies")):
+        figures["strategies"] = strategy_map(tried, "Strategies by task")
+    if len(rollouts := runs.table("policy_rollouts")):
+        figures["policy"] = policy_figure(rollouts, "Policy")
+    shown = runs.runs
+    if sum(map(len, map(_generators, shown))) > _MOST_HEALTH_FIGURES:
+        shown = next((run,) for run in shown if _generators(run))
+    titles = []
+    for run in shown:
+        for variant in _generators(run):
+            titles.append(f"{f'Generator {variant}'.strip()}, {run.name}")
+            steps, health = (
+                _of(variant, run.tables.get(f"generator_{name}", pd.DataFrame()))
+                for name in ("steps", "health")
+            )
+            figures[f"generator-{len(titles)}"] = generator_figure(steps, health, titles[-1])
+    names = [run.name for run in shown]
+    not_shown = [run.name for run in runs.runs if run.name not in names]
+    return {"generators": titles, "not_shown": not_shown}
+
+
+def _generators(run: Run) -> list[str]:
+    tables = (run.tables.get(f"generator_{name}", pd.DataFrame()) for name in ("steps", "health"))
+    return list(dict.fromkeys(str(name) for own in tables for name in own.get("variant", ())))
 
 
 def _of(variant: str, frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[frame["variant"].map(str) == variant] if "variant" in frame else frame
+    return frame[frame["variant"].map(str) == variant] if len(frame) else frame
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -477,30 +415,25 @@ def _settings(findings: Findings) -> dict[str, Any]:
     tried = findings.runs.table("settings")
     if tried.empty:
         return {"settings": None}
-    # seeds that share a search tell the same
-    seeds: dict[tuple[str, str, bool, tuple[tuple[str, float], ...]], list[str]] = {}
-    for (method, seed, _), rows in tried.groupby(["method", "seed", "number"], sort=False):
-        known = rows.dropna(subset=["task", "accuracy"])
-        accuracies = tuple(zip(known["task"].map(str), known["accuracy"].map(float), strict=True))
-        setting = rows["setting"].iloc[0] if "setting" in rows else rows["number"].iloc[0]
-        if isinstance(setting, Mapping):
-            setting = ", ".join(f"{key} {value}" for key, value in setting.items())
-        search = (str(method), str(setting), bool(rows["chosen"].iloc[0]), accuracies)
-        seeds.setdefault(search, []).append(str(seed))
-    tasks = list(dict.fromkeys(task for *_, own in seeds for task, _ in own))
-    order = list(dict.fromkeys(method for method, *_ in seeds))
-    shown: list[Sequence[Cell]] = []
-    for search in sorted(seeds, key=lambda one: order.index(one[0])):
-        method, setting, chosen, accuracies = search
-        found = {task: percent(accuracy) for task, accuracy in accuracies}
-        mark = Strong("chosen") if chosen else ""
-        own = (method, Code(setting), mark, ", ".join(seeds[search]))
-        shown.append((*own, *(found.get(task) for task in tasks)))
+    tasks = list(dict.fromkeys(tried.dropna(subset=["task", "accuracy"])["task"].map(str)))
+    rows: dict[tuple[Cell, ...], list[str]] = {}
+    for method in dict.fromkeys(tried["method"]):
+        of_method = tried[tried["method"] == method]
+        for (seed, _), own in of_method.groupby(["seed", "number"], sort=False):
+            setting = own["setting"].iloc[0]
+            if isinstance(setting, Mapping):
+                setting = ", ".join(f"{key} {value}" for key, value in setting.items())
+            known = own.dropna(subset=["task", "accuracy"])
+            found = dict(zip(known["task"].map(str), known["accuracy"].map(percent), strict=True))
+            mark = Strong("chosen") if own["chosen"].iloc[0] else ""
+            row = (str(method), Code(setting), mark, *map(found.get, tasks))
+            # seeds that share a search tell the same
+            rows.setdefault(row, []).append(str(seed))
     counts = sorted({str(int(n)) for n in tried["n"].dropna()}) if "n" in tried else []
     table = Table(
         "Settings that were tried, and those that were chosen",
         ("method", "setting", "choice", "seeds", *tasks),
-        shown,
+        [(*row[:3], ", ".join(seeds), *row[3:]) for row, seeds in rows.items()],
         texts=4,
     )
     return {"settings": table, "questions": " or ".join(counts)}

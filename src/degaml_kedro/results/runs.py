@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ BOUNDS = names(lambda row: row.is_bound)
 # what may differ between runs of one table: what a seed is, which methods were asked for when, and where files lie
 _FREE = ("seed", "methods")
 _LONGEST = 200
+_APART = "do not stand in one table: compare them apart, each in a folder of its own"
 _PLACES = ("data", "path", "paths", "filepath", "local_path")
 
 
@@ -82,11 +83,7 @@ class Runs:
         return self._together(run.compute for run in self.runs)
 
     def table(self, name: str) -> pd.DataFrame:
-        """One of the runs' other tables, with the column ``seed``; empty where no run has it.
-
-        Args:
-            name: as in ``Run.tables``.
-        """
+        """One of ``Run.tables`` of all runs, with the column ``seed``; empty where no run has it."""
         frames = [
             run.tables[name].assign(seed=run.seed)
             for run in self.runs
@@ -110,6 +107,7 @@ def check_alike(runs: Sequence[Run]) -> None:
     """
     if not runs:
         raise ResultsError("there is no finished run; `make compare` or `kedro run` makes them")
+    first = runs[0]
     seeds: dict[int, Run] = {}
     for run in runs:
         other = seeds.setdefault(run.seed, run)
@@ -118,12 +116,10 @@ def check_alike(runs: Sequence[Run]) -> None:
                 f"{other.name} and {run.name} both have the seed {run.seed}; a comparison counts every seed once: "
                 f"move one of the two folders elsewhere"
             )
-    first = runs[0]
-    for run in runs:
         if run.profile != first.profile:
             raise ResultsError(
                 f"{first.name} is of the profile '{first.profile}' and {run.name} of '{run.profile}'; runs of "
-                f"different profiles do not stand in one table: compare them apart, each in a folder of its own"
+                f"different profiles {_APART}"
             )
         for column, own in (("seed", run.seed), ("profile", run.profile)):
             for row in run.results[run.results[column] != own].to_dict("records"):
@@ -138,45 +134,41 @@ def check_alike(runs: Sequence[Run]) -> None:
 
 def _same_models_and_questions(runs: Sequence[Run]) -> None:
     """Refuse results of several base models, and methods or runs that were scored on different test questions."""
-    by_run = [run.results.assign(run=run.name).to_dict("records") for run in runs]
-    rows = [row for own in by_run for row in own]
-    if found := _conflict(rows, "model"):
-        one, other = (f"{row['method']} on {row['task']} in {row['run']}" for row in found)
+    rows = pd.concat([run.results.assign(run=run.name) for run in runs], ignore_index=True)
+    for one, other in _conflicts(rows, "model", []):
         raise ResultsError(
-            f"{one} was scored with the base model {found[0]['model']}, and {other} with {found[1]['model']}; results "
-            f"of different base models do not stand in one table: compare them apart, each in a folder of its own"
+            f"{_named(one)} was scored with the base model {one['model']}, and {_named(other)} with {other['model']}; "
+            f"results of different base models {_APART}"
         )
-    for own in by_run:
-        if found := _conflict(own, "split", "task"):
-            first, second = found
-            raise ResultsError(
-                f"in {first['run']}, {first['method']} and {second['method']} answered different questions of "
-                f"{first['task']} (test splits {first['split']} and {second['split']}); delete the predictions and the "
-                f"result of the older one and run with --only-missing-outputs"
-            )
-    if found := _conflict(rows, "n", "task"):
-        one, other = (
-            f"n = {int(row['n'])}{questions} for {row['method']} in {row['run']}"
-            for row, questions in zip(found, (" questions", ""), strict=True)
-        )
+    for one, other in _conflicts(rows, "split", ["run", "task"]):
         raise ResultsError(
-            f"{found[0]['task']} has {one} and {other}; runs of different test splits do not stand in one table: set "
-            f"the same sizes of splits and make one of both again, or compare them apart, each in a folder of its own"
+            f"in {one['run']}, {one['method']} and {other['method']} answered different questions of {one['task']} "
+            f"(test splits {one['split']} and {other['split']}); delete the predictions and the result of the older "
+            f"one and run with --only-missing-outputs"
+        )
+    for one, other in _conflicts(rows, "n", ["task"]):
+        raise ResultsError(
+            f"{one['task']} has n = {one['n']:.0f} questions for {one['method']} in {one['run']} and n = "
+            f"{other['n']:.0f} for {other['method']} in {other['run']}; runs of different test splits do not stand in "
+            f"one table: set the same sizes of splits and make one of both again, or compare them apart, each in a "
+            f"folder of its own"
         )
 
 
-def _conflict(
-    rows: Sequence[Mapping[Any, Any]], value: str, key: str | None = None
-) -> tuple[Mapping[Any, Any], Mapping[Any, Any]] | None:
-    """The first two rows of one ``key`` that differ in ``value``; rows without it are passed over."""
-    first: dict[Any, Mapping[Any, Any]] = {}
-    for row in rows:
-        if row.get(value) is None or pd.isna(row[value]):
-            continue
-        other = first.setdefault(None if key is None else row[key], row)
-        if other[value] != row[value]:
-            return other, row
-    return None
+def _conflicts(
+    rows: pd.DataFrame, value: str, keys: Sequence[str]
+) -> Iterator[tuple[Mapping[Any, Any], Mapping[Any, Any]]]:
+    """The rows that have another value than the first one with the same keys, behind that one."""
+    if value not in rows:
+        return
+    known = rows.dropna(subset=value).assign(everything=0)
+    for _, own in known.groupby(["everything", *keys], sort=False):
+        first, *others = own.to_dict("records")
+        yield from ((first, other) for other in others if other[value] != first[value])
+
+
+def _named(row: Mapping[Any, Any]) -> str:
+    return f"{row['method']} on {row['task']} in {row['run']}"
 
 
 def _same_parameters(runs: Sequence[Run]) -> None:

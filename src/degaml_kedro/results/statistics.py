@@ -41,14 +41,15 @@ YARDSTICK = "no_meta_train"
 MEAN = "mean"
 # the paper's four; on held-out tasks the one without meta-training has the support examples only, as the others do
 PAPER_BASELINES = ("no_meta_train_support", "union_train", "maml_en_llm", "abmll")
-# nothing is learned before the task comes, so that no record means no cost
-_WITHOUT_META_TRAINING = names(lambda row: not row.meta_trained)
-# nothing is done at a task, and so there are no settings of that to search: likewise
-_WITHOUT_ADAPTATION = names(lambda row: not row.adapts)
+# what a method does not do costs nothing, even where no record says so
+_COSTS_NOTHING = {
+    "meta_training": names(lambda row: not row.meta_trained),
+    "search": names(lambda row: not row.adapts),
+    "adaptation": names(lambda row: not row.adapts),
+}
+_UNITS = ("forward_tokens", "backward_tokens", "tokens", "seconds")
 # counts of drawn questions held at once
 _CHUNK = 1_000_000
-_STAGES = ("meta_training", "search", "adaptation")
-_UNITS = ("forward_tokens", "backward_tokens", "tokens", "seconds")
 
 # a run's name and a task's
 Place = tuple[str, str]
@@ -56,12 +57,10 @@ Place = tuple[str, str]
 
 @dataclass(frozen=True)
 class PoolAnswers:
-    """All answers on a pool's tasks.
+    """All answers on a pool's tasks; ``tasks`` and ``methods`` are those that are wanted, answered or not.
 
     Attributes:
         pool: ``meta_train``, ``left_out`` or ``meta_test``.
-        tasks: those that are wanted, answered or not.
-        methods: those that are wanted, likewise.
         right: [questions, methods that answered any], how right each answer was (0 or 1, or a mean over draws), with
             the index ``run``, ``task``, ``index``; NaN where a method did not answer.
         results: the runs' results of these tasks, with the index ``run``, ``task``, ``method``.
@@ -97,12 +96,8 @@ class PoolAnswers:
             frame[frame.index.get_level_values("task").isin(tasks)]
             for frame in (self.right, self.results)
         )
-        return replace(
-            self,
-            tasks=tuple(tasks),
-            right=right.dropna(axis="columns", how="all"),
-            results=results,
-        )
+        right = right.dropna(axis="columns", how="all")
+        return replace(self, tasks=tuple(tasks), right=right, results=results)
 
     def answered(self, method: str) -> pd.Series[float]:
         """Accuracy by ``run`` and ``task``, where the method answered."""
@@ -125,27 +120,22 @@ class PoolAnswers:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """A method on a task, on a distribution's tasks, or on a pool. What is missing is None, never 0.
+    """A method on a task, on a distribution's tasks, or on a pool (``task`` None). What is missing is None, never 0.
+
+    Accuracy, ``ece`` and ``nll`` are means over seeds, then over tasks; None unless all tasks are there.
 
     Attributes:
-        method: which method.
-        pool: the task's.
-        task: the task, or the distribution that tasks were drawn from; None in the row of the mean over the pool's
-            tasks.
-        accuracy: mean over seeds, and then over tasks in the mean row; there None unless all tasks are there.
         low: lower end of the 95 % interval: Wilson's of all seeds' answers, where questions that several seeds share
-            count once. In the mean row the bootstrap's over strata.
+            count once. Over several tasks the bootstrap's over strata.
         high: upper end.
         n: questions that the interval rests on.
-        seeds: runs with answers; in the mean row those with answers on all tasks that are there.
+        seeds: runs with answers on all tasks that are there.
         spread: standard deviation of accuracy over these seeds; None for a single one.
-        ece: mean over seeds; None if one has none.
-        nll: likewise.
-        delta: accuracy less that of the method to compare with, over seeds that both have; in the mean row None
-            unless both have all tasks.
-        tasks: tasks that are there: 0 or 1, or in the mean row how many.
-        partial: in the mean row where tasks are missing: the mean over those that are there. It is not to be compared
-            with a mean over all.
+        delta: accuracy less that of the method to compare with, over seeds that both have; None unless both have all
+            tasks.
+        tasks: how many are there.
+        partial: where tasks are missing, the mean over those that are there. It is not to be compared with a mean over
+            all.
         bound: chosen by the test split: never a result.
     """
 
@@ -168,13 +158,9 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Contrast:
-    """How much better one method is than another.
+    """How much better ``method`` is than ``other`` on the ``tasks`` where both have answers.
 
     Attributes:
-        method: the first.
-        other: the one that it is compared with.
-        pool: of which tasks.
-        tasks: those on which both have answers.
         strata: tasks times seeds where both have answers.
         pairs: questions that both answered, over all strata.
         mean: mean accuracy of the first less that of the second, over seeds within tasks, then over tasks.
@@ -211,11 +197,11 @@ class Contrast:
 
 @dataclass(frozen=True)
 class ComputeBudget:
-    """A method's adaptation compute for a task beside that of the costliest other method.
+    """A method's adaptation compute for a task beside that of the costliest other method; None: not counted.
 
     Attributes:
-        tokens: its forward and backward tokens; None where they were not counted.
-        seconds: its wall time; likewise.
+        tokens: its forward and backward tokens.
+        seconds: its wall time.
         most_tokens: of the costliest other, and which one that is.
         most_seconds: likewise; it may be another method.
         within: whether it needs at most as many tokens; None where that is not known. Seconds decide nothing: they are
@@ -236,19 +222,16 @@ class Verdict:
     """Whether a method reaches the aim: 2 points above the best baseline, interval above 0, no more tokens.
 
     Attributes:
-        method: which method.
-        baselines: those that it has to beat.
         accuracy: the method's mean; None where it misses tasks.
         best: the baseline with the highest mean of those that have all tasks and seeds. Where none has, of those that
             have all tasks, on what all of these answered; None if there is no such thing.
-        best_accuracy: its mean.
         contrast: the method less ``best``, corrected for as many comparisons as baselines were asked for, because the
             best was picked among them, whether or not all have answers yet.
         enough: whether the difference is at least :data:`AIM`.
         above_zero: whether the simultaneous interval lies above 0.
-        budget: the adaptation compute against the costliest baseline.
-        met: all three. None where something that is missing could still decide. A baseline that is missing cannot
-            make the difference to the best larger; more answers of the method itself or of ``best`` can.
+        met: ``enough``, ``above_zero`` and within the budget. None where something that is missing could still decide.
+            A baseline that is missing cannot make the difference to the best larger; more answers of the method itself
+            or of ``best`` can.
         missing: what is missing: ``abmll: rhymes``.
     """
 
@@ -267,17 +250,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that a report says in numbers.
+    """Everything that a report says in numbers, by pool in the order of reading.
 
     Attributes:
-        runs: what they are of.
-        pools: the answers on those that have tasks, in the order of reading.
-        rows: by pool.
         contrasts: by pool and distribution (None: all the pool's tasks), of :data:`METHOD` against every method that
             is no bound; each corrected for itself.
         winners: by pool and task (None: all its tasks), where one method is better than every other beyond chance;
             neither bounds nor yardsticks (:func:`yardsticks`) win or have to be beaten.
-        costs: by pool, see :func:`costs`.
+        costs: see :func:`costs`.
         verdict: on the held-out tasks; None where there are none.
         bins: reliability curves, see :func:`~degaml_kedro.results.measures.reliability`, with ``pool`` and ``method``.
         chance: accuracy of a uniform guess, by pool and task.
@@ -325,9 +305,6 @@ class Findings:
 def find(runs: Runs) -> Findings:
     """Work out the statistics of runs.
 
-    Args:
-        runs: finished runs.
-
     Raises:
         ResultsError: as :func:`pool_answers`.
     """
@@ -363,11 +340,7 @@ def find(runs: Runs) -> Findings:
 
 
 def yardsticks(pool: str) -> tuple[str, ...]:
-    """Methods that are no competitors on a pool: they see more of its tasks than the others do.
-
-    Args:
-        pool: ``meta_train``, ``left_out`` or ``meta_test``.
-    """
+    """Methods that are no competitors on a pool: they see more of its tasks than the others do."""
     return (YARDSTICK,) if pool in ("left_out", "meta_test") else ()
 
 
@@ -403,27 +376,21 @@ def _is_drawn(results: pd.DataFrame) -> pd.Series[bool]:
 def pool_answers(runs: Runs, pool: str) -> PoolAnswers:
     """All answers on a pool's tasks, question by question.
 
-    Args:
-        runs: finished runs.
-        pool: ``meta_train``, ``left_out`` or ``meta_test``.
-
     Raises:
         ResultsError: two methods, or two draws of one, answered different questions of a task in one run; or an
             answer is neither right nor wrong.
     """
     answers, results = runs.answers(), runs.results()
-    answers = answers[answers["pool"] == pool]
     tasks = _tasks(runs, pool)
     results = results[(results["pool"] == pool) & results["task"].isin(tasks)]
     drawn = results[_is_drawn(results)]
     by_group = drawn.drop_duplicates("task").groupby("group", sort=False) if len(drawn) else ()
-    right = _rightness(answers)
-    methods = [method for method in runs.methods if method in right]
+    right = _rightness(answers[answers["pool"] == pool])
     found = PoolAnswers(
         pool=pool,
         tasks=tasks,
         methods=runs.methods,
-        right=right[methods],
+        right=right[[method for method in runs.methods if method in right]],
         results=results.set_index(["run", "task", "method"]),
         distributions={str(name): tuple(own["task"]) for name, own in by_group},
     )
@@ -439,7 +406,7 @@ def _tasks(runs: Runs, pool: str) -> tuple[str, ...]:
 
 
 def _rightness(answers: pd.DataFrame) -> pd.DataFrame:
-    """[questions, methods], how right each answer was, averaged over draws."""
+    """[questions, methods], how right each answer of a pool was, averaged over draws."""
     for row in answers[answers["right"].isna()].to_dict("records"):
         raise ResultsError(
             f"{row['run']}, {row['task']} ({row['pool']}): an answer of {row['method']} is neither right nor wrong; "
@@ -455,8 +422,7 @@ def _rightness(answers: pd.DataFrame) -> pd.DataFrame:
         )
     right = questions["mean"].droplevel("pool").unstack("method").astype("float64")
     strata = right.notna().groupby(level=["run", "task"])
-    counts = strata.sum()
-    sizes = strata.size()
+    counts, sizes = strata.sum(), strata.size()
     for run, task in counts.index[(counts.gt(0) & counts.lt(sizes, axis=0)).any(axis=1)]:
         own = right.loc[(run, task)].dropna(axis="columns", how="all").notna()
         one = own.columns[0]
@@ -483,11 +449,7 @@ def _by_stratum(values: pd.DataFrame | pd.Series[float]) -> dict[Place, NDArray[
 
 
 def over_tasks(values: pd.Series[float]) -> float:
-    """Mean over seeds within a task, then over tasks, which weigh alike however many seeds they have.
-
-    Args:
-        values: with the index ``run``, ``task``.
-    """
+    """Mean over seeds within a task, then over tasks, of values with the index ``run``, ``task``."""
     return float(values.groupby(level="task").mean().mean())
 
 
@@ -518,8 +480,7 @@ def resampled_means(
     """
     strata = list(strata)
     times = None if runs is None else _times_drawn(runs, resamples)
-    there = np.stack([~np.isnan(values).any(axis=0) for _, values in strata])
-    weights = _weights(there, tasks)
+    weights = _weights(np.stack([~np.isnan(values).any(axis=0) for _, values in strata]), tasks)
     # by questions, and by task where tasks are drawn again: what is drawn together
     sums: dict[tuple[str, int, int], NDArray[np.float64]] = {}
     for place, ((name, values), weight) in enumerate(zip(strata, weights, strict=True)):
@@ -553,34 +514,22 @@ def _times_drawn(runs: Sequence[str], resamples: int) -> NDArray[np.float64]:
 
 
 def _weights(there: NDArray[np.bool_], tasks: Sequence[str] | None) -> NDArray[np.float64]:
-    """How much a stratum counts in each column's mean: seeds of a task alike, then tasks alike.
+    """How much a stratum counts in each column's mean, [strata, m]: seeds of a task alike, then tasks alike.
 
-    Args:
-        there: [strata, m], whether the column has a part in the stratum.
-        tasks: each stratum's; None: a stratum is a task.
-
-    Returns:
-        [strata, m]; 1 in sum over a column that has a part in any.
+    ``there`` [strata, m] is whether the column has a part in the stratum; weights of one that has are 1 in sum.
     """
-    parts = there.astype(np.float64)
-    names = np.arange(len(parts)) if tasks is None else np.unique(tasks, return_inverse=True)[1]
-    seeds = np.zeros((names.max() + 1, parts.shape[1]))
-    np.add.at(seeds, names, parts)
-    weights: NDArray[np.float64] = parts / np.maximum(seeds[names] * (seeds > 0).sum(axis=0), 1)
-    return weights
+    parts = pd.DataFrame(there.astype(np.float64))
+    of_task = parts.groupby(list(tasks) if tasks is not None else parts.index)
+    seeds = of_task.transform("sum")
+    weights = parts / (seeds * (of_task.sum() > 0).sum()).clip(lower=1)
+    return weights.to_numpy()
 
 
 def two_sided_p(resampled: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Twice the smaller share of resampled differences on the other side of 0, which is the 95 % interval's dual.
+    """Twice the smaller share of resampled differences [R, m] on the other side of 0: the 95 % interval's dual, [m].
 
     p = min(1, 2 (1 + min(#{d <= 0}, #{d >= 0})) / (1 + R)), as in Davison and Hinkley (1997), chapter 4: with the 1
     on both sides it is never 0.
-
-    Args:
-        resampled: [R, m] differences.
-
-    Returns:
-        [m].
     """
     beyond = np.minimum((resampled <= 0).sum(axis=0), (resampled >= 0).sum(axis=0))
     p: NDArray[np.float64] = np.minimum(1.0, 2 * (1 + beyond) / (1 + len(resampled)))
@@ -604,9 +553,8 @@ def compare(
     Returns:
         In the order of ``others``; an other that answered nothing where ``method`` did has no contrast.
     """
-    own = answers.answered(method)
+    places = _places(answers.answered(method))
     theirs = {other: _places(answers.answered(other)) for other in others if other != method}
-    places = _places(own)
     # by method, the strata where both answered
     both = {other: [place for place in places if place in theirs[other]] for other in theirs}
     against = [other for other in both if both[other]]
@@ -626,26 +574,26 @@ def compare(
     for column, other in enumerate(against):
         # drawn tasks of one name are different tasks in different runs
         mean = means[other].mean() if answers.distributions else over_tasks(means[other])
+        low, high, low_adjusted, high_adjusted = map(float, ends[:, column])
+        answered = {task for _, task in both[other]}
+        lacks = _lacks(method, places, theirs[other]) + _lacks(other, theirs[other], places)
         contrasts.append(
             Contrast(
                 method=method,
                 other=other,
                 pool=answers.pool,
-                tasks=tuple(t for t in answers.tasks if t in {task for _, task in both[other]}),
+                tasks=tuple(task for task in answers.tasks if task in answered),
                 strata=len(both[other]),
                 pairs=int(differences[other].notna().sum()),
                 mean=float(np.round(mean, 12)),
-                low=float(ends[0, column]),
-                high=float(ends[1, column]),
+                low=low,
+                high=high,
                 p=float(p[column]),
                 family=family,
                 p_adjusted=float(p_adjusted[column]),
-                low_adjusted=float(ends[2, column]),
-                high_adjusted=float(ends[3, column]),
-                missing=(
-                    *_lacks(method, places, theirs[other]),
-                    *_lacks(other, theirs[other], places),
-                ),
+                low_adjusted=low_adjusted,
+                high_adjusted=high_adjusted,
+                missing=tuple(lacks),
             )
         )
     return contrasts
@@ -654,25 +602,19 @@ def compare(
 def _lacks(method: str, own: Sequence[Place], places: Iterable[Place]) -> list[str]:
     """What a method lacks, task by task where it has no seed of it."""
     tasks = {task for _, task in own}
-    return list(
-        dict.fromkeys(
-            f"{method}: {task} in {run}" if task in tasks else f"{method}: {task}"
-            for run, task in places
-            if (run, task) not in own
-        )
-    )
+    lacks = [
+        f"{method}: {task} in {run}" if task in tasks else f"{method}: {task}"
+        for run, task in places
+        if (run, task) not in own
+    ]
+    return list(dict.fromkeys(lacks))
 
 
 def winner(answers: PoolAnswers, exclude: Sequence[str] = BOUNDS) -> str | None:
     """The method that may stand in bold: the best mean, and better than every other one beyond chance.
 
-    Args:
-        answers: on the tasks to compare on.
-        exclude: methods that neither win nor have to be beaten.
-
-    Returns:
-        None unless its simultaneous interval against every other method lies above 0; if there is no other one; or if
-        it misses a task, or a seed that another one has.
+    None unless its simultaneous interval against every other method but those to ``exclude`` lies above 0; if there is
+    no other one; or if it misses a task, or a seed that another one has.
     """
     strata = answers.accuracies.drop(columns=list(exclude), errors="ignore")
     strata = strata.dropna(how="all").dropna(axis="columns", how="all")
@@ -689,23 +631,17 @@ def winner(answers: PoolAnswers, exclude: Sequence[str] = BOUNDS) -> str | None:
 
 
 def table(answers: PoolAnswers, against: str = "base") -> list[ComparisonRow]:
-    """Every method on every task, each method's tasks followed by its mean.
+    """Every method on every task of a pool, each method's tasks followed by its mean; deltas are from ``against``.
 
-    Of drawn tasks, which are many and of one kind, there is a row a distribution.
-
-    Args:
-        answers: of a pool.
-        against: the method that deltas are taken from.
-
-    Returns:
-        A row a method and task (or distribution), whether or not there are answers, and a row a method with ``task``
-        None. Nothing for a pool without tasks.
+    Of drawn tasks, which are many and of one kind, there is a row a distribution. There are rows whether or not there
+    are answers, but nothing for a pool without tasks.
     """
+    if not answers.tasks:
+        return []
     parts = answers.distributions or {task: (task,) for task in answers.tasks}
     by_task: dict[str | None, PoolAnswers] = {task: answers.of(own) for task, own in parts.items()}
-    if answers.tasks:
-        # after the tasks, all of them together
-        by_task[None] = answers
+    # after the tasks, all of them together
+    by_task[None] = answers
     ends = {
         task: _mean_intervals(own) if task is None or answers.distributions else {}
         for task, own in by_task.items()
@@ -733,13 +669,8 @@ def _row(
     tasks = answers.tasks_of(method)
     by_run = own.groupby(level="run").agg(["mean", "count"])
     whole = by_run.loc[by_run["count"] == len(tasks), "mean"]
-    row = replace(
-        row,
-        n=len(shares),
-        seeds=len(whole),
-        spread=float(whole.std()) if len(whole) > 1 else None,
-        tasks=len(tasks),
-    )
+    spread = float(whole.std()) if len(whole) > 1 else None
+    row = replace(row, n=len(shares), seeds=len(whole), spread=spread, tasks=len(tasks))
     if len(tasks) < len(answers.tasks):
         return replace(row, partial=over_tasks(own))
     low, high = interval or wilson_interval(round(float(shares.sum())), len(shares))
@@ -772,12 +703,9 @@ def _mean_of(answers: PoolAnswers, method: str, name: str) -> float | None:
     if name not in answers.results:
         return None
     known: dict[Any, float] = answers.results[name].astype("float64").to_dict()
-    places = _places(answers.answered(method))
-    values = pd.Series(
-        [known.get((*place, method), math.nan) for place in places],
-        index=pd.MultiIndex.from_tuples(places, names=["run", "task"]),
-    )
-    return None if values.isna().any() else over_tasks(values)
+    own = answers.answered(method)
+    values = [known.get((*place, method), math.nan) for place in _places(own)]
+    return None if np.isnan(values).any() else over_tasks(pd.Series(values, index=own.index))
 
 
 def _mean_intervals(answers: PoolAnswers) -> dict[str, tuple[float, float]]:
@@ -785,25 +713,18 @@ def _mean_intervals(answers: PoolAnswers) -> dict[str, tuple[float, float]]:
     if answers.right.empty:
         return {}
     ends = np.quantile(answers.resampled(answers.right), [ALPHA / 2, 1 - ALPHA / 2], axis=0)
-    return {
-        str(method): (float(ends[0, column]), float(ends[1, column]))
-        for column, method in enumerate(answers.right)
-    }
+    return dict(zip(map(str, answers.right), map(tuple, ends.T.tolist()), strict=True))
 
 
 # --- costs ----------------------------------------------------------------------------------------
 
 
 def costs(runs: Runs, pool: str = "meta_test") -> pd.DataFrame:
-    """What every method cost.
+    """What every method cost: for meta-training, for search, for adapting to a task of the pool, and for an answer.
 
     A stage's rows are added up within a run (and task, in adaptation), then averaged over those runs that counted it,
     and over tasks. Methods that do nothing at a task cost nothing there, and those that learn nothing before it comes
     have no meta-training.
-
-    Args:
-        runs: finished runs.
-        pool: whose tasks the methods adapted to.
 
     Returns:
         A row a method (the index), in the order of ``runs.methods``; NaN where nothing was counted. Columns are
@@ -818,27 +739,21 @@ def costs(runs: Runs, pool: str = "meta_test") -> pd.DataFrame:
     adapting = spent["stage"] == "adaptation"
     # a task may be adapted to in two pools: by what has seen it and by what has not
     own = spent["pool"] == pool if "pool" in spent else True
-    spent = spent[~adapting | (spent["task"].isin(_tasks(runs, pool)) & own)]
     # of the other stages, all that was done in a run is one
-    spent = spent.assign(task=spent["task"].where(spent["stage"] == "adaptation", ""))
+    spent = spent.assign(task=spent["task"].where(adapting, ""))
+    spent = spent[~adapting | (spent["task"].isin(_tasks(runs, pool)) & own)]
     sums = spent.groupby(["method", "stage", "task", "run"])[[*_UNITS]].agg(_known, "sum")
     over_runs = sums.groupby(["method", "stage", "task"]).agg(_known, "mean")
     means = over_runs.groupby(["method", "stage"]).agg(_known, "mean")
     # seconds and tokens are counted together
     means = means.where(means[["tokens", "seconds"]].notna().all(axis="columns"))
     found = pd.DataFrame(index=list(runs.methods))
-    for stage in _STAGES:
+    for stage, free in _COSTS_NOTHING.items():
         of_stage = means[means.index.get_level_values("stage") == stage].droplevel("stage")
-        for unit in _UNITS:
-            found[f"{stage}_{unit}"] = of_stage[unit].astype("float64")
-    for free, stages in (
-        (_WITHOUT_META_TRAINING, ("meta_training",)),
-        (_WITHOUT_ADAPTATION, ("search", "adaptation")),
-    ):
-        for stage in stages:
-            columns = [f"{stage}_{unit}" for unit in _UNITS]
-            nothing = found.index.isin(free) & found[f"{stage}_tokens"].isna()
-            found.loc[nothing, columns] = 0.0
+        columns = [f"{stage}_{unit}" for unit in _UNITS]
+        found[columns] = of_stage.reindex(found.index).astype("float64")
+        nothing = found.index.isin(free) & found[f"{stage}_tokens"].isna()
+        found.loc[nothing, columns] = 0.0
     return found.assign(answer_seconds=_answer_seconds(runs, pool))
 
 
@@ -866,19 +781,18 @@ def verdict(
 ) -> Verdict:
     """Whether a method beats the best baseline by :data:`AIM`, beyond chance, with no more tokens of adaptation.
 
-    Args:
-        answers: on the tasks to judge by.
-        priced: :func:`costs` of adapting to them.
-        method: which method.
-        baselines: those that it has to beat.
+    ``priced`` are the :func:`costs` of adapting to the tasks of ``answers``.
     """
-    strata = answers.accuracies
     # seeds without any answers on the pool were not asked
-    seeds = dict.fromkeys(run for run, _ in _places(strata))
+    seeds = dict.fromkeys(run for run, _ in _places(answers.accuracies))
     places = [(run, task) for task in answers.tasks for run in seeds]
     others = [name for name in dict.fromkeys(baselines) if name != method]
-    means = {name: _whole_mean(answers, name) for name in (method, *others)}
-    best = _best(answers, [name for name in others if means[name] is not None], places)
+    means = {
+        name: over_tasks(answers.answered(name))
+        for name in (method, *others)
+        if answers.tasks_of(name) == set(answers.tasks)
+    }
+    best = _best(answers, [name for name in others if name in means], places)
     # those without answers yet were asked for as well
     contrasts = compare(answers, method, others, len(others))
     contrast = next((one for one in contrasts if one.other == best), None)
@@ -891,7 +805,8 @@ def verdict(
     enough = None if contrast is None else round(contrast.mean, 12) >= AIM
     above_zero = None if contrast is None else contrast.low_adjusted > 0
     budget = _budget(priced, method, baselines)
-    met = _all((enough, above_zero, budget.within))
+    parts = (enough, above_zero, budget.within)
+    met = False if False in parts else None if None in parts else True
     if missing:
         own = any(item.split(": ", 1)[0] in (method, best) for item in missing)
         # the best of more baselines is no worse; in all else, more answers may turn it
@@ -899,7 +814,7 @@ def verdict(
     return Verdict(
         method=method,
         baselines=tuple(baselines),
-        accuracy=means[method],
+        accuracy=means.get(method),
         best=best,
         best_accuracy=None if best is None else means[best],
         contrast=contrast,
@@ -909,12 +824,6 @@ def verdict(
         met=met,
         missing=missing,
     )
-
-
-def _whole_mean(answers: PoolAnswers, method: str) -> float | None:
-    """A method's mean; None unless it has all tasks."""
-    own = answers.answered(method)
-    return over_tasks(own) if answers.tasks_of(method) == set(answers.tasks) else None
 
 
 def _best(answers: PoolAnswers, names: Sequence[str], places: Sequence[Place]) -> str | None:
@@ -929,35 +838,24 @@ def _best(answers: PoolAnswers, names: Sequence[str], places: Sequence[Place]) -
 
 
 def _budget(priced: pd.DataFrame, method: str, others: Sequence[str]) -> ComputeBudget:
-    spent: dict[str, dict[Any, float]] = {
-        unit: priced[f"adaptation_{unit}"].dropna().to_dict() for unit in ("tokens", "seconds")
-    }
-    most = {
-        unit: max(
-            ((own[name], name) for name in others if name in own and name != method),
-            key=lambda item: item[0],
-            default=None,
+    tokens, seconds = (priced[f"adaptation_{unit}"].dropna() for unit in ("tokens", "seconds"))
+    costliest = [
+        (float(theirs.max()), str(theirs.idxmax())) if len(theirs) else None
+        for theirs in (
+            spent[[name for name in others if name in spent and name != method]]
+            for spent in (tokens, seconds)
         )
-        for unit, own in spent.items()
-    }
-    tokens = spent["tokens"].get(method)
-    missing = tuple(name for name in (method, *others) if name not in spent["tokens"])
+    ]
+    missing = tuple(name for name in (method, *others) if name not in tokens)
     within = None
-    if tokens is not None and most["tokens"] is not None:
+    if method in tokens and costliest[0] is not None:
         # one that was not counted may be costlier still
-        within = True if tokens <= most["tokens"][0] else (None if missing else False)
+        within = True if tokens[method] <= costliest[0][0] else (None if missing else False)
     return ComputeBudget(
-        tokens=tokens,
-        seconds=spent["seconds"].get(method),
-        most_tokens=most["tokens"],
-        most_seconds=most["seconds"],
+        tokens=tokens.get(method),
+        seconds=seconds.get(method),
+        most_tokens=costliest[0],
+        most_seconds=costliest[1],
         within=within,
         missing=missing,
     )
-
-
-def _all(values: Sequence[bool | None]) -> bool | None:
-    """Three-valued and: one that fails decides, one that is not known leaves it open."""
-    if any(value is False for value in values):
-        return False
-    return None if any(value is None for value in values) else True

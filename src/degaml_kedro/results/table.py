@@ -18,7 +18,7 @@ _DRAWN = " Tasks drawn from one distribution stand in one row: tasks x questions
 
 
 def results_table(results: pd.DataFrame, methods: Sequence[str], drawn: Sequence[str] = ()) -> str:
-    """A Markdown table of accuracies with a mean row per pool.
+    """A Markdown table of accuracies, a column a method, with a mean row per pool.
 
     Args:
         results: one row per task and method, with ``task``, ``group``, ``pool``, ``method``, ``n``, ``chance``,
