@@ -18,17 +18,17 @@ import torch
 from accelerate import Accelerator
 
 from degaml_kedro.adapters.adapter import AdapterConfig
+from degaml_kedro.config.schema import (
+    FactorizedDecoder,
+    GeneratorTraining,
+    HyperconvolutionalDecoder,
+)
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
 from degaml_kedro.generator.generator import Generator, Identity
 from degaml_kedro.generator.health import check_generator
 from degaml_kedro.generator.training import TrainingTask, train_generator
 from degaml_kedro.io.prompt_embeddings import read_prompt_embeddings
 from degaml_kedro.io.tokens import TokenScalesDataset, TokensDataset
-from degaml_kedro.parameters import (
-    FactorizedDecoder,
-    GeneratorTraining,
-    HyperconvolutionalDecoder,
-)
 
 SUPPORT = 20
 FLOW = (

@@ -20,18 +20,18 @@ from benchmarks.material import SEED, Settings
 from benchmarks.measure import Result, Row, Spread, found_in_child, now
 from benchmarks.memory import peak_bytes
 from degaml_kedro.adapters.tokens import TokenGrid
+from degaml_kedro.config.schema import (
+    FactorizedDecoder,
+    GeneratorTraining,
+    GeneratorVariant,
+    HyperconvolutionalDecoder,
+)
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
 from degaml_kedro.generator.decoders.hyperconv import (
     PAPER_FLOWS,
     PAPER_KERNEL_SIZE,
     Size,
     decoder_cost,
-)
-from degaml_kedro.parameters import (
-    FactorizedDecoder,
-    GeneratorTraining,
-    GeneratorVariant,
-    HyperconvolutionalDecoder,
 )
 
 # between the embedded profile's condition and its grid; widths as the paper's shrink and tokens as they grow

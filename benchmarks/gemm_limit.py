@@ -20,11 +20,11 @@ from torch import Tensor
 
 from benchmarks.material import PROMPT, SEED, Settings, suite_examples
 from benchmarks.measure import Result, Row, Spread, now
+from degaml_kedro.config.schema import LoraParameters, Phase, TrainingParameters
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import batch_indices, fine_tune, initial_adapter
 from degaml_kedro.llm.lora import LinearGroup
 from degaml_kedro.llm.prompting import encode_questions
-from degaml_kedro.parameters import LoraParameters, Phase, TrainingParameters
 
 WARM_UP = 2
 PRODUCTS_A_TURN = 4

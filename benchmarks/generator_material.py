@@ -16,18 +16,18 @@ import yaml
 from benchmarks.material import SEED, Settings
 from degaml_kedro.adapters.scales import TokenScales, TokenStatistics
 from degaml_kedro.adapters.tokens import TokenGrid
-from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
-from degaml_kedro.generator.generator import Generator, Identity
-from degaml_kedro.generator.prompt_encoder import PromptEncoder, load_prompt_encoder
-from degaml_kedro.llm.finetune import initial_adapter
-from degaml_kedro.llm.prompting import question_text
-from degaml_kedro.parameters import (
+from degaml_kedro.config.schema import (
     EncoderParameters,
     FactorizedDecoder,
     GeneratorParameters,
     GeneratorVariant,
     LoraParameters,
 )
+from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
+from degaml_kedro.generator.generator import Generator, Identity
+from degaml_kedro.generator.prompt_encoder import PromptEncoder, load_prompt_encoder
+from degaml_kedro.llm.finetune import initial_adapter
+from degaml_kedro.llm.prompting import question_text
 from degaml_kedro.tasks.suite import FAMILIES
 
 _PROFILE = Path(__file__).resolve().parent.parent / "conf" / "base" / "parameters.yml"

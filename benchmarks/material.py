@@ -10,8 +10,8 @@ from typing import Any
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from degaml_kedro.config.schema import BaseModelParameters, ProjectParameters, PromptParameters
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
-from degaml_kedro.parameters import BaseModelParameters, ProjectParameters, PromptParameters
 from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.suite import FAMILIES
 

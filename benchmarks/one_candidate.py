@@ -17,19 +17,19 @@ from typing import Any
 import torch
 
 from degaml_kedro.adapters.adapter import Adapter, parse_key
-from degaml_kedro.llm.base_model import BaseModel, load_base_model
-from degaml_kedro.llm.finetune import initial_adapter
-from degaml_kedro.parameters import (
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import (
     BaseModelParameters,
     LoraParameters,
     PromptParameters,
     RewardParameters,
     ScoringParameters,
 )
+from degaml_kedro.llm.base_model import BaseModel, load_base_model
+from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.indicators import Indicators
 from degaml_kedro.policy.trial import Trial, try_action
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.state import AdaptedState, Member, load_state
 from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Example

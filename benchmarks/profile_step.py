@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.material import PROMPT, SEED, Settings, suite_examples
+from degaml_kedro.config.schema import LoraParameters, Phase, TrainingParameters
 from degaml_kedro.llm.finetune import fine_tune, initial_adapter
-from degaml_kedro.parameters import LoraParameters, Phase, TrainingParameters
 
 WARM_UP = 3
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks.material import PROMPT, Settings, SkippedError, node_parameters, suite_examples
 from benchmarks.measure import Result, Row, Spread, now
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.config.schema import BaseModelParameters, ProjectParameters
 from degaml_kedro.io.datasets import TrajectoryDataset
 from degaml_kedro.io.tokens import TokensDataset
 from degaml_kedro.io.trajectory import Trajectory
@@ -26,7 +27,6 @@ from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.finetune import AnswerSequence, answer_sequences
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
-from degaml_kedro.parameters import BaseModelParameters, ProjectParameters
 from degaml_kedro.pipelines.checkpoints.nodes import train_trajectory
 from degaml_kedro.pipelines.tokenize.nodes import tokenize_trajectory
 from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame

@@ -22,15 +22,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks.material import Settings, SkippedError, peer_model, require
 from benchmarks.scoring import agreement, open_harness, quiet
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.llm.base_model import BaseModel, load_base_model
-from degaml_kedro.llm.scoring import score_examples
-from degaml_kedro.parameters import (
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.config.schema import (
     FileSource,
     Normalization,
     PromptParameters,
     ScoringParameters,
 )
+from degaml_kedro.llm.base_model import BaseModel, load_base_model
+from degaml_kedro.llm.scoring import score_examples
 from degaml_kedro.results.measures import wilson_interval
 from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.files import read_examples

@@ -22,10 +22,10 @@ import torch
 
 from benchmarks.material import PROMPT, Settings, peer_model, require, suite_examples
 from benchmarks.measure import Result, Row, Spread, compared, now
+from degaml_kedro.config.schema import PromptParameters, ScoringMode, ScoringParameters
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.prompting import answer_texts, render_prompt
 from degaml_kedro.llm.scoring import score_examples
-from degaml_kedro.parameters import PromptParameters, ScoringMode, ScoringParameters
 from degaml_kedro.tasks.example import Example
 
 BATCH_SIZES = (8, 16, 32)

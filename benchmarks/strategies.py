@@ -12,8 +12,8 @@ import yaml
 from benchmarks.material import SEED, Settings
 from benchmarks.measure import Row, Spread
 from benchmarks.one_candidate import workbench
+from degaml_kedro.config.schema import LoraParameters, PromptParameters, ScoringParameters
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.parameters import LoraParameters, PromptParameters, ScoringParameters
 from degaml_kedro.strategies.state import Member
 from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Example

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from degaml_kedro.baselines import sentence_head
 from degaml_kedro.baselines.baseline import Embed, Setup
-from degaml_kedro.parameters import (
+from degaml_kedro.config.schema import (
     EncoderParameters,
     FileDistribution,
     PromptParameters,

@@ -19,10 +19,10 @@ from torch import Tensor
 from benchmarks.material import PROMPT, SEED, Settings, peer_model, require, suite_examples
 from benchmarks.measure import Result, Row, Spread, compared, now
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.config.schema import LoraParameters, Phase, TrainingParameters
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import FineTuneStep, batch_indices, fine_tune, initial_adapter
 from degaml_kedro.llm.prompting import encode_questions
-from degaml_kedro.parameters import LoraParameters, Phase, TrainingParameters
 from degaml_kedro.tasks.example import Example
 
 LEARNING_RATE = 5e-4

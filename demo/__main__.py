@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
 from demo import SHIPPED_LABEL, DemoSettings
 
 # threads that wait for each other give way to whoever else computes; read when torch is imported

@@ -39,7 +39,7 @@ from gradio.themes.utils import colors, sizes
 from starlette.middleware import Middleware
 
 from degaml_kedro.checkpoint.card import peft_code
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.session import Budget, Progress
 from degaml_kedro.tasks.ready import ReadyTask
 from demo import DemoSettings

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Literal
 
 from degaml_kedro.checkpoint.layout import CheckpointError
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.folders import own_prefix
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.common.folders import own_prefix
 from degaml_kedro.session import (
     AdaptationCancelled,
     AdaptedModel,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.session import Report
 from degaml_kedro.tasks.pasted import Pasted, PastedRow
 
@@ -101,7 +101,7 @@ def _measured(view: ComparisonView) -> list[MethodRow]:
 
 def comparison(views: Sequence[ComparisonView]) -> str:
     """A comparison, once for each of its pools: methods as dots, with what adapting costs."""
-    from degaml_kedro.methods import METHODS
+    from degaml_kedro.config.methods import METHODS
     from degaml_kedro.results.glossary import POOL_TITLES
 
     meanings = {name: row.meaning for name, row in METHODS.items()}

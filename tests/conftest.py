@@ -22,7 +22,7 @@ from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
-from degaml_kedro.configuration import ProjectConfigLoader
+from degaml_kedro.config.loader import ProjectConfigLoader
 
 ROOT = Path(__file__).parents[1]
 

@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 from kedro.framework.cli.cli import KedroCLI
 
 from degaml_kedro import cli
-from degaml_kedro.configuration import ProjectConfigLoader
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.config.loader import ProjectConfigLoader
 from degaml_kedro.io.trajectory_writer import read_state
 from degaml_kedro.pipelines.naming import PARAMETERS
 from tests.conftest import ROOT

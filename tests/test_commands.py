@@ -26,7 +26,7 @@ from degaml_kedro import commands
 from degaml_kedro.adaptation import Progress, Report
 from degaml_kedro.checkpoint import hub
 from degaml_kedro.checkpoint.folder import save_pair
-from degaml_kedro.parameters import SearchParameters
+from degaml_kedro.config.schema import SearchParameters
 from degaml_kedro.session import AdaptedModel, SessionError
 from degaml_kedro.tasks.pasted import read_file
 from degaml_kedro.tasks.ready import ready_task, ready_tasks

@@ -6,9 +6,9 @@ import pytest
 
 from degaml_kedro.adapters.adapter import tensor_key
 from degaml_kedro.adapters.tokens import TokenGrid
+from degaml_kedro.config.schema import HubModel, HubSource, HyperconvolutionalDecoder, SuiteSource
 from degaml_kedro.generator.decoders.build import ConditionSize, whole_flow
 from degaml_kedro.generator.decoders.hyperconv import PAPER_FLOWS
-from degaml_kedro.parameters import HubModel, HubSource, HyperconvolutionalDecoder, SuiteSource
 from degaml_kedro.tasks.hub import MAPPINGS
 from degaml_kedro.tasks.suite import FAMILIES
 from tests.test_configuration import ENVIRONMENTS, NEEDED, loader, read_parameters

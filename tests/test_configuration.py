@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from degaml_kedro.configuration import (
+from degaml_kedro.config.loader import (
     ConfigurationError,
     ProjectConfigLoader,
     check_action_space,
     current_loader,
     read_parameters,
 )
-from degaml_kedro.parameters import task_scoring
+from degaml_kedro.config.schema import task_scoring
 from degaml_kedro.pipeline_registry import with_baselines
 from degaml_kedro.settings import CONFIG_LOADER_ARGS
 from tests.conftest import ROOT

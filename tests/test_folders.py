@@ -11,8 +11,8 @@ from itertools import count
 
 import pytest
 
-from degaml_kedro import folders
-from degaml_kedro.folders import FolderError, own_prefix, replaced_folder
+from degaml_kedro.common import folders
+from degaml_kedro.common.folders import FolderError, own_prefix, replaced_folder
 
 
 def write(folder, text, **options):

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from degaml_kedro.config.schema import BaseModelParameters, EncoderParameters
 from degaml_kedro.generator import prompt_encoder
 from degaml_kedro.generator.decoders.build import Decoder
 from degaml_kedro.llm import base_model
-from degaml_kedro.parameters import BaseModelParameters, EncoderParameters
 from tests.generator.decoders.test_build import CONDITION, EVERY, GRID
 
 Maker = Callable[[int], Mapping[str, Tensor]]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from degaml_kedro.configuration import ConfigurationError
+from degaml_kedro.config.loader import ConfigurationError
 from tests.pipelines.helpers import run
 
 pytestmark = pytest.mark.xdist_group("runs")

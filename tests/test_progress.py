@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 
-from degaml_kedro import progress
+from degaml_kedro.common import progress
 
 
 class Terminal(io.StringIO):
@@ -40,7 +40,7 @@ def test_a_log_gets_a_line_now_and_then_without_what_was_done_before(monkeypatch
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with (
-        caplog.at_level(logging.INFO, "degaml_kedro.progress"),
+        caplog.at_level(logging.INFO, "degaml_kedro.common.progress"),
         progress.progress_bar("capitals", "step", done=50) as report,
     ):
         for step in range(51, 101):

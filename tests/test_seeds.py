@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from degaml_kedro.seeds import derive_seed
+from degaml_kedro.common.seeds import derive_seed
 
 
 @given(st.integers(0, 2**63 - 1), st.lists(st.text(), max_size=4))

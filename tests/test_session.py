@@ -23,11 +23,11 @@ from degaml_kedro.adaptation import STAGES, Report
 from degaml_kedro.adapters.adapter import load_peft_folder
 from degaml_kedro.checkpoint.folder import save_pair
 from degaml_kedro.checkpoint.hub import SHIPPED
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.config.schema import SearchParameters
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.llm.prompting import PromptError, encode_questions
 from degaml_kedro.llm.scoring import answer_length, score_examples
-from degaml_kedro.parameters import SearchParameters
 from degaml_kedro.policy import search
 from degaml_kedro.policy.proposers import PolicyProposer
 from degaml_kedro.policy.trial import execute

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import TypeAdapter
 
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.common.texts import printable
+from degaml_kedro.config.schema import PolicyParameters
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import answer_sequences
 from degaml_kedro.llm.scoring import Prediction, score_examples
-from degaml_kedro.parameters import PolicyParameters
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.describe import describe_action, describe_strategy
 from degaml_kedro.policy.search import Refinement, Row, Tag, executed_rows, most_trials
 from degaml_kedro.results.measures import wilson_interval
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.generated import (
     count_truncated,
@@ -33,7 +34,6 @@ from degaml_kedro.strategies.generated import (
 from degaml_kedro.strategies.state import AdaptedState
 from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Example, Question
-from degaml_kedro.texts import printable
 
 if TYPE_CHECKING:
     from degaml_kedro.checkpoint.folder import TrainedPair

@@ -12,7 +12,7 @@ from kedro.framework.cli.catalog import catalog
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.registry import registry
 
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ import click
 
 from degaml_kedro import __version__
 from degaml_kedro.checkpoint.layout import check_overwritable, trained_labels
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.texts import printable
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.common.texts import printable
 
 if TYPE_CHECKING:
     from degaml_kedro.adaptation import Accuracy, Answer, Change, Progress
@@ -535,7 +535,7 @@ def _write_predictions(out: Path, rows: Sequence[_Asked]) -> None:
     """
     import pandas as pd
 
-    from degaml_kedro.io.atomic import replace_file
+    from degaml_kedro.common.atomic import replace_file
 
     records = []
     for one in rows:

@@ -15,9 +15,9 @@ from kedro.io import DataCatalog, DatasetError, MemoryDataset
 from kedro.pipeline import Pipeline
 from kedro.runner import SequentialRunner
 
-from degaml_kedro.configuration import check_action_space, read_parameters
-from degaml_kedro.io.atomic import is_main_process
-from degaml_kedro.parameters import ProjectParameters
+from degaml_kedro.common.atomic import is_main_process
+from degaml_kedro.config.loader import check_action_space, read_parameters
+from degaml_kedro.config.schema import ProjectParameters
 from degaml_kedro.pipelines.naming import PARAMETERS, STAGES, stage_of
 from degaml_kedro.results.formatting import seconds
 

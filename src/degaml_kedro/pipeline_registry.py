@@ -7,9 +7,9 @@ import warnings
 from kedro.pipeline import Pipeline
 from pydantic import ValidationError
 
-from degaml_kedro.configuration import current_loader, read_parameters
-from degaml_kedro.methods import METHODS
-from degaml_kedro.parameters import BASELINES, ProjectParameters
+from degaml_kedro.config.loader import current_loader, read_parameters
+from degaml_kedro.config.methods import METHODS
+from degaml_kedro.config.schema import BASELINES, ProjectParameters
 from degaml_kedro.pipelines import (
     baselines,
     checkpoints,

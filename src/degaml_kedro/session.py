@@ -43,14 +43,14 @@ from degaml_kedro.checkpoint.folder import (
     save_adaptation,
 )
 from degaml_kedro.checkpoint.hub import load_trained_pair
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.common.progress import Progress as Counted
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import SearchParameters
 from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.llm.prompting import encode_questions
 from degaml_kedro.llm.scoring import compare_options, score_examples
-from degaml_kedro.parameters import SearchParameters
 from degaml_kedro.policy.actions import ActionSpace
-from degaml_kedro.progress import Progress as Counted
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import answer_questions, predict
 from degaml_kedro.strategies.generated import question_embedder
 from degaml_kedro.strategies.state import AdaptedState

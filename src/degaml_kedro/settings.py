@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kedro.utils import find_kedro_project
 
-from degaml_kedro.configuration import ProjectConfigLoader
+from degaml_kedro.config.loader import ProjectConfigLoader
 from degaml_kedro.hooks import ExtentHook, ParametersHook, ResultsHook
 from degaml_kedro.tracking.hook import TrackingHook
 

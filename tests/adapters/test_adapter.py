@@ -26,8 +26,8 @@ from degaml_kedro.adapters.adapter import (
     save_peft_folder,
     tensor_key,
 )
+from degaml_kedro.config.schema import LoraParameters
 from degaml_kedro.llm.lora import active_lora
-from degaml_kedro.parameters import LoraParameters
 from tests.llm.helpers import peft_copy, plain_copy, random_adapter, tiny_base
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.baseline import Setup
+from degaml_kedro.config.schema import LoraParameters, PromptParameters, ScoringParameters
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import initial_adapter
-from degaml_kedro.parameters import LoraParameters, PromptParameters, ScoringParameters
 from tests.llm.helpers import tiny_base
 
 

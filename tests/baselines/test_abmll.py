@@ -17,14 +17,14 @@ from degaml_kedro.baselines import abmll
 from degaml_kedro.baselines.abmll import Pairs, hyper_prior, layer_divergence, spread
 from degaml_kedro.baselines.baseline import Setup
 from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
-from degaml_kedro.llm.finetune import answer_sequences
-from degaml_kedro.llm.scoring import score_examples
-from degaml_kedro.parameters import (
+from degaml_kedro.config.schema import (
     AbmllParameters,
     AdaptationSetting,
     PromptParameters,
     ScoringParameters,
 )
+from degaml_kedro.llm.finetune import answer_sequences
+from degaml_kedro.llm.scoring import score_examples
 from degaml_kedro.tasks.example import make_example
 from tests.baselines.helpers import setup
 from tests.strategies.helpers import adapter, examples, tiny_base

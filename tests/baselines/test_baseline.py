@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from degaml_kedro.baselines.baseline import baseline
-from degaml_kedro.methods import METHODS
-from degaml_kedro.parameters import BaselinesParameters
+from degaml_kedro.config.methods import METHODS
+from degaml_kedro.config.schema import BaselinesParameters
 
 
 @pytest.mark.parametrize("row", [row for row in METHODS.values() if row.kind == "baseline"])

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from degaml_kedro.baselines import icl
 from degaml_kedro.baselines.learned import Progress
+from degaml_kedro.config.schema import InContextSetting, PromptParameters, ScoringParameters
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import answer_sequences
 from degaml_kedro.llm.in_context import fitting, in_context_prompt, in_context_sequences
 from degaml_kedro.llm.packing import Pack
 from degaml_kedro.llm.prompting import PromptError, answer_texts, render_prompt
 from degaml_kedro.llm.scoring import Prediction, score_examples
-from degaml_kedro.parameters import InContextSetting, PromptParameters, ScoringParameters
 from degaml_kedro.tasks.example import Example, Question, make_example, make_true_false_example
 from tests.baselines.helpers import setup
 from tests.llm.helpers import tiny_base

@@ -24,13 +24,8 @@ from degaml_kedro.baselines.maml import (
     inner_loop,
     meta_gradient,
 )
-from degaml_kedro.llm.finetune import (
-    answer_loss,
-    answer_sequences,
-    fine_tune,
-    initial_adapter,
-)
-from degaml_kedro.parameters import (
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import (
     AdaptationSetting,
     LoraParameters,
     MamlParameters,
@@ -38,7 +33,12 @@ from degaml_kedro.parameters import (
     PromptParameters,
     TrainingParameters,
 )
-from degaml_kedro.seeds import derive_seed
+from degaml_kedro.llm.finetune import (
+    answer_loss,
+    answer_sequences,
+    fine_tune,
+    initial_adapter,
+)
 from degaml_kedro.tasks.example import Example, make_example
 from tests.baselines.helpers import setup
 from tests.llm.helpers import random_adapter, tiny_base

@@ -10,14 +10,14 @@ import torch
 from degaml_kedro.baselines import icl, metaicl, metaict
 from degaml_kedro.baselines.baseline import Setup
 from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
-from degaml_kedro.llm.finetune import initial_adapter
-from degaml_kedro.llm.in_context import in_context_prompt
-from degaml_kedro.parameters import (
+from degaml_kedro.config.schema import (
     InContextSetting,
     LoraParameters,
     MetaIclParameters,
     PromptParameters,
 )
+from degaml_kedro.llm.finetune import initial_adapter
+from degaml_kedro.llm.in_context import in_context_prompt
 from degaml_kedro.tasks.example import Example, Question, make_example
 from tests.baselines.helpers import setup
 from tests.llm.helpers import random_adapter, tiny_base

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from degaml_kedro.baselines.learned import BaselineError
 from degaml_kedro.baselines.sentence_head import Classifier, adapt, predict
+from degaml_kedro.config.schema import PromptParameters, RegressionSetting
 from degaml_kedro.llm.scoring import Prediction
-from degaml_kedro.parameters import PromptParameters, RegressionSetting
 from degaml_kedro.tasks.example import Example, Question, make_example, make_true_false_example
 from tests.baselines.helpers import setup
 

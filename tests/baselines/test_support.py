@@ -6,8 +6,7 @@ import torch
 from degaml_kedro.baselines import support as alone
 from degaml_kedro.baselines import union_train
 from degaml_kedro.baselines.learned import Learned, TaskExamples
-from degaml_kedro.llm.finetune import answer_sequences, fine_tune, initial_adapter
-from degaml_kedro.parameters import (
+from degaml_kedro.config.schema import (
     AdaptationSetting,
     LoraParameters,
     Phase,
@@ -16,6 +15,7 @@ from degaml_kedro.parameters import (
     UnionParameters,
     WarmupParameters,
 )
+from degaml_kedro.llm.finetune import answer_sequences, fine_tune, initial_adapter
 from degaml_kedro.tasks.example import make_example
 from tests.baselines.helpers import setup
 from tests.llm.helpers import tiny_base

@@ -12,6 +12,7 @@ from degaml_kedro.adapters.adapter import save_peft_folder
 from degaml_kedro.adapters.scales import TokenScales, TokenStatistics
 from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.checkpoint.folder import PairSettings, TrainedPair, save_pair
+from degaml_kedro.config.schema import AssociativeDecoder, FactorizedDecoder, LoraParameters
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
 from degaml_kedro.generator.examples import ExampleGenerator
 from degaml_kedro.generator.generator import Generator, Identity, save_generator
@@ -20,7 +21,6 @@ from degaml_kedro.io.prompt_embeddings import write_prompt_embeddings
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.llm.prompting import question_text
-from degaml_kedro.parameters import AssociativeDecoder, FactorizedDecoder, LoraParameters
 from degaml_kedro.tasks.example import Question, make_example
 from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame
 from tests.llm.helpers import random_adapter, tiny_base

@@ -18,8 +18,8 @@ from degaml_kedro.checkpoint.shipping import (
     measure_pair,
     ship,
 )
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.folders import FolderError
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.common.folders import FolderError
 from degaml_kedro.llm.base_model import load_base_model
 from tests.checkpoint.helpers import tiny_pair, tiny_parameters, write_run, write_tiny_pair
 

@@ -26,7 +26,7 @@ from demo.service import (
 from demo.views import render
 
 from degaml_kedro.checkpoint.hub import load_trained_pair
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.session import AdaptationCancelled, Budget, Progress, Report
 from degaml_kedro.tasks.example import make_example, make_true_false_example
 from degaml_kedro.tasks.pasted import PastedError, read_pasted

@@ -24,7 +24,7 @@ from kedro.framework.project import pipelines
 
 from degaml_kedro import cli
 from degaml_kedro.commands import main as degaml
-from degaml_kedro.configuration import ProjectConfigLoader
+from degaml_kedro.config.loader import ProjectConfigLoader
 from degaml_kedro.strategies.registry import _FAMILIES
 from tests.conftest import ROOT
 from tests.docs.pages import NEEDS, PAGES, Block, blocks, inline_commands

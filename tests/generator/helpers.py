@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from degaml_kedro.adapters.scales import Center, TokenScales, TokenStatistics
 from degaml_kedro.adapters.tokens import TokenGrid
-from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
-from degaml_kedro.generator.generator import Generator, Identity
-from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
-from degaml_kedro.generator.training import TrainingTask
-from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.finetune import AnswerSequence, answer_sequences, initial_adapter
-from degaml_kedro.parameters import (
+from degaml_kedro.config.schema import (
     FactorizedDecoder,
     GeneratorTraining,
     HyperconvolutionalDecoder,
     LoraParameters,
     PromptParameters,
 )
+from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
+from degaml_kedro.generator.generator import Generator, Identity
+from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
+from degaml_kedro.generator.training import TrainingTask
+from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.finetune import AnswerSequence, answer_sequences, initial_adapter
 from degaml_kedro.tasks.example import Example, make_example
 from tests.llm.helpers import random_adapter, tiny_base
 

@@ -10,6 +10,13 @@ import torch
 from peft import PeftModel
 
 from degaml_kedro.adapters.adapter import save_peft_folder
+from degaml_kedro.config.schema import (
+    AssociativeDecoder,
+    GeneratorTraining,
+    GeneratorVariant,
+    LoraParameters,
+    PromptParameters,
+)
 from degaml_kedro.generator.examples import (
     Draw,
     ExampleGenerator,
@@ -30,13 +37,6 @@ from degaml_kedro.llm.finetune import (
 )
 from degaml_kedro.llm.in_context import in_context_sequences
 from degaml_kedro.llm.lora import active_lora
-from degaml_kedro.parameters import (
-    AssociativeDecoder,
-    GeneratorTraining,
-    GeneratorVariant,
-    LoraParameters,
-    PromptParameters,
-)
 from degaml_kedro.tasks.example import Example, make_example, make_open_example
 from tests.llm.helpers import tiny_base
 from tests.llm.test_in_context import BASES

@@ -11,9 +11,9 @@ from torch import Tensor
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.adapters.scales import TokenScales
 from degaml_kedro.adapters.tokens import TokenGrid
+from degaml_kedro.config.schema import ScoringParameters
 from degaml_kedro.generator.health import WHOLE, check_generator, slot_errors
 from degaml_kedro.llm.scoring import score_examples
-from degaml_kedro.parameters import ScoringParameters
 from tests.adapters.test_tokens import small_grid
 from tests.generator.helpers import (
     CONDITION,

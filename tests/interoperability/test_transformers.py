@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
+from degaml_kedro.config.schema import ScoringParameters
 from degaml_kedro.llm.prompting import render_prompt
 from degaml_kedro.llm.scoring import score_examples
-from degaml_kedro.parameters import ScoringParameters
 from tests.interoperability.helpers import PROMPT, Place, run_documented
 
 NEW_TOKENS = 8

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from degaml_kedro.adapters.adapter import save_peft_folder
-from degaml_kedro.parameters import LoraParameters
+from degaml_kedro.config.schema import LoraParameters
 from tests.llm.helpers import random_adapter
 
 MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

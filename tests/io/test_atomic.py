@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from degaml_kedro.io.atomic import (
+from degaml_kedro.common.atomic import (
     AtomicJSONDataset,
     AtomicParquetDataset,
     AtomicPlotlyDataset,

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kedro.io import DatasetError
 
-from degaml_kedro.io.atomic import StoredDataError
+from degaml_kedro.common.atomic import StoredDataError
 from degaml_kedro.io.runs import RunsDataset, confidences, data_folders, read_runs
 from degaml_kedro.results.measures import ResultsError
 from degaml_kedro.results.runs import Runs

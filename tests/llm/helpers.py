@@ -9,9 +9,9 @@ from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from transformers import LlamaForCausalLM
 
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.config.schema import BaseModelParameters, LoraParameters
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.finetune import initial_adapter
-from degaml_kedro.parameters import BaseModelParameters, LoraParameters
 
 
 def tiny_base(seed: int = 0) -> BaseModel:

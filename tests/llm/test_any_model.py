@@ -21,6 +21,15 @@ from transformers import AddedToken, AutoModelForCausalLM, LlamaConfig, RwkvConf
 from transformers.utils import chat_template_utils
 
 from degaml_kedro.adapters.adapter import save_peft_folder
+from degaml_kedro.config.schema import (
+    BaseModelParameters,
+    LoraParameters,
+    Phase,
+    PromptParameters,
+    RewardParameters,
+    ScoringParameters,
+    TrainingParameters,
+)
 from degaml_kedro.llm.base_model import ModelError, load_base_model
 from degaml_kedro.llm.finetune import (
     answer_sequences,
@@ -32,15 +41,6 @@ from degaml_kedro.llm.in_context import PrefixMemory, compare_in_context, encode
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.prompting import PromptError, encode_questions, render_prompt
 from degaml_kedro.llm.scoring import score_examples
-from degaml_kedro.parameters import (
-    BaseModelParameters,
-    LoraParameters,
-    Phase,
-    PromptParameters,
-    RewardParameters,
-    ScoringParameters,
-    TrainingParameters,
-)
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.indicators import measure_indicators
 from degaml_kedro.policy.trial import Attempt, try_action

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from degaml_kedro.adapters.adapter import AdapterConfig
+from degaml_kedro.config.schema import ClosedFormSetting, PromptParameters, ScoringParameters
 from degaml_kedro.llm.associative import (
     ExampleReader,
     low_rank,
@@ -16,7 +17,6 @@ from degaml_kedro.llm.associative import (
 )
 from degaml_kedro.llm.finetune import TrainingError, answer_sequences
 from degaml_kedro.llm.scoring import score_examples
-from degaml_kedro.parameters import ClosedFormSetting, PromptParameters, ScoringParameters
 from degaml_kedro.tasks.example import Example, make_example
 from tests.llm.helpers import tiny_base
 from tests.llm.test_in_context import BASES

@@ -13,6 +13,7 @@ import torch
 from gguf import GGUFWriter
 from pydantic import ValidationError
 
+from degaml_kedro.config.schema import BaseModelParameters, PromptParameters, ScoringParameters
 from degaml_kedro.llm import base_model as module
 from degaml_kedro.llm.base_model import (
     ModelError,
@@ -23,7 +24,6 @@ from degaml_kedro.llm.base_model import (
     load_base_model,
 )
 from degaml_kedro.llm.scoring import score_examples
-from degaml_kedro.parameters import BaseModelParameters, PromptParameters, ScoringParameters
 from degaml_kedro.tasks.example import make_example
 from tests.llm.helpers import tiny_base
 

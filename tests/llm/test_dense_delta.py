@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.config.schema import LoraParameters, PromptParameters, ScoringParameters
 from degaml_kedro.llm.base_model import BaseModel, ModelError
 from degaml_kedro.llm.finetune import AnswerSequence, answer_loss, answer_loss_under
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.scoring import compare_options
-from degaml_kedro.parameters import LoraParameters, PromptParameters, ScoringParameters
 from tests.llm.helpers import random_adapter, tiny_base
 from tests.strategies.helpers import examples
 

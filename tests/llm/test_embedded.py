@@ -10,17 +10,17 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from degaml_kedro.adapters.adapter import save_peft_folder
-from degaml_kedro.llm.base_model import BaseModel, load_base_model
-from degaml_kedro.llm.finetune import fine_tune, initial_adapter
-from degaml_kedro.llm.prompting import encode_questions
-from degaml_kedro.llm.scoring import Prediction, score_examples
-from degaml_kedro.parameters import (
+from degaml_kedro.config.schema import (
     BaseModelParameters,
     LoraParameters,
     PromptParameters,
     ScoringParameters,
     TrainingParameters,
 )
+from degaml_kedro.llm.base_model import BaseModel, load_base_model
+from degaml_kedro.llm.finetune import fine_tune, initial_adapter
+from degaml_kedro.llm.prompting import encode_questions
+from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.tasks.example import make_example
 from degaml_kedro.tasks.suite import FAMILIES
 

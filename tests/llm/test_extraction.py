@@ -9,6 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from degaml_kedro.config.schema import (
+    LoraParameters,
+    PatternExtraction,
+    Phase,
+    PromptParameters,
+    ScoringParameters,
+    TrainingParameters,
+)
 from degaml_kedro.llm.extraction import (
     ExtractionError,
     extract_answer,
@@ -19,14 +27,6 @@ from degaml_kedro.llm.extraction import (
 )
 from degaml_kedro.llm.finetune import fine_tune, initial_adapter
 from degaml_kedro.llm.scoring import score_examples
-from degaml_kedro.parameters import (
-    LoraParameters,
-    PatternExtraction,
-    Phase,
-    PromptParameters,
-    ScoringParameters,
-    TrainingParameters,
-)
 from degaml_kedro.tasks.example import Question, make_example, make_open_example
 from tests.llm.helpers import tiny_base
 

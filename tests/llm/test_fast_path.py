@@ -10,10 +10,10 @@ import torch
 import transformers
 from transformers import BertConfig
 
+from degaml_kedro.config.schema import BaseModelParameters
 from degaml_kedro.llm import fast_path
 from degaml_kedro.llm.base_model import BaseModel, ModelError, load_base_model
 from degaml_kedro.llm.fast_path import first_blocks
-from degaml_kedro.parameters import BaseModelParameters
 from tests.llm.test_any_model import GEMMA, MODELS, made, opened
 
 

@@ -8,6 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from degaml_kedro.config.schema import (
+    BaseModelParameters,
+    LoraParameters,
+    PromptParameters,
+    TrainingParameters,
+)
 from degaml_kedro.llm.base_model import BaseModel, ModelError, load_base_model
 from degaml_kedro.llm.finetune import (
     FineTuneStep,
@@ -22,12 +28,6 @@ from degaml_kedro.llm.finetune import (
     total_steps,
 )
 from degaml_kedro.llm.prompting import encode_questions
-from degaml_kedro.parameters import (
-    BaseModelParameters,
-    LoraParameters,
-    PromptParameters,
-    TrainingParameters,
-)
 from degaml_kedro.tasks.example import Example, make_example
 from tests.llm.helpers import peft_copy, random_adapter, tiny_base
 

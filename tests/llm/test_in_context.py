@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 
+from degaml_kedro.config.schema import LoraParameters, PromptParameters, ScoringParameters
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.in_context import (
     PrefixMemory,
@@ -20,7 +21,6 @@ from degaml_kedro.llm.in_context import (
 from degaml_kedro.llm.lora import active_lora, make_adaptable
 from degaml_kedro.llm.packing import ATTENTION_NAME, Pack, TokenTree, pack_trees
 from degaml_kedro.llm.scoring import OptionScores, score_examples
-from degaml_kedro.parameters import LoraParameters, PromptParameters, ScoringParameters
 from degaml_kedro.tasks.example import Example, Question, make_example
 from tests.llm.helpers import random_adapter, tiny_base
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from degaml_kedro.adapters.adapter import Adapter, parse_key
+from degaml_kedro.config.schema import LoraParameters, PromptParameters, ScoringParameters
 from degaml_kedro.llm.base_model import ModelError
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.scoring import compare_options
-from degaml_kedro.parameters import LoraParameters, PromptParameters, ScoringParameters
 from tests.llm.helpers import peft_copy, random_adapter, tiny_base
 from tests.llm.test_scoring import reference_scores
 from tests.strategies.helpers import examples

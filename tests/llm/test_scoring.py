@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from degaml_kedro.config.schema import LoraParameters, PromptParameters, ScoringParameters
 from degaml_kedro.llm import extraction
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.extraction import extract_option
 from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.llm.prompting import PromptError, answer_texts, encode_questions, render_prompt
 from degaml_kedro.llm.scoring import score_examples
-from degaml_kedro.parameters import LoraParameters, PromptParameters, ScoringParameters
 from degaml_kedro.tasks.example import Example, make_example
 from tests.llm.helpers import merged_reference, random_adapter, tiny_base
 

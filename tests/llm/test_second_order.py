@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from degaml_kedro.adapters.adapter import Adapter, tensor_key
+from degaml_kedro.config.schema import LoraParameters, PromptParameters
 from degaml_kedro.llm.finetune import AnswerSequence, answer_loss, answer_sequences
-from degaml_kedro.parameters import LoraParameters, PromptParameters
 from degaml_kedro.tasks.example import make_example
 from tests.llm.helpers import plain_copy, random_adapter, tiny_base
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.config.schema import LoraParameters
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
-from degaml_kedro.parameters import LoraParameters
 from tests.llm.helpers import random_adapter, tiny_base
 
 TREES = [

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from kedro.runner import SequentialRunner
 
-from degaml_kedro.parameters import ProjectParameters
+from degaml_kedro.config.schema import ProjectParameters
 from tests.conftest import ROOT, Project
 
 BASE = yaml.safe_load((ROOT / "conf/base/parameters.yml").read_text())

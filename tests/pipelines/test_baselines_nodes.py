@@ -12,15 +12,15 @@ import torch
 from degaml_kedro.baselines import support
 from degaml_kedro.baselines.compute import Compute
 from degaml_kedro.baselines.learned import BaselineError, Learned
-from degaml_kedro.configuration import read_parameters
-from degaml_kedro.llm.finetune import TrainingError, initial_adapter
-from degaml_kedro.parameters import (
+from degaml_kedro.config.loader import read_parameters
+from degaml_kedro.config.schema import (
     BASELINES,
     META_TRAINED,
     READ_SUPPORT,
     BaselinesParameters,
     LoraParameters,
 )
+from degaml_kedro.llm.finetune import TrainingError, initial_adapter
 from degaml_kedro.pipelines.baselines import nodes
 from degaml_kedro.pipelines.baselines.nodes import (
     adapt_and_predict,

@@ -6,7 +6,7 @@ import json
 
 import pandas as pd
 
-from degaml_kedro.parameters import EpisodeSource, SuiteDistribution
+from degaml_kedro.config.schema import EpisodeSource, SuiteDistribution
 from degaml_kedro.pipelines.checkpoints.nodes import drawn_episodes
 from degaml_kedro.tasks.episodes import episode_examples
 

@@ -15,6 +15,7 @@ import yaml
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.adapters.scales import TokenScales
 from degaml_kedro.adapters.tokens import GridError
+from degaml_kedro.config.schema import BaseModelParameters, LoraParameters, ProjectParameters
 from degaml_kedro.generator.decoders.hyperconv import FlowError
 from degaml_kedro.generator.generator import Generator, GeneratorError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
@@ -23,7 +24,6 @@ from degaml_kedro.io.generators import GeneratorProgress
 from degaml_kedro.io.tokens import TokenSequence
 from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.llm.finetune import initial_adapter
-from degaml_kedro.parameters import BaseModelParameters, LoraParameters, ProjectParameters
 from degaml_kedro.pipelines.evaluate import pipeline as evaluate
 from degaml_kedro.pipelines.evaluate.nodes import generate_adapters
 from degaml_kedro.pipelines.generator.nodes import read_health, train

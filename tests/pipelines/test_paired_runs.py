@@ -10,9 +10,9 @@ import pytest
 from kedro.framework.project import pipelines
 
 from degaml_kedro.checkpoint.hub import read_run
-from degaml_kedro.configuration import ConfigurationError
+from degaml_kedro.config.loader import ConfigurationError
+from degaml_kedro.config.methods import PAPER_FAMILIES
 from degaml_kedro.io.rollouts import ROLLOUT_COLUMNS
-from degaml_kedro.methods import PAPER_FAMILIES
 from degaml_kedro.pipelines.evaluate.nodes import execute_fallback
 from degaml_kedro.pipelines.policy.nodes import collect_rollouts, learn_fallback
 from degaml_kedro.pipelines.tasks.nodes import take_split

@@ -15,6 +15,13 @@ import torch
 from kedro.framework.project import pipelines
 
 from degaml_kedro.adapters.adapter import load_peft_folder
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import (
+    BaseModelParameters,
+    FactorizedDecoder,
+    LoraParameters,
+    ProjectParameters,
+)
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
 from degaml_kedro.generator.generator import (
     Generator,
@@ -26,12 +33,6 @@ from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.io.rollouts import ROLLOUT_COLUMNS, Rollouts, RolloutsDataset
 from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.llm.finetune import initial_adapter
-from degaml_kedro.parameters import (
-    BaseModelParameters,
-    FactorizedDecoder,
-    LoraParameters,
-    ProjectParameters,
-)
 from degaml_kedro.pipelines.evaluate import nodes as evaluate_nodes
 from degaml_kedro.pipelines.evaluate.nodes import (
     choose_strategies,
@@ -44,7 +45,6 @@ from degaml_kedro.pipelines.policy.nodes import roll_out_task, train_policy
 from degaml_kedro.pipelines.tasks.nodes import take_split
 from degaml_kedro.pipelines.tokenize.nodes import encode_prompts
 from degaml_kedro.policy.search import executed_rows
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies import registry
 from degaml_kedro.strategies.registry import families
 from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame

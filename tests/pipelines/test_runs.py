@@ -15,13 +15,13 @@ from kedro.runner import ParallelRunner, ThreadRunner
 
 from degaml_kedro.adapters.adapter import average_adapters, load_peft_folder
 from degaml_kedro.adapters.scales import TokenScales
+from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.generator.generator import load_generator
 from degaml_kedro.io.datasets import AdapterDataset
 from degaml_kedro.io.generators import GeneratorDataset
 from degaml_kedro.io.prompt_embeddings import read_prompt_embeddings
 from degaml_kedro.io.tokens import TokenScalesDataset, TokensDataset
 from degaml_kedro.io.trajectory import Trajectory
-from degaml_kedro.seeds import derive_seed
 from tests.pipelines.helpers import run
 
 # in one process, so that the reference is made once

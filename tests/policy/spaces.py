@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from degaml_kedro.parameters import Parameters
+from degaml_kedro.config.schema import Parameters
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.strategies.registry import FieldSpace, StrategyFamily
 from degaml_kedro.strategies.seen import Nothing, Prompts

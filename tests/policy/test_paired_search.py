@@ -9,7 +9,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from degaml_kedro.parameters import RewardParameters, RolloutParameters, SearchParameters
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import RewardParameters, RolloutParameters, SearchParameters
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.indicators import measure_indicators
 from degaml_kedro.policy.paired import deal_folds, preference_p_value
@@ -21,7 +22,6 @@ from degaml_kedro.policy.search import (
     roll_out,
 )
 from degaml_kedro.policy.trial import Attempt, try_action
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.ensemble import fit_weights
 from degaml_kedro.strategies.registry import find_family

@@ -13,9 +13,9 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.config.schema import LoraParameters
 from degaml_kedro.llm.finetune import answer_loss, initial_adapter
 from degaml_kedro.llm.prompting import PromptError
-from degaml_kedro.parameters import LoraParameters
 from degaml_kedro.policy import proposers
 from degaml_kedro.policy.actions import ActionError, ActionSpace
 from degaml_kedro.policy.proposers import (

@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from degaml_kedro.config.schema import RewardParameters, RolloutParameters, SearchParameters
 from degaml_kedro.io.rollouts import ROLLOUT_COLUMNS
-from degaml_kedro.parameters import RewardParameters, RolloutParameters, SearchParameters
 from degaml_kedro.policy.indicators import IndicatorError, measure_indicators
 from degaml_kedro.policy.proposers import UniformProposer
 from degaml_kedro.policy.search import (

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from degaml_kedro.config.schema import RewardParameters, RolloutParameters, SearchParameters
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.parameters import RewardParameters, RolloutParameters, SearchParameters
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.proposers import PolicyProposer, UniformProposer
 from degaml_kedro.policy.search import Tag, executed_rows, roll_out

@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
+from degaml_kedro.config.schema import LoraParameters, PolicyTraining
 from degaml_kedro.llm.finetune import TrainingError, answer_loss, initial_adapter
 from degaml_kedro.llm.prompting import PromptError
-from degaml_kedro.parameters import LoraParameters, PolicyTraining
 from degaml_kedro.policy import training
 from degaml_kedro.policy.proposers import encode_decision
 from degaml_kedro.policy.training import learn

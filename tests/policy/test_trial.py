@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from degaml_kedro.parameters import RewardParameters
+from degaml_kedro.config.schema import RewardParameters
 from degaml_kedro.policy.actions import ActionError, ActionSpace
 from degaml_kedro.policy.indicators import Indicators, measure_indicators
 from degaml_kedro.policy.trial import earn, execute, try_action

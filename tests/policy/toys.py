@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from degaml_kedro.parameters import (
+from degaml_kedro.config.schema import (
     Parameters,
     PolicyParameters,
     RewardParameters,

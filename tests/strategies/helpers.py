@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 
 from degaml_kedro.adapters.adapter import Adapter
-from degaml_kedro.llm.base_model import BaseModel, load_base_model
-from degaml_kedro.llm.finetune import initial_adapter
-from degaml_kedro.parameters import (
+from degaml_kedro.config.schema import (
     BaseModelParameters,
     LoraParameters,
     PromptParameters,
     RandomModel,
     ScoringParameters,
 )
+from degaml_kedro.llm.base_model import BaseModel, load_base_model
+from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.strategies.state import AdaptedState, Member
 from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Example, make_example

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from degaml_kedro.config.schema import ScoringParameters
 from degaml_kedro.llm.base_model import ModelError
 from degaml_kedro.llm.scoring import compare_options, score_examples
-from degaml_kedro.parameters import ScoringParameters
 from degaml_kedro.strategies.answering import answer_questions, predict
 from degaml_kedro.strategies.scaling import combine, route
 from degaml_kedro.strategies.state import AdaptedState, Member, Steering, Vote

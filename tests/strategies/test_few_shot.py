@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import Phase, ScoringParameters, TrainingParameters
 from degaml_kedro.llm.finetune import TrainingError, batch_indices, fine_tune
-from degaml_kedro.parameters import Phase, ScoringParameters, TrainingParameters
 from degaml_kedro.policy.indicators import measure_indicators
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.few_shot import FewShot, refine
 from degaml_kedro.strategies.registry import find_family

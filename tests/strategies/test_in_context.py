@@ -11,19 +11,19 @@ import torch
 from scipy.special import log_softmax
 
 from degaml_kedro.baselines import icl, sentence_head
-from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.in_context import in_context_prompt
-from degaml_kedro.llm.lora import active_lora
-from degaml_kedro.llm.scoring import compare_options
-from degaml_kedro.parameters import (
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import (
     InContextSetting,
     PromptParameters,
     RegressionSetting,
     ScoringParameters,
 )
+from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.in_context import in_context_prompt
+from degaml_kedro.llm.lora import active_lora
+from degaml_kedro.llm.scoring import compare_options
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.trial import execute
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import answer_questions, predict
 from degaml_kedro.strategies.in_context import InContext, ask_in_context, refine
 from degaml_kedro.strategies.registry import find_family

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import AfterValidator, Field, model_validator
 
-from degaml_kedro.parameters import Parameters
+from degaml_kedro.config.schema import Parameters
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.strategies import registry
 from degaml_kedro.strategies.registry import (

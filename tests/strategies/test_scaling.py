@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from degaml_kedro.seeds import derive_seed
+from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.strategies.scaling import Scaling, combine, refine, route
 from degaml_kedro.strategies.seen import Prompts
 from degaml_kedro.strategies.state import AdaptedState, Member, Steering, Vote

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.config.schema import PromptParameters
 from degaml_kedro.llm.finetune import TrainingError
-from degaml_kedro.parameters import PromptParameters
 from degaml_kedro.strategies.seen import Prompts
 from degaml_kedro.strategies.state import AdaptedState, Member, Vote
 from degaml_kedro.strategies.ttt import TestTimeTraining, prompt_sequences, refine

@@ -13,11 +13,7 @@ import torch
 from degaml_kedro.baselines.baseline import Setup, baseline
 from degaml_kedro.baselines.baseline import answer as answers_by
 from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
-from degaml_kedro.llm.finetune import initial_adapter
-from degaml_kedro.llm.generation import Writing, group_answers
-from degaml_kedro.llm.prompting import PromptError, render_prompt
-from degaml_kedro.llm.scoring import WrittenAnswer, graded, score_examples
-from degaml_kedro.parameters import (
+from degaml_kedro.config.schema import (
     BASELINES,
     BaselinesParameters,
     LoraParameters,
@@ -26,6 +22,10 @@ from degaml_kedro.parameters import (
     RewardParameters,
     ScoringParameters,
 )
+from degaml_kedro.llm.finetune import initial_adapter
+from degaml_kedro.llm.generation import Writing, group_answers
+from degaml_kedro.llm.prompting import PromptError, render_prompt
+from degaml_kedro.llm.scoring import WrittenAnswer, graded, score_examples
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.indicators import measure_indicators
 from degaml_kedro.policy.trial import Attempt, execute, try_action

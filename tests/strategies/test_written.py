@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from degaml_kedro.config.schema import AssociativeDecoder, LoraParameters, RewardParameters
 from degaml_kedro.generator.examples import ExampleGenerator
 from degaml_kedro.llm.finetune import answer_sequences
-from degaml_kedro.parameters import AssociativeDecoder, LoraParameters, RewardParameters
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.describe import describe_action
 from degaml_kedro.policy.indicators import measure_indicators

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from degaml_kedro.parameters import FileDistribution, SplitSizes, SuiteDistribution
+from degaml_kedro.config.schema import FileDistribution, SplitSizes, SuiteDistribution
 from degaml_kedro.tasks.episodes import (
     draw_episode,
     draw_tasks,

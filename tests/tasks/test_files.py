@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.parameters import FileSource
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.config.schema import FileSource
 from degaml_kedro.tasks.example import make_example
 from degaml_kedro.tasks.file_records import file_records
 from degaml_kedro.tasks.files import find_files, load_files

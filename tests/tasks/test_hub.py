@@ -13,8 +13,8 @@ import pytest
 import yaml
 from huggingface_hub.utils._http import default_client_factory
 
+from degaml_kedro.config.schema import FileSource, HubSource, TaskParameters
 from degaml_kedro.llm.extraction import right_answer
-from degaml_kedro.parameters import FileSource, HubSource, TaskParameters
 from degaml_kedro.tasks.example import TaskError
 from degaml_kedro.tasks.hub import MAPPINGS, boxed, load_hub
 

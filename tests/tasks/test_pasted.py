@@ -12,7 +12,7 @@ from hypothesis import example as with_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.tasks.example import Question, make_example, make_true_false_example, split_prompt
 from degaml_kedro.tasks.pasted import (
     MAX_BYTES,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from degaml_kedro.parameters import FileSource, HubSource, SplitSizes, SuiteSource
+from degaml_kedro.config.schema import FileSource, HubSource, SplitSizes, SuiteSource
 from degaml_kedro.tasks.example import TaskError, make_example
 from degaml_kedro.tasks.sources import load_examples
 from degaml_kedro.tasks.splits import SPLITS, split_examples

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degaml_kedro.parameters import SplitSizes
+from degaml_kedro.config.schema import SplitSizes
 from degaml_kedro.tasks.example import TaskError, make_example, make_true_false_example
 from degaml_kedro.tasks.splits import (
     SPLITS,

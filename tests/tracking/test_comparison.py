@@ -16,8 +16,8 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
 from mlflow.tracking import MlflowClient
 
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.io.atomic import AtomicTextDataset
+from degaml_kedro.common.atomic import AtomicTextDataset
+from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.io.local import LocalDataset
 from degaml_kedro.results import statistics
 from degaml_kedro.results.runs import Runs

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.folders import replaced_folder
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.common.folders import replaced_folder
 
 if TYPE_CHECKING:
     from peft import LoraConfig

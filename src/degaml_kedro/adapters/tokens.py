@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from degaml_kedro.adapters.adapter import parse_key
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
 
 Matrix = Literal["A", "B"]
 _MATRICES: tuple[Matrix, Matrix] = ("A", "B")

@@ -37,6 +37,8 @@ from degaml_kedro.baselines.compute import Clock
 from degaml_kedro.baselines.episodes import Draw, checked_tasks, tasks_of_step
 from degaml_kedro.baselines.learned import BaselineError, Learned, Progress, TaskExamples
 from degaml_kedro.baselines.support import support_batches
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import AbmllParameters, AdaptationSetting
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import (
     AnswerSequence,
@@ -53,8 +55,6 @@ from degaml_kedro.llm.scoring import (
     graded,
     predictions_of,
 )
-from degaml_kedro.parameters import AbmllParameters, AdaptationSetting
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example
 
 METHOD = "abmll"

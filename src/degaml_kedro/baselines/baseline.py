@@ -23,10 +23,10 @@ from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.learned import Learned, Progress
+from degaml_kedro.config.methods import METHODS
+from degaml_kedro.config.schema import PromptParameters, ScoringParameters, WarmupParameters
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.scoring import Prediction, score_examples
-from degaml_kedro.methods import METHODS
-from degaml_kedro.parameters import PromptParameters, ScoringParameters, WarmupParameters
 from degaml_kedro.tasks.example import Example, Question
 
 # sentence embeddings of questions, float32 [Q, C]

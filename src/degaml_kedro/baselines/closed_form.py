@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from degaml_kedro.baselines.baseline import Setup
 from degaml_kedro.baselines.compute import Clock
 from degaml_kedro.baselines.learned import BaselineError, Learned
+from degaml_kedro.config.schema import ClosedFormSetting
 from degaml_kedro.llm.associative import write_closed_form
 from degaml_kedro.llm.finetune import answer_sequences
-from degaml_kedro.parameters import ClosedFormSetting
 from degaml_kedro.tasks.example import Example
 
 

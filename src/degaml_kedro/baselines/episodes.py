@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from degaml_kedro.baselines.learned import BaselineError, TaskExamples
-from degaml_kedro.parameters import MetaTraining
-from degaml_kedro.seeds import derive_seed
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import MetaTraining
 from degaml_kedro.tasks.example import Example
 
 # a source of tasks without end: (which draw, support examples, query examples) -> the two, of one task

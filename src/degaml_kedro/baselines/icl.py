@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.baseline import Setup
 from degaml_kedro.baselines.learned import Learned, Progress
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import InContextSetting
 from degaml_kedro.llm.generation import write_texts
 from degaml_kedro.llm.in_context import (
     PrefixMemory,
@@ -24,8 +26,6 @@ from degaml_kedro.llm.in_context import (
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.prompting import without_options
 from degaml_kedro.llm.scoring import Prediction, graded, predictions_of, written_answers
-from degaml_kedro.parameters import InContextSetting
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example, Question
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.compute import Compute
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.tasks.example import Example
 
 Progress = Callable[[int, int], None]

@@ -30,6 +30,8 @@ from degaml_kedro.baselines.compute import Clock
 from degaml_kedro.baselines.episodes import Draw, Episode, draw_episodes, tasks_of_step
 from degaml_kedro.baselines.learned import BaselineError, Learned, Progress, TaskExamples
 from degaml_kedro.baselines.support import support_batches
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import AdaptationSetting, MamlParameters
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import (
     AnswerSequence,
@@ -37,8 +39,6 @@ from degaml_kedro.llm.finetune import (
     answer_sequences,
 )
 from degaml_kedro.llm.in_context import in_context_sequences
-from degaml_kedro.parameters import AdaptationSetting, MamlParameters
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example
 
 FIRST_ORDER = "maml_en_llm_first_order"

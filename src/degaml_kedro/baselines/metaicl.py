@@ -21,10 +21,10 @@ from degaml_kedro.baselines.compute import Clock
 from degaml_kedro.baselines.episodes import Draw, Episode, draw_episodes, tasks_of_step
 from degaml_kedro.baselines.icl import adapt, predict
 from degaml_kedro.baselines.learned import Learned, Progress, TaskExamples
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import MetaIclParameters, Phase, TrainingParameters
 from degaml_kedro.llm.finetune import AnswerSequence, computed_tokens, train_on_batches
 from degaml_kedro.llm.in_context import fitting, in_context_sequences
-from degaml_kedro.parameters import MetaIclParameters, Phase, TrainingParameters
-from degaml_kedro.seeds import derive_seed
 
 __all__ = ["adapt", "fit", "predict"]
 

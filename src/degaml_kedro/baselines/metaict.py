@@ -16,8 +16,8 @@ from degaml_kedro.baselines import icl, metaicl
 from degaml_kedro.baselines.baseline import Setup
 from degaml_kedro.baselines.episodes import Draw
 from degaml_kedro.baselines.learned import Learned, Progress, TaskExamples
+from degaml_kedro.config.schema import InContextSetting
 from degaml_kedro.llm.scoring import Prediction
-from degaml_kedro.parameters import InContextSetting
 from degaml_kedro.tasks.example import Example
 
 

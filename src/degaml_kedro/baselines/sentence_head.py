@@ -15,9 +15,9 @@ from torch import Tensor
 
 from degaml_kedro.baselines.baseline import Embed, Setup
 from degaml_kedro.baselines.learned import BaselineError, Learned, Progress
+from degaml_kedro.config.schema import RegressionSetting
 from degaml_kedro.llm.scoring import Prediction, predictions_of
 from degaml_kedro.llm.sentence_head import SentenceHead
-from degaml_kedro.parameters import RegressionSetting
 from degaml_kedro.tasks.example import Example, Question
 
 _UNSEEN = 0.01

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from degaml_kedro.baselines.baseline import Setup
 from degaml_kedro.baselines.compute import Clock
 from degaml_kedro.baselines.learned import Learned
+from degaml_kedro.config.schema import AdaptationSetting, Phase, TrainingParameters
 from degaml_kedro.llm.finetune import AnswerSequence, batch_indices, fine_tune
-from degaml_kedro.parameters import AdaptationSetting, Phase, TrainingParameters
 from degaml_kedro.tasks.example import Example
 
 

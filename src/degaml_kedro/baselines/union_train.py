@@ -12,6 +12,13 @@ from degaml_kedro.baselines.compute import Clock
 from degaml_kedro.baselines.episodes import Draw
 from degaml_kedro.baselines.learned import Learned, Progress, TaskExamples
 from degaml_kedro.baselines.support import adapt
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import (
+    AnswerForm,
+    PromptParameters,
+    UnionParameters,
+    WarmupParameters,
+)
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import (
     AnswerSequence,
@@ -22,8 +29,6 @@ from degaml_kedro.llm.finetune import (
     train_on_batches,
 )
 from degaml_kedro.llm.in_context import in_context_sequences
-from degaml_kedro.parameters import AnswerForm, PromptParameters, UnionParameters, WarmupParameters
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example
 
 __all__ = ["adapt", "episodes_of_step", "fit", "fit_on_episodes", "listed", "pooled"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from degaml_kedro import __version__
-from degaml_kedro.parameters import HubModel, PackageEncoder, PackageModel, Parameters
+from degaml_kedro.config.schema import HubModel, PackageEncoder, PackageModel, Parameters
 
 if TYPE_CHECKING:
     from degaml_kedro.adaptation import Report

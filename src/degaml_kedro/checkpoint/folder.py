@@ -40,8 +40,19 @@ from degaml_kedro.checkpoint.layout import (
     CheckpointError,
     check_overwritable,
 )
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.folders import replaced_folder
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.common.folders import replaced_folder
+from degaml_kedro.common.texts import printable
+from degaml_kedro.config.schema import (
+    BaseModelParameters,
+    ComparedScoring,
+    EncoderParameters,
+    FactorizedDecoder,
+    HyperconvolutionalDecoder,
+    Parameters,
+    PolicyParameters,
+    PromptParameters,
+)
 from degaml_kedro.generator.decoders.build import ConditionSize, whole_flow
 from degaml_kedro.generator.decoders.hyperconv import decoder_cost
 from degaml_kedro.generator.examples import (
@@ -54,19 +65,8 @@ from degaml_kedro.generator.generator import WEIGHTS_FILE as GENERATOR_WEIGHTS
 from degaml_kedro.generator.generator import Generator, load_generator, save_generator
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.parameters import (
-    BaseModelParameters,
-    ComparedScoring,
-    EncoderParameters,
-    FactorizedDecoder,
-    HyperconvolutionalDecoder,
-    Parameters,
-    PolicyParameters,
-    PromptParameters,
-)
 from degaml_kedro.strategies.state import AdaptedState, Member, load_state, save_state
 from degaml_kedro.tasks.example import MAX_OPTIONS
-from degaml_kedro.texts import printable
 
 FORMAT: Literal[1] = 1
 PAIR_FILE, GENERATOR_FOLDER, POLICY_FOLDER = "pair.json", "generator", "policy"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
 
 # each begins with the description, by which a folder is known
 CARD_FILE = "README.md"

@@ -25,14 +25,14 @@ from degaml_kedro.checkpoint.card import pair_card
 from degaml_kedro.checkpoint.folder import StoredAs, TrainedPair, read_files, read_pair, save_pair
 from degaml_kedro.checkpoint.hub import SHIPPED, read_record, read_run
 from degaml_kedro.checkpoint.layout import PAIR_CONTENTS, CheckpointError, check_overwritable
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import EpisodeSource, task_scoring
 from degaml_kedro.io.prompt_embeddings import read_prompt_embeddings
 from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.llm.scoring import Prediction
-from degaml_kedro.parameters import EpisodeSource, task_scoring
 from degaml_kedro.policy.search import Tag, executed_rows
 from degaml_kedro.results.measures import wilson_interval
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.generated import generated_state, generated_workbench
 from degaml_kedro.tasks.episodes import describe

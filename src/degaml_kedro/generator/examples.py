@@ -19,6 +19,14 @@ import torch
 from torch import nn
 
 from degaml_kedro.adapters.adapter import Adapter, tensor_key
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import (
+    AnswerForm,
+    AssociativeDecoder,
+    GeneratorTraining,
+    LoraParameters,
+    PromptParameters,
+)
 from degaml_kedro.generator.generator import (
     CONFIG_FILE,
     GeneratorError,
@@ -52,14 +60,6 @@ from degaml_kedro.llm.finetune import (
 )
 from degaml_kedro.llm.in_context import in_context_sequences
 from degaml_kedro.llm.lora import ActiveLora
-from degaml_kedro.parameters import (
-    AnswerForm,
-    AssociativeDecoder,
-    GeneratorTraining,
-    LoraParameters,
-    PromptParameters,
-)
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example, make_open_example
 
 _DECODER = "decoder."

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig
 from degaml_kedro.adapters.scales import TokenScales
 from degaml_kedro.adapters.tokens import TokenGrid
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.folders import replaced_folder
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.common.folders import replaced_folder
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import FactorizedDecoder, HyperconvolutionalDecoder
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
-from degaml_kedro.parameters import FactorizedDecoder, HyperconvolutionalDecoder
-from degaml_kedro.seeds import derive_seed
 
 CONFIG_FILE = "generator.json"
 WEIGHTS_FILE = "generator.safetensors"

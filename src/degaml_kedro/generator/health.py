@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from degaml_kedro.adapters.scales import TokenScales
+from degaml_kedro.config.schema import PromptParameters, ScoringParameters
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.training import TrainingTask
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.scoring import score_examples
-from degaml_kedro.parameters import PromptParameters, ScoringParameters
 from degaml_kedro.tasks.example import Example
 
 WHOLE = "all"

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
 
 
 class PromptEmbeddingsError(DegamlError):

@@ -19,7 +19,14 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.config.schema import (
+    EncoderFolder,
+    EncoderParameters,
+    HubModel,
+    PackageEncoder,
+    RandomEncoder,
+)
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings, digest_prompts
 from degaml_kedro.llm.base_model import (
     ModelError,
@@ -32,20 +39,13 @@ from degaml_kedro.llm.base_model import (
     library_weights,
     weights_fingerprint,
 )
-from degaml_kedro.parameters import (
-    EncoderFolder,
-    EncoderParameters,
-    HubModel,
-    PackageEncoder,
-    RandomEncoder,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sentence_transformers import SentenceTransformer
 
-    from degaml_kedro.progress import Progress
+    from degaml_kedro.common.progress import Progress
 
 # token-level states are made without it, and checkpoints often lack it
 _UNUSED = "pooler."

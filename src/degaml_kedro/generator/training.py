@@ -24,12 +24,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import GeneratorTraining
 from degaml_kedro.generator.generator import Generator, GeneratorError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import AnswerSequence, answer_loss
-from degaml_kedro.parameters import GeneratorTraining
-from degaml_kedro.seeds import derive_seed
 
 _FLOOR = 0.1
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from kedro.io import DatasetError
 
+from degaml_kedro.common.atomic import is_main_process
 from degaml_kedro.generator.examples import (
     ExampleGenerator,
     load_example_generator,
@@ -24,7 +25,6 @@ from degaml_kedro.generator.generator import (
     save_generator,
 )
 from degaml_kedro.generator.training import TrainingState
-from degaml_kedro.io.atomic import is_main_process
 from degaml_kedro.io.local import LocalDataset, ReadOnlyDataset
 from degaml_kedro.io.tensors import read_described, write_described
 

@@ -15,8 +15,8 @@ from degaml_kedro.adapters.adapter import (
 )
 from degaml_kedro.baselines.compute import Compute
 from degaml_kedro.baselines.learned import Learned
-from degaml_kedro.folders import replaced_folder
-from degaml_kedro.io.atomic import StoredDataError
+from degaml_kedro.common.atomic import StoredDataError
+from degaml_kedro.common.folders import replaced_folder
 from degaml_kedro.io.local import LocalDataset
 
 ABOUT_FILE = "learned.json"

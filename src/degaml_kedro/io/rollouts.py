@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from degaml_kedro.io.atomic import StoredDataError, replace_file
+from degaml_kedro.common.atomic import StoredDataError, replace_file
 from degaml_kedro.io.local import LocalDataset, ReadOnlyDataset
 
 FORMAT = 1

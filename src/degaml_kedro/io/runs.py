@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from degaml_kedro.io.atomic import StoredDataError
+from degaml_kedro.common.atomic import StoredDataError
 from degaml_kedro.io.local import ReadOnlyDataset
 from degaml_kedro.results.measures import ResultsError
 from degaml_kedro.results.runs import POOLS, Run, Runs, check_alike

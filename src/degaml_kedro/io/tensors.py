@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from degaml_kedro.io.atomic import StoredDataError, replace_file
+from degaml_kedro.common.atomic import StoredDataError, replace_file
 
 # the format's names of the types that are written here
 DTYPES = {

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
 
 WEIGHTS_FILE = "trajectory.safetensors"
 INDEX_FILE = "index.json"

@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from degaml_kedro.io.atomic import replace_file, sync_folder
+from degaml_kedro.common.atomic import replace_file, sync_folder
 from degaml_kedro.io.tensors import safetensors_head
 from degaml_kedro.io.trajectory import (
     FORMAT,

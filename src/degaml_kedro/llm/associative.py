@@ -31,13 +31,13 @@ import torch
 from torch import Tensor, nn
 
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, tensor_key
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import AssociativeDecoder, ClosedFormSetting
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import AnswerSequence, TrainingError
 from degaml_kedro.llm.general import rows_of
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import Pack, TokenTree, pack_trees
-from degaml_kedro.parameters import AssociativeDecoder, ClosedFormSetting
-from degaml_kedro.seeds import derive_seed
 
 # what architectures call the last linear layer of attention and of the MLP, whose output is added to the residual
 _WRITING = re.compile(

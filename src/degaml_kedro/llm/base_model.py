@@ -38,8 +38,15 @@ from transformers.modeling_utils import local_torch_dtype
 from transformers.utils import logging as transformers_logging
 
 from degaml_kedro.adapters.adapter import Adapter
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.folders import own_prefix, replaced_folder, set_modes
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.common.folders import own_prefix, replaced_folder, set_modes
+from degaml_kedro.config.schema import (
+    BaseModelParameters,
+    FolderModel,
+    HubModel,
+    PackageModel,
+    RandomModel,
+)
 from degaml_kedro.llm.fast_path import computed_fast, first_blocks, obstacle_to_packing
 from degaml_kedro.llm.general import hidden_by_rows, readout, turn_one_at_a_time
 from degaml_kedro.llm.lora import (
@@ -63,13 +70,6 @@ from degaml_kedro.llm.packing import (
     pack_trees,
 )
 from degaml_kedro.llm.stack import DecoderStack
-from degaml_kedro.parameters import (
-    BaseModelParameters,
-    FolderModel,
-    HubModel,
-    PackageModel,
-    RandomModel,
-)
 
 logger = logging.getLogger(__name__)
 

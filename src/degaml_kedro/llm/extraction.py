@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import regex
 
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.parameters import Extraction, PatternExtraction
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.config.schema import Extraction, PatternExtraction
 from degaml_kedro.tasks.example import Example, Question, shorten
 
 # an option's place, or what of a text is compared

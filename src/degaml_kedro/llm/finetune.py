@@ -20,17 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, tensor_key
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.lora import ActiveLora, active_lora
-from degaml_kedro.llm.packing import TokenTree, TokenTrie, pack_trees
-from degaml_kedro.llm.prompting import closing_tokens, encode_questions
-from degaml_kedro.parameters import (
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.config.schema import (
     AnswerForm,
     LoraParameters,
     PromptParameters,
     TrainingParameters,
 )
+from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.lora import ActiveLora, active_lora
+from degaml_kedro.llm.packing import TokenTree, TokenTrie, pack_trees
+from degaml_kedro.llm.prompting import closing_tokens, encode_questions
 from degaml_kedro.tasks.example import Example
 
 

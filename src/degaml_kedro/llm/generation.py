@@ -12,13 +12,13 @@ import torch
 from scipy.special import logsumexp
 from torch import Tensor
 
+from degaml_kedro.common.progress import Progress
+from degaml_kedro.config.schema import PromptParameters, ScoringParameters
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.extraction import extract_answer
 from degaml_kedro.llm.general import row_batches, steered
 from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.prompting import EncodedQuestion, end_token
-from degaml_kedro.parameters import PromptParameters, ScoringParameters
-from degaml_kedro.progress import Progress
 from degaml_kedro.tasks.example import Example, Question
 
 # vectors that are added to final hidden states, [Q, C] in float32, one for every question in all of its positions; it

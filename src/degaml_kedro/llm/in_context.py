@@ -17,6 +17,8 @@ from dataclasses import replace
 
 import torch
 
+from degaml_kedro.common.progress import Progress
+from degaml_kedro.config.schema import AnswerForm, PromptParameters, ScoringParameters
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import AnswerSequence, answer_sequences
 from degaml_kedro.llm.generation import Steer
@@ -32,8 +34,6 @@ from degaml_kedro.llm.prompting import (
     token_ids,
 )
 from degaml_kedro.llm.scoring import AskedQuestions, OptionScores, compare_encoded
-from degaml_kedro.parameters import AnswerForm, PromptParameters, ScoringParameters
-from degaml_kedro.progress import Progress
 from degaml_kedro.tasks.example import Example, Question
 
 # what a text may gain or lose in tokens where another one stands in front of it

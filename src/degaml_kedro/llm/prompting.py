@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from jinja2 import TemplateError
 
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.config.schema import AnswerForm, PromptParameters
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.parameters import AnswerForm, PromptParameters
 from degaml_kedro.tasks.example import Example, Question, shorten, split_prompt
 
 

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter, PeftModuleAdapter
+from degaml_kedro.common.progress import Progress
+from degaml_kedro.config.schema import PromptParameters, ScoringParameters
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.extraction import extract_answer, right_answer
 from degaml_kedro.llm.generation import Steer, Writing, write_texts
@@ -34,8 +36,6 @@ from degaml_kedro.llm.prompting import (
     encode_questions,
     without_options,
 )
-from degaml_kedro.parameters import PromptParameters, ScoringParameters
-from degaml_kedro.progress import Progress
 from degaml_kedro.tasks.example import Example, Question
 
 # full-vocabulary rows held at once: 256 rows of 150,000 float32 logits are 150 MB

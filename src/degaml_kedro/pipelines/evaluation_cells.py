@@ -8,8 +8,8 @@ from typing import Literal
 from kedro.pipeline import node
 from kedro.pipeline.node import Node
 
-from degaml_kedro.methods import method_of
-from degaml_kedro.parameters import BASELINES, SUMMED, ProjectParameters
+from degaml_kedro.config.methods import method_of
+from degaml_kedro.config.schema import BASELINES, SUMMED, ProjectParameters
 from degaml_kedro.pipelines.evaluate.nodes import measure_predictions
 from degaml_kedro.pipelines.naming import PARAMETERS, bound
 from degaml_kedro.pipelines.task_folds import TaskFold, task_folds

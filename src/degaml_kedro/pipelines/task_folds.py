@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from degaml_kedro.parameters import ProjectParameters
+from degaml_kedro.config.schema import ProjectParameters
 
 
 @dataclass(frozen=True)

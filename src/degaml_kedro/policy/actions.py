@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.config.schema import Parameters
 from degaml_kedro.llm.base_model import first_line
-from degaml_kedro.parameters import Parameters
 from degaml_kedro.strategies.registry import FieldSpace, StrategyFamily, Value, families
 from degaml_kedro.strategies.seen import Candidates
 

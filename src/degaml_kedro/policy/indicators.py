@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import entr, log_softmax
 
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.llm.scoring import Prediction
 
 TieBreak = Literal["log_probability", "none"]

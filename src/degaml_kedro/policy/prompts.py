@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.llm.prompting import question_text
 from degaml_kedro.policy.actions import ActionError, ActionSpace
 from degaml_kedro.policy.indicators import Indicators
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Question
 
 _QUESTION_WIDTH = 80

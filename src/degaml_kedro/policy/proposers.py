@@ -24,14 +24,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from degaml_kedro.adapters.adapter import Adapter
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import AnswerSequence
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.prompting import PromptError
 from degaml_kedro.policy.actions import ActionSpace
-from degaml_kedro.seeds import derive_seed
 
 MAX_NEW_TOKENS = 200
 # prompts computed at once: their keys and values are kept until the last one has its action

@@ -26,15 +26,16 @@ from typing import Any
 import numpy as np
 
 from degaml_kedro.adapters.adapter import Adapter
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.llm.base_model import BaseModel, first_line
-from degaml_kedro.llm.scoring import Prediction
-from degaml_kedro.parameters import (
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import (
     PolicyParameters,
     RewardParameters,
     RolloutParameters,
     SearchParameters,
 )
+from degaml_kedro.llm.base_model import BaseModel, first_line
+from degaml_kedro.llm.scoring import Prediction
 from degaml_kedro.policy.actions import ActionError, ActionSpace
 from degaml_kedro.policy.indicators import (
     IndicatorError,
@@ -46,7 +47,6 @@ from degaml_kedro.policy.paired import deal_folds, preference_p_value
 from degaml_kedro.policy.prompts import policy_prompt
 from degaml_kedro.policy.proposers import PolicyProposer, Proposal, Proposer, UniformProposer
 from degaml_kedro.policy.trial import Attempt, Trial, execute, try_action
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.state import AdaptedState
 from degaml_kedro.strategies.workbench import Meter, OutOfTimeError, Workbench

@@ -20,10 +20,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.policy.actions import Action, ActionError, ActionSpace
 from degaml_kedro.policy.prompts import state_numbers
 from degaml_kedro.policy.proposers import Proposal
-from degaml_kedro.seeds import derive_seed
 
 # uniform draws that an action is chosen from
 _DRAWN = 64

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.common.progress import Progress
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import Phase, PolicyTraining, TrainingParameters
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import AnswerSequence, batch_indices, train_on_batches
-from degaml_kedro.parameters import Phase, PolicyTraining, TrainingParameters
 from degaml_kedro.policy.proposers import encode_decision
-from degaml_kedro.progress import Progress
-from degaml_kedro.seeds import derive_seed
 
 
 def learn(

@@ -22,12 +22,12 @@ from functools import partial
 import numpy as np
 import torch
 
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import Parameters, RewardParameters
 from degaml_kedro.llm.base_model import first_line
 from degaml_kedro.llm.scoring import Prediction, predictions_of
-from degaml_kedro.parameters import Parameters, RewardParameters
 from degaml_kedro.policy.actions import ActionError, ActionSpace
 from degaml_kedro.policy.indicators import Indicators, better, measure_indicators
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.ensemble import is_candidate
 from degaml_kedro.strategies.registry import StrategyFamily

@@ -17,7 +17,7 @@ import pandas as pd
 import plotly.express as px  # type: ignore[import-untyped]
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
-from degaml_kedro.methods import method_group, names
+from degaml_kedro.config.methods import method_group, names
 from degaml_kedro.results.figures import (
     BLUE,
     GRAY,

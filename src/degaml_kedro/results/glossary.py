@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from degaml_kedro.methods import method_of
+from degaml_kedro.config.methods import method_of
 
 # rows of the paper's Table 1, in its order
 PAPER_ROWS = (

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax
 from scipy.stats import binomtest
 
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
 
 CALIBRATION_BINS = 15
 PREDICTION_COLUMNS = ("index", "gold", "predicted", "scores", "text", "seconds", "tokens")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from degaml_kedro.parameters import BASELINES
+from degaml_kedro.config.schema import BASELINES
 from degaml_kedro.results.comparison_figures import (
     accuracy_compute_figure,
     comparison_figure,

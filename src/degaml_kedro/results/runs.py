@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from degaml_kedro.methods import names
+from degaml_kedro.config.methods import names
 from degaml_kedro.results.formatting import flat
 from degaml_kedro.results.measures import ResultsError
 

@@ -24,10 +24,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
 
-from degaml_kedro.methods import names
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.methods import names
 from degaml_kedro.results.measures import ResultsError, reliability, wilson_interval
 from degaml_kedro.results.runs import BOUNDS, POOLS, Runs
-from degaml_kedro.seeds import derive_seed
 
 RESAMPLES = 20_000
 ALPHA = 0.05

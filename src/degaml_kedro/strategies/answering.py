@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from degaml_kedro.common.progress import Progress
 from degaml_kedro.llm.generation import Writing, distinct, group_answers, write_texts
 from degaml_kedro.llm.in_context import compare_in_context
 from degaml_kedro.llm.lora import active_lora
@@ -20,7 +21,6 @@ from degaml_kedro.llm.scoring import (
     graded,
     predictions_of,
 )
-from degaml_kedro.progress import Progress
 from degaml_kedro.strategies.in_context import (
     EncoderWord,
     ask_in_context,

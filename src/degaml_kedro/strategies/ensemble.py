@@ -24,7 +24,7 @@ from pydantic import Field
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from degaml_kedro.parameters import Parameters
+from degaml_kedro.config.schema import Parameters
 from degaml_kedro.strategies.registry import family
 from degaml_kedro.strategies.seen import Candidate, Candidates
 from degaml_kedro.strategies.state import AdaptedState, Vote

@@ -12,9 +12,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import Parameters, Phase, TrainingParameters
 from degaml_kedro.llm.finetune import AnswerSequence, answer_sequences, batch_indices
-from degaml_kedro.parameters import Parameters, Phase, TrainingParameters
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.registry import Offered, family
 from degaml_kedro.strategies.seen import Labeled
 from degaml_kedro.strategies.state import AdaptedState

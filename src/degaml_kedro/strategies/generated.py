@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from degaml_kedro.common.progress import Progress
+from degaml_kedro.config.schema import EncoderParameters, PromptParameters, ScoringParameters
 from degaml_kedro.generator.examples import ExampleGenerator
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.prompting import question_text
-from degaml_kedro.parameters import EncoderParameters, PromptParameters, ScoringParameters
-from degaml_kedro.progress import Progress
 from degaml_kedro.strategies.state import AdaptedState, Member
 from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Question

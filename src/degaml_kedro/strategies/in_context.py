@@ -26,6 +26,8 @@ from pydantic import Field
 from scipy.special import log_softmax
 from torch import Tensor
 
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import Parameters
 from degaml_kedro.llm.in_context import (
     encode_in_context,
     fitting,
@@ -34,8 +36,6 @@ from degaml_kedro.llm.in_context import (
 from degaml_kedro.llm.prompting import without_options
 from degaml_kedro.llm.scoring import AskedQuestions
 from degaml_kedro.llm.sentence_head import SentenceHead
-from degaml_kedro.parameters import Parameters
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.registry import Offered, family
 from degaml_kedro.strategies.seen import Labeled
 from degaml_kedro.strategies.state import (

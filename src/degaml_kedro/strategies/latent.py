@@ -25,12 +25,12 @@ from pydantic import Field
 from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.config.schema import Parameters
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.generation import Steer
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.prompting import EncodedQuestion
-from degaml_kedro.parameters import Parameters
 from degaml_kedro.strategies.registry import Offered, family
 from degaml_kedro.strategies.seen import Prompts
 from degaml_kedro.strategies.state import AdaptedState, Steering

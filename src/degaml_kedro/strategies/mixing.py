@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter, parse_key
-from degaml_kedro.parameters import Parameters
+from degaml_kedro.config.schema import Parameters
 from degaml_kedro.strategies.registry import Offered, family
 from degaml_kedro.strategies.seen import Nothing
 from degaml_kedro.strategies.state import AdaptedState

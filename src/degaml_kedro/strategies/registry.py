@@ -29,9 +29,9 @@ from typing import TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.config.schema import Parameters
 from degaml_kedro.llm.base_model import first_line
-from degaml_kedro.parameters import Parameters
 from degaml_kedro.strategies.seen import Candidates, Labeled, Nothing, Prompts
 from degaml_kedro.strategies.state import AdaptedState
 

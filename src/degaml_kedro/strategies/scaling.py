@@ -29,8 +29,8 @@ from pydantic import Field
 from scipy.special import log_softmax
 from torch import Tensor
 
-from degaml_kedro.parameters import Parameters
-from degaml_kedro.seeds import derive_seed
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import Parameters
 from degaml_kedro.strategies.registry import Offered, family
 from degaml_kedro.strategies.seen import Prompts
 from degaml_kedro.strategies.state import ROUTERS, AdaptedState, Distance, Member, Steering, Vote

@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from degaml_kedro.adapters.adapter import MAX_JSON, Adapter, load_peft_folder, save_peft_folder
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.folders import replaced_folder
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.common.folders import replaced_folder
+from degaml_kedro.config.schema import Parameters
 from degaml_kedro.llm.in_context import PrefixMemory
-from degaml_kedro.parameters import Parameters
 from degaml_kedro.tasks.example import MAX_OPTIONS, TRUE_FALSE, Example, make_open_example
 
 Distance = Literal["euclidean", "cosine"]

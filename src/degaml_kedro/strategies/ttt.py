@@ -14,10 +14,10 @@ from typing import Annotated
 from pydantic import Field
 
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import Parameters, Phase, TrainingParameters
 from degaml_kedro.llm.finetune import AnswerSequence, batch_indices, train_on_batches
 from degaml_kedro.llm.prompting import render_prompt
-from degaml_kedro.parameters import Parameters, Phase, TrainingParameters
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.registry import Offered, family
 from degaml_kedro.strategies.seen import Prompts
 from degaml_kedro.strategies.state import AdaptedState

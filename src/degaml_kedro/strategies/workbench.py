@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.common.progress import Progress
+from degaml_kedro.config.schema import PromptParameters, ScoringParameters
 from degaml_kedro.generator.examples import ExampleGenerator
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.parameters import PromptParameters, ScoringParameters
-from degaml_kedro.progress import Progress
 from degaml_kedro.strategies.state import Member
 from degaml_kedro.tasks.example import Question
 

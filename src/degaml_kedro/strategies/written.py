@@ -11,9 +11,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import Parameters
 from degaml_kedro.llm.finetune import answer_sequences
-from degaml_kedro.parameters import Parameters
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.registry import Offered, family
 from degaml_kedro.strategies.seen import Labeled
 from degaml_kedro.strategies.state import (

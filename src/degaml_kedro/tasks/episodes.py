@@ -2,7 +2,7 @@
 
 A task is a rule over bare inputs (``France`` -> ``euro``), or a classification: some of the classes of a word set, of
 a topic of messages or of a file, under their names or under words of one's own. Nothing in a question says what is
-asked. What is drawn is small (:class:`~degaml_kedro.parameters.EpisodeSource`) and its examples follow from it.
+asked. What is drawn is small (:class:`~degaml_kedro.config.schema.EpisodeSource`) and its examples follow from it.
 
 Wrong options of a bare input are the answers of the domain's other training rules to the same input, and the rule's own
 answers to other inputs; none of them is right. The options of a classification are its labels, in one order.
@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from degaml_kedro.parameters import (
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import (
     DrawnTasks,
     EpisodeSource,
     FileDistribution,
@@ -27,7 +28,6 @@ from degaml_kedro.parameters import (
     SplitSizes,
     SuiteDistribution,
 )
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.example import Example, TaskError, make_example
 from degaml_kedro.tasks.labeled import ALL, read_labeled_texts
 from degaml_kedro.tasks.suite import material

@@ -13,7 +13,7 @@ import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
 
 TRUE_FALSE = ("True", "False")
 MAX_OPTIONS = len(string.ascii_uppercase)

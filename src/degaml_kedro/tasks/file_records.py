@@ -16,6 +16,7 @@ from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from degaml_kedro.common.texts import printable
 from degaml_kedro.tasks.example import shorten
 from degaml_kedro.tasks.records import (
     ANSWERS,
@@ -32,7 +33,6 @@ from degaml_kedro.tasks.records import (
     option_columns,
     plain_key,
 )
-from degaml_kedro.texts import printable
 
 LAYOUTS = {
     ".txt": "text",

@@ -6,7 +6,7 @@ import logging
 import re
 from pathlib import Path
 
-from degaml_kedro.parameters import FileSource
+from degaml_kedro.config.schema import FileSource
 from degaml_kedro.tasks.example import Example, TaskError, did_you_mean
 from degaml_kedro.tasks.file_records import SUFFIXES, data_files, file_records
 from degaml_kedro.tasks.pasted import read_rows

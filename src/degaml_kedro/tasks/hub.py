@@ -16,7 +16,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, TypeVar
 
-from degaml_kedro.parameters import HubSource
+from degaml_kedro.config.schema import HubSource
 from degaml_kedro.tasks.example import (
     Example,
     TaskError,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from degaml_kedro.parameters import LabelFile
+from degaml_kedro.config.schema import LabelFile
 from degaml_kedro.tasks.example import TaskError
 from degaml_kedro.tasks.file_records import decode_text, whole_records
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
+from degaml_kedro.common.texts import printable
 from degaml_kedro.tasks.example import (
     MAX_OPTIONS,
     TRUE_FALSE,
@@ -64,7 +65,6 @@ from degaml_kedro.tasks.records import (
     with_option_lines,
 )
 from degaml_kedro.tasks.text import text_records
-from degaml_kedro.texts import printable
 
 MAX_BYTES = 1 << 20
 MAX_SHOWN = 200

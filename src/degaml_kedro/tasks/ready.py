@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from degaml_kedro.parameters import EpisodeSource
+from degaml_kedro.config.schema import EpisodeSource
 from degaml_kedro.tasks.episodes import TooFewTextsError, episode_examples
 from degaml_kedro.tasks.example import Example, TaskError, did_you_mean
 from degaml_kedro.tasks.suite import material

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from degaml_kedro.common.texts import printable
 from degaml_kedro.tasks.example import (
     MAX_OPTIONS,
     TRUE_FALSE,
@@ -33,7 +34,6 @@ from degaml_kedro.tasks.example import (
     shorten,
     split_prompt,
 )
-from degaml_kedro.texts import printable
 
 # records of a file that somebody brings
 MAX_ROWS = 2000

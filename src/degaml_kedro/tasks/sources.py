@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from degaml_kedro.parameters import (
+from degaml_kedro.config.schema import (
     EpisodeSource,
     FileSource,
     HubSource,

@@ -15,7 +15,7 @@ from typing import Literal
 
 import pandas as pd
 
-from degaml_kedro.parameters import SplitSizes
+from degaml_kedro.config.schema import SplitSizes
 from degaml_kedro.tasks.example import Example, TaskError, shorten
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError
 from kedro.utils import find_kedro_project
 
-from degaml_kedro.configuration import current_loader
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.config.loader import current_loader
 from degaml_kedro.io.runs import RunsDataset
 from degaml_kedro.results.statistics import find
 from degaml_kedro.tracking.comparison import EXPERIMENT, log_comparison

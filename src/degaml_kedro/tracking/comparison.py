@@ -26,7 +26,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from sqlalchemy.engine import make_url
 
-from degaml_kedro.parameters import BASELINES
+from degaml_kedro.config.schema import BASELINES
 from degaml_kedro.results.formatting import flat
 from degaml_kedro.results.runs import Runs
 from degaml_kedro.results.statistics import MEAN

@@ -28,13 +28,13 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
-from degaml_kedro.configuration import current_loader, read_parameters
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.folders import is_gone
+from degaml_kedro.common.atomic import is_main_process
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.common.folders import is_gone
+from degaml_kedro.config.loader import current_loader, read_parameters
 from degaml_kedro.generator.examples import ExampleGenerator
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.health import WHOLE
-from degaml_kedro.io.atomic import is_main_process
 from degaml_kedro.io.generators import GeneratorProgress
 from degaml_kedro.io.trajectory import (
     StepRecord,

@@ -47,8 +47,8 @@ from degaml_kedro.checkpoint.layout import (
     CheckpointError,
     check_overwritable,
 )
+from degaml_kedro.config.schema import task_scoring
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
-from degaml_kedro.parameters import task_scoring
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.describe import describe_action, describe_strategy
 from degaml_kedro.session import AdaptedModel

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from degaml_kedro.config.schema import FactorizedDecoder, HyperconvolutionalDecoder
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder, whole_flow
 from degaml_kedro.generator.decoders.hyperconv import FlowError
-from degaml_kedro.parameters import FactorizedDecoder, HyperconvolutionalDecoder
 from tests.adapters.test_tokens import small_grid
 
 CONDITION = ConditionSize(prompts=3, tokens=6, width=8, states=2)

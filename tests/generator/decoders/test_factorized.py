@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from degaml_kedro.adapters.tokens import TokenGrid
+from degaml_kedro.config.schema import FactorizedDecoder
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
 from degaml_kedro.generator.decoders.factorized import FactorizedNetwork
 from degaml_kedro.generator.decoders.hyperconv import PAPER_FLOWS, decoder_cost
-from degaml_kedro.parameters import FactorizedDecoder
 from tests.adapters.test_tokens import lora_shapes, small_grid
 
 WIDTH, TOKENS, PROMPTS, STATES = 8, 6, 4, 2

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from degaml_kedro.adapters.tokens import TokenGrid
+from degaml_kedro.config.schema import FactorizedDecoder, HyperconvolutionalDecoder
 from degaml_kedro.generator.decoders.factorized import FactorizedNetwork
 from degaml_kedro.generator.decoders.hyperconv import (
     HyperconvDecoder,
@@ -19,7 +20,6 @@ from degaml_kedro.generator.decoders.hyperconv import (
     decoder_cost,
 )
 from degaml_kedro.llm.base_model import library_weights
-from degaml_kedro.parameters import FactorizedDecoder, HyperconvolutionalDecoder
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from degaml_kedro.adapters.tokens import TokenGrid
-from degaml_kedro.parameters import FactorizedDecoder
+from degaml_kedro.config.schema import FactorizedDecoder
 
 _POSITION_WIDTH = 64
 _ATTENTION_HEADS = 4

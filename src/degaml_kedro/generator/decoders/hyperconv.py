@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
 
 Size = tuple[int, int, int]
 

@@ -17,19 +17,19 @@ from scipy.special import log_softmax
 from degaml_kedro.baselines.baseline import Setup, answer, baseline
 from degaml_kedro.baselines.compute import Clock, Compute
 from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
+from degaml_kedro.common.progress import progress_bar
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.methods import METHODS
+from degaml_kedro.config.schema import BASELINES, ProjectParameters, required
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.io.trajectory import Trajectory
 from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.llm.finetune import TrainingError, initial_adapter
-from degaml_kedro.methods import METHODS
-from degaml_kedro.parameters import BASELINES, ProjectParameters, required
 from degaml_kedro.pipelines.checkpoints.nodes import drawn_episodes
 from degaml_kedro.pipelines.counting import compute_record, trajectory_compute
 from degaml_kedro.pipelines.evaluate.nodes import predictions_frame, timed_answers
 from degaml_kedro.policy.indicators import measure_indicators
-from degaml_kedro.progress import progress_bar
 from degaml_kedro.results.measures import measure
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.generated import question_embedder
 from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.splits import frame_to_splits

@@ -12,8 +12,8 @@ from typing import Any
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
-from degaml_kedro.methods import METHODS
-from degaml_kedro.parameters import META_TRAINED, READ_SUPPORT, SUMMED, ProjectParameters
+from degaml_kedro.config.methods import METHODS
+from degaml_kedro.config.schema import META_TRAINED, READ_SUPPORT, SUMMED, ProjectParameters
 from degaml_kedro.pipelines.baselines.nodes import (
     adapt_and_predict,
     adapt_baseline,

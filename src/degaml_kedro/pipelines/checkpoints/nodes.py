@@ -12,6 +12,15 @@ import pandas as pd
 from degaml_kedro.adapters.adapter import Adapter, average_adapters
 from degaml_kedro.baselines import union_train
 from degaml_kedro.baselines.episodes import Draw
+from degaml_kedro.common.progress import progress_bar
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import (
+    AnswerForm,
+    FileDistribution,
+    ProjectParameters,
+    SuiteDistribution,
+    TrainingParameters,
+)
 from degaml_kedro.io.trajectory import (
     StepRecord,
     Trajectory,
@@ -31,17 +40,8 @@ from degaml_kedro.llm.finetune import (
     initial_adapter,
     total_steps,
 )
-from degaml_kedro.parameters import (
-    AnswerForm,
-    FileDistribution,
-    ProjectParameters,
-    SuiteDistribution,
-    TrainingParameters,
-)
 from degaml_kedro.pipelines.fingerprint import digest, stated
 from degaml_kedro.pipelines.task_folds import TaskFold
-from degaml_kedro.progress import progress_bar
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.episodes import draw_episode, episode_examples
 from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.splits import frame_to_splits

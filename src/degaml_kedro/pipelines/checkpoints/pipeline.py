@@ -5,7 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
-from degaml_kedro.parameters import ProjectParameters
+from degaml_kedro.config.schema import ProjectParameters
 from degaml_kedro.pipelines.checkpoints.nodes import (
     last_adapter,
     mean_adapter,

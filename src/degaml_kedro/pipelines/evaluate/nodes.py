@@ -14,6 +14,16 @@ import pandas as pd
 from degaml_kedro.adaptation import task_refinement
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.compute import Clock, Compute
+from degaml_kedro.common.progress import Progress, progress_bar
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.methods import METHODS
+from degaml_kedro.config.schema import (
+    GENERATED,
+    EpisodeSource,
+    PolicyParameters,
+    ProjectParameters,
+    required,
+)
 from degaml_kedro.generator.examples import ExampleGenerator, shuffled_answers
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
@@ -22,14 +32,6 @@ from degaml_kedro.io.trajectory import checksum, tensor_bytes
 from degaml_kedro.llm.base_model import describe, first_line, load_base_model
 from degaml_kedro.llm.finetune import answer_sequences
 from degaml_kedro.llm.scoring import Prediction, score_examples
-from degaml_kedro.methods import METHODS
-from degaml_kedro.parameters import (
-    GENERATED,
-    EpisodeSource,
-    PolicyParameters,
-    ProjectParameters,
-    required,
-)
 from degaml_kedro.pipelines.counting import compute_record, count_training
 from degaml_kedro.pipelines.fingerprint import digest, stated
 from degaml_kedro.pipelines.policy.nodes import (
@@ -47,10 +49,8 @@ from degaml_kedro.policy.fallback import narrowed, with_fallback
 from degaml_kedro.policy.search import Refinement, Row, Tag, executed_rows, most_trials
 from degaml_kedro.policy.tabular import RewardModel, TabularProposer
 from degaml_kedro.policy.trial import execute
-from degaml_kedro.progress import Progress, progress_bar
 from degaml_kedro.results.measures import PREDICTION_COLUMNS, measure_draws
 from degaml_kedro.results.table import results_table
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.answering import predict as answer_examples
 from degaml_kedro.strategies.generated import generated_state
 from degaml_kedro.strategies.state import AdaptedState

@@ -5,8 +5,8 @@ from __future__ import annotations
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
-from degaml_kedro.methods import METHODS, Method, method_of
-from degaml_kedro.parameters import ProjectParameters, required
+from degaml_kedro.config.methods import METHODS, Method, method_of
+from degaml_kedro.config.schema import ProjectParameters, required
 from degaml_kedro.pipelines.checkpoints.nodes import last_adapter, train_alone
 from degaml_kedro.pipelines.counting import count_training
 from degaml_kedro.pipelines.evaluate.nodes import (

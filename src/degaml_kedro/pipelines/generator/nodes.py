@@ -14,6 +14,16 @@ from degaml_kedro.adapters.adapter import AdapterConfig
 from degaml_kedro.adapters.scales import TokenScales
 from degaml_kedro.adapters.tokens import permutation_states
 from degaml_kedro.baselines import union_train
+from degaml_kedro.common.progress import progress_bar
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import (
+    AssociativeDecoder,
+    FactorizedDecoder,
+    GeneratorTraining,
+    HyperconvolutionalDecoder,
+    ProjectParameters,
+    required,
+)
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
 from degaml_kedro.generator.examples import ExampleGenerator, train_on_episodes
 from degaml_kedro.generator.generator import Generator, GeneratorError, Identity
@@ -32,22 +42,12 @@ from degaml_kedro.io.tokens import TokenSequence
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.finetune import answer_sequences
 from degaml_kedro.llm.scoring import score_examples
-from degaml_kedro.parameters import (
-    AssociativeDecoder,
-    FactorizedDecoder,
-    GeneratorTraining,
-    HyperconvolutionalDecoder,
-    ProjectParameters,
-    required,
-)
 from degaml_kedro.pipelines.checkpoints.nodes import drawn_episodes
 from degaml_kedro.pipelines.fingerprint import digest, stated
 from degaml_kedro.pipelines.task_folds import TaskFold
 from degaml_kedro.pipelines.tokenize.nodes import check_alike
-from degaml_kedro.progress import progress_bar
 from degaml_kedro.results.figures import figure_page
 from degaml_kedro.results.generator_figure import generator_figure
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.splits import TaskSplits, frame_to_splits
 
 logger = logging.getLogger(__name__)

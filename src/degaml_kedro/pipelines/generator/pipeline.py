@@ -8,7 +8,7 @@ from typing import Any
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
-from degaml_kedro.parameters import ProjectParameters, required
+from degaml_kedro.config.schema import ProjectParameters, required
 from degaml_kedro.pipelines.generator.nodes import (
     draw_health,
     read_health,

@@ -11,6 +11,12 @@ from typing import Any
 import pandas as pd
 
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.common.progress import progress_bar
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import (
+    ProjectParameters,
+    required,
+)
 from degaml_kedro.generator.examples import ExampleGenerator
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
@@ -18,10 +24,6 @@ from degaml_kedro.io.rollouts import Rollouts
 from degaml_kedro.io.trajectory import checksum, tensor_bytes
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.finetune import initial_adapter
-from degaml_kedro.parameters import (
-    ProjectParameters,
-    required,
-)
 from degaml_kedro.pipelines.fingerprint import digest, stated
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.fallback import KINDS, learned_fallback
@@ -35,11 +37,9 @@ from degaml_kedro.policy.search import (
 )
 from degaml_kedro.policy.tabular import fit_rewards
 from degaml_kedro.policy.training import learn
-from degaml_kedro.progress import progress_bar
 from degaml_kedro.results.figures import figure_page
 from degaml_kedro.results.policy_figure import policy_figure, strategy_map
 from degaml_kedro.results.policy_measures import policy_text
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.strategies.generated import generated_state, generated_workbench
 from degaml_kedro.strategies.state import Member
 from degaml_kedro.strategies.workbench import Workbench

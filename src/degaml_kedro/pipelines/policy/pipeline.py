@@ -5,7 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
-from degaml_kedro.parameters import PolicyParameters, ProjectParameters
+from degaml_kedro.config.schema import PolicyParameters, ProjectParameters
 from degaml_kedro.pipelines.naming import ALONE, PARAMETERS, bound
 from degaml_kedro.pipelines.policy.nodes import (
     collect_rollouts,

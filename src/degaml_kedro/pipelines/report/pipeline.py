@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kedro.pipeline import Pipeline, node
 
-from degaml_kedro.parameters import ProjectParameters
+from degaml_kedro.config.schema import ProjectParameters
 from degaml_kedro.pipelines.report.nodes import draw_comparison, report_runs
 
 

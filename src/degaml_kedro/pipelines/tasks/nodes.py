@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 
 from degaml_kedro import __version__
+from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.config.schema import EpisodeSource, ProjectParameters
 from degaml_kedro.llm.base_model import choose_device, choose_dtype
-from degaml_kedro.parameters import EpisodeSource, ProjectParameters
 from degaml_kedro.pipelines.fingerprint import stated
-from degaml_kedro.seeds import derive_seed
 from degaml_kedro.tasks.episodes import describe
 from degaml_kedro.tasks.sources import load_examples
 from degaml_kedro.tasks.splits import (

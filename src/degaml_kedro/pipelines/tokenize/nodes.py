@@ -11,14 +11,14 @@ import torch
 
 from degaml_kedro.adapters.scales import TokenScales, TokenStatistics
 from degaml_kedro.adapters.tokens import TokenGrid
-from degaml_kedro.errors import DegamlError
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.common.progress import progress_bar
+from degaml_kedro.config.schema import ProjectParameters, required
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.io.tokens import TokenSequence
 from degaml_kedro.io.trajectory import Trajectory
 from degaml_kedro.llm.prompting import question_text
-from degaml_kedro.parameters import ProjectParameters, required
-from degaml_kedro.progress import progress_bar
 from degaml_kedro.tasks.splits import frame_to_splits
 
 logger = logging.getLogger(__name__)

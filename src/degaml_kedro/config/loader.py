@@ -18,8 +18,8 @@ from omegaconf.errors import InterpolationResolutionError
 from pydantic import Tag, ValidationError
 from pydantic_core import ErrorDetails
 
-from degaml_kedro.errors import DegamlError
-from degaml_kedro.parameters import Parameters, ProjectParameters
+from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.config.schema import Parameters, ProjectParameters
 from degaml_kedro.policy.actions import ActionError, ActionSpace, ActionSpaceError
 from degaml_kedro.tasks.episodes import with_drawn_tasks
 

@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic import BaseModel as _PydanticModel
 
-from degaml_kedro.methods import METHODS, Method, names
+from degaml_kedro.config.methods import METHODS, Method, names
 
 ScoringMode = Literal["letter", "text", "generate"]
 # how an answer is written: its option's label in brackets, or its text
