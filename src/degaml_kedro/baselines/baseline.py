@@ -1,6 +1,7 @@
 """What every baseline is given, and the file that defines it.
 
-A baseline is a file of this folder and a row of the table in ``methods.py`` that names it. The file has the functions
+A baseline is a file of this folder and a row of the table in ``config/methods.py`` that names it. The file has the
+functions
 
 - ``fit(setup, tasks, draw, seed, progress) -> Learned``, where the method is meta-trained: on listed ``tasks``, or on
   those that ``draw`` makes without end in their place;
