@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 from kedro.io import DatasetError
 
+from degaml_kedro.common import atomic
 from degaml_kedro.common.atomic import StoredDataError
 from degaml_kedro.generator.generator import CONFIG_FILE, WEIGHTS_FILE, Generator
 from degaml_kedro.generator.training import TrainingState, train_generator
-from degaml_kedro.io import atomic
 from degaml_kedro.io import generators as module
 from degaml_kedro.io.generators import (
     GeneratorDataset,

@@ -13,11 +13,11 @@ import torch
 from kedro.io import DataCatalog
 from safetensors.torch import load_file, save_file
 
+from degaml_kedro.common import atomic
 from degaml_kedro.common.atomic import StoredDataError
 from degaml_kedro.config.schema import EncoderParameters
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
-from degaml_kedro.io import atomic
 from degaml_kedro.io.prompt_embeddings import (
     PromptEmbeddingsDataset,
     read_prompt_embeddings,

@@ -20,8 +20,8 @@ from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import node, pipeline
 from kedro.runner import ParallelRunner, SequentialRunner, ThreadRunner
 
+from degaml_kedro.common import atomic
 from degaml_kedro.common.atomic import StoredDataError
-from degaml_kedro.io import atomic
 from degaml_kedro.io.rollouts import (
     ADDED_COLUMNS,
     NULLABLE_COLUMNS,

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from degaml_kedro.adapters.scales import TokenScales, TokenStatistics
+from degaml_kedro.common import atomic
 from degaml_kedro.common.errors import DegamlError
-from degaml_kedro.io import atomic
 from degaml_kedro.io.tokens import (
     TokenScalesDataset,
     TokensDataset,

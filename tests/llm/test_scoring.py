@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.modeling_utils import local_torch_dtype
 
 from degaml_kedro.config.schema import LoraParameters, PromptParameters, ScoringParameters
 from degaml_kedro.llm import extraction
@@ -197,6 +198,16 @@ def test_a_missing_chat_template_is_explained(monkeypatch: pytest.MonkeyPatch) -
             PromptParameters(format="chat"),
             ScoringParameters(),
         )
+
+
+def test_scores_do_not_depend_on_the_default_type_that_a_loading_thread_sets() -> None:
+    base = tiny_base()
+    asked = [make_example("What is 2?", ["two", "three"], 0)]
+    prompt, scoring = PromptParameters(format="plain"), ScoringParameters(mode="text")
+    (alone,) = score_examples(base, asked, prompt, scoring)
+    with local_torch_dtype(torch.bfloat16):
+        (beside,) = score_examples(base, asked, prompt, scoring)
+    assert beside.option_scores == alone.option_scores
 
 
 def test_threads_score_with_their_own_adapters() -> None:

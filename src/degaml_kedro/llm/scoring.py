@@ -393,7 +393,8 @@ def _token_log_probabilities(
     """
     unique, owner = torch.unique(torch.tensor(rows), return_inverse=True)
     wanted = torch.tensor(targets)
-    values = torch.empty(len(rows))
+    # while another thread loads a model, the process's default may be that model's type
+    values = torch.empty(len(rows), dtype=torch.float32)
     for first in range(0, len(unique), _ROWS_AT_ONCE):
         chunk = hidden[unique[first : first + _ROWS_AT_ONCE]]
         logits = base.logits(chunk)
