@@ -572,6 +572,11 @@ def test_predictions_are_written(suffix, desks):
 def test_predictions_do_not_replace_the_questions(desks):
     Path("new.csv").write_text("text\nThe tap drips\n")
     assert "is the file of questions" in degaml("predict desks new.csv --out new.csv").stderr
+    # an earlier file of answers is replaced, also where the questions come from standard input
+    Path("answers.csv").write_text("old")
+    piped = degaml("predict desks - --out answers.csv", "The tap drips\n")
+    assert piped.exit_code == 0, piped.output
+    assert "The tap drips" in Path("answers.csv").read_text()
     # without right answers, how often each label was answered
     counts = re.findall(r"^(\w+) +(\d+)$", done("predict desks new.csv").stdout, re.MULTILINE)
     assert sum(int(count) for _, count in counts) == 1

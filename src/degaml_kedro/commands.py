@@ -458,7 +458,7 @@ def predict(
             )
         asked, lines = [read_question(question, options or trained)], [None]
     else:
-        if out is not None and out.exists() and out.samefile(str(file)):
+        if file != "-" and out is not None and out.exists() and out.samefile(str(file)):
             raise click.UsageError(f"--out: {out} is the file of questions; name another.")
         read = _read(str(file), labels=options or trained, answered=False, **reading)
         asked = read.questions
