@@ -56,8 +56,7 @@ def _messages() -> str:
 
 
 # what an environment wants to be told
-NEEDED = {name: {"datasets": "x"} for name in ("files", "files_adaptation")}
-NEEDED["messages"] = {"datasets": _messages()}
+NEEDED = {"files": {"datasets": "x"}, "messages": {"datasets": _messages()}}
 ENVIRONMENTS = sorted(
     path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "base"
 )

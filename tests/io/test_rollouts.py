@@ -23,7 +23,6 @@ from kedro.runner import ParallelRunner, SequentialRunner, ThreadRunner
 from degaml_kedro.common import atomic
 from degaml_kedro.common.atomic import StoredDataError
 from degaml_kedro.io.rollouts import (
-    ADDED_COLUMNS,
     NULLABLE_COLUMNS,
     ROLLOUT_COLUMNS,
     Rollouts,
@@ -275,82 +274,23 @@ def test_half_surrogates_become_their_escape(
         assert_rows(found.rows, [row(0, error="no family '\\ud800'")])
 
 
-# --- files of older versions ----------------------------------------------------------------------
-
-
-def without_added(made: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in made.items() if name not in ADDED_COLUMNS}
-
-
-def first_version(path: Path) -> None:
-    """A finished file as it was before there were ``ADDED_COLUMNS``."""
-    fields = [
-        pa.field(name, kind, name in NULLABLE_COLUMNS)
-        for name, kind in ROLLOUT_COLUMNS.items()
-        if name not in ADDED_COLUMNS
-    ]
-    schema = pa.schema(fields, metadata={"format": "1", "fingerprint": "one"})
-    rows = [without_added(row(number)) for number in range(TOTAL)]
-    path.parent.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, write_page_checksum=True)
-
-
-def test_a_file_of_the_first_version_is_read_and_what_it_lacks_is_none(
-    dataset: RolloutsDataset, resume: RolloutsResumeDataset, path: Path
-) -> None:
-    first_version(path)
-    frame = dataset.load()
-    assert list(frame.columns) == list(ROLLOUT_COLUMNS)
-    assert frame[sorted(ADDED_COLUMNS)].isna().all(axis=None)
-    assert str(frame["forward_tokens"].dtype) == "int64[pyarrow]"
-    assert frame["tokens"].tolist() == [12345] * TOTAL
-    found = resume.load()
-    assert found is not None
-    assert found.complete
-    none = dict.fromkeys(ADDED_COLUMNS)
-    assert_rows(found.rows, [row(number, **none) for number in range(TOTAL)])
-    # it is finished: nothing is tried again
-    assert run(path) == 0
-    assert dataset.load().to_json() == frame.to_json()
-
-
-def test_a_run_of_the_first_version_is_gone_on_with(
-    dataset: RolloutsDataset, resume: RolloutsResumeDataset, partial: Path, path: Path
-) -> None:
-    dataset.save(Rollouts("one"))
-    with partial.open("a") as file:
-        file.writelines(json.dumps(without_added(row(number))) + "\n" for number in range(2))
-    none = dict.fromkeys(ADDED_COLUMNS)
-    assert run(path) == TOTAL - 2
-    found = resume.load()
-    assert found is not None
-    assert_rows(found.rows, [row(0, **none), row(1, **none), row(2), row(3)])
-
-
 # --- killed ---------------------------------------------------------------------------------------
 
 
-def test_a_file_that_ends_at_any_byte_keeps_its_whole_rows_and_comes_to_the_same(
+def test_a_partial_file_of_fewer_rows_is_gone_on_with_and_half_a_line_is_started_over(
     path: Path, partial: Path, whole: bytes, dataset: RolloutsDataset, resume: RolloutsResumeDataset
 ) -> None:
-    # earlier versions appended to the file
     dataset.save(Rollouts("one", rows(TOTAL)))
     content = partial.read_bytes()
     ends = [index for index, byte in enumerate(content) if byte == ord("\n")]
     assert len(ends) == TOTAL + 1
-    for length in range(len(content) + 1):
-        partial.write_bytes(content[:length])
-        expected = sum(end <= length for end in ends) - 1
-        found = resume.load()
-        if expected < 0:
-            assert found is None
-        else:
-            assert found is not None
-            assert len(found.rows) == expected
-        # going on costs more, and only differs near a line's end
-        if any(abs(length - end) < 2 for end in (0, *ends)):
+    for end in ends:
+        for length, kept in ((end, ends.index(end)), (end - 1, 0)):
+            partial.write_bytes(content[:length])
+            found = resume.load()
+            assert len(found.rows if found else ()) == kept
             assert not dataset.exists()
-            assert run(path) == TOTAL - max(expected, 0)
+            assert run(path) == TOTAL - kept
             assert path.read_bytes() == whole
             assert not partial.exists()
             path.unlink()
@@ -409,7 +349,7 @@ def test_killed_between_the_parquet_file_and_the_partial_one_s_end(
         assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_damaged_line_costs_it_and_what_follows(
+def test_a_damaged_line_costs_all_rows(
     path: Path,
     partial: Path,
     whole: bytes,
@@ -419,20 +359,12 @@ def test_a_damaged_line_costs_it_and_what_follows(
 ) -> None:
     dataset.save(Rollouts("one", rows(TOTAL)))
     lines = partial.read_bytes().splitlines(keepends=True)
-    for bad in (
-        b"\x00" * 50 + b"\n",
-        b"\n",
-        b"[]\n",
-        lines[3].replace(b'"n"', b'"m"'),
-        lines[3][:-20] + b"\n",
-    ):
+    for bad in (b"\x00" * 50 + b"\n", b"\n", b"[]\n", lines[3].replace(b'"n"', b'"m"')):
         partial.write_bytes(b"".join([*lines[:3], bad, *lines[4:]]))
         caplog.clear()
-        found = resume.load()
-        assert found is not None
-        assert_rows(found.rows, list(rows(2)))
-        assert "damaged after 2 rows" in caplog.text
-        assert run(path) == 2
+        assert resume.load() is None
+        assert "is started over" in caplog.text
+        assert run(path) == TOTAL
         assert path.read_bytes() == whole
         path.unlink()
 

@@ -14,6 +14,7 @@ import yaml
 from kedro.config import AbstractConfigLoader, OmegaConfigLoader
 from kedro.framework.project import settings
 from kedro.utils import find_kedro_project
+from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 from pydantic import Tag, ValidationError
 from pydantic_core import ErrorDetails
@@ -31,13 +32,14 @@ class ConfigurationError(DegamlError):
 
 
 class ProjectConfigLoader(OmegaConfigLoader):
-    """Kedro's loader with four differences.
+    """Kedro's loader with five differences.
 
     A parameter given on the command line changes that one key, also where the environment does not mention its
     group (Kedro replaces the whole group then). Tasks that a pool draws from a distribution stand among ``tasks``
     (``tasks/episodes.py``). ``${given:seed, 999}`` is ``${runtime_params:seed, 999}`` for ``globals.yml``, where Kedro
-    does not allow that: runs of different seeds can so keep their data apart. And the last loader made is remembered:
-    pipelines are generated from configuration, and Kedro asks for them without saying which environment it means.
+    does not allow that: runs of different seeds can so keep their data apart. ``${same_as:paper_0_5b, policy}`` is the
+    group ``policy`` of that environment's ``parameters.yml``. And the last loader made is remembered: pipelines are
+    generated from configuration, and Kedro asks for them without saying which environment it means.
     """
 
     current: ClassVar[ProjectConfigLoader | None] = None
@@ -63,6 +65,7 @@ class ProjectConfigLoader(OmegaConfigLoader):
         options["custom_resolvers"] = {
             **(options.get("custom_resolvers") or {}),
             "given": lambda name, default: given.get(name, default),
+            "same_as": lambda env, group: OmegaConf.load(folder / env / "parameters.yml")[group],
         }
         super().__init__(conf_source, env, **options)
         ProjectConfigLoader.current = self

@@ -57,12 +57,11 @@ ROLLOUT_COLUMNS: Mapping[str, pa.DataType] = {
     "executed": pa.bool_(),
     "error": pa.string(),
 }
-# what rows did not have at first: in those from then it is None
-ADDED_COLUMNS = frozenset({"option_scores", "poolable", "p_value", "decided_by"})
 # where None is a value: the action was not valid, was not executed, nothing went wrong, or nobody counted
-NULLABLE_COLUMNS = ADDED_COLUMNS | {
+NULLABLE_COLUMNS = {
     *("family", "accuracy_after", "log_probability_after", "error"),
     *("forward_tokens", "backward_tokens", "overhead_seconds"),
+    *("option_scores", "poolable", "p_value", "decided_by"),
 }
 
 _SCHEMA = pa.schema(
@@ -103,8 +102,7 @@ class RolloutsDataset(LocalDataset[Rollouts, pd.DataFrame]):
 
         Returns:
             A frame with ``ROLLOUT_COLUMNS``. Numbers that may be None are Arrow's (``double[pyarrow]``,
-            ``int64[pyarrow]``): there a None is ``<NA>`` and a NaN is still a NaN. ``ADDED_COLUMNS`` that a file does
-            not have are None.
+            ``int64[pyarrow]``): there a None is ``<NA>`` and a NaN is still a NaN.
 
         Raises:
             StoredDataError: the file is not there, damaged, or something else.
@@ -173,38 +171,20 @@ def _storable(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_partial(path: Path) -> Rollouts | None:
-    """The whole rows of a partial file; None where there is none, or where it does not begin as one.
-
-    Earlier versions appended rows, and may have left half a line. Lines that are no rows, and those after them, are
-    tried again, which costs time and nothing else.
-    """
+    """The rows of a partial file; None where there is none, or where it is not one: then all are tried again."""
     if not path.is_file():
         return None
-    head, *lines = path.read_bytes().splitlines() or [b""]
     try:
-        about = json.loads(head)
+        about, *rows = map(json.loads, path.read_bytes().splitlines())
         if about["format"] != FORMAT:
             raise ValueError(f"its format is {about['format']}, this version reads {FORMAT}")
-        fingerprint = str(about["fingerprint"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if any(row.keys() != ROLLOUT_COLUMNS.keys() for row in rows):
+            raise ValueError("its columns are not those of rollouts")
+        ordered = ({name: row[name] for name in ROLLOUT_COLUMNS} for row in rows)
+        return Rollouts(str(about["fingerprint"]), tuple(ordered))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("%s cannot be gone on with and is started over: %s", path, error)
         return None
-    rows: list[dict[str, Any]] = []
-    for line in lines:
-        try:
-            row = dict.fromkeys(ADDED_COLUMNS) | json.loads(line)
-            if row.keys() != ROLLOUT_COLUMNS.keys():
-                raise ValueError("its columns are not those of rollouts")
-        except (ValueError, TypeError, RecursionError) as error:
-            logger.warning(
-                "%s is damaged after %d rows; the others are tried again: %s",
-                path,
-                len(rows),
-                error,
-            )
-            break
-        rows.append({name: row[name] for name in ROLLOUT_COLUMNS})
-    return Rollouts(fingerprint, tuple(rows))
 
 
 def _read_parquet(path: Path) -> tuple[str, pa.Table]:
@@ -223,9 +203,6 @@ def _read_parquet(path: Path) -> tuple[str, pa.Table]:
         found = about.get(b"format", b"none").decode("utf-8")
         if found != str(FORMAT):
             raise ValueError(f"its format is {found}, this version reads {FORMAT}")
-        for place, field in enumerate(_SCHEMA):
-            if field.name in ADDED_COLUMNS - set(table.column_names):
-                table = table.add_column(place, field, pa.nulls(len(table), field.type))
         if not table.schema.equals(_SCHEMA):
             raise ValueError("its columns are not those of rollouts")
         return about[b"fingerprint"].decode("utf-8"), table
