@@ -43,7 +43,7 @@ from degaml_kedro.session import (
 from degaml_kedro.strategies.generated import question_embedder
 from degaml_kedro.strategies.state import (
     AdaptedState,
-    Context,
+    Demonstrations,
     Member,
     Steering,
     Vote,
@@ -543,7 +543,7 @@ def model_of(*members, **around):
 
 
 def shown(seed, order="given"):
-    return replace(member(seed), context=Context(tuple(SUPPORT), 4, order, 3))
+    return replace(member(seed), demonstrations=Demonstrations(tuple(SUPPORT), 4, order, 3))
 
 
 def vectors(count):
@@ -624,9 +624,9 @@ def test_the_family_context_is_adapted_with_saved_and_opened(tmp_path):
     # a strategy that was carried out, whether or not it won
     state = execute(model._bench, made.space, model.state, SUPPORT, report.tried[0].action, seed=0)
     model = AdaptedModel(model._bench, state, model._settings, report)
-    assert state.members[0].context.examples == tuple(SUPPORT)
+    assert state.members[0].demonstrations.examples == tuple(SUPPORT)
     opened = AdaptedModel.open(model.save(tmp_path / "adapter"))
-    assert opened.state.members[0].context == state.members[0].context
+    assert opened.state.members[0].demonstrations == state.members[0].demonstrations
     assert opened.predict(HELD_OUT) == model.predict(HELD_OUT) == model.predict(HELD_OUT)
     assert opened.score(HELD_OUT) == model.score(HELD_OUT)
     assert opened.explain() == model.explain()

@@ -32,7 +32,7 @@ from degaml_kedro.strategies.seen import Labeled
 from degaml_kedro.strategies.state import (
     MAX_POOL,
     AdaptedState,
-    Context,
+    Demonstrations,
     Steering,
     Vote,
 )
@@ -55,7 +55,8 @@ def with_context(start, order="given", shots=5, **changes):
     return replace(
         start,
         members=tuple(
-            replace(m, context=Context(SUPPORT, shots, order, **changes)) for m in start.members
+            replace(m, demonstrations=Demonstrations(SUPPORT, shots, order, **changes))
+            for m in start.members
         ),
     )
 
@@ -87,14 +88,14 @@ def test_every_member_gets_the_examples_and_nothing_is_computed():
     bench, start = workbench(), state(2, vote=Vote("majority_vote"))
     made = refine(bench, start, Labeled(SUPPORT), InContext(shots=3, order="random"), 5)
     assert find_family("context").sees is Labeled
-    assert {m.context for m in made.members} == {
-        Context(SUPPORT, 3, "random", derive_seed(5, "context"))
+    assert {m.demonstrations for m in made.members} == {
+        Demonstrations(SUPPORT, 3, "random", derive_seed(5, "context"))
     }
     assert [m.adapter for m in made.members] == [m.adapter for m in start.members]
     assert made.vote == start.vote
     assert bench.meter.tokens == 0
     many = refine(bench, start, Labeled(SUPPORT * 999), InContext(shots=3, order="given"), 5)
-    assert len(many.members[0].context.examples) == MAX_POOL
+    assert len(many.members[0].demonstrations.examples) == MAX_POOL
 
 
 @pytest.mark.parametrize("order", ["given", "random"])
@@ -139,7 +140,7 @@ def test_the_nearest_are_shown_and_the_nearest_one_last():
     asked = [make_example("How far" + "?" * n, ["a", "b", "c"], 1) for n in (3, 60)]
     pool = tuple(make_example("How long" + "." * n, ["a", "b", "c"], 0) for n in (40, 5, 20, 90))
     bench = workbench(embed=by_length)
-    start = AdaptedState((replace(draw(0, 0), context=Context(pool, 2, "nearest")),))
+    start = AdaptedState((replace(draw(0, 0), demonstrations=Demonstrations(pool, 2, "nearest")),))
     near, far = (pool[2], pool[1]), (pool[3], pool[0])
     expected = [
         *alone(bench, start.members[0], near, asked[:1]),
@@ -174,7 +175,9 @@ def test_the_encoder_s_word_is_that_of_sentence_head_and_counts_as_much_as_its_w
     bench = workbench(embed=by_length)
     asked = [make_example("Sort" + "." * n, ["tin", "tea", "ink"], 0) for n in (1, 14, 30)]
     alone_ = scores(
-        bench, AdaptedState((replace(draw(0, 0), context=Context(LABELLED, 5)),)), asked
+        bench,
+        AdaptedState((replace(draw(0, 0), demonstrations=Demonstrations(LABELLED, 5)),)),
+        asked,
     )
     own = setup("sentence_head", prompt=PLAIN, scoring=bench.scoring, embed=by_length)
     head = sentence_head.adapt(own, None, LABELLED, RegressionSetting(c=100.0), 0)
@@ -195,9 +198,14 @@ def test_the_encoder_has_no_word_where_an_option_was_never_an_answer():
     asked = [make_example("Sort" + "." * n, ["tin", "fog"], 0) for n in (1, 14)]
     start = with_context(state())
     told = AdaptedState(
-        tuple(replace(m, context=Context(LABELLED, 5, encoder_weight=1.0)) for m in start.members)
+        tuple(
+            replace(m, demonstrations=Demonstrations(LABELLED, 5, encoder_weight=1.0))
+            for m in start.members
+        )
     )
-    plain = AdaptedState(tuple(replace(m, context=Context(LABELLED, 5)) for m in start.members))
+    plain = AdaptedState(
+        tuple(replace(m, demonstrations=Demonstrations(LABELLED, 5)) for m in start.members)
+    )
     assert scores(bench, told, asked) == scores(bench, plain, asked)
 
 
@@ -213,7 +221,7 @@ def test_as_many_as_fit_in_front_of_each_question(order):
         [*scores(bench, start, ASKED[:2]), *scores(bench, start, [long])]
     )
     whole = ask_in_context(
-        bench, start.members[0].context, [Question.of(one) for one in (ASKED[0], long)]
+        bench, start.members[0].demonstrations, [Question.of(one) for one in (ASKED[0], long)]
     )
     texts = [base.tokenizer.decode(encoded.prompt) for encoded in whole.encoded]
     assert all(len(text) + len(" 99") > 250 - 50 for text in texts)
@@ -251,9 +259,9 @@ def test_members_with_other_contexts_and_with_none_answer_together():
     bench = workbench(embed=by_length)
     first, second, third, fourth = state(4, vote=Vote("majority_vote")).members
     members = (
-        replace(first, context=Context(SUPPORT, 2)),
+        replace(first, demonstrations=Demonstrations(SUPPORT, 2)),
         second,
-        replace(third, context=Context(SUPPORT, 3, "nearest")),
+        replace(third, demonstrations=Demonstrations(SUPPORT, 3, "nearest")),
         fourth,
     )
     rows = [scores(bench, AdaptedState((member,))) for member in members]
@@ -303,8 +311,8 @@ def test_what_follows_keeps_the_context_and_works_as_without_it(name):
     plain, start = state(), with_context(state())
     made = execute(bench, space, start, SUPPORT, FOLLOWING[name], 0)
     expected = execute(bench, space, plain, SUPPORT, FOLLOWING[name], 0)
-    assert [m.context for m in made.members] == [
-        start.members[0].context,
+    assert [m.demonstrations for m in made.members] == [
+        start.members[0].demonstrations,
         *[None] * (len(made.members) - 1),
     ]
     for one, other in zip(made.members, expected.members, strict=True):

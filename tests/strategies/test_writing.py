@@ -32,7 +32,7 @@ from degaml_kedro.policy.trial import Attempt, execute, try_action
 from degaml_kedro.strategies import answering
 from degaml_kedro.strategies.answering import answer_questions, predict, write_answers
 from degaml_kedro.strategies.scaling import combine
-from degaml_kedro.strategies.state import Context, Steering, Vote, load_state, save_state
+from degaml_kedro.strategies.state import Demonstrations, Steering, Vote, load_state, save_state
 from degaml_kedro.strategies.workbench import StrategyError
 from degaml_kedro.tasks.example import Question, make_example, make_open_example
 from tests.llm.helpers import merged_reference, tiny_base
@@ -157,7 +157,7 @@ def test_demonstrations_stand_before_what_is_written():
     bench = workbench(scoring=BYTES)
     alone = state()
     shown = tuple(make_open_example(f"Name {n}", f"the {n}") for n in range(2))
-    member = replace(alone.members[0], context=Context(shown, 2))
+    member = replace(alone.members[0], demonstrations=Demonstrations(shown, 2))
     found = predict(bench, replace(alone, members=(member,)), OPEN)
     model = merged_reference(bench.base, member.adapter)
     front = "Question: Name 0\nAnswer: the 0\n\nQuestion: Name 1\nAnswer: the 1\n\n"
@@ -170,9 +170,9 @@ def test_demonstrations_stand_before_what_is_written():
 
 def test_an_open_context_is_saved_and_read(tmp_path):
     alone = state()
-    member = replace(alone.members[0], context=Context(OPEN, 2))
+    member = replace(alone.members[0], demonstrations=Demonstrations(OPEN, 2))
     save_state(replace(alone, members=(member,)), tmp_path / "state")
-    assert load_state(tmp_path / "state").members[0].context == member.context
+    assert load_state(tmp_path / "state").members[0].demonstrations == member.demonstrations
 
 
 @pytest.mark.parametrize("method", ["max_confidence", "majority_vote", "sum_logprobs"])

@@ -65,7 +65,7 @@ def test_the_encoder_s_word_counts_beside_it_without_any_example_in_the_prompt(t
     alone = execute(own, SPACE, state(), SUPPORT, action(), 1)
     beside = execute(own, SPACE, state(), SUPPORT, action(encoder=2.0), 1)
     questions = [Question.of(one) for one in ASKED]
-    context = beside.members[0].context
+    context = beside.members[0].demonstrations
     assert context is not None
     assert (context.shots, beside.is_one_adapter, beside.needs_encoder) == (0, False, True)
     scores = answer_questions(own, alone, questions)
@@ -81,7 +81,7 @@ def test_the_encoder_s_word_counts_beside_it_without_any_example_in_the_prompt(t
 
 def test_examples_may_stand_in_the_prompt_as_well():
     made = execute(bench(), SPACE, state(), SUPPORT, action(shots=20), 1)
-    context = made.members[0].context
+    context = made.members[0].demonstrations
     assert context is not None
     assert (context.shots, context.examples, context.encoder_weight) == (20, tuple(SUPPORT), 0)
     assert predict(bench(), made, ASKED)

@@ -28,11 +28,7 @@ from torch import Tensor
 
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import Parameters
-from degaml_kedro.llm.in_context import (
-    encode_in_context,
-    fitting,
-    shuffled,
-)
+from degaml_kedro.llm.in_context import encode_in_context, fitting, shuffled
 from degaml_kedro.llm.prompting import without_options
 from degaml_kedro.llm.scoring import AskedQuestions
 from degaml_kedro.llm.sentence_head import SentenceHead
@@ -43,7 +39,7 @@ from degaml_kedro.strategies.state import (
     MAX_POOL,
     MAX_SHOTS,
     AdaptedState,
-    Context,
+    Demonstrations,
     Order,
 )
 from degaml_kedro.strategies.workbench import StrategyError, Workbench
@@ -73,18 +69,30 @@ def refine(
     Raises:
         StrategyError: the encoder is asked for, and there is none.
     """
-    own = derive_seed(seed, "context")
-    context = Context(seen.examples[:MAX_POOL], config.shots, config.order, own, config.encoder)
-    if context.needs_encoder:
-        _embedder(bench)
-    members = tuple(replace(member, context=context) for member in state.members)
+    shown = demonstrate(bench, seen, config.shots, config.order, config.encoder, seed)
+    members = tuple(replace(member, demonstrations=shown) for member in state.members)
     return replace(state, members=members)
 
 
+def demonstrate(
+    bench: Workbench, seen: Labeled, shots: int, order: Order, encoder: float, seed: int
+) -> Demonstrations:
+    """The examples, the first 1000, as demonstrations.
+
+    Raises:
+        StrategyError: the encoder is asked for, and there is none.
+    """
+    own = derive_seed(seed, "context")
+    shown = Demonstrations(seen.examples[:MAX_POOL], shots, order, own, encoder)
+    if shown.needs_encoder:
+        _embedder(bench)
+    return shown
+
+
 def ask_in_context(
-    bench: Workbench, context: Context, questions: Sequence[Question]
+    bench: Workbench, shown: Demonstrations, questions: Sequence[Question]
 ) -> AskedQuestions:
-    """Questions behind as many demonstrations of a context as fit; every question by itself.
+    """Questions behind as many demonstrations as fit; every question by itself.
 
     Raises:
         StrategyError: the nearest are asked for, and there is no encoder.
@@ -94,14 +102,16 @@ def ask_in_context(
     room = bench.scoring.room
     if room:
         questions = without_options(questions)
-    shared = context.order != "nearest"
+    pool, shared = shown.examples, shown.order != "nearest"
     if shared:
-        pool = context.examples
-        if context.order == "random":
-            pool = shuffled(pool, context.seed)
-        choices = [pool[: context.shots]] * len(questions)
+        pool = shuffled(pool, shown.seed) if shown.order == "random" else pool
+        choices = [pool[: shown.shots]] * len(questions)
     else:
-        choices = _nearest(bench, context, questions)
+        embed = _embedder(bench)
+        # both are of length 1: the order of Euclidean distances too
+        alike = embed(questions) @ embed([Question.of(one) for one in pool]).T  # [Q, N]
+        ranks = alike.argsort(dim=1, descending=True, stable=True)[:, : shown.shots].tolist()
+        choices = [tuple(pool[place] for place in row) for row in ranks]
 
     def fit(choice: Sequence[Example], some: Sequence[Question]) -> int:
         return fitting(base, choice, some, prompt, mode, len(choice), room)
@@ -117,24 +127,19 @@ def ask_in_context(
 
 
 def encoder_words(
-    bench: Workbench, context: Context, questions: Sequence[Question]
+    bench: Workbench, shown: Demonstrations, questions: Sequence[Question]
 ) -> list[EncoderWord]:
     """What the encoder's classifier says of questions: w log p_e by option, or None where it has no word.
-
-    Args:
-        bench: with its encoder.
-        context: its examples are what the classifier is fitted to.
-        questions: what is asked, [Q].
 
     Raises:
         StrategyError: there is no encoder.
     """
     embed = _embedder(bench)
-    answers = [example.options[example.gold] for example in context.examples]
-    shown = embed([Question.of(example) for example in context.examples])
-    head = SentenceHead.fit(shown, answers, _REGULARIZATION)
+    answers = [example.options[example.gold] for example in shown.examples]
+    states = embed([Question.of(example) for example in shown.examples])
+    head = SentenceHead.fit(states, answers, _REGULARIZATION)
+    told = shown.encoder_weight * head.log_probabilities(embed(questions))
     found: list[EncoderWord] = []
-    told = context.encoder_weight * head.log_probabilities(embed(questions))
     for question, row in zip(questions, told.tolist(), strict=True):
         of_class = dict(zip(head.classes, row, strict=True))
         known = all(option in of_class for option in question.options)
@@ -149,19 +154,6 @@ def with_encoder(
     return [
         row if word is None else tuple(float(one) for one in log_softmax(row) + np.array(word))
         for row, word in zip(scores, words, strict=True)
-    ]
-
-
-def _nearest(
-    bench: Workbench, context: Context, questions: Sequence[Question]
-) -> list[tuple[Example, ...]]:
-    """The demonstrations that are nearest to each question, the nearest one first."""
-    embed = _embedder(bench)
-    pool = embed([Question.of(example) for example in context.examples])  # [N, C]
-    # both are of length 1: the order of Euclidean distances too
-    ranks = (embed(questions) @ pool.T).argsort(dim=1, descending=True, stable=True)
-    return [
-        tuple(context.examples[place] for place in row[: context.shots]) for row in ranks.tolist()
     ]
 
 

@@ -11,19 +11,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import Parameters
 from degaml_kedro.llm.finetune import answer_sequences
+from degaml_kedro.strategies.in_context import demonstrate
 from degaml_kedro.strategies.registry import Offered, family
 from degaml_kedro.strategies.seen import Labeled
-from degaml_kedro.strategies.state import (
-    MAX_ENCODER_WEIGHT,
-    MAX_POOL,
-    MAX_SHOTS,
-    AdaptedState,
-    Context,
-    Member,
-)
+from degaml_kedro.strategies.state import MAX_ENCODER_WEIGHT, MAX_SHOTS, AdaptedState, Member
 from degaml_kedro.strategies.workbench import StrategyError, Workbench
 
 
@@ -40,13 +33,6 @@ def refine(
 ) -> AdaptedState:
     """One adapter, written from the examples, in place of the state's.
 
-    Args:
-        bench: with the generator that reads examples, and with the encoder where its word counts.
-        state: what is replaced.
-        seen: labeled examples.
-        config: demonstrations, and the encoder's word.
-        seed: is not used by the order given.
-
     Raises:
         StrategyError: there is no generator that reads examples, or no encoder where one is asked for.
     """
@@ -58,10 +44,7 @@ def refine(
     sequences = answer_sequences(bench.base, seen.examples, bench.prompt, bench.scoring.answers)
     adapter = bench.writer.write(bench.base, sequences)
     bench.meter.forward += sum(len(one.ids) for one in sequences)
-    context = None
+    shown = None
     if config.shots or config.encoder:
-        own = derive_seed(seed, "context")
-        context = Context(seen.examples[:MAX_POOL], config.shots, "given", own, config.encoder)
-        if context.needs_encoder and bench.embed is None:
-            raise StrategyError("the prompt encoder has a word of its own, and there is none here")
-    return AdaptedState((Member(adapter, None, context),))
+        shown = demonstrate(bench, seen, config.shots, "given", config.encoder, seed)
+    return AdaptedState((Member(adapter, None, shown),))
