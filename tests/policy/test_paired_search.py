@@ -15,12 +15,7 @@ from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.indicators import measure_indicators
 from degaml_kedro.policy.paired import deal_folds, preference_p_value
 from degaml_kedro.policy.proposers import UniformProposer
-from degaml_kedro.policy.search import (
-    Tag,
-    executed_rows,
-    most_trials,
-    roll_out,
-)
+from degaml_kedro.policy.search import Tag, executed_rows, most_trials
 from degaml_kedro.policy.trial import Attempt, try_action
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.ensemble import fit_weights
@@ -28,7 +23,17 @@ from degaml_kedro.strategies.registry import find_family
 from degaml_kedro.strategies.scaling import combine
 from degaml_kedro.strategies.seen import Labeled, Prompts
 from degaml_kedro.strategies.state import Vote
-from tests.policy.toys import Script, Toy, adapt, bytes_of, carry_out, fail, identity, moved
+from tests.policy.toys import (
+    Script,
+    Toy,
+    adapt,
+    bytes_of,
+    carry_out,
+    fail,
+    identity,
+    moved,
+    roll_out,
+)
 from tests.strategies.helpers import examples, state, workbench
 
 ASKED = examples(12)

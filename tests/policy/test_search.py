@@ -12,12 +12,7 @@ from degaml_kedro.config.schema import RewardParameters, RolloutParameters, Sear
 from degaml_kedro.io.rollouts import ROLLOUT_COLUMNS
 from degaml_kedro.policy.indicators import IndicatorError, measure_indicators
 from degaml_kedro.policy.proposers import UniformProposer
-from degaml_kedro.policy.search import (
-    ResumeMismatchError,
-    Tag,
-    executed_rows,
-    roll_out,
-)
+from degaml_kedro.policy.search import ResumeMismatchError, Tag, executed_rows
 from degaml_kedro.policy.trial import execute
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.seen import Labeled
@@ -35,6 +30,7 @@ from tests.policy.toys import (
     keep,
     move,
     moved,
+    roll_out,
     space_of,
 )
 from tests.strategies.helpers import adapter, examples, state, workbench

@@ -11,9 +11,9 @@ from degaml_kedro.config.schema import RewardParameters, RolloutParameters, Sear
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.proposers import PolicyProposer, UniformProposer
-from degaml_kedro.policy.search import Tag, executed_rows, roll_out
+from degaml_kedro.policy.search import Tag, executed_rows
 from degaml_kedro.strategies.answering import predict
-from tests.policy.toys import Killed, Script, Toy, adapt, fail, identity, keep, move
+from tests.policy.toys import Killed, Script, Toy, adapt, fail, identity, keep, move, roll_out
 from tests.strategies.helpers import examples, state, tiny_base, workbench
 
 ASKED = examples(8)

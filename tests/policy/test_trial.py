@@ -9,7 +9,7 @@ import torch
 from degaml_kedro.config.schema import RewardParameters
 from degaml_kedro.policy.actions import ActionError, ActionSpace
 from degaml_kedro.policy.indicators import Indicators, measure_indicators
-from degaml_kedro.policy.trial import earn, execute, try_action
+from degaml_kedro.policy.trial import execute, reward_of, try_action
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.seen import Labeled, Nothing, Prompts
 from degaml_kedro.strategies.state import AdaptedState, Member, Steering
@@ -161,12 +161,13 @@ def indicators(accuracy, log_probability=-1.0):
 
 def test_utility_is_the_gain_minus_the_price_of_time():
     reward = RewardParameters(kind="utility", price_per_second=0.01)
-    assert earn(reward, indicators(0.5), indicators(0.7), 4.0, 0) == pytest.approx(0.2 - 0.04)
-    assert earn(reward, indicators(0.5), indicators(0.5), 10.0, 0) == pytest.approx(-0.1)
+    assert reward_of(indicators(0.5), indicators(0.7), reward, 4.0, 0) == pytest.approx(0.2 - 0.04)
+    assert reward_of(indicators(0.5), indicators(0.5), reward, 10.0, 0) == pytest.approx(-0.1)
     # noise is for rewards of 0 and 1
     noisy = reward.model_copy(update={"noise": 0.5})
     assert (
-        len({earn(noisy, indicators(0.5), indicators(0.6), 1.0, seed) for seed in range(20)}) == 1
+        len({reward_of(indicators(0.5), indicators(0.6), noisy, 1.0, seed) for seed in range(20)})
+        == 1
     )
 
 
@@ -184,21 +185,23 @@ def test_a_trial_that_takes_longer_is_worth_less():
 
 def test_without_a_tie_break_equal_accuracy_is_a_tie():
     after, before = indicators(0.5, -0.5), indicators(0.5, -1.0)
-    assert earn(REWARD, before, after, 0, 0) == 1.0
-    assert earn(RewardParameters(tie_break="none"), before, after, 0, 0) == 0.0
+    assert reward_of(before, after, REWARD, 0, 0) == 1.0
+    assert reward_of(before, after, RewardParameters(tie_break="none"), 0, 0) == 0.0
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 @pytest.mark.parametrize("after", [0.4, 0.6])
 def test_noise_turns_rewards_over_at_its_rate(rate, after):
     noisy = RewardParameters(noise=rate)
-    clean = earn(REWARD, indicators(0.5), indicators(after), 0, 0)
-    found = [earn(noisy, indicators(0.5), indicators(after), 0, seed) for seed in range(2000)]
+    clean = reward_of(indicators(0.5), indicators(after), REWARD, 0, 0)
+    found = [reward_of(indicators(0.5), indicators(after), noisy, 0, seed) for seed in range(2000)]
     assert set(found) == {0.0, 1.0}
     turned = sum(value != clean for value in found) / len(found)
     # four standard deviations
     assert abs(turned - rate) < 4 * (rate * (1 - rate) / len(found)) ** 0.5
-    assert found == [earn(noisy, indicators(0.5), indicators(after), 9, s) for s in range(2000)]
+    assert found == [
+        reward_of(indicators(0.5), indicators(after), noisy, 9, s) for s in range(2000)
+    ]
 
 
 # --- what goes wrong ------------------------------------------------------------------------------

@@ -155,6 +155,15 @@ def adapt(
     return made.search(proposer, seed, tag, finished)
 
 
+def roll_out(
+    bench, space, proposer, start, examples, settings, reward, seed, tag, finished=(), shown=()
+) -> Iterator[Row]:
+    """Episodes on ``examples``; ``shown`` is the support set."""
+    policy = PolicyParameters.model_construct(rollouts=settings, reward=reward)
+    made = Refinement(bench, space, policy, start, shown)
+    return made.roll_out(proposer, examples, seed, tag, finished)
+
+
 def carry_out(bench, space, start, support, rows) -> CarriedOut:
     """What was chosen, carried out by somebody who did not search."""
     return refinement(bench, space, start, support).execute(rows)

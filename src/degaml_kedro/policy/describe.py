@@ -22,11 +22,7 @@ _ORDERS = {
 
 
 def describe_action(space: ActionSpace, text: str) -> str:
-    """What an action does.
-
-    Returns:
-        A sentence without its full stop; one that says so where the text is no action.
-    """
+    """What an action does: a sentence without its full stop; one that says so where the text is no action."""
     try:
         action, _ = space.parse(text)
     except ActionError as error:
@@ -48,17 +44,11 @@ def describe_strategy(space: ActionSpace, actions: Sequence[str]) -> str:
     return "; then ".join([steps[0], *(step[:1].lower() + step[1:] for step in steps[1:])])
 
 
-def _training(config: Mapping[str, Any], steps: str, material: str) -> str:
+def _training(config: Mapping[str, Any], steps: int, material: str) -> str:
     order = ", in a new order every pass" if config.get("shuffle_data") else ""
     return (
-        f"Train the adapter for {_count(config[steps], 'step')} on {material}, {config['batch_size']} at a time"
+        f"Train the adapter for {_count(steps, 'step')} on {material}, {config['batch_size']} at a time"
         f"{order} (learning rate {_number(config['learning_rate'])})"
-    )
-
-
-def _lora(config: Mapping[str, Any]) -> str:
-    return (
-        f"Mix the two halves of the adapter's rank ({_number(config['lambda'])} of the other half)"
     )
 
 
@@ -75,11 +65,6 @@ def _tts(config: Mapping[str, Any]) -> str:
     if count == 1:
         return "Ask the one adapter that there is"
     return f"Ask {count} adapters, generated from different prompts: {_VOTES[config['method']]}"
-
-
-def _context(config: Mapping[str, Any]) -> str:
-    order = _ORDERS[config["order"]]
-    return f"Show the model up to {_shown(config)}, {order}{_encoder(config)}"
 
 
 def _written(config: Mapping[str, Any]) -> str:
@@ -111,14 +96,14 @@ def _ensemble(config: Mapping[str, Any]) -> str:
 
 
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "ttt": lambda config: _training(
-        config, "ttl_steps", "the questions alone, without their answers"
+    "ttt": lambda c: _training(c, c["ttl_steps"], "the questions alone, without their answers"),
+    "sft": lambda c: _training(c, c["steps"], "the examples with their answers"),
+    "lora": lambda c: (
+        f"Mix the two halves of the adapter's rank ({_number(c['lambda'])} of the other half)"
     ),
-    "sft": lambda config: _training(config, "steps", "the examples with their answers"),
-    "lora": _lora,
     "ls": _ls,
     "tts": _tts,
-    "context": _context,
+    "context": lambda c: f"Show the model up to {_shown(c)}, {_ORDERS[c['order']]}{_encoder(c)}",
     "written": _written,
     "ensemble": _ensemble,
 }

@@ -80,12 +80,7 @@ def fit_rewards(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> Reward
 
 @dataclass(frozen=True)
 class TabularProposer:
-    """Draws actions in proportion to their odds of a reward.
-
-    Attributes:
-        space: what is drawn from.
-        model: of rewards.
-    """
+    """Draws actions in proportion to their odds of a reward."""
 
     space: ActionSpace
     model: RewardModel

@@ -34,12 +34,9 @@ def learn(
     """Train the policy on rewarded rollouts.
 
     Args:
-        base: the policy's frozen model.
-        start: where its adapter starts.
+        start: where the policy's adapter starts.
         rows: rollouts, rewarded or not.
-        settings: epochs, learning rate, batch size.
         seed: decides what is taken where there are too many, and the order.
-        progress: called with (steps done, steps in all).
 
     Returns:
         The adapter, ``start`` itself where no rollout was rewarded; and a record: ``learned``, how many rollouts it was

@@ -48,9 +48,6 @@ class Attempt:
     """An earlier trial from the same state, on the same examples, whose adapter may become a member of an ensemble.
 
     Attributes:
-        action: its text.
-        family: its family's name.
-        seed: the trial's.
         scores: option scores of every example, [examples][options], held out where the family reads answers.
     """
 
@@ -66,7 +63,6 @@ class Trial:
 
     Attributes:
         family: None where the text was no action.
-        reward: what it earned.
         after: indicators under what it made; None where nothing ran to its end.
         seconds: wall time.
         tokens: that the base model computed, forward and backward.
@@ -111,13 +107,10 @@ def try_action(
     """Carry an action out and score it.
 
     Args:
-        bench: the model; its meter and deadline are respected.
-        space: what is allowed.
         state: what is refined; it stays as it is.
         before: indicators of ``state`` on the same examples.
         examples: D_val.
         text: what was proposed: untrusted.
-        reward: what a score earns.
         seed: of the strategy's randomness.
         folds: places in D_val, for families that read answers; None for two halves that the seed deals.
         tried: earlier trials from the same state, for families that put these together.
@@ -142,51 +135,46 @@ def try_action(
             found, poolable = predict(bench, refined, examples), is_candidate(refined)
         else:
             folds = _checked(folds, family, len(examples), seed)
-            if family.sees is not Candidates:
-
-                def labeled(places: Sequence[int]) -> Seen:
-                    return Labeled(tuple(examples[place] for place in places))
-
-                found, poolable = _cross_fitted(bench, refine, labeled, examples, folds)
-            elif bench.scoring.mode == "generate":
-
-                def carried_out(places: Sequence[int]) -> Seen:
-                    some = [examples[place] for place in places]
-                    make = partial(execute, bench, space, state, some)
-                    return _candidates(tried, make, examples, places)
-
-                found, _ = _cross_fitted(bench, refine, carried_out, examples, folds)
-            else:
+            pooling = family.sees is Candidates
+            if pooling and bench.scoring.mode != "generate":
                 found = _pooled(bench, refine, state, examples, folds, tried)
+            else:
+
+                def seen(places: Sequence[int]) -> Seen:
+                    some = tuple(examples[place] for place in places)
+                    make = partial(execute, bench, space, state, some)
+                    return _candidates(tried, make, examples, places) if pooling else Labeled(some)
+
+                found, poolable = _cross_fitted(bench, refine, seen, examples, folds)
+                poolable = poolable and not pooling
         after = measure_indicators(found)
     except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
         failure = f"{type(error).__name__}: {first_line(error)}"
     seconds = time.perf_counter() - began
-    failed = after is None
-    return Trial(
-        family=action.family,
-        reward=0.0 if after is None else earn(reward, before, after, seconds, seed),
+    tokens, backward = bench.meter.tokens - meter.tokens, bench.meter.backward - meter.backward
+    failed = Trial(action.family, 0.0, None, seconds, tokens, failure, backward)
+    if after is None:
+        return failed
+    return replace(
+        failed,
+        reward=reward_of(before, after, reward, seconds, seed),
         after=after,
-        seconds=seconds,
-        tokens=bench.meter.tokens - meter.tokens,
-        error=failure,
-        backward_tokens=bench.meter.backward - meter.backward,
-        predictions=() if failed else tuple(found),
-        poolable=poolable and not failed,
-        state=None if failed else refined,
+        predictions=tuple(found),
+        poolable=poolable,
+        state=refined,
     )
 
 
-def earn(
-    reward: RewardParameters, before: Indicators, after: Indicators, seconds: float, seed: int
+def reward_of(
+    before: Indicators, after: Indicators, settings: RewardParameters, seconds: float, seed: int
 ) -> float:
     """The reward of a score (section 2.2; made strict: a tie earns nothing)."""
-    if reward.kind == "utility":
-        return after.accuracy - before.accuracy - reward.price_per_second * seconds
-    won = better(after, before, reward.tie_break)
-    if reward.noise > 0:
+    if settings.kind == "utility":
+        return after.accuracy - before.accuracy - settings.price_per_second * seconds
+    won = better(after, before, settings.tie_break)
+    if settings.noise > 0:
         rng = np.random.default_rng(derive_seed(seed, "reward noise"))
-        won ^= bool(rng.random() < reward.noise)
+        won ^= bool(rng.random() < settings.noise)
     return float(won)
 
 
@@ -202,11 +190,7 @@ def execute(
     """Carry an action out for good, on all that is known of the task.
 
     Args:
-        bench: the model.
-        space: what is allowed.
-        state: what is refined.
         examples: the support examples; the family sees of them what it may.
-        text: the action.
         seed: that of its trial.
         tried: the trials that it was given then; each that it takes is carried out on all examples.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,9 +40,7 @@ from degaml_kedro.pipelines.policy.nodes import (
     recorded,
     rollout_rows,
     rollouts_fingerprint,
-    task_settings,
     task_workbench,
-    written_by,
 )
 from degaml_kedro.pipelines.tasks.nodes import versions
 from degaml_kedro.policy.actions import ActionSpace
@@ -53,7 +52,7 @@ from degaml_kedro.results.measures import PREDICTION_COLUMNS, measure_draws
 from degaml_kedro.results.table import results_table
 from degaml_kedro.strategies.answering import predict as answer_examples
 from degaml_kedro.strategies.generated import generated_state
-from degaml_kedro.strategies.state import AdaptedState
+from degaml_kedro.strategies.state import AdaptedState, Member
 from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.splits import frame_to_splits
@@ -225,18 +224,16 @@ def choose_strategies(
     of_training = {"rollouts", "training", "lora", "iterations", "folds", "exploration"}
     chosen = policy.model_dump(mode="json", exclude={*of_training, "oracle_candidates"})
     fingerprint = rollouts_fingerprint(
-        bench.base,
+        parameters,
+        task,
+        bench,
         trained,
         embeddings,
         support,
         policy_model,
         adapter,
         own,
-        [
-            *(chosen, *task_settings(parameters, task), tabular),
-            *([] if start is None else [checksum(tensor_bytes(start.tensors))]),
-            *written_by(writer),
-        ],
+        [chosen, tabular, *([] if start is None else [checksum(tensor_bytes(start.tensors))])],
     )
 
     def trials(finished: Sequence[Row]) -> Iterator[Row]:
@@ -310,7 +307,10 @@ def _refinement(
     writer: ExampleGenerator | None,
 ) -> Refinement:
     """A new task's search and execution, on its support examples alone."""
-    bench = task_workbench(parameters, task, trained, embeddings, len(support), True, start, writer)
+    support_prompts = range(len(embeddings) - len(support), len(embeddings))
+    bench = task_workbench(parameters, task, trained, embeddings, support_prompts, writer)
+    if start is not None:
+        bench = replace(bench, draw=lambda seed, number: Member(start))
     examples = frame_to_splits(support).support
     return task_refinement(
         bench, policy, examples, derive_seed(parameters.seed, task, GENERATED[0])
@@ -343,7 +343,7 @@ def predict_adapted(
     method: str,
 ) -> pd.DataFrame:
     """An adapted state's answers to a task's test split: one row per example with ``PREDICTION_COLUMNS``."""
-    bench = task_workbench(parameters, task, trained, embeddings, 0, False)
+    bench = task_workbench(parameters, task, trained, embeddings, range(len(embeddings)))
     return _answer(bench, state, frame_to_splits(splits).test, f"{task}, {method}")
 
 
@@ -367,7 +367,8 @@ def predict_oracle(
     policy = required(parameters.policy)
     parts = frame_to_splits(splits)
     examples, known = parts.test, parts.support
-    bench = task_workbench(parameters, task, trained, embeddings, len(known), True, writer=writer)
+    support_prompts = range(len(embeddings) - len(known), len(embeddings))
+    bench = task_workbench(parameters, task, trained, embeddings, support_prompts, writer)
     start = _unrefined(bench, parameters.seed, task)
     best = _answer(bench, start, examples, f"{task}, unrefined").assign(strategy="unrefined")
     for number, other in enumerate(others):
