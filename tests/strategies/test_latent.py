@@ -9,7 +9,7 @@ from degaml_kedro.strategies import latent
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.latent import LatentSteps, latent_vectors, refine
 from degaml_kedro.strategies.seen import Prompts
-from degaml_kedro.strategies.state import AdaptedState, Vote
+from degaml_kedro.strategies.state import AdaptedState, Steering, Vote
 from degaml_kedro.strategies.ttt import prompt_sequences
 from tests.strategies.helpers import examples, state, workbench
 
@@ -44,9 +44,8 @@ def test_the_vector_of_each_question_is_the_slow_one(times, rate):
             ids = list(sequence.ids)
             rows.append(bench.base.model.base_model(torch.tensor([ids])).last_hidden_state[0][:-1])
             targets += ids[1:]
-    found = latent_vectors(
-        torch.cat(rows), [len(row) for row in rows], targets, bench.base.head, times, rate
-    )
+    steps, counts = Steering(times, rate), [len(row) for row in rows]
+    found = latent_vectors(torch.cat(rows), counts, targets, steps, bench.base.head)
     with active_lora(active):
         for vector, sequence in zip(found, sequences, strict=True):
             expected = slow_vector(bench.base, [list(sequence.ids)], times, rate)
@@ -109,7 +108,7 @@ def test_a_vector_that_turns_the_distribution_over_does_not_underflow():
         optimizer.zero_grad()
         nn.functional.cross_entropy((hidden + delta) @ head.T, torch.tensor(targets)).backward()
         optimizer.step()
-    found = latent_vectors(hidden, [6], targets, head, 6, 1.0)
+    found = latent_vectors(hidden, [6], targets, Steering(6, 1.0), head)
     assert torch.isfinite(found).all()
     assert torch.allclose(found[0], delta.detach(), atol=1e-3)
 
@@ -122,7 +121,7 @@ def test_in_half_precision_the_logits_are_those_of_full_precision(times, rate, s
     head = (torch.randn(2000, width, generator=source) * 0.05).bfloat16()
     hidden = (torch.randn(24, width, generator=source) * 4).bfloat16()
     targets = torch.randint(2000, (24,), generator=source).tolist()
-    found = latent_vectors(hidden, [9, 15], targets, head, times, rate)
+    found = latent_vectors(hidden, [9, 15], targets, Steering(times, rate), head)
     assert found.dtype == torch.float32
     # the same numbers, computed in float32 from end to end
     states, weights = hidden.float(), head.float()

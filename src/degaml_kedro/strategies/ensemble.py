@@ -80,14 +80,11 @@ def is_candidate(state: AdaptedState) -> bool:
 def fit_weights(
     scores: Sequence[Sequence[Sequence[float]]], gold: Sequence[int]
 ) -> tuple[float, ...]:
-    """The pooling weights under which right answers are likeliest: a concave maximum over the simplex.
+    """The pooling weights [K] under which right answers are likeliest: a concave maximum over the simplex.
 
     Args:
         scores: log-probabilities by member, example and option, [K][N][O], up to a constant of the question's own.
         gold: indices of the right options, [N].
-
-    Returns:
-        Weights [K], at least 0 and of the sum 1.
     """
     # by example: [K, O]
     logs: list[Scores] = [

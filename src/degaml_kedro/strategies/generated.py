@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from degaml_kedro.common.progress import Progress
 from degaml_kedro.config.schema import EncoderParameters, PromptParameters, ScoringParameters
 from degaml_kedro.generator.examples import ExampleGenerator
 from degaml_kedro.generator.generator import Generator
@@ -54,19 +53,19 @@ def generated_workbench(
     return Workbench(base, prompt, scoring, draw, question_embedder(encoder), writer)
 
 
-def read_questions(
-    encoder: EncoderParameters, questions: Sequence[Question], progress: Progress | None = None
-) -> PromptEmbeddings:
+def read_questions(encoder: EncoderParameters, questions: Sequence[Question]) -> PromptEmbeddings:
     """The states of questions, as generators and routers read them."""
-    texts = [question_text(question, encoder.options) for question in questions]
-    reader = load_prompt_encoder(encoder)
-    return reader.encode(texts, encoder.tokens, encoder.batch_tokens, progress)
+    reader, texts = load_prompt_encoder(encoder), _texts(encoder, questions)
+    return reader.encode(texts, encoder.tokens, encoder.batch_tokens)
 
 
 def count_truncated(encoder: EncoderParameters, questions: Sequence[Question]) -> int:
     """How many questions are longer than what is read of them."""
-    texts = [question_text(question, encoder.options) for question in questions]
-    return load_prompt_encoder(encoder).too_long(texts, encoder.tokens)
+    return load_prompt_encoder(encoder).too_long(_texts(encoder, questions), encoder.tokens)
+
+
+def _texts(encoder: EncoderParameters, questions: Sequence[Question]) -> list[str]:
+    return [question_text(question, encoder.options) for question in questions]
 
 
 def question_embedder(encoder: EncoderParameters) -> Callable[[Sequence[Question]], Tensor]:
@@ -74,8 +73,7 @@ def question_embedder(encoder: EncoderParameters) -> Callable[[Sequence[Question
 
     @torch.no_grad()
     def embed(questions: Sequence[Question]) -> Tensor:
-        read = read_questions(encoder, questions)
-        return read.sentences(range(len(read)))
+        return read_questions(encoder, questions).sentences(range(len(questions)))
 
     return embed
 

@@ -47,12 +47,7 @@ def refine(
 
 
 def mix_halves(adapter: Adapter, mix: float) -> Adapter:
-    """The adapter of B M A.
-
-    Args:
-        adapter: A [r, I] and B [O, r] by layer.
-        mix: λ.
-    """
+    """The adapter of B M A, for A [r, I] and B [O, r] of every layer and λ ``mix``."""
     if mix == 0:
         # not only equal: adding zero would turn a -0.0 over
         return adapter

@@ -91,7 +91,6 @@ def route(members: Sequence[Member], vote: Vote, questions: Tensor) -> list[int]
 
     Args:
         members: K, each with the embeddings of its prompt batch [N, C].
-        vote: a router.
         questions: sentence embeddings [Q, C].
 
     Returns:
@@ -127,7 +126,6 @@ def combine(
 
     Args:
         scores: log-probabilities by member, [K, O], each member's up to a constant of its own.
-        method: an ensemble.
         weights: of the members, [K], for ``sum_logprobs``; None counts them alike.
         said: of answers that were written: the place of every member's own, [K], for ``majority_vote``. Their scores
             are log-probabilities as they are.

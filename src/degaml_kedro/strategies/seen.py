@@ -20,11 +20,7 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Questions without their answers.
-
-    Attributes:
-        questions: at least one.
-    """
+    """Questions without their answers, at least one."""
 
     questions: tuple[Question, ...]
 
@@ -36,11 +32,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Labeled:
-    """Examples with their answers.
-
-    Attributes:
-        examples: at least one.
-    """
+    """Examples with their answers, at least one."""
 
     examples: tuple[Example, ...]
 
@@ -50,8 +42,6 @@ class Candidate:
     """A strategy that was tried from the same state, of one adapter and without a vote or a vector of its own.
 
     Attributes:
-        action: its text.
-        family: its family's name.
         scores: option scores of every example, [examples][options], by what had not seen that example's answer.
         refined: makes its state, of one member.
     """
@@ -70,7 +60,6 @@ class Candidates:
     out from ``scores``, so that nothing is trained or asked twice.
 
     Attributes:
-        examples: at least one.
         tried: in the order of their trials.
     """
 

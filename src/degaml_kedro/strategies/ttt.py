@@ -13,7 +13,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import Parameters, Phase, TrainingParameters
 from degaml_kedro.llm.finetune import AnswerSequence, batch_indices, train_on_batches
@@ -83,24 +82,13 @@ def train_members(
     training: TrainingParameters,
 ) -> AdaptedState:
     """The state with every member trained on the same batches."""
-    members = tuple(
-        replace(member, adapter=_train(bench, member.adapter, batch, training))
-        for member in state.members
-    )
-    return replace(state, members=members)
-
-
-def _train(
-    bench: Workbench,
-    start: Adapter,
-    batch: Callable[[int], Sequence[AnswerSequence]],
-    training: TrainingParameters,
-) -> Adapter:
-    """The adapter after all steps, with an eye on the clock."""
-    adapter = start
-    for step in train_on_batches(bench.base, batch, training, start):
-        bench.meter.forward += step.tokens
-        bench.meter.backward += step.tokens
-        bench.check_time()
-        adapter = step.adapter
-    return adapter
+    members = []
+    for member in state.members:
+        adapter = member.adapter
+        for step in train_on_batches(bench.base, batch, training, adapter):
+            bench.meter.forward += step.tokens
+            bench.meter.backward += step.tokens
+            bench.check_time()
+            adapter = step.adapter
+        members.append(replace(member, adapter=adapter))
+    return replace(state, members=tuple(members))

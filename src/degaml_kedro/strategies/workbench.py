@@ -35,19 +35,14 @@ class Interruption(BaseException):
 
 @dataclass
 class Meter:
-    """Tokens that the base model computed.
-
-    Attributes:
-        forward: in forward passes.
-        backward: in backward passes.
-    """
+    """Tokens that the base model computed in forward and in backward passes."""
 
     forward: int = 0
     backward: int = 0
 
     @property
     def tokens(self) -> int:
-        """Both."""
+        """Those of both."""
         return self.forward + self.backward
 
 
@@ -57,12 +52,10 @@ class Workbench:
 
     Attributes:
         base: the frozen model.
-        prompt: how a question becomes text.
         scoring: how answers are scored, in the task's mode.
         draw: (seed, number) -> a fresh adapter of the task with its prompt batch; None where there is no generator.
         embed: sentence embeddings of questions, float32 [Q, C] of length 1; None where there is no encoder.
         writer: the generator that writes an adapter from labelled examples; None where there is none.
-        meter: counts tokens.
         deadline: on ``time.monotonic``; None for no budget.
         interrupted: set by another thread to stop the work; None where nobody can.
     """
@@ -89,11 +82,7 @@ class Workbench:
             raise OutOfTimeError("the wall-clock budget of this task is used up")
 
     def check_interrupted(self) -> None:
-        """What has no budget calls this instead.
-
-        Raises:
-            Interruption: the work is to stop.
-        """
+        """Raise an :class:`Interruption` where the work is to stop; what has no budget calls this."""
         if self.interrupted is not None and self.interrupted.is_set():
             raise Interruption
 
