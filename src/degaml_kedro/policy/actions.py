@@ -76,7 +76,7 @@ class ActionSpace:
         Args:
             narrowed: by enabled family, by field: ``[low, high]`` for a number, the allowed values for a choice or a
                 boolean. A field that is not named keeps the family's own bounds, or its default if it has one: then
-                actions do not speak of it.
+                actions do not name it.
             known: the families there are; None for those that are registered.
 
         Raises:

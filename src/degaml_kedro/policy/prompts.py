@@ -31,7 +31,6 @@ def policy_prompt(
 
     Args:
         questions: of the task; the first ones stand for it, shortened, without their options.
-        indicators: measured where the task stands now.
         tried: actions so far, as they were written, and their rewards, the oldest first; the last four are told.
         seed: decides the order of the families, so that no place in the list is a habit.
     """

@@ -92,7 +92,6 @@ class PolicyProposer:
     """A language model that reads prompts and writes actions.
 
     Attributes:
-        base: the frozen model.
         adapter: the policy; None is the model as it came.
         space: what may be written: the offered values, so that every text is a valid action.
         temperature: of the softmax over the allowed tokens; 0 takes the likeliest.

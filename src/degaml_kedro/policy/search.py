@@ -5,12 +5,11 @@ proposals are written again, which is cheap and gives the same texts, and trials
 another one after all, they say so before the first row comes (:class:`ResumeMismatchError`).
 
 A row's ``seconds`` are its trial's, and its ``tokens`` the trial's and the proposal's. What is computed between trials
-is somebody's cost too: the first scoring, the time that proposals take, those that are thrown away, a round's best
-carried out and scored. The next row takes it, in ``forward_tokens`` and ``backward_tokens``, which are of everything,
-and in ``overhead_seconds``: in the end the first row of a round. Where something may follow a round, its last row
-waits until another one begins, and takes what followed where none does; a run that is killed meanwhile repeats that
-trial. Not counted are proposals that a used-up time budget leaves untried, searches that end before their first
-trial, and what a resumed run computes again: its rows are those of a run that never stopped.
+(the first scoring, the time of proposals, those that are thrown away, a round's best carried out and scored) goes into
+the next row's ``forward_tokens`` and ``backward_tokens``, which are of everything, and ``overhead_seconds``. So where
+something may follow a round, its last row waits until another one begins, and takes what followed where none does; a
+run that is killed meanwhile repeats that trial. Not counted are proposals that a used-up time budget leaves untried,
+searches that end before their first trial, and what a resumed run computes again.
 """
 
 from __future__ import annotations
@@ -62,27 +61,16 @@ _SECOND_THOUGHTS = 3
 
 
 class ResumeMismatchError(DegamlError):
-    """Rows of an earlier run that are not those of what is proposed now.
-
-    Attributes:
-        kept: how many rows, from the first, are.
-    """
+    """Rows of an earlier run that are not those of what is proposed now; the first ``kept`` are."""
 
     def __init__(self, kept: int) -> None:
-        """Count what can stay."""
         super().__init__(f"from trial {kept} on, the rows on disk are of other proposals")
         self.kept = kept
 
 
 @dataclass(frozen=True)
 class Tag:
-    """Whose rows these are.
-
-    Attributes:
-        task: its name; no policy reads it.
-        method: ``degaml``, ``random_policy``.
-        iteration: of ReST^EM, from 1; 0 at test time.
-    """
+    """Whose rows these are: a task and a method, in an iteration of ReST^EM from 1, or 0 at test time."""
 
     task: str
     method: str
@@ -141,13 +129,7 @@ def most_trials(settings: SearchParameters, space: ActionSpace) -> int:
 
 @dataclass(frozen=True, eq=False)
 class CarriedOut:
-    """What became of the strategies that were chosen.
-
-    Attributes:
-        state: where adaptation ended.
-        rows: the trials whose strategies were carried out, in order.
-        failed: the trial whose strategy was chosen and failed on all of the examples; None for none.
-    """
+    """Where adaptation ended: the trials that were carried out, in order, and one that was chosen and failed."""
 
     state: AdaptedState
     rows: tuple[Mapping[str, Any], ...]
@@ -159,14 +141,11 @@ class Refinement:
     """Refine an adapter for one task: propose and try strategies, execute the best (section 2.2).
 
     Attributes:
-        bench: the base model, and how it is asked.
-        space: the actions.
         policy: the parameters of the rollouts and the search.
         start: the initialization.
         support: the labeled examples there are: D_val of a search is taken of them, and nothing else of the task is
             known.
-        executed: the state after each executed round that another followed, by the number of its trial, so that
-            :meth:`execute` need not execute it again.
+        executed: the state after each executed round that another followed, by the number of its trial.
     """
 
     bench: Workbench
@@ -210,7 +189,6 @@ class Refinement:
 
         Args:
             examples: what D_val is drawn from; none of the support examples.
-            seed: of this task and iteration.
             finished: rows of an earlier run with the same arguments.
 
         Yields:
@@ -254,7 +232,7 @@ class Refinement:
                     own = derive_seed(seed, "proposals", str(run.number))
                     with run.measured():
                         proposals = proposer.propose(prompts, own)
-                run.check(step, [proposal and proposal.text for proposal in proposals])
+                run.check(step, [None if one is None else one.text for one in proposals])
                 for episode, proposal in zip(going, proposals, strict=True):
                     row: Mapping[str, Any] | None = run.take_finished()
                     if row is not None:
@@ -294,9 +272,7 @@ class Refinement:
         In the rows ``executed`` marks a trial that was the choice of its round so far, and ``decided_by`` says what
         decided up to there: :func:`executed_rows` says which were executed.
 
-        Args:
-            seed: of this task and method.
-            finished: rows of an earlier run with the same arguments.
+        ``finished`` are rows of an earlier run with the same arguments.
 
         Yields:
             A row a trial, from the first one that is not finished.
@@ -394,11 +370,8 @@ class Refinement:
     def execute(self, rows: Rows) -> CarriedOut:
         """Carry out what was chosen, from the initialization; the initialization itself where nothing was.
 
-        Where an action fails, or what it made answers with what are no numbers, the state before it is the last one,
-        and a warning says so: :meth:`search` ended there as well.
-
-        Args:
-            rows: all that :meth:`search` yielded.
+        ``rows`` are all that :meth:`search` yielded. Where an action fails, or what it made answers with what are no
+        numbers, the state before it is the last one, and a warning says so: :meth:`search` ended there as well.
         """
         state, done, since = self.start, list[Mapping[str, Any]](), 0
         for row in executed_rows(rows):
@@ -428,10 +401,8 @@ class Refinement:
     ) -> tuple[AdaptedState, list[Prediction]] | None:
         """The state of a trial's action, carried out on all support examples, and its answers to the first ``asked``.
 
-        Trials of ``tried`` from before this one may be its members.
-
-        Returns:
-            None where that fails, as it may on more examples than the trial was given.
+        None where that fails, as it may on more examples than the trial was given. Trials of ``tried`` from before
+        this one may be its members.
         """
         action, seed = str(row["action"]), int(row["seed"])
         earlier = _attempts([one for one in tried if one["rollout"] < row["rollout"]])
@@ -593,11 +564,7 @@ class _Run:
 
 
 class _Strict:
-    """The best trial of a round, of those that earned something.
-
-    Attributes:
-        best: so far; None for none.
-    """
+    """The best trial of a round so far, of those that earned something."""
 
     def __init__(self) -> None:
         self.best: Mapping[str, Any] | None = None
@@ -616,11 +583,7 @@ class _Strict:
 
 
 class _Paired:
-    """What a paired test prefers in a round, else the fallback, else where the round started.
-
-    Attributes:
-        best: so far; None for where the round started.
-    """
+    """The trial that a paired test prefers in a round so far, else the fallback, else none."""
 
     def __init__(self, level: float, start: Sequence[Prediction], fallback: str | None) -> None:
         """``start`` is answered where the round starts; ``fallback`` is its action's text."""
@@ -727,11 +690,7 @@ def _measure_start(predictions: Sequence[Prediction], tag: Tag) -> Indicators:
 def _different(
     proposer: Proposer, prompts: Sequence[str], seed: int, known: Set[str]
 ) -> tuple[list[Proposal], int]:
-    """One proposal a prompt, no two alike and none that is known, as far as the proposer has others to offer.
-
-    Returns:
-        The proposals, and the tokens of those that were thrown away.
-    """
+    """One proposal a prompt, no two alike and none known, as far as there are others; and the thrown-away tokens."""
     thrown_away, before = 0, 0
     found: dict[str, Proposal] = {}
     for attempt in range(1 + _SECOND_THOUGHTS):

@@ -252,7 +252,7 @@ def _pooled(
     folds: Folds,
     tried: Sequence[Attempt],
 ) -> list[Prediction]:
-    """Predictions of what a family puts together, from the held-out scores of its members: the model is not asked."""
+    """Predictions of what a family puts together, from its members' held-out scores: the model is not asked."""
     stand_ins = {(one.action, one.seed): Member(state.members[0].adapter) for one in tried}
     scores_of = {id(stand_ins[one.action, one.seed]): one.scores for one in tried}
 

@@ -35,7 +35,7 @@ from degaml_kedro.strategies.registry import Offered, family
 from degaml_kedro.strategies.seen import Prompts
 from degaml_kedro.strategies.state import AdaptedState, Steering
 from degaml_kedro.strategies.ttt import prompt_sequences
-from degaml_kedro.strategies.workbench import StrategyError, Workbench
+from degaml_kedro.strategies.workbench import Workbench
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -78,8 +78,6 @@ def refine(
 def _task_vector(bench: Workbench, adapter: Adapter, seen: Prompts, steering: Steering) -> Tensor:
     base = bench.base
     sequences = prompt_sequences(bench, seen)
-    if not sequences:
-        raise StrategyError("every prompt is one token long; there is nothing to predict in it")
     limit = max(1, _CELLS_AT_ONCE // base.head.shape[0])
     totals = accumulate(sequence.answer for sequence in sequences)
     taken = max(1, sum(total <= limit for total in totals))

@@ -7,7 +7,7 @@ The prompt's tokens alone: no option and no answer is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -44,44 +44,56 @@ def refine(
     """Train every member on the prompts.
 
     Raises:
-        StrategyError: no prompt is longer than one token, so there is nothing to predict.
+        StrategyError: no prompt is longer than one token.
         TrainingError: the loss stops being finite.
     """
     sequences = prompt_sequences(bench, seen)
-    if not sequences:
-        raise StrategyError("every prompt is one token long; there is nothing to predict in it")
-    training = TrainingParameters(
-        phases=(Phase(steps=config.ttl_steps, learning_rate=config.learning_rate),),
-        batch_size=config.batch_size,
+    own = derive_seed(seed, "ttt") if config.shuffle_data else None
+    return train_members(
+        bench, state, sequences, config.ttl_steps, config.learning_rate, config.batch_size, own
     )
-    own = derive_seed(seed, "ttt")
-
-    def batch(step: int) -> list[AnswerSequence]:
-        if config.shuffle_data:
-            chosen = batch_indices(len(sequences), training, step, own)
-        else:
-            first = (step - 1) * config.batch_size
-            chosen = [(first + i) % len(sequences) for i in range(config.batch_size)]
-        return [sequences[i] for i in chosen]
-
-    return train_members(bench, state, batch, training)
 
 
 def prompt_sequences(bench: Workbench, seen: Prompts) -> list[AnswerSequence]:
-    """Every prompt as a sequence whose tokens, all but the first, are predicted."""
+    """Every prompt as a sequence whose tokens, all but the first, are predicted.
+
+    Raises:
+        StrategyError: no prompt is longer than one token.
+    """
     texts = [render_prompt(question, bench.prompt, bench.base) for question in seen.questions]
     special = bench.prompt.format == "plain"
     rows = bench.base.tokenizer(texts, add_special_tokens=special).input_ids
-    return [AnswerSequence(tuple(ids), len(ids) - 1) for ids in rows if len(ids) > 1]
+    found = [AnswerSequence(tuple(ids), len(ids) - 1) for ids in rows if len(ids) > 1]
+    if not found:
+        raise StrategyError("every prompt is one token long; there is nothing to predict in it")
+    return found
 
 
 def train_members(
     bench: Workbench,
     state: AdaptedState,
-    batch: Callable[[int], Sequence[AnswerSequence]],
-    training: TrainingParameters,
+    sequences: Sequence[AnswerSequence],
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int | None,
 ) -> AdaptedState:
-    """The state with every member trained on the same batches."""
+    """The state with every member trained on the same batches: shuffled by the seed, or in order without one.
+
+    Raises:
+        TrainingError: the loss stops being finite.
+    """
+    training = TrainingParameters(
+        phases=(Phase(steps=steps, learning_rate=learning_rate),), batch_size=batch_size
+    )
+
+    def batch(step: int) -> list[AnswerSequence]:
+        first = (step - 1) * batch_size
+        chosen = [(first + i) % len(sequences) for i in range(batch_size)]
+        if seed is not None:
+            chosen = batch_indices(len(sequences), training, step, seed)
+        return [sequences[i] for i in chosen]
+
     members = []
     for member in state.members:
         adapter = member.adapter
