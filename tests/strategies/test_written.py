@@ -65,11 +65,11 @@ def test_the_encoder_s_word_counts_beside_it_without_any_example_in_the_prompt(t
     alone = execute(own, SPACE, state(), SUPPORT, action(), 1)
     beside = execute(own, SPACE, state(), SUPPORT, action(encoder=2.0), 1)
     questions = [Question.of(one) for one in ASKED]
-    context = beside.members[0].demonstrations
-    assert context is not None
-    assert (context.shots, beside.is_one_adapter, beside.needs_encoder) == (0, False, True)
+    shown = beside.members[0].demonstrations
+    assert shown is not None
+    assert (shown.shots, beside.is_one_adapter, beside.needs_encoder) == (0, False, True)
     scores = answer_questions(own, alone, questions)
-    wanted = with_encoder(scores.scores[0], encoder_words(own, context, questions))
+    wanted = with_encoder(scores.scores[0], encoder_words(own, shown, questions))
     found = answer_questions(own, beside, questions)
     for one, other in zip(found.scores[0], wanted, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
@@ -81,9 +81,9 @@ def test_the_encoder_s_word_counts_beside_it_without_any_example_in_the_prompt(t
 
 def test_examples_may_stand_in_the_prompt_as_well():
     made = execute(bench(), SPACE, state(), SUPPORT, action(shots=20), 1)
-    context = made.members[0].demonstrations
-    assert context is not None
-    assert (context.shots, context.examples, context.encoder_weight) == (20, tuple(SUPPORT), 0)
+    shown = made.members[0].demonstrations
+    assert shown is not None
+    assert (shown.shots, shown.examples, shown.encoder_weight) == (20, tuple(SUPPORT), 0)
     assert predict(bench(), made, ASKED)
 
 

@@ -89,8 +89,6 @@ class StrategyFamily:
         name: ``ttt``.
         summary: what it does, in a few words: it stands in the policy's prompt.
         config: the pydantic model of its configuration; its bounds are the action's.
-        sees: what it may see of a task.
-        fields: the configuration's fields, in order.
         refine: the verb: (workbench, state, seen, config, seed) -> state.
     """
 

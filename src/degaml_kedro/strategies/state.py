@@ -289,7 +289,7 @@ def load_state(folder: Path) -> AdaptedState:
 
     Raises:
         StateError: a file or a member is missing, damaged or of another format, or a tensor has the wrong shape or
-            is not finite; the message names it and says how it is made again.
+            is not finite.
     """
     try:
         content = _read_content(folder)

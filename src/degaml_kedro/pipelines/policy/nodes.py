@@ -113,7 +113,7 @@ def train_policy(
     """
     policy = required(parameters.policy)
     base = load_policy_model(parameters)
-    rows = [row for frame in rollouts for row in rollout_rows(frame)]
+    rows = rollout_rows(*rollouts)
     untrained = initial_adapter(base, policy.lora)
     start = untrained if before is None or policy.training.start == "untrained" else before
     title = f"policy, iteration {iteration}"
@@ -125,23 +125,22 @@ def train_policy(
         learned, step = learn(
             base, start, taught, policy.training, derive_seed(parameters.seed, title), progress
         )
-    if step["steps"]:
-        logger.info(
-            "%s: %.0f %% of %d rollouts rewarded; %d steps on %d actions, loss %.3f to %.3f, %.0f s",
-            title,
-            100 * rate,
-            len(fresh),
-            *(step["steps"], step["learned"], step["losses"][0], step["losses"][-1]),
-            step["seconds"],
-        )
-    else:
+    record = {"iteration": iteration, "rollouts": len(fresh), "reward_rate": rate, **step}
+    if not step["steps"]:
         logger.warning(
             "%s: none of %d rollouts was rewarded, so there is nothing to learn from; the policy stays as it is",
             title,
             len(fresh),
         )
-    record = {"iteration": iteration, "rollouts": len(fresh), "reward_rate": rate, **step}
-    return learned if step["steps"] else (before or untrained), record
+        return before or untrained, record
+    logger.info(
+        "%s: %.0f %% of %d rollouts rewarded; %d steps on %d actions, loss %.3f to %.3f, %.0f s",
+        title,
+        100 * rate,
+        len(fresh),
+        *(step["steps"], step["learned"], step["losses"][0], step["losses"][-1], step["seconds"]),
+    )
+    return learned, record
 
 
 def last_policy(adapter: Adapter) -> Adapter:
@@ -161,12 +160,12 @@ def learn_fallback(
     """
     policy = required(parameters.policy)
     space = ActionSpace.of(policy.families)
-    shown = {
-        task: shares_options(frame_to_splits(frame).support)
+    open_tasks = {
+        task
         for task, frame in zip(tasks, material, strict=False)
+        if not shares_options(frame_to_splits(frame).support)
     }
-    rows = [row for frame in material[len(tasks) :] for row in rollout_rows(frame)]
-    open_tasks = {task for task, closed in shown.items() if not closed}
+    rows = rollout_rows(*material[len(tasks) :])
     learned = learned_fallback(rows, space, open_tasks, policy.reward.price_per_second)
     for key, kind in (("actions", "all tasks"), *KINDS.items()):
         for action in learned[key] or ():
@@ -177,7 +176,7 @@ def learn_fallback(
 def learn_tabular(parameters: ProjectParameters, *rollouts: pd.DataFrame) -> dict[str, Any]:
     """The control of the policy: a logistic regression of rewards on the state's numbers and the action, as JSON."""
     space = ActionSpace.of(required(parameters.policy).families)
-    return asdict(fit_rewards((row for frame in rollouts for row in rollout_rows(frame)), space))
+    return asdict(fit_rewards(rollout_rows(*rollouts), space))
 
 
 def collect_rollouts(*rollouts: pd.DataFrame) -> pd.DataFrame:
@@ -208,9 +207,10 @@ def draw_strategies(rollouts: pd.DataFrame, *, title: str) -> tuple[Any, str]:
     return figure, figure_page(figure)
 
 
-def rollout_rows(frame: pd.DataFrame) -> list[Row]:
-    """A table of rollouts, row by row."""
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+def rollout_rows(*frames: pd.DataFrame) -> list[Row]:
+    """Tables of rollouts, row by row."""
+    records = (row for frame in frames for row in frame.to_dict("records"))
+    return [{str(key): value for key, value in row.items()} for row in records]
 
 
 def task_workbench(
