@@ -14,7 +14,7 @@ of what others wrote: its members are then made anew, on the other folds, and as
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -134,7 +134,14 @@ def try_action(
             refined = refine(_seen(family, shown if family.reads_answers else examples))
             found, poolable = predict(bench, refined, examples), is_candidate(refined)
         else:
-            folds = _checked(folds, family, len(examples), seed)
+            if len(examples) < FOLDS:
+                raise StrategyError(
+                    f"the family '{family.name}' sees answers, so it is scored on examples that it was not trained on: "
+                    f"it needs at least {FOLDS} examples, and there is {len(examples)}"
+                )
+            if folds is None:
+                order = np.random.default_rng(derive_seed(seed, "folds")).permutation(len(examples))
+                folds = [[int(place) for place in order[fold::FOLDS]] for fold in range(FOLDS)]
             pooling = family.sees is Candidates
             if pooling and bench.scoring.mode != "generate":
                 found = _pooled(bench, refine, state, examples, folds, tried)
@@ -210,19 +217,6 @@ def execute(
     return _refine(bench, family, config, state, seed, seen)
 
 
-def _checked(folds: Folds | None, family: StrategyFamily, count: int, seed: int) -> Folds:
-    """The folds; halves where there are none."""
-    if count < FOLDS:
-        raise StrategyError(
-            f"the family '{family.name}' sees answers, so it is scored on examples that it was not trained on: "
-            f"it needs at least {FOLDS} examples, and there is {count}"
-        )
-    if folds is not None:
-        return folds
-    order = np.random.default_rng(derive_seed(seed, "folds")).permutation(count)
-    return [[int(place) for place in order[fold::FOLDS]] for fold in range(FOLDS)]
-
-
 def _cross_fitted(
     bench: Workbench,
     refine: Callable[[Seen], AdaptedState],
@@ -236,8 +230,8 @@ def _cross_fitted(
     """
     found: dict[int, Prediction] = {}
     poolable = True
-    for asked in folds:
-        refined = refine(seen(_others(asked, len(examples))))
+    for asked, others in _dealt(folds):
+        refined = refine(seen(others))
         answers = predict(bench, refined, [examples[place] for place in asked])
         found.update(zip(asked, answers, strict=True))
         poolable = poolable and is_candidate(refined)
@@ -260,8 +254,8 @@ def _pooled(
         return AdaptedState((stand_ins[action, seed],))
 
     scores: dict[int, tuple[float, ...]] = {}
-    for asked in folds:
-        made = refine(_candidates(tried, stand_in, examples, _others(asked, len(examples))))
+    for asked, others in _dealt(folds):
+        made = refine(_candidates(tried, stand_in, examples, others))
         known = all(id(member) in scores_of for member in made.members)
         if not known or made.vote is None or made.steering is not None:
             raise StrategyError(
@@ -298,9 +292,11 @@ def _candidates(
     )
 
 
-def _others(places: Sequence[int], count: int) -> list[int]:
-    held_out = set(places)
-    return [place for place in range(count) if place not in held_out]
+def _dealt(folds: Folds) -> Iterator[tuple[Sequence[int], list[int]]]:
+    """Each fold, and the places of all others in order."""
+    every = sorted(place for fold in folds for place in fold)
+    for fold in folds:
+        yield fold, [place for place in every if place not in fold]
 
 
 def _seen(family: StrategyFamily, examples: Sequence[Example]) -> Seen:

@@ -60,11 +60,10 @@ def refine(
     """
     del seen
     members = list(state.members[: config.num_prompt_batches])
-    if len(members) < config.num_prompt_batches and bench.draw is None:
-        raise StrategyError("there is no generator here that could make more adapters")
     own = derive_seed(seed, "tts")
     while len(members) < config.num_prompt_batches:
-        assert bench.draw is not None
+        if bench.draw is None:
+            raise StrategyError("there is no generator here that could make more adapters")
         bench.check_time()
         members.append(bench.draw(own, len(members)))
     vote = Vote(config.method, config.distance)
