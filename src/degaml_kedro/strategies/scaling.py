@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -33,7 +33,15 @@ from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import Parameters
 from degaml_kedro.strategies.registry import Offered, family
 from degaml_kedro.strategies.seen import Prompts
-from degaml_kedro.strategies.state import ROUTERS, AdaptedState, Distance, Member, Steering, Vote
+from degaml_kedro.strategies.state import (
+    ROUTERS,
+    AdaptedState,
+    Distance,
+    Member,
+    Steering,
+    Vote,
+    VoteMethod,
+)
 from degaml_kedro.strategies.workbench import StrategyError, Workbench
 
 Scores = NDArray[np.float64]
@@ -43,10 +51,8 @@ class Scaling(Parameters):
     """How many members there are, and how they answer together."""
 
     num_prompt_batches: Annotated[int, Field(ge=1, le=20), Offered(2, 3, 4, 6, 8, 12, 20)]
-    method: Literal[
-        "avg_sim_score", "avg_prompt_embed", "max_confidence", "majority_vote", "sum_logprobs"
-    ]
-    distance: Literal["euclidean", "cosine"] = "euclidean"
+    method: VoteMethod
+    distance: Distance = "euclidean"
 
 
 @family("tts", "ask several adapters", Scaling)
