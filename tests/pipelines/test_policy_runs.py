@@ -655,11 +655,11 @@ def family(monkeypatch):
     watched: Any = type("Watched", (), {"count": 0, "stop": None, "does": None})()
     own = registry._FAMILIES["lora"]
 
-    def refine(bench: Any, state: Any, seen: Any, config: Any, seed: int) -> Any:
+    def refine(context: Any, state: Any, seen: Any, config: Any, seed: int) -> Any:
         if watched.count == watched.stop:
             raise Killed
         watched.count += 1
-        return (watched.does or own.refine)(bench, state, seen, config, seed)
+        return (watched.does or own.refine)(context, state, seen, config, seed)
 
     changed = {**registry._FAMILIES, "lora": dataclasses.replace(own, refine=refine)}
     monkeypatch.setattr(registry, "_FAMILIES", changed)
@@ -725,7 +725,7 @@ def test_killed_in_the_policy_s_training(ready, whole, family, monkeypatch):
 
 def test_rollouts_of_which_none_is_rewarded(ready, family, caplog):
     caplog.set_level(logging.WARNING)
-    family.does = lambda bench, state, *_: state
+    family.does = lambda context, state, *_: state
     run(ready, "policy")
     models = ready.data / "06_models"
     settings = LoraParameters.model_validate(SMOKE["policy"]["lora"])

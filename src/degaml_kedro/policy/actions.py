@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.config.schema import Parameters
 from degaml_kedro.llm.base_model import first_line
+from degaml_kedro.strategies.observations import Candidates
 from degaml_kedro.strategies.registry import FieldSpace, StrategyFamily, Value, families
-from degaml_kedro.strategies.seen import Candidates
 
 FAMILY_KEY = "family"
 LONGEST_TEXT = 2000  # characters; an action has about a hundred

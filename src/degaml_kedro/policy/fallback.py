@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from degaml_kedro.policy.actions import ActionSpace
-from degaml_kedro.strategies.seen import Candidates
+from degaml_kedro.strategies.observations import Candidates
 
 # tasks that a family has to be tried on; and how many an action's family counts for beside the action's own
 FEWEST_TASKS = 3

@@ -47,8 +47,8 @@ from degaml_kedro.policy.prompts import policy_prompt
 from degaml_kedro.policy.proposers import PolicyProposer, Proposal, Proposer, UniformProposer
 from degaml_kedro.policy.trial import Attempt, Trial, execute, try_action
 from degaml_kedro.strategies.answering import predict
+from degaml_kedro.strategies.context import Context, OutOfTimeError
 from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.workbench import OutOfTimeError, Workbench
 from degaml_kedro.tasks.example import Example, Question, shares_options
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class _Episode:
         elif trial.state is not None and trial.after is not None:
             self.state, self.before = trial.state, trial.after
 
-    def catch_up(self, bench: Workbench, space: ActionSpace) -> None:
+    def catch_up(self, context: Context, space: ActionSpace) -> None:
         """Carry out what an earlier run tried; it is not counted again.
 
         Raises:
@@ -112,8 +112,8 @@ class _Episode:
         for row in self.behind:
             action, seed = str(row["action"]), int(row["seed"])
             try:
-                self.state = execute(bench, space, self.state, self.examples, action, seed)
-                self.before = measure_indicators(predict(bench, self.state, self.examples))
+                self.state = execute(context, space, self.state, self.examples, action, seed)
+                self.before = measure_indicators(predict(context, self.state, self.examples))
             except Exception as error:
                 raise ResumeMismatchError(int(row["rollout"])) from error
         self.behind.clear()
@@ -148,7 +148,7 @@ class Refinement:
         executed: the state after each executed round that another followed, by the number of its trial.
     """
 
-    bench: Workbench
+    context: Context
     space: ActionSpace
     policy: PolicyParameters
     start: AdaptedState
@@ -201,7 +201,7 @@ class Refinement:
         space, settings = self.space, self.policy.rollouts
         run = _Run(self, self.policy.reward, seed, tag, finished)
         with run.measured():
-            known = predict(self.bench, self.start, examples)
+            known = predict(self.context, self.start, examples)
         run.start_clock(settings.seconds)
         first_steps: list[Mapping[str, Any]] = []
         for first in range(0, settings.count, settings.at_once):
@@ -217,7 +217,7 @@ class Refinement:
                 if run.number + len(going) > len(finished):
                     for episode in going:
                         # time was up to whoever tried it
-                        episode.catch_up(self.bench, space)
+                        episode.catch_up(self.context, space)
                     history = _history(first_steps) if step == 1 else []
                     prompts = [
                         policy_prompt(
@@ -295,7 +295,7 @@ class Refinement:
         # the last row of a round, until another one begins
         waiting: list[Row] = []
         with run.measured():
-            answers = predict(run.bench, state, validation)
+            answers = predict(run.context, state, validation)
             before = _measure_start(answers, tag)
         for turn in range(1, settings.rounds + 1):
             history = _history(tried)
@@ -355,7 +355,7 @@ class Refinement:
                 break
             try:
                 with run.measured():
-                    refined = self._carry_out(run.bench, state, best, tried, len(validation))
+                    refined = self._carry_out(run.context, state, best, tried, len(validation))
             except OutOfTimeError:
                 # it is executed all the same, by whoever builds the state; there is no time for another round
                 break
@@ -382,7 +382,7 @@ class Refinement:
                 # question says whether they are numbers
                 ends = self.space.family(str(row["family"])).reads_answers
                 refined = self._carry_out(
-                    self.bench, state, row, tried, 1 if ends else int(row["n"])
+                    self.context, state, row, tried, 1 if ends else int(row["n"])
                 )
                 if refined is None:
                     return CarriedOut(state, tuple(done), row)
@@ -393,7 +393,7 @@ class Refinement:
 
     def _carry_out(
         self,
-        bench: Workbench,
+        context: Context,
         state: AdaptedState,
         row: Mapping[str, Any],
         tried: Rows,
@@ -407,8 +407,8 @@ class Refinement:
         action, seed = str(row["action"]), int(row["seed"])
         earlier = _attempts([one for one in tried if one["rollout"] < row["rollout"]])
         try:
-            refined = execute(bench, self.space, state, self.support, action, seed, earlier)
-            answers = predict(bench, refined, self.support[:asked])
+            refined = execute(context, self.space, state, self.support, action, seed, earlier)
+            answers = predict(context, refined, self.support[:asked])
             measure_indicators(answers)
             return refined, answers
         except OutOfTimeError:
@@ -430,7 +430,7 @@ class _Run:
     """The trials of a run: those that an earlier one finished, then new ones, and what is computed between them.
 
     Attributes:
-        bench: with the deadline of the run.
+        context: with the deadline of the run.
         number: of the next trial.
         forward: tokens between trials that no row has yet; so are ``backward`` and ``seconds``.
     """
@@ -438,7 +438,7 @@ class _Run:
     def __init__(
         self, refinement: Refinement, reward: RewardParameters, seed: int, tag: Tag, finished: Rows
     ) -> None:
-        self.bench, self.number = refinement.bench, 0
+        self.context, self.number = refinement.context, 0
         self._space, self._reward, self._seed = refinement.space, reward, seed
         self._tag, self._finished = tag, finished
         self._clear()
@@ -450,12 +450,12 @@ class _Run:
     def start_clock(self, seconds: float | None) -> None:
         """From now on there are so many seconds; None for no end of them."""
         deadline = None if seconds is None else time.monotonic() + seconds
-        self.bench = replace(self.bench, deadline=deadline)
+        self.context = replace(self.context, deadline=deadline)
 
     @property
     def late(self) -> bool:
         """Whether the time is up."""
-        return self.bench.deadline is not None and time.monotonic() > self.bench.deadline
+        return self.context.deadline is not None and time.monotonic() > self.context.deadline
 
     def seed(self, number: int) -> int:
         """That of a trial."""
@@ -464,12 +464,12 @@ class _Run:
     @contextmanager
     def measured(self) -> Iterator[None]:
         """What happens inside is counted as computed between trials."""
-        before, began = replace(self.bench.meter), time.perf_counter()
+        before, began = replace(self.context.meter), time.perf_counter()
         try:
             yield
         finally:
-            self.forward += self.bench.meter.forward - before.forward
-            self.backward += self.bench.meter.backward - before.backward
+            self.forward += self.context.meter.forward - before.forward
+            self.backward += self.context.meter.backward - before.backward
             self.seconds += time.perf_counter() - began
 
     def check(self, turn: int, texts: Sequence[str | None]) -> None:
@@ -506,7 +506,7 @@ class _Run:
         """The next trial and its row (:func:`~degaml_kedro.policy.trial.try_action`)."""
         own = self.seed(self.number)
         trial = try_action(
-            self.bench,
+            self.context,
             self._space,
             state,
             before,

@@ -29,12 +29,12 @@ from degaml_kedro.llm.scoring import Prediction, predictions_of
 from degaml_kedro.policy.actions import ActionError, ActionSpace
 from degaml_kedro.policy.indicators import Indicators, better, measure_indicators
 from degaml_kedro.strategies.answering import predict
+from degaml_kedro.strategies.context import Context, StrategyError
 from degaml_kedro.strategies.ensemble import is_candidate
+from degaml_kedro.strategies.observations import Candidate, Candidates, Labeled, Nothing, Prompts
 from degaml_kedro.strategies.registry import StrategyFamily
 from degaml_kedro.strategies.scaling import combine
-from degaml_kedro.strategies.seen import Candidate, Candidates, Labeled, Nothing, Prompts
 from degaml_kedro.strategies.state import AdaptedState, Member
-from degaml_kedro.strategies.workbench import StrategyError, Workbench
 from degaml_kedro.tasks.example import Example
 
 FOLDS = 2
@@ -92,7 +92,7 @@ class Trial:
 
 
 def try_action(
-    bench: Workbench,
+    context: Context,
     space: ActionSpace,
     state: AdaptedState,
     before: Indicators,
@@ -125,14 +125,14 @@ def try_action(
     except ActionError as error:
         return Trial(None, 0.0, None, 0.0, 0, f"invalid action: {first_line(error)}")
     family = space.family(action.family)
-    refine = partial(_refine, bench, family, config, state, seed)
-    meter, began = replace(bench.meter), time.perf_counter()
+    refine = partial(_refine, context, family, config, state, seed)
+    meter, began = replace(context.meter), time.perf_counter()
     after, failure = None, None
     found, poolable, refined = list[Prediction](), False, None
     try:
         if not family.reads_answers or (shown and family.sees is Labeled):
             refined = refine(_seen(family, shown if family.reads_answers else examples))
-            found, poolable = predict(bench, refined, examples), is_candidate(refined)
+            found, poolable = predict(context, refined, examples), is_candidate(refined)
         else:
             if len(examples) < FOLDS:
                 raise StrategyError(
@@ -143,22 +143,22 @@ def try_action(
                 order = np.random.default_rng(derive_seed(seed, "folds")).permutation(len(examples))
                 folds = [[int(place) for place in order[fold::FOLDS]] for fold in range(FOLDS)]
             pooling = family.sees is Candidates
-            if pooling and bench.scoring.mode != "generate":
-                found = _pooled(bench, refine, state, examples, folds, tried)
+            if pooling and context.scoring.mode != "generate":
+                found = _pooled(context, refine, state, examples, folds, tried)
             else:
 
                 def seen(places: Sequence[int]) -> Seen:
                     some = tuple(examples[place] for place in places)
-                    make = partial(execute, bench, space, state, some)
+                    make = partial(execute, context, space, state, some)
                     return _candidates(tried, make, examples, places) if pooling else Labeled(some)
 
-                found, poolable = _cross_fitted(bench, refine, seen, examples, folds)
+                found, poolable = _cross_fitted(context, refine, seen, examples, folds)
                 poolable = poolable and not pooling
         after = measure_indicators(found)
     except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
         failure = f"{type(error).__name__}: {first_line(error)}"
     seconds = time.perf_counter() - began
-    tokens, backward = bench.meter.tokens - meter.tokens, bench.meter.backward - meter.backward
+    tokens, backward = context.meter.tokens - meter.tokens, context.meter.backward - meter.backward
     failed = Trial(action.family, 0.0, None, seconds, tokens, failure, backward)
     if after is None:
         return failed
@@ -186,7 +186,7 @@ def reward_of(
 
 
 def execute(
-    bench: Workbench,
+    context: Context,
     space: ActionSpace,
     state: AdaptedState,
     examples: Sequence[Example],
@@ -210,15 +210,15 @@ def execute(
     if family.sees is Candidates:
         # those that the candidates were scored on are the first
         scored = range(len(tried[0].scores) if tried else 0)
-        make = partial(execute, bench, space, state, examples)
+        make = partial(execute, context, space, state, examples)
         seen: Seen = _candidates(tried, make, examples, scored)
     else:
         seen = _seen(family, examples)
-    return _refine(bench, family, config, state, seed, seen)
+    return _refine(context, family, config, state, seed, seen)
 
 
 def _cross_fitted(
-    bench: Workbench,
+    context: Context,
     refine: Callable[[Seen], AdaptedState],
     seen: Callable[[Sequence[int]], Seen],
     examples: Sequence[Example],
@@ -232,14 +232,14 @@ def _cross_fitted(
     poolable = True
     for asked, others in _dealt(folds):
         refined = refine(seen(others))
-        answers = predict(bench, refined, [examples[place] for place in asked])
+        answers = predict(context, refined, [examples[place] for place in asked])
         found.update(zip(asked, answers, strict=True))
         poolable = poolable and is_candidate(refined)
     return [found[place] for place in range(len(examples))], poolable
 
 
 def _pooled(
-    bench: Workbench,
+    context: Context,
     refine: Callable[[Seen], AdaptedState],
     state: AdaptedState,
     examples: Sequence[Example],
@@ -265,7 +265,7 @@ def _pooled(
             rows = [scores_of[id(member)][place] for member in made.members]
             scores[place] = combine(rows, made.vote.method, made.vote.weights)
     every = [scores[place] for place in range(len(examples))]
-    return predictions_of(examples, every, [0] * len(examples), bench.prompt, bench.scoring)
+    return predictions_of(examples, every, [0] * len(examples), context.prompt, context.scoring)
 
 
 def _candidates(
@@ -306,16 +306,16 @@ def _seen(family: StrategyFamily, examples: Sequence[Example]) -> Seen:
 
 
 def _refine(
-    bench: Workbench,
+    context: Context,
     family: StrategyFamily,
     config: Parameters,
     state: AdaptedState,
     seed: int,
     seen: Seen,
 ) -> AdaptedState:
-    bench.check_time()
+    context.check_time()
     # a copy: a family may be anybody's code, and write into the tensors
-    refined = family.refine(bench, deepcopy(state), seen, config, seed)
+    refined = family.refine(context, deepcopy(state), seen, config, seed)
     if not isinstance(refined, AdaptedState):
         raise StrategyError(
             f"the family '{family.name}' returned a {type(refined).__name__}; it has to return an AdaptedState"

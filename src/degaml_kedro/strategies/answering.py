@@ -23,6 +23,7 @@ from degaml_kedro.llm.scoring import (
     graded,
     predictions_of,
 )
+from degaml_kedro.strategies.context import Context, StrategyError
 from degaml_kedro.strategies.in_context import (
     EncoderWord,
     ask_in_context,
@@ -32,14 +33,13 @@ from degaml_kedro.strategies.in_context import (
 from degaml_kedro.strategies.latent import steer
 from degaml_kedro.strategies.scaling import combine, route
 from degaml_kedro.strategies.state import ROUTERS, AdaptedState, Demonstrations, Member
-from degaml_kedro.strategies.workbench import StrategyError, Workbench
 from degaml_kedro.tasks.example import Example, Question
 
 T = TypeVar("T")
 
 
 def answer_questions(
-    bench: Workbench,
+    context: Context,
     state: AdaptedState,
     questions: Sequence[Question],
     progress: Progress | None = None,
@@ -55,7 +55,7 @@ def answer_questions(
         PromptError: a question is longer than the model's context.
         ModelError: an adapter does not fit the model, or members differ in shape.
     """
-    if bench.scoring.mode == "generate":
+    if context.scoring.mode == "generate":
         raise StrategyError(
             "answers are written (scoring.mode 'generate'), and no options are compared; set it to 'letter' or 'text'"
         )
@@ -65,14 +65,14 @@ def answer_questions(
     def compare(
         members: Sequence[int], asked: Sequence[Question], told: Progress | None
     ) -> list[tuple[tuple[float, ...], int]]:
-        part = _compare(bench, state, members, asked, told)
+        part = _compare(context, state, members, asked, told)
         return [
             (_combined(state, rows), tokens)
             for tokens, *rows in zip(part.tokens, *part.scores, strict=True)
         ]
 
-    scores, tokens = zip(*_by_route(bench, state, questions, compare, progress), strict=True)
-    bench.meter.forward += sum(tokens)
+    scores, tokens = zip(*_by_route(context, state, questions, compare, progress), strict=True)
+    context.meter.forward += sum(tokens)
     return OptionScores([list(scores)], list(tokens))
 
 
@@ -84,21 +84,21 @@ def _combined(state: AdaptedState, rows: Sequence[tuple[float, ...]]) -> tuple[f
 
 
 def predict(
-    bench: Workbench,
+    context: Context,
     state: AdaptedState,
     examples: Sequence[Example],
     progress: Progress | None = None,
 ) -> list[Prediction]:
     """Predictions for examples; their answers are only put beside what was predicted."""
     questions = [Question.of(example) for example in examples]
-    if bench.scoring.mode == "generate":
-        return graded(examples, write_answers(bench, state, questions, progress), bench.scoring)
-    found = answer_questions(bench, state, questions, progress)
-    return predictions_of(examples, found.scores[0], found.tokens, bench.prompt, bench.scoring)
+    if context.scoring.mode == "generate":
+        return graded(examples, write_answers(context, state, questions, progress), context.scoring)
+    found = answer_questions(context, state, questions, progress)
+    return predictions_of(examples, found.scores[0], found.tokens, context.prompt, context.scoring)
 
 
 def write_answers(
-    bench: Workbench,
+    context: Context,
     state: AdaptedState,
     questions: Sequence[Question],
     progress: Progress | None = None,
@@ -118,31 +118,31 @@ def write_answers(
     ) -> list[WrittenAnswer]:
         every = [
             _write(
-                bench,
+                context,
                 state.members[i],
-                _vectors(bench, state, [i]),
+                _vectors(context, state, [i]),
                 asked,
                 _share(told, k, len(members)),
             )
             for k, i in enumerate(members)
         ]
         written = [distinct(some) for some in zip(*every, strict=True)]
-        compared = _compare(bench, state, members, asked, written=written)
+        compared = _compare(context, state, members, asked, written=written)
         found = []
         for place, question in enumerate(asked):
             own = [some[place] for some in every]
             rows = [row[place] for row in compared.scores]
             tokens = sum(one.tokens for one in own) + compared.tokens[place]
-            found.append(_agreed(bench, state, question, own, written[place], rows, tokens))
+            found.append(_agreed(context, state, question, own, written[place], rows, tokens))
         return found
 
-    answers = _by_route(bench, state, questions, write, progress)
-    bench.meter.forward += sum(answer.tokens for answer in answers)
+    answers = _by_route(context, state, questions, write, progress)
+    context.meter.forward += sum(answer.tokens for answer in answers)
     return answers
 
 
 def _agreed(
-    bench: Workbench,
+    context: Context,
     state: AdaptedState,
     question: Question,
     own: Sequence[Writing],
@@ -161,7 +161,7 @@ def _agreed(
     if len(rows) == 1:
         return WrittenAnswer(own[0].text, rows[0][0], tokens)
     assert state.vote is not None
-    groups, scores = group_answers(written, rows, question, bench.scoring)
+    groups, scores = group_answers(written, rows, question, context.scoring)
     texts = [written[group[0]] for group in groups]
     place_of = {written[i].ids: place for place, group in enumerate(groups) for i in group}
     said = [place_of[one.ids] for one in own if one.ids in place_of]
@@ -171,26 +171,26 @@ def _agreed(
 
 
 def _write(
-    bench: Workbench,
+    context: Context,
     member: Member,
     vectors: Steer | None,
     questions: Sequence[Question],
     progress: Progress | None,
 ) -> list[Writing]:
     """What one member writes, behind its demonstrations where it has some."""
-    base, prompt, scoring, own = bench.base, bench.prompt, bench.scoring, None
+    base, prompt, scoring, own = context.base, context.prompt, context.scoring, None
     if member.demonstrations is None:
         asked = without_options(questions)
         encoded = encode_questions(base, asked, prompt, scoring.answers, scoring.room)
     else:
-        behind = ask_in_context(bench, member.demonstrations, questions)
+        behind = ask_in_context(context, member.demonstrations, questions)
         encoded, own = behind.encoded, behind.own
     with active_lora(base.activate_adapter(member.adapter)):
-        return write_texts(base, encoded, prompt, scoring, vectors, own, bench.watched(progress))
+        return write_texts(base, encoded, prompt, scoring, vectors, own, context.watched(progress))
 
 
 def _compare(
-    bench: Workbench,
+    context: Context,
     state: AdaptedState,
     chosen: Sequence[int],
     questions: Sequence[Question],
@@ -201,7 +201,7 @@ def _compare(
 
     ``written`` has texts by question, which are scored in place of its options.
     """
-    base, prompt, scoring = bench.base, bench.prompt, bench.scoring
+    base, prompt, scoring = context.base, context.prompt, context.scoring
     together = [i for i in chosen if state.members[i].demonstrations is None]
     passes = [together] if together else []
     passes += [[i] for i in chosen if state.members[i].demonstrations is not None]
@@ -211,16 +211,16 @@ def _compare(
     # members often share demonstrations, and tokenizing takes its time
     @cache
     def behind(shown: Demonstrations) -> AskedQuestions:
-        asked = ask_in_context(bench, shown, questions)
+        asked = ask_in_context(context, shown, questions)
         return asked if written is None else asked.answered(written)
 
     @cache
     def words(shown: Demonstrations) -> list[EncoderWord]:
-        return encoder_words(bench, shown, questions)
+        return encoder_words(context, shown, questions)
 
     for number, some in enumerate(passes):
-        told = bench.watched(_share(progress, number, len(passes)))
-        vectors, first = _vectors(bench, state, some), state.members[some[0]]
+        told = context.watched(_share(progress, number, len(passes)))
+        vectors, first = _vectors(context, state, some), state.members[some[0]]
         shown = first.demonstrations
         if shown is None:
             adapters = [state.members[i].adapter for i in some]
@@ -240,10 +240,10 @@ def _compare(
     return OptionScores([rows[i] for i in chosen], tokens)
 
 
-def _vectors(bench: Workbench, state: AdaptedState, members: Sequence[int]) -> Steer | None:
+def _vectors(context: Context, state: AdaptedState, members: Sequence[int]) -> Steer | None:
     if state.steering is None:
         return None
-    return steer(state.steering.of(members), bench.base, len(members))
+    return steer(state.steering.of(members), context.base, len(members))
 
 
 def _share(progress: Progress | None, number: int, of: int) -> Progress | None:
@@ -254,7 +254,7 @@ def _share(progress: Progress | None, number: int, of: int) -> Progress | None:
 
 
 def _by_route(
-    bench: Workbench,
+    context: Context,
     state: AdaptedState,
     questions: Sequence[Question],
     ask: Callable[[Sequence[int], Sequence[Question], Progress | None], list[T]],
@@ -264,13 +264,13 @@ def _by_route(
     members = state.members
     routes = {tuple(range(len(members))): list(range(len(questions)))}
     if state.vote is not None and state.vote.method in ROUTERS:
-        if bench.embed is None:
+        if context.embed is None:
             raise StrategyError("a router needs the prompt encoder, and there is none here")
         if any(member.prompts is None for member in members):
             raise StrategyError(
                 f"{state.vote.method} compares prompt batches, and an adapter here was not generated from one"
             )
-        picked = route(members, state.vote, bench.embed(questions))
+        picked = route(members, state.vote, context.embed(questions))
         routes = {
             (member,): [place for place, own in enumerate(picked) if own == member]
             for member in sorted(set(picked))

@@ -32,8 +32,9 @@ from degaml_kedro.llm.in_context import encode_in_context, fitting, shuffled
 from degaml_kedro.llm.prompting import without_options
 from degaml_kedro.llm.scoring import AskedQuestions
 from degaml_kedro.llm.sentence_head import SentenceHead
+from degaml_kedro.strategies.context import Context, StrategyError
+from degaml_kedro.strategies.observations import Labeled
 from degaml_kedro.strategies.registry import Offered, family
-from degaml_kedro.strategies.seen import Labeled
 from degaml_kedro.strategies.state import (
     MAX_ENCODER_WEIGHT,
     MAX_POOL,
@@ -42,7 +43,6 @@ from degaml_kedro.strategies.state import (
     Demonstrations,
     Order,
 )
-from degaml_kedro.strategies.workbench import StrategyError, Workbench
 from degaml_kedro.tasks.example import Example, Question
 
 # scikit-learn's C of the encoder's classifier, chosen on development tasks
@@ -62,20 +62,20 @@ class InContext(Parameters):
 
 @family("context", "show the answered examples", InContext)
 def refine(
-    bench: Workbench, state: AdaptedState, seen: Labeled, config: InContext, seed: int
+    context: Context, state: AdaptedState, seen: Labeled, config: InContext, seed: int
 ) -> AdaptedState:
     """Put the examples, the first 1000, in front of every question that a member is asked, in place of earlier ones.
 
     Raises:
         StrategyError: the encoder is asked for, and there is none.
     """
-    shown = demonstrate(bench, seen, config.shots, config.order, config.encoder, seed)
+    shown = demonstrate(context, seen, config.shots, config.order, config.encoder, seed)
     members = tuple(replace(member, demonstrations=shown) for member in state.members)
     return replace(state, members=members)
 
 
 def demonstrate(
-    bench: Workbench, seen: Labeled, shots: int, order: Order, encoder: float, seed: int
+    context: Context, seen: Labeled, shots: int, order: Order, encoder: float, seed: int
 ) -> Demonstrations:
     """The examples, the first 1000, as demonstrations.
 
@@ -85,12 +85,12 @@ def demonstrate(
     own = derive_seed(seed, "context")
     shown = Demonstrations(seen.examples[:MAX_POOL], shots, order, own, encoder)
     if shown.needs_encoder:
-        _embedder(bench)
+        _embedder(context)
     return shown
 
 
 def ask_in_context(
-    bench: Workbench, shown: Demonstrations, questions: Sequence[Question]
+    context: Context, shown: Demonstrations, questions: Sequence[Question]
 ) -> AskedQuestions:
     """Questions behind as many demonstrations as fit; every question by itself.
 
@@ -98,8 +98,8 @@ def ask_in_context(
         StrategyError: the nearest are asked for, and there is no encoder.
         PromptError: a question alone is longer than the model's context.
     """
-    base, prompt, mode = bench.base, bench.prompt, bench.scoring.answers
-    room = bench.scoring.room
+    base, prompt, mode = context.base, context.prompt, context.scoring.answers
+    room = context.scoring.room
     if room:
         questions = without_options(questions)
     pool, shared = shown.examples, shown.order != "nearest"
@@ -107,7 +107,7 @@ def ask_in_context(
         pool = shuffled(pool, shown.seed) if shown.order == "random" else pool
         choices = [pool[: shown.shots]] * len(questions)
     else:
-        embed = _embedder(bench)
+        embed = _embedder(context)
         # both are of length 1: the order of Euclidean distances too
         alike = embed(questions) @ embed([Question.of(one) for one in pool]).T  # [Q, N]
         ranks = alike.argsort(dim=1, descending=True, stable=True)[:, : shown.shots].tolist()
@@ -127,14 +127,14 @@ def ask_in_context(
 
 
 def encoder_words(
-    bench: Workbench, shown: Demonstrations, questions: Sequence[Question]
+    context: Context, shown: Demonstrations, questions: Sequence[Question]
 ) -> list[EncoderWord]:
     """What the encoder's classifier says of questions: w log p_e by option, or None where it has no word.
 
     Raises:
         StrategyError: there is no encoder.
     """
-    embed = _embedder(bench)
+    embed = _embedder(context)
     answers = [example.options[example.gold] for example in shown.examples]
     states = embed([Question.of(example) for example in shown.examples])
     head = SentenceHead.fit(states, answers, _REGULARIZATION)
@@ -157,10 +157,10 @@ def with_encoder(
     ]
 
 
-def _embedder(bench: Workbench) -> Callable[[Sequence[Question]], Tensor]:
-    if bench.embed is None:
+def _embedder(context: Context) -> Callable[[Sequence[Question]], Tensor]:
+    if context.embed is None:
         raise StrategyError(
             "the prompt encoder finds the nearest demonstrations and has a word of its own, and there is none here; "
             "use the order given or random, and encoder 0"
         )
-    return bench.embed
+    return context.embed

@@ -31,11 +31,11 @@ from degaml_kedro.llm.generation import Steer
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.prompting import EncodedQuestion
+from degaml_kedro.strategies.context import Context
+from degaml_kedro.strategies.observations import Prompts
 from degaml_kedro.strategies.registry import Offered, family
-from degaml_kedro.strategies.seen import Prompts
 from degaml_kedro.strategies.state import AdaptedState, Steering
 from degaml_kedro.strategies.ttt import prompt_sequences
-from degaml_kedro.strategies.workbench import Workbench
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -57,7 +57,7 @@ class LatentSteps(Parameters):
 
 @family("ls", "steer the hidden states", LatentSteps)
 def refine(
-    bench: Workbench, state: AdaptedState, seen: Prompts, config: LatentSteps, seed: int
+    context: Context, state: AdaptedState, seen: Prompts, config: LatentSteps, seed: int
 ) -> AdaptedState:
     """Put a vector on the final hidden states, in place of an earlier one.
 
@@ -70,14 +70,14 @@ def refine(
     del seed
     steering = Steering(config.times, config.learning_rate, config.scope)
     if config.scope == "task":
-        vectors = [_task_vector(bench, one.adapter, seen, steering) for one in state.members]
+        vectors = [_task_vector(context, one.adapter, seen, steering) for one in state.members]
         steering = replace(steering, vectors=torch.stack(vectors))
     return replace(state, steering=steering)
 
 
-def _task_vector(bench: Workbench, adapter: Adapter, seen: Prompts, steering: Steering) -> Tensor:
-    base = bench.base
-    sequences = prompt_sequences(bench, seen)
+def _task_vector(context: Context, adapter: Adapter, seen: Prompts, steering: Steering) -> Tensor:
+    base = context.base
+    sequences = prompt_sequences(context, seen)
     limit = max(1, _CELLS_AT_ONCE // base.head.shape[0])
     totals = accumulate(sequence.answer for sequence in sequences)
     taken = max(1, sum(total <= limit for total in totals))
@@ -85,7 +85,7 @@ def _task_vector(bench: Workbench, adapter: Adapter, seen: Prompts, steering: St
     pack = pack_trees([TokenTree(ids) for ids in prompts], base.device, base.dtype)
     with torch.no_grad(), active_lora(base.activate_adapter(adapter)):
         hidden = base.hidden_states(pack)
-    bench.meter.forward += pack.tokens
+    context.meter.forward += pack.tokens
     return _prompt_vectors(steering, base, hidden, pack.starts, prompts)[0].cpu()
 
 

@@ -6,7 +6,7 @@ A family is one function, its verb, and a pydantic model of its configuration:
         factor: Annotated[float, Field(ge=0.5, le=2.0), Offered(0.5, 0.8, 1.25, 2.0)]
 
     @family("scaling", "scale the adapter", Scaling)
-    def refine(bench: Workbench, state: AdaptedState, seen: Nothing, config: Scaling, seed: int) -> AdaptedState:
+    def refine(context: Context, state: AdaptedState, seen: Nothing, config: Scaling, seed: int) -> AdaptedState:
         ...
 
 What a family may see of the task is the type of its third parameter: :class:`Nothing`, :class:`Prompts` (questions
@@ -32,7 +32,7 @@ from pydantic.fields import FieldInfo
 from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.config.schema import Parameters
 from degaml_kedro.llm.base_model import first_line
-from degaml_kedro.strategies.seen import Candidates, Labeled, Nothing, Prompts
+from degaml_kedro.strategies.observations import Candidates, Labeled, Nothing, Prompts
 from degaml_kedro.strategies.state import AdaptedState
 
 ENTRY_POINTS = "degaml_kedro.strategies"
@@ -89,7 +89,7 @@ class StrategyFamily:
         name: ``ttt``.
         summary: what it does, in a few words: it stands in the policy's prompt.
         config: the pydantic model of its configuration; its bounds are the action's.
-        refine: the verb: (workbench, state, seen, config, seed) -> state.
+        refine: the verb: (context, state, seen, config, seed) -> state.
     """
 
     name: str
@@ -194,7 +194,7 @@ def _sees(name: str, refine: Refine) -> Sees:
     if len(parameters) != 5:
         raise FamilyError(
             f"the family '{name}' takes ({', '.join(parameters)}); it has to take "
-            f"(workbench, state, seen, config, seed)"
+            f"(context, state, seen, config, seed)"
         )
     try:
         found = typing.get_type_hints(refine).get(parameters[2])

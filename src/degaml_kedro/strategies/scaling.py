@@ -31,8 +31,9 @@ from torch import Tensor
 
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import Parameters
+from degaml_kedro.strategies.context import Context, StrategyError
+from degaml_kedro.strategies.observations import Prompts
 from degaml_kedro.strategies.registry import Offered, family
-from degaml_kedro.strategies.seen import Prompts
 from degaml_kedro.strategies.state import (
     ROUTERS,
     AdaptedState,
@@ -42,7 +43,6 @@ from degaml_kedro.strategies.state import (
     Vote,
     VoteMethod,
 )
-from degaml_kedro.strategies.workbench import StrategyError, Workbench
 
 Scores = NDArray[np.float64]
 
@@ -57,7 +57,7 @@ class Scaling(Parameters):
 
 @family("tts", "ask several adapters", Scaling)
 def refine(
-    bench: Workbench, state: AdaptedState, seen: Prompts, config: Scaling, seed: int
+    context: Context, state: AdaptedState, seen: Prompts, config: Scaling, seed: int
 ) -> AdaptedState:
     """Put fresh adapters beside those that are there, or keep the first ones, until there are as many as asked for.
 
@@ -68,10 +68,10 @@ def refine(
     members = list(state.members[: config.num_prompt_batches])
     own = derive_seed(seed, "tts")
     while len(members) < config.num_prompt_batches:
-        if bench.draw is None:
+        if context.draw is None:
             raise StrategyError("there is no generator here that could make more adapters")
-        bench.check_time()
-        members.append(bench.draw(own, len(members)))
+        context.check_time()
+        members.append(context.draw(own, len(members)))
     vote = Vote(config.method, config.distance)
     if vote.method in ROUTERS and any(member.prompts is None for member in members):
         raise StrategyError(

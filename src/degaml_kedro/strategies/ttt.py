@@ -17,10 +17,10 @@ from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import Parameters, Phase, TrainingParameters
 from degaml_kedro.llm.finetune import AnswerSequence, batch_indices, train_on_batches
 from degaml_kedro.llm.prompting import render_prompt
+from degaml_kedro.strategies.context import Context, StrategyError
+from degaml_kedro.strategies.observations import Prompts
 from degaml_kedro.strategies.registry import Offered, family
-from degaml_kedro.strategies.seen import Prompts
 from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.workbench import StrategyError, Workbench
 
 
 class TestTimeTraining(Parameters):
@@ -39,7 +39,7 @@ class TestTimeTraining(Parameters):
 
 @family("ttt", "train on the prompts", TestTimeTraining)
 def refine(
-    bench: Workbench, state: AdaptedState, seen: Prompts, config: TestTimeTraining, seed: int
+    context: Context, state: AdaptedState, seen: Prompts, config: TestTimeTraining, seed: int
 ) -> AdaptedState:
     """Train every member on the prompts.
 
@@ -47,22 +47,22 @@ def refine(
         StrategyError: no prompt is longer than one token.
         TrainingError: the loss stops being finite.
     """
-    sequences = prompt_sequences(bench, seen)
+    sequences = prompt_sequences(context, seen)
     own = derive_seed(seed, "ttt") if config.shuffle_data else None
     return train_members(
-        bench, state, sequences, config.ttl_steps, config.learning_rate, config.batch_size, own
+        context, state, sequences, config.ttl_steps, config.learning_rate, config.batch_size, own
     )
 
 
-def prompt_sequences(bench: Workbench, seen: Prompts) -> list[AnswerSequence]:
+def prompt_sequences(context: Context, seen: Prompts) -> list[AnswerSequence]:
     """Every prompt as a sequence whose tokens, all but the first, are predicted.
 
     Raises:
         StrategyError: no prompt is longer than one token.
     """
-    texts = [render_prompt(question, bench.prompt, bench.base) for question in seen.questions]
-    special = bench.prompt.format == "plain"
-    rows = bench.base.tokenizer(texts, add_special_tokens=special).input_ids
+    texts = [render_prompt(question, context.prompt, context.base) for question in seen.questions]
+    special = context.prompt.format == "plain"
+    rows = context.base.tokenizer(texts, add_special_tokens=special).input_ids
     found = [AnswerSequence(tuple(ids), len(ids) - 1) for ids in rows if len(ids) > 1]
     if not found:
         raise StrategyError("every prompt is one token long; there is nothing to predict in it")
@@ -70,7 +70,7 @@ def prompt_sequences(bench: Workbench, seen: Prompts) -> list[AnswerSequence]:
 
 
 def train_members(
-    bench: Workbench,
+    context: Context,
     state: AdaptedState,
     sequences: Sequence[AnswerSequence],
     steps: int,
@@ -97,10 +97,10 @@ def train_members(
     members = []
     for member in state.members:
         adapter = member.adapter
-        for step in train_on_batches(bench.base, batch, training, adapter):
-            bench.meter.forward += step.tokens
-            bench.meter.backward += step.tokens
-            bench.check_time()
+        for step in train_on_batches(context.base, batch, training, adapter):
+            context.meter.forward += step.tokens
+            context.meter.backward += step.tokens
+            context.check_time()
             adapter = step.adapter
         members.append(replace(member, adapter=adapter))
     return replace(state, members=tuple(members))

@@ -13,11 +13,11 @@ from pydantic import Field
 
 from degaml_kedro.config.schema import Parameters
 from degaml_kedro.llm.finetune import answer_sequences
+from degaml_kedro.strategies.context import Context, StrategyError
 from degaml_kedro.strategies.in_context import demonstrate
+from degaml_kedro.strategies.observations import Labeled
 from degaml_kedro.strategies.registry import Offered, family
-from degaml_kedro.strategies.seen import Labeled
 from degaml_kedro.strategies.state import MAX_ENCODER_WEIGHT, MAX_SHOTS, AdaptedState, Member
-from degaml_kedro.strategies.workbench import StrategyError, Workbench
 
 
 class Written(Parameters):
@@ -29,22 +29,24 @@ class Written(Parameters):
 
 @family("written", "write an adapter from the answered examples", Written)
 def refine(
-    bench: Workbench, state: AdaptedState, seen: Labeled, config: Written, seed: int
+    context: Context, state: AdaptedState, seen: Labeled, config: Written, seed: int
 ) -> AdaptedState:
     """One adapter, written from the examples, in place of the state's.
 
     Raises:
         StrategyError: there is no generator that reads examples, or no encoder where one is asked for.
     """
-    if bench.writer is None:
+    if context.writer is None:
         raise StrategyError(
             "there is no generator that reads examples here; train one (generator.variants with decoder.kind: "
             "associative), or leave the family 'written' out"
         )
-    sequences = answer_sequences(bench.base, seen.examples, bench.prompt, bench.scoring.answers)
-    adapter = bench.writer.write(bench.base, sequences)
-    bench.meter.forward += sum(len(one.ids) for one in sequences)
+    sequences = answer_sequences(
+        context.base, seen.examples, context.prompt, context.scoring.answers
+    )
+    adapter = context.writer.write(context.base, sequences)
+    context.meter.forward += sum(len(one.ids) for one in sequences)
     shown = None
     if config.shots or config.encoder:
-        shown = demonstrate(bench, seen, config.shots, "given", config.encoder, seed)
+        shown = demonstrate(context, seen, config.shots, "given", config.encoder, seed)
     return AdaptedState((Member(adapter, None, shown),))

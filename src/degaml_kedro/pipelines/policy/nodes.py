@@ -31,8 +31,8 @@ from degaml_kedro.policy.training import learn
 from degaml_kedro.results.figures import figure_page
 from degaml_kedro.results.policy_figure import policy_figure, strategy_map
 from degaml_kedro.results.policy_measures import policy_text
-from degaml_kedro.strategies.generated import generated_state, generated_workbench
-from degaml_kedro.strategies.workbench import Workbench
+from degaml_kedro.strategies.context import Context
+from degaml_kedro.strategies.generated import generated_context, generated_state
 from degaml_kedro.tasks.example import shares_options
 from degaml_kedro.tasks.splits import frame_to_splits
 
@@ -64,7 +64,7 @@ def roll_out_task(
     policy = required(parameters.policy)
     space = ActionSpace.of(policy.families)
     train_prompts = range(len(embeddings) - len(support))
-    bench = task_workbench(parameters, task, trained, embeddings, train_prompts, writer)
+    context = task_context(parameters, task, trained, embeddings, train_prompts, writer)
     exploration = policy.exploration * (1 - (iteration - 1) / policy.iterations)
     policy_model = load_policy_model(parameters)
     proposer = PolicyProposer(policy_model, adapter, space, policy.temperature, exploration)
@@ -73,7 +73,7 @@ def roll_out_task(
     fingerprint = rollouts_fingerprint(
         parameters,
         task,
-        bench,
+        context,
         trained,
         embeddings,
         pd.concat([support, validation]),
@@ -85,9 +85,9 @@ def roll_out_task(
 
     def trials(finished: Sequence[Row]) -> Iterator[Row]:
         drawn = derive_seed(parameters.seed, task, "initialization")
-        start = generated_state(bench, drawn, iteration)
+        start = generated_state(context, drawn, iteration)
         shown = frame_to_splits(support).support
-        return Refinement(bench, space, policy, start, shown).roll_out(
+        return Refinement(context, space, policy, start, shown).roll_out(
             proposer,
             frame_to_splits(validation).validation,
             own,
@@ -213,19 +213,19 @@ def rollout_rows(*frames: pd.DataFrame) -> list[Row]:
     return [{str(key): value for key, value in row.items()} for row in records]
 
 
-def task_workbench(
+def task_context(
     parameters: ProjectParameters,
     task: str,
     trained: Generator,
     embeddings: PromptEmbeddings,
     among: Sequence[int],
     writer: ExampleGenerator | None = None,
-) -> Workbench:
-    """The workbench of a task, whose adapters are made from the prompts ``among`` its embeddings.
+) -> Context:
+    """The context of a task, whose adapters are made from the prompts ``among`` its embeddings.
 
     The embeddings are of the train prompts, then of the support prompts. ``writer`` serves the family ``written``.
     """
-    return generated_workbench(
+    return generated_context(
         load_base_model(parameters.model),
         parameters.prompt,
         parameters.scoring_of(task),
@@ -245,7 +245,7 @@ def load_policy_model(parameters: ProjectParameters) -> BaseModel:
 def rollouts_fingerprint(
     parameters: ProjectParameters,
     task: str,
-    bench: Workbench,
+    context: Context,
     trained: Generator,
     embeddings: PromptEmbeddings,
     examples: pd.DataFrame,
@@ -260,11 +260,11 @@ def rollouts_fingerprint(
     it proposes as it came.
     """
     of_task = (parameters.prompt, parameters.scoring, parameters.tasks[task])
-    written_by = [] if bench.writer is None else [bench.writer.fingerprint]
+    written_by = [] if context.writer is None else [context.writer.fingerprint]
     return digest(
         {
-            "base_model": bench.base.fingerprint,
-            "computed_in": _computed_in(bench.base),
+            "base_model": context.base.fingerprint,
+            "computed_in": _computed_in(context.base),
             "policy_model": policy_model and [policy_model.fingerprint, _computed_in(policy_model)],
             "generator": trained.fingerprint,
             "prompts": embeddings.prompts_digest,
