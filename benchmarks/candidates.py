@@ -23,7 +23,7 @@ from benchmarks.measure import Result, Row, Spread, found_in_child
 from benchmarks.one_candidate import Job, attempt, carry_out
 from benchmarks.strategies import (
     TASK,
-    bench_of,
+    context_for,
     members_of,
     profile,
     task_examples,
@@ -89,17 +89,19 @@ def run(settings: Settings) -> Result:
     """Try all candidates, and one of each block in a process of its own; a quick run does without the process."""
     base, own = settings.base(), profile()
     examples = task_examples(settings.either(own.support, 3))
-    bench = bench_of(base)
-    state = AdaptedState((members_of(bench, 1)[0],))
+    context = context_for(base)
+    state = AdaptedState((members_of(context, 1)[0],))
     # the first forward passes of this process, too: they grow the allocator's pools
-    before = measure_indicators(predict(bench, state, examples))
+    before = measure_indicators(predict(context, state, examples))
     ours, trials, children, peer = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "state"
         save_state(state, place)
         for block in BLOCKS:
             began = time.perf_counter()
-            tried = [attempt(bench, state, before, examples, action.text, SEED) for action in block]
+            tried = [
+                attempt(context, state, before, examples, action.text, SEED) for action in block
+            ]
             ours.append((time.perf_counter() - began) / len(block))
             trials += tried
             job = Job(

@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.material import Settings
 from benchmarks.measure import Result, now
 from benchmarks.strategies import (
-    bench_of,
+    context_for,
     members_of,
     task_examples,
     times_as_long,
@@ -32,9 +32,9 @@ from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.prompting import EncodedQuestion
 from degaml_kedro.llm.scoring import OptionScores, compare_options
 from degaml_kedro.strategies.answering import answer_questions
+from degaml_kedro.strategies.context import Context
 from degaml_kedro.strategies.latent import _EPS, _WEIGHT_DECAY
 from degaml_kedro.strategies.state import AdaptedState, Member, Steering
-from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Question
 
 STEERING = Steering(times=5, learning_rate=0.03)
@@ -43,13 +43,13 @@ QUESTIONS = 64
 
 def run(settings: Settings) -> Result:
     """Take turns, after one that does not count."""
-    bench = bench_of(settings.base())
-    member = members_of(bench, 1)[0]
+    context = context_for(settings.base())
+    member = members_of(context, 1)[0]
     examples = task_examples(settings.either(QUESTIONS, 4))
     questions = [Question.of(example) for example in examples]
     turns = settings.either(3, 1)
-    sides = sides_of(bench, member, questions)
-    device = bench.base.device
+    sides = sides_of(context, member, questions)
+    device = context.base.device
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     found: dict[str, OptionScores] = {}
     for turn in range(turns + 1):
@@ -84,20 +84,20 @@ def run(settings: Settings) -> Result:
 
 
 def sides_of(
-    bench: Workbench, member: Member, questions: Sequence[Question]
+    context: Context, member: Member, questions: Sequence[Question]
 ) -> dict[str, Callable[[], OptionScores]]:
     """Ours and the peers, each a call that scores all options."""
     steered = AdaptedState((member,), steering=STEERING)
 
     def by(steer: Steer | None) -> OptionScores:
         return compare_options(
-            bench.base, questions, bench.prompt, bench.scoring, (member.adapter,), steer
+            context.base, questions, context.prompt, context.scoring, (member.adapter,), steer
         )
 
     return {
-        "ours": lambda: answer_questions(bench, steered, questions),
-        "whole model": lambda: by(slow_steer(bench.base, again=True)),
-        "whole head": lambda: by(slow_steer(bench.base, again=False)),
+        "ours": lambda: answer_questions(context, steered, questions),
+        "whole model": lambda: by(slow_steer(context.base, again=True)),
+        "whole head": lambda: by(slow_steer(context.base, again=False)),
         "no steps": lambda: by(None),
     }
 

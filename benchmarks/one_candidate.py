@@ -30,8 +30,8 @@ from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.indicators import Indicators
 from degaml_kedro.policy.trial import Trial, try_action
+from degaml_kedro.strategies.context import Context
 from degaml_kedro.strategies.state import AdaptedState, Member, load_state
-from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Example
 
 # the four families of the paper
@@ -73,7 +73,7 @@ def carry_out(job: Job) -> dict[str, Any]:
     base = load_base_model(BaseModelParameters.model_validate(job.model))
     state = load_state(Path(job.state))
     loaded = time.perf_counter()
-    bench = workbench(
+    context = make_context(
         base,
         PromptParameters.model_validate(job.prompt),
         ScoringParameters.model_validate(job.scoring),
@@ -84,13 +84,13 @@ def carry_out(job: Job) -> dict[str, Any]:
         Example(**{**one, "options": tuple(one["options"]), "labels": tuple(one["labels"])})
         for one in job.examples
     ]
-    trial = attempt(bench, state, before, examples, job.action, job.seed)
+    trial = attempt(context, state, before, examples, job.action, job.seed)
     # what it made stays here
     return {"load": loaded - began, **dataclasses.asdict(dataclasses.replace(trial, state=None))}
 
 
 def attempt(
-    bench: Workbench,
+    context: Context,
     state: AdaptedState,
     before: Indicators,
     examples: Sequence[Example],
@@ -103,21 +103,21 @@ def attempt(
         AssertionError: it did not.
     """
     space = ActionSpace.of(SPACE)
-    trial = try_action(bench, space, state, before, examples, action, RewardParameters(), seed)
+    trial = try_action(context, space, state, before, examples, action, RewardParameters(), seed)
     if trial.after is None:
         raise AssertionError(f"{action} did not run: {trial.error}")
     return trial
 
 
-def workbench(
+def make_context(
     base: BaseModel, prompt: PromptParameters, scoring: ScoringParameters, lora: LoraParameters
-) -> Workbench:
-    """A workbench whose fresh adapters are noise: how long an answer takes does not depend on the weights."""
+) -> Context:
+    """A context whose fresh adapters are noise: how long an answer takes does not depend on the weights."""
 
     def draw(seed: int, number: int) -> Member:
         return Member(noisy_adapter(base, lora, derive_seed(seed, "noise", str(number))))
 
-    return Workbench(base, prompt, scoring, draw)
+    return Context(base, prompt, scoring, draw)
 
 
 def noisy_adapter(base: BaseModel, lora: LoraParameters, seed: int) -> Adapter:

@@ -11,11 +11,11 @@ import yaml
 
 from benchmarks.material import SEED, Settings
 from benchmarks.measure import Row, Spread
-from benchmarks.one_candidate import workbench
+from benchmarks.one_candidate import make_context
 from degaml_kedro.config.schema import LoraParameters, PromptParameters, ScoringParameters
 from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.strategies.context import Context
 from degaml_kedro.strategies.state import Member
-from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.suite import FAMILIES
 
@@ -52,16 +52,16 @@ def profile() -> Profile:
     )
 
 
-def bench_of(base: BaseModel) -> Workbench:
-    """A workbench as the profile asks, with adapters of noise."""
+def context_for(base: BaseModel) -> Context:
+    """A context as the profile asks, with adapters of noise."""
     own = profile()
-    return workbench(base, own.prompt, own.scoring, own.lora)
+    return make_context(base, own.prompt, own.scoring, own.lora)
 
 
-def members_of(bench: Workbench, count: int) -> list[Member]:
+def members_of(context: Context, count: int) -> list[Member]:
     """Adapters of noise."""
-    assert bench.draw is not None
-    return [bench.draw(SEED, number) for number in range(count)]
+    assert context.draw is not None
+    return [context.draw(SEED, number) for number in range(count)]
 
 
 def task_examples(count: int) -> list[Example]:

@@ -24,7 +24,7 @@ import torch
 from benchmarks.material import Settings, peer_model, require
 from benchmarks.measure import Result, Row, now
 from benchmarks.strategies import (
-    bench_of,
+    context_for,
     members_of,
     task_examples,
     times_as_long,
@@ -37,7 +37,7 @@ from degaml_kedro.llm.prompting import EncodedQuestion, encode_questions
 
 # the peer builds its trees and reads its rows with the same functions, so that no other work is compared
 from degaml_kedro.llm.scoring import answer_log_probabilities, compare_options, question_tree
-from degaml_kedro.strategies.workbench import Workbench
+from degaml_kedro.strategies.context import Context
 from degaml_kedro.tasks.example import Question
 
 ADAPTERS = 8
@@ -50,12 +50,12 @@ class Asked:
     """Questions, and the adapters that all of them are asked.
 
     Attributes:
-        bench: the model.
+        context: the model.
         questions: without answers.
         adapters: of one shape.
     """
 
-    bench: Workbench
+    context: Context
     questions: Sequence[Question]
     adapters: Sequence[Adapter]
 
@@ -69,13 +69,15 @@ class Asked:
 
     def encoded(self) -> list[EncodedQuestion]:
         """As token ids."""
-        bench = self.bench
-        return encode_questions(bench.base, self.questions, bench.prompt, bench.scoring.answers)
+        context = self.context
+        return encode_questions(
+            context.base, self.questions, context.prompt, context.scoring.answers
+        )
 
     def _compare(self, adapters: Sequence[Adapter]) -> Scores:
-        bench = self.bench
+        context = self.context
         return compare_options(
-            bench.base, self.questions, bench.prompt, bench.scoring, adapters
+            context.base, self.questions, context.prompt, context.scoring, adapters
         ).scores
 
 
@@ -83,15 +85,15 @@ def run(settings: Settings) -> Result:
     """A task's support examples, and one question alone."""
     require("peft")
     base = settings.base()
-    bench = bench_of(base)
-    adapters = [member.adapter for member in members_of(bench, settings.either(ADAPTERS, 3))]
+    context = context_for(base)
+    adapters = [member.adapter for member in members_of(context, settings.either(ADAPTERS, 3))]
     model = peft_model(base, adapters)
     rows: list[Row] = []
     details: dict[str, Any] = {"adapters": len(adapters)}
     plans = [(settings.either(20, 3), settings.either(3, 1)), (1, settings.either(10, 1))]
     for count, turns in plans:
         questions = [Question.of(example) for example in task_examples(count)]
-        asked = Asked(bench, questions, adapters)
+        asked = Asked(context, questions, adapters)
         seconds, found = compare(asked, model, turns)
         ours = seconds.pop("ours")
         about = f"{len(adapters)} adapters, {count} question{'s' if count > 1 else ''}, in one pass"
@@ -128,7 +130,7 @@ def compare(
         model: of :func:`peft_model`, with the same adapters.
         turns: how many.
     """
-    device = asked.bench.base.device
+    device = asked.context.base.device
     sides: dict[str, Callable[[], Scores]] = {
         "ours": asked.together,
         "PEFT": lambda: peft_trees(asked, model),
@@ -188,10 +190,10 @@ def peft_model(base: BaseModel, adapters: Sequence[Adapter]) -> Any:
 @torch.inference_mode()
 def peft_trees(asked: Asked, model: Any) -> Scores:
     """One adapter after the other over padded token trees; an option's sum of log-probabilities."""
-    base, encoded = asked.bench.base, asked.encoded()
+    base, encoded = asked.context.base, asked.encoded()
     pack = pack_trees([question_tree(question) for question in encoded], base.device, base.dtype)
     ids, positions = pack.input_ids[0][pack.gather], pack.position_ids[0][pack.gather]
-    few = asked.bench.scoring.normalization == "none"
+    few = asked.context.scoring.normalization == "none"
     decoder = model.get_base_model().model
     found: Scores = []
     for number in range(len(asked.adapters)):
@@ -208,7 +210,7 @@ def peft_trees(asked: Asked, model: Any) -> Scores:
 @torch.inference_mode()
 def peft_rows(asked: Asked, model: Any) -> Scores:
     """One adapter after the other over padded rows, one for each option of each question."""
-    base, encoded = asked.bench.base, asked.encoded()
+    base, encoded = asked.context.base, asked.encoded()
     whole = [
         (*question.prompt, *answer) for question in encoded for answer in question.answers
     ]  # [rows]

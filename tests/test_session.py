@@ -40,15 +40,15 @@ from degaml_kedro.session import (
     _deal,
     _same_questions,
 )
+from degaml_kedro.strategies.context import Context
 from degaml_kedro.strategies.generated import question_embedder
 from degaml_kedro.strategies.state import (
     AdaptedState,
-    Context,
+    Demonstrations,
     Member,
     Steering,
     Vote,
 )
-from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Question, make_example, make_true_false_example
 from degaml_kedro.tasks.ready import ready_task
 from tests.checkpoint.helpers import LORA, tiny_pair, tiny_settings, write_tiny_pair
@@ -536,14 +536,14 @@ def member(seed):
 def model_of(*members, **around):
     """An adapted model that no search has to come upon."""
     settings = tiny_settings()
-    bench = Workbench(
+    context = Context(
         tiny_base(), settings.prompt, settings.scoring, embed=question_embedder(settings.encoder)
     )
-    return AdaptedModel(bench, AdaptedState(members, **around), settings.answering, Report(12, 6))
+    return AdaptedModel(context, AdaptedState(members, **around), settings.answering, Report(12, 6))
 
 
 def shown(seed, order="given"):
-    return replace(member(seed), context=Context(tuple(SUPPORT), 4, order, 3))
+    return replace(member(seed), demonstrations=Demonstrations(tuple(SUPPORT), 4, order, 3))
 
 
 def vectors(count):
@@ -622,11 +622,13 @@ def test_the_family_context_is_adapted_with_saved_and_opened(tmp_path):
     assert not any(tried.error for tried in report.tried)
     assert "in front of every question" in model.explain()
     # a strategy that was carried out, whether or not it won
-    state = execute(model._bench, made.space, model.state, SUPPORT, report.tried[0].action, seed=0)
-    model = AdaptedModel(model._bench, state, model._settings, report)
-    assert state.members[0].context.examples == tuple(SUPPORT)
+    state = execute(
+        model._context, made.space, model.state, SUPPORT, report.tried[0].action, seed=0
+    )
+    model = AdaptedModel(model._context, state, model._settings, report)
+    assert state.members[0].demonstrations.examples == tuple(SUPPORT)
     opened = AdaptedModel.open(model.save(tmp_path / "adapter"))
-    assert opened.state.members[0].context == state.members[0].context
+    assert opened.state.members[0].demonstrations == state.members[0].demonstrations
     assert opened.predict(HELD_OUT) == model.predict(HELD_OUT) == model.predict(HELD_OUT)
     assert opened.score(HELD_OUT) == model.score(HELD_OUT)
     assert opened.explain() == model.explain()
@@ -771,7 +773,7 @@ def test_the_budget_ends_the_writing_of_proposals(session, monkeypatch):
 def test_a_chosen_strategy_that_fails_in_the_end_is_not_said_to_be_carried_out(
     session, monkeypatch
 ):
-    from degaml_kedro.strategies.workbench import StrategyError
+    from degaml_kedro.strategies.context import StrategyError
 
     examples = [make_example(f"q{i}", ["a", "b"], i % 2) for i in range(6)]
 

@@ -25,14 +25,14 @@ from degaml_kedro.policy.describe import describe_action, describe_strategy
 from degaml_kedro.policy.search import Refinement, Row, Tag, executed_rows, most_trials
 from degaml_kedro.results.measures import wilson_interval
 from degaml_kedro.strategies.answering import predict
+from degaml_kedro.strategies.context import Context
 from degaml_kedro.strategies.generated import (
     count_truncated,
+    generated_context,
     generated_state,
-    generated_workbench,
     read_questions,
 )
 from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Example, Question
 
 if TYPE_CHECKING:
@@ -310,14 +310,14 @@ _REASONS = {
 
 
 def task_refinement(
-    bench: Workbench, policy: PolicyParameters, support: Sequence[Example], seed: int
+    context: Context, policy: PolicyParameters, support: Sequence[Example], seed: int
 ) -> Refinement:
     """The search for strategies that refine the adapter which is generated for a task (section 2.2).
 
-    ``bench`` draws the task's adapters, and ``seed`` decides which of them is refined.
+    ``context`` draws the task's adapters, and ``seed`` decides which of them is refined.
     """
-    start = generated_state(bench, seed)
-    return Refinement(bench, ActionSpace.of(policy.families), policy, start, support)
+    start = generated_state(context, seed)
+    return Refinement(context, ActionSpace.of(policy.families), policy, start, support)
 
 
 # --- all of it, as a person waits for it ----------------------------------------------------------
@@ -353,10 +353,10 @@ class _Reporter:
     """
 
     def __init__(
-        self, listener: Listener | None, bench: Workbench, work: Mapping[Stage, float], **known: Any
+        self, listener: Listener | None, context: Context, work: Mapping[Stage, float], **known: Any
     ) -> None:
         self.known = known
-        self._listener, self._bench, self._work = listener, bench, work
+        self._listener, self._context, self._work = listener, context, work
         self._began = self._stage_began = time.monotonic()
         self._stage: Stage = "reading"
         self._seconds: dict[str, float] = {}
@@ -376,7 +376,7 @@ class _Reporter:
         Raises:
             Interruption: the adaptation is to stop.
         """
-        self._bench.check_interrupted()
+        self._context.check_interrupted()
         now = time.monotonic()
         if stage != self._stage:
             self._seconds[self._stage] = now - self._stage_began
@@ -396,7 +396,7 @@ class _Reporter:
 
 def adapt_to_task(
     trained: TrainedPair,
-    bench: Workbench,
+    context: Context,
     policy_model: BaseModel,
     support: Sequence[Example],
     asked: Sequence[Example],
@@ -404,14 +404,14 @@ def adapt_to_task(
     seed: int,
     warnings: Sequence[str] = (),
     listener: Listener | None = None,
-) -> tuple[Workbench, AdaptedState, Report]:
+) -> tuple[Context, AdaptedState, Report]:
     """Generate an adapter for a task, and refine it as the policy proposes (sections 2.1 and 2.2).
 
-    The generator reads the support questions alone; the held-out examples ``asked`` decide nothing. ``bench`` has the
+    The generator reads the support questions alone; the held-out examples ``asked`` decide nothing. ``context`` has the
     base model and what interrupts the work, ``policy`` the budget of the search. The listener is called in this thread.
 
     Returns:
-        The task's workbench, the adapted state, and the report.
+        The task's context, the adapted state, and the report.
 
     Raises:
         PromptError: a question is longer than the model's context.
@@ -421,7 +421,7 @@ def adapt_to_task(
     trials = most_trials(policy.search, space)
     reporter = _Reporter(
         listener,
-        bench,
+        context,
         {
             "base": len(support) + len(asked),
             "generating": len(asked) * (1 if trained.writer is None else 2),
@@ -432,21 +432,21 @@ def adapt_to_task(
         },
         support=len(support),
         held_out=len(asked),
-        base_model=bench.base.name,
+        base_model=context.base.name,
         source=trained.name,
         seed=seed,
         warnings=tuple(warnings),
     )
-    before = _ask_base(bench, support, asked, reporter)
+    before = _ask_base(context, support, asked, reporter)
 
     if trained.writer is not None:
-        _write(bench, trained.writer, support, asked, reporter)
+        _write(context, trained.writer, support, asked, reporter)
     reporter.tell("generating", "Reading the questions and generating an adapter")
-    bench = _generating(trained, bench, support, reporter)
-    refinement = task_refinement(bench, policy, support, derive_seed(seed, "initialization"))
-    bench.check_interrupted()
+    context = _generating(trained, context, support, reporter)
+    refinement = task_refinement(context, policy, support, derive_seed(seed, "initialization"))
+    context.check_interrupted()
     if asked:
-        generated = Accuracy.of(predict(bench, refinement.start, asked))
+        generated = Accuracy.of(predict(context, refinement.start, asked))
         reporter.tell("generating", "The generated adapter has answered", 1, generated=generated)
 
     reporter.tell("trying", "The policy is proposing strategies")
@@ -457,7 +457,7 @@ def adapt_to_task(
 
     reporter.tell("scoring", "Asking the adapted model")
     if asked:
-        after = predict(bench, state, asked)
+        after = predict(context, state, asked)
         reporter.tell(
             "scoring",
             "The adapted model has answered",
@@ -466,11 +466,11 @@ def adapt_to_task(
             changes=_changes(asked, before, after),
         )
     reporter.tell("done", "Done")
-    return bench, state, reporter.report
+    return context, state, reporter.report
 
 
 def _ask_base(
-    bench: Workbench, support: Sequence[Example], asked: Sequence[Example], reporter: _Reporter
+    context: Context, support: Sequence[Example], asked: Sequence[Example], reporter: _Reporter
 ) -> list[Prediction]:
     """The base model's answers to held-out examples; those to the support examples are measured on the way."""
 
@@ -479,7 +479,7 @@ def _ask_base(
 
     reporter.tell("base", "Asking the base model")
     every = [*support, *asked]
-    found = score_examples(bench.base, every, bench.prompt, bench.scoring, None, told)
+    found = score_examples(context.base, every, context.prompt, context.scoring, None, told)
     before = found[len(support) :]
     reporter.tell(
         "base",
@@ -492,14 +492,14 @@ def _ask_base(
 
 
 def _write(
-    bench: Workbench,
+    context: Context,
     writer: ExampleGenerator,
     support: Sequence[Example],
     asked: Sequence[Example],
     reporter: _Reporter,
 ) -> None:
     """Measure the adapter that is written from all support examples: how long it took, and what it answers."""
-    base, prompt, scoring = bench.base, bench.prompt, bench.scoring
+    base, prompt, scoring = context.base, context.prompt, context.scoring
     reporter.tell("generating", "Writing an adapter from the examples")
     began = time.perf_counter()
     adapter = writer.write(base, answer_sequences(base, support, prompt, scoring.answers))
@@ -512,9 +512,9 @@ def _write(
 
 
 def _generating(
-    trained: TrainedPair, bench: Workbench, support: Sequence[Example], reporter: _Reporter
-) -> Workbench:
-    """The workbench that draws the task's adapters, made from the support questions."""
+    trained: TrainedPair, context: Context, support: Sequence[Example], reporter: _Reporter
+) -> Context:
+    """The context that draws the task's adapters, made from the support questions."""
     encoder, questions = trained.settings.encoder, [Question.of(one) for one in support]
     embeddings = read_questions(encoder, questions)
     if cut := count_truncated(encoder, questions):
@@ -522,17 +522,17 @@ def _generating(
             f"the generator reads the first {encoder.tokens} tokens of a question, and {cut} of {len(support)} are "
             f"longer"
         )
-    made = generated_workbench(
-        bench.base,
-        bench.prompt,
-        bench.scoring,
+    made = generated_context(
+        context.base,
+        context.prompt,
+        context.scoring,
         trained.generator,
         embeddings,
         range(len(embeddings)),
         encoder,
         trained.writer,
     )
-    return replace(made, interrupted=bench.interrupted)
+    return replace(made, interrupted=context.interrupted)
 
 
 def _search(
@@ -546,7 +546,7 @@ def _search(
     space, search = refinement.space, refinement.policy.search
     most, rows, began = most_trials(search, space), list[Row](), time.monotonic()
     deadline = None if search.seconds is None else began + search.seconds
-    check = replace(refinement.bench, deadline=deadline).check_time
+    check = replace(refinement.context, deadline=deadline).check_time
     proposer = refinement.proposer(policy_model, adapter, check)
     tag = Tag("the task", "degaml")
     for row in refinement.search(proposer, derive_seed(seed, "search"), tag):

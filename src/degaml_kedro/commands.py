@@ -687,9 +687,9 @@ def info(source: str | None, as_json: bool, **origin: Any) -> None:
             "steering": steering
             and {name: getattr(steering, name) for name in ("scope", "times", "learning_rate")},
             "contexts": {
-                f"adapter_{number}": asdict(context) | {"examples": len(context.examples)}
-                for number, context in enumerate(member.context for member in state.members)
-                if context is not None
+                f"adapter_{number}": asdict(shown) | {"examples": len(shown.examples)}
+                for number, shown in enumerate(one.demonstrations for one in state.members)
+                if shown is not None
             },
             "opened_whole_by_PEFT": state.is_one_adapter,
             "made_by": saved.report.source,

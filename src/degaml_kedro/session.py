@@ -52,9 +52,9 @@ from degaml_kedro.llm.prompting import encode_questions
 from degaml_kedro.llm.scoring import compare_options, score_examples
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.strategies.answering import answer_questions, predict
+from degaml_kedro.strategies.context import Context, Interruption, Meter
 from degaml_kedro.strategies.generated import question_embedder
 from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.workbench import Interruption, Meter, Workbench
 from degaml_kedro.tasks.example import Example, Question, shares_options
 from degaml_kedro.tasks.pasted import read_question
 
@@ -119,17 +119,17 @@ class AnsweringModel:
     Setting ``cancel`` in another thread stops the work.
     """
 
-    def __init__(self, bench: Workbench, state: AdaptedState | None) -> None:
-        self._bench, self._state = bench, state
+    def __init__(self, context: Context, state: AdaptedState | None) -> None:
+        self._context, self._state = context, state
 
     @property
     def base_model(self) -> str:
         """The base model's name."""
-        return self._bench.base.name
+        return self._context.base.name
 
     def count_tokens(self, text: str) -> int:
         """How many of the base model's tokens a text is, without special ones."""
-        ids = self._bench.base.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        ids = self._context.base.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return len(ids)
 
     def predict(
@@ -161,14 +161,16 @@ class AnsweringModel:
             PromptError: a question is longer than the model's context.
             AdaptationCancelled: ``cancel`` was set.
         """
-        examples, bench = _examples(examples), self._asked(cancel)
+        examples, context = _examples(examples), self._asked(cancel)
         if not examples:
             raise SessionError("there are no examples to score; give at least one")
         with _cancellable():
             if self._state is not None:
-                return Accuracy.of(predict(bench, self._state, examples, progress))
-            told = bench.watched(progress)
-            found = score_examples(bench.base, examples, bench.prompt, bench.scoring, None, told)
+                return Accuracy.of(predict(context, self._state, examples, progress))
+            told = context.watched(progress)
+            found = score_examples(
+                context.base, examples, context.prompt, context.scoring, None, told
+            )
             return Accuracy.of(found)
 
     def _answers(
@@ -178,13 +180,13 @@ class AnsweringModel:
         cancel: threading.Event | None,
     ) -> list[Answer]:
         given = [questions] if isinstance(questions, str) else questions
-        plain, bench = self._plain(given), self._asked(cancel)
+        plain, context = self._plain(given), self._asked(cancel)
         with _cancellable():
             if state is not None:
-                found = answer_questions(bench, state, plain)
+                found = answer_questions(context, state, plain)
             else:
-                settings, told = (bench.prompt, bench.scoring), bench.watched(None)
-                found = compare_options(bench.base, plain, *settings, progress=told)
+                settings, told = (context.prompt, context.scoring), context.watched(None)
+                found = compare_options(context.base, plain, *settings, progress=told)
         return [_answer(one, scores) for one, scores in zip(plain, found.scores[0], strict=True)]
 
     def _plain(self, questions: Iterable[str | Question | Example]) -> list[Question]:
@@ -193,9 +195,9 @@ class AnsweringModel:
         found = _checked(questions, Question | Example, "question", fix)
         return [one if isinstance(one, Question) else Question.of(one) for one in found]
 
-    def _asked(self, cancel: threading.Event | None) -> Workbench:
+    def _asked(self, cancel: threading.Event | None) -> Context:
         # a meter of its own: several threads may ask
-        return replace(self._bench, interrupted=cancel, meter=Meter())
+        return replace(self._context, interrupted=cancel, meter=Meter())
 
 
 class Session(AnsweringModel):
@@ -215,7 +217,7 @@ class Session(AnsweringModel):
         """
         self.trained, settings = trained, trained.settings
         base = load_base_model(settings.model)
-        super().__init__(Workbench(base, settings.prompt, settings.scoring), None)
+        super().__init__(Context(base, settings.prompt, settings.scoring), None)
         trained.generator.check_base_model(base.name, base.fingerprint)
         # once, here: moving it while another thread generates would be seen there
         trained.generator.decoder.to(base.device)
@@ -281,7 +283,7 @@ class Session(AnsweringModel):
         else:
             held_out = _whole(held_out, "held_out", "a number of examples, or examples")
         seed = _whole(seed, "seed", "a whole number")
-        asking = replace(self._bench, interrupted=cancel)
+        asking = replace(self._context, interrupted=cancel)
         # in the user's order, so that a message counts as the user does
         for some in (examples, held_out):
             if not isinstance(some, int):
@@ -291,7 +293,7 @@ class Session(AnsweringModel):
         policy = self.trained.settings.policy
         search = (budget or Budget()).of(policy.search)
         with _cancellable():
-            bench, state, report = adapt_to_task(
+            context, state, report = adapt_to_task(
                 self.trained,
                 asking,
                 self._policy_model,
@@ -302,7 +304,7 @@ class Session(AnsweringModel):
                 warnings,
                 progress,
             )
-        lean = replace(bench, draw=None, interrupted=None, meter=Meter())
+        lean = replace(context, draw=None, interrupted=None, meter=Meter())
         labels = support[0].options if shares_options(support) else ()
         return AdaptedModel(lean, state, self.trained.settings.answering, report, labels)
 
@@ -319,13 +321,13 @@ class AdaptedModel(AnsweringModel):
 
     def __init__(
         self,
-        bench: Workbench,
+        context: Context,
         state: AdaptedState,
         settings: AnswerSettings,
         report: Report,
         labels: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(bench, state)
+        super().__init__(context, state)
         self.state, self.report, self.labels = state, report, labels
         self._settings = settings
 
@@ -351,8 +353,8 @@ class AdaptedModel(AnsweringModel):
         base.activate_adapters([member.adapter for member in state.members])
         check_widths(state, Path(folder), base, settings.encoder)
         embed = question_embedder(settings.encoder)
-        bench = Workbench(base, settings.prompt, settings.scoring, embed=embed)
-        return cls(bench, state, settings, saved.report, saved.labels)
+        context = Context(base, settings.prompt, settings.scoring, embed=embed)
+        return cls(context, state, settings, saved.report, saved.labels)
 
     def predict_base(
         self,
@@ -373,7 +375,7 @@ class AdaptedModel(AnsweringModel):
             CheckpointError: something other than an adaptation is in the folder, or it cannot be written.
             FolderError: somebody else is writing it, or an earlier one is there and ``replace`` is false.
         """
-        path, base = Path(folder).expanduser(), self._bench.base
+        path, base = Path(folder).expanduser(), self._context.base
         about = SavedAdaptation(
             base_model=base.name,
             base_model_fingerprint=base.fingerprint,

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from benchmarks.material import Settings
-from benchmarks.strategies import bench_of, members_of, profile, task_examples, times_as_long
+from benchmarks.strategies import context_for, members_of, profile, task_examples, times_as_long
 from benchmarks.tts_batch import Asked, peft_model, peft_rows, peft_trees, same_choice
 
 from benchmarks import candidates, latent_steps, one_candidate, tts_batch
@@ -20,8 +20,8 @@ QUICK = Settings(quick=True)
 EXACT = QUICK.model.model_copy(update={"dtype": "float32", "device": "cpu"})
 
 
-def _bench():
-    return bench_of(load_base_model(EXACT))
+def _context():
+    return context_for(load_base_model(EXACT))
 
 
 def _questions(count):
@@ -48,20 +48,20 @@ def test_candidates_run_to_their_end():
 
 
 def test_a_candidate_that_fails_is_not_a_fast_one():
-    bench = _bench()
-    state = AdaptedState((members_of(bench, 1)[0],))
+    context = _context()
+    state = AdaptedState((members_of(context, 1)[0],))
     examples = task_examples(2)
-    before = measure_indicators(predict(bench, state, examples))
+    before = measure_indicators(predict(context, state, examples))
     with pytest.raises(AssertionError, match="did not run"):
-        one_candidate.attempt(bench, state, before, examples, '{"family":"ls"}', 1)
+        one_candidate.attempt(context, state, before, examples, '{"family":"ls"}', 1)
 
 
 @pytest.mark.slow
 def test_a_process_does_the_same_as_is_done_here(tmp_path):
-    bench, own = _bench(), profile()
-    state = AdaptedState((members_of(bench, 1)[0],))
+    context, own = _context(), profile()
+    state = AdaptedState((members_of(context, 1)[0],))
     examples = task_examples(3)
-    before = measure_indicators(predict(bench, state, examples))
+    before = measure_indicators(predict(context, state, examples))
     save_state(state, tmp_path / "state")
     action = candidates.BLOCKS[3][-1].text  # it draws fresh adapters
     job = one_candidate.Job(
@@ -76,7 +76,7 @@ def test_a_process_does_the_same_as_is_done_here(tmp_path):
         seed=7,
     )
     found = candidates.in_child(job)
-    here = one_candidate.attempt(bench, state, before, examples, action, 7)
+    here = one_candidate.attempt(context, state, before, examples, action, 7)
     assert found["after"]["accuracy"] == here.after.accuracy
     assert found["after"]["nll"] == pytest.approx(here.after.nll, abs=1e-5)
     assert found["reward"] == here.reward
@@ -85,10 +85,10 @@ def test_a_process_does_the_same_as_is_done_here(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_all_ways_to_ask_several_adapters_find_the_same(count):
-    bench = _bench()
-    adapters = [member.adapter for member in members_of(bench, 3)]
-    asked = Asked(bench, _questions(count), adapters)
-    model = peft_model(bench.base, adapters)
+    context = _context()
+    adapters = [member.adapter for member in members_of(context, 3)]
+    asked = Asked(context, _questions(count), adapters)
+    model = peft_model(context.base, adapters)
     ours = asked.together()
     assert ours[0] != ours[1]
     for found in (asked.one_by_one(), peft_trees(asked, model), peft_rows(asked, model)):
@@ -113,9 +113,9 @@ def test_choices_are_compared_pair_by_pair():
 
 
 def test_steps_in_full_make_the_same_answers():
-    bench = _bench()
-    member = members_of(bench, 1)[0]
-    sides = latent_steps.sides_of(bench, member, _questions(4))
+    context = _context()
+    member = members_of(context, 1)[0]
+    sides = latent_steps.sides_of(context, member, _questions(4))
     found = {name: side() for name, side in sides.items()}
     for name in ("whole model", "whole head"):
         assert latent_steps.largest_difference(found["ours"], found[name]) < 1e-3

@@ -45,8 +45,9 @@ from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.indicators import measure_indicators
 from degaml_kedro.policy.trial import Attempt, try_action
 from degaml_kedro.strategies.answering import predict
-from degaml_kedro.strategies.generated import generated_state, generated_workbench, read_questions
+from degaml_kedro.strategies.generated import generated_context, generated_state, read_questions
 from degaml_kedro.strategies.latent import latent_vectors
+from degaml_kedro.strategies.state import Steering
 from degaml_kedro.tasks.example import Question, make_example
 from tests.checkpoint.helpers import tiny_generator, tiny_settings
 from tests.conftest import ROOT
@@ -339,7 +340,7 @@ def test_a_generated_adapter_is_refined_by_every_family(model):
     examples = questions_with_answers(4)
     encoder = tiny_settings().encoder
     asked = [Question.of(example) for example in examples]
-    bench = generated_workbench(
+    context = generated_context(
         base,
         PLAIN,
         TEXT,
@@ -348,13 +349,13 @@ def test_a_generated_adapter_is_refined_by_every_family(model):
         range(4),
         encoder,
     )
-    start = generated_state(bench, 0)
+    start = generated_state(context, 0)
     space = ActionSpace.of({family: {} for family in ACTIONS})
-    before = measure_indicators(predict(bench, start, examples))
+    before = measure_indicators(predict(context, start, examples))
     tried: list[Attempt] = []
     for family, action in ACTIONS.items():
         trial = try_action(
-            bench, space, start, before, examples, action, RewardParameters(), 3, tried=tried
+            context, space, start, before, examples, action, RewardParameters(), 3, tried=tried
         )
         assert trial.error is None, (family, trial.error)
         assert trial.after is not None
@@ -368,7 +369,7 @@ def test_a_vector_is_made_through_the_librarys_logits(tmp_path):
     kind, given, _ = MODELS["Gemma 2"]
     base = opened(made(getattr(transformers, kind)(**given), tmp_path / "model"))
     hidden, targets = torch.randn(5, 32), [3, 9, 27, 81, 243]
-    (found,) = latent_vectors(hidden, [5], targets, base.head, 3, 0.1, base.logits)
+    (found,) = latent_vectors(hidden, [5], targets, Steering(3, 0.1), base.head, base.logits)
     delta = torch.zeros(32, requires_grad=True)
     optimizer = torch.optim.AdamW([delta], lr=0.1, eps=1e-5, weight_decay=1e-8)
     for _ in range(3):

@@ -84,7 +84,7 @@ def test_the_fallback_is_learned_where_a_search_needs_it(project):
 
 
 def test_what_was_learned_is_the_fallback_of_a_search_that_names_none():
-    learned = {"actions": [LORA]}
+    learned = {"actions": [LORA], "closed": None, "open": None}
     assert with_fallback(searching(), learned)["search"]["fallback"] == [LORA]
     own = searching(fallback=["x"])
     for same in (own, SMOKE["policy"], {}):
@@ -95,8 +95,6 @@ def test_what_was_learned_is_the_fallback_of_a_search_that_names_none():
 @pytest.mark.parametrize(
     ("learned", "closed", "of_open"),
     [
-        # of an earlier version
-        ({}, ["all"], None),
         ({"closed": None, "open": None}, ["all"], None),
         ({"closed": ["c"], "open": None}, ["c"], ["all"]),
         ({"closed": None, "open": ["o"]}, ["all"], ["o"]),
@@ -116,7 +114,7 @@ def test_of_the_paper_s_families_the_fallback_is_the_best_of_these():
     ranking = [
         {"action": text, "family": family} for text, family in ((sft, "sft"), (LORA, "lora"))
     ]
-    learned = {"actions": [sft], "ranking": ranking}
+    learned = {"ranking": ranking, "closed_ranking": None, "open_ranking": None}
     policy, fallback = narrowed(searching(), learned, PAPER_FAMILIES)
     assert list(policy["families"]) == ["ttt", "lora", "ls", "tts"]
     assert with_fallback(policy, fallback)["search"]["fallback"] == [LORA]

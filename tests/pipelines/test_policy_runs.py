@@ -271,9 +271,9 @@ def adapter() -> Any:
 
 def test_the_test_split_changes_no_bit_of_what_is_chosen(generator, adapter):
     frame = splits(1)
-    for pilot in (None, adapter):
+    for learned in (None, adapter):
         for other in (with_other(frame, "test"), with_other(frame, "test", "validation")):
-            one, two = (rows_of(chosen(generator, f, adapter=pilot)) for f in (frame, other))
+            one, two = (rows_of(chosen(generator, f, adapter=learned)) for f in (frame, other))
             assert len(one) >= 2
             assert timeless(one) == timeless(two)
             states = [executed(generator, f, one) for f in (frame, other)]
@@ -369,14 +369,14 @@ def test_no_gradient_and_no_byte_of_the_generator_changes(generator, tmp_path):
     base = load_base_model(BaseModelParameters.model_validate(SMOKE["model"]))
     model = {name: raw(t) for name, t in base.model.state_dict().items()}
     # every family, and two iterations with learning between them
-    pilot = None
+    learned = None
     for iteration in (1, 2):
-        rows = rows_of(rolled(made, frame, adapter=pilot, iteration=iteration,
+        rows = rows_of(rolled(made, frame, adapter=learned, iteration=iteration,
                               given=policy(rollouts={"count": 10, "at_once": 5, "examples": 4})))  # fmt: skip
         assert any(row["reward"] > 0 for row in rows)
-        pilot, record = train_policy(pilot, settings(), pd.DataFrame(rows), iteration=iteration)
+        learned, record = train_policy(learned, settings(), pd.DataFrame(rows), iteration=iteration)
         assert record["steps"] > 0
-    rows = rows_of(chosen(made, frame, adapter=pilot))
+    rows = rows_of(chosen(made, frame, adapter=learned))
     executed(made, frame, rows)
     for parameter in (*made.decoder.parameters(), *base.model.parameters()):
         assert parameter.grad is None
@@ -655,11 +655,11 @@ def family(monkeypatch):
     watched: Any = type("Watched", (), {"count": 0, "stop": None, "does": None})()
     own = registry._FAMILIES["lora"]
 
-    def refine(bench: Any, state: Any, seen: Any, config: Any, seed: int) -> Any:
+    def refine(context: Any, state: Any, seen: Any, config: Any, seed: int) -> Any:
         if watched.count == watched.stop:
             raise Killed
         watched.count += 1
-        return (watched.does or own.refine)(bench, state, seen, config, seed)
+        return (watched.does or own.refine)(context, state, seen, config, seed)
 
     changed = {**registry._FAMILIES, "lora": dataclasses.replace(own, refine=refine)}
     monkeypatch.setattr(registry, "_FAMILIES", changed)
@@ -725,7 +725,7 @@ def test_killed_in_the_policy_s_training(ready, whole, family, monkeypatch):
 
 def test_rollouts_of_which_none_is_rewarded(ready, family, caplog):
     caplog.set_level(logging.WARNING)
-    family.does = lambda bench, state, *_: state
+    family.does = lambda context, state, *_: state
     run(ready, "policy")
     models = ready.data / "06_models"
     settings = LoraParameters.model_validate(SMOKE["policy"]["lora"])

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from degaml_kedro.config.schema import Parameters
 from degaml_kedro.policy.actions import ActionSpace
+from degaml_kedro.strategies.observations import Nothing, Prompts
 from degaml_kedro.strategies.registry import FieldSpace, StrategyFamily
-from degaml_kedro.strategies.seen import Nothing, Prompts
 
 
 class Train(Parameters):

@@ -290,7 +290,6 @@ def test_a_fixed_field_keeps_its_one_value():
 @pytest.mark.parametrize(
     ("narrowed", "message"),
     [
-        ({}, "policy.families enables no family; name some of train, mix"),
         ({"trian": {}}, r"policy\.families\.trian: .*did you mean 'train'\?"),
         ({"train": {"step": [1, 2]}}, r"policy\.families\.train\.step: .*did you mean 'steps'\?"),
         ({"train": {"steps": []}}, r"policy\.families\.train\.steps is empty; give it a list"),

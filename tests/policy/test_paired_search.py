@@ -15,21 +15,26 @@ from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.indicators import measure_indicators
 from degaml_kedro.policy.paired import deal_folds, preference_p_value
 from degaml_kedro.policy.proposers import UniformProposer
-from degaml_kedro.policy.search import (
-    Tag,
-    executed_rows,
-    most_trials,
-    roll_out,
-)
+from degaml_kedro.policy.search import Tag, executed_rows, most_trials
 from degaml_kedro.policy.trial import Attempt, try_action
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.ensemble import fit_weights
+from degaml_kedro.strategies.observations import Labeled, Prompts
 from degaml_kedro.strategies.registry import find_family
 from degaml_kedro.strategies.scaling import combine
-from degaml_kedro.strategies.seen import Labeled, Prompts
 from degaml_kedro.strategies.state import Vote
-from tests.policy.toys import Script, Toy, adapt, bytes_of, carry_out, fail, identity, moved
-from tests.strategies.helpers import examples, state, workbench
+from tests.policy.toys import (
+    Script,
+    Toy,
+    adapt,
+    bytes_of,
+    carry_out,
+    fail,
+    identity,
+    moved,
+    roll_out,
+)
+from tests.strategies.helpers import examples, make_context, state
 
 ASKED = examples(12)
 GOLD = [example.gold for example in ASKED]
@@ -42,7 +47,7 @@ EQUAL, FITTED = (
 
 def searched(toy, texts, settings=PAIRED, support=ASKED, finished=(), seed=3, space=None):
     return adapt(
-        workbench(), space or toy.space, Script(texts), state(), support, settings, REWARD, seed,
+        make_context(), space or toy.space, Script(texts), state(), support, settings, REWARD, seed,
         Tag("task", "degaml"), finished,
     )  # fmt: skip
 
@@ -55,11 +60,11 @@ def likelihoods(row):
 
 
 def of_state(one):
-    found = predict(workbench(), one, ASKED)
+    found = predict(make_context(), one, ASKED)
     return likelihoods({"option_scores": json.dumps([p.option_scores for p in found])})
 
 
-def move_or_stay(bench, one, seen, config, seed):
+def move_or_stay(context, one, seen, config, seed):
     """Moved the number's own way; 50 changes nothing."""
     return one if config.which == 50 else moved(one, config.which)
 
@@ -92,7 +97,7 @@ def test_what_the_test_prefers_is_executed_and_of_these_the_likeliest():
     assert chosen["action"] == toy.text(preferred[0])
     assert [row["decided_by"] for row in rows] == ["initialization", "test", "test", "test"]
     assert [row["p_value"] for row in rows] == [p[worst], p[preferred[1]], p[preferred[0]], 1.0]
-    made = carry_out(workbench(), toy.space, state(), ASKED, rows).state
+    made = carry_out(make_context(), toy.space, state(), ASKED, rows).state
     assert bytes_of(made) == bytes_of(moved(state(), preferred[0]))
 
 
@@ -125,7 +130,7 @@ def test_where_nothing_can_be_told_the_fallback_is_executed():
     first, second = rows
     assert (first["source"], first["action"], first["rollout"]) == ("fallback", toy.text(50), 0)
     # nobody wrote it: no text's tokens are in it
-    trial = sum(one.tokens for one in predict(workbench(), state(), ASKED))
+    trial = sum(one.tokens for one in predict(make_context(), state(), ASKED))
     assert (first["tokens"], first["state"]) == (trial, "")
     assert second["source"] == "policy"
     # where the fallback changes nothing, the test is the one against the start
@@ -173,8 +178,8 @@ def test_a_fallback_that_is_worse_is_not_the_reference():
 
 
 def test_a_fallback_that_fails_is_not_the_reference():
-    def sometimes(bench, one, seen, config, seed):
-        return fail() if config.which == 50 else move_or_stay(bench, one, seen, config, seed)
+    def sometimes(context, one, seen, config, seed):
+        return fail() if config.which == 50 else move_or_stay(context, one, seen, config, seed)
 
     toy = Toy(sometimes)
     settings = PAIRED.model_copy(update={"fallback": (toy.text(50),)})
@@ -226,7 +231,7 @@ def test_later_rounds_have_no_fallback_and_go_on_from_what_was_executed():
     assert second[0]["decided_by"] == "initialization"
     assert most_trials(settings, toy.space) == 5
     assert most_trials(settings, with_ensemble(toy)) == 7
-    made = carry_out(workbench(), toy.space, state(), ASKED, rows).state
+    made = carry_out(make_context(), toy.space, state(), ASKED, rows).state
     expected = state()
     for row in executed_rows(rows):
         expected = moved(expected, json.loads(row["action"])["which"])
@@ -250,15 +255,15 @@ def test_every_candidate_is_scored_on_the_same_folds_and_never_on_what_it_was_gi
 ):
     scored = []
 
-    def memorize(bench, one, seen, config, seed):
+    def memorize(context, one, seen, config, seed):
         made = replace(one)
         object.__setattr__(made, "knows", {example.prompt for example in seen.examples})
         return made
 
-    def watching(bench, one, asked, *rest):
+    def watching(context, one, asked, *rest):
         if hasattr(one, "knows"):
             scored.append((one.knows, {example.prompt for example in asked}))
-        return predict(bench, one, asked, *rest)
+        return predict(context, one, asked, *rest)
 
     monkeypatch.setattr("degaml_kedro.policy.trial.predict", watching)
     toy = Toy(memorize, Labeled)
@@ -312,7 +317,8 @@ def test_a_killed_search_goes_on_with_the_same_rows_and_repeats_none(done, sees)
     again = {call.seed for call in toy.calls} - set(seeds)
     assert len(again) <= 1
     one, other = (
-        carry_out(workbench(), space, state(), ASKED, rows).state for rows in (every, stored + rest)
+        carry_out(make_context(), space, state(), ASKED, rows).state
+        for rows in (every, stored + rest)
     )
     assert bytes_of(one) == bytes_of(other)
 
@@ -332,13 +338,13 @@ def tried_ensemble(weights, rows, folds):
         Attempt(row["action"], row["family"], row["seed"], tuple(map(tuple, json.loads(row["option_scores"]))))
         for row in rows
     ]  # fmt: skip
-    bench = workbench()
-    before = measure_indicators(predict(workbench(), state(), ASKED))
+    context = make_context()
+    before = measure_indicators(predict(make_context(), state(), ASKED))
     space = ActionSpace.of({"ensemble": {}})
     text = FITTED if weights == "fitted" else EQUAL
-    trial = try_action(bench, space, state(), before, ASKED, text, REWARD, 9, folds, attempts)
+    trial = try_action(context, space, state(), before, ASKED, text, REWARD, 9, folds, attempts)
     assert trial.error is None
-    assert (trial.tokens, bench.meter.tokens) == (0, 0)
+    assert (trial.tokens, context.meter.tokens) == (0, 0)
     return trial
 
 
@@ -400,7 +406,7 @@ def test_an_executed_ensemble_trains_each_member_once_on_all_of_the_support(rule
     # whatever was chosen
     rows = [{**row, "executed": row["family"] == "ensemble"} for row in rows]
     toy.calls.clear()
-    made = carry_out(workbench(), space, state(), ASKED, rows).state
+    made = carry_out(make_context(), space, state(), ASKED, rows).state
     assert [call.which for call in toy.calls] == order[:2]
     assert {call.seed for call in toy.calls} == {row["seed"] for row in rows[:2]}
     for call in toy.calls:
@@ -452,7 +458,7 @@ def test_an_ensemble_of_nothing_fails_and_says_so(rule):
 
 
 def test_what_is_not_one_adapter_alone_is_passed_over():
-    def votes(bench, one, seen, config, seed):
+    def votes(context, one, seen, config, seed):
         made = moved(one, config.which)
         return replace(made, vote=Vote("max_confidence")) if config.which == 1 else made
 
@@ -470,7 +476,7 @@ def test_nobody_proposes_an_ensemble():
     settings = RolloutParameters(count=6, at_once=3, examples=6, resample=False)
     rows = list(
         roll_out(
-            workbench(), space, UniformProposer(space), state(), ASKED, settings, REWARD, 3,
+            make_context(), space, UniformProposer(space), state(), ASKED, settings, REWARD, 3,
             Tag("task", "degaml", 1),
         )
     )  # fmt: skip

@@ -12,15 +12,10 @@ from degaml_kedro.config.schema import RewardParameters, RolloutParameters, Sear
 from degaml_kedro.io.rollouts import ROLLOUT_COLUMNS
 from degaml_kedro.policy.indicators import IndicatorError, measure_indicators
 from degaml_kedro.policy.proposers import UniformProposer
-from degaml_kedro.policy.search import (
-    ResumeMismatchError,
-    Tag,
-    executed_rows,
-    roll_out,
-)
+from degaml_kedro.policy.search import ResumeMismatchError, Tag, executed_rows
 from degaml_kedro.policy.trial import execute
 from degaml_kedro.strategies.answering import predict
-from degaml_kedro.strategies.seen import Labeled
+from degaml_kedro.strategies.observations import Labeled
 from degaml_kedro.strategies.state import AdaptedState, Member
 from degaml_kedro.tasks.example import make_example
 from tests.policy.toys import (
@@ -35,9 +30,10 @@ from tests.policy.toys import (
     keep,
     move,
     moved,
+    roll_out,
     space_of,
 )
-from tests.strategies.helpers import adapter, examples, state, workbench
+from tests.strategies.helpers import adapter, examples, make_context, state
 
 ASKED = examples(8)
 REWARD = RewardParameters()
@@ -47,7 +43,7 @@ SEARCH = SearchParameters(rounds=2, proposals=3)
 
 def rolled(toy, settings=ROLLOUTS, asked=ASKED, finished=(), seed=3, **changes):
     return roll_out(
-        changes.get("bench") or workbench(),
+        changes.get("context") or make_context(),
         toy.space,
         changes.get("proposer") or UniformProposer(toy.space),
         state(),
@@ -62,7 +58,7 @@ def rolled(toy, settings=ROLLOUTS, asked=ASKED, finished=(), seed=3, **changes):
 
 def adapted(toy, settings=SEARCH, support=ASKED, finished=(), seed=3, start=None, **changes):
     return adapt(
-        changes.get("bench") or workbench(),
+        changes.get("context") or make_context(),
         changes.get("space") or toy.space,
         changes.get("proposer") or UniformProposer(toy.space),
         start or state(),
@@ -85,7 +81,7 @@ def stored(rows):
 
 
 def score(one, asked=ASKED):
-    found = measure_indicators(predict(workbench(), one, asked))
+    found = measure_indicators(predict(make_context(), one, asked))
     return found.accuracy, found.log_probability
 
 
@@ -133,7 +129,7 @@ def test_a_step_starts_from_what_the_one_before_it_made():
 
 @pytest.mark.parametrize("ends", ["failed", "read answers"])
 def test_an_episode_ends_with_a_failure_and_with_a_family_that_reads_answers(ends):
-    def sometimes(bench, one, seen, config, seed):
+    def sometimes(context, one, seen, config, seed):
         if config.which == 1:
             raise ValueError("no")
         return moved(one, config.which)
@@ -246,7 +242,15 @@ def test_prompts_of_a_resumed_run_are_the_same():
 def test_no_policy_reads_the_task_s_name():
     toy, script = Toy(move), Script([Toy(move).text()])
     rows = roll_out(
-        workbench(), toy.space, script, state(), ASKED, ROLLOUTS, REWARD, 1, Tag("geheim", "degaml")
+        make_context(),
+        toy.space,
+        script,
+        state(),
+        ASKED,
+        ROLLOUTS,
+        REWARD,
+        1,
+        Tag("geheim", "degaml"),
     )
     assert not any("geheim" in row["state"] for row in rows)
 
@@ -255,7 +259,7 @@ def test_families_that_read_answers_learn_from_the_examples_beside_d_val():
     toy, others = Toy(move, Labeled), examples(11)[8:]
     rows = list(
         roll_out(
-            workbench(), toy.space, UniformProposer(toy.space), state(), ASKED, ROLLOUTS, REWARD, 1,
+            make_context(), toy.space, UniformProposer(toy.space), state(), ASKED, ROLLOUTS, REWARD, 1,
             Tag("task", "degaml"), shown=others,
         )
     )  # fmt: skip
@@ -275,8 +279,8 @@ def test_invalid_texts_become_rows_and_nothing_runs():
 
 
 def test_a_family_that_fails_does_not_end_the_rollouts():
-    def sometimes(bench, one, seen, config, seed):
-        return fail() if config.which % 2 else move(bench, one, seen, config, seed)
+    def sometimes(context, one, seen, config, seed):
+        return fail() if config.which % 2 else move(context, one, seen, config, seed)
 
     toy = Toy(sometimes)
     rows = list(rolled(toy, proposer=Script([toy.text(i) for i in range(7)])))
@@ -327,7 +331,7 @@ def test_the_best_of_a_round_is_executed():
     best = best_of(state(), range(12))
     assert best is not None
     assert executed(rows) == [best]
-    made = carry_out(workbench(), toy.space, state(), ASKED, rows).state
+    made = carry_out(make_context(), toy.space, state(), ASKED, rows).state
     assert bytes_of(made) == bytes_of(moved(state(), best))
     assert score(made) > score(state())
     assert {row["iteration"] for row in rows} == {0}
@@ -346,7 +350,7 @@ def test_rounds_go_on_from_what_was_executed():
         assert bytes_of(call.state) == bytes_of(after_first)
     assert {row["log_probability_before"] for row in rows[6:]} == {score(after_first)[1]}
     expected = after_first if second is None else moved(after_first, second)
-    assert bytes_of(carry_out(workbench(), toy.space, state(), ASKED, rows).state) == bytes_of(
+    assert bytes_of(carry_out(make_context(), toy.space, state(), ASKED, rows).state) == bytes_of(
         expected
     )
     # what was tried from the start says nothing of where it stands now
@@ -366,7 +370,7 @@ def test_families_chain():
         if len(set(chosen)) == 2:
             break
     assert set(chosen) == {"one", "other"}
-    made = carry_out(workbench(), space, state(), ASKED, rows).state
+    made = carry_out(make_context(), space, state(), ASKED, rows).state
     expected = state()
     for row in executed_rows(rows):
         expected = moved(expected, json.loads(row["action"])["which"])
@@ -379,8 +383,8 @@ def test_where_nothing_beats_the_start_the_start_is_the_answer():
     # nothing was executed, so there is no second round
     assert {row["round"] for row in rows} == {1}
     assert not any(row["executed"] for row in rows)
-    assert carry_out(workbench(), toy.space, start, ASKED, rows).state is start
-    assert carry_out(workbench(), toy.space, start, ASKED, []).state is start
+    assert carry_out(make_context(), toy.space, start, ASKED, rows).state is start
+    assert carry_out(make_context(), toy.space, start, ASKED, []).state is start
 
 
 def test_where_everything_fails_the_start_is_the_answer():
@@ -388,7 +392,7 @@ def test_where_everything_fails_the_start_is_the_answer():
     rows = list(adapted(toy, start=start))
     assert len(rows) == 3
     assert all(row["error"] for row in rows)
-    assert carry_out(workbench(), toy.space, start, ASKED, rows).state is start
+    assert carry_out(make_context(), toy.space, start, ASKED, rows).state is start
 
 
 def test_only_rewarded_trials_are_executed_whatever_the_reward():
@@ -523,7 +527,7 @@ def test_an_adaptation_whose_proposals_changed_says_which_rows_can_stay():
 def test_answers_of_the_support_are_not_seen_by_families_without_labels():
     toy = Toy(move)
     rows = list(adapted(toy))
-    carry_out(workbench(), toy.space, state(), ASKED, rows)
+    carry_out(make_context(), toy.space, state(), ASKED, rows)
     assert {type(call.seen).__name__ for call in toy.calls} == {"Prompts"}
 
 
@@ -539,7 +543,7 @@ def test_a_support_of_one_example():
             assert toy.calls == []
         else:
             assert all(row["error"] is None for row in rows)
-        made = carry_out(workbench(), toy.space, state(), ASKED[:1], rows).state
+        made = carry_out(make_context(), toy.space, state(), ASKED[:1], rows).state
         if not executed_rows(rows):
             assert bytes_of(made) == bytes_of(state())
 
@@ -565,7 +569,7 @@ def test_a_support_of_five_thousand():
             toy.calls.clear()
             rows = list(adapted(toy, settings, support=support, seed=seed))
             if executed_rows(rows):
-                carry_out(workbench(), toy.space, state(), support, rows)
+                carry_out(make_context(), toy.space, state(), support, rows)
                 break
         assert time.perf_counter() - began < 60
         assert {row["n"] for row in rows} == {20}
@@ -604,7 +608,7 @@ def test_a_used_up_budget_ends_the_search_and_what_was_found_is_kept():
     rows = list(adapted(toy, settings))
     assert time.perf_counter() - began < 10
     assert 0 < len(rows) < 50
-    made = carry_out(workbench(), toy.space, state(), ASKED, rows).state
+    made = carry_out(make_context(), toy.space, state(), ASKED, rows).state
     expected = state()
     for row in executed_rows(rows):
         expected = moved(expected, json.loads(row["action"])["which"])
@@ -639,7 +643,7 @@ def test_a_budget_that_ends_between_a_round_and_its_execution(monkeypatch):
     assert len(rows) == count
     best = best_of(state(), range(count))
     assert executed(rows) == [best]
-    made = carry_out(workbench(), toy.space, state(), ASKED, rows).state
+    made = carry_out(make_context(), toy.space, state(), ASKED, rows).state
     assert bytes_of(made) == bytes_of(moved(state(), best))
 
 
@@ -648,15 +652,15 @@ def test_a_budget_that_ends_between_a_round_and_its_execution(monkeypatch):
 
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_an_action_that_fails_on_the_whole_support_leaves_the_state_before_it(rounds, caplog):
-    def only_few(bench, one, seen, config, seed):
-        return fail() if len(seen.questions) > 4 else move(bench, one, seen, config, seed)
+    def only_few(context, one, seen, config, seed):
+        return fail() if len(seen.questions) > 4 else move(context, one, seen, config, seed)
 
     toy, start = Toy(only_few), state()
     settings = SearchParameters(rounds=rounds, proposals=12, examples=4)
     rows = list(adapted(toy, settings, start=start))
     assert len(executed_rows(rows)) == 1
     assert {row["round"] for row in rows} == {1}
-    assert carry_out(workbench(), toy.space, start, ASKED, rows).state is start
+    assert carry_out(make_context(), toy.space, start, ASKED, rows).state is start
     assert (
         "carrying it out on all 8 support examples failed (RuntimeError: this one fails"
         in caplog.text
@@ -670,8 +674,8 @@ def exploded():
 
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_what_was_executed_and_answers_with_no_numbers_leaves_the_state_before_it(rounds, caplog):
-    def explodes(bench, one, seen, config, seed):
-        return exploded() if len(seen.questions) > 4 else move(bench, one, seen, config, seed)
+    def explodes(context, one, seen, config, seed):
+        return exploded() if len(seen.questions) > 4 else move(context, one, seen, config, seed)
 
     toy, start = Toy(explodes), state()
     settings = SearchParameters(rounds=rounds, proposals=12, examples=4)
@@ -680,7 +684,7 @@ def test_what_was_executed_and_answers_with_no_numbers_leaves_the_state_before_i
     assert {row["round"] for row in rows} == {1}
     # one search carried it out between its rounds, and found the same
     assert caplog.text.count("on all 8 support examples failed (IndicatorError") == rounds - 1
-    assert carry_out(workbench(), toy.space, start, ASKED, rows).state is start
+    assert carry_out(make_context(), toy.space, start, ASKED, rows).state is start
     assert caplog.text.count("on all 8 support examples failed (IndicatorError") == rounds
     assert "the state before it stays" in caplog.text
 
@@ -688,8 +692,8 @@ def test_what_was_executed_and_answers_with_no_numbers_leaves_the_state_before_i
 def test_a_second_round_that_explodes_leaves_the_first(caplog):
     explode = []
 
-    def explodes(bench, one, seen, config, seed):
-        return exploded() if config.which in explode else move(bench, one, seen, config, seed)
+    def explodes(context, one, seen, config, seed):
+        return exploded() if config.which in explode else move(context, one, seen, config, seed)
 
     toy = Toy(explodes)
     settings = SearchParameters(rounds=2, proposals=12)
@@ -700,7 +704,7 @@ def test_a_second_round_that_explodes_leaves_the_first(caplog):
     first, second = executed(rows)
     assert first != second
     explode.append(second)
-    made = carry_out(workbench(), toy.space, state(), ASKED, rows).state
+    made = carry_out(make_context(), toy.space, state(), ASKED, rows).state
     assert bytes_of(made) == bytes_of(moved(state(), first))
     assert "IndicatorError" in caplog.text
 
@@ -708,7 +712,7 @@ def test_a_second_round_that_explodes_leaves_the_first(caplog):
 def test_a_generated_adapter_that_answers_with_no_numbers_is_named_with_its_task():
     toy = Toy(move)
     rolling = roll_out(
-        workbench(), toy.space, UniformProposer(toy.space), exploded(), ASKED, ROLLOUTS, REWARD, 1,
+        make_context(), toy.space, UniformProposer(toy.space), exploded(), ASKED, ROLLOUTS, REWARD, 1,
         Tag("colors", "degaml", 1),
     )  # fmt: skip
     with pytest.raises(IndicatorError, match="colors: the adapter that the generator made.* anew"):
@@ -726,16 +730,18 @@ def test_the_end_of_the_process_is_no_failure_of_an_action():
     rows = list(adapted(toy, SearchParameters(rounds=1, proposals=12)))
     toy.does = killed
     with pytest.raises(Killed):
-        carry_out(workbench(), toy.space, state(), ASKED, rows)
+        carry_out(make_context(), toy.space, state(), ASKED, rows)
 
 
 def test_executing_is_repeatable():
-    toy = Toy(lambda bench, one, seen, config, seed: moved(one, seed % 7))
+    toy = Toy(lambda context, one, seen, config, seed: moved(one, seed % 7))
     rows = list(adapted(toy, SearchParameters(rounds=1, proposals=12)))
     (row,) = executed_rows(rows)
-    one, other = (carry_out(workbench(), toy.space, state(), ASKED, rows).state for _ in range(2))
+    one, other = (
+        carry_out(make_context(), toy.space, state(), ASKED, rows).state for _ in range(2)
+    )
     assert bytes_of(one) == bytes_of(other)
-    again = execute(workbench(), toy.space, state(), ASKED, row["action"], row["seed"])
+    again = execute(make_context(), toy.space, state(), ASKED, row["action"], row["seed"])
     assert bytes_of(again) == bytes_of(one)
     # a trial and its execution are the same thing where the trial saw everything
     found = score(one)
@@ -749,5 +755,7 @@ def test_rows_of_a_table_are_rows_too():
     rows = list(adapted(toy, SearchParameters(rounds=2, proposals=6)))
     table = pd.DataFrame(rows).to_dict("records")
     assert isinstance(table[0]["seed"], int | np.integer)
-    one, other = (carry_out(workbench(), toy.space, state(), ASKED, r).state for r in (rows, table))
+    one, other = (
+        carry_out(make_context(), toy.space, state(), ASKED, r).state for r in (rows, table)
+    )
     assert bytes_of(one) == bytes_of(other)

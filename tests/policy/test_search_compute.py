@@ -11,10 +11,10 @@ from degaml_kedro.config.schema import RewardParameters, RolloutParameters, Sear
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.proposers import PolicyProposer, UniformProposer
-from degaml_kedro.policy.search import Tag, executed_rows, roll_out
+from degaml_kedro.policy.search import Tag, executed_rows
 from degaml_kedro.strategies.answering import predict
-from tests.policy.toys import Killed, Script, Toy, adapt, fail, identity, keep, move
-from tests.strategies.helpers import examples, state, tiny_base, workbench
+from tests.policy.toys import Killed, Script, Toy, adapt, fail, identity, keep, move, roll_out
+from tests.strategies.helpers import examples, make_context, state, tiny_base
 
 ASKED = examples(8)
 REAL = ActionSpace.of({"lora": {}, "ls": {"times": [1, 2]}, "ttt": {"ttl_steps": [1, 3]}})
@@ -84,14 +84,14 @@ def seen(monkeypatch):
 
 def adapted(proposer, space, settings=SETTINGS, finished=(), seed=3):
     return adapt(
-        workbench(), space, proposer, state(), ASKED, settings, RewardParameters(), seed,
+        make_context(), space, proposer, state(), ASKED, settings, RewardParameters(), seed,
         Tag("task", "degaml"), finished,
     )  # fmt: skip
 
 
 def rolled(proposer, space, settings, finished=()):
     return roll_out(
-        workbench(), space, proposer, state(), ASKED, settings, RewardParameters(), 3,
+        make_context(), space, proposer, state(), ASKED, settings, RewardParameters(), 3,
         Tag("task", "degaml", 1), finished,
     )  # fmt: skip
 
@@ -105,7 +105,7 @@ def costs(rows):
 
 
 def one_scoring():
-    return sum(p.tokens for p in predict(workbench(), state(), ASKED))
+    return sum(p.tokens for p in predict(make_context(), state(), ASKED))
 
 
 def scripted(toy, *numbers):
@@ -183,9 +183,9 @@ def test_what_was_executed_between_rounds_is_counted_once(seen):
 
 
 def test_an_execution_that_fails_is_the_cost_of_the_row_before_it(caplog):
-    def costly(bench, one, questions, *rest):
-        predict(bench, one, ASKED)
-        return fail() if len(questions.questions) > 4 else move(bench, one, questions, *rest)
+    def costly(context, one, questions, *rest):
+        predict(context, one, ASKED)
+        return fail() if len(questions.questions) > 4 else move(context, one, questions, *rest)
 
     toy = Toy(costly)
     settings = SearchParameters(rounds=2, proposals=12, examples=4)
@@ -201,7 +201,7 @@ def test_seconds_stay_the_trial_s_own():
     dear = RewardParameters(kind="utility", price_per_second=1.0)
     toy = Toy(identity)
     rows = list(
-        adapt(workbench(), toy.space, UniformProposer(toy.space), state(), ASKED,
+        adapt(make_context(), toy.space, UniformProposer(toy.space), state(), ASKED,
               SearchParameters(rounds=1, proposals=2), dear, 1, Tag("task", "degaml"))
     )  # fmt: skip
     assert [row["reward"] for row in rows] == [-row["seconds"] for row in rows]

@@ -18,10 +18,10 @@ from degaml_kedro.config.schema import (
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.proposers import Proposal
 from degaml_kedro.policy.search import CarriedOut, Refinement, Row
+from degaml_kedro.strategies.context import Context
+from degaml_kedro.strategies.observations import Labeled, Nothing, Prompts
 from degaml_kedro.strategies.registry import FieldSpace, StrategyFamily
-from degaml_kedro.strategies.seen import Labeled, Nothing, Prompts
 from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.workbench import Workbench
 from tests.strategies.helpers import adapter
 
 
@@ -49,10 +49,10 @@ class Toy:
     calls: list[Call] = field(default_factory=list)
 
     def refine(
-        self, bench: Workbench, state: AdaptedState, seen: Any, config: Which, seed: int
+        self, context: Context, state: AdaptedState, seen: Any, config: Which, seed: int
     ) -> Any:
         self.calls.append(Call(state, seen, config.which, seed))
-        return self.does(bench, state, seen, config, seed)
+        return self.does(context, state, seen, config, seed)
 
     @property
     def family(self) -> StrategyFamily:
@@ -72,7 +72,7 @@ def space_of(*toys: Toy) -> ActionSpace:
     return ActionSpace.of({toy.name: {} for toy in toys}, {toy.name: toy.family for toy in toys})
 
 
-def identity(bench: Any, state: AdaptedState, *_: Any) -> AdaptedState:
+def identity(context: Any, state: AdaptedState, *_: Any) -> AdaptedState:
     return state
 
 
@@ -90,7 +90,7 @@ def moved(state: AdaptedState, which: int) -> AdaptedState:
     return replace(state, members=tuple(members))
 
 
-def move(bench: Any, state: AdaptedState, seen: Any, config: Which, seed: int) -> AdaptedState:
+def move(context: Any, state: AdaptedState, seen: Any, config: Which, seed: int) -> AdaptedState:
     return moved(state, config.which)
 
 
@@ -139,22 +139,31 @@ def keep(chunks: Iterable[Any], kept: list[Any]) -> None:
         kept.append(chunk)
 
 
-def refinement(bench, space, start, support, settings=None, reward=None) -> Refinement:
+def refinement(context, space, start, support, settings=None, reward=None) -> Refinement:
     """A refinement with parameters of its search alone: toys are no registered families."""
     policy = PolicyParameters.model_construct(
         search=settings or SearchParameters(), reward=reward or RewardParameters()
     )
-    return Refinement(bench, space, policy, start, support)
+    return Refinement(context, space, policy, start, support)
 
 
 def adapt(
-    bench, space, proposer, start, support, settings, reward, seed, tag, finished=()
+    context, space, proposer, start, support, settings, reward, seed, tag, finished=()
 ) -> Iterator[Row]:
     """The trials of a search."""
-    made = refinement(bench, space, start, support, settings, reward)
+    made = refinement(context, space, start, support, settings, reward)
     return made.search(proposer, seed, tag, finished)
 
 
-def carry_out(bench, space, start, support, rows) -> CarriedOut:
+def roll_out(
+    context, space, proposer, start, examples, settings, reward, seed, tag, finished=(), shown=()
+) -> Iterator[Row]:
+    """Episodes on ``examples``; ``shown`` is the support set."""
+    policy = PolicyParameters.model_construct(rollouts=settings, reward=reward)
+    made = Refinement(context, space, policy, start, shown)
+    return made.roll_out(proposer, examples, seed, tag, finished)
+
+
+def carry_out(context, space, start, support, rows) -> CarriedOut:
     """What was chosen, carried out by somebody who did not search."""
-    return refinement(bench, space, start, support).execute(rows)
+    return refinement(context, space, start, support).execute(rows)

@@ -14,8 +14,8 @@ from degaml_kedro.config.schema import (
 )
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.finetune import initial_adapter
+from degaml_kedro.strategies.context import Context
 from degaml_kedro.strategies.state import AdaptedState, Member
-from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Example, make_example
 
 PLAIN = PromptParameters(format="plain", options="hidden")
@@ -59,8 +59,8 @@ def embed(questions) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(len(questions), 5, generator=source), dim=-1)
 
 
-def workbench(**changes) -> Workbench:
-    return Workbench(
+def make_context(**changes) -> Context:
+    return Context(
         **{
             "base": tiny_base(),
             "prompt": PLAIN,

@@ -5,13 +5,13 @@ import pytest
 from scipy.special import log_softmax
 
 from degaml_kedro.strategies.answering import answer_questions
+from degaml_kedro.strategies.context import StrategyError
 from degaml_kedro.strategies.ensemble import Pooling, fit_weights, is_candidate, refine
+from degaml_kedro.strategies.observations import Candidate, Candidates
 from degaml_kedro.strategies.scaling import combine
-from degaml_kedro.strategies.seen import Candidate, Candidates
 from degaml_kedro.strategies.state import AdaptedState, Steering, Vote
-from degaml_kedro.strategies.workbench import StrategyError
 from degaml_kedro.tasks.example import Question
-from tests.strategies.helpers import examples, state, workbench
+from tests.strategies.helpers import examples, make_context, state
 
 ASKED = examples(8)
 GOLD = [example.gold for example in ASKED]
@@ -31,7 +31,7 @@ def candidate(name, better, family="one", made=None):
 
 def made(candidates, members=2, weights="equal"):
     config = Pooling(members=members, weights=weights)
-    return refine(workbench(), state(), Candidates(ASKED, tuple(candidates)), config, 0)
+    return refine(make_context(), state(), Candidates(ASKED, tuple(candidates)), config, 0)
 
 
 def chosen(candidates, members=2):
@@ -133,9 +133,9 @@ def test_what_is_not_one_adapter_alone_is_no_member():
 def test_answers_of_the_state_are_the_pooled_ones():
     pair = state(2, vote=Vote("sum_logprobs", weights=(0.9, 0.1)))
     questions = [Question.of(example) for example in ASKED]
-    found = answer_questions(workbench(), pair, questions).scores[0]
+    found = answer_questions(make_context(), pair, questions).scores[0]
     alone = [
-        answer_questions(workbench(), AdaptedState((one,)), questions).scores[0]
+        answer_questions(make_context(), AdaptedState((one,)), questions).scores[0]
         for one in pair.members
     ]
     for row, *rows in zip(found, *alone, strict=True):

@@ -12,11 +12,11 @@ from degaml_kedro.llm.finetune import TrainingError, batch_indices, fine_tune
 from degaml_kedro.policy.indicators import measure_indicators
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.few_shot import FewShot, refine
+from degaml_kedro.strategies.observations import Labeled
 from degaml_kedro.strategies.registry import find_family
-from degaml_kedro.strategies.seen import Labeled
 from degaml_kedro.strategies.state import AdaptedState, Member, Vote
 from tests.llm.helpers import peft_copy
-from tests.strategies.helpers import PLAIN, adapter, examples, state, workbench
+from tests.strategies.helpers import PLAIN, adapter, examples, make_context, state
 
 
 def settings(**changes) -> FewShot:
@@ -28,9 +28,9 @@ def same(one, other):
 
 
 def test_three_steps_are_those_of_plain_peft_and_adamw():
-    bench, start, asked = workbench(), state(), examples(4)
-    made = refine(bench, start, Labeled(asked), settings(), seed=3)
-    model = peft_copy(bench.base, start.members[0].adapter)
+    context, start, asked = make_context(), state(), examples(4)
+    made = refine(context, start, Labeled(asked), settings(), seed=3)
+    model = peft_copy(context.base, start.members[0].adapter)
     learned = {n: p for n, p in model.named_parameters() if "lora_" in n}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in learned)
@@ -41,8 +41,8 @@ def test_three_steps_are_those_of_plain_peft_and_adamw():
         for i in batch_indices(4, training, step, derive_seed(3, "sft")):
             prompt = f"Question: {asked[i].question}\nAnswer:"
             whole = f"{prompt} {asked[i].options[asked[i].gold]}"
-            ids = torch.tensor(bench.base.tokenizer(whole).input_ids)
-            answer = len(ids) - len(bench.base.tokenizer(prompt).input_ids)
+            ids = torch.tensor(context.base.tokenizer(whole).input_ids)
+            answer = len(ids) - len(context.base.tokenizer(prompt).input_ids)
             logits = model(ids[None]).logits[0]
             losses.append(
                 nn.functional.cross_entropy(
@@ -59,48 +59,54 @@ def test_three_steps_are_those_of_plain_peft_and_adamw():
 
 
 def test_it_is_the_fine_tuning_that_other_methods_have():
-    bench, start, asked = workbench(), state(), examples(4)
+    context, start, asked = make_context(), state(), examples(4)
     training = TrainingParameters(phases=(Phase(steps=3, learning_rate=1e-2),), batch_size=2)
     *_, last = fine_tune(
-        bench.base, asked, PLAIN, "text", training, start.members[0].adapter, derive_seed(3, "sft")
+        context.base,
+        asked,
+        PLAIN,
+        "text",
+        training,
+        start.members[0].adapter,
+        derive_seed(3, "sft"),
     )
-    made = refine(bench, start, Labeled(asked), settings(), seed=3)
+    made = refine(context, start, Labeled(asked), settings(), seed=3)
     assert same(made.members[0].adapter, last.adapter)
 
 
 def test_answers_are_what_it_learns():
-    bench, start, asked = workbench(), state(), examples(4)
-    made = refine(bench, start, Labeled(asked), settings(steps=40, batch_size=4), seed=0)
-    before, after = (measure_indicators(predict(bench, s, asked)) for s in (start, made))
+    context, start, asked = make_context(), state(), examples(4)
+    made = refine(context, start, Labeled(asked), settings(steps=40, batch_size=4), seed=0)
+    before, after = (measure_indicators(predict(context, s, asked)) for s in (start, made))
     assert after.accuracy == 1.0
     assert after.log_probability > before.log_probability
     turned = tuple(replace(e, gold=0, response="[A]") for e in asked)
-    other = refine(bench, start, Labeled(turned), settings(steps=40, batch_size=4), seed=0)
+    other = refine(context, start, Labeled(turned), settings(steps=40, batch_size=4), seed=0)
     assert not same(made.members[0].adapter, other.members[0].adapter)
-    assert [p.predicted for p in predict(bench, other, asked)] == [0, 0, 0, 0]
+    assert [p.predicted for p in predict(context, other, asked)] == [0, 0, 0, 0]
 
 
 def test_the_mode_says_what_an_answer_is():
     asked = Labeled(examples(3))
     text, letter = (
-        refine(workbench(scoring=ScoringParameters(mode=mode)), state(), asked, settings(), 0)
+        refine(make_context(scoring=ScoringParameters(mode=mode)), state(), asked, settings(), 0)
         for mode in ("text", "letter")
     )
     assert not same(text.members[0].adapter, letter.members[0].adapter)
 
 
 def test_one_example_is_enough():
-    made = refine(workbench(), state(), Labeled(examples(1)), settings(batch_size=8), 0)
+    made = refine(make_context(), state(), Labeled(examples(1)), settings(batch_size=8), 0)
     assert not same(made.members[0].adapter, state().members[0].adapter)
 
 
 def test_every_member_is_trained_on_its_own():
-    bench, seen = workbench(), Labeled(examples(3))
+    context, seen = make_context(), Labeled(examples(3))
     start = state(2, vote=Vote("sum_logprobs"))
-    made = refine(bench, start, seen, settings(), 5)
+    made = refine(context, start, seen, settings(), 5)
     assert made.vote == start.vote
     for old, new in zip(start.members, made.members, strict=True):
-        alone = refine(bench, AdaptedState((old,)), seen, settings(), 5)
+        alone = refine(context, AdaptedState((old,)), seen, settings(), 5)
         assert same(new.adapter, alone.members[0].adapter)
         assert new.prompts is old.prompts
 
@@ -108,7 +114,7 @@ def test_every_member_is_trained_on_its_own():
 def test_a_loss_that_is_no_number_is_an_error():
     start = AdaptedState((Member(adapter(0, scale=1e30)),))
     with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step 1"):
-        refine(workbench(), start, Labeled(examples(2)), settings(), 0)
+        refine(make_context(), start, Labeled(examples(2)), settings(), 0)
 
 
 def test_it_says_that_it_sees_answers():

@@ -25,21 +25,21 @@ from degaml_kedro.llm.scoring import compare_options
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.trial import execute
 from degaml_kedro.strategies.answering import answer_questions, predict
+from degaml_kedro.strategies.context import StrategyError
 from degaml_kedro.strategies.in_context import InContext, ask_in_context, refine
+from degaml_kedro.strategies.observations import Labeled
 from degaml_kedro.strategies.registry import find_family
 from degaml_kedro.strategies.scaling import combine
-from degaml_kedro.strategies.seen import Labeled
 from degaml_kedro.strategies.state import (
     MAX_POOL,
     AdaptedState,
-    Context,
+    Demonstrations,
     Steering,
     Vote,
 )
-from degaml_kedro.strategies.workbench import StrategyError
 from degaml_kedro.tasks.example import Question, make_example
 from tests.baselines.helpers import setup
-from tests.strategies.helpers import PLAIN, adapter, draw, examples, state, workbench
+from tests.strategies.helpers import PLAIN, adapter, draw, examples, make_context, state
 
 SUPPORT, ASKED = examples(12)[:6], examples(12)[6:]
 QUESTIONS = [Question.of(example) for example in ASKED]
@@ -55,27 +55,30 @@ def with_context(start, order="given", shots=5, **changes):
     return replace(
         start,
         members=tuple(
-            replace(m, context=Context(SUPPORT, shots, order, **changes)) for m in start.members
+            replace(m, demonstrations=Demonstrations(SUPPORT, shots, order, **changes))
+            for m in start.members
         ),
     )
 
 
-def scores(bench, start, asked=ASKED):
-    return answer_questions(bench, start, [Question.of(one) for one in asked]).scores[0]
+def scores(context, start, asked=ASKED):
+    return answer_questions(context, start, [Question.of(one) for one in asked]).scores[0]
 
 
 def approximately(rows):
     return [pytest.approx(row, abs=1e-4) for row in rows]
 
 
-def alone(bench, member, shown, asked=ASKED):
+def alone(context, member, shown, asked=ASKED):
     """Every whole prompt scored by itself under one adapter."""
     found = []
     verbatim = PromptParameters(format="plain", plain_prefix="", plain_suffix="")
     for example in asked:
-        text = in_context_prompt(bench.base, Question.of(example), shown, PLAIN, "text")
+        text = in_context_prompt(context.base, Question.of(example), shown, PLAIN, "text")
         whole = replace(example, prompt=text, system="")
-        compared = compare_options(bench.base, [whole], verbatim, bench.scoring, (member.adapter,))
+        compared = compare_options(
+            context.base, [whole], verbatim, context.scoring, (member.adapter,)
+        )
         found.append(compared.scores[0][0])
     return found
 
@@ -84,34 +87,34 @@ def alone(bench, member, shown, asked=ASKED):
 
 
 def test_every_member_gets_the_examples_and_nothing_is_computed():
-    bench, start = workbench(), state(2, vote=Vote("majority_vote"))
-    made = refine(bench, start, Labeled(SUPPORT), InContext(shots=3, order="random"), 5)
+    context, start = make_context(), state(2, vote=Vote("majority_vote"))
+    made = refine(context, start, Labeled(SUPPORT), InContext(shots=3, order="random"), 5)
     assert find_family("context").sees is Labeled
-    assert {m.context for m in made.members} == {
-        Context(SUPPORT, 3, "random", derive_seed(5, "context"))
+    assert {m.demonstrations for m in made.members} == {
+        Demonstrations(SUPPORT, 3, "random", derive_seed(5, "context"))
     }
     assert [m.adapter for m in made.members] == [m.adapter for m in start.members]
     assert made.vote == start.vote
-    assert bench.meter.tokens == 0
-    many = refine(bench, start, Labeled(SUPPORT * 999), InContext(shots=3, order="given"), 5)
-    assert len(many.members[0].context.examples) == MAX_POOL
+    assert context.meter.tokens == 0
+    many = refine(context, start, Labeled(SUPPORT * 999), InContext(shots=3, order="given"), 5)
+    assert len(many.members[0].demonstrations.examples) == MAX_POOL
 
 
 @pytest.mark.parametrize("order", ["given", "random"])
 @pytest.mark.parametrize("mode", ["text", "letter"])
 def test_under_an_adapter_that_does_nothing_it_is_the_baseline(order, mode):
     """Another path to the same numbers: the baseline asks the base model."""
-    bench = workbench(scoring=ScoringParameters(mode=mode))
+    context = make_context(scoring=ScoringParameters(mode=mode))
     nothing = replace(draw(0, 0), adapter=adapter(0, scale=0.0))
     seed = derive_seed(7, "icl")
     start = with_context(AdaptedState((nothing,)), order, 4, seed=seed)
-    own = setup("icl", base=bench.base, prompt=PLAIN, scoring=bench.scoring)
+    own = setup("icl", base=context.base, prompt=PLAIN, scoring=context.scoring)
     shown = icl.Demonstrated(SUPPORT[:4])
     if order == "random":
         shown = icl.adapt(own, None, SUPPORT, InContextSetting(shots=4), 7)
         assert shown.examples != SUPPORT[:4]
     expected = icl.predict(own, shown, ASKED, 7)
-    found = predict(bench, start, ASKED)
+    found = predict(context, start, ASKED)
     for one, other in zip(found, expected, strict=True):
         assert one.option_scores == pytest.approx(other.option_scores, abs=1e-4)
         assert (one.predicted, one.gold, one.text) == (other.predicted, other.gold, other.text)
@@ -119,50 +122,50 @@ def test_under_an_adapter_that_does_nothing_it_is_the_baseline(order, mode):
 
 
 def test_scores_are_those_of_whole_prompts_under_the_adapter():
-    bench, start = workbench(), with_context(state())
-    expected = alone(bench, start.members[0], SUPPORT[:5])
-    assert scores(bench, start) == approximately(expected)
+    context, start = make_context(), with_context(state())
+    expected = alone(context, start.members[0], SUPPORT[:5])
+    assert scores(context, start) == approximately(expected)
     # it is no decoration, and neither is the adapter
-    assert scores(bench, state()) != approximately(expected)
+    assert scores(context, state()) != approximately(expected)
     other = replace(draw(0, 0), adapter=adapter(99))
-    assert scores(bench, with_context(AdaptedState((other,)))) != approximately(expected)
+    assert scores(context, with_context(AdaptedState((other,)))) != approximately(expected)
 
 
 def test_a_question_s_twin_is_left_out_for_it_alone():
-    bench, start = workbench(), with_context(state())
+    context, start = make_context(), with_context(state())
     asked = [SUPPORT[1], ASKED[0], SUPPORT[4]]
-    expected = alone(bench, start.members[0], SUPPORT[:5], asked)
-    assert scores(bench, start, asked) == approximately(expected)
+    expected = alone(context, start.members[0], SUPPORT[:5], asked)
+    assert scores(context, start, asked) == approximately(expected)
 
 
 def test_the_nearest_are_shown_and_the_nearest_one_last():
     asked = [make_example("How far" + "?" * n, ["a", "b", "c"], 1) for n in (3, 60)]
     pool = tuple(make_example("How long" + "." * n, ["a", "b", "c"], 0) for n in (40, 5, 20, 90))
-    bench = workbench(embed=by_length)
-    start = AdaptedState((replace(draw(0, 0), context=Context(pool, 2, "nearest")),))
+    context = make_context(embed=by_length)
+    start = AdaptedState((replace(draw(0, 0), demonstrations=Demonstrations(pool, 2, "nearest")),))
     near, far = (pool[2], pool[1]), (pool[3], pool[0])
     expected = [
-        *alone(bench, start.members[0], near, asked[:1]),
-        *alone(bench, start.members[0], far, asked[1:]),
+        *alone(context, start.members[0], near, asked[:1]),
+        *alone(context, start.members[0], far, asked[1:]),
     ]
-    assert scores(bench, start, asked) == approximately(expected)
+    assert scores(context, start, asked) == approximately(expected)
     # and whatever else is asked
-    assert scores(bench, start, asked[1:]) == approximately(expected[1:])
+    assert scores(context, start, asked[1:]) == approximately(expected[1:])
 
 
 def test_the_nearest_need_the_encoder():
-    bench = workbench(embed=None)
+    context = make_context(embed=None)
     with pytest.raises(
         StrategyError, match="the prompt encoder finds the nearest .* and there is none"
     ):
-        refine(bench, state(), Labeled(SUPPORT), InContext(shots=2, order="nearest"), 0)
+        refine(context, state(), Labeled(SUPPORT), InContext(shots=2, order="nearest"), 0)
     config = InContext(shots=2, order="given", encoder=1.0)
     with pytest.raises(StrategyError, match="use the order given or random, and encoder 0"):
-        refine(bench, state(), Labeled(SUPPORT), config, 0)
+        refine(context, state(), Labeled(SUPPORT), config, 0)
     with pytest.raises(
         StrategyError, match="the prompt encoder finds the nearest .* and there is none"
     ):
-        predict(bench, with_context(state(), "nearest"), ASKED)
+        predict(context, with_context(state(), "nearest"), ASKED)
 
 
 LABELLED = tuple(
@@ -171,49 +174,60 @@ LABELLED = tuple(
 
 
 def test_the_encoder_s_word_is_that_of_sentence_head_and_counts_as_much_as_its_weight_says():
-    bench = workbench(embed=by_length)
+    context = make_context(embed=by_length)
     asked = [make_example("Sort" + "." * n, ["tin", "tea", "ink"], 0) for n in (1, 14, 30)]
     alone_ = scores(
-        bench, AdaptedState((replace(draw(0, 0), context=Context(LABELLED, 5)),)), asked
+        context,
+        AdaptedState((replace(draw(0, 0), demonstrations=Demonstrations(LABELLED, 5)),)),
+        asked,
     )
-    own = setup("sentence_head", prompt=PLAIN, scoring=bench.scoring, embed=by_length)
+    own = setup("sentence_head", prompt=PLAIN, scoring=context.scoring, embed=by_length)
     head = sentence_head.adapt(own, None, LABELLED, RegressionSetting(c=100.0), 0)
     told = [one.option_scores for one in sentence_head.predict(own, head, asked, 0)]
     for weight in (1.0, 2.5):
         made = refine(
-            bench, state(), Labeled(LABELLED), InContext(shots=5, order="given", encoder=weight), 0
+            context,
+            state(),
+            Labeled(LABELLED),
+            InContext(shots=5, order="given", encoder=weight),
+            0,
         )
         assert made.needs_encoder
-        found = scores(bench, made, asked)
+        found = scores(context, made, asked)
         for own, word, row in zip(alone_, told, found, strict=True):
             expected = log_softmax(log_softmax(own) + weight * np.array(word))
             assert log_softmax(row) == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_encoder_has_no_word_where_an_option_was_never_an_answer():
-    bench = workbench(embed=by_length)
+    context = make_context(embed=by_length)
     asked = [make_example("Sort" + "." * n, ["tin", "fog"], 0) for n in (1, 14)]
     start = with_context(state())
     told = AdaptedState(
-        tuple(replace(m, context=Context(LABELLED, 5, encoder_weight=1.0)) for m in start.members)
+        tuple(
+            replace(m, demonstrations=Demonstrations(LABELLED, 5, encoder_weight=1.0))
+            for m in start.members
+        )
     )
-    plain = AdaptedState(tuple(replace(m, context=Context(LABELLED, 5)) for m in start.members))
-    assert scores(bench, told, asked) == scores(bench, plain, asked)
+    plain = AdaptedState(
+        tuple(replace(m, demonstrations=Demonstrations(LABELLED, 5)) for m in start.members)
+    )
+    assert scores(context, told, asked) == scores(context, plain, asked)
 
 
 @pytest.mark.parametrize("order", ["given", "random", "nearest"])
 def test_as_many_as_fit_in_front_of_each_question(order):
     """A long question gets fewer; what it gets does not change what others get."""
     long = make_example("How much is " + "9" * 90, ["1", "2"], 0)
-    base = replace(workbench().base, context_length=250)
-    bench = workbench(base=base, embed=by_length)
+    base = replace(make_context().base, context_length=250)
+    context = make_context(base=base, embed=by_length)
     start = with_context(state(), order, 6)
-    together = scores(bench, start, [*ASKED[:2], long])
+    together = scores(context, start, [*ASKED[:2], long])
     assert together == approximately(
-        [*scores(bench, start, ASKED[:2]), *scores(bench, start, [long])]
+        [*scores(context, start, ASKED[:2]), *scores(context, start, [long])]
     )
     whole = ask_in_context(
-        bench, start.members[0].context, [Question.of(one) for one in (ASKED[0], long)]
+        context, start.members[0].demonstrations, [Question.of(one) for one in (ASKED[0], long)]
     )
     texts = [base.tokenizer.decode(encoded.prompt) for encoded in whole.encoded]
     assert all(len(text) + len(" 99") > 250 - 50 for text in texts)
@@ -232,31 +246,31 @@ def test_the_demonstrations_count_once_a_state(monkeypatch):
         return hidden_states(self, pack, elementary)
 
     monkeypatch.setattr(BaseModel, "hidden_states", watched)
-    bench, start = workbench(), with_context(state())
-    first = answer_questions(bench, start, QUESTIONS)
-    assert bench.meter.forward == sum(computed) == sum(first.tokens)
+    context, start = make_context(), with_context(state())
+    first = answer_questions(context, start, QUESTIONS)
+    assert context.meter.forward == sum(computed) == sum(first.tokens)
     head = computed[0]
     computed.clear()
-    again = answer_questions(bench, start, QUESTIONS)
+    again = answer_questions(context, start, QUESTIONS)
     assert again.scores == first.scores
     assert sum(computed) == sum(again.tokens) == sum(first.tokens) - head
     # another state has another adapter, or the same one changed
     for other in (copy.deepcopy(start), replace(start, members=(replace(start.members[0]),))):
         computed.clear()
-        answer_questions(bench, other, QUESTIONS)
+        answer_questions(context, other, QUESTIONS)
         assert computed[0] == head
 
 
 def test_members_with_other_contexts_and_with_none_answer_together():
-    bench = workbench(embed=by_length)
+    context = make_context(embed=by_length)
     first, second, third, fourth = state(4, vote=Vote("majority_vote")).members
     members = (
-        replace(first, context=Context(SUPPORT, 2)),
+        replace(first, demonstrations=Demonstrations(SUPPORT, 2)),
         second,
-        replace(third, context=Context(SUPPORT, 3, "nearest")),
+        replace(third, demonstrations=Demonstrations(SUPPORT, 3, "nearest")),
         fourth,
     )
-    rows = [scores(bench, AdaptedState((member,))) for member in members]
+    rows = [scores(context, AdaptedState((member,))) for member in members]
     weights = (0.5, 0.0, 2.0, 1.25)
     for vote in (
         Vote("sum_logprobs"),
@@ -265,14 +279,14 @@ def test_members_with_other_contexts_and_with_none_answer_together():
     ):
         told: list[tuple[int, int]] = []
         found = answer_questions(
-            bench, AdaptedState(members, vote), QUESTIONS, lambda *at, told=told: told.append(at)
+            context, AdaptedState(members, vote), QUESTIONS, lambda *at, told=told: told.append(at)
         ).scores[0]
         expected = [combine(own, vote.method, vote.weights) for own in zip(*rows, strict=True)]
         assert found == approximately(expected)
         assert told == sorted(told)
         assert told[-1] == (6, 6)
     # a router asks the members that it picks
-    routed = predict(workbench(), AdaptedState(members[:2], Vote("avg_sim_score")), ASKED)
+    routed = predict(make_context(), AdaptedState(members[:2], Vote("avg_sim_score")), ASKED)
     assert len(routed) == 6
 
 
@@ -299,31 +313,31 @@ FOLLOWING = {
 
 @pytest.mark.parametrize("name", FOLLOWING)
 def test_what_follows_keeps_the_context_and_works_as_without_it(name):
-    bench, space = workbench(), ActionSpace.of({name: {}})
+    context, space = make_context(), ActionSpace.of({name: {}})
     plain, start = state(), with_context(state())
-    made = execute(bench, space, start, SUPPORT, FOLLOWING[name], 0)
-    expected = execute(bench, space, plain, SUPPORT, FOLLOWING[name], 0)
-    assert [m.context for m in made.members] == [
-        start.members[0].context,
+    made = execute(context, space, start, SUPPORT, FOLLOWING[name], 0)
+    expected = execute(context, space, plain, SUPPORT, FOLLOWING[name], 0)
+    assert [m.demonstrations for m in made.members] == [
+        start.members[0].demonstrations,
         *[None] * (len(made.members) - 1),
     ]
     for one, other in zip(made.members, expected.members, strict=True):
         for key, tensor in one.adapter.tensors.items():
             assert torch.equal(tensor, other.adapter.tensors[key])
-    assert len(predict(bench, made, ASKED)) == len(ASKED)
+    assert len(predict(context, made, ASKED)) == len(ASKED)
     if len(made.members) == 1 and made.steering is None:
-        assert scores(bench, made) == approximately(alone(bench, made.members[0], SUPPORT[:5]))
+        assert scores(context, made) == approximately(alone(context, made.members[0], SUPPORT[:5]))
 
 
 def test_a_question_s_vector_is_made_of_its_own_tokens_behind_the_context():
-    bench, rate, times = workbench(), 0.3, 3
+    context, rate, times = make_context(), 0.3, 3
     start = replace(with_context(state()), steering=Steering(times, rate))
     # one of them ends in the middle of what is remembered: its twin is the last demonstration
     asked = [ASKED[0], SUPPORT[4], ASKED[3]]
-    found = scores(bench, start, asked)
-    assert found != approximately(scores(bench, with_context(state()), asked))
-    assert scores(bench, start, asked[1:]) == approximately(found[1:])
-    base, head = bench.base, bench.base.head
+    found = scores(context, start, asked)
+    assert found != approximately(scores(context, with_context(state()), asked))
+    assert scores(context, start, asked[1:]) == approximately(found[1:])
+    base, head = context.base, context.base.head
     with active_lora(base.activate_adapter(start.members[0].adapter)):
         for example, row in zip(asked, found, strict=True):
             text = in_context_prompt(base, Question.of(example), SUPPORT[:5], PLAIN, "text")

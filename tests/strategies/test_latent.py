@@ -8,10 +8,10 @@ from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.strategies import latent
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.latent import LatentSteps, latent_vectors, refine
-from degaml_kedro.strategies.seen import Prompts
-from degaml_kedro.strategies.state import AdaptedState, Vote
+from degaml_kedro.strategies.observations import Prompts
+from degaml_kedro.strategies.state import AdaptedState, Steering, Vote
 from degaml_kedro.strategies.ttt import prompt_sequences
-from tests.strategies.helpers import examples, state, workbench
+from tests.strategies.helpers import examples, make_context, state
 
 
 def slow_vector(model, sequences, times, rate):
@@ -34,43 +34,46 @@ def slow_vector(model, sequences, times, rate):
 
 @pytest.mark.parametrize(("times", "rate"), [(1, 0.01), (5, 0.1), (10, 1.0)])
 def test_the_vector_of_each_question_is_the_slow_one(times, rate):
-    bench, start = workbench(), state()
+    context, start = make_context(), state()
     seen = Prompts.of(examples(5))
-    sequences = prompt_sequences(bench, seen)
-    active = bench.base.activate_adapter(start.members[0].adapter)
+    sequences = prompt_sequences(context, seen)
+    active = context.base.activate_adapter(start.members[0].adapter)
     rows, targets = [], []
     with torch.no_grad(), active_lora(active):
         for sequence in sequences:
             ids = list(sequence.ids)
-            rows.append(bench.base.model.base_model(torch.tensor([ids])).last_hidden_state[0][:-1])
+            rows.append(
+                context.base.model.base_model(torch.tensor([ids])).last_hidden_state[0][:-1]
+            )
             targets += ids[1:]
-    found = latent_vectors(
-        torch.cat(rows), [len(row) for row in rows], targets, bench.base.head, times, rate
-    )
+    steps, counts = Steering(times, rate), [len(row) for row in rows]
+    found = latent_vectors(torch.cat(rows), counts, targets, steps, context.base.head)
     with active_lora(active):
         for vector, sequence in zip(found, sequences, strict=True):
-            expected = slow_vector(bench.base, [list(sequence.ids)], times, rate)
+            expected = slow_vector(context.base, [list(sequence.ids)], times, rate)
             assert torch.allclose(vector, expected, atol=1e-5)
 
 
 def test_one_vector_for_a_task_is_the_slow_one_over_all_prompts():
-    bench, start = workbench(), state()
+    context, start = make_context(), state()
     seen = Prompts.of(examples(5))
     config = LatentSteps(times=4, learning_rate=0.05, scope="task")
-    made = refine(bench, start, seen, config, seed=0)
-    with active_lora(bench.base.activate_adapter(start.members[0].adapter)):
-        sequences = [list(sequence.ids) for sequence in prompt_sequences(bench, seen)]
-        expected = slow_vector(bench.base, sequences, 4, 0.05)
+    made = refine(context, start, seen, config, seed=0)
+    with active_lora(context.base.activate_adapter(start.members[0].adapter)):
+        sequences = [list(sequence.ids) for sequence in prompt_sequences(context, seen)]
+        expected = slow_vector(context.base, sequences, 4, 0.05)
     assert torch.allclose(made.steering.vectors[0], expected, atol=1e-5)
 
 
 def test_steered_answers_are_those_of_shifted_hidden_states():
-    bench, start = workbench(), state()
+    context, start = make_context(), state()
     asked = examples(4)
-    made = refine(bench, start, Prompts.of(asked), LatentSteps(times=5, learning_rate=0.3), seed=0)
-    found = predict(bench, made, asked)
-    plain = predict(bench, start, asked)
-    base, head = bench.base, bench.base.head
+    made = refine(
+        context, start, Prompts.of(asked), LatentSteps(times=5, learning_rate=0.3), seed=0
+    )
+    found = predict(context, made, asked)
+    plain = predict(context, start, asked)
+    base, head = context.base, context.base.head
     moved = 0.0
     with active_lora(base.activate_adapter(start.members[0].adapter)):
         for example, prediction, before in zip(asked, found, plain, strict=True):
@@ -89,12 +92,14 @@ def test_steered_answers_are_those_of_shifted_hidden_states():
 
 
 def test_chunks_change_nothing(monkeypatch):
-    bench, start = workbench(), state()
+    context, start = make_context(), state()
     asked = examples(6)
-    made = refine(bench, start, Prompts.of(asked), LatentSteps(times=3, learning_rate=0.1), seed=0)
-    whole = predict(bench, made, asked)
+    made = refine(
+        context, start, Prompts.of(asked), LatentSteps(times=3, learning_rate=0.1), seed=0
+    )
+    whole = predict(context, made, asked)
     monkeypatch.setattr(latent, "_CELLS_AT_ONCE", 1)
-    for one, other in zip(predict(bench, made, asked), whole, strict=True):
+    for one, other in zip(predict(context, made, asked), whole, strict=True):
         assert one.option_scores == pytest.approx(other.option_scores, abs=1e-5)
 
 
@@ -109,7 +114,7 @@ def test_a_vector_that_turns_the_distribution_over_does_not_underflow():
         optimizer.zero_grad()
         nn.functional.cross_entropy((hidden + delta) @ head.T, torch.tensor(targets)).backward()
         optimizer.step()
-    found = latent_vectors(hidden, [6], targets, head, 6, 1.0)
+    found = latent_vectors(hidden, [6], targets, Steering(6, 1.0), head)
     assert torch.isfinite(found).all()
     assert torch.allclose(found[0], delta.detach(), atol=1e-3)
 
@@ -122,7 +127,7 @@ def test_in_half_precision_the_logits_are_those_of_full_precision(times, rate, s
     head = (torch.randn(2000, width, generator=source) * 0.05).bfloat16()
     hidden = (torch.randn(24, width, generator=source) * 4).bfloat16()
     targets = torch.randint(2000, (24,), generator=source).tolist()
-    found = latent_vectors(hidden, [9, 15], targets, head, times, rate)
+    found = latent_vectors(hidden, [9, 15], targets, Steering(times, rate), head)
     assert found.dtype == torch.float32
     # the same numbers, computed in float32 from end to end
     states, weights = hidden.float(), head.float()
@@ -149,16 +154,16 @@ def test_in_half_precision_the_logits_are_those_of_full_precision(times, rate, s
 
 
 def test_members_have_vectors_of_their_own_and_new_ones_get_the_mean():
-    bench = workbench()
+    context = make_context()
     start = state(2, vote=Vote("sum_logprobs"))
     seen = Prompts.of(examples(3))
-    made = refine(bench, start, seen, LatentSteps(times=2, learning_rate=0.1, scope="task"), 0)
+    made = refine(context, start, seen, LatentSteps(times=2, learning_rate=0.1, scope="task"), 0)
     assert made.steering.vectors.shape[0] == 2
     assert not torch.allclose(made.steering.vectors[0], made.steering.vectors[1])
     alone = AdaptedState(made.members[:1], steering=made.steering.of([0]))
     other = AdaptedState(made.members[1:], steering=made.steering.of([1]))
-    one, two = predict(bench, alone, examples(3)), predict(bench, other, examples(3))
-    both = predict(bench, made, examples(3))
+    one, two = predict(context, alone, examples(3)), predict(context, other, examples(3))
+    both = predict(context, made, examples(3))
     for a, b, c in zip(one, two, both, strict=True):
         scores = torch.log_softmax(torch.tensor([a.option_scores, b.option_scores]), dim=1).mean(0)
         assert torch.allclose(

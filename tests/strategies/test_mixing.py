@@ -9,11 +9,11 @@ from degaml_kedro.adapters.adapter import Adapter, load_peft_folder, save_peft_f
 from degaml_kedro.llm.scoring import score_examples
 from degaml_kedro.strategies.answering import predict
 from degaml_kedro.strategies.mixing import Mixing, mix_halves, refine
+from degaml_kedro.strategies.observations import Nothing
 from degaml_kedro.strategies.registry import find_family
-from degaml_kedro.strategies.seen import Nothing
 from degaml_kedro.strategies.state import Vote
 from tests.llm.helpers import merged_reference
-from tests.strategies.helpers import PLAIN, TEXT, adapter, examples, state, tiny_base, workbench
+from tests.strategies.helpers import PLAIN, TEXT, adapter, examples, make_context, state, tiny_base
 
 RANKS = (1, 2, 3, 4, 7, 8)
 
@@ -91,7 +91,7 @@ def test_what_comes_out_is_an_ordinary_adapter_for_peft(tmp_path):
     for name, (a, b) in start.layers().items():
         delta = weights[f"{name}.weight"] - dict(base.model.named_parameters())[f"{name}.weight"]
         assert torch.allclose(delta, scale * b @ mixing_matrix(5, 0.4) @ a, atol=1e-5)
-    assert predict(workbench(), state_of(read), asked) == score_examples(
+    assert predict(make_context(), state_of(read), asked) == score_examples(
         base, asked, PLAIN, TEXT, made
     )
 
@@ -110,7 +110,7 @@ def test_the_order_of_tensors_is_no_matter():
 def test_every_member_is_mixed_and_the_rest_of_the_state_stays():
     start = state(3, vote=Vote("majority_vote"))
     before = [{k: v.clone() for k, v in m.adapter.tensors.items()} for m in start.members]
-    made = refine(workbench(), start, Nothing(), Mixing.model_validate({"lambda": 0.5}), seed=1)
+    made = refine(make_context(), start, Nothing(), Mixing.model_validate({"lambda": 0.5}), seed=1)
     assert made.vote == start.vote
     for old, new, kept in zip(start.members, made.members, before, strict=True):
         assert new.prompts is old.prompts

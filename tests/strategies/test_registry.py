@@ -8,6 +8,8 @@ from pydantic import AfterValidator, Field, model_validator
 from degaml_kedro.config.schema import Parameters
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.strategies import registry
+from degaml_kedro.strategies.context import Context
+from degaml_kedro.strategies.observations import Labeled, Nothing, Prompts
 from degaml_kedro.strategies.registry import (
     FamilyError,
     FieldSpace,
@@ -16,9 +18,7 @@ from degaml_kedro.strategies.registry import (
     family,
     find_family,
 )
-from degaml_kedro.strategies.seen import Labeled, Nothing, Prompts
 from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.workbench import Workbench
 from degaml_kedro.tasks.example import Question
 from tests.strategies.helpers import examples
 
@@ -35,7 +35,7 @@ class Nudge(Parameters):
 
 
 def nudge(
-    bench: Workbench, state: AdaptedState, seen: Nothing, config: Nudge, seed: int
+    context: Context, state: AdaptedState, seen: Nothing, config: Nudge, seed: int
 ) -> AdaptedState:
     return state
 
@@ -145,7 +145,7 @@ def test_a_family_of_one_s_own():
 
 @pytest.mark.parametrize("seen", [Nothing, Prompts, Labeled])
 def test_what_it_may_see_is_what_its_third_parameter_is_annotated_with(seen):
-    def refine(bench, state, seen, config, seed):
+    def refine(context, state, seen, config, seed):
         return state
 
     refine.__annotations__["seen"] = seen
@@ -168,7 +168,7 @@ def test_what_it_may_see_is_what_its_third_parameter_is_annotated_with(seen):
     ],
 )
 def test_a_family_that_does_not_say_what_it_may_see(annotation):
-    def refine(bench, state, seen, config, seed):
+    def refine(context, state, seen, config, seed):
         return state
 
     if annotation is not None:
@@ -181,7 +181,7 @@ def test_a_family_that_does_not_say_what_it_may_see(annotation):
 
 
 def test_the_third_parameter_counts_and_not_another():
-    def refine(bench, state, examples, seen: Prompts, seed):
+    def refine(context, state, examples, seen: Prompts, seed):
         return state
 
     with pytest.raises(FamilyError, match="annotate its third parameter 'examples'"):
@@ -189,15 +189,15 @@ def test_the_third_parameter_counts_and_not_another():
 
 
 def test_a_family_with_another_number_of_parameters():
-    def few(bench, state, seen: Prompts, config):
+    def few(context, state, seen: Prompts, config):
         return state
 
-    def many(bench, state, seen: Prompts, config, seed, examples):
+    def many(context, state, seen: Prompts, config, seed, examples):
         return state
 
     for refine in (few, many):
         with pytest.raises(
-            FamilyError, match=r"it has to take \(workbench, state, seen, config, seed\)"
+            FamilyError, match=r"it has to take \(context, state, seen, config, seed\)"
         ):
             family("own", "own", Nudge)(refine)
 
@@ -426,3 +426,9 @@ def test_questions_of_the_same_prompt_are_the_same_whatever_the_answer():
     other = type(one)(one.prompt, "[C]", one.system, one.options, one.labels, 2)
     assert other.gold != one.gold
     assert Prompts.of([one]) == Prompts.of([other])
+
+
+def test_other_packages_may_import_the_old_names():
+    from degaml_kedro.strategies import seen, workbench
+
+    assert (seen.Nothing, seen.Labeled, workbench.Workbench) == (Nothing, Labeled, Context)

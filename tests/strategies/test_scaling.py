@@ -9,11 +9,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from degaml_kedro.common.seeds import derive_seed
+from degaml_kedro.strategies.context import OutOfTimeError, StrategyError
+from degaml_kedro.strategies.observations import Prompts
 from degaml_kedro.strategies.scaling import Scaling, combine, refine, route
-from degaml_kedro.strategies.seen import Prompts
 from degaml_kedro.strategies.state import AdaptedState, Member, Steering, Vote
-from degaml_kedro.strategies.workbench import OutOfTimeError, StrategyError
-from tests.strategies.helpers import adapter, draw, examples, state, workbench
+from tests.strategies.helpers import adapter, draw, examples, make_context, state
 
 ROUTERS = ["avg_sim_score", "avg_prompt_embed"]
 ENSEMBLES = ["max_confidence", "majority_vote", "sum_logprobs"]
@@ -28,7 +28,7 @@ SEEN = Prompts.of(examples(2))
 def test_fresh_members_stand_beside_the_ones_that_are_there(method, distance):
     start = state()
     config = Scaling(num_prompt_batches=4, method=method, distance=distance)
-    made = refine(workbench(), start, SEEN, config, seed=8)
+    made = refine(make_context(), start, SEEN, config, seed=8)
     assert made.vote == Vote(method, distance)
     assert made.members[0] is start.members[0]
     own = derive_seed(8, "tts")
@@ -46,7 +46,7 @@ def test_euclidean_is_what_is_meant_where_nothing_is_said():
 
 def test_the_seed_decides_the_prompt_batches():
     config = Scaling(num_prompt_batches=2, method="sum_logprobs")
-    one, again, other = (refine(workbench(), state(), SEEN, config, seed) for seed in (1, 1, 2))
+    one, again, other = (refine(make_context(), state(), SEEN, config, seed) for seed in (1, 1, 2))
     assert torch.equal(one.members[1].prompts, again.members[1].prompts)
     assert not torch.equal(one.members[1].prompts, other.members[1].prompts)
 
@@ -54,7 +54,11 @@ def test_the_seed_decides_the_prompt_batches():
 def test_fewer_members_are_the_first_ones():
     start = state(4, vote=Vote("majority_vote"))
     made = refine(
-        workbench(draw=None), start, SEEN, Scaling(num_prompt_batches=2, method="avg_sim_score"), 0
+        make_context(draw=None),
+        start,
+        SEEN,
+        Scaling(num_prompt_batches=2, method="avg_sim_score"),
+        0,
     )
     assert made.members == start.members[:2]
     assert made.vote == Vote("avg_sim_score")
@@ -63,7 +67,7 @@ def test_fewer_members_are_the_first_ones():
 def test_the_questions_do_not_matter():
     config = Scaling(num_prompt_batches=3, method="sum_logprobs")
     one, other = (
-        refine(workbench(), state(), Prompts.of(asked), config, 3)
+        refine(make_context(), state(), Prompts.of(asked), config, 3)
         for asked in (examples(1), examples(5)[1:])
     )
     for a, b in zip(one.members, other.members, strict=True):
@@ -76,34 +80,34 @@ def test_vectors_of_a_task_are_cut_or_filled_with_their_mean():
 
     def made(count):
         config = Scaling(num_prompt_batches=count, method="sum_logprobs")
-        return refine(workbench(), start, SEEN, config, 0).steering.vectors
+        return refine(make_context(), start, SEEN, config, 0).steering.vectors
 
     assert torch.equal(made(1), vectors[:1])
     assert torch.equal(made(4), torch.stack([*vectors, vectors.mean(0), vectors.mean(0)]))
     sample = Steering(1, 0.1, "sample")
     config = Scaling(num_prompt_batches=3, method="sum_logprobs")
-    assert refine(workbench(), state(steering=sample), SEEN, config, 0).steering == sample
+    assert refine(make_context(), state(steering=sample), SEEN, config, 0).steering == sample
 
 
 def test_without_a_generator_there_are_no_more_members():
     config = Scaling(num_prompt_batches=2, method="sum_logprobs")
     with pytest.raises(StrategyError, match="no generator here that could make more"):
-        refine(workbench(draw=None), state(), SEEN, config, 0)
+        refine(make_context(draw=None), state(), SEEN, config, 0)
 
 
 @pytest.mark.parametrize("method", ROUTERS)
 def test_a_router_needs_the_prompts_of_every_member(method):
     start = AdaptedState((Member(adapter(1)),))
     with pytest.raises(StrategyError, match=f"{method} compares prompt batches"):
-        refine(workbench(), start, SEEN, Scaling(num_prompt_batches=2, method=method), 0)
+        refine(make_context(), start, SEEN, Scaling(num_prompt_batches=2, method=method), 0)
     # an ensemble does not
-    refine(workbench(), start, SEEN, Scaling(num_prompt_batches=2, method="sum_logprobs"), 0)
+    refine(make_context(), start, SEEN, Scaling(num_prompt_batches=2, method="sum_logprobs"), 0)
 
 
 def test_a_used_up_budget_ends_it():
     config = Scaling(num_prompt_batches=20, method="sum_logprobs")
     with pytest.raises(OutOfTimeError):
-        refine(workbench(deadline=time.monotonic() - 1), state(), SEEN, config, 0)
+        refine(make_context(deadline=time.monotonic() - 1), state(), SEEN, config, 0)
 
 
 # --- routers --------------------------------------------------------------------------------------

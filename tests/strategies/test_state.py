@@ -23,7 +23,7 @@ from degaml_kedro.strategies.state import (
     STATE_FILE,
     TENSORS_FILE,
     AdaptedState,
-    Context,
+    Demonstrations,
     Member,
     Order,
     StateError,
@@ -87,7 +87,7 @@ def assert_same(one: AdaptedState, other: AdaptedState) -> None:
         assert mine.adapter.tensors.keys() == theirs.adapter.tensors.keys()
         assert all(same(t, theirs.adapter.tensors[k]) for k, t in mine.adapter.tensors.items())
         assert same(mine.prompts, theirs.prompts)
-        assert mine.context == theirs.context
+        assert mine.demonstrations == theirs.demonstrations
     assert one.vote == other.vote
     assert (one.steering is None) == (other.steering is None)
     if one.steering is not None and other.steering is not None:
@@ -115,7 +115,7 @@ def solved(draw: st.DrawFn) -> Example:
 
 
 CONTEXTS = st.builds(
-    Context,
+    Demonstrations,
     st.lists(solved(), min_size=1, max_size=3).map(tuple),
     st.integers(1, 40),
     st.sampled_from(ORDERS),
@@ -208,11 +208,11 @@ def test_one_adapter_alone_needs_no_tensors_of_its_own(tmp_path: Path) -> None:
 
 def shown() -> AdaptedState:
     """Three members, two of which share a context, and a weighted vote."""
-    context = Context((ROME, SNOW), 2, "random", 7)
+    context = Demonstrations((ROME, SNOW), 2, "random", 7)
     members = (
         Member(adapter(0), None, context),
         Member(adapter(1)),
-        Member(adapter(2), None, Context((ROME, SNOW), 2, "random", 7)),
+        Member(adapter(2), None, Demonstrations((ROME, SNOW), 2, "random", 7)),
     )
     return AdaptedState(members, Vote("sum_logprobs", weights=(0.5, 0.0, 1.5)))
 
@@ -248,31 +248,14 @@ def test_contexts_are_plain_records_each_of_them_once(tmp_path: Path) -> None:
     ]
     again = load_state(tmp_path / "s")
     assert_same(again, shown())
-    assert again.members[0].context is again.members[2].context
-
-
-def test_a_folder_of_format_1_is_read(tmp_path: Path) -> None:
-    save_state(ensemble(), tmp_path / "s")
-    path = tmp_path / "s" / STATE_FILE
-    record = json.loads(path.read_text())
-    for name in ("contexts", "context_of"):
-        del record[name]
-    del record["vote"]["weights"]
-    path.write_text(json.dumps(record | {"format": 1}))
-    assert_same(load_state(tmp_path / "s"), ensemble())
-    path.write_text(json.dumps(record | {"format": 1, "context_of": [None, None]}))
-    with pytest.raises(StateError, match="format 1 has no contexts"):
-        load_state(tmp_path / "s")
-    path.write_text(json.dumps(record | {"format": 2}))
-    with pytest.raises(StateError, match="context_of has 0 entries for 2 members"):
-        load_state(tmp_path / "s")
+    assert again.members[0].demonstrations is again.members[2].demonstrations
 
 
 def test_what_counts_most_and_what_is_needed() -> None:
     assert shown().best == 2
     assert ensemble().best == 0
     assert AdaptedState((Member(adapter()),)).is_one_adapter
-    alone = {order: Member(adapter(), None, Context((ROME,), 1, order)) for order in ORDERS}
+    alone = {order: Member(adapter(), None, Demonstrations((ROME,), 1, order)) for order in ORDERS}
     assert not any(AdaptedState((member,)).is_one_adapter for member in alone.values())
     needs = [order for order, member in alone.items() if AdaptedState((member,)).needs_encoder]
     assert needs == ["nearest"]
@@ -355,7 +338,7 @@ def broken_adapter() -> Adapter:
     return Adapter(adapter().config, tensors)
 
 
-def behind(context: Context) -> AdaptedState:
+def behind(context: Demonstrations) -> AdaptedState:
     return AdaptedState((Member(adapter(), None, context),))
 
 
@@ -382,27 +365,27 @@ UNFIT: dict[str, tuple[Callable[[], AdaptedState], str]] = {
         lambda: AdaptedState((Member(adapter()),), Vote("best")),  # type: ignore[arg-type]
         "vote.method",
     ),
-    "no examples": (lambda: behind(Context((), 1)), "contexts.0.examples"),
+    "no examples": (lambda: behind(Demonstrations((), 1)), "contexts.0.examples"),
     "a crowd of examples": (
-        lambda: behind(Context((ROME,) * (MAX_POOL + 1), 1)),
+        lambda: behind(Demonstrations((ROME,) * (MAX_POOL + 1), 1)),
         "contexts.0.examples: Tuple should have at most 1000 items",
     ),
-    "fewer than no shots": (lambda: behind(Context((ROME,), -1)), "contexts.0.shots"),
+    "fewer than no shots": (lambda: behind(Demonstrations((ROME,), -1)), "contexts.0.shots"),
     "no such order": (
-        lambda: behind(Context((ROME,), 1, "best")),  # type: ignore[arg-type]
+        lambda: behind(Demonstrations((ROME,), 1, "best")),  # type: ignore[arg-type]
         "contexts.0.order",
     ),
     "a heavy encoder": (
-        lambda: behind(Context((ROME,), 1, encoder_weight=4.5)),
+        lambda: behind(Demonstrations((ROME,), 1, encoder_weight=4.5)),
         "contexts.0.encoder_weight",
     ),
-    "a seed too large": (lambda: behind(Context((ROME,), 1, seed=2**63)), "contexts.0.seed"),
+    "a seed too large": (lambda: behind(Demonstrations((ROME,), 1, seed=2**63)), "contexts.0.seed"),
     "half a character": (
-        lambda: behind(Context((make_example("\ud800?", ["a", "b"], 0),), 1)),
+        lambda: behind(Demonstrations((make_example("\ud800?", ["a", "b"], 0),), 1)),
         "contexts.0.examples.0.prompt",
     ),
     "too much text": (
-        lambda: behind(Context((make_example("?" * 2**24, ["a", "b"], 0),), 1)),
+        lambda: behind(Demonstrations((make_example("?" * 2**24, ["a", "b"], 0),), 1)),
         "larger than 16 MB; give its contexts fewer examples",
     ),
     "an infinite weight": (
@@ -476,7 +459,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         "adapter_0 cannot be read.*truncated",
     ),
     "half a member's config": (cut("adapter_0/adapter_config.json", 30), "adapter_0 cannot be"),
-    "another format": (edit(format=4), "has format 4, this version reads 1 and 2 and 3"),
+    "another format": (edit(format=4), "has format 4, this version reads 3"),
     "no format": (edit(format=None), "has format None"),
     "an extra key": (edit(extra=1), "extra: Extra inputs"),
     "an extra key within": (

@@ -31,12 +31,12 @@ from degaml_kedro.policy.indicators import measure_indicators
 from degaml_kedro.policy.trial import Attempt, execute, try_action
 from degaml_kedro.strategies import answering
 from degaml_kedro.strategies.answering import answer_questions, predict, write_answers
+from degaml_kedro.strategies.context import StrategyError
 from degaml_kedro.strategies.scaling import combine
-from degaml_kedro.strategies.state import Context, Steering, Vote, load_state, save_state
-from degaml_kedro.strategies.workbench import StrategyError
+from degaml_kedro.strategies.state import Demonstrations, Steering, Vote, load_state, save_state
 from degaml_kedro.tasks.example import Question, make_example, make_open_example
 from tests.llm.helpers import merged_reference, tiny_base
-from tests.strategies.helpers import PLAIN, adapter, state, workbench
+from tests.strategies.helpers import PLAIN, adapter, make_context, state
 
 NUMBER = ScoringParameters(mode="generate", extraction="number", max_new_tokens=6)
 # of bytes, as a random model writes them: every text has an answer
@@ -117,8 +117,8 @@ def test_a_vector_steers_what_is_written(monkeypatch):
 
     The vectors are given: AdamW's first steps are signs of gradients, and near zero the machine's load decides a sign.
     """
-    bench = workbench(scoring=BYTES)
-    base, hidden_size = bench.base, bench.base.head.shape[1]
+    context = make_context(scoring=BYTES)
+    base, hidden_size = context.base, context.base.head.shape[1]
 
     def vector_of(prompt: Sequence[int]) -> torch.Tensor:
         return 3 * torch.randn(hidden_size, generator=torch.Generator().manual_seed(sum(prompt)))
@@ -131,8 +131,8 @@ def test_a_vector_steers_what_is_written(monkeypatch):
     monkeypatch.setattr(answering, "steer", given)
     alone = state()
     model = merged_reference(base, alone.members[0].adapter)
-    found = predict(bench, replace(alone, steering=Steering(3, 0.03)), OPEN)
-    plain = predict(bench, alone, OPEN)
+    found = predict(context, replace(alone, steering=Steering(3, 0.03)), OPEN)
+    plain = predict(context, alone, OPEN)
     for example, one, without in zip(OPEN, found, plain, strict=True):
         text = render_prompt(example, PLAIN, base)
         vector = vector_of(base.tokenizer(text).input_ids)
@@ -143,10 +143,10 @@ def test_a_vector_steers_what_is_written(monkeypatch):
 
 
 def test_a_vector_is_made_of_every_question_that_is_to_be_written():
-    bench = workbench(scoring=BYTES)
+    context = make_context(scoring=BYTES)
     alone = state()
-    found = predict(bench, replace(alone, steering=Steering(3, 0.03)), OPEN)
-    plain = predict(bench, alone, OPEN)
+    found = predict(context, replace(alone, steering=Steering(3, 0.03)), OPEN)
+    plain = predict(context, alone, OPEN)
     moved = [
         one.log_probability - two.log_probability for one, two in zip(found, plain, strict=True)
     ]
@@ -154,40 +154,40 @@ def test_a_vector_is_made_of_every_question_that_is_to_be_written():
 
 
 def test_demonstrations_stand_before_what_is_written():
-    bench = workbench(scoring=BYTES)
+    context = make_context(scoring=BYTES)
     alone = state()
     shown = tuple(make_open_example(f"Name {n}", f"the {n}") for n in range(2))
-    member = replace(alone.members[0], context=Context(shown, 2))
-    found = predict(bench, replace(alone, members=(member,)), OPEN)
-    model = merged_reference(bench.base, member.adapter)
+    member = replace(alone.members[0], demonstrations=Demonstrations(shown, 2))
+    found = predict(context, replace(alone, members=(member,)), OPEN)
+    model = merged_reference(context.base, member.adapter)
     front = "Question: Name 0\nAnswer: the 0\n\nQuestion: Name 1\nAnswer: the 1\n\n"
     for example, prediction in zip(OPEN, found, strict=True):
-        text = front + render_prompt(example, PLAIN, bench.base)
-        ids, total = greedy(model, bench.base, text)
-        assert prediction.text == text_of(bench.base, ids)
+        text = front + render_prompt(example, PLAIN, context.base)
+        ids, total = greedy(model, context.base, text)
+        assert prediction.text == text_of(context.base, ids)
         assert prediction.log_probability == pytest.approx(total, abs=1e-3)
 
 
 def test_an_open_context_is_saved_and_read(tmp_path):
     alone = state()
-    member = replace(alone.members[0], context=Context(OPEN, 2))
+    member = replace(alone.members[0], demonstrations=Demonstrations(OPEN, 2))
     save_state(replace(alone, members=(member,)), tmp_path / "state")
-    assert load_state(tmp_path / "state").members[0].context == member.context
+    assert load_state(tmp_path / "state").members[0].demonstrations == member.demonstrations
 
 
 @pytest.mark.parametrize("method", ["max_confidence", "majority_vote", "sum_logprobs"])
 def test_several_members_vote_on_what_they_write(method):
-    bench = workbench(scoring=BYTES)
+    context = make_context(scoring=BYTES)
     several = state(3, vote=Vote(method))
-    models = [merged_reference(bench.base, one.adapter) for one in several.members]
-    found = write_answers(bench, several, QUESTIONS)
+    models = [merged_reference(context.base, one.adapter) for one in several.members]
+    found = write_answers(context, several, QUESTIONS)
     agreed = 0
     for example, answer in zip(OPEN, found, strict=True):
-        text = render_prompt(example, PLAIN, bench.base)
-        prompt = bench.base.tokenizer(text).input_ids
-        written = [greedy(model, bench.base, text)[0] for model in models]
+        text = render_prompt(example, PLAIN, context.base)
+        prompt = context.base.tokenizer(text).input_ids
+        written = [greedy(model, context.base, text)[0] for model in models]
         rows = np.array([[log_probability(m, prompt, ids) for ids in written] for m in models])
-        said = [text_of(bench.base, ids) for ids in written]
+        said = [text_of(context.base, ids) for ids in written]
         agreed += len({one[:1] for one in said}) == 1
         if method == "max_confidence":
             best = int(np.unravel_index(rows.argmax(), rows.shape)[1])
@@ -199,7 +199,7 @@ def test_several_members_vote_on_what_they_write(method):
         if len({one[:1] for one in said}) == 3:
             assert answer.text == said[best]
     assert agreed < len(OPEN)
-    assert bench.meter.forward > 0
+    assert context.meter.forward > 0
 
 
 def log_probability(model, prompt: list[int], ids: list[int]) -> float:
@@ -234,13 +234,13 @@ def test_a_majority_is_of_what_members_wrote_themselves():
 
 @pytest.mark.parametrize("method", ["avg_sim_score", "avg_prompt_embed"])
 def test_a_router_lets_one_member_write(method):
-    bench = workbench(scoring=BYTES)
+    context = make_context(scoring=BYTES)
     several = state(3, vote=Vote(method))
     alone = [
-        [one.text for one in predict(bench, replace(several, members=(m,), vote=None), OPEN)]
+        [one.text for one in predict(context, replace(several, members=(m,), vote=None), OPEN)]
         for m in several.members
     ]
-    for texts in zip((one.text for one in predict(bench, several, OPEN)), *alone, strict=True):
+    for texts in zip((one.text for one in predict(context, several, OPEN)), *alone, strict=True):
         assert texts[0] in texts[1:]
 
 
@@ -259,12 +259,12 @@ ACTIONS = {
 
 def test_every_strategy_is_tried_and_carried_out():
     space = ActionSpace.of({name: {} for name in ACTIONS})
-    bench, start = workbench(scoring=BYTES), state()
-    before = measure_indicators(predict(bench, start, OPEN))
+    context, start = make_context(scoring=BYTES), state()
+    before = measure_indicators(predict(context, start, OPEN))
     tried = []
     for name, text in ACTIONS.items():
         trial = try_action(
-            bench, space, start, before, OPEN, text, RewardParameters(), 3, tried=tried
+            context, space, start, before, OPEN, text, RewardParameters(), 3, tried=tried
         )
         assert trial.error is None, (name, trial.error)
         assert trial.after is not None
@@ -272,25 +272,34 @@ def test_every_strategy_is_tried_and_carried_out():
         if trial.poolable:
             scores = tuple(one.option_scores for one in trial.predictions)
             tried.append(Attempt(text, name, 3, scores))
-        made = execute(bench, space, start, OPEN, text, 3, tried[:2])
-        again = predict(bench, made, OPEN)
+        made = execute(context, space, start, OPEN, text, 3, tried[:2])
+        again = predict(context, made, OPEN)
         assert all(one.log_probability < 0 for one in again)
     assert len(tried) >= 2
 
 
 def test_an_ensemble_is_tried_by_what_its_members_write_without_the_answers_they_are_asked():
     space = ActionSpace.of({name: {} for name in ("sft", "context", "ensemble")})
-    bench, start, tried = workbench(scoring=BYTES), state(), []
-    before = measure_indicators(predict(bench, start, OPEN))
+    context, start, tried = make_context(scoring=BYTES), state(), []
+    before = measure_indicators(predict(context, start, OPEN))
     folds = [(0, 2, 4), (1, 3, 5)]
     for name in ("sft", "context"):
         trial = try_action(
-            bench, space, start, before, OPEN, ACTIONS[name], RewardParameters(), 3, folds
+            context, space, start, before, OPEN, ACTIONS[name], RewardParameters(), 3, folds
         )
         rows = tuple(one.option_scores for one in trial.predictions)
         tried.append(Attempt(ACTIONS[name], name, 3, rows))
     found = try_action(
-        bench, space, start, before, OPEN, ACTIONS["ensemble"], RewardParameters(), 3, folds, tried
+        context,
+        space,
+        start,
+        before,
+        OPEN,
+        ACTIONS["ensemble"],
+        RewardParameters(),
+        3,
+        folds,
+        tried,
     )
     for asked in folds:
         held_in = [OPEN[i] for i in range(6) if i not in asked]
@@ -300,8 +309,8 @@ def test_an_ensemble_is_tried_by_what_its_members_write_without_the_answers_they
             )
             for one in tried
         ]
-        made = execute(bench, space, start, held_in, ACTIONS["ensemble"], 3, part)
-        expected = predict(bench, made, [OPEN[i] for i in asked])
+        made = execute(context, space, start, held_in, ACTIONS["ensemble"], 3, part)
+        expected = predict(context, made, [OPEN[i] for i in asked])
         assert [found.predictions[i].text for i in asked] == [one.text for one in expected]
 
 
@@ -370,7 +379,7 @@ def test_open_questions_are_refused_where_options_are_compared(mode):
     compared = ScoringParameters(mode=mode)
     for ask in (
         lambda: score_examples(tiny_base(), OPEN, PLAIN, compared),
-        lambda: predict(workbench(scoring=compared), state(), OPEN),
+        lambda: predict(make_context(scoring=compared), state(), OPEN),
     ):
         with pytest.raises(
             PromptError, match=r"has no options that could be compared.*mode: generate"
@@ -380,7 +389,7 @@ def test_open_questions_are_refused_where_options_are_compared(mode):
 
 def test_written_answers_are_no_scores_of_options():
     with pytest.raises(StrategyError, match="answers are written"):
-        answer_questions(workbench(scoring=NUMBER), state(), QUESTIONS)
+        answer_questions(make_context(scoring=NUMBER), state(), QUESTIONS)
 
 
 def test_a_prompt_without_room_for_its_answer_is_refused():

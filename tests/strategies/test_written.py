@@ -15,11 +15,11 @@ from degaml_kedro.policy.describe import describe_action
 from degaml_kedro.policy.indicators import measure_indicators
 from degaml_kedro.policy.trial import execute, try_action
 from degaml_kedro.strategies.answering import answer_questions, predict
+from degaml_kedro.strategies.context import StrategyError
 from degaml_kedro.strategies.in_context import encoder_words, with_encoder
 from degaml_kedro.strategies.state import load_state, save_state
-from degaml_kedro.strategies.workbench import StrategyError
 from degaml_kedro.tasks.example import Question, make_example
-from tests.strategies.helpers import PLAIN, examples, state, tiny_base, workbench
+from tests.strategies.helpers import PLAIN, examples, make_context, state, tiny_base
 
 DECODER = AssociativeDecoder(kind="associative", depths=(0.1, 0.3), rank=8, metric_rank=2, scale=3)
 LORA = LoraParameters(rank=2, alpha=4.0)
@@ -28,8 +28,8 @@ SUPPORT = [make_example(f"Which one is {n}", ["low", "top"], gold=int(n < 5)) fo
 ASKED = [make_example(f"Which one is {n}", ["low", "top"], gold=int(n < 5)) for n in range(8, 12)]
 
 
-def bench(**changes):
-    return workbench(writer=ExampleGenerator.fresh(tiny_base(), DECODER, LORA), **changes)
+def context(**changes):
+    return make_context(writer=ExampleGenerator.fresh(tiny_base(), DECODER, LORA), **changes)
 
 
 def action(shots: int = 0, encoder: float = 0.0) -> str:
@@ -37,7 +37,7 @@ def action(shots: int = 0, encoder: float = 0.0) -> str:
 
 
 def test_it_takes_the_state_s_place_and_reads_the_examples_once():
-    own = bench()
+    own = context()
     made = execute(own, SPACE, state(), SUPPORT, action(), 1)
     sequences = answer_sequences(own.base, SUPPORT, PLAIN, "text")
     wanted = ExampleGenerator.fresh(own.base, DECODER, LORA).write(own.base, sequences)
@@ -48,28 +48,28 @@ def test_it_takes_the_state_s_place_and_reads_the_examples_once():
 
 
 def test_a_trial_is_cross_fitted():
-    own, start = bench(), state()
+    own, start = context(), state()
     before = measure_indicators(predict(own, start, SUPPORT))
     folds = [range(4), range(4, 8)]
     trial = try_action(
         own, SPACE, start, before, SUPPORT, action(), RewardParameters(), 1, folds=folds
     )
     assert trial.error is None
-    half = execute(bench(), SPACE, start, SUPPORT[4:], action(), 1)
+    half = execute(context(), SPACE, start, SUPPORT[4:], action(), 1)
     found = [one.option_scores for one in trial.predictions[:4]]
-    assert found == [one.option_scores for one in predict(bench(), half, SUPPORT[:4])]
+    assert found == [one.option_scores for one in predict(context(), half, SUPPORT[:4])]
 
 
 def test_the_encoder_s_word_counts_beside_it_without_any_example_in_the_prompt(tmp_path):
-    own = bench()
+    own = context()
     alone = execute(own, SPACE, state(), SUPPORT, action(), 1)
     beside = execute(own, SPACE, state(), SUPPORT, action(encoder=2.0), 1)
     questions = [Question.of(one) for one in ASKED]
-    context = beside.members[0].context
-    assert context is not None
-    assert (context.shots, beside.is_one_adapter, beside.needs_encoder) == (0, False, True)
+    shown = beside.members[0].demonstrations
+    assert shown is not None
+    assert (shown.shots, beside.is_one_adapter, beside.needs_encoder) == (0, False, True)
     scores = answer_questions(own, alone, questions)
-    wanted = with_encoder(scores.scores[0], encoder_words(own, context, questions))
+    wanted = with_encoder(scores.scores[0], encoder_words(own, shown, questions))
     found = answer_questions(own, beside, questions)
     for one, other in zip(found.scores[0], wanted, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
@@ -80,18 +80,18 @@ def test_the_encoder_s_word_counts_beside_it_without_any_example_in_the_prompt(t
 
 
 def test_examples_may_stand_in_the_prompt_as_well():
-    made = execute(bench(), SPACE, state(), SUPPORT, action(shots=20), 1)
-    context = made.members[0].context
-    assert context is not None
-    assert (context.shots, context.examples, context.encoder_weight) == (20, tuple(SUPPORT), 0)
-    assert predict(bench(), made, ASKED)
+    made = execute(context(), SPACE, state(), SUPPORT, action(shots=20), 1)
+    shown = made.members[0].demonstrations
+    assert shown is not None
+    assert (shown.shots, shown.examples, shown.encoder_weight) == (20, tuple(SUPPORT), 0)
+    assert predict(context(), made, ASKED)
 
 
 def test_what_it_needs_is_named():
     with pytest.raises(StrategyError, match="no generator that reads examples"):
-        execute(workbench(), SPACE, state(), SUPPORT, action(), 1)
+        execute(make_context(), SPACE, state(), SUPPORT, action(), 1)
     with pytest.raises(StrategyError, match="there is none here"):
-        execute(replace(bench(), embed=None), SPACE, state(), examples(), action(encoder=2.0), 1)
+        execute(replace(context(), embed=None), SPACE, state(), examples(), action(encoder=2.0), 1)
 
 
 def test_it_is_told_in_plain_words():

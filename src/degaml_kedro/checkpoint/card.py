@@ -77,7 +77,7 @@ def adaptation_card(state: AdaptedState, base_model: str, report: Report) -> str
         ["lora", "degaml"],
         {},
         state=state,
-        shown=[member.context for member in state.members if member.context is not None],
+        shown=[one.demonstrations for one in state.members if one.demonstrations is not None],
         base_model=base_model,
         report=report,
         version=__version__,

@@ -34,7 +34,7 @@ from degaml_kedro.llm.scoring import Prediction
 from degaml_kedro.policy.search import Tag, executed_rows
 from degaml_kedro.results.measures import wilson_interval
 from degaml_kedro.strategies.answering import predict
-from degaml_kedro.strategies.generated import generated_state, generated_workbench
+from degaml_kedro.strategies.generated import generated_context, generated_state
 from degaml_kedro.tasks.episodes import describe
 from degaml_kedro.tasks.splits import frame_to_splits
 
@@ -156,7 +156,7 @@ def _measure(pair: TrainedPair, folder: Path, parameters: Mapping[str, Any], tas
         folder / "04_feature" / f"{task}.prompt_embeddings.safetensors"
     )
     settings, count = pair.settings, len(embeddings)
-    bench = generated_workbench(
+    context = generated_context(
         load_base_model(settings.model),
         settings.prompt,
         task_scoring(parameters["scoring"], parameters["tasks"][task]),
@@ -168,19 +168,19 @@ def _measure(pair: TrainedPair, folder: Path, parameters: Mapping[str, Any], tas
         pair.writer,
     )
     draws = [
-        generated_state(bench, derive_seed(seed, task, by_run), draw)
+        generated_state(context, derive_seed(seed, task, by_run), draw)
         for draw in range(int(generator.get("draws", 1)))
     ]
     # as the method degaml does in a run
     own = derive_seed(seed, task, GENERATED)
-    refinement = task_refinement(bench, settings.policy, splits.support, own)
+    refinement = task_refinement(context, settings.policy, splits.support, own)
     policy_model = load_base_model(settings.policy.model or settings.model)
     proposer = refinement.proposer(policy_model, pair.policy)
     rows = list(refinement.search(proposer, derive_seed(seed, task, ADAPTED), Tag(task, ADAPTED)))
     adapted = refinement.execute(rows).state
     base, generated, refined = (MeanAccuracy(one["accuracy"], one["n"]) for one in found)
-    own_generated = _mean([predict(bench, draw, splits.test) for draw in draws])
-    own_refined = _mean([predict(bench, adapted, splits.test)])
+    own_generated = _mean([predict(context, draw, splits.test) for draw in draws])
+    own_refined = _mean([predict(context, adapted, splits.test)])
     scores = (base, generated, own_generated, refined, own_refined)
     return Measured(
         task=task,

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.config.schema import Parameters
 from degaml_kedro.llm.base_model import first_line
+from degaml_kedro.strategies.observations import Candidates
 from degaml_kedro.strategies.registry import FieldSpace, StrategyFamily, Value, families
-from degaml_kedro.strategies.seen import Candidates
 
 FAMILY_KEY = "family"
 LONGEST_TEXT = 2000  # characters; an action has about a hundred
@@ -40,7 +40,6 @@ class Action:
     """One strategy to try.
 
     Attributes:
-        family: its name.
         config: value by field, in the family's order.
     """
 
@@ -77,7 +76,7 @@ class ActionSpace:
         Args:
             narrowed: by enabled family, by field: ``[low, high]`` for a number, the allowed values for a choice or a
                 boolean. A field that is not named keeps the family's own bounds, or its default if it has one: then
-                actions do not speak of it.
+                actions do not name it.
             known: the families there are; None for those that are registered.
 
         Raises:
@@ -86,10 +85,6 @@ class ActionSpace:
             FamilyError: a family of an installed package cannot be registered.
         """
         known = families(narrowed) if known is None else known
-        if not narrowed:
-            raise ActionSpaceError(
-                f"policy.families enables no family; name some of {', '.join(known)}"
-            )
         fields = {}
         for name, limits in narrowed.items():
             if name not in known:
@@ -133,10 +128,7 @@ class ActionSpace:
         return next(family for family in self.families if family.name == name)
 
     def parse(self, text: str) -> tuple[Action, Parameters]:
-        """Read an action that somebody else wrote.
-
-        Returns:
-            The action, and its family's configuration.
+        """An action that somebody else wrote, and its family's configuration.
 
         Raises:
             ActionError: it is not JSON, not an action, or outside of the space.
@@ -201,9 +193,7 @@ class ActionSpace:
     def draw(self, rng: np.random.Generator, turn: int | None = None) -> Action:
         """An action by chance: every family that is proposed is as likely as another, and so is every offered value.
 
-        Args:
-            rng: the chance.
-            turn: which family it is, counted round and round; None: it is drawn, too.
+        ``turn`` says which family it is, counted round and round; None: it is drawn, too.
         """
         families = self.proposed
         turn = int(rng.integers(len(families))) if turn is None else turn
@@ -253,30 +243,24 @@ def _narrow(space: FieldSpace, limits: Sequence[Value] | None, where: str) -> Fi
         return replace(space, offered=tuple(value for value in space.offered if value in limits))
     if len(limits) != 2:
         raise ActionSpaceError(f"{where} has {len(limits)} values; give it [low, high]")
-    low, high = (_bound(value, space, where) for value in limits)
+    for value in limits:
+        if isinstance(value, bool | str):
+            raise ActionSpaceError(f"{where} has the bound {_quoted(value)}, which is no number")
+        if not space.low <= value <= space.high:  # NaN lies nowhere
+            raise ActionSpaceError(
+                f"{where} has the bound {_quoted(value)}, which is not inside of the family's own "
+                f"[{space.low:g}, {space.high:g}]"
+            )
+        if space.kind == "integer" and value != int(value):
+            raise ActionSpaceError(
+                f"{where} has the bound {value}; the field is an integer, and so are its bounds"
+            )
+    kind = int if space.kind == "integer" else float
+    low, high = (kind(value) + kind(0) for value in limits)
     if low > high:
         raise ActionSpaceError(f"{where} is [{low:g}, {high:g}]; the lower bound comes first")
     inside = tuple(value for value in space.offered if low <= float(value) <= high)
     return replace(space, low=low, high=high, offered=inside or tuple(dict.fromkeys((low, high))))
-
-
-def _bound(value: Value, space: FieldSpace, where: str) -> int | float:
-    assert space.low is not None
-    assert space.high is not None
-    if isinstance(value, bool | str):
-        raise ActionSpaceError(f"{where} has the bound {_quoted(value)}, which is no number")
-    if not space.low <= value <= space.high:  # NaN lies nowhere
-        raise ActionSpaceError(
-            f"{where} has the bound {_quoted(value)}, which is not inside of the family's own "
-            f"[{space.low:g}, {space.high:g}]"
-        )
-    if space.kind == "number":
-        return float(value) + 0.0
-    if value != int(value):
-        raise ActionSpaceError(
-            f"{where} has the bound {value}; the field is an integer, and so are its bounds"
-        )
-    return int(value)
 
 
 def _range(space: FieldSpace) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from degaml_kedro.policy.actions import ActionError, ActionSpace
@@ -22,17 +22,13 @@ _ORDERS = {
 
 
 def describe_action(space: ActionSpace, text: str) -> str:
-    """What an action does.
-
-    Returns:
-        A sentence without its full stop; one that says so where the text is no action.
-    """
+    """What an action does: a sentence without its full stop; one that says so where the text is no action."""
     try:
         action, _ = space.parse(text)
     except ActionError as error:
         return f"Not a strategy: {error}"
     try:
-        return _SENTENCES[action.family](action.config)
+        return _sentence(action.family, action.config)
     # a family of somebody else's, which may have taken the name of one of ours
     except (KeyError, TypeError, ValueError):
         settings = ", ".join(f"{name} {_number(value)}" for name, value in action.config.items())
@@ -48,84 +44,60 @@ def describe_strategy(space: ActionSpace, actions: Sequence[str]) -> str:
     return "; then ".join([steps[0], *(step[:1].lower() + step[1:] for step in steps[1:])])
 
 
-def _training(config: Mapping[str, Any], steps: str, material: str) -> str:
-    order = ", in a new order every pass" if config.get("shuffle_data") else ""
-    return (
-        f"Train the adapter for {_count(config[steps], 'step')} on {material}, {config['batch_size']} at a time"
-        f"{order} (learning rate {_number(config['learning_rate'])})"
-    )
+def _sentence(family: str, config: Mapping[str, Any]) -> str:
+    """What an action of one of this project's families does; a KeyError of any other."""
+    rate = f"(learning rate {_number(config.get('learning_rate'))})"
+    shots, encoder = int(config.get("shots", 0)), ""
+    examples = "1 example with its answer" if shots == 1 else f"{shots} examples with their answers"
+    shown = f"up to {examples} in front of every question"
+    if config.get("encoder", 0) > 0:
+        encoder = (
+            "; where they have all of a question's options as answers, multiply with the probabilities of a classifier "
+            f"of sentence embeddings (weight {_number(config['encoder'])})"
+        )
+    match family:
+        case "ttt" | "sft":
+            steps = config["ttl_steps" if family == "ttt" else "steps"]
+            material = "questions alone, without" if family == "ttt" else "examples with"
+            order = ", in a new order every pass" if config.get("shuffle_data") else ""
+            return (
+                f"Train the adapter for {_steps(steps)} on the {material} their answers, {config['batch_size']} at a "
+                f"time{order} {rate}"
+            )
+        case "lora":
+            share = _number(config["lambda"])
+            return f"Mix the two halves of the adapter's rank ({share} of the other half)"
+        case "ls":
+            each = "all questions" if config.get("scope") == "task" else "every question"
+            return (
+                f"Add a vector to the model's last hidden states, one for {each}, made in {_steps(config['times'])} "
+                f"from the question itself {rate}"
+            )
+        case "tts":
+            count = int(config["num_prompt_batches"])
+            if count == 1:
+                return "Ask the one adapter that there is"
+            together = _VOTES[config["method"]]
+            return f"Ask {count} adapters, generated from different prompts: {together}"
+        case "context":
+            return f"Show the model {shown}, {_ORDERS[config['order']]}{encoder}"
+        case "written":
+            behind = f"; show the model {shown}" if shots else ""
+            return (
+                "Write an adapter from the examples with their answers, in one pass"
+                f"{behind}{encoder}"
+            )
+        case "ensemble":
+            weights = "equally" if config["weights"] == "equal" else "as well as it answered"
+            return (
+                f"Ask the best strategies that were tried so far together, {int(config['members'])} at most: their "
+                f"probabilities are multiplied, each counting {weights}"
+            )
+    raise KeyError(family)
 
 
-def _lora(config: Mapping[str, Any]) -> str:
-    return (
-        f"Mix the two halves of the adapter's rank ({_number(config['lambda'])} of the other half)"
-    )
-
-
-def _ls(config: Mapping[str, Any]) -> str:
-    each = "one for all questions" if config.get("scope") == "task" else "one for every question"
-    return (
-        f"Add a vector to the model's last hidden states, {each}, made in {_count(config['times'], 'step')} from the "
-        f"question itself (learning rate {_number(config['learning_rate'])})"
-    )
-
-
-def _tts(config: Mapping[str, Any]) -> str:
-    count = int(config["num_prompt_batches"])
-    if count == 1:
-        return "Ask the one adapter that there is"
-    return f"Ask {count} adapters, generated from different prompts: {_VOTES[config['method']]}"
-
-
-def _context(config: Mapping[str, Any]) -> str:
-    order = _ORDERS[config["order"]]
-    return f"Show the model up to {_shown(config)}, {order}{_encoder(config)}"
-
-
-def _written(config: Mapping[str, Any]) -> str:
-    shown = f"; show the model up to {_shown(config)}" if config.get("shots", 0) else ""
-    return f"Write an adapter from the examples with their answers, in one pass{shown}{_encoder(config)}"
-
-
-def _shown(config: Mapping[str, Any]) -> str:
-    count = int(config["shots"])
-    examples = "1 example with its answer" if count == 1 else f"{count} examples with their answers"
-    return f"{examples} in front of every question"
-
-
-def _encoder(config: Mapping[str, Any]) -> str:
-    if not config.get("encoder", 0) > 0:
-        return ""
-    return (
-        "; where they have all of a question's options as answers, multiply with the probabilities of a classifier of "
-        f"sentence embeddings (weight {_number(config['encoder'])})"
-    )
-
-
-def _ensemble(config: Mapping[str, Any]) -> str:
-    weights = "equally" if config["weights"] == "equal" else "as well as it answered"
-    return (
-        f"Ask the best strategies that were tried so far together, {int(config['members'])} at most: their "
-        f"probabilities are multiplied, each counting {weights}"
-    )
-
-
-_SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "ttt": lambda config: _training(
-        config, "ttl_steps", "the questions alone, without their answers"
-    ),
-    "sft": lambda config: _training(config, "steps", "the examples with their answers"),
-    "lora": _lora,
-    "ls": _ls,
-    "tts": _tts,
-    "context": _context,
-    "written": _written,
-    "ensemble": _ensemble,
-}
-
-
-def _count(value: Any, noun: str) -> str:
-    return f"{value} {noun}" if value == 1 else f"{value} {noun}s"
+def _steps(count: Any) -> str:
+    return f"{count} step" if count == 1 else f"{count} steps"
 
 
 def _number(value: Any) -> str:

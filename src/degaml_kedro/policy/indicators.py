@@ -14,7 +14,6 @@ from scipy.special import entr, log_softmax
 from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.llm.scoring import Prediction
 
-TieBreak = Literal["log_probability", "none"]
 _SAME_ACCURACY = 1e-12
 
 
@@ -27,7 +26,6 @@ class Indicators:
     """How a model answers a set of questions.
 
     Attributes:
-        n: number of questions.
         accuracy: share of right answers; no answer counts as a wrong one.
         confidence: mean of the largest option's probability; of a generated text its own.
         entropy: mean entropy over a question's options, in nats.
@@ -57,7 +55,8 @@ def measure_indicators(predictions: Sequence[Prediction]) -> Indicators:
     """
     if not predictions:
         raise IndicatorError("there are no predictions to measure; give the task support examples")
-    confidence, entropy, gold, counts = [], [], [], [0] * _most_options(predictions)
+    most = max(len(prediction.option_scores) for prediction in predictions)
+    confidence, entropy, gold, counts = [], [], [], [0] * most
     for index, prediction in enumerate(predictions):
         scores = np.asarray(prediction.option_scores, dtype=np.float64)
         if np.isnan(scores).any() or np.isposinf(scores).any():
@@ -67,12 +66,9 @@ def measure_indicators(predictions: Sequence[Prediction]) -> Indicators:
             )
         logs = _log_probabilities(scores)
         entropy.append(entr(np.exp(logs)).sum())
-        if prediction.log_probability is None:
-            confidence.append(math.exp(logs.max()))
-            gold.append(gold_log_probability(scores, prediction.gold))
-        else:
-            confidence.append(math.exp(prediction.log_probability))
-            gold.append(prediction.log_probability)
+        written = prediction.log_probability
+        confidence.append(math.exp(logs.max() if written is None else written))
+        gold.append(gold_log_probability(scores, prediction.gold) if written is None else written)
         if prediction.predicted is not None:
             counts[prediction.predicted] += 1
     n = len(predictions)
@@ -89,12 +85,7 @@ def measure_indicators(predictions: Sequence[Prediction]) -> Indicators:
 
 
 def gold_log_probability(scores: Sequence[float] | NDArray[np.float64], gold: int) -> float:
-    """Log p(gold) of one question in nats: a log softmax over its options; -inf where all scores are.
-
-    Args:
-        scores: of the question's options, [O].
-        gold: index of the right one.
-    """
+    """Log p(gold) of one question in nats: a log softmax over its options [O]; -inf where all scores are."""
     row = np.asarray(scores, dtype=np.float64)
     return float(_log_probabilities(row)[gold]) if np.isfinite(row).any() else -math.inf
 
@@ -105,16 +96,11 @@ def _log_probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return logs
 
 
-def better(after: Indicators, before: Indicators, tie_break: TieBreak) -> bool:
-    """Whether answers are strictly better: by accuracy, and between equal ones as ``tie_break`` says.
-
-    With ``none`` equal is not better.
-    """
+def better(
+    after: Indicators, before: Indicators, tie_break: Literal["log_probability", "none"]
+) -> bool:
+    """Whether answers are strictly better: by accuracy, and between equal ones as ``tie_break`` says."""
     gain = after.accuracy - before.accuracy
     if abs(gain) < _SAME_ACCURACY:
         return tie_break == "log_probability" and after.log_probability > before.log_probability
     return gain > 0  # not so where either is NaN
-
-
-def _most_options(predictions: Sequence[Prediction]) -> int:
-    return max(len(prediction.option_scores) for prediction in predictions)

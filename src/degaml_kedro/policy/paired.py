@@ -18,12 +18,8 @@ _SAME = 1e-4
 def deal_folds(examples: Sequence[Example], count: int, seed: int) -> tuple[tuple[int, ...], ...]:
     """Every example's place in one of a few folds of almost the same size.
 
-    Where all examples share one set of options, the folds share out each right answer evenly.
-
-    Args:
-        examples: at least one.
-        count: how many folds; never more than examples.
-        seed: of the shuffle.
+    Where all examples share one set of options, the folds share out each right answer evenly. There are never more
+    folds than examples.
     """
     rng = np.random.default_rng(seed)
     order = [int(place) for place in rng.permutation(len(examples))]
@@ -34,7 +30,7 @@ def deal_folds(examples: Sequence[Example], count: int, seed: int) -> tuple[tupl
 
 
 def preference_p_value(after: Sequence[float], before: Sequence[float]) -> float:
-    """P of the one-sided Wilcoxon signed-rank test that examples are likelier answered right after than before.
+    """P of the one-sided Wilcoxon signed-rank test that examples are likelier answered right after than before; or 1.
 
     Ranks and not means: log-likelihoods have long tails, and one question on which an overconfident strategy is very
     wrong would decide a test of the mean. Of the hypothesis that neither is better the test asks that differences be
@@ -44,9 +40,6 @@ def preference_p_value(after: Sequence[float], before: Sequence[float]) -> float
     Args:
         after: log p(right answer) by example, in nats; -inf is a value.
         before: the same of what it is compared with.
-
-    Returns:
-        p, 0 to 1; 1 where nothing can be told.
 
     Example:
         >>> preference_p_value([-0.1, -0.2, -0.3, -0.4, -0.5], [-1, -2, -3, -4, -5]) == 1 / 2**5

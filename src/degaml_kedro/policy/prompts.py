@@ -14,13 +14,10 @@ from degaml_kedro.policy.actions import ActionError, ActionSpace
 from degaml_kedro.policy.indicators import Indicators
 from degaml_kedro.tasks.example import Question
 
-_QUESTION_WIDTH = 80
+_QUESTIONS_SHOWN, _QUESTION_WIDTH = 2, 80
 _TRIED_SHOWN = 4
-_MEASURED = (
-    "^"
-    + ", ".join(rf"{name} (?P<{name}>\S+)" for name in ("accuracy", "confidence", "entropy", "nll"))
-    + "$"
-)
+_MEASURES = ("accuracy", "confidence", "entropy", "nll")
+_MEASURED = "^" + ", ".join(rf"{name} (?P<{name}>\S+)" for name in _MEASURES) + "$"
 
 
 def policy_prompt(
@@ -29,31 +26,24 @@ def policy_prompt(
     tried: Sequence[tuple[str, float]],
     space: ActionSpace,
     seed: int,
-    examples: int = 2,
 ) -> str:
     """The text the policy answers with an action.
 
     Args:
         questions: of the task; the first ones stand for it, shortened, without their options.
-        indicators: measured where the task stands now.
         tried: actions so far, as they were written, and their rewards, the oldest first; the last four are told.
-        space: what may be chosen.
         seed: decides the order of the families, so that no place in the list is a habit.
-        examples: how many questions are shown.
-
-    Returns:
-        The prompt; the same arguments give the same text.
     """
-    lines = [f"Questions with {_option_counts(questions, indicators)} options:"]
-    lines += [f"- {_one_line(question_text(q, 'hidden'))}" for q in questions[:examples]]
-    lines.append(
-        f"accuracy {indicators.accuracy:.2f}, confidence {indicators.confidence:.2f}, "
-        f"entropy {indicators.entropy:.2f}, nll {indicators.nll:.2f}"
-    )
-    # in percent, which takes half as many tokens
-    lines.append(
-        "answers " + " ".join(f"{share:.0%}"[:-1] for share in indicators.histogram) + " %"
-    )
+    counts = [len(q.options) for q in questions] or [len(indicators.histogram)]
+    low, high = min(counts), max(counts)
+    shares = " ".join(f"{share:.0%}"[:-1] for share in indicators.histogram)
+    lines = [
+        f"Questions with {low if low == high else f'{low}-{high}'} options:",
+        *(f"- {_one_line(question_text(q, 'hidden'))}" for q in questions[:_QUESTIONS_SHOWN]),
+        ", ".join(f"{name} {getattr(indicators, name):.2f}" for name in _MEASURES),
+        # in percent, which takes half as many tokens
+        f"answers {shares} %",
+    ]
     if tried:
         lines.append("Tried:")
         lines += [f"{_brief(text, space)}: {reward:.3g}" for text, reward in tried[-_TRIED_SHOWN:]]
@@ -72,12 +62,6 @@ def state_numbers(prompt: str) -> dict[str, float]:
     # an nll may be infinite
     found = {name: min(float(text), 99.0) for name, text in measured.groupdict().items()}
     return {"options": float(options[1]), **found}
-
-
-def _option_counts(questions: Sequence[Question], indicators: Indicators) -> str:
-    counts = [len(q.options) for q in questions] or [len(indicators.histogram)]
-    low, high = min(counts), max(counts)
-    return f"{low}" if low == high else f"{low}-{high}"
 
 
 def _brief(action: str, space: ActionSpace) -> str:

@@ -10,7 +10,7 @@ Shapes: B rows, T tokens, K new tokens of a step, V vocabulary.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
@@ -49,7 +49,6 @@ class Proposal:
     """A strategy somebody proposes, not yet checked.
 
     Attributes:
-        text: as it was written.
         prompt: what the policy read, or would have read.
         source: who wrote it; ``fallback`` for what was best on meta-train tasks, ``search`` for what puts a round's
             trials together.
@@ -72,11 +71,7 @@ class Proposer(Protocol):
 
 @dataclass(frozen=True)
 class UniformProposer:
-    """Draws from the action space, whatever the prompt says.
-
-    Attributes:
-        space: what is drawn from.
-    """
+    """Draws from the action space, whatever the prompt says."""
 
     space: ActionSpace
 
@@ -97,15 +92,11 @@ class PolicyProposer:
     """A language model that reads prompts and writes actions.
 
     Attributes:
-        base: the frozen model.
         adapter: the policy; None is the model as it came.
         space: what may be written: the offered values, so that every text is a valid action.
         temperature: of the softmax over the allowed tokens; 0 takes the likeliest.
         exploration: share of rows that are uniform draws instead.
         check: called before every step of the model; what it raises ends the writing.
-
-    Raises:
-        ProposalError: the temperature is below 0, or the exploration is no share.
     """
 
     base: BaseModel
@@ -114,12 +105,6 @@ class PolicyProposer:
     temperature: float = 1.0
     exploration: float = 0.0
     check: Callable[[], None] | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ProposalError(f"the temperature is {self.temperature}; it has to be 0 or more")
-        if not 0 <= self.exploration <= 1:
-            raise ProposalError(f"the exploration is {self.exploration}; it is a share, 0 to 1")
 
     def propose(self, prompts: Sequence[str], seed: int) -> list[Proposal]:
         """One proposal a prompt, written by the model, or drawn where it is explored.
@@ -131,41 +116,44 @@ class PolicyProposer:
             ProposalError: the model's scores are not numbers, or its tokenizer cannot be constrained.
             ModelError: the adapter does not fit the model.
         """
-        explored = {i for i in range(len(prompts)) if _explores(seed, i, self.exploration)}
-        asked = [i for i in range(len(prompts)) if i not in explored]
-        texts = dict(zip(asked, self._write([prompts[i] for i in asked], asked, seed), strict=True))
-        return [
-            _draw(self.space, prompt, seed, i) if i in explored else texts[i]
-            for i, prompt in enumerate(prompts)
-        ]
+        found: dict[int, Proposal] = {}
+        asked: dict[int, str] = {}
+        for number, prompt in enumerate(prompts):
+            chance = np.random.default_rng(derive_seed(seed, "exploration", str(number))).random()
+            if chance < self.exploration:
+                found[number] = _draw(self.space, prompt, seed, number)
+            else:
+                asked[number] = prompt
+        if asked:
+            found |= self._write(asked, seed)
+        return [found[number] for number in range(len(prompts))]
 
-    def _write(self, prompts: Sequence[str], numbers: Sequence[int], seed: int) -> list[Proposal]:
-        """What the model writes, a row a prompt; ``numbers`` are the rows' own, which their chance depends on."""
-        if not prompts:
-            return []
-        matcher = _matcher(self.base, self.space)
+    def _write(self, prompts: Mapping[int, str], seed: int) -> dict[int, Proposal]:
+        """What the model writes, by the number of the row, which its chance depends on."""
+        base = self.base
+        grammar = LLMatcher.grammar_from_lark(self.space.grammar())
+        matcher = LLMatcher(_grammar_tokenizer(base), grammar, log_level=0)
+        if matcher.is_error():
+            raise ProposalError(f"the grammar of actions failed: {matcher.get_error()}")
         rows = [
             _Row(
-                prompt=_prompt_ids(self.base, prompt, MAX_NEW_TOKENS),
+                prompt=_prompt_ids(base, prompt, MAX_NEW_TOKENS),
                 matcher=matcher.deep_copy(),
                 generator=torch.Generator().manual_seed(derive_seed(seed, "policy", str(number))),
             )
-            for prompt, number in zip(prompts, numbers, strict=True)
+            for number, prompt in prompts.items()
         ]
-        with torch.inference_mode(), active_lora(self.base.activate_adapter(self.adapter)):
+        with torch.inference_mode(), active_lora(base.activate_adapter(self.adapter)):
             for first in range(0, len(rows), _ROWS_AT_ONCE):
-                at_once = rows[first : first + _ROWS_AT_ONCE]
-                _decode(self.base, at_once, self.temperature, self.check)
-        texts = [
-            self.base.tokenizer.decode(
+                _decode(base, rows[first : first + _ROWS_AT_ONCE], self.temperature, self.check)
+        found = {}
+        for (number, prompt), row in zip(prompts.items(), rows, strict=True):
+            text = base.tokenizer.decode(
                 row.written, skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
-            for row in rows
-        ]
-        return [
-            Proposal(str(text), prompt, "policy", len(row.prompt) + len(row.written))
-            for text, prompt, row in zip(texts, prompts, rows, strict=True)
-        ]
+            tokens = len(row.prompt) + len(row.written)
+            found[number] = Proposal(str(text), prompt, "policy", tokens)
+        return found
 
 
 def encode_decision(base: BaseModel, prompt: str, action_text: str) -> AnswerSequence:
@@ -192,7 +180,6 @@ class _Row:
     Attributes:
         prompt: the prompt's tokens.
         matcher: where the grammar stands.
-        generator: the row's own chance.
         written: the tokens so far.
         computed: how many of them the model has seen.
     """
@@ -220,12 +207,7 @@ class _Row:
             self.take(self.matcher.compute_ff_tokens())
 
     def choose(self, logits: Tensor, temperature: float) -> None:
-        """Write one token.
-
-        Args:
-            logits: float32 [V], on the CPU.
-            temperature: 0 takes the likeliest.
-        """
+        """Write one token, by logits, float32 [V], on the CPU; temperature 0 takes the likeliest."""
         allowed = torch.from_numpy(_allowed(self.matcher, len(logits)))
         scores = logits[allowed]
         if not scores.isfinite().all():
@@ -242,10 +224,7 @@ class _Row:
 
 
 def _decode(
-    base: BaseModel,
-    rows: Sequence[_Row],
-    temperature: float,
-    check: Callable[[], None] | None = None,
+    base: BaseModel, rows: Sequence[_Row], temperature: float, check: Callable[[], None] | None
 ) -> None:
     """Write the rows' texts, all rows at once, under the adapter that is active in this thread."""
     for row in rows:
@@ -327,14 +306,6 @@ def _grammar_tokenizer(base: BaseModel) -> LLTokenizer:
         return _TOKENIZERS[base]
 
 
-def _matcher(base: BaseModel, space: ActionSpace) -> LLMatcher:
-    grammar = LLMatcher.grammar_from_lark(space.grammar())
-    matcher = LLMatcher(_grammar_tokenizer(base), grammar, log_level=0)
-    if matcher.is_error():
-        raise ProposalError(f"the grammar of actions failed: {matcher.get_error()}")
-    return matcher
-
-
 def _prompt_ids(base: BaseModel, prompt: str, answer: int) -> tuple[int, ...]:
     """A prompt's tokens, checked to leave room for an answer of that many."""
     ids = tuple(base.tokenizer(prompt, add_special_tokens=True).input_ids)
@@ -344,8 +315,3 @@ def _prompt_ids(base: BaseModel, prompt: str, answer: int) -> tuple[int, ...]:
             f"{base.name} is {base.context_length}; show fewer examples, or enable fewer families"
         )
     return ids
-
-
-def _explores(seed: int, row: int, share: float) -> bool:
-    rng = np.random.default_rng(derive_seed(seed, "exploration", str(row)))
-    return bool(rng.random() < share)

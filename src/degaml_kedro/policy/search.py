@@ -5,12 +5,11 @@ proposals are written again, which is cheap and gives the same texts, and trials
 another one after all, they say so before the first row comes (:class:`ResumeMismatchError`).
 
 A row's ``seconds`` are its trial's, and its ``tokens`` the trial's and the proposal's. What is computed between trials
-is somebody's cost too: the first scoring, the time that proposals take, those that are thrown away, a round's best
-carried out and scored. The next row takes it, in ``forward_tokens`` and ``backward_tokens``, which are of everything,
-and in ``overhead_seconds``: in the end the first row of a round. Where something may follow a round, its last row
-waits until another one begins, and takes what followed where none does; a run that is killed meanwhile repeats that
-trial. Not counted are proposals that a used-up time budget leaves untried, searches that end before their first
-trial, and what a resumed run computes again: its rows are those of a run that never stopped.
+(the first scoring, the time of proposals, those that are thrown away, a round's best carried out and scored) goes into
+the next row's ``forward_tokens`` and ``backward_tokens``, which are of everything, and ``overhead_seconds``. So where
+something may follow a round, its last row waits until another one begins, and takes what followed where none does; a
+run that is killed meanwhile repeats that trial. Not counted are proposals that a used-up time budget leaves untried,
+searches that end before their first trial, and what a resumed run computes again.
 """
 
 from __future__ import annotations
@@ -48,170 +47,45 @@ from degaml_kedro.policy.prompts import policy_prompt
 from degaml_kedro.policy.proposers import PolicyProposer, Proposal, Proposer, UniformProposer
 from degaml_kedro.policy.trial import Attempt, Trial, execute, try_action
 from degaml_kedro.strategies.answering import predict
+from degaml_kedro.strategies.context import Context, OutOfTimeError
 from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.workbench import Meter, OutOfTimeError, Workbench
 from degaml_kedro.tasks.example import Example, Question, shares_options
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+Rows = Sequence[Mapping[str, Any]]
 
 # how often other proposals are asked for in place of those that were tried already
 _SECOND_THOUGHTS = 3
 
 
 class ResumeMismatchError(DegamlError):
-    """Rows of an earlier run that are not those of what is proposed now.
-
-    Attributes:
-        kept: how many rows, from the first, are.
-    """
+    """Rows of an earlier run that are not those of what is proposed now; the first ``kept`` are."""
 
     def __init__(self, kept: int) -> None:
-        """Count what can stay."""
         super().__init__(f"from trial {kept} on, the rows on disk are of other proposals")
         self.kept = kept
 
 
 @dataclass(frozen=True)
 class Tag:
-    """Whose rows these are.
-
-    Attributes:
-        task: its name; no policy reads it.
-        method: ``degaml``, ``random_policy``.
-        iteration: of ReST^EM, from 1; 0 at test time.
-    """
+    """Whose rows these are: a task and a method, in an iteration of ReST^EM from 1, or 0 at test time."""
 
     task: str
     method: str
     iteration: int = 0
 
 
-def roll_out(
-    bench: Workbench,
-    space: ActionSpace,
-    proposer: Proposer,
-    start: AdaptedState,
-    examples: Sequence[Example],
-    settings: RolloutParameters,
-    reward: RewardParameters,
-    seed: int,
-    tag: Tag,
-    finished: Sequence[Mapping[str, Any]] = (),
-    shown: Sequence[Example] = (),
-) -> Iterator[Row]:
-    """Episodes from one initialization, to learn from (Algorithm 2); with ``resample`` each on a D_val of its own.
-
-    An episode is ``settings.steps`` trials: the first one from the initialization, each other one from what the one
-    before it made, rewarded or not. It ends early with a trial that failed, and with a family that reads answers, as
-    a search does. Trials of one step are proposed together. In the rows ``round`` is the step.
-
-    Args:
-        bench: the model.
-        space: the actions.
-        proposer: who proposes.
-        start: the initialization that every episode starts from.
-        examples: what D_val is drawn from.
-        settings: how many episodes, how many at once, how long, how large D_val is, the time budget.
-        reward: what a score earns.
-        seed: of this task and iteration.
-        tag: goes into the rows.
-        finished: rows of an earlier run with the same arguments.
-        shown: labeled examples of the task that are none of ``examples``: families that read answers learn from all of
-            them, as they will at test time; without any they are cross-fitted on D_val, from fewer.
-
-    Yields:
-        A row a trial, from the first one that is not finished.
-
-    Raises:
-        IndicatorError: the initialization answers with what are no numbers.
-        ResumeMismatchError: a finished row is of another proposal than is written now; no row has come yet.
-    """
-    between = _Between(bench.meter)
-    with between.measured():
-        known = predict(bench, start, examples)
-    deadline = _deadline(settings.seconds)
-    bench = replace(bench, deadline=deadline)
-    first_steps: list[Mapping[str, Any]] = []
-    number = 0
-    for first in range(0, settings.count, settings.at_once):
-        episodes = []
-        for place in range(first, min(first + settings.at_once, settings.count)):
-            drawn = _draw_validation(len(examples), settings, seed, place)
-            before = _measure_start([known[i] for i in drawn], tag)
-            episodes.append(_Episode(tuple(examples[i] for i in drawn), start, before))
-        for step in range(1, settings.steps + 1):
-            going = [episode for episode in episodes if not episode.ended]
-            numbers = range(number, number + len(going))
-            number = numbers.stop
-            if numbers.stop <= len(finished):
-                # they need no proposals, which would say nothing that these rows do not
-                _check_finished(finished, numbers.start, step, [None] * len(going))
-                for episode, row in zip(going, finished[numbers.start : numbers.stop], strict=True):
-                    episode.note(space, row)
-                if step == 1:
-                    first_steps += finished[numbers.start : numbers.stop]
-                between.clear()
-                continue
-            for episode in going:
-                episode.catch_up(bench, space)
-            # of the same state
-            tried = [(str(row["action"]), float(row["reward"])) for row in first_steps]
-            own = [derive_seed(seed, "trial", str(one)) for one in numbers]
-            prompts = [
-                policy_prompt(
-                    [Question.of(example) for example in episode.examples],
-                    episode.before,
-                    tried if step == 1 else [],
-                    space,
-                    number_seed,
-                )
-                for episode, number_seed in zip(going, own, strict=True)
-            ]
-            with between.measured():
-                proposals = proposer.propose(
-                    prompts, derive_seed(seed, "proposals", str(numbers.start))
-                )
-            _check_finished(finished, numbers.start, step, [one.text for one in proposals])
-            for place, episode, number_seed, proposal in zip(
-                numbers, going, own, proposals, strict=True
-            ):
-                if place < len(finished):
-                    row = finished[place]
-                    episode.note(space, row)
-                    between.clear()
-                elif _late(deadline):
-                    return
-                else:
-                    trial = try_action(
-                        bench,
-                        space,
-                        episode.state,
-                        episode.before,
-                        episode.examples,
-                        proposal.text,
-                        reward,
-                        number_seed,
-                        shown=shown,
-                    )
-                    row = _row(tag, step, place, proposal, episode.before, trial, with_scores=False)
-                    row = between.added_to({**row, "seed": number_seed})
-                    episode.note(space, row, trial)
-                    yield row
-                if step == 1:
-                    first_steps.append(row)
-
-
 @dataclass(eq=False)
 class _Episode:
-    """An episode of :func:`roll_out`.
+    """An episode of :meth:`Refinement.roll_out`.
 
     Attributes:
         examples: its D_val.
         state: where its next trial starts.
         before: the indicators of ``state``.
-        ended: whether there is a next trial.
+        ended: whether there is no next trial.
         behind: trials of an earlier run that ``state`` does not have in it yet.
     """
 
@@ -229,20 +103,17 @@ class _Episode:
         elif trial.state is not None and trial.after is not None:
             self.state, self.before = trial.state, trial.after
 
-    def catch_up(self, bench: Workbench, space: ActionSpace) -> None:
+    def catch_up(self, context: Context, space: ActionSpace) -> None:
         """Carry out what an earlier run tried; it is not counted again.
 
         Raises:
             ResumeMismatchError: it did not fail then and does now.
         """
-        # time was up to whoever tried it
-        bench = replace(bench, deadline=None)
         for row in self.behind:
+            action, seed = str(row["action"]), int(row["seed"])
             try:
-                self.state = execute(
-                    bench, space, self.state, self.examples, str(row["action"]), int(row["seed"])
-                )
-                self.before = measure_indicators(predict(bench, self.state, self.examples))
+                self.state = execute(context, space, self.state, self.examples, action, seed)
+                self.before = measure_indicators(predict(context, self.state, self.examples))
             except Exception as error:
                 raise ResumeMismatchError(int(row["rollout"])) from error
         self.behind.clear()
@@ -258,13 +129,7 @@ def most_trials(settings: SearchParameters, space: ActionSpace) -> int:
 
 @dataclass(frozen=True, eq=False)
 class CarriedOut:
-    """What became of the strategies that were chosen.
-
-    Attributes:
-        state: where adaptation ended.
-        rows: the trials whose strategies were carried out, in order.
-        failed: the trial whose strategy was chosen and failed on all of the examples; None for none.
-    """
+    """Where adaptation ended: the trials that were carried out, in order, and one that was chosen and failed."""
 
     state: AdaptedState
     rows: tuple[Mapping[str, Any], ...]
@@ -276,16 +141,14 @@ class Refinement:
     """Refine an adapter for one task: propose and try strategies, execute the best (section 2.2).
 
     Attributes:
-        bench: the base model, and how it is asked.
-        space: the actions.
-        policy: the parameters of the search.
+        policy: the parameters of the rollouts and the search.
         start: the initialization.
-        support: the labeled examples there are: D_val is taken of them, and nothing else of the task is known.
-        executed: the state after each executed round that another followed, by the number of its trial, so that
-            :meth:`execute` need not execute it again.
+        support: the labeled examples there are: D_val of a search is taken of them, and nothing else of the task is
+            known.
+        executed: the state after each executed round that another followed, by the number of its trial.
     """
 
-    bench: Workbench
+    context: Context
     space: ActionSpace
     policy: PolicyParameters
     start: AdaptedState
@@ -300,23 +163,102 @@ class Refinement:
     ) -> Proposer:
         """The policy as it proposes in a search; uniform draws without one.
 
-        Args:
-            policy_model: the model that the policy adapts.
-            adapter: the policy.
-            check: called before every step of the model; what it raises ends the writing.
+        ``check`` is called before every step of the model; what it raises ends the writing.
         """
         if adapter is None:
             return UniformProposer(self.space)
         temperature = self.policy.search_temperature(self.policy.search)
         return PolicyProposer(policy_model, adapter, self.space, temperature, check=check)
 
-    def search(
-        self, proposer: Proposer, seed: int, tag: Tag, finished: Sequence[Mapping[str, Any]] = ()
+    def roll_out(
+        self,
+        proposer: Proposer,
+        examples: Sequence[Example],
+        seed: int,
+        tag: Tag,
+        finished: Rows = (),
     ) -> Iterator[Row]:
+        """Episodes from one initialization, to learn from (Algorithm 2); with ``resample`` each on a D_val of its own.
+
+        An episode is ``rollouts.steps`` trials: the first one from the initialization, each other one from what the one
+        before it made, rewarded or not. It ends early with a trial that failed, and with a family that reads answers,
+        as a search does. Trials of one step are proposed together. In the rows ``round`` is the step.
+
+        Families that read answers learn from all support examples, as they will at test time; without any they are
+        cross-fitted on D_val, from fewer.
+
+        Args:
+            examples: what D_val is drawn from; none of the support examples.
+            finished: rows of an earlier run with the same arguments.
+
+        Yields:
+            A row a trial, from the first one that is not finished.
+
+        Raises:
+            IndicatorError: the initialization answers with what are no numbers.
+            ResumeMismatchError: a finished row is of another proposal than is written now; no row has come yet.
+        """
+        space, settings = self.space, self.policy.rollouts
+        run = _Run(self, self.policy.reward, seed, tag, finished)
+        with run.measured():
+            known = predict(self.context, self.start, examples)
+        run.start_clock(settings.seconds)
+        first_steps: list[Mapping[str, Any]] = []
+        for first in range(0, settings.count, settings.at_once):
+            episodes = []
+            for place in range(first, min(first + settings.at_once, settings.count)):
+                drawn = _draw_validation(len(examples), settings, seed, place)
+                before = _measure_start([known[i] for i in drawn], tag)
+                episodes.append(_Episode(tuple(examples[i] for i in drawn), self.start, before))
+            for step in range(1, settings.steps + 1):
+                going = [episode for episode in episodes if not episode.ended]
+                proposals: Sequence[Proposal | None] = [None] * len(going)
+                # steps that are finished need no proposals, which would say nothing that their rows do not
+                if run.number + len(going) > len(finished):
+                    for episode in going:
+                        # time was up to whoever tried it
+                        episode.catch_up(self.context, space)
+                    history = _history(first_steps) if step == 1 else []
+                    prompts = [
+                        policy_prompt(
+                            [Question.of(example) for example in episode.examples],
+                            episode.before,
+                            history,
+                            space,
+                            run.seed(number),
+                        )
+                        for number, episode in enumerate(going, run.number)
+                    ]
+                    own = derive_seed(seed, "proposals", str(run.number))
+                    with run.measured():
+                        proposals = proposer.propose(prompts, own)
+                run.check(step, [None if one is None else one.text for one in proposals])
+                for episode, proposal in zip(going, proposals, strict=True):
+                    row: Mapping[str, Any] | None = run.take_finished()
+                    if row is not None:
+                        episode.note(space, row)
+                    elif run.late or proposal is None:
+                        return
+                    else:
+                        new, trial = run.try_action(
+                            step,
+                            proposal,
+                            episode.state,
+                            episode.before,
+                            episode.examples,
+                            shown=self.support,
+                        )
+                        row = run.with_costs({**new, "option_scores": None, "poolable": None})
+                        episode.note(space, row, trial)
+                        yield row
+                    if step == 1:
+                        first_steps.append(row)
+
+    def search(self, proposer: Proposer, seed: int, tag: Tag, finished: Rows = ()) -> Iterator[Row]:
         """Trials on the support examples of a new task, round by round.
 
         In each round one of the proposals is executed, and the next round starts from there; if none is, the state
-        stays as it is. With ``settings.rule`` strict that is the best one of those that earned something. With
+        stays as it is. With ``search.rule`` strict that is the best one of those that earned something. With
         ``paired`` it is the likeliest one of those that a paired test on D_val prefers to the reference: the
         fallback, which the first round tries before its proposals, unless the test prefers the initialization to it.
         If the test prefers none, it is the fallback. Families that read answers are scored on one dealing of D_val
@@ -330,11 +272,7 @@ class Refinement:
         In the rows ``executed`` marks a trial that was the choice of its round so far, and ``decided_by`` says what
         decided up to there: :func:`executed_rows` says which were executed.
 
-        Args:
-            proposer: who proposes.
-            seed: of this task and method.
-            tag: goes into the rows.
-            finished: rows of an earlier run with the same arguments.
+        ``finished`` are rows of an earlier run with the same arguments.
 
         Yields:
             A row a trial, from the first one that is not finished.
@@ -345,152 +283,288 @@ class Refinement:
         """
         space, support, settings = self.space, self.support, self.policy.search
         # noise is for studies of learning; a choice is made on what was measured
-        reward = self.policy.reward.model_copy(update={"noise": 0.0})
-        between = _Between(self.bench.meter)
-        deadline = _deadline(settings.seconds)
-        bench = replace(self.bench, deadline=deadline)
-        validation = support[: settings.examples]
-        paired = settings.rule == "paired"
-        folds = (
-            deal_folds(validation, settings.folds, derive_seed(seed, "folds")) if paired else None
-        )
-        fallback = _fallback(space, settings, support) if paired else None
-        state, history, tried, number = (
-            self.start,
-            list[tuple[str, float]](),
-            list[Mapping[str, Any]](),
-            0,
-        )
+        run = _Run(self, self.policy.reward.model_copy(update={"noise": 0.0}), seed, tag, finished)
+        run.start_clock(settings.seconds)
+        validation, folds, fallback = support[: settings.examples], None, None
+        if settings.rule == "paired":
+            folds = deal_folds(validation, settings.folds, derive_seed(seed, "folds"))
+            fallback = _fallback(space, settings, support)
+        questions = [Question.of(example) for example in validation]
+        # trials from this state
+        state, tried = self.start, list[Mapping[str, Any]]()
         # the last row of a round, until another one begins
         waiting: list[Row] = []
-        with between.measured():
-            answers = predict(bench, state, validation)
+        with run.measured():
+            answers = predict(run.context, state, validation)
             before = _measure_start(answers, tag)
         for turn in range(1, settings.rounds + 1):
-            prompts = [
-                policy_prompt(
-                    [Question.of(example) for example in validation],
-                    before,
-                    history,
-                    space,
-                    derive_seed(seed, "prompt", str(turn), str(place)),
-                )
+            history = _history(tried)
+            seeds = (
+                derive_seed(seed, "prompt", str(turn), str(place))
                 for place in range(settings.proposals)
-            ]
+            )
+            prompts = [policy_prompt(questions, before, history, space, own) for own in seeds]
             known = {action for action, _ in history}
-            own = derive_seed(seed, "proposals", str(turn))
             try:
-                with between.measured():
-                    proposals, thrown_away = _different(proposer, prompts, own, known)
+                with run.measured():
+                    proposals, thrown_away = _different(
+                        proposer, prompts, derive_seed(seed, "proposals", str(turn)), known
+                    )
             except OutOfTimeError:
                 # a proposer may have an eye on the clock too
                 break
-            between.wrote(thrown_away)
+            run.forward += thrown_away
             proposals = _in_order(space, proposals, fallback)
-            _check_finished(finished, number, turn, [proposal.text for proposal in proposals])
-            following = number + len(proposals)
+            run.check(turn, [proposal.text for proposal in proposals])
+            following = run.number + len(proposals)
             if following < len(finished) and finished[following]["round"] == turn:
                 raise ResumeMismatchError(following)
-            choice = _Paired(settings.level, answers, fallback) if paired else _Strict()
+            choice: _Strict | _Paired = _Strict()
+            if folds is not None:
+                choice = _Paired(settings.level, answers, fallback)
             rows: list[Mapping[str, Any]] = []
-            for place, proposal in enumerate(proposals, 1):
-                if number < len(finished):
-                    row = dict(finished[number])
+            for proposal in proposals:
+                row = run.take_finished()
+                if row is not None:
                     choice.judge(row)
-                    between.clear()
-                elif _late(deadline):
+                elif run.late:
                     break
                 else:
                     yield from waiting
-                    waiting = []
-                    own = derive_seed(seed, "trial", str(number))
-                    trial = try_action(
-                        bench,
-                        space,
-                        state,
-                        before,
-                        validation,
-                        proposal.text,
-                        reward,
-                        own,
-                        folds,
-                        _attempts([*tried, *rows]),
+                    attempts = _attempts([*tried, *rows])
+                    row, _ = run.try_action(
+                        turn, proposal, state, before, validation, folds=folds, tried=attempts
                     )
-                    row = {**_row(tag, turn, number, proposal, before, trial), "seed": own}
-                    row = between.added_to({**row, **choice.judge(row)})
-                    if place < len(proposals) or turn == settings.rounds:
+                    row = run.with_costs({**row, **choice.judge(row)})
+                    last = len(rows) + 1 == len(proposals) and turn < settings.rounds
+                    waiting = [row] if last else []
+                    if not last:
                         yield row
-                    else:
-                        waiting = [row]
                 rows.append(row)
-                number += 1
             if len(rows) < len(proposals):
                 break
-            # no policy reads of what it cannot choose
-            history += [
-                (str(row["action"]), float(row["reward"]))
-                for row in rows
-                if row["source"] != "search"
-            ]
             tried += rows
-            # it is of the initialization: what follows starts elsewhere, or after it was tried
+            # the fallback is of the initialization: what follows starts elsewhere, or after it was tried
             best, fallback = choice.best, None
-            if best is None and settings.early_stop:
-                break
-            if best is not None and space.family(str(best["family"])).reads_answers:
-                # D_val has been trained on: what a further round scored on it would say nothing of new questions
-                break
-            if best is not None and turn < settings.rounds:
-                try:
-                    with between.measured():
-                        refined = _carry_out(
-                            bench, space, state, support, best, tried, len(validation)
-                        )
-                except OutOfTimeError:
-                    # it is executed all the same, by whoever builds the state; there is no time for another round
+            if best is None:
+                if settings.early_stop:
                     break
-                if refined is None:
-                    break
-                state, answers = refined
-                self.executed[int(best["rollout"])] = state
-                before = measure_indicators(answers)
-                history, tried = [], []
+                continue
+            if space.family(str(best["family"])).reads_answers or turn == settings.rounds:
+                # where D_val has been trained on, a further round scored on it would say nothing of new questions
+                break
+            try:
+                with run.measured():
+                    refined = self._carry_out(run.context, state, best, tried, len(validation))
+            except OutOfTimeError:
+                # it is executed all the same, by whoever builds the state; there is no time for another round
+                break
+            if refined is None:
+                break
+            state, answers = refined
+            self.executed[int(best["rollout"])] = state
+            before, tried = measure_indicators(answers), []
         # no other row comes
-        yield from map(between.added_to, waiting)
+        yield from map(run.with_costs, waiting)
 
-    def execute(self, rows: Sequence[Mapping[str, Any]]) -> CarriedOut:
+    def execute(self, rows: Rows) -> CarriedOut:
         """Carry out what was chosen, from the initialization; the initialization itself where nothing was.
 
-        Where an action fails, or what it made answers with what are no numbers, the state before it is the last one,
-        and a warning says so: :meth:`search` ended there as well.
-
-        Args:
-            rows: all that :meth:`search` yielded.
+        ``rows`` are all that :meth:`search` yielded. Where an action fails, or what it made answers with what are no
+        numbers, the state before it is the last one, and a warning says so: :meth:`search` ended there as well.
         """
         state, done, since = self.start, list[Mapping[str, Any]](), 0
         for row in executed_rows(rows):
-            if (ready := self.executed.get(int(row["rollout"]))) is not None:
-                state, since = ready, int(row["round"])
-                done.append(row)
-                continue
-            tried = [one for one in rows if since < one["round"]]
-            # a family that reads answers ended the search, and nobody waits for this state's answers to D_val: one
-            # question says whether they are numbers
-            asked = 1 if self.space.family(str(row["family"])).reads_answers else int(row["n"])
-            refined = _carry_out(self.bench, self.space, state, self.support, row, tried, asked)
-            if refined is None:
-                return CarriedOut(state, tuple(done), row)
-            state, since = refined[0], int(row["round"])
+            ready = self.executed.get(int(row["rollout"]))
+            if ready is None:
+                tried = [one for one in rows if since < one["round"]]
+                # a family that reads answers ended the search, and nobody waits for this state's answers to D_val: one
+                # question says whether they are numbers
+                ends = self.space.family(str(row["family"])).reads_answers
+                refined = self._carry_out(
+                    self.context, state, row, tried, 1 if ends else int(row["n"])
+                )
+                if refined is None:
+                    return CarriedOut(state, tuple(done), row)
+                ready = refined[0]
+            state, since = ready, int(row["round"])
             done.append(row)
         return CarriedOut(state, tuple(done))
 
+    def _carry_out(
+        self,
+        context: Context,
+        state: AdaptedState,
+        row: Mapping[str, Any],
+        tried: Rows,
+        asked: int,
+    ) -> tuple[AdaptedState, list[Prediction]] | None:
+        """The state of a trial's action, carried out on all support examples, and its answers to the first ``asked``.
 
-class _Strict:
-    """The best trial of a round, of those that earned something.
+        None where that fails, as it may on more examples than the trial was given. Trials of ``tried`` from before
+        this one may be its members.
+        """
+        action, seed = str(row["action"]), int(row["seed"])
+        earlier = _attempts([one for one in tried if one["rollout"] < row["rollout"]])
+        try:
+            refined = execute(context, self.space, state, self.support, action, seed, earlier)
+            answers = predict(context, refined, self.support[:asked])
+            measure_indicators(answers)
+            return refined, answers
+        except OutOfTimeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
+            logger.warning(
+                "%s: %s was chosen, but carrying it out on all %d support examples failed (%s: %s); "
+                "the state before it stays",
+                row["task"],
+                action,
+                len(self.support),
+                type(error).__name__,
+                first_line(error),
+            )
+            return None
+
+
+class _Run:
+    """The trials of a run: those that an earlier one finished, then new ones, and what is computed between them.
 
     Attributes:
-        best: so far; None for none.
+        context: with the deadline of the run.
+        number: of the next trial.
+        forward: tokens between trials that no row has yet; so are ``backward`` and ``seconds``.
     """
+
+    def __init__(
+        self, refinement: Refinement, reward: RewardParameters, seed: int, tag: Tag, finished: Rows
+    ) -> None:
+        self.context, self.number = refinement.context, 0
+        self._space, self._reward, self._seed = refinement.space, reward, seed
+        self._tag, self._finished = tag, finished
+        self._clear()
+
+    def _clear(self) -> None:
+        self.forward = self.backward = 0
+        self.seconds = 0.0
+
+    def start_clock(self, seconds: float | None) -> None:
+        """From now on there are so many seconds; None for no end of them."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        self.context = replace(self.context, deadline=deadline)
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is up."""
+        return self.context.deadline is not None and time.monotonic() > self.context.deadline
+
+    def seed(self, number: int) -> int:
+        """That of a trial."""
+        return derive_seed(self._seed, "trial", str(number))
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """What happens inside is counted as computed between trials."""
+        before, began = replace(self.context.meter), time.perf_counter()
+        try:
+            yield
+        finally:
+            self.forward += self.context.meter.forward - before.forward
+            self.backward += self.context.meter.backward - before.backward
+            self.seconds += time.perf_counter() - began
+
+    def check(self, turn: int, texts: Sequence[str | None]) -> None:
+        """Check that the finished rows of a round, from the next trial on, are those of its proposals.
+
+        Raises:
+            ResumeMismatchError: they are not. A text of None is not known, and is taken for the row's.
+        """
+        for number, text in enumerate(texts, self.number):
+            if number >= len(self._finished):
+                return
+            row = self._finished[number]
+            known = text in (None, row["action"])
+            if not known or (row["rollout"], row["round"]) != (number, turn):
+                raise ResumeMismatchError(number)
+
+    def take_finished(self) -> Row | None:
+        """The next trial's row where an earlier run finished it: it has what was computed before it."""
+        if self.number >= len(self._finished):
+            return None
+        self._clear()
+        self.number += 1
+        return dict(self._finished[self.number - 1])
+
+    def try_action(
+        self,
+        turn: int,
+        proposal: Proposal,
+        state: AdaptedState,
+        before: Indicators,
+        examples: Sequence[Example],
+        **how: Any,
+    ) -> tuple[Row, Trial]:
+        """The next trial and its row (:func:`~degaml_kedro.policy.trial.try_action`)."""
+        own = self.seed(self.number)
+        trial = try_action(
+            self.context,
+            self._space,
+            state,
+            before,
+            examples,
+            proposal.text,
+            self._reward,
+            own,
+            **how,
+        )
+        after = trial.after
+        scores = [one.option_scores for one in trial.predictions]
+        row = {
+            "task": self._tag.task,
+            "method": self._tag.method,
+            "iteration": self._tag.iteration,
+            "round": turn,
+            "rollout": self.number,
+            "source": proposal.source,
+            "state": proposal.prompt,
+            "action": proposal.text,
+            "family": trial.family,
+            "valid": trial.family is not None,
+            "reward": trial.reward,
+            "accuracy_before": before.accuracy,
+            "accuracy_after": None if after is None else after.accuracy,
+            "log_probability_before": before.log_probability,
+            "log_probability_after": None if after is None else after.log_probability,
+            "n": before.n,
+            "seconds": trial.seconds,
+            "tokens": trial.tokens + proposal.tokens,
+            "forward_tokens": trial.forward_tokens + proposal.tokens,
+            "backward_tokens": trial.backward_tokens,
+            "overhead_seconds": 0.0,
+            "option_scores": None if after is None else json.dumps(scores),
+            "poolable": None if after is None else trial.poolable,
+            "p_value": None,
+            "decided_by": None,
+            "executed": False,
+            "error": trial.error,
+            "seed": own,
+        }
+        self.number += 1
+        return row, trial
+
+    def with_costs(self, row: Row) -> Row:
+        """The row with all that was computed between trials; nothing of it is left."""
+        row = {
+            **row,
+            "forward_tokens": row["forward_tokens"] + self.forward,
+            "backward_tokens": row["backward_tokens"] + self.backward,
+            "overhead_seconds": row["overhead_seconds"] + self.seconds,
+        }
+        self._clear()
+        return row
+
+
+class _Strict:
+    """The best trial of a round so far, of those that earned something."""
 
     def __init__(self) -> None:
         self.best: Mapping[str, Any] | None = None
@@ -509,11 +583,7 @@ class _Strict:
 
 
 class _Paired:
-    """What a paired test prefers in a round, else the fallback, else where the round started.
-
-    Attributes:
-        best: so far; None for where the round started.
-    """
+    """The trial that a paired test prefers in a round so far, else the fallback, else none."""
 
     def __init__(self, level: float, start: Sequence[Prediction], fallback: str | None) -> None:
         """``start`` is answered where the round starts; ``fallback`` is its action's text."""
@@ -535,11 +605,9 @@ class _Paired:
                     self._reference, self._decided = own, "fallback"
             else:
                 p = preference_p_value(own, self._reference)
-                likelier = True
-                if self.best is not None and self._decided == "test":
-                    name = "log_probability_after"
-                    likelier = row[name] > self.best[name]
-                executed = p <= self._level and likelier
+                preferred = self.best if self._decided == "test" else None
+                name = "log_probability_after"
+                executed = p <= self._level and (preferred is None or row[name] > preferred[name])
                 if executed:
                     self._decided = "test"
         if executed:
@@ -550,6 +618,12 @@ class _Paired:
         return [
             gold_log_probability(row, gold) for row, gold in zip(scores, self._gold, strict=True)
         ]
+
+
+def executed_rows(rows: Rows) -> list[Mapping[str, Any]]:
+    """The trials that were executed, a round each, in order: what the adapted state is made of."""
+    last = {int(row["round"]): row for row in rows if row["executed"]}
+    return [last[turn] for turn in sorted(last)]
 
 
 def _fallback(
@@ -575,16 +649,20 @@ def _in_order(
     space: ActionSpace, proposals: Sequence[Proposal], fallback: str | None
 ) -> list[Proposal]:
     """A round's trials: the fallback, the proposals, and what puts these together."""
-    others = [one for one in proposals if one.text != fallback]
     first = [one for one in proposals if one.text == fallback]
     if fallback is not None and not first:
         first = [Proposal(fallback, "", "fallback", 0)]
-    found = [*first, *others]
+    found = [*first, *(one for one in proposals if one.text != fallback)]
     # one trial alone is nothing to put together
     return found + [Proposal(one.text, "", "search", 0) for one in space.pooling if found[1:]]
 
 
-def _attempts(rows: Sequence[Mapping[str, Any]]) -> list[Attempt]:
+def _history(rows: Rows) -> list[tuple[str, float]]:
+    """Actions and their rewards, for a policy to read; none of those that it cannot choose."""
+    return [(str(row["action"]), float(row["reward"])) for row in rows if row["source"] != "search"]
+
+
+def _attempts(rows: Rows) -> list[Attempt]:
     """The trials, of one state, whose adapters may become members of an ensemble."""
     return [
         Attempt(
@@ -598,98 +676,6 @@ def _attempts(rows: Sequence[Mapping[str, Any]]) -> list[Attempt]:
     ]
 
 
-class _Between:
-    """What is computed between trials, until a row takes it."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget it: the row that it belongs to has it already."""
-        self._forward = self._backward = 0
-        self._seconds = 0.0
-
-    @contextmanager
-    def measured(self) -> Iterator[None]:
-        """What happens inside is counted."""
-        before, began = replace(self._meter), time.perf_counter()
-        try:
-            yield
-        finally:
-            self._forward += self._meter.forward - before.forward
-            self._backward += self._meter.backward - before.backward
-            self._seconds += time.perf_counter() - began
-
-    def wrote(self, tokens: int) -> None:
-        """The policy wrote what no row is of."""
-        self._forward += tokens
-
-    def added_to(self, row: Row) -> Row:
-        """The row with all of it; nothing is left."""
-        row = {
-            **row,
-            "forward_tokens": row["forward_tokens"] + self._forward,
-            "backward_tokens": row["backward_tokens"] + self._backward,
-            "overhead_seconds": row["overhead_seconds"] + self._seconds,
-        }
-        self.clear()
-        return row
-
-
-def executed_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The trials that were executed, a round each, in order: what the adapted state is made of."""
-    last: dict[int, Mapping[str, Any]] = {}
-    for row in rows:
-        if row["executed"]:
-            last[int(row["round"])] = row
-    return [last[turn] for turn in sorted(last)]
-
-
-def _carry_out(
-    bench: Workbench,
-    space: ActionSpace,
-    state: AdaptedState,
-    support: Sequence[Example],
-    row: Mapping[str, Any],
-    tried: Sequence[Mapping[str, Any]],
-    asked: int,
-) -> tuple[AdaptedState, list[Prediction]] | None:
-    """The state of a trial's action, carried out on all support examples, and its answers to the first ``asked``.
-
-    Trials of ``tried`` from before this one may be its members.
-
-    Returns:
-        None where that fails, as it may on more examples than the trial was given.
-    """
-    try:
-        refined = execute(
-            bench,
-            space,
-            state,
-            support,
-            str(row["action"]),
-            int(row["seed"]),
-            _attempts([one for one in tried if one["rollout"] < row["rollout"]]),
-        )
-        answers = predict(bench, refined, support[:asked])
-        measure_indicators(answers)
-        return refined, answers
-    except OutOfTimeError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
-        logger.warning(
-            "%s: %s was chosen, but carrying it out on all %d support examples failed (%s: %s); "
-            "the state before it stays",
-            row["task"],
-            row["action"],
-            len(support),
-            type(error).__name__,
-            first_line(error),
-        )
-        return None
-
-
 def _measure_start(predictions: Sequence[Prediction], tag: Tag) -> Indicators:
     """Indicators of the initialization, which nothing can go on without."""
     try:
@@ -701,30 +687,10 @@ def _measure_start(predictions: Sequence[Prediction], tag: Tag) -> Indicators:
         ) from error
 
 
-def _check_finished(
-    finished: Sequence[Mapping[str, Any]], first: int, turn: int, texts: Sequence[str | None]
-) -> None:
-    """Check that the finished rows of a round, from its ``first`` trial on, are those of its proposals.
-
-    Raises:
-        ResumeMismatchError: they are not. A text of None is not known, and is taken for the row's.
-    """
-    for number, text in enumerate(texts, first):
-        if number >= len(finished):
-            return
-        row = finished[number]
-        if (row["rollout"], row["round"]) != (number, turn) or text not in (None, row["action"]):
-            raise ResumeMismatchError(number)
-
-
 def _different(
     proposer: Proposer, prompts: Sequence[str], seed: int, known: Set[str]
 ) -> tuple[list[Proposal], int]:
-    """One proposal a prompt, no two alike and none that is known, as far as the proposer has others to offer.
-
-    Returns:
-        The proposals, and the tokens of those that were thrown away.
-    """
+    """One proposal a prompt, no two alike and none known, as far as there are others; and the thrown-away tokens."""
     thrown_away, before = 0, 0
     found: dict[str, Proposal] = {}
     for attempt in range(1 + _SECOND_THOUGHTS):
@@ -745,55 +711,3 @@ def _draw_validation(count: int, settings: RolloutParameters, seed: int, number:
     own = derive_seed(seed, "validation", str(number) if settings.resample else "all")
     order = np.random.default_rng(own).permutation(count)
     return [int(place) for place in order[: settings.examples]]
-
-
-def _row(
-    tag: Tag,
-    turn: int,
-    number: int,
-    proposal: Proposal,
-    before: Indicators,
-    trial: Trial,
-    with_scores: bool = True,
-) -> Row:
-    after = trial.after
-    scored = after is not None and with_scores
-    return {
-        "task": tag.task,
-        "method": tag.method,
-        "iteration": tag.iteration,
-        "round": turn,
-        "rollout": number,
-        "source": proposal.source,
-        "state": proposal.prompt,
-        "action": proposal.text,
-        "family": trial.family,
-        "valid": trial.family is not None,
-        "reward": trial.reward,
-        "accuracy_before": before.accuracy,
-        "accuracy_after": None if after is None else after.accuracy,
-        "log_probability_before": before.log_probability,
-        "log_probability_after": None if after is None else after.log_probability,
-        "n": before.n,
-        "seconds": trial.seconds,
-        "tokens": trial.tokens + proposal.tokens,
-        "forward_tokens": trial.forward_tokens + proposal.tokens,
-        "backward_tokens": trial.backward_tokens,
-        "overhead_seconds": 0.0,
-        "option_scores": json.dumps([one.option_scores for one in trial.predictions])
-        if scored
-        else None,
-        "poolable": trial.poolable if scored else None,
-        "p_value": None,
-        "decided_by": None,
-        "executed": False,
-        "error": trial.error,
-    }
-
-
-def _deadline(seconds: float | None) -> float | None:
-    return None if seconds is None else time.monotonic() + seconds
-
-
-def _late(deadline: float | None) -> bool:
-    return deadline is not None and time.monotonic() > deadline

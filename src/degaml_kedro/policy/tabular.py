@@ -31,12 +31,7 @@ _DRAWN = 64
 
 @dataclass(frozen=True)
 class RewardModel:
-    """Log-odds of a reward: linear in named features.
-
-    Attributes:
-        weights: by feature; one that is not named weighs nothing.
-        intercept: b.
-    """
+    """Log-odds of a reward: linear in named features; one without a weight weighs nothing."""
 
     weights: Mapping[str, float]
     intercept: float
@@ -50,12 +45,7 @@ class RewardModel:
 def fit_rewards(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> RewardModel:
     """The regression on rollouts: L2 of strength 1 on standardized features.
 
-    Args:
-        rows: rollouts of all meta-train tasks and iterations.
-        space: the actions; what is none of them is left out.
-
-    Returns:
-        One that calls every action equally good where all rollouts earned alike.
+    What is no action of the space is left out. Where all rollouts earned alike, every action is equally good.
     """
     features, rewarded = [], []
     for row in rows:
@@ -80,12 +70,7 @@ def fit_rewards(rows: Iterable[Mapping[str, Any]], space: ActionSpace) -> Reward
 
 @dataclass(frozen=True)
 class TabularProposer:
-    """Draws actions in proportion to their odds of a reward.
-
-    Attributes:
-        space: what is drawn from.
-        model: of rewards.
-    """
+    """Draws actions in proportion to their odds of a reward."""
 
     space: ActionSpace
     model: RewardModel

@@ -31,15 +31,7 @@ def learn(
     seed: int,
     progress: Progress | None = None,
 ) -> tuple[Adapter, dict[str, Any]]:
-    """Train the policy on rewarded rollouts.
-
-    Args:
-        base: the policy's frozen model.
-        start: where its adapter starts.
-        rows: rollouts, rewarded or not.
-        settings: epochs, learning rate, batch size.
-        seed: decides what is taken where there are too many, and the order.
-        progress: called with (steps done, steps in all).
+    """Train the policy's adapter on the rewarded ones among rollouts; the seed decides their order, and which of many.
 
     Returns:
         The adapter, ``start`` itself where no rollout was rewarded; and a record: ``learned``, how many rollouts it was
@@ -71,9 +63,8 @@ def learn(
 
     adapter, losses, tokens = start, list[float](), 0
     for step in train_on_batches(base, batch, training, start):
-        adapter = step.adapter
+        adapter, tokens = step.adapter, tokens + step.tokens
         losses.append(step.loss)
-        tokens += step.tokens
         if progress is not None:
             progress(step.step, steps)
     return adapter, _record(len(chosen), losses, tokens, began)

@@ -14,7 +14,7 @@ of what others wrote: its members are then made anew, on the other folds, and as
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,12 +29,12 @@ from degaml_kedro.llm.scoring import Prediction, predictions_of
 from degaml_kedro.policy.actions import ActionError, ActionSpace
 from degaml_kedro.policy.indicators import Indicators, better, measure_indicators
 from degaml_kedro.strategies.answering import predict
+from degaml_kedro.strategies.context import Context, StrategyError
 from degaml_kedro.strategies.ensemble import is_candidate
+from degaml_kedro.strategies.observations import Candidate, Candidates, Labeled, Nothing, Prompts
 from degaml_kedro.strategies.registry import StrategyFamily
 from degaml_kedro.strategies.scaling import combine
-from degaml_kedro.strategies.seen import Candidate, Candidates, Labeled, Nothing, Prompts
 from degaml_kedro.strategies.state import AdaptedState, Member
-from degaml_kedro.strategies.workbench import StrategyError, Workbench
 from degaml_kedro.tasks.example import Example
 
 FOLDS = 2
@@ -48,9 +48,6 @@ class Attempt:
     """An earlier trial from the same state, on the same examples, whose adapter may become a member of an ensemble.
 
     Attributes:
-        action: its text.
-        family: its family's name.
-        seed: the trial's.
         scores: option scores of every example, [examples][options], held out where the family reads answers.
     """
 
@@ -66,7 +63,6 @@ class Trial:
 
     Attributes:
         family: None where the text was no action.
-        reward: what it earned.
         after: indicators under what it made; None where nothing ran to its end.
         seconds: wall time.
         tokens: that the base model computed, forward and backward.
@@ -96,7 +92,7 @@ class Trial:
 
 
 def try_action(
-    bench: Workbench,
+    context: Context,
     space: ActionSpace,
     state: AdaptedState,
     before: Indicators,
@@ -111,13 +107,10 @@ def try_action(
     """Carry an action out and score it.
 
     Args:
-        bench: the model; its meter and deadline are respected.
-        space: what is allowed.
         state: what is refined; it stays as it is.
         before: indicators of ``state`` on the same examples.
         examples: D_val.
         text: what was proposed: untrusted.
-        reward: what a score earns.
         seed: of the strategy's randomness.
         folds: places in D_val, for families that read answers; None for two halves that the seed deals.
         tried: earlier trials from the same state, for families that put these together.
@@ -132,66 +125,68 @@ def try_action(
     except ActionError as error:
         return Trial(None, 0.0, None, 0.0, 0, f"invalid action: {first_line(error)}")
     family = space.family(action.family)
-    refine = partial(_refine, bench, family, config, state, seed)
-    meter, began = replace(bench.meter), time.perf_counter()
+    refine = partial(_refine, context, family, config, state, seed)
+    meter, began = replace(context.meter), time.perf_counter()
     after, failure = None, None
     found, poolable, refined = list[Prediction](), False, None
     try:
         if not family.reads_answers or (shown and family.sees is Labeled):
             refined = refine(_seen(family, shown if family.reads_answers else examples))
-            found, poolable = predict(bench, refined, examples), is_candidate(refined)
+            found, poolable = predict(context, refined, examples), is_candidate(refined)
         else:
-            folds = _checked(folds, family, len(examples), seed)
-            if family.sees is not Candidates:
-
-                def labeled(places: Sequence[int]) -> Seen:
-                    return Labeled(tuple(examples[place] for place in places))
-
-                found, poolable = _cross_fitted(bench, refine, labeled, examples, folds)
-            elif bench.scoring.mode == "generate":
-
-                def carried_out(places: Sequence[int]) -> Seen:
-                    some = [examples[place] for place in places]
-                    make = partial(execute, bench, space, state, some)
-                    return _candidates(tried, make, examples, places)
-
-                found, _ = _cross_fitted(bench, refine, carried_out, examples, folds)
+            if len(examples) < FOLDS:
+                raise StrategyError(
+                    f"the family '{family.name}' sees answers, so it is scored on examples that it was not trained on: "
+                    f"it needs at least {FOLDS} examples, and there is {len(examples)}"
+                )
+            if folds is None:
+                order = np.random.default_rng(derive_seed(seed, "folds")).permutation(len(examples))
+                folds = [[int(place) for place in order[fold::FOLDS]] for fold in range(FOLDS)]
+            pooling = family.sees is Candidates
+            if pooling and context.scoring.mode != "generate":
+                found = _pooled(context, refine, state, examples, folds, tried)
             else:
-                found = _pooled(bench, refine, state, examples, folds, tried)
+
+                def seen(places: Sequence[int]) -> Seen:
+                    some = tuple(examples[place] for place in places)
+                    make = partial(execute, context, space, state, some)
+                    return _candidates(tried, make, examples, places) if pooling else Labeled(some)
+
+                found, poolable = _cross_fitted(context, refine, seen, examples, folds)
+                poolable = poolable and not pooling
         after = measure_indicators(found)
     except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
         failure = f"{type(error).__name__}: {first_line(error)}"
     seconds = time.perf_counter() - began
-    failed = after is None
-    return Trial(
-        family=action.family,
-        reward=0.0 if after is None else earn(reward, before, after, seconds, seed),
+    tokens, backward = context.meter.tokens - meter.tokens, context.meter.backward - meter.backward
+    failed = Trial(action.family, 0.0, None, seconds, tokens, failure, backward)
+    if after is None:
+        return failed
+    return replace(
+        failed,
+        reward=reward_of(before, after, reward, seconds, seed),
         after=after,
-        seconds=seconds,
-        tokens=bench.meter.tokens - meter.tokens,
-        error=failure,
-        backward_tokens=bench.meter.backward - meter.backward,
-        predictions=() if failed else tuple(found),
-        poolable=poolable and not failed,
-        state=None if failed else refined,
+        predictions=tuple(found),
+        poolable=poolable,
+        state=refined,
     )
 
 
-def earn(
-    reward: RewardParameters, before: Indicators, after: Indicators, seconds: float, seed: int
+def reward_of(
+    before: Indicators, after: Indicators, settings: RewardParameters, seconds: float, seed: int
 ) -> float:
     """The reward of a score (section 2.2; made strict: a tie earns nothing)."""
-    if reward.kind == "utility":
-        return after.accuracy - before.accuracy - reward.price_per_second * seconds
-    won = better(after, before, reward.tie_break)
-    if reward.noise > 0:
+    if settings.kind == "utility":
+        return after.accuracy - before.accuracy - settings.price_per_second * seconds
+    won = better(after, before, settings.tie_break)
+    if settings.noise > 0:
         rng = np.random.default_rng(derive_seed(seed, "reward noise"))
-        won ^= bool(rng.random() < reward.noise)
+        won ^= bool(rng.random() < settings.noise)
     return float(won)
 
 
 def execute(
-    bench: Workbench,
+    context: Context,
     space: ActionSpace,
     state: AdaptedState,
     examples: Sequence[Example],
@@ -202,11 +197,7 @@ def execute(
     """Carry an action out for good, on all that is known of the task.
 
     Args:
-        bench: the model.
-        space: what is allowed.
-        state: what is refined.
         examples: the support examples; the family sees of them what it may.
-        text: the action.
         seed: that of its trial.
         tried: the trials that it was given then; each that it takes is carried out on all examples.
 
@@ -219,28 +210,15 @@ def execute(
     if family.sees is Candidates:
         # those that the candidates were scored on are the first
         scored = range(len(tried[0].scores) if tried else 0)
-        make = partial(execute, bench, space, state, examples)
+        make = partial(execute, context, space, state, examples)
         seen: Seen = _candidates(tried, make, examples, scored)
     else:
         seen = _seen(family, examples)
-    return _refine(bench, family, config, state, seed, seen)
-
-
-def _checked(folds: Folds | None, family: StrategyFamily, count: int, seed: int) -> Folds:
-    """The folds; halves where there are none."""
-    if count < FOLDS:
-        raise StrategyError(
-            f"the family '{family.name}' sees answers, so it is scored on examples that it was not trained on: "
-            f"it needs at least {FOLDS} examples, and there is {count}"
-        )
-    if folds is not None:
-        return folds
-    order = np.random.default_rng(derive_seed(seed, "folds")).permutation(count)
-    return [[int(place) for place in order[fold::FOLDS]] for fold in range(FOLDS)]
+    return _refine(context, family, config, state, seed, seen)
 
 
 def _cross_fitted(
-    bench: Workbench,
+    context: Context,
     refine: Callable[[Seen], AdaptedState],
     seen: Callable[[Sequence[int]], Seen],
     examples: Sequence[Example],
@@ -252,23 +230,23 @@ def _cross_fitted(
     """
     found: dict[int, Prediction] = {}
     poolable = True
-    for asked in folds:
-        refined = refine(seen(_others(asked, len(examples))))
-        answers = predict(bench, refined, [examples[place] for place in asked])
+    for asked, others in _dealt(folds):
+        refined = refine(seen(others))
+        answers = predict(context, refined, [examples[place] for place in asked])
         found.update(zip(asked, answers, strict=True))
         poolable = poolable and is_candidate(refined)
     return [found[place] for place in range(len(examples))], poolable
 
 
 def _pooled(
-    bench: Workbench,
+    context: Context,
     refine: Callable[[Seen], AdaptedState],
     state: AdaptedState,
     examples: Sequence[Example],
     folds: Folds,
     tried: Sequence[Attempt],
 ) -> list[Prediction]:
-    """Predictions of what a family puts together, from the held-out scores of its members: the model is not asked."""
+    """Predictions of what a family puts together, from its members' held-out scores: the model is not asked."""
     stand_ins = {(one.action, one.seed): Member(state.members[0].adapter) for one in tried}
     scores_of = {id(stand_ins[one.action, one.seed]): one.scores for one in tried}
 
@@ -276,8 +254,8 @@ def _pooled(
         return AdaptedState((stand_ins[action, seed],))
 
     scores: dict[int, tuple[float, ...]] = {}
-    for asked in folds:
-        made = refine(_candidates(tried, stand_in, examples, _others(asked, len(examples))))
+    for asked, others in _dealt(folds):
+        made = refine(_candidates(tried, stand_in, examples, others))
         known = all(id(member) in scores_of for member in made.members)
         if not known or made.vote is None or made.steering is not None:
             raise StrategyError(
@@ -287,7 +265,7 @@ def _pooled(
             rows = [scores_of[id(member)][place] for member in made.members]
             scores[place] = combine(rows, made.vote.method, made.vote.weights)
     every = [scores[place] for place in range(len(examples))]
-    return predictions_of(examples, every, [0] * len(examples), bench.prompt, bench.scoring)
+    return predictions_of(examples, every, [0] * len(examples), context.prompt, context.scoring)
 
 
 def _candidates(
@@ -314,9 +292,11 @@ def _candidates(
     )
 
 
-def _others(places: Sequence[int], count: int) -> list[int]:
-    held_out = set(places)
-    return [place for place in range(count) if place not in held_out]
+def _dealt(folds: Folds) -> Iterator[tuple[Sequence[int], list[int]]]:
+    """Each fold, and the places of all others in order."""
+    every = sorted(place for fold in folds for place in fold)
+    for fold in folds:
+        yield fold, [place for place in every if place not in fold]
 
 
 def _seen(family: StrategyFamily, examples: Sequence[Example]) -> Seen:
@@ -326,16 +306,16 @@ def _seen(family: StrategyFamily, examples: Sequence[Example]) -> Seen:
 
 
 def _refine(
-    bench: Workbench,
+    context: Context,
     family: StrategyFamily,
     config: Parameters,
     state: AdaptedState,
     seed: int,
     seen: Seen,
 ) -> AdaptedState:
-    bench.check_time()
+    context.check_time()
     # a copy: a family may be anybody's code, and write into the tensors
-    refined = family.refine(bench, deepcopy(state), seen, config, seed)
+    refined = family.refine(context, deepcopy(state), seen, config, seed)
     if not isinstance(refined, AdaptedState):
         raise StrategyError(
             f"the family '{family.name}' returned a {type(refined).__name__}; it has to return an AdaptedState"

@@ -25,10 +25,10 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 from degaml_kedro.config.schema import Parameters
+from degaml_kedro.strategies.context import Context, StrategyError
+from degaml_kedro.strategies.observations import Candidate, Candidates
 from degaml_kedro.strategies.registry import family
-from degaml_kedro.strategies.seen import Candidate, Candidates
 from degaml_kedro.strategies.state import AdaptedState, Vote
-from degaml_kedro.strategies.workbench import StrategyError, Workbench
 
 Scores = NDArray[np.float64]
 # how likely an answer that was not written is, beside the one that was
@@ -44,14 +44,14 @@ class Pooling(Parameters):
 
 @family("ensemble", "ask the best tried so far together", Pooling)
 def refine(
-    bench: Workbench, state: AdaptedState, seen: Candidates, config: Pooling, seed: int
+    context: Context, state: AdaptedState, seen: Candidates, config: Pooling, seed: int
 ) -> AdaptedState:
     """Put the best candidates' adapters together.
 
     Raises:
         StrategyError: there are fewer than two candidates, or a candidate's state is not one adapter alone.
     """
-    del bench, state, seed
+    del context, state, seed
     gold = [example.gold for example in seen.examples]
     members = _best(seen.tried, gold, config.members)
     if len(members) < 2:
@@ -80,14 +80,11 @@ def is_candidate(state: AdaptedState) -> bool:
 def fit_weights(
     scores: Sequence[Sequence[Sequence[float]]], gold: Sequence[int]
 ) -> tuple[float, ...]:
-    """The pooling weights under which right answers are likeliest: a concave maximum over the simplex.
+    """The pooling weights [K] under which right answers are likeliest: a concave maximum over the simplex.
 
     Args:
         scores: log-probabilities by member, example and option, [K][N][O], up to a constant of the question's own.
         gold: indices of the right options, [N].
-
-    Returns:
-        Weights [K], at least 0 and of the sum 1.
     """
     # by example: [K, O]
     logs: list[Scores] = [

@@ -13,13 +13,13 @@ from typing import Annotated
 from pydantic import Field
 
 from degaml_kedro.common.seeds import derive_seed
-from degaml_kedro.config.schema import Parameters, Phase, TrainingParameters
-from degaml_kedro.llm.finetune import AnswerSequence, answer_sequences, batch_indices
+from degaml_kedro.config.schema import Parameters
+from degaml_kedro.llm.finetune import answer_sequences
+from degaml_kedro.strategies.context import Context
+from degaml_kedro.strategies.observations import Labeled
 from degaml_kedro.strategies.registry import Offered, family
-from degaml_kedro.strategies.seen import Labeled
 from degaml_kedro.strategies.state import AdaptedState
 from degaml_kedro.strategies.ttt import train_members
-from degaml_kedro.strategies.workbench import Workbench
 
 
 class FewShot(Parameters):
@@ -34,21 +34,15 @@ class FewShot(Parameters):
 
 @family("sft", "train on the answers", FewShot)
 def refine(
-    bench: Workbench, state: AdaptedState, seen: Labeled, config: FewShot, seed: int
+    context: Context, state: AdaptedState, seen: Labeled, config: FewShot, seed: int
 ) -> AdaptedState:
     """Train every member on the answers.
 
     Raises:
         TrainingError: the loss stops being finite.
     """
-    sequences = answer_sequences(bench.base, seen.examples, bench.prompt, bench.scoring.answers)
-    training = TrainingParameters(
-        phases=(Phase(steps=config.steps, learning_rate=config.learning_rate),),
-        batch_size=config.batch_size,
+    sequences = answer_sequences(
+        context.base, seen.examples, context.prompt, context.scoring.answers
     )
-    own = derive_seed(seed, "sft")
-
-    def batch(step: int) -> list[AnswerSequence]:
-        return [sequences[i] for i in batch_indices(len(sequences), training, step, own)]
-
-    return train_members(bench, state, batch, training)
+    steps, rate, size = config.steps, config.learning_rate, config.batch_size
+    return train_members(context, state, sequences, steps, rate, size, derive_seed(seed, "sft"))

@@ -28,25 +28,21 @@ from torch import Tensor
 
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import Parameters
-from degaml_kedro.llm.in_context import (
-    encode_in_context,
-    fitting,
-    shuffled,
-)
+from degaml_kedro.llm.in_context import encode_in_context, fitting, shuffled
 from degaml_kedro.llm.prompting import without_options
 from degaml_kedro.llm.scoring import AskedQuestions
 from degaml_kedro.llm.sentence_head import SentenceHead
+from degaml_kedro.strategies.context import Context, StrategyError
+from degaml_kedro.strategies.observations import Labeled
 from degaml_kedro.strategies.registry import Offered, family
-from degaml_kedro.strategies.seen import Labeled
 from degaml_kedro.strategies.state import (
     MAX_ENCODER_WEIGHT,
     MAX_POOL,
     MAX_SHOTS,
     AdaptedState,
-    Context,
+    Demonstrations,
     Order,
 )
-from degaml_kedro.strategies.workbench import StrategyError, Workbench
 from degaml_kedro.tasks.example import Example, Question
 
 # scikit-learn's C of the encoder's classifier, chosen on development tasks
@@ -66,42 +62,56 @@ class InContext(Parameters):
 
 @family("context", "show the answered examples", InContext)
 def refine(
-    bench: Workbench, state: AdaptedState, seen: Labeled, config: InContext, seed: int
+    context: Context, state: AdaptedState, seen: Labeled, config: InContext, seed: int
 ) -> AdaptedState:
     """Put the examples, the first 1000, in front of every question that a member is asked, in place of earlier ones.
 
     Raises:
         StrategyError: the encoder is asked for, and there is none.
     """
-    own = derive_seed(seed, "context")
-    context = Context(seen.examples[:MAX_POOL], config.shots, config.order, own, config.encoder)
-    if context.needs_encoder:
-        _embedder(bench)
-    members = tuple(replace(member, context=context) for member in state.members)
+    shown = demonstrate(context, seen, config.shots, config.order, config.encoder, seed)
+    members = tuple(replace(member, demonstrations=shown) for member in state.members)
     return replace(state, members=members)
 
 
+def demonstrate(
+    context: Context, seen: Labeled, shots: int, order: Order, encoder: float, seed: int
+) -> Demonstrations:
+    """The examples, the first 1000, as demonstrations.
+
+    Raises:
+        StrategyError: the encoder is asked for, and there is none.
+    """
+    own = derive_seed(seed, "context")
+    shown = Demonstrations(seen.examples[:MAX_POOL], shots, order, own, encoder)
+    if shown.needs_encoder:
+        _embedder(context)
+    return shown
+
+
 def ask_in_context(
-    bench: Workbench, context: Context, questions: Sequence[Question]
+    context: Context, shown: Demonstrations, questions: Sequence[Question]
 ) -> AskedQuestions:
-    """Questions behind as many demonstrations of a context as fit; every question by itself.
+    """Questions behind as many demonstrations as fit; every question by itself.
 
     Raises:
         StrategyError: the nearest are asked for, and there is no encoder.
         PromptError: a question alone is longer than the model's context.
     """
-    base, prompt, mode = bench.base, bench.prompt, bench.scoring.answers
-    room = bench.scoring.room
+    base, prompt, mode = context.base, context.prompt, context.scoring.answers
+    room = context.scoring.room
     if room:
         questions = without_options(questions)
-    shared = context.order != "nearest"
+    pool, shared = shown.examples, shown.order != "nearest"
     if shared:
-        pool = context.examples
-        if context.order == "random":
-            pool = shuffled(pool, context.seed)
-        choices = [pool[: context.shots]] * len(questions)
+        pool = shuffled(pool, shown.seed) if shown.order == "random" else pool
+        choices = [pool[: shown.shots]] * len(questions)
     else:
-        choices = _nearest(bench, context, questions)
+        embed = _embedder(context)
+        # both are of length 1: the order of Euclidean distances too
+        alike = embed(questions) @ embed([Question.of(one) for one in pool]).T  # [Q, N]
+        ranks = alike.argsort(dim=1, descending=True, stable=True)[:, : shown.shots].tolist()
+        choices = [tuple(pool[place] for place in row) for row in ranks]
 
     def fit(choice: Sequence[Example], some: Sequence[Question]) -> int:
         return fitting(base, choice, some, prompt, mode, len(choice), room)
@@ -117,24 +127,19 @@ def ask_in_context(
 
 
 def encoder_words(
-    bench: Workbench, context: Context, questions: Sequence[Question]
+    context: Context, shown: Demonstrations, questions: Sequence[Question]
 ) -> list[EncoderWord]:
     """What the encoder's classifier says of questions: w log p_e by option, or None where it has no word.
-
-    Args:
-        bench: with its encoder.
-        context: its examples are what the classifier is fitted to.
-        questions: what is asked, [Q].
 
     Raises:
         StrategyError: there is no encoder.
     """
-    embed = _embedder(bench)
-    answers = [example.options[example.gold] for example in context.examples]
-    shown = embed([Question.of(example) for example in context.examples])
-    head = SentenceHead.fit(shown, answers, _REGULARIZATION)
+    embed = _embedder(context)
+    answers = [example.options[example.gold] for example in shown.examples]
+    states = embed([Question.of(example) for example in shown.examples])
+    head = SentenceHead.fit(states, answers, _REGULARIZATION)
+    told = shown.encoder_weight * head.log_probabilities(embed(questions))
     found: list[EncoderWord] = []
-    told = context.encoder_weight * head.log_probabilities(embed(questions))
     for question, row in zip(questions, told.tolist(), strict=True):
         of_class = dict(zip(head.classes, row, strict=True))
         known = all(option in of_class for option in question.options)
@@ -152,23 +157,10 @@ def with_encoder(
     ]
 
 
-def _nearest(
-    bench: Workbench, context: Context, questions: Sequence[Question]
-) -> list[tuple[Example, ...]]:
-    """The demonstrations that are nearest to each question, the nearest one first."""
-    embed = _embedder(bench)
-    pool = embed([Question.of(example) for example in context.examples])  # [N, C]
-    # both are of length 1: the order of Euclidean distances too
-    ranks = (embed(questions) @ pool.T).argsort(dim=1, descending=True, stable=True)
-    return [
-        tuple(context.examples[place] for place in row[: context.shots]) for row in ranks.tolist()
-    ]
-
-
-def _embedder(bench: Workbench) -> Callable[[Sequence[Question]], Tensor]:
-    if bench.embed is None:
+def _embedder(context: Context) -> Callable[[Sequence[Question]], Tensor]:
+    if context.embed is None:
         raise StrategyError(
             "the prompt encoder finds the nearest demonstrations and has a word of its own, and there is none here; "
             "use the order given or random, and encoder 0"
         )
-    return bench.embed
+    return context.embed

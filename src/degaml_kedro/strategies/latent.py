@@ -31,11 +31,11 @@ from degaml_kedro.llm.generation import Steer
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.prompting import EncodedQuestion
+from degaml_kedro.strategies.context import Context
+from degaml_kedro.strategies.observations import Prompts
 from degaml_kedro.strategies.registry import Offered, family
-from degaml_kedro.strategies.seen import Prompts
 from degaml_kedro.strategies.state import AdaptedState, Steering
 from degaml_kedro.strategies.ttt import prompt_sequences
-from degaml_kedro.strategies.workbench import StrategyError, Workbench
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -57,7 +57,7 @@ class LatentSteps(Parameters):
 
 @family("ls", "steer the hidden states", LatentSteps)
 def refine(
-    bench: Workbench, state: AdaptedState, seen: Prompts, config: LatentSteps, seed: int
+    context: Context, state: AdaptedState, seen: Prompts, config: LatentSteps, seed: int
 ) -> AdaptedState:
     """Put a vector on the final hidden states, in place of an earlier one.
 
@@ -70,54 +70,29 @@ def refine(
     del seed
     steering = Steering(config.times, config.learning_rate, config.scope)
     if config.scope == "task":
-        vectors = [
-            _task_vector(bench, state.members[i].adapter, seen, steering)
-            for i in range(len(state.members))
-        ]
+        vectors = [_task_vector(context, one.adapter, seen, steering) for one in state.members]
         steering = replace(steering, vectors=torch.stack(vectors))
     return replace(state, steering=steering)
 
 
-def _task_vector(bench: Workbench, adapter: Adapter, seen: Prompts, steering: Steering) -> Tensor:
-    base = bench.base
-    sequences = prompt_sequences(bench, seen)
-    if not sequences:
-        raise StrategyError("every prompt is one token long; there is nothing to predict in it")
+def _task_vector(context: Context, adapter: Adapter, seen: Prompts, steering: Steering) -> Tensor:
+    base = context.base
+    sequences = prompt_sequences(context, seen)
     limit = max(1, _CELLS_AT_ONCE // base.head.shape[0])
     totals = accumulate(sequence.answer for sequence in sequences)
     taken = max(1, sum(total <= limit for total in totals))
-    rows: list[int] = []
-    targets: list[int] = []
-    pack = pack_trees([TokenTree(s.ids) for s in sequences[:taken]], base.device, base.dtype)
-    for sequence, start in zip(sequences[:taken], pack.starts, strict=True):
-        rows.extend(range(start, start + sequence.answer))
-        targets.extend(sequence.ids[1:])
+    prompts = [sequence.ids for sequence in sequences[:taken]]
+    pack = pack_trees([TokenTree(ids) for ids in prompts], base.device, base.dtype)
     with torch.no_grad(), active_lora(base.activate_adapter(adapter)):
-        hidden = base.hidden_states(pack)[rows]
-    bench.meter.forward += pack.tokens
-    return latent_vectors(
-        hidden,
-        [len(rows)],
-        targets,
-        base.head,
-        steering.times,
-        steering.learning_rate,
-        _own_logits(base),
-    )[0].cpu()
-
-
-def _own_logits(base: BaseModel) -> Logits | None:
-    """The library's logits, where the head is more than a matrix."""
-    return None if base.readout is None else base.logits
+        hidden = base.hidden_states(pack)
+    context.meter.forward += pack.tokens
+    return _prompt_vectors(steering, base, hidden, pack.starts, prompts)[0].cpu()
 
 
 def steer(steering: Steering, base: BaseModel, members: int) -> Steer:
     """What :func:`~degaml_kedro.llm.scoring.compare_options` calls with the hidden states of each batch.
 
-    Args:
-        steering: steps, or vectors.
-        base: for its head.
-        members: K; the questions come once for each.
+    The questions come once for each of K members.
     """
 
     def vectors(
@@ -126,32 +101,36 @@ def steer(steering: Steering, base: BaseModel, members: int) -> Steer:
         if steering.vectors is not None:
             each = steering.vectors.to(hidden.device)
             return each.repeat_interleave(len(questions) // members, dim=0)
-        rows: list[int] = []
-        targets: list[int] = []
-        for start, question in zip(starts, questions, strict=True):
-            rows.extend(range(start, start + len(question.prompt) - 1))
-            targets.extend(question.prompt[1:])
-        counts = [len(question.prompt) - 1 for question in questions]
-        return latent_vectors(
-            hidden[rows],
-            counts,
-            targets,
-            base.head,
-            steering.times,
-            steering.learning_rate,
-            _own_logits(base),
-        )
+        return _prompt_vectors(steering, base, hidden, starts, [one.prompt for one in questions])
 
     return vectors
+
+
+def _prompt_vectors(
+    steering: Steering,
+    base: BaseModel,
+    hidden: Tensor,
+    starts: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+) -> Tensor:
+    """Vectors of prompts whose rows in ``hidden`` begin at ``starts``: one of all for scope ``task``, else one each."""
+    rows: list[int] = []
+    targets: list[int] = []
+    for start, ids in zip(starts, prompts, strict=True):
+        rows.extend(range(start, start + len(ids) - 1))
+        targets.extend(ids[1:])
+    counts = [len(rows)] if steering.scope == "task" else [len(ids) - 1 for ids in prompts]
+    # the library's logits, where the head is more than a matrix
+    logits = None if base.readout is None else base.logits
+    return latent_vectors(hidden[rows], counts, targets, steering, base.head, logits)
 
 
 def latent_vectors(
     hidden: Tensor,
     counts: Sequence[int],
     targets: Sequence[int],
+    steering: Steering,
     head: Tensor,
-    times: int,
-    learning_rate: float,
     logits: Logits | None = None,
 ) -> Tensor:
     """SLOT's vectors, one for every run of rows; no two of them depend on each other.
@@ -160,9 +139,8 @@ def latent_vectors(
         hidden: final hidden states that predict a token, [R, H], in the model's dtype.
         counts: how many of the rows belong to each vector, in order; they add up to R.
         targets: the token that each row should predict, [R].
+        steering: the steps.
         head: [V, H], in the model's dtype.
-        times: AdamW steps.
-        learning_rate: of these steps.
         logits: of hidden states, where the head is more than a matrix; else None.
 
     Returns:
@@ -179,9 +157,9 @@ def latent_vectors(
                 rows = slice(first, first + sum(chunk))
                 some = hidden[rows], chunk, goal[rows]
                 found.append(
-                    _chunk_vectors(*some, head, times, learning_rate)
+                    _chunk_vectors(*some, steering, head)
                     if logits is None
-                    else _chunk_vectors_of(*some, logits, times, learning_rate)
+                    else _chunk_vectors_of(*some, steering, logits)
                 )
                 first, chunk = rows.stop, []
             if count is not None:
@@ -190,12 +168,7 @@ def latent_vectors(
 
 
 def _chunk_vectors(
-    hidden: Tensor,
-    counts: Sequence[int],
-    targets: Tensor,
-    head: Tensor,
-    times: int,
-    learning_rate: float,
+    hidden: Tensor, counts: Sequence[int], targets: Tensor, steering: Steering, head: Tensor
 ) -> Tensor:
     size = torch.tensor(counts, device=hidden.device)
     owner = torch.arange(len(counts), device=hidden.device).repeat_interleave(size)
@@ -211,24 +184,19 @@ def _chunk_vectors(
 
     # every element is on its own in AdamW, so that one optimizer serves all vectors
     delta = torch.zeros(len(counts), wide, dtype=torch.float32, device=hidden.device)
-    optimizer = torch.optim.AdamW(
-        [delta], lr=learning_rate, eps=_EPS, weight_decay=_WEIGHT_DECAY, foreach=False
-    )
-    for step in range(1, times + 1):
+    optimizer = _adamw(delta, steering)
+    for step in range(1, steering.times + 1):
         if step == 1:
             chances = torch.stack([part.T @ (1 / part.sum(dim=1)) for part in parts])
         else:
             tilt = (delta.to(head.dtype) @ head.T).float()
             tilt.sub_(tilt.amax(dim=1, keepdim=True)).exp_()
             rows = []
-            begin = 0
-            for index, part in enumerate(parts):
-                summed = _summed_odds(part, tilt[index])
-                if summed is None:
-                    states = hidden[begin : begin + len(part)]
-                    summed = _summed_slowly(states, delta[index], head)
-                rows.append(summed)
-                begin += len(part)
+            for part, states, own, vector in zip(
+                parts, hidden.split(list(counts)), tilt, delta, strict=True
+            ):
+                summed = _summed_odds(part, own)
+                rows.append(_summed_slowly(states, vector, head) if summed is None else summed)
             chances = torch.stack(rows)
         delta.grad = (chances.to(head.dtype) @ head).float().sub_(wanted).mul_(share)
         optimizer.step()
@@ -236,12 +204,7 @@ def _chunk_vectors(
 
 
 def _chunk_vectors_of(
-    hidden: Tensor,
-    counts: Sequence[int],
-    targets: Tensor,
-    logits_of: Logits,
-    times: int,
-    learning_rate: float,
+    hidden: Tensor, counts: Sequence[int], targets: Tensor, steering: Steering, logits_of: Logits
 ) -> Tensor:
     """The same for a head that is more than a matrix: through the library's logits."""
     # what was made for inference is part of no gradient: all is made here, or copied
@@ -251,16 +214,20 @@ def _chunk_vectors_of(
         share = (1 / size.clamp(min=1).float())[owner]
         states, goal = hidden.float().clone(), targets.clone()
         delta = states.new_zeros(len(counts), states.shape[1], requires_grad=True)
-        optimizer = torch.optim.AdamW(
-            [delta], lr=learning_rate, eps=_EPS, weight_decay=_WEIGHT_DECAY, foreach=False
-        )
-        for _ in range(times):
+        optimizer = _adamw(delta, steering)
+        for _ in range(steering.times):
             optimizer.zero_grad()
             logits = logits_of(states + delta[owner])
             losses = torch.nn.functional.cross_entropy(logits, goal, reduction="none")
             (losses * share).sum().backward()
             optimizer.step()
     return delta.detach()
+
+
+def _adamw(delta: Tensor, steering: Steering) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        [delta], steering.learning_rate, eps=_EPS, weight_decay=_WEIGHT_DECAY, foreach=False
+    )
 
 
 def _summed_odds(odds: Tensor, tilt: Tensor) -> Tensor | None:

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter, parse_key
 from degaml_kedro.config.schema import Parameters
+from degaml_kedro.strategies.context import Context
+from degaml_kedro.strategies.observations import Nothing
 from degaml_kedro.strategies.registry import Offered, family
-from degaml_kedro.strategies.seen import Nothing
 from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.workbench import Workbench
 
 
 class Mixing(Parameters):
@@ -36,10 +36,10 @@ class Mixing(Parameters):
 
 @family("lora", "mix the two halves of the adapter", Mixing)
 def refine(
-    bench: Workbench, state: AdaptedState, seen: Nothing, config: Mixing, seed: int
+    context: Context, state: AdaptedState, seen: Nothing, config: Mixing, seed: int
 ) -> AdaptedState:
     """Mix every member's halves."""
-    del bench, seen, seed
+    del context, seen, seed
     members = tuple(
         replace(member, adapter=mix_halves(member.adapter, config.mix)) for member in state.members
     )
@@ -47,12 +47,7 @@ def refine(
 
 
 def mix_halves(adapter: Adapter, mix: float) -> Adapter:
-    """The adapter of B M A.
-
-    Args:
-        adapter: A [r, I] and B [O, r] by layer.
-        mix: λ.
-    """
+    """The adapter of B M A, for A [r, I] and B [O, r] of every layer and λ ``mix``."""
     if mix == 0:
         # not only equal: adding zero would turn a -0.0 over
         return adapter

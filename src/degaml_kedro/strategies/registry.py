@@ -6,7 +6,7 @@ A family is one function, its verb, and a pydantic model of its configuration:
         factor: Annotated[float, Field(ge=0.5, le=2.0), Offered(0.5, 0.8, 1.25, 2.0)]
 
     @family("scaling", "scale the adapter", Scaling)
-    def refine(bench: Workbench, state: AdaptedState, seen: Nothing, config: Scaling, seed: int) -> AdaptedState:
+    def refine(context: Context, state: AdaptedState, seen: Nothing, config: Scaling, seed: int) -> AdaptedState:
         ...
 
 What a family may see of the task is the type of its third parameter: :class:`Nothing`, :class:`Prompts` (questions
@@ -20,7 +20,7 @@ import inspect
 import itertools
 import re
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -32,7 +32,7 @@ from pydantic.fields import FieldInfo
 from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.config.schema import Parameters
 from degaml_kedro.llm.base_model import first_line
-from degaml_kedro.strategies.seen import Candidates, Labeled, Nothing, Prompts
+from degaml_kedro.strategies.observations import Candidates, Labeled, Nothing, Prompts
 from degaml_kedro.strategies.state import AdaptedState
 
 ENTRY_POINTS = "degaml_kedro.strategies"
@@ -52,11 +52,7 @@ class FamilyError(DegamlError):
 
 @dataclass(frozen=True)
 class Offered:
-    """The values of a field that the policy's grammar and uniform draws offer; others inside the bounds are valid too.
-
-    Attributes:
-        values: from small to large.
-    """
+    """The values of a field, from small to large, that grammar and uniform draws offer; others in bounds are valid."""
 
     values: tuple[Value, ...]
 
@@ -93,9 +89,7 @@ class StrategyFamily:
         name: ``ttt``.
         summary: what it does, in a few words: it stands in the policy's prompt.
         config: the pydantic model of its configuration; its bounds are the action's.
-        sees: what it may see of a task.
-        fields: the configuration's fields, in order.
-        refine: the verb: (workbench, state, seen, config, seed) -> state.
+        refine: the verb: (context, state, seen, config, seed) -> state.
     """
 
     name: str
@@ -118,7 +112,7 @@ def family(name: str, summary: str, config: type[Parameters]) -> Callable[[F], F
     """Register a function as a family of strategies.
 
     Args:
-        name: how actions name it: lower case letters, digits and underscores.
+        name: lower case letters, digits and underscores.
         summary: what it does, in a few words.
         config: its configuration; every number needs bounds, and ``Offered`` values unless it is a short range of
             integers, a boolean or a ``Literal``.
@@ -174,15 +168,10 @@ def _load(point: EntryPoint) -> None:
         for name in set(_FAMILIES) - before:
             del _FAMILIES[name]
         owner = "an installed package" if point.dist is None else f"the package {point.dist.name}"
-        reason = str(error) if isinstance(error, DegamlError) else _told(error)
         raise FamilyError(
-            f"the entry point '{point.name}' ({ENTRY_POINTS}) of {owner} cannot be loaded: {reason}. "
+            f"the entry point '{point.name}' ({ENTRY_POINTS}) of {owner} cannot be loaded: {_told(error)}. "
             f"Uninstall or fix the package; without a family that is not this project's own it is not needed"
         ) from error
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def find_family(name: str) -> StrategyFamily:
@@ -205,7 +194,7 @@ def _sees(name: str, refine: Refine) -> Sees:
     if len(parameters) != 5:
         raise FamilyError(
             f"the family '{name}' takes ({', '.join(parameters)}); it has to take "
-            f"(workbench, state, seen, config, seed)"
+            f"(context, state, seen, config, seed)"
         )
     try:
         found = typing.get_type_hints(refine).get(parameters[2])
@@ -222,8 +211,10 @@ def _sees(name: str, refine: Refine) -> Sees:
 def _space(family_name: str, key: str, info: FieldInfo) -> FieldSpace:
     name, kind = info.alias or key, info.annotation
     where = f"the field '{name}' of the family '{family_name}'"
-    bounds = {bound: value for item in info.metadata for bound, value in _bounds(item)}
-    low, high = bounds.get("ge"), bounds.get("le")
+    low, high = (
+        next((getattr(item, bound) for item in info.metadata if hasattr(item, bound)), None)
+        for bound in ("ge", "le")
+    )
     offered = next((m.values for m in info.metadata if isinstance(m, Offered)), None)
     if kind is bool or typing.get_origin(kind) is typing.Literal:
         called, low, high = "boolean" if kind is bool else "choice", None, None
@@ -260,7 +251,7 @@ def _check_offered(name: str, config: type[Parameters], fields: Sequence[FieldSp
                 try:
                     config.model_validate({**values, space.name: value}, strict=True)
                 except Exception as error:  # noqa: BLE001 - a validator may raise anything
-                    reason = reason or _refusal(error)
+                    reason = reason or _told(error)
                 else:
                     break
             else:
@@ -270,14 +261,12 @@ def _check_offered(name: str, config: type[Parameters], fields: Sequence[FieldSp
                 )
 
 
-def _refusal(error: Exception) -> str:
+def _told(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return ": ".join((*map(str, first["loc"]), first["msg"]))
-    return _told(error)
-
-
-def _bounds(item: object) -> Iterator[tuple[str, float]]:
-    for bound in ("ge", "le"):
-        if (value := getattr(item, bound, None)) is not None:
-            yield bound, value
+    return (
+        str(error)
+        if isinstance(error, DegamlError)
+        else f"{type(error).__name__}: {first_line(error)}"
+    )

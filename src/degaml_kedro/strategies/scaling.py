@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -31,10 +31,18 @@ from torch import Tensor
 
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import Parameters
+from degaml_kedro.strategies.context import Context, StrategyError
+from degaml_kedro.strategies.observations import Prompts
 from degaml_kedro.strategies.registry import Offered, family
-from degaml_kedro.strategies.seen import Prompts
-from degaml_kedro.strategies.state import ROUTERS, AdaptedState, Distance, Member, Steering, Vote
-from degaml_kedro.strategies.workbench import StrategyError, Workbench
+from degaml_kedro.strategies.state import (
+    ROUTERS,
+    AdaptedState,
+    Distance,
+    Member,
+    Steering,
+    Vote,
+    VoteMethod,
+)
 
 Scores = NDArray[np.float64]
 
@@ -43,15 +51,13 @@ class Scaling(Parameters):
     """How many members there are, and how they answer together."""
 
     num_prompt_batches: Annotated[int, Field(ge=1, le=20), Offered(2, 3, 4, 6, 8, 12, 20)]
-    method: Literal[
-        "avg_sim_score", "avg_prompt_embed", "max_confidence", "majority_vote", "sum_logprobs"
-    ]
-    distance: Literal["euclidean", "cosine"] = "euclidean"
+    method: VoteMethod
+    distance: Distance = "euclidean"
 
 
 @family("tts", "ask several adapters", Scaling)
 def refine(
-    bench: Workbench, state: AdaptedState, seen: Prompts, config: Scaling, seed: int
+    context: Context, state: AdaptedState, seen: Prompts, config: Scaling, seed: int
 ) -> AdaptedState:
     """Put fresh adapters beside those that are there, or keep the first ones, until there are as many as asked for.
 
@@ -60,13 +66,12 @@ def refine(
     """
     del seen
     members = list(state.members[: config.num_prompt_batches])
-    if len(members) < config.num_prompt_batches and bench.draw is None:
-        raise StrategyError("there is no generator here that could make more adapters")
     own = derive_seed(seed, "tts")
     while len(members) < config.num_prompt_batches:
-        assert bench.draw is not None
-        bench.check_time()
-        members.append(bench.draw(own, len(members)))
+        if context.draw is None:
+            raise StrategyError("there is no generator here that could make more adapters")
+        context.check_time()
+        members.append(context.draw(own, len(members)))
     vote = Vote(config.method, config.distance)
     if vote.method in ROUTERS and any(member.prompts is None for member in members):
         raise StrategyError(
@@ -91,7 +96,6 @@ def route(members: Sequence[Member], vote: Vote, questions: Tensor) -> list[int]
 
     Args:
         members: K, each with the embeddings of its prompt batch [N, C].
-        vote: a router.
         questions: sentence embeddings [Q, C].
 
     Returns:
@@ -127,7 +131,6 @@ def combine(
 
     Args:
         scores: log-probabilities by member, [K, O], each member's up to a constant of its own.
-        method: an ensemble.
         weights: of the members, [K], for ``sum_logprobs``; None counts them alike.
         said: of answers that were written: the place of every member's own, [K], for ``majority_vote``. Their scores
             are log-probabilities as they are.

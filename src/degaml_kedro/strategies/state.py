@@ -1,8 +1,8 @@
 """What strategies refine: an adapter, and what later strategies put around it.
 
 An adapted state is immutable: a strategy returns a new one, so that a failed one leaves nothing behind. As a folder it
-is a PEFT folder a member (``adapter_0``, ``adapter_1``, …), ``state.json``, contexts with their examples in it, and
-``state.safetensors`` for the prompt batches that routers compare with and for a task's latent vector.
+is a PEFT folder a member (``adapter_0``, ``adapter_1``, …), ``state.json`` with the examples that stand in prompts, and
+``state.safetensors`` with the prompt batches that routers compare with and a task's latent vectors.
 
 Shapes: C width of the prompt encoder, N prompts in a batch, H width of the base model.
 """
@@ -42,8 +42,6 @@ MAX_ENCODER_WEIGHT = 4.0
 STATE_FILE = "state.json"
 TENSORS_FILE = "state.safetensors"
 FORMAT = 3
-# format 1 knew neither contexts nor weights of a vote, format 2 no weight of the encoder
-_READABLE = (1, 2, FORMAT)
 _VECTORS = "steering.vectors"
 
 
@@ -52,7 +50,7 @@ class StateError(DegamlError):
 
 
 @dataclass(frozen=True)
-class Context:
+class Demonstrations:
     """Solved examples that stand in the prompt, in front of the question.
 
     Attributes:
@@ -82,17 +80,14 @@ class Member:
     """One adapter, what stands in the prompt when it is asked, and the prompt batch it was generated from.
 
     Attributes:
-        adapter: its weights.
         prompts: sentence embeddings of its prompt batch, float32 [N, C], each of length 1; None where no generator
             made it.
-        context: its demonstrations; None for none.
-        memory: what the demonstrations left in the model under this adapter. A member that is made from this one has
-            a memory of its own.
+        memory: keys and values of the demonstrations under this adapter; a member made from this one has its own.
     """
 
     adapter: Adapter
     prompts: Tensor | None = None
-    context: Context | None = None
+    demonstrations: Demonstrations | None = None
     memory: PrefixMemory = field(default_factory=PrefixMemory, init=False, repr=False)
 
 
@@ -154,8 +149,7 @@ class AdaptedState:
             raise StateError("an adapted state needs at least one adapter")
         if len(self.members) > 1 and self.vote is None:
             raise StateError(f"{len(self.members)} adapters need a vote to answer together")
-        weights = None if self.vote is None else self.vote.weights
-        if self.vote is not None and weights is not None:
+        if self.vote is not None and (weights := self.vote.weights) is not None:
             if self.vote.method != "sum_logprobs":
                 raise StateError(f"a vote by {self.vote.method} has no weights; sum_logprobs has")
             if len(weights) != len(self.members) or not sum(weights) > 0:
@@ -173,27 +167,27 @@ class AdaptedState:
     def is_one_adapter(self) -> bool:
         """Whether an adapter is all there is: nothing else decides what is answered."""
         alone = len(self.members) == 1 and self.steering is None
-        return alone and self.members[0].context is None
+        return alone and self.members[0].demonstrations is None
 
     @property
     def needs_encoder(self) -> bool:
         """Whether the prompt encoder reads questions: for a router, the nearest demonstrations or a classifier."""
         routed = len(self.members) > 1 and self.vote is not None and self.vote.method in ROUTERS
-        contexts = (member.context for member in self.members)
-        return routed or any(c is not None and c.needs_encoder for c in contexts)
+        shown = (member.demonstrations for member in self.members)
+        return routed or any(one is not None and one.needs_encoder for one in shown)
 
 
 # --- as a folder ----------------------------------------------------------------------------------
+# Anybody may have written the file: bounds are those of the families, or a question could take hours.
 
 
 class _Vote(Parameters):
     method: VoteMethod
     distance: Distance
-    weights: tuple[Annotated[float, Field(ge=0, le=1000)], ...] | None = None
+    weights: tuple[Annotated[float, Field(ge=0, le=1000)], ...] | None
 
 
 class _Steering(Parameters):
-    # the bounds of the family `ls`: anybody may have written the file, and a question would take hours
     times: int = Field(ge=1, le=10)
     learning_rate: float = Field(ge=1e-3, le=1.0)
     scope: Literal["sample", "task"]
@@ -215,17 +209,6 @@ class _Example(Parameters):
             raise ValueError("an example that is answered by true or false has these options")
         return self
 
-    @classmethod
-    def of(cls, example: Example) -> dict[str, Any]:
-        answered = example.labels == TRUE_FALSE
-        return {
-            "prompt": example.prompt,
-            "system": example.system,
-            "options": example.options,
-            "true_false": answered,
-            "gold": example.gold,
-        }
-
     def example(self) -> Example:
         if len(self.options) == 1:
             return make_open_example(self.prompt, self.options[0], self.system)
@@ -234,45 +217,32 @@ class _Example(Parameters):
         return Example(self.prompt, answer, self.system, self.options, labels, self.gold)
 
 
-class _Context(Parameters):
-    # bounds as of the family `context`: anybody may have written the file
+class _Demonstrations(Parameters):
     examples: tuple[_Example, ...] = Field(min_length=1, max_length=MAX_POOL)
     shots: int = Field(ge=0, le=MAX_SHOTS)
     order: Order
     seed: int = Field(ge=0, lt=2**63)
-    encoder_weight: float = Field(0.0, ge=0, le=MAX_ENCODER_WEIGHT)
-
-    @classmethod
-    def of(cls, context: Context) -> dict[str, Any]:
-        examples = tuple(_Example.of(example) for example in context.examples)
-        return {**vars(context), "examples": examples}
-
-    def context(self) -> Context:
-        examples = tuple(one.example() for one in self.examples)
-        return Context(examples, self.shots, self.order, self.seed, self.encoder_weight)
+    encoder_weight: float = Field(ge=0, le=MAX_ENCODER_WEIGHT)
 
 
 class _StateFile(Parameters):
     """``state.json``: all but the tensors, whose names it lists, so that a missing one is noticed.
 
-    Members may share a context: ``context_of`` has each one's place in ``contexts``, or null.
+    Members may share demonstrations: ``context_of`` has each one's place in ``contexts``, or null.
     """
 
-    format: Literal[1, 2, 3]
+    format: Literal[3]
     # as many as the family `tts` makes
     members: int = Field(ge=1, le=20)
     vote: _Vote | None
     steering: _Steering | None
     tensors: tuple[str, ...]
-    contexts: tuple[_Context, ...] = Field((), max_length=20)
-    context_of: tuple[int | None, ...] = ()
+    contexts: tuple[_Demonstrations, ...] = Field(max_length=20)
+    context_of: tuple[int | None, ...]
 
     @model_validator(mode="after")
     def _has_its_contexts(self) -> _StateFile:
-        if self.format == 1:
-            if self.contexts or self.context_of:
-                raise ValueError("a state of format 1 has no contexts")
-        elif len(self.context_of) != self.members:
+        if len(self.context_of) != self.members:
             raise ValueError(
                 f"context_of has {len(self.context_of)} entries for {self.members} members"
             )
@@ -296,13 +266,11 @@ def save_state(state: AdaptedState, folder: Path) -> None:
                 f"its {STATE_FILE} would be larger than {MAX_JSON // 2**20} MB; give its contexts fewer examples"
             )
         _check(state)
-    except ValidationError as error:
+    except (ValidationError, StateError) as error:
         raise StateError(f"the state for {folder} cannot be saved: {_told(error)}") from error
-    except StateError as error:
-        raise StateError(f"the state for {folder} cannot be saved: {error}") from error
     with replaced_folder(folder) as temporary:
         for number, member in enumerate(state.members):
-            save_peft_folder(member.adapter, temporary / _member(number))
+            save_peft_folder(member.adapter, temporary / f"adapter_{number}")
         if tensors:
             # copies: members may share a prompt batch, and safetensors keeps no two names for one memory
             copies = {
@@ -321,26 +289,29 @@ def load_state(folder: Path) -> AdaptedState:
 
     Raises:
         StateError: a file or a member is missing, damaged or of another format, or a tensor has the wrong shape or
-            is not finite; the message names it and says how it is made again.
+            is not finite.
     """
     try:
         content = _read_content(folder)
         tensors = _read_tensors(folder, content)
-        contexts = [one.context() for one in content.contexts]
-        places = content.context_of or (None,) * content.members
+        contexts = [
+            Demonstrations(**{**dict(one), "examples": tuple(e.example() for e in one.examples)})
+            for one in content.contexts
+        ]
         members = tuple(
             Member(
-                _read_member(folder, number),
-                tensors.get(_prompts(number)),
+                _read_member(folder / f"adapter_{number}"),
+                tensors.get(f"prompts.{number}"),
                 None if place is None else contexts[place],
             )
-            for number, place in enumerate(places)
+            for number, place in enumerate(content.context_of)
         )
-        vote = Vote(**content.vote.model_dump()) if content.vote else None
-        steering = None
-        if content.steering is not None:
-            steering = Steering(**content.steering.model_dump(), vectors=tensors.get(_VECTORS))
-        state = AdaptedState(members, vote, steering)
+        vote, steering = content.vote, content.steering
+        state = AdaptedState(
+            members,
+            None if vote is None else Vote(**dict(vote)),
+            None if steering is None else Steering(**dict(steering), vectors=tensors.get(_VECTORS)),
+        )
         _check(state)
     except StateError as error:
         raise StateError(
@@ -351,40 +322,39 @@ def load_state(folder: Path) -> AdaptedState:
 
 
 def _describe(state: AdaptedState, tensors: dict[str, Tensor]) -> _StateFile:
-    vote, steering = state.vote, state.steering
-    own = [member.context for member in state.members]
-    contexts: list[Context] = []
+    own = [member.demonstrations for member in state.members]
+    contexts: list[Demonstrations] = []
     for one in own:
         if one is not None and one not in contexts:
             contexts.append(one)
+    steering = state.steering and {
+        name: getattr(state.steering, name) for name in _Steering.model_fields
+    }
     return _StateFile.model_validate(
         {
             "format": FORMAT,
             "members": len(state.members),
-            "vote": vote and vars(vote),
-            "steering": steering
-            and {
-                "times": steering.times,
-                "learning_rate": steering.learning_rate,
-                "scope": steering.scope,
-            },
+            "vote": state.vote and vars(state.vote),
+            "steering": steering,
             "tensors": tuple(tensors),
-            "contexts": tuple(_Context.of(context) for context in contexts),
+            "contexts": tuple(
+                {**vars(one), "examples": tuple(map(_record, one.examples))} for one in contexts
+            ),
             "context_of": tuple(None if one is None else contexts.index(one) for one in own),
         },
         strict=True,
     )
 
 
+def _record(example: Example) -> dict[str, Any]:
+    same = {name: getattr(example, name) for name in ("prompt", "system", "options", "gold")}
+    return {**same, "true_false": example.labels == TRUE_FALSE}
+
+
 def _tensors(state: AdaptedState) -> dict[str, Tensor]:
-    found = {
-        _prompts(number): member.prompts
-        for number, member in enumerate(state.members)
-        if member.prompts is not None
-    }
-    if state.steering is not None and state.steering.vectors is not None:
-        found[_VECTORS] = state.steering.vectors
-    return found
+    found = {f"prompts.{number}": member.prompts for number, member in enumerate(state.members)}
+    found[_VECTORS] = None if state.steering is None else state.steering.vectors
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 def _check(state: AdaptedState) -> None:
@@ -412,34 +382,32 @@ def _check(state: AdaptedState) -> None:
     for number, member in enumerate(state.members):
         bad = next((k for k, t in member.adapter.tensors.items() if not t.isfinite().all()), None)
         if bad is not None:
-            raise StateError(f"'{bad}' of {_member(number)} holds NaN or infinite weights")
+            raise StateError(f"'{bad}' of adapter_{number} holds NaN or infinite weights")
 
 
 def _read_content(folder: Path) -> _StateFile:
     path = folder / STATE_FILE
     if not path.is_file():
         raise StateError(f"it has no {STATE_FILE}")
+    if path.stat().st_size > MAX_JSON:
+        raise StateError(f"{STATE_FILE} is larger than {MAX_JSON // 2**20} MB")
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise StateError(f"{STATE_FILE} is larger than {MAX_JSON // 2**20} MB")
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(raw, dict) and raw.get("format") not in _READABLE:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(raw, dict) and raw.get("format") != FORMAT:
             raise StateError(
-                f"{STATE_FILE} has format {raw.get('format')}, this version reads {' and '.join(map(str, _READABLE))}"
+                f"{STATE_FILE} has format {raw.get('format')}, this version reads {FORMAT}"
             )
         # from text: strict in the types of values, and a list is JSON's way to write a tuple
         return _StateFile.model_validate_json(json.dumps(raw), strict=True)
-    except ValidationError as error:
-        raise StateError(f"{STATE_FILE} cannot be read ({_told(error)})") from error
     except StateError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise StateError(f"{STATE_FILE} cannot be read ({error})") from error
+        raise StateError(f"{STATE_FILE} cannot be read ({_told(error)})") from error
 
 
 def _read_tensors(folder: Path, content: _StateFile) -> dict[str, Tensor]:
     path = folder / TENSORS_FILE
-    possible = {_prompts(number) for number in range(content.members)} | {_VECTORS}
+    possible = {_VECTORS, *(f"prompts.{number}" for number in range(content.members))}
     if strange := sorted(set(content.tensors) - possible):
         raise StateError(f"{STATE_FILE} names the tensor '{strange[0]}', and no member has it")
     if not content.tensors and not path.exists():
@@ -459,8 +427,7 @@ def _read_tensors(folder: Path, content: _StateFile) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_member(folder: Path, number: int) -> Adapter:
-    path = folder / _member(number)
+def _read_member(path: Path) -> Adapter:
     if not path.is_dir():
         raise StateError(f"its member {path.name} is missing")
     try:
@@ -470,16 +437,10 @@ def _read_member(folder: Path, number: int) -> Adapter:
         raise StateError(f"{path.name} cannot be read: {error}") from error
 
 
-def _told(error: ValidationError) -> str:
+def _told(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
     return "; ".join(
-        f"{'.'.join(str(part) for part in one['loc']) or 'the whole'}: {one['msg']}"
+        f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}"
         for one in error.errors(include_url=False, include_input=False)
     )
-
-
-def _member(number: int) -> str:
-    return f"adapter_{number}"
-
-
-def _prompts(number: int) -> str:
-    return f"prompts.{number}"

@@ -7,21 +7,20 @@ The prompt's tokens alone: no option and no answer is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
 
-from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import Parameters, Phase, TrainingParameters
 from degaml_kedro.llm.finetune import AnswerSequence, batch_indices, train_on_batches
 from degaml_kedro.llm.prompting import render_prompt
+from degaml_kedro.strategies.context import Context, StrategyError
+from degaml_kedro.strategies.observations import Prompts
 from degaml_kedro.strategies.registry import Offered, family
-from degaml_kedro.strategies.seen import Prompts
 from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.workbench import StrategyError, Workbench
 
 
 class TestTimeTraining(Parameters):
@@ -40,67 +39,68 @@ class TestTimeTraining(Parameters):
 
 @family("ttt", "train on the prompts", TestTimeTraining)
 def refine(
-    bench: Workbench, state: AdaptedState, seen: Prompts, config: TestTimeTraining, seed: int
+    context: Context, state: AdaptedState, seen: Prompts, config: TestTimeTraining, seed: int
 ) -> AdaptedState:
     """Train every member on the prompts.
 
     Raises:
-        StrategyError: no prompt is longer than one token, so there is nothing to predict.
+        StrategyError: no prompt is longer than one token.
         TrainingError: the loss stops being finite.
     """
-    sequences = prompt_sequences(bench, seen)
-    if not sequences:
-        raise StrategyError("every prompt is one token long; there is nothing to predict in it")
-    training = TrainingParameters(
-        phases=(Phase(steps=config.ttl_steps, learning_rate=config.learning_rate),),
-        batch_size=config.batch_size,
+    sequences = prompt_sequences(context, seen)
+    own = derive_seed(seed, "ttt") if config.shuffle_data else None
+    return train_members(
+        context, state, sequences, config.ttl_steps, config.learning_rate, config.batch_size, own
     )
-    own = derive_seed(seed, "ttt")
-
-    def batch(step: int) -> list[AnswerSequence]:
-        if config.shuffle_data:
-            chosen = batch_indices(len(sequences), training, step, own)
-        else:
-            first = (step - 1) * config.batch_size
-            chosen = [(first + i) % len(sequences) for i in range(config.batch_size)]
-        return [sequences[i] for i in chosen]
-
-    return train_members(bench, state, batch, training)
 
 
-def prompt_sequences(bench: Workbench, seen: Prompts) -> list[AnswerSequence]:
-    """Every prompt as a sequence whose tokens, all but the first, are predicted."""
-    texts = [render_prompt(question, bench.prompt, bench.base) for question in seen.questions]
-    special = bench.prompt.format == "plain"
-    rows = bench.base.tokenizer(texts, add_special_tokens=special).input_ids
-    return [AnswerSequence(tuple(ids), len(ids) - 1) for ids in rows if len(ids) > 1]
+def prompt_sequences(context: Context, seen: Prompts) -> list[AnswerSequence]:
+    """Every prompt as a sequence whose tokens, all but the first, are predicted.
+
+    Raises:
+        StrategyError: no prompt is longer than one token.
+    """
+    texts = [render_prompt(question, context.prompt, context.base) for question in seen.questions]
+    special = context.prompt.format == "plain"
+    rows = context.base.tokenizer(texts, add_special_tokens=special).input_ids
+    found = [AnswerSequence(tuple(ids), len(ids) - 1) for ids in rows if len(ids) > 1]
+    if not found:
+        raise StrategyError("every prompt is one token long; there is nothing to predict in it")
+    return found
 
 
 def train_members(
-    bench: Workbench,
+    context: Context,
     state: AdaptedState,
-    batch: Callable[[int], Sequence[AnswerSequence]],
-    training: TrainingParameters,
+    sequences: Sequence[AnswerSequence],
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int | None,
 ) -> AdaptedState:
-    """The state with every member trained on the same batches."""
-    members = tuple(
-        replace(member, adapter=_train(bench, member.adapter, batch, training))
-        for member in state.members
+    """The state with every member trained on the same batches: shuffled by the seed, or in order without one.
+
+    Raises:
+        TrainingError: the loss stops being finite.
+    """
+    training = TrainingParameters(
+        phases=(Phase(steps=steps, learning_rate=learning_rate),), batch_size=batch_size
     )
-    return replace(state, members=members)
 
+    def batch(step: int) -> list[AnswerSequence]:
+        first = (step - 1) * batch_size
+        chosen = [(first + i) % len(sequences) for i in range(batch_size)]
+        if seed is not None:
+            chosen = batch_indices(len(sequences), training, step, seed)
+        return [sequences[i] for i in chosen]
 
-def _train(
-    bench: Workbench,
-    start: Adapter,
-    batch: Callable[[int], Sequence[AnswerSequence]],
-    training: TrainingParameters,
-) -> Adapter:
-    """The adapter after all steps, with an eye on the clock."""
-    adapter = start
-    for step in train_on_batches(bench.base, batch, training, start):
-        bench.meter.forward += step.tokens
-        bench.meter.backward += step.tokens
-        bench.check_time()
-        adapter = step.adapter
-    return adapter
+    members = []
+    for member in state.members:
+        adapter = member.adapter
+        for step in train_on_batches(context.base, batch, training, adapter):
+            context.meter.forward += step.tokens
+            context.meter.backward += step.tokens
+            context.check_time()
+            adapter = step.adapter
+        members.append(replace(member, adapter=adapter))
+    return replace(state, members=tuple(members))

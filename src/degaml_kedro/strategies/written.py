@@ -11,20 +11,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import Parameters
 from degaml_kedro.llm.finetune import answer_sequences
+from degaml_kedro.strategies.context import Context, StrategyError
+from degaml_kedro.strategies.in_context import demonstrate
+from degaml_kedro.strategies.observations import Labeled
 from degaml_kedro.strategies.registry import Offered, family
-from degaml_kedro.strategies.seen import Labeled
-from degaml_kedro.strategies.state import (
-    MAX_ENCODER_WEIGHT,
-    MAX_POOL,
-    MAX_SHOTS,
-    AdaptedState,
-    Context,
-    Member,
-)
-from degaml_kedro.strategies.workbench import StrategyError, Workbench
+from degaml_kedro.strategies.state import MAX_ENCODER_WEIGHT, MAX_SHOTS, AdaptedState, Member
 
 
 class Written(Parameters):
@@ -36,32 +29,24 @@ class Written(Parameters):
 
 @family("written", "write an adapter from the answered examples", Written)
 def refine(
-    bench: Workbench, state: AdaptedState, seen: Labeled, config: Written, seed: int
+    context: Context, state: AdaptedState, seen: Labeled, config: Written, seed: int
 ) -> AdaptedState:
     """One adapter, written from the examples, in place of the state's.
-
-    Args:
-        bench: with the generator that reads examples, and with the encoder where its word counts.
-        state: what is replaced.
-        seen: labeled examples.
-        config: demonstrations, and the encoder's word.
-        seed: is not used by the order given.
 
     Raises:
         StrategyError: there is no generator that reads examples, or no encoder where one is asked for.
     """
-    if bench.writer is None:
+    if context.writer is None:
         raise StrategyError(
             "there is no generator that reads examples here; train one (generator.variants with decoder.kind: "
             "associative), or leave the family 'written' out"
         )
-    sequences = answer_sequences(bench.base, seen.examples, bench.prompt, bench.scoring.answers)
-    adapter = bench.writer.write(bench.base, sequences)
-    bench.meter.forward += sum(len(one.ids) for one in sequences)
-    context = None
+    sequences = answer_sequences(
+        context.base, seen.examples, context.prompt, context.scoring.answers
+    )
+    adapter = context.writer.write(context.base, sequences)
+    context.meter.forward += sum(len(one.ids) for one in sequences)
+    shown = None
     if config.shots or config.encoder:
-        own = derive_seed(seed, "context")
-        context = Context(seen.examples[:MAX_POOL], config.shots, "given", own, config.encoder)
-        if context.needs_encoder and bench.embed is None:
-            raise StrategyError("the prompt encoder has a word of its own, and there is none here")
-    return AdaptedState((Member(adapter, None, context),))
+        shown = demonstrate(context, seen, config.shots, "given", config.encoder, seed)
+    return AdaptedState((Member(adapter, None, shown),))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,9 +40,7 @@ from degaml_kedro.pipelines.policy.nodes import (
     recorded,
     rollout_rows,
     rollouts_fingerprint,
-    task_settings,
-    task_workbench,
-    written_by,
+    task_context,
 )
 from degaml_kedro.pipelines.tasks.nodes import versions
 from degaml_kedro.policy.actions import ActionSpace
@@ -52,9 +51,9 @@ from degaml_kedro.policy.trial import execute
 from degaml_kedro.results.measures import PREDICTION_COLUMNS, measure_draws
 from degaml_kedro.results.table import results_table
 from degaml_kedro.strategies.answering import predict as answer_examples
+from degaml_kedro.strategies.context import Context
 from degaml_kedro.strategies.generated import generated_state
-from degaml_kedro.strategies.state import AdaptedState
-from degaml_kedro.strategies.workbench import Workbench
+from degaml_kedro.strategies.state import AdaptedState, Member
 from degaml_kedro.tasks.example import Example
 from degaml_kedro.tasks.splits import frame_to_splits
 
@@ -216,27 +215,25 @@ def choose_strategies(
     # what was learned is data, and checked as such
     policy = PolicyParameters.model_validate(with_fallback(given, fallback))
     refinement = _refinement(parameters, policy, task, trained, embeddings, support, start, writer)
-    bench = refinement.bench
+    context = refinement.context
     policy_model = None if adapter is None else load_policy_model(parameters)
-    proposer = refinement.proposer(policy_model or bench.base, adapter)
+    proposer = refinement.proposer(policy_model or context.base, adapter)
     if adapter is None and tabular is not None:
         proposer = TabularProposer(refinement.space, RewardModel(**tabular))
     own = derive_seed(parameters.seed, task, method)
     of_training = {"rollouts", "training", "lora", "iterations", "folds", "exploration"}
     chosen = policy.model_dump(mode="json", exclude={*of_training, "oracle_candidates"})
     fingerprint = rollouts_fingerprint(
-        bench.base,
+        parameters,
+        task,
+        context,
         trained,
         embeddings,
         support,
         policy_model,
         adapter,
         own,
-        [
-            *(chosen, *task_settings(parameters, task), tabular),
-            *([] if start is None else [checksum(tensor_bytes(start.tensors))]),
-            *written_by(writer),
-        ],
+        [chosen, tabular, *([] if start is None else [checksum(tensor_bytes(start.tensors))])],
     )
 
     def trials(finished: Sequence[Row]) -> Iterator[Row]:
@@ -310,10 +307,13 @@ def _refinement(
     writer: ExampleGenerator | None,
 ) -> Refinement:
     """A new task's search and execution, on its support examples alone."""
-    bench = task_workbench(parameters, task, trained, embeddings, len(support), True, start, writer)
+    support_prompts = range(len(embeddings) - len(support), len(embeddings))
+    context = task_context(parameters, task, trained, embeddings, support_prompts, writer)
+    if start is not None:
+        context = replace(context, draw=lambda seed, number: Member(start))
     examples = frame_to_splits(support).support
     return task_refinement(
-        bench, policy, examples, derive_seed(parameters.seed, task, GENERATED[0])
+        context, policy, examples, derive_seed(parameters.seed, task, GENERATED[0])
     )
 
 
@@ -323,7 +323,7 @@ def _carried_out(
     """The state that the rows come to, and what carrying them out cost."""
     actions = [str(row["action"]) for row in executed_rows(rows)]
     logger.info("%s: %s", title, " then ".join(actions) or "left unrefined")
-    began, meter = time.perf_counter(), refinement.bench.meter
+    began, meter = time.perf_counter(), refinement.context.meter
     state = refinement.execute(rows).state
     return state, {
         "forward_tokens": meter.forward,
@@ -343,8 +343,8 @@ def predict_adapted(
     method: str,
 ) -> pd.DataFrame:
     """An adapted state's answers to a task's test split: one row per example with ``PREDICTION_COLUMNS``."""
-    bench = task_workbench(parameters, task, trained, embeddings, 0, False)
-    return _answer(bench, state, frame_to_splits(splits).test, f"{task}, {method}")
+    context = task_context(parameters, task, trained, embeddings, range(len(embeddings)))
+    return _answer(context, state, frame_to_splits(splits).test, f"{task}, {method}")
 
 
 def predict_oracle(
@@ -367,9 +367,10 @@ def predict_oracle(
     policy = required(parameters.policy)
     parts = frame_to_splits(splits)
     examples, known = parts.test, parts.support
-    bench = task_workbench(parameters, task, trained, embeddings, len(known), True, writer=writer)
-    start = _unrefined(bench, parameters.seed, task)
-    best = _answer(bench, start, examples, f"{task}, unrefined").assign(strategy="unrefined")
+    support_prompts = range(len(embeddings) - len(known), len(embeddings))
+    context = task_context(parameters, task, trained, embeddings, support_prompts, writer)
+    start = _unrefined(context, parameters.seed, task)
+    best = _answer(context, start, examples, f"{task}, unrefined").assign(strategy="unrefined")
     for number, other in enumerate(others):
         best = _better(best, other.assign(strategy=f"what method {number + 1} chose"))
     names = [family.name for family in ActionSpace.of(policy.families).proposed]
@@ -379,8 +380,8 @@ def predict_oracle(
         own = derive_seed(parameters.seed, task, "oracle", str(number))
         text = space.draw(np.random.default_rng(own)).text
         try:
-            state = execute(bench, space, start, known, text, own)
-            answers = _answer(bench, state, examples, f"{task}, {text}")
+            state = execute(context, space, start, known, text, own)
+            answers = _answer(context, state, examples, f"{task}, {text}")
             best = _better(best, answers.assign(strategy=text))
         except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
             why = f"{type(error).__name__}: {first_line(error)}"
@@ -393,15 +394,15 @@ def _better(best: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     return other if right[1] > right[0] else best
 
 
-def _unrefined(bench: Workbench, seed: int, task: str) -> AdaptedState:
+def _unrefined(context: Context, seed: int, task: str) -> AdaptedState:
     """The first adapter that ``generalization_only`` scores."""
-    return generated_state(bench, derive_seed(seed, task, GENERATED[0]))
+    return generated_state(context, derive_seed(seed, task, GENERATED[0]))
 
 
 def _answer(
-    bench: Workbench, state: AdaptedState, examples: Sequence[Example], title: str
+    context: Context, state: AdaptedState, examples: Sequence[Example], title: str
 ) -> pd.DataFrame:
-    return timed_answers(title, partial(answer_examples, bench, state, examples))
+    return timed_answers(title, partial(answer_examples, context, state, examples))
 
 
 def measure_predictions(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -13,10 +13,7 @@ import pandas as pd
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.common.progress import progress_bar
 from degaml_kedro.common.seeds import derive_seed
-from degaml_kedro.config.schema import (
-    ProjectParameters,
-    required,
-)
+from degaml_kedro.config.schema import ProjectParameters, required
 from degaml_kedro.generator.examples import ExampleGenerator
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
@@ -28,21 +25,14 @@ from degaml_kedro.pipelines.fingerprint import digest, stated
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.fallback import KINDS, learned_fallback
 from degaml_kedro.policy.proposers import PolicyProposer
-from degaml_kedro.policy.search import (
-    ResumeMismatchError,
-    Row,
-    Tag,
-    executed_rows,
-    roll_out,
-)
+from degaml_kedro.policy.search import Refinement, ResumeMismatchError, Row, Tag, executed_rows
 from degaml_kedro.policy.tabular import fit_rewards
 from degaml_kedro.policy.training import learn
 from degaml_kedro.results.figures import figure_page
 from degaml_kedro.results.policy_figure import policy_figure, strategy_map
 from degaml_kedro.results.policy_measures import policy_text
-from degaml_kedro.strategies.generated import generated_state, generated_workbench
-from degaml_kedro.strategies.state import Member
-from degaml_kedro.strategies.workbench import Workbench
+from degaml_kedro.strategies.context import Context
+from degaml_kedro.strategies.generated import generated_context, generated_state
 from degaml_kedro.tasks.example import shares_options
 from degaml_kedro.tasks.splits import frame_to_splits
 
@@ -73,44 +63,36 @@ def roll_out_task(
     """
     policy = required(parameters.policy)
     space = ActionSpace.of(policy.families)
-    bench = task_workbench(
-        parameters, task, trained, embeddings, len(support), False, writer=writer
-    )
-    examples = frame_to_splits(validation).validation
+    train_prompts = range(len(embeddings) - len(support))
+    context = task_context(parameters, task, trained, embeddings, train_prompts, writer)
     exploration = policy.exploration * (1 - (iteration - 1) / policy.iterations)
     policy_model = load_policy_model(parameters)
     proposer = PolicyProposer(policy_model, adapter, space, policy.temperature, exploration)
     own = derive_seed(parameters.seed, task, "rollouts", str(iteration))
-    chosen = policy.model_dump(
-        mode="json", exclude={"search", "training", "lora", "oracle_candidates", "folds"}
-    )
+    without = {"search", "training", "lora", "oracle_candidates", "folds"}
     fingerprint = rollouts_fingerprint(
-        bench.base,
+        parameters,
+        task,
+        context,
         trained,
         embeddings,
         pd.concat([support, validation]),
         policy_model,
         adapter,
         own,
-        [chosen, *task_settings(parameters, task), *written_by(writer)],
+        [policy.model_dump(mode="json", exclude=without)],
     )
 
     def trials(finished: Sequence[Row]) -> Iterator[Row]:
-        start = generated_state(
-            bench, derive_seed(parameters.seed, task, "initialization"), iteration
-        )
-        return roll_out(
-            bench,
-            space,
+        drawn = derive_seed(parameters.seed, task, "initialization")
+        start = generated_state(context, drawn, iteration)
+        shown = frame_to_splits(support).support
+        return Refinement(context, space, policy, start, shown).roll_out(
             proposer,
-            start,
-            examples,
-            policy.rollouts,
-            policy.reward,
+            frame_to_splits(validation).validation,
             own,
             Tag(task, "degaml", iteration),
             finished,
-            frame_to_splits(support).support,
         )
 
     title = f"{task}, rollouts of iteration {iteration}"
@@ -131,7 +113,7 @@ def train_policy(
     """
     policy = required(parameters.policy)
     base = load_policy_model(parameters)
-    rows = [row for frame in rollouts for row in rollout_rows(frame)]
+    rows = rollout_rows(*rollouts)
     untrained = initial_adapter(base, policy.lora)
     start = untrained if before is None or policy.training.start == "untrained" else before
     title = f"policy, iteration {iteration}"
@@ -143,23 +125,22 @@ def train_policy(
         learned, step = learn(
             base, start, taught, policy.training, derive_seed(parameters.seed, title), progress
         )
-    if step["steps"]:
-        logger.info(
-            "%s: %.0f %% of %d rollouts rewarded; %d steps on %d actions, loss %.3f to %.3f, %.0f s",
-            title,
-            100 * rate,
-            len(fresh),
-            *(step["steps"], step["learned"], step["losses"][0], step["losses"][-1]),
-            step["seconds"],
-        )
-    else:
+    record = {"iteration": iteration, "rollouts": len(fresh), "reward_rate": rate, **step}
+    if not step["steps"]:
         logger.warning(
             "%s: none of %d rollouts was rewarded, so there is nothing to learn from; the policy stays as it is",
             title,
             len(fresh),
         )
-    record = {"iteration": iteration, "rollouts": len(fresh), "reward_rate": rate, **step}
-    return learned if step["steps"] else (before or untrained), record
+        return before or untrained, record
+    logger.info(
+        "%s: %.0f %% of %d rollouts rewarded; %d steps on %d actions, loss %.3f to %.3f, %.0f s",
+        title,
+        100 * rate,
+        len(fresh),
+        *(step["steps"], step["learned"], step["losses"][0], step["losses"][-1], step["seconds"]),
+    )
+    return learned, record
 
 
 def last_policy(adapter: Adapter) -> Adapter:
@@ -179,12 +160,12 @@ def learn_fallback(
     """
     policy = required(parameters.policy)
     space = ActionSpace.of(policy.families)
-    shown = {
-        task: shares_options(frame_to_splits(frame).support)
+    open_tasks = {
+        task
         for task, frame in zip(tasks, material, strict=False)
+        if not shares_options(frame_to_splits(frame).support)
     }
-    rows = [row for frame in material[len(tasks) :] for row in rollout_rows(frame)]
-    open_tasks = {task for task, closed in shown.items() if not closed}
+    rows = rollout_rows(*material[len(tasks) :])
     learned = learned_fallback(rows, space, open_tasks, policy.reward.price_per_second)
     for key, kind in (("actions", "all tasks"), *KINDS.items()):
         for action in learned[key] or ():
@@ -195,7 +176,7 @@ def learn_fallback(
 def learn_tabular(parameters: ProjectParameters, *rollouts: pd.DataFrame) -> dict[str, Any]:
     """The control of the policy: a logistic regression of rewards on the state's numbers and the action, as JSON."""
     space = ActionSpace.of(required(parameters.policy).families)
-    return asdict(fit_rewards((row for frame in rollouts for row in rollout_rows(frame)), space))
+    return asdict(fit_rewards(rollout_rows(*rollouts), space))
 
 
 def collect_rollouts(*rollouts: pd.DataFrame) -> pd.DataFrame:
@@ -226,40 +207,34 @@ def draw_strategies(rollouts: pd.DataFrame, *, title: str) -> tuple[Any, str]:
     return figure, figure_page(figure)
 
 
-def rollout_rows(frame: pd.DataFrame) -> list[Row]:
-    """A table of rollouts, row by row."""
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+def rollout_rows(*frames: pd.DataFrame) -> list[Row]:
+    """Tables of rollouts, row by row."""
+    records = (row for frame in frames for row in frame.to_dict("records"))
+    return [{str(key): value for key, value in row.items()} for row in records]
 
 
-def task_workbench(
+def task_context(
     parameters: ProjectParameters,
     task: str,
     trained: Generator,
     embeddings: PromptEmbeddings,
-    support: int,
-    from_support: bool,
-    start: Adapter | None = None,
+    among: Sequence[int],
     writer: ExampleGenerator | None = None,
-) -> Workbench:
-    """The workbench of a task: adapters are made from its support prompts, or from its train prompts.
+) -> Context:
+    """The context of a task, whose adapters are made from the prompts ``among`` its embeddings.
 
-    The support prompts are the last ones of the embeddings. With ``start`` every adapter is that one; ``writer`` serves
-    the family ``written``.
+    The embeddings are of the train prompts, then of the support prompts. ``writer`` serves the family ``written``.
     """
-    first = len(embeddings) - support
-    bench = generated_workbench(
+    return generated_context(
         load_base_model(parameters.model),
         parameters.prompt,
         parameters.scoring_of(task),
         trained,
         embeddings,
-        range(first, len(embeddings)) if from_support else range(first),
+        among,
         required(parameters.generator).encoder,
         writer,
     )
-    if start is None:
-        return bench
-    return replace(bench, draw=lambda seed, number: Member(start))
 
 
 def load_policy_model(parameters: ProjectParameters) -> BaseModel:
@@ -267,20 +242,10 @@ def load_policy_model(parameters: ProjectParameters) -> BaseModel:
     return load_base_model(required(parameters.policy).model or parameters.model)
 
 
-def task_settings(parameters: ProjectParameters, task: str) -> list[dict[str, Any]]:
-    """The prompt's and the scoring's parameters and the task's entry, for a fingerprint."""
-    return [
-        stated(part) for part in (parameters.prompt, parameters.scoring, parameters.tasks[task])
-    ]
-
-
-def written_by(writer: ExampleGenerator | None) -> list[str]:
-    """What a fingerprint says of the generator that reads examples; nothing where there is none."""
-    return [] if writer is None else [writer.fingerprint]
-
-
 def rollouts_fingerprint(
-    base: BaseModel,
+    parameters: ProjectParameters,
+    task: str,
+    context: Context,
     trained: Generator,
     embeddings: PromptEmbeddings,
     examples: pd.DataFrame,
@@ -294,17 +259,19 @@ def rollouts_fingerprint(
     Examples are what trials learn from and are scored on. Without a policy model draws are uniform; without an adapter
     it proposes as it came.
     """
+    of_task = (parameters.prompt, parameters.scoring, parameters.tasks[task])
+    written_by = [] if context.writer is None else [context.writer.fingerprint]
     return digest(
         {
-            "base_model": base.fingerprint,
-            "computed_in": _computed_in(base),
+            "base_model": context.base.fingerprint,
+            "computed_in": _computed_in(context.base),
             "policy_model": policy_model and [policy_model.fingerprint, _computed_in(policy_model)],
             "generator": trained.fingerprint,
             "prompts": embeddings.prompts_digest,
             "examples": examples.to_json(orient="records"),
             "policy": None if adapter is None else checksum(tensor_bytes(adapter.tensors)),
             "seed": seed,
-            "settings": list(settings),
+            "settings": [settings[0], *map(stated, of_task), *settings[1:], *written_by],
         }
     )
 

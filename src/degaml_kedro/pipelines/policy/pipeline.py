@@ -16,27 +16,21 @@ from degaml_kedro.pipelines.policy.nodes import (
     roll_out_task,
     train_policy,
 )
-from degaml_kedro.pipelines.task_folds import (
-    TaskFold,
-    rollout_folds,
-    task_folds,
-    writer_input,
-)
+from degaml_kedro.pipelines.task_folds import TaskFold, rollout_folds, task_folds, writer_input
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     """Train a policy on every fold that a result needs; nothing where no method has a policy."""
-    nodes: dict[str, Node] = {}
     if parameters.policy is None or not parameters.needs_policy:
         return Pipeline([])
-    for fold in task_folds(parameters):
-        for made in _policy(fold, parameters, parameters.policy):
-            nodes[made.name] = made
+    policy, folds = parameters.policy, task_folds(parameters)
+    nodes = {one.name: one for fold in folds for one in _policy(fold, parameters, policy)}
     return Pipeline(list(nodes.values()))
 
 
 def _policy(fold: TaskFold, parameters: ProjectParameters, policy: PolicyParameters) -> list[Node]:
     nodes: list[Node] = []
+    generator = f"{parameters.policy_variant}.generator"
     start = rollout_folds(parameters, fold)
     rollouts: list[str] = []
     rolled_out = list(fold.tasks)
@@ -52,9 +46,7 @@ def _policy(fold: TaskFold, parameters: ProjectParameters, policy: PolicyParamet
                     inputs={
                         "parameters": PARAMETERS,
                         "resume": f"{own}_resume",
-                        "trained": start.get(task, fold).name(
-                            f"{parameters.policy_variant}.generator"
-                        ),
+                        "trained": start.get(task, fold).name(generator),
                         "embeddings": f"{task}.prompt_embeddings",
                         "support": f"{task}.support",
                         "validation": f"{task}.validation",
