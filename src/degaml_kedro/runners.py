@@ -207,7 +207,7 @@ class _Cluster(Executor):
         """Send a node, with the datasets that it reads and writes."""
         assert isinstance(fn, Task)
         node = fn.node
-        datasets = {name: fn.catalog.get(name) for name in (*node.inputs, *node.outputs)}
+        datasets: Any = {name: fn.catalog.get(name) for name in (*node.inputs, *node.outputs)}
         options = {"name": node.name, "max_retries": RETRIES, **resources(node)}
         if not self._has_gpu:
             options.pop("num_gpus", None)
@@ -257,7 +257,8 @@ def resources(node: Node) -> dict[str, float]:
 def _run_node(node: Node, catalog: DataCatalog, run_id: str | None, project: str) -> None:
     """Run a node in a worker of the cluster."""
     _bootstrap(project)
-    Task(node, catalog, is_async=False, hook_manager=_NullPluginManager(), run_id=run_id).execute()
+    no_hooks: Any = _NullPluginManager()
+    Task(node, catalog, is_async=False, hook_manager=no_hooks, run_id=run_id).execute()
 
 
 @functools.cache
