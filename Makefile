@@ -54,8 +54,8 @@ test: lint docs ## format, lint, types, import contract, documentation, and all 
 	$(BIN)/python tools/browser.py --install
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadgroup
 
-test-scale: $(INSTALLED) ## the tests on a Ray cluster of two nodes on this machine, which `test` leaves out; installs Ray
-	$(BIN)/python -m pip install --quiet 'ray~=2.60'
+test-scale: $(INSTALLED) ## what `test` leaves out: a Ray cluster of two nodes on this machine, and S3; installs Ray, s3fs and moto
+	$(BIN)/python -m pip install --quiet 'ray~=2.60' s3fs 'moto[server]'
 	HF_HUB_OFFLINE=1 $(BIN)/pytest tests/scale
 
 docs: $(INSTALLED) ## the documentation as pages, in docs/_build/html

@@ -115,7 +115,9 @@ def test_a_table_is_written_whole():
     with pytest.raises(DatasetError, match="is not there"):
         one.load()
     one.save({"a": 1})
-    assert AtomicJSONDataset(filepath="memory://bucket/run/08_reporting/one.json").load() == {"a": 1}
+    assert AtomicJSONDataset(filepath="memory://bucket/run/08_reporting/one.json").load() == {
+        "a": 1
+    }
 
 
 @pytest.mark.slow
