@@ -12,12 +12,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 SEEDS := 999 1000 1001
+# of `compare`: what runs its nodes, e.g. RUNNER=degaml_kedro.runners.RayRunner
+RUNNER ?= degaml_kedro.runners.StageRunner
 # of `compare`: which environment, and where the file of real messages lies
 COMPARED := $(if $(DATASETS),messages,comparison)
 comma := ,
 MESSAGES := $(if $(DATASETS),$(comma)datasets=$(DATASETS))
 
-.PHONY: help install run demo compare curve shipped smoke test lint docs bench mlflow viz lock clean clean-data
+.PHONY: help install run demo compare curve shipped smoke test test-scale lint docs bench mlflow viz lock clean clean-data
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -33,7 +35,7 @@ demo: $(INSTALLED) ## the page in a browser: paste examples, see what was chosen
 
 compare: $(INSTALLED) ## degaml, its parts and the baselines, three seeds, and a report; DATASETS=FOLDER: on real messages
 	for seed in $(SEEDS); do \
-		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --params "seed=$$seed$(MESSAGES)" --runner degaml_kedro.runners.StageRunner --only-missing-outputs || exit 1; \
+		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --params "seed=$$seed$(MESSAGES)" --runner $(RUNNER) --only-missing-outputs || exit 1; \
 	done
 	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env $(COMPARED) --pipelines report --params "seed=999$(MESSAGES)"
 
@@ -51,6 +53,10 @@ test: lint docs ## format, lint, types, import contract, documentation, and all 
 	@# the page is tested in a real browser: Chromium is looked for, and installed where that can be done
 	$(BIN)/python tools/browser.py --install
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadgroup
+
+test-scale: $(INSTALLED) ## what `test` leaves out: a Ray cluster of two nodes on this machine, and S3; installs Ray, s3fs and moto
+	$(BIN)/python -m pip install --quiet 'ray~=2.60' s3fs 'moto[server]'
+	HF_HUB_OFFLINE=1 $(BIN)/pytest tests/scale
 
 docs: $(INSTALLED) ## the documentation as pages, in docs/_build/html
 	HF_HUB_OFFLINE=1 $(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html

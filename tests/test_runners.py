@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import pytest
@@ -11,8 +12,9 @@ from kedro.framework.project import pipelines
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
 
+from degaml_kedro.pipeline_registry import _ON_DEVICE
 from degaml_kedro.pipelines.naming import ALONE
-from degaml_kedro.runners import StageRunner, turns
+from degaml_kedro.runners import RayRunner, RayRunnerError, StageRunner, turns
 
 
 def declared(name: str, inputs: str | list[str], output: str, function=None):
@@ -114,6 +116,28 @@ def test_the_base_models_nodes_have_the_names_that_are_looked_for(project):
     assert {"evaluate.day_before.predict_base", "evaluate.day_before.measure_base"} <= first
     assert all(name.endswith("_base") for name in first)
     assert len(set(order.values())) == len(order)
+
+
+def test_without_ray_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RayRunnerError, match=r"needs Ray .*: pip install '\.\[ray\]'"):
+        RayRunner()
+
+
+def test_nodes_that_compute_with_a_model_ask_for_its_share_of_a_gpu(project):
+    with project.session(model={"device": "auto"}, gpu_share=0.5) as session:
+        session.load_context()
+    tagged = {node.name for node in pipelines["__default__"].nodes if "gpu_0.5" in node.tags}
+    others = {node.name for node in pipelines["__default__"].nodes} - tagged
+    assert {"generator.train_mse_all", "evaluate.day_before.predict_base"} <= tagged
+    assert {"evaluate.day_before.measure_base", "tasks.day_before.deal_splits"} <= others
+    # every name in the list is a node's function
+    functions = {node.func.__name__ for node in pipelines["__default__"].nodes}
+    assert functions >= _ON_DEVICE
+    # the profile's own device is the CPU
+    with project.session() as session:
+        session.load_context()
+    assert not any("gpu" in tag for node in pipelines["__default__"].nodes for tag in node.tags)
 
 
 def test_a_node_that_is_to_run_alone_has_all_threads_and_no_company():

@@ -21,6 +21,17 @@ from degaml_kedro.pipelines import (
     tokenize,
 )
 
+# functions of nodes that compute with the base model, a generator or the encoder
+_ON_DEVICE = frozenset(
+    {
+        *("encode_prompts", "train_on_pool", "train_trajectory", "train_alone"),
+        *("train", "train_on_examples", "read_health", "generate_adapters", "write_adapter"),
+        *("roll_out_task", "train_policy", "choose_strategies", "execute_strategies"),
+        *("fit_baseline", "search_settings", "adapt_baseline", "adapt_and_predict"),
+        *("predict", "predict_adapted", "predict_oracle", "predict_baseline"),
+    }
+)
+
 
 def register_pipelines() -> dict[str, Pipeline]:
     """The pipelines by name; ``__default__`` is all of them in order, but the report."""
@@ -41,7 +52,7 @@ def register_pipelines() -> dict[str, Pipeline]:
             alone = baselines.create_pipeline(with_baselines(parameters))
         make_evaluation = evaluate.create_pipeline(parameters)
         make_report = report.create_pipeline(parameters)
-    return {
+    made = {
         "tasks": make_tasks,
         "checkpoints": make_tasks + make_checkpoints,
         "tokenize": make_tokens,
@@ -59,6 +70,17 @@ def register_pipelines() -> dict[str, Pipeline]:
         + make_baselines
         + make_evaluation,
     }
+    return {name: with_gpus(pipeline, parameters) for name, pipeline in made.items()}
+
+
+def with_gpus(pipeline: Pipeline, parameters: ProjectParameters) -> Pipeline:
+    """The pipeline, whose nodes that compute with a model say what of a GPU they take (``RayRunner``)."""
+    if parameters.model.device == "cpu":
+        return pipeline
+    tag = f"gpu_{parameters.gpu_share:g}"
+    return Pipeline(
+        [node.tag(tag) if node.func.__name__ in _ON_DEVICE else node for node in pipeline.nodes]
+    )
 
 
 def with_baselines(parameters: ProjectParameters) -> ProjectParameters:

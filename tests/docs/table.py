@@ -110,6 +110,12 @@ ELSEWHERE: dict[str, str] = {
     "accelerate launch --num_processes N -m kedro run --pipelines generator": (
         "tests/generator/test_training.py::test_several_processes_give_one_process_s_parameters"
     ),
+    "kedro run --env smoke --runner degaml_kedro.runners.RayRunner": (
+        "tests/scale/test_ray.py::test_a_run_whose_second_node_is_killed_comes_to_the_same_numbers"
+    ),
+    "make compare RUNNER=degaml_kedro.runners.RayRunner": (
+        "tests/scale/test_ray.py::test_a_run_whose_second_node_is_killed_comes_to_the_same_numbers"
+    ),
     "kedro run --env named_rules": "tests/test_conf.py::test_every_task_has_a_source_that_exists",
     "kedro run --env files --params datasets=FOLDER": (
         "tests/test_conf.py::test_every_task_has_a_source_that_exists"

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import pandas as pd
 from kedro.io import DatasetError
@@ -16,8 +16,6 @@ from kedro_datasets.plotly import JSONDataset as PlotlyDataset
 from kedro_datasets.text import TextDataset
 
 from degaml_kedro.common.errors import DegamlError
-
-T = TypeVar("T")
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -67,30 +65,42 @@ class StoredDataError(DegamlError):
     """A file of the data folder that is missing or damaged."""
 
 
-def _readable(path: Path, load: Callable[[], T]) -> T:
-    if not path.exists():
-        raise StoredDataError(
-            f"{path} is not there; `kedro run --only-missing-outputs` makes what is missing"
-        )
-    try:
-        return load()
-    except DatasetError as error:
-        raise StoredDataError(
-            f"{path} cannot be read ({error.__cause__}); delete it, then `kedro run --only-missing-outputs` makes "
-            f"it again"
-        ) from error
-
-
 class _Atomic:
-    """A mixin for Kedro's datasets of local files, which makes writing atomic."""
+    """A mixin for Kedro's datasets of files, which makes writing atomic.
+
+    On other filesystems (S3, …) a file appears whole when it is closed.
+    """
 
     def load(self: Any) -> Any:
-        """Read the value."""
-        return _readable(Path(self._get_load_path()), super().load)  # type: ignore[misc]
+        """Read the value.
+
+        Raises:
+            StoredDataError: the file is not there, or damaged.
+        """
+        path = self._get_load_path()
+        # another process may have written it since the folder was listed
+        self._invalidate_cache()
+        if not self._exists():
+            raise StoredDataError(
+                f"{path} is not there; `kedro run --only-missing-outputs` makes what is missing"
+            )
+        try:
+            return super().load()  # type: ignore[misc]
+        except DatasetError as error:
+            raise StoredDataError(
+                f"{path} cannot be read ({error.__cause__}); delete it, then `kedro run --only-missing-outputs` makes "
+                f"it again"
+            ) from error
 
     def save(self: Any, data: Any) -> None:
         """Write the value."""
-        replace_file(Path(self._get_save_path()), lambda file: self._write(data, file))
+        if self._protocol == "file":
+            replace_file(Path(self._get_save_path()), lambda file: self._write(data, file))
+        else:
+            path = str(self._get_save_path())
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            with self._fs.open(path, "wb") as file:
+                self._write(data, file)
         self._invalidate_cache()
 
 

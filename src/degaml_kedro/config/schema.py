@@ -960,6 +960,8 @@ class ProjectParameters(Parameters):
     profile: str
     seed: int = Field(ge=0, lt=2**63)
     model: BaseModelParameters
+    # on a Ray cluster with GPUs: how much of one a node takes that computes with a model; 0.5 lets two share one
+    gpu_share: float = Field(1.0, gt=0, le=1)
     prompt: PromptParameters
     scoring: ScoringParameters
     splits: SplitSizes

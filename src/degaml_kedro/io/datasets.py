@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from kedro.io import DatasetError
@@ -24,7 +25,12 @@ from degaml_kedro.io.trajectory import (
     TrajectoryStep,
 )
 from degaml_kedro.io.trajectory import WEIGHTS_FILE as TRAJECTORY_FILE
-from degaml_kedro.io.trajectory_writer import TrajectoryWriter, read_state, remove_leftovers
+from degaml_kedro.io.trajectory_writer import (
+    RESUME_FILE,
+    TrajectoryWriter,
+    read_state,
+    remove_leftovers,
+)
 from degaml_kedro.strategies.state import STATE_FILE, AdaptedState, load_state, save_state
 
 
@@ -37,11 +43,11 @@ class AdapterDataset(LocalDataset[Adapter, Adapter]):
 
     files = (CONFIG_FILE, WEIGHTS_FILE)
 
-    def load(self) -> Adapter:
+    def _read(self) -> Adapter:
         """Read the adapter."""
         return load_peft_folder(self._path)
 
-    def save(self, data: Adapter) -> None:
+    def _write(self, data: Adapter) -> None:
         """Write the adapter, whole or not at all."""
         save_peft_folder(data, self._path)
 
@@ -51,7 +57,7 @@ class AdaptedStateDataset(LocalDataset[AdaptedState, AdaptedState]):
 
     files = (STATE_FILE,)
 
-    def load(self) -> AdaptedState:
+    def _read(self) -> AdaptedState:
         """Read the state.
 
         Raises:
@@ -59,7 +65,7 @@ class AdaptedStateDataset(LocalDataset[AdaptedState, AdaptedState]):
         """
         return load_state(self._path)
 
-    def save(self, data: AdaptedState) -> None:
+    def _write(self, data: AdaptedState) -> None:
         """Write the state, whole or not at all."""
         save_state(data, self._path)
 
@@ -84,11 +90,11 @@ class TrajectoryDataset(LocalDataset[TrajectoryChunk, Trajectory]):
         """An open file stays in its process."""
         return {**self.__dict__, "_writer": None}
 
-    def load(self) -> Trajectory:
+    def _read(self) -> Trajectory:
         """Open the trajectory."""
         return Trajectory(self._path)
 
-    def save(self, data: TrajectoryChunk) -> None:
+    def _write(self, data: TrajectoryChunk) -> None:
         """Take the next piece."""
         if isinstance(data, TrajectoryStart):
             self._close()
@@ -108,6 +114,7 @@ class TrajectoryDataset(LocalDataset[TrajectoryChunk, Trajectory]):
 
     def _release(self) -> None:
         self._close()
+        super()._release()
 
     def _close(self) -> None:
         if self._writer is not None:
@@ -118,9 +125,9 @@ class TrajectoryDataset(LocalDataset[TrajectoryChunk, Trajectory]):
 class TrajectoryResumeDataset(ReadOnlyDataset[TrajectoryState | None]):
     """The resume checkpoint that an earlier run left of a trajectory, for the training node."""
 
-    def load(self) -> TrajectoryState | None:
+    def _read(self) -> TrajectoryState | None:
         """The state; None where there is nothing to go on from."""
         return read_state(self._path)
 
-    def _exists(self) -> bool:
-        return self._path.is_dir()
+    def _is_whole(self, has: Callable[[str], bool]) -> bool:
+        return has(f"/{RESUME_FILE}") or has(f"/{INDEX_FILE}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from degaml_kedro.io.local import LocalDataset, ReadOnlyDataset
 from degaml_kedro.io.tensors import read_described, write_described
 
 _WAIT_SECONDS = 600.0
+# behind the name of the folder that a generator's training will end in
+_RESUME = ".resume.safetensors"
 
 AnyGenerator = Generator | ExampleGenerator
 
@@ -55,11 +57,11 @@ class GeneratorDataset(LocalDataset[AnyGenerator | GeneratorProgress, AnyGenerat
 
     files = (CONFIG_FILE, WEIGHTS_FILE)
 
-    def load(self) -> AnyGenerator:
+    def _read(self) -> AnyGenerator:
         """Read the generator."""
         return _read(self._path)
 
-    def save(self, data: AnyGenerator | GeneratorProgress) -> None:
+    def _write(self, data: AnyGenerator | GeneratorProgress) -> None:
         """Write a resume checkpoint or the generator; of several processes only the first one writes."""
         if isinstance(data, GeneratorProgress):
             if is_main_process():
@@ -77,7 +79,7 @@ class GeneratorDataset(LocalDataset[AnyGenerator | GeneratorProgress, AnyGenerat
     def _wait_for(self, fingerprint: str) -> None:
         deadline = time.monotonic() + _WAIT_SECONDS
         while time.monotonic() < deadline:
-            if self._exists() and _read(self._path).fingerprint == fingerprint:
+            if self._exists() and self.load().fingerprint == fingerprint:
                 return
             time.sleep(0.5)
         raise DatasetError(
@@ -88,15 +90,15 @@ class GeneratorDataset(LocalDataset[AnyGenerator | GeneratorProgress, AnyGenerat
 class GeneratorResumeDataset(ReadOnlyDataset[AnyGenerator | GeneratorProgress | None]):
     """The resume checkpoint or the generator that an earlier run left, for the training node."""
 
-    def load(self) -> AnyGenerator | GeneratorProgress | None:
+    def _read(self) -> AnyGenerator | GeneratorProgress | None:
         """A resume checkpoint, else a finished generator, else None."""
         progress = _read_progress(_resume_file(self._path))
-        if progress is None and self._holds(CONFIG_FILE):
+        if progress is None and self._is_here(f"/{CONFIG_FILE}"):
             return _read(self._path)
         return progress
 
-    def _exists(self) -> bool:
-        return _resume_file(self._path).is_file() or self._holds(CONFIG_FILE)
+    def _is_whole(self, has: Callable[[str], bool]) -> bool:
+        return has(_RESUME) or has(f"/{CONFIG_FILE}")
 
 
 def _read(folder: Path) -> AnyGenerator:
@@ -107,7 +109,7 @@ def _read(folder: Path) -> AnyGenerator:
 
 
 def _resume_file(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.resume.safetensors")
+    return folder.with_name(f"{folder.name}{_RESUME}")
 
 
 def _write_progress(progress: GeneratorProgress, path: Path) -> None:

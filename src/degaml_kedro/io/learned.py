@@ -29,7 +29,7 @@ class LearnedDataset(LocalDataset[Learned, Learned]):
 
     files = (CONFIG_FILE, WEIGHTS_FILE, EXTRA_FILE, ABOUT_FILE)
 
-    def load(self) -> Learned:
+    def _read(self) -> Learned:
         """Read the folder.
 
         Raises:
@@ -55,7 +55,7 @@ class LearnedDataset(LocalDataset[Learned, Learned]):
                 f"--only-missing-outputs` makes it again"
             ) from error
 
-    def save(self, data: Learned) -> None:
+    def _write(self, data: Learned) -> None:
         """Write the folder, whole or not at all."""
         about = {
             "format": FORMAT,

@@ -26,7 +26,7 @@ class PromptEmbeddingsDataset(LocalDataset[PromptEmbeddings, PromptEmbeddings]):
         data/04_feature/{task}/prompt_embeddings.safetensors}``
     """
 
-    def load(self) -> PromptEmbeddings:
+    def _read(self) -> PromptEmbeddings:
         """Open the embeddings; states leave the disk when they are asked for.
 
         Raises:
@@ -34,7 +34,7 @@ class PromptEmbeddingsDataset(LocalDataset[PromptEmbeddings, PromptEmbeddings]):
         """
         return read_prompt_embeddings(self._path)
 
-    def save(self, data: PromptEmbeddings) -> None:
+    def _write(self, data: PromptEmbeddings) -> None:
         """Write the embeddings, whole or not at all."""
         write_prompt_embeddings(data, self._path)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from degaml_kedro.common.atomic import StoredDataError, replace_file
 from degaml_kedro.io.local import LocalDataset, ReadOnlyDataset
 
 FORMAT = 1
+# behind the name of the file that unfinished rows will end in
+_PARTIAL = ".partial.jsonl"
 
 # the columns of a rollout, in order: what each is, is said where rollouts are made
 ROLLOUT_COLUMNS: Mapping[str, pa.DataType] = {
@@ -97,7 +99,7 @@ class RolloutsDataset(LocalDataset[Rollouts, pd.DataFrame]):
         data/07_model_output/{task}.rollouts.parquet}``
     """
 
-    def load(self) -> pd.DataFrame:
+    def _read(self) -> pd.DataFrame:
         """Read the rows.
 
         Returns:
@@ -114,7 +116,7 @@ class RolloutsDataset(LocalDataset[Rollouts, pd.DataFrame]):
                 frame[name] = pd.arrays.ArrowExtensionArray(table[name])
         return frame
 
-    def save(self, data: Rollouts) -> None:
+    def _write(self, data: Rollouts) -> None:
         """Write what there is so far; when this returns, it is on the disk."""
         partial = _partial_file(self._path)
         rows = [_storable(row) for row in data.rows]
@@ -133,14 +135,14 @@ class RolloutsDataset(LocalDataset[Rollouts, pd.DataFrame]):
         lines = "".join(f"{json.dumps(line)}\n" for line in (head, *rows))
         replace_file(partial, lambda file: file.write(lines.encode("ascii")))
 
-    def _exists(self) -> bool:
-        return self._path.is_file() and not _partial_file(self._path).is_file()
+    def _is_whole(self, has: Callable[[str], bool]) -> bool:
+        return has("") and not has(_PARTIAL)
 
 
 class RolloutsResumeDataset(ReadOnlyDataset[Rollouts | None]):
     """The rollouts that an earlier run left of a task, for the node that goes on."""
 
-    def load(self) -> Rollouts | None:
+    def _read(self) -> Rollouts | None:
         """The whole rows of an unfinished run, else a finished one's, else None.
 
         Raises:
@@ -152,12 +154,12 @@ class RolloutsResumeDataset(ReadOnlyDataset[Rollouts | None]):
         fingerprint, table = _read_parquet(self._path)
         return Rollouts(fingerprint, tuple(table.to_pylist()), complete=True)
 
-    def _exists(self) -> bool:
-        return _partial_file(self._path).is_file() or self._path.is_file()
+    def _is_whole(self, has: Callable[[str], bool]) -> bool:
+        return has(_PARTIAL) or has("")
 
 
 def _partial_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial.jsonl")
+    return path.with_name(f"{path.name}{_PARTIAL}")
 
 
 def _storable(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,12 @@ logger = logging.getLogger(__name__)
 
 OUTPUT, REPORTING, MODELS = "07_model_output", "08_reporting", "06_models"
 RECORD = f"{REPORTING}/run.json"
+# of a run, or of runs in a folder
+_READ = [
+    f"{run}{files}"
+    for run in ("", "*/")
+    for files in (f"{OUTPUT}/*", f"{REPORTING}/*.parquet", RECORD, f"{MODELS}/*.settings.json")
+]
 
 # accuracies are means of the same answers, added up in another order
 _TOLERANCE = 1e-9
@@ -47,6 +53,12 @@ class RunsDataset(ReadOnlyDataset[Runs]):
     """
 
     def load(self) -> Runs:
+        """Read all runs; of a remote folder, what a report reads of them is fetched first."""
+        if self._remote is not None:
+            self._remote.fetch_matching(_READ)
+        return self._read()
+
+    def _read(self) -> Runs:
         """Read all runs.
 
         Raises:
@@ -57,6 +69,8 @@ class RunsDataset(ReadOnlyDataset[Runs]):
         return read_runs(self._path)
 
     def _exists(self) -> bool:
+        if self._remote is not None:
+            self._remote.fetch_matching(_READ)
         return any(_result_files(path / OUTPUT) for path in data_folders(self._path))
 
 

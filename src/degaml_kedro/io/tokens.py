@@ -54,7 +54,7 @@ class TokenSequence:
 class TokensDataset(LocalDataset[TokenSequence, TokenSequence]):
     """A trajectory's tokens, [checkpoints, T, r, k] in one file, written checkpoint by checkpoint."""
 
-    def load(self) -> TokenSequence:
+    def _read(self) -> TokenSequence:
         """Open the file; nothing but its header is read."""
         with opened(self._path) as (file, metadata):
             about = described(metadata)
@@ -67,7 +67,7 @@ class TokensDataset(LocalDataset[TokenSequence, TokenSequence]):
         read = MappedTensor(self._path, _TENSOR).__getitem__
         return TokenSequence(grid, shape[0], dtype, about["about"], read)
 
-    def save(self, data: TokenSequence) -> None:
+    def _write(self, data: TokenSequence) -> None:
         """Write the file, whole or not at all."""
         grid = data.grid
         shape = (data.count, grid.tokens, grid.rank, grid.token_width)
@@ -80,11 +80,11 @@ class TokensDataset(LocalDataset[TokenSequence, TokenSequence]):
 class TokenStatisticsDataset(LocalDataset[TokenStatistics, TokenStatistics]):
     """Mean and spread of a trajectory's tokens, as safetensors."""
 
-    def load(self) -> TokenStatistics:
+    def _read(self) -> TokenStatistics:
         """Read the statistics."""
         return TokenStatistics.from_tensors(read_described(self._path)[0])
 
-    def save(self, data: TokenStatistics) -> None:
+    def _write(self, data: TokenStatistics) -> None:
         """Write the statistics, whole or not at all."""
         write_described(self._path, data.tensors(), {})
 
@@ -92,11 +92,11 @@ class TokenStatisticsDataset(LocalDataset[TokenStatistics, TokenStatistics]):
 class TokenScalesDataset(LocalDataset[TokenScales, TokenScales]):
     """The units of the tokens, as safetensors with the grid in the header."""
 
-    def load(self) -> TokenScales:
+    def _read(self) -> TokenScales:
         """Read the scales."""
         tensors, about = read_described(self._path)
         return TokenScales.from_tensors(TokenGrid.from_json(about["grid"]), tensors)
 
-    def save(self, data: TokenScales) -> None:
+    def _write(self, data: TokenScales) -> None:
         """Write the scales, whole or not at all."""
         write_described(self._path, data.tensors(), {"grid": data.grid.as_json()})

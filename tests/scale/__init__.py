@@ -1,0 +1,1 @@
+"""Tests of what runs on several machines or processes: `make test-scale`."""
