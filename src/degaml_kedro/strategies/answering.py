@@ -150,14 +150,7 @@ def _agreed(
     rows: Sequence[Sequence[float]],
     tokens: int,
 ) -> WrittenAnswer:
-    """What members answer together.
-
-    Args:
-        own: what each member wrote, [K].
-        written: the different texts, [O].
-        rows: each member's log-probabilities of them, [K, O].
-        tokens: computed for all of it.
-    """
+    """What members answer together: of own texts [K], the different ones [O] and their log-probabilities [K, O]."""
     if len(rows) == 1:
         return WrittenAnswer(own[0].text, rows[0][0], tokens)
     assert state.vote is not None
