@@ -76,7 +76,7 @@ def learned_fallback(
     Args:
         rows: rollouts of all meta-train tasks and iterations.
         open_tasks: those whose questions have options of their own.
-        price: accuracy that a second of a trial costs, as in the reward.
+        price: accuracy that a second of a trial costs.
 
     Returns:
         As JSON: ``actions``, the best action's text alone, or nothing where no action gained anything; ``closed`` and

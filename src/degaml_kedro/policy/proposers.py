@@ -175,14 +175,7 @@ def encode_decision(base: BaseModel, prompt: str, action_text: str) -> AnswerSeq
 
 @dataclass(eq=False)
 class _Row:
-    """One text being written.
-
-    Attributes:
-        prompt: the prompt's tokens.
-        matcher: where the grammar stands.
-        written: the tokens so far.
-        computed: how many of them the model has seen.
-    """
+    """One text being written: the prompt's tokens, those so far, and how many of these the model has computed."""
 
     prompt: tuple[int, ...]
     matcher: LLMatcher

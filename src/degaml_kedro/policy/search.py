@@ -83,9 +83,7 @@ class _Episode:
 
     Attributes:
         examples: its D_val.
-        state: where its next trial starts.
-        before: the indicators of ``state``.
-        ended: whether there is no next trial.
+        before: the indicators of ``state``, where its next trial starts.
         behind: trials of an earlier run that ``state`` does not have in it yet.
     """
 

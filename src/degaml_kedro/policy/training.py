@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -89,12 +90,7 @@ def _evenly(rows: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[Ma
         return list(rows)
     by_task: dict[str, list[Mapping[str, Any]]] = {}
     order = np.random.default_rng(derive_seed(seed, "rewarded")).permutation(len(rows))
-    for place in order:
-        row = rows[int(place)]
+    for row in (rows[int(place)] for place in order):
         by_task.setdefault(str(row["task"]), []).append(row)
-    taken: list[Mapping[str, Any]] = []
-    while len(taken) < count:
-        for waiting in by_task.values():
-            if waiting and len(taken) < count:
-                taken.append(waiting.pop())
-    return taken
+    turns = zip_longest(*(reversed(own) for own in by_task.values()))
+    return [row for turn in turns for row in turn if row is not None][:count]

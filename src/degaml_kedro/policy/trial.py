@@ -64,7 +64,6 @@ class Trial:
     Attributes:
         family: None where the text was no action.
         after: indicators under what it made; None where nothing ran to its end.
-        seconds: wall time.
         tokens: that the base model computed, forward and backward.
         error: why it earned nothing, where that is not the score.
         backward_tokens: those of ``tokens`` that a gradient went back through.

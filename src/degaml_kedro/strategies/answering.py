@@ -32,7 +32,7 @@ from degaml_kedro.strategies.in_context import (
 )
 from degaml_kedro.strategies.latent import steer
 from degaml_kedro.strategies.scaling import combine, route
-from degaml_kedro.strategies.state import ROUTERS, AdaptedState, Demonstrations, Member
+from degaml_kedro.strategies.state import ROUTERS, AdaptedState, Demonstrations
 from degaml_kedro.tasks.example import Example, Question
 
 T = TypeVar("T")
@@ -117,14 +117,8 @@ def write_answers(
         members: Sequence[int], asked: Sequence[Question], told: Progress | None
     ) -> list[WrittenAnswer]:
         every = [
-            _write(
-                context,
-                state.members[i],
-                _vectors(context, state, [i]),
-                asked,
-                _share(told, k, len(members)),
-            )
-            for k, i in enumerate(members)
+            _write(context, state, member, asked, _share(told, number, len(members)))
+            for number, member in enumerate(members)
         ]
         written = [distinct(some) for some in zip(*every, strict=True)]
         compared = _compare(context, state, members, asked, written=written)
@@ -150,14 +144,7 @@ def _agreed(
     rows: Sequence[Sequence[float]],
     tokens: int,
 ) -> WrittenAnswer:
-    """What members answer together.
-
-    Args:
-        own: what each member wrote, [K].
-        written: the different texts, [O].
-        rows: each member's log-probabilities of them, [K, O].
-        tokens: computed for all of it.
-    """
+    """What members answer together: of own texts [K], the different ones [O] and their log-probabilities [K, O]."""
     if len(rows) == 1:
         return WrittenAnswer(own[0].text, rows[0][0], tokens)
     assert state.vote is not None
@@ -172,13 +159,14 @@ def _agreed(
 
 def _write(
     context: Context,
-    member: Member,
-    vectors: Steer | None,
+    state: AdaptedState,
+    number: int,
     questions: Sequence[Question],
     progress: Progress | None,
 ) -> list[Writing]:
     """What one member writes, behind its demonstrations where it has some."""
     base, prompt, scoring, own = context.base, context.prompt, context.scoring, None
+    member, vectors = state.members[number], _vectors(context, state, [number])
     if member.demonstrations is None:
         asked = without_options(questions)
         encoded = encode_questions(base, asked, prompt, scoring.answers, scoring.room)

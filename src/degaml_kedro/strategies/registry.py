@@ -67,9 +67,8 @@ class FieldSpace:
     Attributes:
         name: as it stands in an action, ``lambda``.
         kind: ``integer``, ``number``, ``boolean`` or ``choice``.
-        offered: the values that are offered, at least one.
-        low: smallest valid number; None for the others.
-        high: largest valid number.
+        offered: at least one value.
+        low: smallest valid number, and ``high`` the largest; None for the others.
         optional: it has a default: actions name it only where the profile's bounds do.
     """
 

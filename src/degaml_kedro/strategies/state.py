@@ -112,7 +112,6 @@ class Steering:
 
     Attributes:
         times: AdamW steps.
-        learning_rate: of these steps.
         scope: ``sample``: a vector of its own for every question, made from that question's prompt when it is asked;
             ``task``: one vector for all of them.
         vectors: float32 [members, H], for scope ``task``; else None.
@@ -132,12 +131,10 @@ class Steering:
 
 @dataclass(frozen=True, eq=False)
 class AdaptedState:
-    """Where adaptation stands.
+    """Where adaptation stands: at least one adapter, and several of them with a vote.
 
-    Attributes:
-        members: at least one; several answer by ``vote``.
-        vote: None for a single member.
-        steering: None for none.
+    Raises:
+        StateError: there is none, or no vote, or weights that are not the members'.
     """
 
     members: tuple[Member, ...]

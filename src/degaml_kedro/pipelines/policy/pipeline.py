@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
@@ -72,47 +75,22 @@ def _policy(fold: TaskFold, parameters: ProjectParameters, policy: PolicyParamet
             )
         )
         before = after
+
+    def last(function: Callable[..., Any], inputs: Any, *outputs: str) -> None:
+        """A node behind all iterations, named after its function."""
+        given = [fold.name(output) for output in outputs]
+        made = given if len(given) > 1 else given[0]
+        name = f"{function.__name__}{fold.suffix}"
+        nodes.append(node(function, inputs=inputs, outputs=made, name=name, namespace="policy"))
+
     if parameters.learns_fallback:
-        nodes.append(
-            node(
-                bound(learn_fallback, tasks=tuple(rolled_out)),
-                inputs=[PARAMETERS, *(f"{task}.support" for task in rolled_out), *rollouts],
-                outputs=fold.name("policy_fallback"),
-                name=f"learn_fallback{fold.suffix}",
-                namespace="policy",
-            )
-        )
+        support = [f"{task}.support" for task in rolled_out]
+        learning = bound(learn_fallback, tasks=tuple(rolled_out))
+        last(learning, [PARAMETERS, *support, *rollouts], "policy_fallback")
     if parameters.has_method(lambda row: row.proposer == "tabular_policy"):
-        nodes.append(
-            node(
-                learn_tabular,
-                inputs=[PARAMETERS, *rollouts],
-                outputs=fold.name("tabular_policy"),
-                name=f"learn_tabular{fold.suffix}",
-                namespace="policy",
-            )
-        )
-    return [
-        *nodes,
-        node(
-            last_policy,
-            inputs=before,
-            outputs=fold.name("policy"),
-            name=f"last_policy{fold.suffix}",
-            namespace="policy",
-        ),
-        node(
-            collect_rollouts,
-            inputs=rollouts,
-            outputs=fold.name("policy_rollouts"),
-            name=f"collect_rollouts{fold.suffix}",
-            namespace="policy",
-        ),
-        node(
-            bound(draw_policy, title=f"Policy{fold.title}"),
-            inputs=fold.name("policy_rollouts"),
-            outputs=[fold.name(f"policy_{kind}") for kind in ("figure", "page", "table")],
-            name=f"draw_policy{fold.suffix}",
-            namespace="policy",
-        ),
-    ]
+        last(learn_tabular, [PARAMETERS, *rollouts], "tabular_policy")
+    last(last_policy, before, "policy")
+    last(collect_rollouts, rollouts, "policy_rollouts")
+    drawing = bound(draw_policy, title=f"Policy{fold.title}")
+    last(drawing, fold.name("policy_rollouts"), "policy_figure", "policy_page", "policy_table")
+    return nodes
