@@ -137,10 +137,14 @@ class RemoteFiles:
         return self.copy.parent / name
 
     def _local(self) -> set[str]:
-        """The files of the copy; writers' temporary ones begin with a dot or with ``earlier.``."""
+        """The files of the copy, without what writers keep in the meantime."""
         root = self.copy.parent
-        names = (str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
-        return {name for name in names if not name.startswith((".", "earlier."))}
+        found = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+        return {
+            path.as_posix()
+            for path in found
+            if not any(part.startswith((".", "earlier.")) for part in path.parts)
+        }
 
     def _checksum(self, name: str) -> str:
         path = self._path(name)

@@ -197,7 +197,7 @@ class Refinement:
             ResumeMismatchError: a finished row is of another proposal than is written now; no row has come yet.
         """
         space, settings = self.space, self.policy.rollouts
-        run = _Run(self, self.policy.reward, seed, tag, finished)
+        run = _Trials(self, self.policy.reward, seed, tag, finished)
         with run.measured():
             known = predict(self.context, self.start, examples)
         run.start_clock(settings.seconds)
@@ -281,7 +281,9 @@ class Refinement:
         """
         space, support, settings = self.space, self.support, self.policy.search
         # noise is for studies of learning; a choice is made on what was measured
-        run = _Run(self, self.policy.reward.model_copy(update={"noise": 0.0}), seed, tag, finished)
+        run = _Trials(
+            self, self.policy.reward.model_copy(update={"noise": 0.0}), seed, tag, finished
+        )
         run.start_clock(settings.seconds)
         validation, folds, fallback = support[: settings.examples], None, None
         if settings.rule == "paired":
@@ -424,7 +426,7 @@ class Refinement:
             return None
 
 
-class _Run:
+class _Trials:
     """The trials of a run: those that an earlier one finished, then new ones, and what is computed between them.
 
     Attributes:
