@@ -47,7 +47,7 @@ from degaml_kedro.config.schema import (
     PackageModel,
     RandomModel,
 )
-from degaml_kedro.llm.fast_path import computed_fast, first_blocks, obstacle_to_packing
+from degaml_kedro.llm.fast import FastDecoder, fast_decoder
 from degaml_kedro.llm.general import hidden_by_rows, readout, turn_one_at_a_time
 from degaml_kedro.llm.lora import (
     ActiveLora,
@@ -56,8 +56,6 @@ from degaml_kedro.llm.lora import (
     GroupAdapter,
     LinearGroup,
     StackedAdapter,
-    adapters_at_once,
-    current_lora,
     group_adapter,
     make_adaptable,
 )
@@ -66,10 +64,8 @@ from degaml_kedro.llm.packing import (
     Pack,
     Prefix,
     TokenTree,
-    active_pack,
     pack_trees,
 )
-from degaml_kedro.llm.stack import DecoderStack
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +86,8 @@ class BaseModel:
         name: hub id, folder or ``package:file``; goes into ``base_model_name_or_path`` of saved adapters.
         fingerprint: changes with the weights, the configuration or the tokenizer.
         folder: where its files are; None for a hub model or a random one.
-        stack: the decoder as one function, where the model has the blocks that this is written for.
-        window: how long a sequence may be that is packed, in tokens; None for any length. Packs of longer ones go the
-            general way.
-        readout: the model without its decoder, where the general way is the only one that is right: for all packs, and
-            for logits (:mod:`~degaml_kedro.llm.general`); None where packing and the head as a matrix are.
+        fast: computes packs where the model is one that :mod:`~degaml_kedro.llm.fast` recognises.
+        readout: the model without its decoder, for logits, where ``fast`` is None; else the head is a matrix.
     """
 
     name: str
@@ -104,8 +97,7 @@ class BaseModel:
     groups: list[LinearGroup]
     context_length: int
     folder: Path | None = None
-    stack: DecoderStack | None = None
-    window: int | None = None
+    fast: FastDecoder | None = None
     readout: Any = None
 
     @property
@@ -136,29 +128,16 @@ class BaseModel:
         ``elementary``: from operations of the library's modules that can be differentiated any number of times; the
         stack's backward is written by hand and has no derivative.
         """
-        if not self._is_packed(pack):
-            with active_pack(None, elementary):
-                return hidden_by_rows(self.model, pack, adapters_at_once(current_lora()))
-        if self.stack is not None and not elementary:
-            return self.stack(pack, current_lora())
-        with active_pack(pack, elementary):
-            output = self.model.base_model(
-                pack.input_ids, position_ids=pack.position_ids, use_cache=False
-            )
-        return output.last_hidden_state[0]  # type: ignore[no-any-return]
-
-    def _is_packed(self, pack: Pack) -> bool:
-        # a prefix that was not packed left nothing to continue
-        if self.readout is not None or (pack.prefix is not None and not pack.prefix.layers):
-            return False
-        return self.window is None or int(pack.position_ids.max()) < self.window
+        if self.fast is None:
+            return hidden_by_rows(self.model, pack)
+        return self.fast.hidden_states(self.model, pack, elementary)
 
     def read_prefix(self, tokens: Sequence[int]) -> Prefix:
         """What the tokens leave for those that continue them, under the adapter that is active in this thread."""
         layers: KeyValues = {}
         pack = pack_trees([TokenTree(tuple(tokens))], self.device, self.dtype)
         # else it is read again with every question
-        if self._is_packed(pack):
+        if self.fast is not None and self.fast.takes(pack):
             with torch.inference_mode():
                 self.hidden_states(replace(pack, record=layers))
         return Prefix(tuple(tokens), layers)
@@ -373,9 +352,6 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
         # Llama 4 calls its decoder by a name that only its multimodal model has
         model.base_model_prefix = next(name for name, _ in model.named_children())
     turn_one_at_a_time(model)
-    obstacle = obstacle_to_packing(model)
-    # before layers that read the same input share their storage
-    first = None if obstacle else first_blocks(model)
     text = model.config.get_text_config()
     base = BaseModel(
         name=name,
@@ -386,17 +362,14 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
         context_length=int(getattr(text, "max_position_embeddings", None) or 2048),
         folder=folder,
     )
-    if first is not None:
-        fast = computed_fast(base, replace(base, model=first, groups=make_adaptable(first)))
-        if fast is not None:
-            return fast
-        obstacle = "packed, its logits would be others"
-        model.set_attn_implementation("eager")
+    fast = fast_decoder(base)
+    if isinstance(fast, FastDecoder):
+        return replace(base, fast=fast)
     logger.warning(
         "%s (%s) is computed row by row, which takes several times as long: %s",
         name,
         type(model).__name__,
-        obstacle,
+        fast,
     )
     try:
         return replace(base, readout=readout(model))

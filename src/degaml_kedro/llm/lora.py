@@ -5,7 +5,7 @@ the adapter that is active in the current thread, so that the one shared model s
 threads, without copies and without ever writing to it.
 
 Layers that read the same input (query, key and value; gate and up) get stacked storage, so that
-:mod:`~degaml_kedro.llm.stack` computes them as one product, and their adapters as one product of stacked A and
+:mod:`~degaml_kedro.llm.fast.fused` computes them as one product, and their adapters as one product of stacked A and
 block-diagonal B: on a CPU the small products of LoRA cost more in calls than in arithmetic.
 
 Shapes: T tokens, I inputs, O outputs, r rank, M layers of a group.
@@ -224,7 +224,7 @@ _ACTIVE: ContextVar[ActiveLora | None] = ContextVar("degaml_active_lora", defaul
 class AdaptableLinear(nn.Linear):
     """A frozen ``nn.Linear`` that adds the active adapter's product.
 
-    This is the path of models that :mod:`~degaml_kedro.llm.stack` does not compute, and of decoding.
+    This is the path of models that :mod:`~degaml_kedro.llm.fast.fused` does not compute, and of decoding.
     """
 
     group: LinearGroup

@@ -52,7 +52,7 @@ def through_peft(base: BaseModel, adapter: PeftModuleAdapter) -> BaseModel:
             f"{adapter.why}; with it PEFT cannot open the adapter on {base.name}: {first_line(error)}"
         ) from error
     model = whole.get_base_model().eval()
-    return replace(base, model=model, groups=[], stack=None, window=None, readout=readout(model))
+    return replace(base, model=model, groups=[], fast=None, readout=readout(model))
 
 
 def _start_where_invoked(whole: Any) -> None:

@@ -6,7 +6,7 @@ bookkeeping: hundreds of small operations, each recorded, dispatched and differe
 function over the packed row of tokens, what remains is the matrix products and few passes over memory.
 
 Which models have this block is said by their configuration, and verified when they are loaded
-(:mod:`~degaml_kedro.llm.fast_path`). All others run the library's code.
+(:mod:`~degaml_kedro.llm.fast.decoder`). All others run the library's code.
 
     x  <- x + O(attention(rope(QKV(norm(x)))))
     x  <- x + D(silu(G(norm(x))) * U(norm(x)))
