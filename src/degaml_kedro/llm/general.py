@@ -139,7 +139,7 @@ def _locked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _InPlaceOf(nn.Module):
-    """Stands in a decoder's place; heads and ``generate`` ask it for what they ask of the decoder."""
+    """In a decoder's place: heads and ``generate`` ask it for what they ask of the decoder."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()

@@ -49,9 +49,8 @@ class GroupAdapter:
     Attributes:
         leaves: the A [r, I] and B [O_m, r] tensors the gradient goes to: A of every adapted layer, then B of each.
         members: which layers of the group are adapted, as indices.
-        a: [M r, I] in the model's dtype, times the scale.
+        a: [M r, I] in the model's dtype, times the scale alpha / r.
         b: [O, M r] in the model's dtype, block-diagonal.
-        scale: alpha / r.
     """
 
     leaves: tuple[Tensor, ...]
@@ -68,14 +67,7 @@ class GroupAdapter:
     def leaf_gradients(
         self, gradient: Tensor, low_gradient: Tensor, x: Tensor, low: Tensor, group: LinearGroup
     ) -> list[Tensor]:
-        """Gradients of the leaves, in their order.
-
-        Args:
-            gradient: of the group's output, [T, O].
-            low_gradient: of a x, [T, M r].
-            x: the group's input, [T, I].
-            low: a x, [T, M r].
-        """
+        """Gradients of the leaves, in their order, from those of the output [T, O] and of ``low`` = a x [T, M r]."""
         kind, rank = self.leaves[0].dtype, self.leaves[0].shape[0]
         gradients = list(((low_gradient * self.scale).T @ x).to(kind).split(rank))
         # one product for all layers; what lies off the diagonal blocks is not used, and costs less than more calls
@@ -257,23 +249,18 @@ def make_adaptable(model: nn.Module, skip: frozenset[str] = frozenset()) -> list
     groups: list[LinearGroup] = []
 
     def adopt(names: Sequence[str], layers: Sequence[nn.Linear]) -> None:
-        if len(layers) == 1:
-            weight = layers[0].weight.data
-            bias: Tensor | None = layers[0].bias
-        else:
+        weight, bias = layers[0].weight.data, layers[0].bias
+        outputs = tuple(layer.out_features for layer in layers)
+        if len(layers) > 1:
+            # new parameters, not .data: the old storage must be free to go
             weight = torch.cat([layer.weight.data for layer in layers])
-            bias = None
-            if layers[0].bias is not None:
+            for layer, rows in zip(layers, weight.split(outputs), strict=True):
+                layer.weight = nn.Parameter(rows, requires_grad=False)
+            if bias is not None:
                 bias = torch.cat([layer.bias.data for layer in layers])
-            row = 0
-            for layer in layers:
-                # a new parameter, not .data: the old storage must be free to go
-                rows = slice(row, row + layer.out_features)
-                layer.weight = nn.Parameter(weight[rows], requires_grad=False)
-                if bias is not None:
-                    layer.bias = nn.Parameter(bias[rows], requires_grad=False)
-                row += layer.out_features
-        group = LinearGroup(tuple(names), weight, bias, tuple(x.out_features for x in layers))
+                for layer, rows in zip(layers, bias.split(outputs), strict=True):
+                    layer.bias = nn.Parameter(rows, requires_grad=False)
+        group = LinearGroup(tuple(names), weight, bias, outputs)
         groups.append(group)
         for member, layer in enumerate(layers):
             layer.__class__ = AdaptableLinear
@@ -285,13 +272,11 @@ def make_adaptable(model: nn.Module, skip: frozenset[str] = frozenset()) -> list
             n: c for n, c in parent.named_children() if prefix + n not in skip and _is_linear(c)
         }
         for siblings in _SIBLINGS:
-            found = [children.get(name) for name in siblings]
-            layers = [layer for layer in found if layer is not None]
+            layers = [children[name] for name in siblings if name in children]
             alike = {(x.in_features, x.bias is None, x.weight.dtype) for x in layers}
             if len(layers) == len(siblings) and len(alike) == 1:
                 adopt([prefix + name for name in siblings], layers)
-                for name in siblings:
-                    del children[name]
+                children = {n: c for n, c in children.items() if n not in siblings}
         for name, layer in children.items():
             adopt([prefix + name], [layer])
     return groups
