@@ -230,23 +230,18 @@ def fit(
         )
         if progress is not None:
             progress(step, parameters.outer_steps)
-    return Learned(
-        method=setup.method,
-        adapter=_adapter(flat, start),
-        extra={
-            "first_moment": moments.first.cpu(),
-            "second_moment": moments.second.cpu(),
-            "step": torch.tensor(moments.step, dtype=torch.float32),
-        },
-        records=records,
-        compute=clock.compute,
-        about={
-            **parameters.model_dump(mode="json"),
-            "first_order": first_order,
-            "seed": seed,
-            "tasks": sorted(task.name for task in tasks),
-        },
-    )
+    extra = {
+        "first_moment": moments.first.cpu(),
+        "second_moment": moments.second.cpu(),
+        "step": torch.tensor(moments.step, dtype=torch.float32),
+    }
+    about = {
+        **parameters.model_dump(mode="json"),
+        "first_order": first_order,
+        "seed": seed,
+        "tasks": sorted(task.name for task in tasks),
+    }
+    return Learned(setup.method, _adapter(flat, start), extra, records, clock.compute, about)
 
 
 def adapt(
@@ -297,18 +292,15 @@ def adapt(
 
 
 def _stored_moments(learned: Learned, base: BaseModel) -> Moments:
-    missing = {"first_moment", "second_moment", "step"} - set(learned.extra)
-    if missing:
+    if missing := {"first_moment", "second_moment", "step"} - set(learned.extra):
         raise BaselineError(
             f"{learned.method} shares Adam's moments, and what was learned lacks {', '.join(sorted(missing))}; "
             f"meta-train it again, or set share_moments to false"
         )
-    extra = learned.extra
-    return Moments(
-        extra["first_moment"].to(base.device),
-        extra["second_moment"].to(base.device),
-        int(extra["step"].item()),
+    first, second = (
+        learned.extra[name].to(base.device) for name in ("first_moment", "second_moment")
     )
+    return Moments(first, second, int(learned.extra["step"].item()))
 
 
 def _sequences(setup: Setup, episode: Episode) -> tuple[list[AnswerSequence], list[AnswerSequence]]:

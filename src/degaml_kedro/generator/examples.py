@@ -38,12 +38,9 @@ from degaml_kedro.generator.generator import (
     write_generator_files,
 )
 from degaml_kedro.generator.training import (
-    GeneratorStep,
+    Optimization,
     TrainingState,
     TrainingStep,
-    restore_training,
-    take_step,
-    training_state,
 )
 from degaml_kedro.llm.associative import AssociativeWriter, ExampleReader, layers_at
 from degaml_kedro.llm.base_model import BaseModel
@@ -128,37 +125,26 @@ def train_on_episodes(
         PromptError: an example is longer than the model's context.
     """
     decoder = generator.decoder.to(base.device).train()
-    parameters = dict(decoder.named_parameters())
-    groups = _rated(parameters, decoder.settings)
-    optimizer = torch.optim.AdamW(groups, weight_decay=training.weight_decay, fused=True)
-    done = restore_training(parameters, optimizer, resume)
+    optimization = Optimization(decoder, training, resume, _rated(decoder))
     reader = ExampleReader.of(base, tuple(decoder.sizes))
-    for step in range(done + 1, training.steps + 1):
+    for step in optimization.steps():
         began = time.perf_counter()
         total, tokens = 0.0, 0
-        for place in range(training.batch_size):
-            number = (step - 1) * training.batch_size + place
-            size = training.support[
-                derive_seed(seed, "support", str(number)) % len(training.support)
-            ]
+        first = (step - 1) * training.batch_size
+        for number in range(first, first + training.batch_size):
+            drawn = derive_seed(seed, "support", str(number))
+            size = training.support[drawn % len(training.support)]
             support, query = draw(number, size, training.sft_examples)
             shown = answer_sequences(base, support, prompt, mode)
             written = base.activate(decoder.write(reader, shown), 1.0)
-            drawn = derive_seed(seed, "context", str(number)) / 2**63
-            in_context = drawn < training.context_share
+            in_context = derive_seed(seed, "context", str(number)) / 2**63 < training.context_share
             loss, read = _episode_loss(
                 base, support, query, written, prompt, mode, training, in_context
             )
             (loss / training.batch_size).backward()
             total += loss.item() / training.batch_size
             tokens += read + computed_tokens(shown)
-        norm, rate = take_step(parameters, optimizer, training, step, total)
-        seconds = time.perf_counter() - began
-        record = GeneratorStep(step, total, math.nan, total, norm, rate, seconds, tokens)
-        yield TrainingStep(
-            record,
-            lambda step=step: training_state(parameters, optimizer, step),  # type: ignore[misc]
-        )
+        yield optimization.take(step, began, total, math.nan, total, tokens)
     decoder.eval()
 
 
@@ -199,12 +185,11 @@ def _episode_loss(
     return loss, read + computed_tokens(asked)
 
 
-def _rated(
-    parameters: Mapping[str, nn.Parameter], settings: AssociativeDecoder
-) -> list[dict[str, Any]]:
+def _rated(decoder: AssociativeWriter) -> list[dict[str, Any]]:
     """The optimiser's groups: the shared LoRA, the maps and the numbers of the memories, by their rates."""
+    settings = decoder.settings
     found: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
+    for name, parameter in decoder.named_parameters():
         factor = settings.map_rate if name.startswith("memories.") else 1.0
         if parameter.dim() == 0:
             factor = settings.number_rate

@@ -11,17 +11,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-
-
-class TokenStates(Protocol):
-    """The storage of the states: a tensor, or a file that is read when it is sliced."""
-
-    def __getitem__(self, tokens: slice, /) -> Tensor:
-        """The states of some tokens, [tokens, C]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +22,7 @@ class PromptEmbeddings:
     """The encoder's states of P prompts.
 
     Attributes:
-        token_states: float16 [all tokens, C], in memory or in a file.
+        token_states: float16 [all tokens, C]: a tensor, or a file that is read when it is sliced.
         starts: int64 [P], each prompt's first token there; equal prompts share theirs.
         lengths: int32 [P], each prompt's tokens, at most L.
         tokens: L, how many tokens of a prompt are kept.
@@ -38,7 +31,7 @@ class PromptEmbeddings:
         prompts_digest: changes with the prompts or their order (:func:`digest_prompts`).
     """
 
-    token_states: TokenStates
+    token_states: Any
     starts: Tensor
     lengths: Tensor
     tokens: int
@@ -68,14 +61,12 @@ class PromptEmbeddings:
         """
         chosen = torch.as_tensor(indices, dtype=torch.long)
         flat = chosen.reshape(-1)
-        lengths = self.lengths[flat]
+        starts, lengths = self.starts[flat], self.lengths[flat]
         # a view: what is not copied below is not read
         states = self.token_states[:]
         rows = torch.zeros(len(flat), self.tokens, self.width, dtype=torch.float16)
         # row by row, since index_select reads at half the pace of these copies
-        for row, start, length in zip(
-            rows, self.starts[flat].tolist(), lengths.tolist(), strict=True
-        ):
+        for row, start, length in zip(rows, starts.tolist(), lengths.tolist(), strict=True):
             row[:length] = states[start : start + length]
         return rows.view(*chosen.shape, self.tokens, self.width), lengths.view(chosen.shape)
 

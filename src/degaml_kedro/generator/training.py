@@ -17,7 +17,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -170,20 +171,17 @@ def train_generator(
     _check(tasks, training, base, accelerator.num_processes)
     device = accelerator.device
     decoder = generator.decoder.to(device).train()
-    parameters = dict(decoder.named_parameters())
-    optimizer = torch.optim.AdamW(
-        list(parameters.values()), weight_decay=training.weight_decay, fused=True
-    )
-    done = restore_training(parameters, optimizer, resume)
+    optimization = Optimization(decoder, training, resume)
     model: nn.Module = decoder
     if accelerator.num_processes > 1:
-        model, optimizer = accelerator.prepare(decoder, optimizer)
+        prepared = accelerator.prepare(decoder, optimization.optimizer)
+        model, optimization.optimizer = prepared
     scales, grid = generator.scales, generator.grid
     mask = grid.mask().to(device)
     weights = scales.variance.to(device) if training.variance_weighted else None
     share = training.batch_size // accelerator.num_processes
 
-    for step in range(done + 1, training.steps + 1):
+    for step in optimization.steps():
         began = time.perf_counter()
         pairs = pairs_of_step(step, len(tasks), training, seed)
         first = accelerator.process_index * share
@@ -215,38 +213,78 @@ def train_generator(
             computed = int(sums[2])
         total = training.mse * (mse if training.mse else 0.0)
         total += training.sft * (sft if training.sft else 0.0)
-        norm, rate = take_step(parameters, optimizer, training, step, total)
-        seconds = time.perf_counter() - began
-        record = GeneratorStep(step, total, mse, sft, norm, rate, seconds, computed)
-        yield TrainingStep(record, lambda step=step: training_state(parameters, optimizer, step))  # type: ignore[misc]
+        yield optimization.take(step, began, total, mse, sft, computed)
     decoder.eval()
 
 
-def take_step(
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    training: GeneratorTraining,
-    step: int,
-    loss: float,
-) -> tuple[float, float]:
-    """One step of the optimiser on clipped gradients; their norm before clipping, and the learning rate.
+class Optimization:
+    """AdamW over a network, step by step: from the first one that a resume checkpoint has not done.
 
-    A group of the optimiser with a ``factor`` has its own multiple of the rate.
-
-    Raises:
-        GeneratorError: the loss is not finite.
+    A group of parameters with a ``factor`` has its own multiple of the learning rate.
     """
-    rate = learning_rate(training, step)
-    if not math.isfinite(loss):
-        raise GeneratorError(
-            f"the generator's loss became {loss} at step {step}; lower training.learning_rate (now {rate:g})"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        training: GeneratorTraining,
+        resume: TrainingState | None,
+        groups: Sequence[dict[str, Any]] | None = None,
+    ) -> None:
+        self.parameters, self.training = dict(network.named_parameters()), training
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            groups or list(self.parameters.values()), weight_decay=training.weight_decay, fused=True
         )
-    norm = nn.utils.clip_grad_norm_(list(parameters.values()), training.max_gradient_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("factor", 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-    return norm.item(), rate
+        self.first = 1 if resume is None else resume.step + 1
+        if resume is not None:
+            self._restore(resume)
+
+    def steps(self) -> range:
+        """The steps that are left."""
+        return range(self.first, self.training.steps + 1)
+
+    def take(
+        self, step: int, began: float, loss: float, mse: float, sft: float, tokens: int
+    ) -> TrainingStep:
+        """One step on clipped gradients, which began at a time of ``perf_counter``.
+
+        Raises:
+            GeneratorError: the loss is not finite.
+        """
+        rate = learning_rate(self.training, step)
+        if not math.isfinite(loss):
+            raise GeneratorError(
+                f"the generator's loss became {loss} at step {step}; lower training.learning_rate (now {rate:g})"
+            )
+        most = self.training.max_gradient_norm
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), most).item()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("factor", 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        seconds = time.perf_counter() - began
+        record = GeneratorStep(step, loss, mse, sft, norm, rate, seconds, tokens)
+        return TrainingStep(record, partial(self._state, step))
+
+    def _state(self, step: int) -> TrainingState:
+        """Parameters and moments after a step, copied."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            moments = self.optimizer.state[parameter]
+            tensors[f"parameter.{name}"] = parameter.detach().to("cpu", copy=True)
+            tensors[f"first_moment.{name}"] = moments["exp_avg"].to("cpu", copy=True)
+            tensors[f"second_moment.{name}"] = moments["exp_avg_sq"].to("cpu", copy=True)
+        return TrainingState(step, tensors)
+
+    @torch.no_grad()
+    def _restore(self, state: TrainingState) -> None:
+        for name, parameter in self.parameters.items():
+            device = parameter.device
+            parameter.copy_(state.tensors[f"parameter.{name}"])
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(state.step, dtype=torch.float32, device=device),
+                "exp_avg": state.tensors[f"first_moment.{name}"].to(device, copy=True),
+                "exp_avg_sq": state.tensors[f"second_moment.{name}"].to(device, copy=True),
+            }
 
 
 def _check(
@@ -361,36 +399,3 @@ def _answer_gradient(
         total += loss.item() / len(pairs)
         computed += computed_tokens(batch)
     return total, torch.stack(gradients), computed
-
-
-def training_state(
-    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int
-) -> TrainingState:
-    """Parameters and moments after a step, copied."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        moments = optimizer.state[parameter]
-        tensors[f"parameter.{name}"] = parameter.detach().to("cpu", copy=True)
-        tensors[f"first_moment.{name}"] = moments["exp_avg"].to("cpu", copy=True)
-        tensors[f"second_moment.{name}"] = moments["exp_avg_sq"].to("cpu", copy=True)
-    return TrainingState(step, tensors)
-
-
-def restore_training(
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    state: TrainingState | None,
-) -> int:
-    """Give parameters and moments what a resume checkpoint holds of them; the steps that are done."""
-    if state is None:
-        return 0
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            device = parameter.device
-            parameter.copy_(state.tensors[f"parameter.{name}"])
-            optimizer.state[parameter] = {
-                "step": torch.tensor(state.step, dtype=torch.float32, device=device),
-                "exp_avg": state.tensors[f"first_moment.{name}"].to(device, copy=True),
-                "exp_avg_sq": state.tensors[f"second_moment.{name}"].to(device, copy=True),
-            }
-    return state.step

@@ -135,13 +135,11 @@ def _vectors(
     pack = pack_trees([TokenTree(tuple(tokens)) for tokens in prompts], base.device, base.dtype)
     rows: list[int] = []
     starts: list[int] = []
+    tails = []
     for tokens, start, first in zip(prompts, pack.starts, own, strict=True):
         starts.append(len(rows))
         rows.extend(range(start + first, start + len(tokens)))
-    tails = [
-        EncodedQuestion(tuple(tokens[first:]), ())
-        for tokens, first in zip(prompts, own, strict=True)
-    ]
+        tails.append(EncodedQuestion(tuple(tokens[first:]), ()))
     with torch.inference_mode():
         return steer(base.hidden_states(pack)[rows], starts, tails)
 

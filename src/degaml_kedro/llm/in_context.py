@@ -12,6 +12,7 @@ tokenized whole, so that scores are those of every whole prompt by itself.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -78,11 +79,7 @@ def fitting(
 
     if fits(wanted):
         return wanted
-    most, too_many = 0, wanted
-    while too_many - most > 1:
-        middle = (most + too_many) // 2
-        most, too_many = (middle, too_many) if fits(middle) else (most, middle)
-    return most
+    return bisect_left(range(1, wanted), True, key=lambda count: not fits(count))
 
 
 def in_context_prompt(

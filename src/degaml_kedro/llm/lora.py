@@ -197,10 +197,6 @@ class DenseWeights:
         """Where the gradient goes to: V of every layer, then the leaves of the low-rank product."""
         return (*self.weights, *(() if self.low_rank is None else self.low_rank.leaves))
 
-    def layer_weight(self, member: int) -> Tensor:
-        """V [O_m, I] of one layer of the group."""
-        return self.weights[self.members.index(member)]
-
     def weight_gradients(self, gradient: Tensor, x: Tensor, group: LinearGroup) -> list[Tensor]:
         """Gradients of V, in the order of the members, from those of the output [T, O] and the input x [T, I]."""
         if len(self.members) == len(group.outputs):
@@ -230,7 +226,8 @@ class AdaptableLinear(nn.Linear):
             return nn.functional.linear(x, self.weight, self.bias)
         weight = self.weight
         if isinstance(adapter, DenseWeights):
-            weight, adapter = adapter.layer_weight(self.member), adapter.low_rank
+            weight = adapter.weights[adapter.members.index(self.member)]
+            adapter = adapter.low_rank
         output = nn.functional.linear(x, weight, self.bias)
         if adapter is None:
             return output

@@ -140,8 +140,7 @@ def pack_trees(
 class TokenTrie:
     """Sequences laid one over the other: what several begin with stands in it once, however deep it goes.
 
-    A token looks at those on its own path alone, so every sequence's tokens get the hidden states that they have in a
-    pack of their own.
+    A token looks at those on its own path alone.
 
     Attributes:
         paths: of each sequence, the trie's row of each of its tokens.

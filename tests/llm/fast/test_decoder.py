@@ -10,10 +10,12 @@ import torch
 import transformers
 from transformers import BertConfig
 
-from degaml_kedro.config.schema import BaseModelParameters
+from degaml_kedro.config.schema import BaseModelParameters, PromptParameters, ScoringParameters
 from degaml_kedro.llm.base_model import ModelError, load_base_model
 from degaml_kedro.llm.fast import decoder
 from degaml_kedro.llm.fast.decoder import FastDecoder, first_blocks
+from degaml_kedro.llm.scoring import score_examples
+from degaml_kedro.tasks.example import make_example
 from tests.llm.test_any_model import GEMMA, MODELS, made, opened
 
 
@@ -91,6 +93,23 @@ def test_the_fused_decoder_is_for_one_kind_of_block(name, given, fused, tmp_path
     assert base.fast is not None
     assert (base.fast.stack is not None) == fused
     assert not caplog.records
+
+
+def test_a_model_gives_the_same_scores_without_the_fast_way(tmp_path, caplog, monkeypatch):
+    fast = loaded("Llama", tmp_path / "fast", caplog)
+    monkeypatch.setattr("degaml_kedro.llm.base_model.fast_decoder", lambda base: "it is not asked")
+    plain = loaded("Llama", tmp_path / "plain", caplog)
+    assert fast.fast is not None
+    assert plain.fast is None
+    assert "it is not asked" in caplog.text
+    asked = [make_example(f"Which one is {i}?", ["a", "b b", "c"], 0) for i in range(3)]
+    scoring = ScoringParameters(mode="text", normalization="tokens")
+    for one, other in zip(
+        score_examples(fast, asked, PromptParameters(format="plain"), scoring),
+        score_examples(plain, asked, PromptParameters(format="plain"), scoring),
+        strict=True,
+    ):
+        assert one.option_scores == pytest.approx(other.option_scores, abs=1e-4)
 
 
 def test_a_model_whose_tokens_see_what_comes_later_is_refused(tmp_path, caplog):

@@ -200,9 +200,8 @@ def largest_difference(base: BaseModel) -> float:
         TokenTree((ids[14],), (tuple(ids[15:18]), (ids[18],))),
     ]
     long = TokenTree(tuple(ids[: 2 * _WINDOW]), (tuple(ids[20:22]), (ids[22],)))
-    worst = []
-    for packed in (*([tree] for tree in trees), trees, [*trees, long]):
-        worst.append(_difference(base, packed))
+    packs = (*([tree] for tree in trees), trees, [*trees, long])
+    worst = [_difference(base, packed) for packed in packs]
     prefix = tuple(ids[30:34])
     worst.append(_difference(base, [trees[2], TokenTree((ids[9], ids[3]))], prefix, (4, 2)))
     return float(torch.stack(worst).max())
