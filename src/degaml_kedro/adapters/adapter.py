@@ -473,7 +473,7 @@ def _checked_settings(
         settings = _Settings.model_validate(known)
     except ValidationError as error:
         first = error.errors()[0]
-        key = first["loc"][0]
+        key = str(first["loc"][0])
         found = f"{key} is {str(raw[key])[:40]!r}" if key in raw else f"there is no {key}"
         raise AdapterError(
             f"{file}: {found} ({first['msg'].lower()}); make the adapter again"

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -51,6 +51,7 @@ from degaml_kedro.llm.finetune import (
 from degaml_kedro.llm.generation import Writing, distinct, group_answers
 from degaml_kedro.llm.lora import ActiveLora, active_lora
 from degaml_kedro.llm.scoring import (
+    OptionScores,
     Prediction,
     WrittenAnswer,
     compare_options,
@@ -550,55 +551,53 @@ def predict(
             return None
         return lambda done, of: progress(sample * len(examples) + done, of * samples)
 
-    def each_sample() -> Iterator[tuple[int, ActiveLora]]:
+    def with_each_sample(ask: Callable[[ActiveLora, Progress | None], Any]) -> list[Any]:
+        found = []
         for sample in range(samples):
             own = derive_seed(seed, METHOD, "sample", str(sample))
             weights = _draw(base, layers, family.scale, own)
             active = base.activate_weights(weights, mean, family.config.scale)
+            # gone before the next sample is drawn: two are twice the model
             del weights
-            yield sample, active
-            # before the next sample is drawn: two are twice the model
+            found.append(ask(active, told(sample)))
             del active
+        return found
+
+    def write(active: ActiveLora, progress: Progress | None) -> list[Writing]:
+        with active_lora(active):
+            return write_answers(base, examples, prompt, scoring, progress)
 
     written: list[list[Writing]] | None = None
     if scoring.mode == "generate":
-        every = []
-        for sample, active in each_sample():
-            with active_lora(active):
-                every.append(write_answers(base, examples, prompt, scoring, told(sample)))
-            del active
-        written = [distinct(some) for some in zip(*every, strict=True)]
-        tokens = [sum(one.tokens for one in some) for some in zip(*every, strict=True)]
-    found: list[list[Sequence[float]]] = []
-    for sample, active in each_sample():
-        compared = compare_options(
-            base,
-            examples,
-            prompt,
-            scoring,
-            progress=None if written else told(sample),
-            active=active,
-            written=written,
+        by_question = list(zip(*with_each_sample(write), strict=True))
+        written = [distinct(some) for some in by_question]
+        tokens = [sum(one.tokens for one in some) for some in by_question]
+
+    def compare(active: ActiveLora, progress: Progress | None) -> OptionScores:
+        counted = None if written else progress
+        return compare_options(
+            base, examples, prompt, scoring, progress=counted, active=active, written=written
         )
-        rows: list[Sequence[float]] = [*compared.scores[0]]
-        if not written:
-            logs = (torch.tensor(row, dtype=torch.float64).log_softmax(dim=0) for row in rows)
-            rows = [row.tolist() for row in logs]
-        found.append(rows)
-        tokens = [one + other for one, other in zip(tokens, compared.tokens, strict=True)]
-        del active
-    if written:
-        answers = []
-        for place, (example, count) in enumerate(zip(examples, tokens, strict=True)):
-            groups, rows = group_answers(
-                written[place], [of_sample[place] for of_sample in found], example, scoring
-            )
-            means = _mean_probability(rows)
-            best = max(range(len(means)), key=means.__getitem__)
-            answers.append(WrittenAnswer(written[place][groups[best][0]].text, means[best], count))
-        return graded(examples, answers, scoring)
-    scores = [_mean_probability(rows) for rows in zip(*found, strict=True)]
-    return predictions_of(examples, scores, tokens, prompt, scoring)
+
+    compared: list[OptionScores] = with_each_sample(compare)
+    tokens = [sum(some) for some in zip(tokens, *(one.tokens for one in compared), strict=True)]
+    # by question, of each sample
+    rows = list(zip(*(one.scores[0] for one in compared), strict=True))
+    if written is None:
+        scores = [_mean_probability([_log_softmax(row) for row in some]) for some in rows]
+        return predictions_of(examples, scores, tokens, prompt, scoring)
+    answers = []
+    for example, texts, some, count in zip(examples, written, rows, tokens, strict=True):
+        groups, logs = group_answers(texts, some, example, scoring)
+        means = _mean_probability(logs)
+        best = max(range(len(means)), key=means.__getitem__)
+        answers.append(WrittenAnswer(texts[groups[best][0]].text, means[best], count))
+    return graded(examples, answers, scoring)
+
+
+def _log_softmax(row: Sequence[float]) -> list[float]:
+    values: list[float] = torch.tensor(row, dtype=torch.float64).log_softmax(dim=0).tolist()
+    return values
 
 
 def _mean_probability(rows: Sequence[Sequence[float]]) -> list[float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy.special import logsumexp
@@ -125,7 +126,8 @@ def distinct(writings: Sequence[Writing]) -> list[Writing]:
 def _end_tokens(base: BaseModel, prompt: PromptParameters) -> set[int]:
     own = base.model.generation_config.eos_token_id
     known = own if isinstance(own, list) else [own]
-    return {*known, base.tokenizer.eos_token_id, end_token(base, prompt)} - {None}
+    found: set[Any] = {*known, base.tokenizer.eos_token_id, end_token(base, prompt)}
+    return found - {None}
 
 
 def _vectors(

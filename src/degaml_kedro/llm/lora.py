@@ -246,7 +246,8 @@ def make_adaptable(model: nn.Module, skip: frozenset[str] = frozenset()) -> list
     groups: list[LinearGroup] = []
 
     def adopt(names: Sequence[str], layers: Sequence[nn.Linear]) -> None:
-        weight, bias = layers[0].weight.data, layers[0].bias
+        weight = layers[0].weight.data
+        bias: Tensor | None = layers[0].bias
         outputs = tuple(layer.out_features for layer in layers)
         if len(layers) > 1:
             # new parameters, not .data: the old storage must be free to go
