@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.adapters.scales import Center, TokenScales, TokenStatistics
 from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.config.schema import (
@@ -102,11 +101,6 @@ def tiny_generator(
             heads.copy_(torch.randn(heads.shape, generator=source))
     adapter = initial_adapter(base, LORA).config
     return Generator(decoder, tiny_scales(center), adapter, identity(base))
-
-
-def sample(made: Generator, embeddings: Any, **draw: Any) -> Adapter:
-    """The adapter of a random prompt batch."""
-    return made.generate(*embeddings.rows(made.draw_prompts(embeddings, **draw)))
 
 
 class Constant(nn.Module):

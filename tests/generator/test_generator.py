@@ -23,7 +23,7 @@ from degaml_kedro.generator.generator import (
     save_generator,
 )
 from degaml_kedro.llm.lora import active_lora
-from tests.generator.helpers import CONDITION, Watched, sample, tiny_embeddings, tiny_generator
+from tests.generator.helpers import CONDITION, Watched, tiny_embeddings, tiny_generator
 from tests.llm.helpers import plain_copy, tiny_base
 
 KINDS = ("factorized", "hyperconvolutional")
@@ -63,7 +63,7 @@ def test_a_folder_round_trips(tmp_path: Path, kind: str, center: Any) -> None:
     for name, tensor in made.scales.tensors().items():
         assert torch.equal(again.scales.tensors()[name], tensor), name
     embeddings = tiny_embeddings()
-    one, other = sample(made, embeddings, seed=5), sample(again, embeddings, seed=5)
+    one, other = made.sample(embeddings, seed=5), again.sample(embeddings, seed=5)
     assert one.config == other.config
     assert all(torch.equal(other.tensors[name], tensor) for name, tensor in one.tensors.items())
 
@@ -212,7 +212,7 @@ def test_another_base_model_is_refused_naming_both() -> None:
 )
 def test_another_encoder_s_prompts_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(GeneratorError, match=message):
-        sample(tiny_generator(), tiny_embeddings(**changes), seed=0)
+        tiny_generator().sample(tiny_embeddings(**changes), seed=0)
 
 
 # --- sampling -------------------------------------------------------------------------------------
@@ -225,11 +225,11 @@ def flat(adapter: Any) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_draws_differ_and_the_same_seed_gives_the_same_bits(kind: str) -> None:
     made, embeddings = tiny_generator(kind), tiny_embeddings(count=20)
-    draws = [flat(sample(made, embeddings, seed=1, draw=draw)) for draw in range(4)]
+    draws = [flat(made.sample(embeddings, seed=1, draw=draw)) for draw in range(4)]
     for place, draw in enumerate(draws):
-        assert torch.equal(draw, flat(sample(made, embeddings, seed=1, draw=place)))
+        assert torch.equal(draw, flat(made.sample(embeddings, seed=1, draw=place)))
         assert not any(torch.equal(draw, other) for other in draws[:place])
-    assert not torch.equal(draws[0], flat(sample(made, embeddings, seed=2)))
+    assert not torch.equal(draws[0], flat(made.sample(embeddings, seed=2)))
 
 
 def test_a_draw_is_what_generate_makes_of_the_documented_prompts() -> None:
@@ -237,7 +237,7 @@ def test_a_draw_is_what_generate_makes_of_the_documented_prompts() -> None:
     watched = Watched(embeddings)
     asked = watched.asked
     for draw in range(10):
-        adapter = sample(made, watched, seed=0, draw=draw, among=[1, 4, 5, 7])  # type: ignore[arg-type]
+        adapter = made.sample(watched, seed=0, draw=draw, among=[1, 4, 5, 7])  # type: ignore[arg-type]
         # enough prompts: each at most once
         assert len(set(asked[-1])) == 3
         assert set(asked[-1]) <= {1, 4, 5, 7}
@@ -248,7 +248,7 @@ def test_a_draw_is_what_generate_makes_of_the_documented_prompts() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 2])
 def test_fewer_prompts_than_a_batch_are_drawn_with_replacement(kind: str, count: int) -> None:
-    adapter = sample(tiny_generator(kind), tiny_embeddings(count=count), seed=0)
+    adapter = tiny_generator(kind).sample(tiny_embeddings(count=count), seed=0)
     assert torch.isfinite(flat(adapter)).all()
 
 
@@ -256,10 +256,10 @@ def test_the_global_random_state_is_neither_read_nor_changed() -> None:
     made, embeddings = tiny_generator(), tiny_embeddings()
     torch.manual_seed(1)
     state = torch.random.get_rng_state()
-    first = flat(sample(made, embeddings, seed=1))
+    first = flat(made.sample(embeddings, seed=1))
     assert torch.equal(state, torch.random.get_rng_state())
     torch.manual_seed(2)
-    assert torch.equal(first, flat(sample(made, embeddings, seed=1)))
+    assert torch.equal(first, flat(made.sample(embeddings, seed=1)))
 
 
 def test_tokens_are_normalized_and_the_adapter_is_not() -> None:
@@ -291,7 +291,7 @@ def test_a_fresh_generator_makes_the_mean_adapter() -> None:
     made = tiny_generator(warm=False)
     assert made.scales.element_mean is not None
     mean = made.grid.detokenize(made.scales.element_mean)
-    adapter = sample(made, tiny_embeddings(), seed=0)
+    adapter = made.sample(tiny_embeddings(), seed=0)
     assert all(torch.equal(tensor, mean[name]) for name, tensor in adapter.tensors.items())
 
 
@@ -303,7 +303,7 @@ def test_a_generated_adapter_is_a_peft_folder_with_the_same_logits(
     tmp_path: Path, kind: str
 ) -> None:
     base = tiny_base()
-    adapter = sample(tiny_generator(kind), tiny_embeddings(), seed=0)
+    adapter = tiny_generator(kind).sample(tiny_embeddings(), seed=0)
     save_peft_folder(adapter, tmp_path / "adapter")
     theirs = PeftModel.from_pretrained(plain_copy(base), str(tmp_path / "adapter")).eval()
     ids = torch.tensor([[5, 6, 7, 8, 9, 40, 41]])

@@ -116,6 +116,16 @@ class Generator:
         tensors = self.grid.detokenize(self.scales.denormalize(tokens).cpu())
         return Adapter(self.adapter, {name: value.contiguous() for name, value in tensors.items()})
 
+    def sample(
+        self,
+        embeddings: PromptEmbeddings,
+        seed: int,
+        draw: int = 0,
+        among: Sequence[int] | None = None,
+    ) -> Adapter:
+        """The adapter of a draw from q_phi(adapter | D): of a random prompt batch; see :meth:`draw_prompts`."""
+        return self.generate(*embeddings.rows(self.draw_prompts(embeddings, seed, draw, among)))
+
     def draw_prompts(
         self,
         embeddings: PromptEmbeddings,
@@ -123,9 +133,7 @@ class Generator:
         draw: int = 0,
         among: Sequence[int] | None = None,
     ) -> Tensor:
-        """The prompt batch of a draw from q_phi(adapter | D): rows of the embeddings, int64 [N].
-
-        They are drawn from the rows ``among``, or from all; each draw, from 0, has others.
+        """The prompt batch of a draw: rows of the embeddings, int64 [N], of those ``among`` or of all.
 
         Raises:
             GeneratorError: the prompts were read by another encoder, or to another length.

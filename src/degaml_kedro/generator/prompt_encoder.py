@@ -77,6 +77,11 @@ class PromptEncoder:
         return self.library[0].model
 
     @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+        return self.library.tokenizer
+
+    @property
     def width(self) -> int:
         """C, the size of a hidden state."""
         return int(self.model.config.hidden_size)
@@ -103,7 +108,7 @@ class PromptEncoder:
                 "there are no prompts to encode: an adapter is generated from at least one prompt of its task"
             )
         limit = min(tokens, self.context_length)
-        marks = self.library.tokenizer.num_special_tokens_to_add()
+        marks = self.tokenizer.num_special_tokens_to_add()
         if limit <= marks:
             raise ModelError(
                 f"encoder.tokens is {tokens}, but {self.name} adds {marks} tokens of its own to every prompt; "
@@ -161,9 +166,7 @@ class PromptEncoder:
         """The number of prompts that are truncated when they are encoded."""
         limit = min(tokens, self.context_length)
         with self._encoding:
-            ids = self.library.tokenizer(list(prompts), truncation=False, verbose=False)[
-                "input_ids"
-            ]
+            ids = self.tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
         return sum(len(found) > limit for found in ids)
 
 
