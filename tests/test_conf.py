@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from benchmarks.paper_decoder import PAPER_FLOWS
+
 from degaml_kedro.adapters.adapter import tensor_key
 from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.config.schema import HubModel, HubSource, HyperconvolutionalDecoder, SuiteSource
