@@ -19,6 +19,7 @@ from benchmarks.generator_material import encoder_of, grid_of, sizes
 from benchmarks.material import SEED, Settings
 from benchmarks.measure import Result, Row, Spread, found_in_child, now
 from benchmarks.memory import peak_bytes
+from benchmarks.paper_decoder import PAPER_FLOWS, PAPER_KERNEL_SIZE
 from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.config.schema import (
     FactorizedDecoder,
@@ -27,12 +28,7 @@ from degaml_kedro.config.schema import (
     HyperconvolutionalDecoder,
 )
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
-from degaml_kedro.generator.decoders.hyperconv import (
-    PAPER_FLOWS,
-    PAPER_KERNEL_SIZE,
-    Size,
-    decoder_cost,
-)
+from degaml_kedro.generator.decoders.hyperconv import Size, decoder_cost
 
 # between the embedded profile's condition and its grid; widths as the paper's shrink and tokens as they grow
 _TRUNK: tuple[Size, ...] = ((32, 24, 300), (64, 16, 256), (128, 10, 200), (256, 10, 194))

@@ -38,7 +38,7 @@ def run(settings: Settings) -> Result:
     repetitions = settings.either(20, 1)
     every = prompts_of("who_owns", (repetitions + WARM_UP) * size.prompts, settings)
     encoding, decoding, writing, busy = [], [], [], []
-    device = generator.device
+    device = next(generator.decoder.parameters()).device
     with tempfile.TemporaryDirectory() as folder:
         for number in range(repetitions + WARM_UP):
             prompts = every[number * size.prompts : (number + 1) * size.prompts]

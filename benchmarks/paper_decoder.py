@@ -19,14 +19,24 @@ from benchmarks.gemm_limit import product_rate
 from benchmarks.material import SEED, Settings
 from benchmarks.measure import Result, Row, Spread, found_in_child, now
 from benchmarks.memory import peak_bytes
-from degaml_kedro.generator.decoders.hyperconv import (
-    PAPER_FLOWS,
-    PAPER_KERNEL_SIZE,
-    HyperconvDecoder,
-    decoder_cost,
-)
+from degaml_kedro.generator.decoders.hyperconv import HyperconvDecoder, Size, decoder_cost
 from degaml_kedro.llm.base_model import choose_dtype
 
+PAPER_KERNEL_SIZE = 9
+_PAPER_TRUNK: tuple[Size, ...] = (
+    (128, 384, 384),
+    (128, 200, 300),
+    (128, 100, 256),
+    (256, 50, 200),
+    (512, 50, 200),
+    (1024, 25, 200),
+    (1024, 10, 200),
+    (2048, 10, 200),
+)
+PAPER_FLOWS: dict[str, tuple[Size, ...]] = {
+    "qwen2.5-0.5b": (*_PAPER_TRUNK, (4296, 10, 130)),
+    "qwen2.5-1.5b": (*_PAPER_TRUNK, (4508, 18, 258)),
+}
 _SMALL_FLOW = ((4, 12, 10), (8, 10, 12), (16, 4, 10))
 
 
@@ -85,7 +95,7 @@ def step(settings: Settings) -> dict[str, Any]:
         "build_seconds": built - began,
         "forward_seconds": forward - built,
         "backward_seconds": backward - forward,
-        "flop": 3 * costs.flop,
+        "flop": 3 * 2 * costs.multiply_adds,
         "parameters": costs.parameters,
         "dtype": str(dtype).removeprefix("torch."),
         "tokens_mean_square": tokens.float().square().mean().item(),

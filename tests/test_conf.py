@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from benchmarks.paper_decoder import PAPER_FLOWS
 
 from degaml_kedro.adapters.adapter import tensor_key
 from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.config.schema import HubModel, HubSource, HyperconvolutionalDecoder, SuiteSource
 from degaml_kedro.generator.decoders.build import ConditionSize, whole_flow
-from degaml_kedro.generator.decoders.hyperconv import PAPER_FLOWS
 from degaml_kedro.tasks.hub import MAPPINGS
 from degaml_kedro.tasks.suite import FAMILIES
 from tests.test_configuration import ENVIRONMENTS, NEEDED, loader, read_parameters

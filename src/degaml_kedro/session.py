@@ -337,8 +337,7 @@ class AdaptedModel(AnsweringModel):
 
         Raises:
             CheckpointError: it is no saved adaptation, or damaged.
-            ModelError: the base model cannot be loaded.
-            EncoderError: the prompt encoder cannot be loaded, and answers need it.
+            ModelError: the base model cannot be loaded, or the prompt encoder where answers need it.
             SessionError: what is found under the base model's name is another one.
         """
         state, saved = load_adaptation(Path(folder).expanduser())

@@ -85,8 +85,8 @@ def zeros(layer: Pairs) -> Pairs:
 
 def learned_of(base_adapter: Adapter, scale: float, size: float = 0.0, seed: int = 0) -> Learned:
     """A distribution whose σ is c, or varies."""
-    family = abmll._Family.of(base_adapter, scale)
-    flat = family.start(base_adapter, seed)
+    family = abmll._Family(base_adapter, scale)
+    flat = family.start(seed)
     half = len(flat) // 2
     flat[half:] += size * torch.randn(half, generator=torch.Generator().manual_seed(seed))
     return Learned("abmll", *family.learned(flat))
@@ -195,8 +195,8 @@ def test_the_sampled_loss_has_the_gradient_of_its_reparameterisation():
     """W = W0 + μ + σ ε as one graph over whole weights, against gradients pulled back layer by layer."""
     base = tiny_base()
     start = adapter(0, scale=0.1)
-    family = abmll._Family.of(start, 0.05)
-    flat = family.start(start, 1)
+    family = abmll._Family(start, 0.05)
+    flat = family.start(1)
     flat[len(flat) // 2 :] += 0.05 * torch.randn(
         len(flat) // 2, generator=torch.Generator().manual_seed(2)
     )
@@ -387,7 +387,7 @@ def test_a_step_s_gradient_is_first_order(monkeypatch):
     monkeypatch.setattr(abmll, "_likelihood", spy)
     learned = abmll.fit(starting(settings_), TASKS[:1], None, 3)
     (theta, _), _, (phi, gradient) = kept
-    family = abmll._Family.of(start, settings_.scale)
+    family = abmll._Family(start, settings_.scale)
     # the rest of the objective, through autograd at φ and θ apart
     by_phi, by_theta = phi.clone().requires_grad_(), theta.clone().requires_grad_()
     total = torch.zeros(())

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from degaml_kedro.baselines import icl
-from degaml_kedro.baselines.learned import Progress
+from degaml_kedro.common.progress import Progress
 from degaml_kedro.config.schema import InContextSetting, PromptParameters, ScoringParameters
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import answer_sequences

@@ -299,7 +299,7 @@ def test_the_meta_gradient_of_the_model_is_the_slope_of_its_query_loss() -> None
     def support(theta: Tensor, _: int) -> Tensor:
         return answer_loss(base, sequences[:4], tensors(theta), start.config, elementary=True)
 
-    def query(theta: Tensor) -> Tensor:
+    def query(theta: Tensor, _: int = 0) -> Tensor:
         return answer_loss(base, sequences[4:8], tensors(theta), start.config)
 
     theta = 0.5 * flat(start)

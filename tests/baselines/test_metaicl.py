@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from degaml_kedro.baselines import icl, metaicl, metaict
+from degaml_kedro.baselines import icl, metaicl
 from degaml_kedro.baselines.baseline import Setup
 from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
 from degaml_kedro.config.schema import (
@@ -161,7 +161,7 @@ def test_too_few_examples_are_refused_by_name():
 
 
 def test_the_instruction_stands_in_front():
-    examples = metaict.instructed(TASKS[0].examples[:2], "Name the letter.")
+    examples = metaicl.instructed(TASKS[0].examples[:2], "Name the letter.")
     text = in_context_prompt(tiny_base(), Question.of(examples[1]), examples[:1], CHAT, "letter")
     assert text.startswith("<|im_start|>system\nName the letter.<|im_end|>\n<|im_start|>user\n")
     assert text.count("Name the letter.") == 1
@@ -172,5 +172,5 @@ def test_the_instruction_stands_in_front():
 def test_an_example_s_own_system_message_comes_behind_the_instruction():
     (plain,) = TASKS[0].examples[:1]
     own: Example = dataclasses.replace(plain, system="Be brief.")
-    assert metaict.instructed([own], "Name it.")[0].system == "Name it.\n\nBe brief."
-    assert metaict.instructed([own, plain], "") == [own, plain]
+    assert metaicl.instructed([own], "Name it.")[0].system == "Name it.\n\nBe brief."
+    assert metaicl.instructed([own, plain], "") == [own, plain]

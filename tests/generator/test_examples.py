@@ -235,7 +235,7 @@ def test_a_folder_holds_the_generator(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("decoder", {"kind": "associative"}, "does not hold a generator that reads examples"),
+        ("decoder", {"kind": "associative"}, "generator.json cannot be read"),
         ("layers", {"model.layers.0.self_attn.q_proj": [7, 32]}, "does not hold the decoder"),
         ("written", {}, "does not hold the decoder"),
         ("format", 99, "has format 99"),

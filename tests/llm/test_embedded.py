@@ -45,7 +45,8 @@ def accuracy(predictions: list[Prediction]) -> float:
 
 
 def test_it_is_recognised_and_knows_capitals(base: BaseModel) -> None:
-    assert base.stack is not None
+    assert base.fast is not None
+    assert base.fast.stack is not None
     assert base.context_length == 8192
     capitals = ["France: Paris", "Japan: Tokyo", "Italy: Rome", "Egypt: Cairo", "Spain: Madrid"]
     capitals += ["Germany: Berlin", "Russia: Moscow", "China: Beijing", "Greece: Athens"]

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 
 from degaml_kedro.config.schema import LoraParameters, PromptParameters, ScoringParameters
 from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.fast import FastDecoder
+from degaml_kedro.llm.fast.attention import ATTENTION_NAME
 from degaml_kedro.llm.in_context import (
     PrefixMemory,
     compare_in_context,
@@ -19,10 +21,10 @@ from degaml_kedro.llm.in_context import (
     in_context_prompt,
 )
 from degaml_kedro.llm.lora import active_lora, make_adaptable
-from degaml_kedro.llm.packing import ATTENTION_NAME, Pack, TokenTree, pack_trees
+from degaml_kedro.llm.packing import Pack, TokenTree, pack_trees
 from degaml_kedro.llm.scoring import OptionScores, score_examples
 from degaml_kedro.tasks.example import Example, Question, make_example
-from tests.llm.helpers import random_adapter, tiny_base
+from tests.llm.helpers import by_modules, random_adapter, tiny_base
 
 PLAIN = PromptParameters(format="plain", options="hidden")
 VERBATIM = PromptParameters(format="plain", plain_prefix="", plain_suffix="")
@@ -38,12 +40,14 @@ def unrecognised(config: object) -> BaseModel:
         for weights in model.parameters():
             torch.nn.init.normal_(weights, std=0.2)
     tokenizer = tiny_base().tokenizer
-    return BaseModel("tiny", "tiny", model, tokenizer, make_adaptable(model), 1024)
+    return BaseModel(
+        "tiny", "tiny", model, tokenizer, make_adaptable(model), 1024, fast=FastDecoder(None, None)
+    )
 
 
 BASES = {
     "llama": tiny_base,
-    "llama by modules": lambda: dataclasses.replace(tiny_base(), stack=None),
+    "llama by modules": lambda: by_modules(tiny_base()),
     "gpt2": lambda: unrecognised(
         GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=1024)
     ),
@@ -102,7 +106,8 @@ def test_scores_are_those_of_every_whole_prompt_by_itself(
     name: str, form: str, adapted: bool
 ) -> None:
     base = BASES[name]()
-    assert (base.stack is not None) == (name == "llama")
+    assert base.fast is not None
+    assert (base.fast.stack is not None) == (name == "llama")
     prompt = PromptParameters(format=form, options="hidden")  # type: ignore[arg-type]
     layers = {"gpt2": ("c_attn",), "neox": ("dense",)}.get(name, ("q_proj", "down_proj"))
     lora = LoraParameters(rank=2, target_modules=layers)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -13,7 +11,7 @@ from degaml_kedro.llm.base_model import ModelError
 from degaml_kedro.llm.lora import active_lora
 from degaml_kedro.llm.packing import TokenTree, pack_trees
 from degaml_kedro.llm.scoring import compare_options
-from tests.llm.helpers import peft_copy, random_adapter, tiny_base
+from tests.llm.helpers import by_modules, peft_copy, random_adapter, tiny_base
 from tests.llm.test_scoring import reference_scores
 from tests.strategies.helpers import examples
 
@@ -27,8 +25,7 @@ SEQUENCES = [(1, 2, 3, 4, 5), (7,), (9, 8, 7), (3, 3)]
 def base(request):
     """The model as one function, and as the library's code runs it."""
     found = tiny_base()
-    assert found.stack is not None
-    return found if request.param == "stack" else replace(found, stack=None)
+    return found if request.param == "stack" else by_modules(found)
 
 
 def adapters_of(base, targets, layer=None, count=3):

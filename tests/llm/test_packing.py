@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degaml_kedro.llm.packing import TokenTree, TokenTrie, active_pack, pack_trees
-from tests.llm.helpers import plain_copy, tiny_base
+from degaml_kedro.llm.packing import TokenTree, TokenTrie, pack_trees
+from tests.llm.helpers import by_modules, plain_copy, tiny_base
 
 IDS = st.lists(st.integers(3, 250), min_size=1, max_size=7).map(tuple)
 TREES = st.builds(
@@ -28,14 +28,7 @@ def test_every_path_of_a_tree_is_computed_as_if_alone(
     pack = pack_trees(trees, base.device, base.dtype)
     assert pack.tokens == sum(len(tree) for tree in trees)
     with torch.no_grad():
-        if by_hand:
-            assert base.stack is not None
-            hidden = base.stack(pack, None)
-        else:
-            with active_pack(pack):
-                hidden = base.model.base_model(
-                    pack.input_ids, position_ids=pack.position_ids, use_cache=False
-                ).last_hidden_state[0]
+        hidden = (base if by_hand else by_modules(base)).hidden_states(pack)
         for tree, start in zip(trees, pack.starts, strict=True):
             offset = start + len(tree.prefix)
             alone = plain(torch.tensor([tree.prefix])).last_hidden_state[0]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from degaml_kedro.adapters.adapter import Adapter, tensor_key
 from degaml_kedro.config.schema import LoraParameters, PromptParameters
+from degaml_kedro.llm.fast import FastDecoder
 from degaml_kedro.llm.finetune import AnswerSequence, answer_loss, answer_sequences
 from degaml_kedro.tasks.example import make_example
 from tests.llm.helpers import plain_copy, random_adapter, tiny_base
@@ -120,7 +121,7 @@ def test_padding_in_a_batch_changes_nothing() -> None:
 
 
 def test_row_by_row_it_is_the_same() -> None:
-    beyond = replace(BASE, window=4)
+    beyond = replace(BASE, fast=FastDecoder(window=4, stack=None))
 
     def loss(flat: Tensor) -> Tensor:
         return answer_loss(beyond, BATCH, unflatten(flat), ADAPTER.config, elementary=True)

@@ -19,10 +19,9 @@ from degaml_kedro.config.schema import BaseModelParameters, LoraParameters, Proj
 from degaml_kedro.generator.decoders.hyperconv import FlowError
 from degaml_kedro.generator.generator import Generator, GeneratorError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
-from degaml_kedro.generator.prompt_encoder import EncoderError
 from degaml_kedro.io.generators import GeneratorProgress
 from degaml_kedro.io.tokens import TokenSequence
-from degaml_kedro.llm.base_model import load_base_model
+from degaml_kedro.llm.base_model import ModelError, load_base_model
 from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.pipelines.evaluate import pipeline as evaluate
 from degaml_kedro.pipelines.evaluate.nodes import generate_adapters
@@ -215,7 +214,7 @@ def test_examples_are_prompts_with_their_answers() -> None:
 
 
 def test_no_prompts_are_an_error_with_a_way_out() -> None:
-    with pytest.raises(EncoderError, match="no prompt"):
+    with pytest.raises(ModelError, match="no prompt"):
         states_of(splits(1, train=0, support=0))
 
 

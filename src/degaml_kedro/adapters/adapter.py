@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _PREFIX = "base_model.model."
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_KEY = re.compile(re.escape(_PREFIX) + r"(.*)\.lora_([AB])\.weight", re.DOTALL)
 _SUFFIXES = (".lora_A.weight", ".lora_B.weight")
 _BASE_SUFFIX = ".base_layer.weight"
 # of a JSON file that describes something: far above any of ours, and far below what would fill the memory
@@ -65,8 +67,6 @@ class AdapterConfig:
     """What PEFT needs to rebuild the adapter.
 
     Attributes:
-        rank: r.
-        alpha: the product is scaled by alpha / r.
         target_modules: names of the adapted layers: the last part of the module path, or more of it.
         base_model: hub id, folder or package of the base model.
     """
@@ -116,7 +116,7 @@ def _layers(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 
 @dataclass(frozen=True, eq=False)
 class PeftModuleAdapter(Adapter):
-    """An adapter that is more than products of two matrices: it is scored through PEFT's own module, and nothing else.
+    """An adapter that is more than products of two matrices: it is scored through PEFT's own module, and no more.
 
     Attributes:
         settings: PEFT's; its ``target_modules`` are whole names of layers.
@@ -143,6 +143,15 @@ class PeftModuleAdapter(Adapter):
         )
 
 
+def unflatten(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Views of a flat vector with the names and shapes of ``like``, one behind the other in its order."""
+    parts = flat.split([tensor.numel() for tensor in like.values()])
+    return {
+        name: part.view(tensor.shape)
+        for (name, tensor), part in zip(like.items(), parts, strict=True)
+    }
+
+
 def average_adapters(adapters: Sequence[Adapter]) -> Adapter:
     """The element-wise mean of adapters, of A and B apart, in float32 and with the first one's configuration.
 
@@ -152,20 +161,18 @@ def average_adapters(adapters: Sequence[Adapter]) -> Adapter:
     if not adapters:
         raise AdapterError("there are no adapters to take the mean of; name at least one task")
     first = adapters[0]
+    mine = _shape(first)
     for number, other in enumerate(adapters[1:], start=2):
-        mine, theirs = _shape(first), _shape(other)
-        differing = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
-        if differing:
-            name = differing[0]
-            raise AdapterError(
-                f"{name} is {mine.get(name, 'missing')} in adapter 1 and {theirs.get(name, 'missing')} in adapter "
-                f"{number}; the mean needs adapters of one shape"
-            )
+        theirs = _shape(other)
+        for name in mine | theirs:
+            if mine.get(name) != theirs.get(name):
+                raise AdapterError(
+                    f"{name} is {mine.get(name, 'missing')} in adapter 1 and {theirs.get(name, 'missing')} in adapter "
+                    f"{number}; the mean needs adapters of one shape"
+                )
     tensors = {}
     for name in first.tensors:
-        total = torch.zeros_like(first.tensors[name], dtype=torch.float64)
-        for adapter in adapters:
-            total += adapter.tensors[name].double()
+        total: Any = sum(adapter.tensors[name].double() for adapter in adapters)
         tensors[name] = (total / len(adapters)).float()
     return Adapter(first.config, tensors)
 
@@ -186,10 +193,8 @@ def parse_key(key: str) -> tuple[str, str]:
     Raises:
         AdapterError: the name is not a LoRA tensor's.
     """
-    for kind in ("A", "B"):
-        suffix = f".lora_{kind}.weight"
-        if key.startswith(_PREFIX) and key.endswith(suffix):
-            return key[len(_PREFIX) : -len(suffix)], kind
+    if found := _KEY.fullmatch(key):
+        return found[1], found[2]
     raise AdapterError(
         f"'{key}' is not the name of a LoRA tensor: expected "
         f"'{_PREFIX}<layer>.lora_A.weight' or '….lora_B.weight'"
@@ -216,16 +221,13 @@ def write_peft_files(adapter: Adapter, folder: Path) -> None:
         task_type="CAUSAL_LM",
         inference_mode=True,
     ).save_pretrained(str(folder))
-    _sort_targets(folder / CONFIG_FILE)
-    tensors = {k: v.detach().to("cpu").contiguous() for k, v in adapter.tensors.items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-
-
-def _sort_targets(file: Path) -> None:
-    """PEFT writes a set in the order of its hashes; the same adapter should give the same bytes."""
+    # PEFT writes a set in the order of its hashes; the same adapter should give the same bytes
+    file = folder / CONFIG_FILE
     config = json.loads(file.read_text(encoding="utf-8"))
     config["target_modules"] = sorted(config["target_modules"])
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    tensors = {k: v.detach().to("cpu").contiguous() for k, v in adapter.tensors.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def load_peft_folder(path: Path) -> Adapter:
@@ -435,76 +437,64 @@ def _read_config(file: Path) -> dict[str, Any]:
     return raw
 
 
+_Rank = Annotated[int, Field(ge=1, le=_MAX_RANK)]
+_Alpha = Annotated[int | float, Field(gt=0, le=_MAX_ALPHA)]
+_Names = Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
+
+
+class _Settings(BaseModel):
+    """What is read of a configuration file that anybody may have written."""
+
+    model_config = ConfigDict(strict=True)
+
+    r: _Rank
+    lora_alpha: _Alpha
+    target_modules: _Names
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, _Alpha] | None = None
+    exclude_modules: _Names | None = None
+    layers_pattern: _Names | None = None
+    layers_to_transform: int | list[int] | None = None
+    use_rslora: bool | None = None
+    base_model_name_or_path: str | None = None
+
+
 def _checked_settings(
     raw: Mapping[str, Any], file: Path, layers: Sequence[str], own: Mapping[str, Any]
 ) -> LoraConfig:
     """PEFT's settings, of what anybody may have written, for an adapter of these layers."""
     from peft import LoraConfig  # takes seconds to import
 
-    def refuse(key: str, needed: str) -> AdapterError:
-        found = f"{key} is {str(raw[key])[:40]!r}" if key in raw else f"there is no {key}"
-        return AdapterError(f"{file}: {found}, and {needed} is needed; make the adapter again")
-
-    def is_rank(value: Any) -> bool:
-        return type(value) is int and 1 <= value <= _MAX_RANK
-
-    def is_alpha(value: Any) -> bool:
-        # NaN is in no range
-        return type(value) in (int, float) and 0 < value <= _MAX_ALPHA
-
-    def is_text(value: Any) -> bool:
-        return isinstance(value, str)
-
-    if not is_rank(raw.get("r")):
-        raise refuse("r", f"a whole number from 1 to {_MAX_RANK}")
-    if not is_alpha(raw.get("lora_alpha")):
-        raise refuse("lora_alpha", f"a number above 0 and up to {_MAX_ALPHA:g}")
-    given: dict[str, Any] = {}
-    for key, fits in (("rank_pattern", is_rank), ("alpha_pattern", is_alpha)):
-        given[key] = raw.get(key) or {}
-        if not isinstance(given[key], dict) or not all(map(fits, given[key].values())):
-            raise refuse(key, "a number in range for every name")
-    for key in ("target_modules", "exclude_modules", "layers_pattern"):
-        given[key] = raw.get(key)
-        if key == "target_modules" and not given[key]:
-            raise refuse(key, "a list of names")
-        if given[key] and not is_text(given[key]) and not _are(given[key], is_text):
-            raise refuse(key, "a list of names")
-    if given["target_modules"] == "all-linear":
-        given["target_modules"] = list(layers)
-    chosen = given["layers_to_transform"] = raw.get("layers_to_transform")
-    if chosen not in (None, []) and not _are(
-        chosen if isinstance(chosen, list) else [chosen], lambda layer: type(layer) is int
-    ):
-        raise refuse("layers_to_transform", "a list of whole numbers")
-    given["use_rslora"] = raw.get("use_rslora") or False
-    if given["use_rslora"] not in (True, False):
-        raise refuse("use_rslora", "true or false")
-    base_model = raw.get("base_model_name_or_path") or ""
-    if not isinstance(base_model, str):
-        raise refuse("base_model_name_or_path", "a name")
-    _check_patterns(given, file, layers)
+    # what is empty is not set
+    optional = [name for name, field in _Settings.model_fields.items() if not field.is_required()]
+    known = {key: value for key, value in raw.items() if key not in optional or value}
+    known = {**known, "layers_to_transform": raw.get("layers_to_transform")}
     try:
-        return LoraConfig(
-            r=raw["r"],
-            lora_alpha=raw["lora_alpha"],
-            base_model_name_or_path=base_model,
-            task_type="CAUSAL_LM",
-            inference_mode=True,
-            **given,
-            **own,
-        )
+        settings = _Settings.model_validate(known)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        found = f"{key} is {str(raw[key])[:40]!r}" if key in raw else f"there is no {key}"
+        raise AdapterError(
+            f"{file}: {found} ({first['msg'].lower()}); make the adapter again"
+        ) from error
+    if settings.target_modules == "all-linear":
+        settings.target_modules = list(layers)
+    _check_patterns(settings, file, layers)
+    given = {key: value for key, value in settings if value is not None}
+    try:
+        return LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **given, **own)
     except ValueError as error:
         raise AdapterError(f"{file} is refused by PEFT: {error}; make the adapter again") from error
 
 
-def _check_patterns(given: Mapping[str, Any], file: Path, layers: Iterable[str]) -> None:
+def _check_patterns(settings: _Settings, file: Path, layers: Iterable[str]) -> None:
     """Refuse regular expressions that could be matched for ever: repeated groups, many repeats, long names."""
-    patterns = [*given["rank_pattern"], *given["alpha_pattern"]]
-    for key in ("target_modules", "exclude_modules"):
-        patterns += [given[key]] if isinstance(given[key], str) else []
-    pattern = given["layers_pattern"] or []
-    patterns += [pattern] if isinstance(pattern, str) else pattern
+    patterns = [*(settings.rank_pattern or {}), *(settings.alpha_pattern or {})]
+    for one in (settings.target_modules, settings.exclude_modules):
+        patterns += [one] if isinstance(one, str) else []
+    blocks = settings.layers_pattern or []
+    patterns += [blocks] if isinstance(blocks, str) else blocks
     for pattern in patterns:
         # neither `(?` nor the mark of a lazy repeat
         repeats = re.findall(r"[*+?{]", re.sub(r"\(\?|(?<=[*+?}])\?", "(", pattern))

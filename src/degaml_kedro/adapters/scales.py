@@ -25,9 +25,6 @@ Center = Literal["matrix", "element"]
 class TokenStatistics:
     """What is kept of the checkpoints of a trajectory, or of several: enough to combine any of them.
 
-    The mean and spread of a slot follow from these three: the spread of all its values is that over checkpoints
-    plus that of the elements' means.
-
     Attributes:
         mean: float64 [T, r, k], each element's mean over the checkpoints; 0 in the padding.
         deviations: float64 [T], each token's sum of squared deviations from ``mean``, over elements and checkpoints.
@@ -44,16 +41,15 @@ class TokenStatistics:
         Raises:
             GridError: there is no checkpoint, or one has another shape or holds NaN or infinite weights.
         """
-        shape = (grid.tokens, grid.rank, grid.token_width)
-        mean = torch.zeros(shape, dtype=torch.float64)
+        mean = torch.zeros(grid.cells, dtype=torch.float64)
         deviations = torch.zeros(grid.tokens, dtype=torch.float64)
         count = 0
         for tokens in checkpoints:
             count += 1
-            if tuple(tokens.shape) != shape:
+            if tuple(tokens.shape) != grid.cells:
                 raise GridError(
                     f"checkpoint {count} of {where} has tokens of shape {tuple(tokens.shape)}, "
-                    f"the grid's are {shape}"
+                    f"the grid's are {grid.cells}"
                 )
             difference = tokens.detach().to("cpu", torch.float64) - mean
             squares = difference.square().sum(dim=(1, 2)) * ((count - 1) / count)
@@ -99,11 +95,8 @@ class TokenStatistics:
 
     def tensors(self) -> dict[str, Tensor]:
         """What goes into a safetensors file."""
-        return {
-            "count": torch.tensor([self.count]),
-            "mean": self.mean,
-            "deviations": self.deviations,
-        }
+        count = torch.tensor([self.count])
+        return {"count": count, "mean": self.mean, "deviations": self.deviations}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> TokenStatistics:
@@ -120,8 +113,7 @@ class TokenStatistics:
 class TokenScales:
     """Units of the tokens: normalized = (x - mean) / std.
 
-    :meth:`denormalize` undoes :meth:`normalize` to a few units in the last place of the larger of x and mean; it is
-    cutting into tokens and putting together alone that loses no bit.
+    :meth:`denormalize` undoes :meth:`normalize` to a few units in the last place of the larger of x and mean.
 
     Attributes:
         center: ``matrix``: each slot has one mean; ``element``: each element has its own, and ``mean`` is 0.
@@ -147,10 +139,9 @@ class TokenScales:
         Raises:
             GridError: the statistics are of another grid.
         """
-        shape = (grid.tokens, grid.rank, grid.token_width)
-        if tuple(statistics.mean.shape) != shape:
+        if tuple(statistics.mean.shape) != grid.cells:
             raise GridError(
-                f"the statistics are of tokens {tuple(statistics.mean.shape)}, the grid has {shape}; "
+                f"the statistics are of tokens {tuple(statistics.mean.shape)}, the grid has {grid.cells}; "
                 f"make them again"
             )
         slots, mask = grid.token_slots(), grid.mask()
@@ -216,12 +207,12 @@ class TokenScales:
         Raises:
             GridError: a tensor is missing, or the scales are of another grid.
         """
-        slots, cells = len(grid.slots), (grid.tokens, grid.rank, grid.token_width)
+        slots = (len(grid.slots),)
         shapes: dict[str, tuple[int, ...]]
-        shapes = {"mean": (slots,), "std": (slots,), "variance": (grid.tokens,)}
+        shapes = {"mean": slots, "std": slots, "variance": (grid.tokens,)}
         center: Center = "matrix"
         if "element_mean" in tensors:
-            center, shapes["element_mean"] = "element", cells
+            center, shapes["element_mean"] = "element", grid.cells
         found = {name: _stored(tensors, name, "scales") for name in shapes}
         for name, shape in shapes.items():
             if tuple(found[name].shape) != shape:

@@ -75,13 +75,12 @@ class TokenGrid:
     def from_shapes(
         cls, shapes: Mapping[str, tuple[int, ...]], token_width: int | None = None
     ) -> TokenGrid:
-        """Lay out the tensors of an adapter.
+        """Lay out the tensors of an adapter, of shapes (r, I) for A and (O, r) for B, by PEFT's name.
 
-        Layers go by their index: the first whole number in the module's path. Modules without one come first.
-        Inside a layer, modules keep the order in which they first appear in ``shapes``.
+        Layers go by their index, the first whole number in the module's path; modules without one come first. Inside a
+        layer, modules keep their order.
 
         Args:
-            shapes: by PEFT's tensor name, A (r, I) and B (O, r).
             token_width: k; None for the greatest common divisor of all widths, so that no token has padding; for 128
                 where that is below 32.
 
@@ -135,14 +134,11 @@ class TokenGrid:
             GridError: the content is not a token grid.
         """
         try:
-            shapes = {
-                str(key): (int(rows), int(columns)) for key, rows, columns in content["shapes"]
-            }
-            return cls.from_shapes(shapes, int(content["token_width"]))
+            shapes = {str(key): (int(o), int(i)) for key, o, i in content["shapes"]}
+            token_width = int(content["token_width"])
         except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, DegamlError):
-                raise
             raise GridError(f"this is not a stored token grid: {error!r}; make it again") from error
+        return cls.from_shapes(shapes, token_width)
 
     def as_json(self) -> dict[str, Any]:
         """What :meth:`from_json` reads: plain lists, so that the order survives sorted keys."""
@@ -163,6 +159,11 @@ class TokenGrid:
     def tokens(self) -> int:
         """T."""
         return self.slots[-1].first + self.slots[-1].count
+
+    @property
+    def cells(self) -> tuple[int, int, int]:
+        """(T, r, k): the shape of an adapter's tokens."""
+        return self.tokens, self.rank, self.token_width
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -225,8 +226,8 @@ class TokenGrid:
         """
         self._check_tensors(tensors)
         some = tensors[self.slots[0].key]
-        rank, k = self.rank, self.token_width
-        tokens = some.new_zeros(self.tokens, rank, k)
+        k = self.token_width
+        tokens = some.new_zeros(self.cells)
         with torch.no_grad():
             for slot in self.slots:
                 tensor = tensors[slot.key]
@@ -241,19 +242,16 @@ class TokenGrid:
         return tokens
 
     def detokenize(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Put an adapter's tensors together from tokens [T, r, k]: the exact inverse of :meth:`tokenize`.
+        """The tensors of tokens [T, r, k] by PEFT's name, in the order of the slots: the inverse of :meth:`tokenize`.
 
-        Returns:
-            by PEFT's name, A [r, I] and B [O, r], in the order of the slots; gradients flow back to the tokens.
-            Tensors of the same shape share storage without overlapping.
+        Gradients flow back to the tokens. Tensors of the same shape share storage without overlapping.
 
         Raises:
             GridError: the tokens have another shape.
         """
-        expected = (self.tokens, self.rank, self.token_width)
-        if tuple(tokens.shape) != expected:
+        if tuple(tokens.shape) != self.cells:
             raise GridError(
-                f"the tokens have shape {tuple(tokens.shape)}, the grid's are {expected}"
+                f"the tokens have shape {tuple(tokens.shape)}, the grid's are {self.cells}"
             )
         # split and stack instead of an index: their gradients are copies, an index's is a scatter
         parts = tokens.split([slot.count for slot in self.slots])
@@ -268,24 +266,19 @@ class TokenGrid:
         return {slot.key: found[index] for index, slot in enumerate(self.slots)}
 
     def _check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        extra = next((key for key in tensors if key not in self.shapes), None)
-        if extra is not None:
-            raise GridError(
-                f"the adapter has a tensor {extra} that the token grid has no place for"
-            )
-        some = None
+        for key in tensors.keys() - self.shapes.keys():
+            raise GridError(f"the adapter has a tensor {key} that the token grid has no place for")
         for key, shape in self.shapes.items():
-            tensor = tensors.get(key)
-            if tensor is None:
+            if key not in tensors:
                 raise GridError(
                     f"the adapter has no tensor {key}, which the token grid has tokens for"
                 )
+            tensor, some = tensors[key], tensors[self.slots[0].key]
             if tuple(tensor.shape) != shape:
                 raise GridError(
                     f"the adapter's {key} has shape {tuple(tensor.shape)}, the token grid was made "
                     f"for {shape}"
                 )
-            some = tensor if some is None else some
             if tensor.dtype != some.dtype:
                 raise GridError(
                     f"the adapter's {key} is {tensor.dtype}, its {self.slots[0].key} is {some.dtype}; "
@@ -318,8 +311,8 @@ class TokenGrid:
 def permutation_states(starts: Sequence[str]) -> Tensor:
     """Starting points of trajectories (checksums) numbered by first appearance, from 0: long [len(starts)].
 
-    As in Recurrent Parameter Generation: runs from one starting point keep one order of neurons; runs from different
-    ones do not, and a generator that learns both has to be told which is which.
+    As in Recurrent Parameter Generation: runs from one starting point keep one order of neurons, and a generator that
+    learns from several has to be told which is which.
     """
     numbers = {start: number for number, start in enumerate(dict.fromkeys(starts))}
     return torch.tensor([numbers[start] for start in starts], dtype=torch.long)

@@ -23,20 +23,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Gamma, Normal, kl_divergence
 
-from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, parse_key
+from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, parse_key, unflatten
 from degaml_kedro.baselines.baseline import Setup
 from degaml_kedro.baselines.compute import Clock
 from degaml_kedro.baselines.episodes import Draw, checked_tasks, tasks_of_step
-from degaml_kedro.baselines.learned import BaselineError, Learned, Progress, TaskExamples
+from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
 from degaml_kedro.baselines.support import support_batches
+from degaml_kedro.common.progress import Progress
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import AbmllParameters, AdaptationSetting
 from degaml_kedro.llm.base_model import BaseModel
@@ -44,16 +46,18 @@ from degaml_kedro.llm.finetune import (
     AnswerSequence,
     answer_loss_under,
     answer_sequences,
+    computed_tokens,
 )
-from degaml_kedro.llm.generation import Writing, distinct, group_answers, write_texts
+from degaml_kedro.llm.generation import Writing, distinct, group_answers
 from degaml_kedro.llm.lora import ActiveLora, active_lora
-from degaml_kedro.llm.prompting import encode_questions, without_options
 from degaml_kedro.llm.scoring import (
+    OptionScores,
     Prediction,
     WrittenAnswer,
     compare_options,
     graded,
     predictions_of,
+    write_answers,
 )
 from degaml_kedro.tasks.example import Example
 
@@ -168,43 +172,32 @@ class _Family:
     """The distributions of one shape, as flat float32 vectors [P].
 
     Attributes:
-        config: the adapter's shape, which is that of μ and of σ.
-        layout: PEFT's tensor names and shapes, of the first half of the vector and of the second.
+        like: an adapter of the shape that μ and σ have.
         scale: c.
     """
 
-    config: AdapterConfig
-    layout: tuple[tuple[str, torch.Size], ...]
+    like: Adapter
     scale: float
 
-    @classmethod
-    def of(cls, adapter: Adapter, scale: float) -> _Family:
-        layout = tuple((key, tensor.shape) for key, tensor in adapter.tensors.items())
-        return cls(adapter.config, layout, scale)
-
-    def views(self, half: Tensor) -> dict[str, Tensor]:
-        """Views by PEFT's names, of either half of a vector: of μ or of σ."""
-        parts = half.split([shape.numel() for _, shape in self.layout])
-        return {
-            key: part.view(shape) for (key, shape), part in zip(self.layout, parts, strict=True)
-        }
+    @property
+    def config(self) -> AdapterConfig:
+        return self.like.config
 
     def halves(self, flat: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Views of μ, and of σ."""
-        half = len(flat) // 2
-        return self.views(flat[:half]), self.views(flat[half:])
+        mean, spread = flat.chunk(2)
+        return unflatten(mean, self.like.tensors), unflatten(spread, self.like.tensors)
 
     def pairs(self, flat: Tensor) -> dict[str, Pairs]:
         """Views by layer."""
         mean, spread = (Adapter(self.config, half).layers() for half in self.halves(flat))
         return {name: Pairs(*mean[name], *spread[name]) for name in mean}
 
-    def start(self, adapter: Adapter, seed: int) -> Tensor:
-        """μ is the adapter, σ is c: A_σ is drawn as LoRA's A, B_σ is 0."""
-        flat = torch.zeros(2 * sum(shape.numel() for _, shape in self.layout), dtype=torch.float32)
-        mean, spread = self.halves(flat)
-        for key, tensor in adapter.tensors.items():
-            mean[key].copy_(tensor)
+    def start(self, seed: int) -> Tensor:
+        """μ is ``like``, σ is c: A_σ is drawn as LoRA's A, B_σ is 0."""
+        mean = torch.cat([tensor.reshape(-1).float() for tensor in self.like.tensors.values()])
+        flat = torch.cat([mean, torch.zeros_like(mean)])
+        _, spread = self.halves(flat)
         for name, (a, _) in Adapter(self.config, spread).layers().items():
             generator = torch.Generator().manual_seed(derive_seed(seed, METHOD, "sigma", name))
             bound = 1 / math.sqrt(a.shape[1])
@@ -222,9 +215,9 @@ class _Family:
 
     def flat(self, learned: Learned) -> Tensor:
         """Back from :meth:`learned`."""
-        spread = [learned.extra["sigma.{}.{}".format(*parse_key(key))] for key, _ in self.layout]
-        mean = [learned.adapter.tensors[key] for key, _ in self.layout]
-        return torch.cat([tensor.reshape(-1).float() for tensor in (*mean, *spread)])
+        mean = learned.adapter.tensors
+        spread = [learned.extra["sigma.{}.{}".format(*parse_key(key))] for key in mean]
+        return torch.cat([tensor.reshape(-1).float() for tensor in (*mean.values(), *spread)])
 
 
 def _family_of(learned: Learned) -> _Family:
@@ -234,7 +227,7 @@ def _family_of(learned: Learned) -> _Family:
             f"the weights of {learned.method} have no {missing[0]}, so they are no distribution; "
             f"meta-train them with abmll"
         )
-    return _Family.of(learned.adapter, float(learned.extra[_SCALE]))
+    return _Family(learned.adapter, float(learned.extra[_SCALE]))
 
 
 def _noise(
@@ -272,7 +265,7 @@ def _likelihood(
     half = len(flat) // 2
     mean = flat[:half].clone().requires_grad_()
     # cast as one vector: a cast per layer costs more than its product
-    views = family.views(mean.to(base.dtype))
+    views = unflatten(mean.to(base.dtype), family.like.tensors)
     layers = family.pairs(flat)
     weights = _draw(base, layers, family.scale, seed)
     for weight in weights.values():
@@ -362,7 +355,7 @@ def _damped(gradient: Tensor, gram: Tensor, strength: float) -> Tensor:
 
 def _task_steps(
     base: BaseModel,
-    batches: Iterator[Sequence[AnswerSequence]],
+    batches: Sequence[Sequence[AnswerSequence]],
     family: _Family,
     shared: Tensor,
     flat: Tensor,
@@ -370,17 +363,18 @@ def _task_steps(
     beta: float,
     seed: int,
     clock: Clock,
-) -> Iterator[dict[str, Any]]:
-    """Steps on E_q[-log p(D | W)] + β KL(q || p), one sample a step, in place; a row after each.
+) -> list[dict[str, Any]]:
+    """Steps on E_q[-log p(D | W)] + β KL(q || p), one sample a step, in place; a row of each.
 
     Raises:
         BaselineError: the loss stops being finite.
     """
+    rows = []
     for number, batch in enumerate(batches, start=1):
         loss, gradient = _likelihood(
             base, batch, family, flat, derive_seed(seed, "noise", str(number))
         )
-        clock.trained(sum(len(sequence.ids) for sequence in batch))
+        clock.trained(computed_tokens(batch))
         divergence, curvatures = _divergence(family, flat, shared, beta, gradient)
         if not math.isfinite(loss + divergence):
             raise BaselineError(
@@ -389,7 +383,8 @@ def _task_steps(
                 f"{family.scale:g})"
             )
         _descend(family, flat, gradient, curvatures, rate, beta)
-        yield {"step": number, "loss": loss, "kl": divergence}
+        rows.append({"step": number, "loss": loss, "kl": divergence})
+    return rows
 
 
 def fit(
@@ -416,20 +411,20 @@ def fit(
     Raises:
         BaselineError: there are no tasks, a task has too few examples, or the loss stops being finite.
     """
-    base, start, mode = setup.base, setup.start, setup.scoring.answers
+    base, mode = setup.base, setup.scoring.answers
     parameters: AbmllParameters = setup.entry
     if draw is None:
         tasks = checked_tasks(tasks, parameters, entry=METHOD)
     clock = Clock()
-    family = _Family.of(start, parameters.scale)
-    theta = family.start(start, seed).to(base.device).requires_grad_()
+    family = _Family(setup.start, parameters.scale)
+    theta = family.start(seed).to(base.device).requires_grad_()
     optimizer = torch.optim.AdamW(
         [theta], lr=parameters.outer_learning_rate, weight_decay=0.0, fused=True
     )
     sequences: dict[str, list[AnswerSequence]] = {}
     records = []
     for step in range(1, parameters.outer_steps + 1):
-        began, tokens = time.perf_counter(), 0
+        began, read = time.perf_counter(), clock.compute.forward_tokens
         gradient = torch.zeros_like(theta.detach())
         shared = theta.detach()
         losses, before, divergences = [], [], []
@@ -444,21 +439,12 @@ def fit(
             own = derive_seed(seed, METHOD, "episode", str(step), str(place), task.name)
             support, query = _episode(sequences[task.name], parameters, own)
             flat = shared.clone()
-            rows = list(
-                _task_steps(
-                    base,
-                    iter([support] * parameters.inner_steps),
-                    family,
-                    shared,
-                    flat,
-                    parameters.inner_learning_rate,
-                    parameters.beta,
-                    own,
-                    clock,
-                )
+            batches, rate = [support] * parameters.inner_steps, parameters.inner_learning_rate
+            rows = _task_steps(
+                base, batches, family, shared, flat, rate, parameters.beta, own, clock
             )
             loss, by_task = _likelihood(base, query, family, flat, derive_seed(own, "query"))
-            clock.trained(sum(len(sequence.ids) for sequence in query))
+            clock.trained(computed_tokens(query))
             divergence, _ = _divergence(
                 family, flat, shared, parameters.beta, by_task, shared_gradient=by_task
             )
@@ -466,7 +452,6 @@ def fit(
             losses.append(loss)
             before.append(rows[0]["loss"])
             divergences.append(divergence)
-            tokens += sum(len(s.ids) for s in (*(support * parameters.inner_steps), *query))
         gradient.div_(parameters.tasks_per_step)
         if parameters.gamma > 0:
             into = family.pairs(gradient)
@@ -474,7 +459,7 @@ def fit(
                 hyper_prior(layer, family.config.scale, family.scale, parameters.gamma, into[name])
         theta.grad = gradient
         norm = float(nn.utils.clip_grad_norm_([theta], parameters.max_gradient_norm))
-        loss, divergence = _mean(losses), _mean(divergences)
+        loss, divergence = fmean(losses), fmean(divergences)
         if not math.isfinite(loss + divergence + norm):
             raise BaselineError(
                 f"abmll: at step {step} the loss is {loss}, the divergence {divergence} and the norm of the gradient "
@@ -486,19 +471,18 @@ def fit(
             {
                 "step": step,
                 "loss": loss,
-                "loss_before": _mean(before),
+                "loss_before": fmean(before),
                 "kl": divergence,
                 "gradient_norm": norm,
                 "seconds": time.perf_counter() - began,
-                "tokens": tokens,
+                "tokens": clock.compute.forward_tokens - read,
             }
         )
         if progress is not None:
             progress(step, parameters.outer_steps)
-    adapter, extra = family.learned(theta)
     names = [task.name for task in tasks] if draw is None else []
     about = {**parameters.model_dump(mode="json"), "seed": seed, "tasks": names}
-    return Learned(METHOD, adapter, extra, records, clock.compute, about)
+    return Learned(METHOD, *family.learned(theta), records, clock.compute, about)
 
 
 def adapt(
@@ -530,22 +514,10 @@ def adapt(
     if setting.steps:
         sequences = answer_sequences(base, support, setup.prompt, setup.scoring.answers)
         batches = support_batches(sequences, setting, seed)
-        records = list(
-            _task_steps(
-                base,
-                iter(batches),
-                family,
-                shared,
-                flat,
-                setting.learning_rate,
-                beta,
-                derive_seed(seed, METHOD, "adapt"),
-                clock,
-            )
-        )
-    adapter, extra = family.learned(flat)
+        own, rate = derive_seed(seed, METHOD, "adapt"), setting.learning_rate
+        records = _task_steps(base, batches, family, shared, flat, rate, beta, own, clock)
     about = {**setting.model_dump(mode="json"), "beta": beta, "seed": seed}
-    return Learned(METHOD, adapter, extra, records, clock.compute, about)
+    return Learned(METHOD, *family.learned(flat), records, clock.compute, about)
 
 
 def predict(
@@ -558,10 +530,7 @@ def predict(
     """Answers by the average over weights: p(option) = 1/S Σ_s softmax(option scores under W_s).
 
     Where answers are generated, the options are the answers that all samples write, and a sample's scores of them its
-    likelihoods of these texts.
-
-    Each of S samples answers all examples; the seed decides them. ``progress`` counts a sample's answer to an example
-    as one.
+    likelihoods of these texts. Each of S samples answers all examples.
 
     Returns:
         One prediction an example, in order; ``option_scores`` are log p(option).
@@ -582,61 +551,48 @@ def predict(
             return None
         return lambda done, of: progress(sample * len(examples) + done, of * samples)
 
-    def each_sample() -> Iterator[tuple[int, ActiveLora]]:
+    def with_each_sample(ask: Callable[[ActiveLora, Progress | None], Any]) -> list[Any]:
+        found = []
         for sample in range(samples):
             own = derive_seed(seed, METHOD, "sample", str(sample))
             weights = _draw(base, layers, family.scale, own)
             active = base.activate_weights(weights, mean, family.config.scale)
+            # gone before the next sample is drawn: two are twice the model
             del weights
-            yield sample, active
-            # before the next sample is drawn: two are twice the model
+            found.append(ask(active, told(sample)))
             del active
+        return found
+
+    def write(active: ActiveLora, progress: Progress | None) -> list[Writing]:
+        with active_lora(active):
+            return write_answers(base, examples, prompt, scoring, progress)
 
     written: list[list[Writing]] | None = None
     if scoring.mode == "generate":
-        encoded = encode_questions(
-            base, without_options(examples), prompt, scoring.answers, scoring.room
-        )
-        every = []
-        for sample, active in each_sample():
-            with active_lora(active):
-                every.append(write_texts(base, encoded, prompt, scoring, progress=told(sample)))
-            del active
-        written = [distinct(some) for some in zip(*every, strict=True)]
-        tokens = [sum(one.tokens for one in some) for some in zip(*every, strict=True)]
-    found: list[list[Sequence[float]]] = []
-    for sample, active in each_sample():
-        compared = compare_options(
-            base,
-            examples,
-            prompt,
-            scoring,
-            progress=None if written else told(sample),
-            active=active,
-            written=written,
-        )
-        found.append([row if written else _log_softmax(row) for row in compared.scores[0]])
-        tokens = [one + other for one, other in zip(tokens, compared.tokens, strict=True)]
-        del active
-    if written:
-        answers = []
-        for place, (example, count) in enumerate(zip(examples, tokens, strict=True)):
-            groups, rows = group_answers(
-                written[place], [of_sample[place] for of_sample in found], example, scoring
-            )
-            means = _mean_probability(rows)
-            best = max(range(len(means)), key=means.__getitem__)
-            answers.append(WrittenAnswer(written[place][groups[best][0]].text, means[best], count))
-        return graded(examples, answers, scoring)
-    scores = [_mean_probability(rows) for rows in zip(*found, strict=True)]
-    return predictions_of(examples, scores, tokens, prompt, scoring)
+        by_question = list(zip(*with_each_sample(write), strict=True))
+        written = [distinct(some) for some in by_question]
+        tokens = [sum(one.tokens for one in some) for some in by_question]
 
+    def compare(active: ActiveLora, progress: Progress | None) -> OptionScores:
+        counted = None if written else progress
+        return compare_options(
+            base, examples, prompt, scoring, progress=counted, active=active, written=written
+        )
 
-def _mean_probability(rows: Sequence[Sequence[float]]) -> list[float]:
-    """Log of the mean over rows of probabilities, from their logs."""
-    logs = torch.tensor(rows, dtype=torch.float64)
-    means: list[float] = (logs.logsumexp(dim=0) - math.log(len(rows))).tolist()
-    return means
+    compared: list[OptionScores] = with_each_sample(compare)
+    tokens = [sum(some) for some in zip(tokens, *(one.tokens for one in compared), strict=True)]
+    # by question, of each sample
+    rows = list(zip(*(one.scores[0] for one in compared), strict=True))
+    if written is None:
+        scores = [_mean_probability([_log_softmax(row) for row in some]) for some in rows]
+        return predictions_of(examples, scores, tokens, prompt, scoring)
+    answers = []
+    for example, texts, some, count in zip(examples, written, rows, tokens, strict=True):
+        groups, logs = group_answers(texts, some, example, scoring)
+        means = _mean_probability(logs)
+        best = max(range(len(means)), key=means.__getitem__)
+        answers.append(WrittenAnswer(texts[groups[best][0]].text, means[best], count))
+    return graded(examples, answers, scoring)
 
 
 def _log_softmax(row: Sequence[float]) -> list[float]:
@@ -644,8 +600,11 @@ def _log_softmax(row: Sequence[float]) -> list[float]:
     return values
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+def _mean_probability(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Log of the mean over rows of probabilities, from their logs."""
+    logs = torch.tensor(rows, dtype=torch.float64)
+    means: list[float] = (logs.logsumexp(dim=0) - math.log(len(rows))).tolist()
+    return means
 
 
 def _chosen_tasks(count: int, parameters: AbmllParameters, step: int, seed: int) -> list[int]:

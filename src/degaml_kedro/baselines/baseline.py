@@ -15,7 +15,7 @@ functions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -23,10 +23,13 @@ from typing import Any
 from torch import Tensor
 
 from degaml_kedro.adapters.adapter import Adapter
-from degaml_kedro.baselines.learned import Learned, Progress
+from degaml_kedro.baselines.compute import Clock
+from degaml_kedro.baselines.learned import Learned
+from degaml_kedro.common.progress import Progress
 from degaml_kedro.config.methods import METHODS
 from degaml_kedro.config.schema import PromptParameters, ScoringParameters, WarmupParameters
 from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.finetune import FineTuneStep
 from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.tasks.example import Example, Question
 
@@ -70,18 +73,30 @@ def answer(
     progress: Progress | None = None,
 ) -> list[Prediction]:
     """An adapted baseline's answers to examples."""
-    predict = getattr(baseline(setup.method), "predict", _predict_by_adapter)
+    predict = getattr(baseline(setup.method), "predict", None)
+    if predict is None:
+        return score_examples(
+            setup.base, examples, setup.prompt, setup.scoring, adapted.adapter, progress
+        )
     found: list[Prediction] = predict(setup, adapted, examples, seed, progress)
     return found
 
 
-def _predict_by_adapter(
+def learned_by_steps(
     setup: Setup,
-    adapted: Learned,
-    examples: Sequence[Example],
-    seed: int,
-    progress: Progress | None,
-) -> list[Prediction]:
-    return score_examples(
-        setup.base, examples, setup.prompt, setup.scoring, adapted.adapter, progress
-    )
+    start: Adapter,
+    steps: Iterable[FineTuneStep],
+    about: Mapping[str, Any],
+    measured: Sequence[str] = ("step", "loss"),
+    progress: Progress | None = None,
+    total: int = 0,
+) -> Learned:
+    """The weights after the last step of a fine-tuning, with a record a step of what is ``measured``."""
+    clock, adapter, records = Clock(), start, []
+    for step in steps:
+        clock.trained(step.tokens)
+        adapter = step.adapter
+        records.append({name: getattr(step, name) for name in measured})
+        if progress is not None:
+            progress(step.step, total)
+    return Learned(setup.method, adapter, {}, records, clock.compute, about)

@@ -20,7 +20,6 @@ class Compute:
     seconds: float = 0.0
 
     def __add__(self, other: Compute) -> Compute:
-        """Both together."""
         return Compute(*map(add, astuple(self), astuple(other)))
 
     def as_dict(self) -> dict[str, Any]:
@@ -29,17 +28,9 @@ class Compute:
 
 
 class Clock:
-    """Counts what a method does while it does it.
-
-    Example:
-        >>> clock = Clock()
-        >>> clock.trained(100)
-        >>> clock.compute.backward_tokens
-        100
-    """
+    """Counts what a method does while it does it."""
 
     def __init__(self) -> None:
-        """Start now."""
         self._began = time.perf_counter()
         self._forward = self._backward = 0
 
@@ -54,5 +45,5 @@ class Clock:
 
     @property
     def compute(self) -> Compute:
-        """So far."""
+        """The cost so far."""
         return Compute(self._forward, self._backward, time.perf_counter() - self._began)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -23,11 +24,13 @@ def tasks_of_step(
     """The tasks that a step, counted from 1, draws its episodes from: its own from a source, or those listed."""
     if draw is None:
         return tasks
-    found = []
-    for number in range((step - 1) * parameters.tasks_per_step, step * parameters.tasks_per_step):
-        shown, asked = draw(number, parameters.support, parameters.query)
-        found.append(TaskExamples(f"drawn {number}", [*shown, *asked]))
-    return found
+    first = (step - 1) * parameters.tasks_per_step
+    return [
+        TaskExamples(
+            f"drawn {number}", list(chain(*draw(number, parameters.support, parameters.query)))
+        )
+        for number in range(first, first + parameters.tasks_per_step)
+    ]
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,13 @@ def draw_episodes(
     shown: int = 0,
     entry: str = "maml_en_llm",
 ) -> list[Episode]:
-    """The episodes of an outer step: they follow from the tasks, the seed and the step alone.
+    """The episodes of an outer step: they follow from the tasks, in any order, the seed and the step alone.
 
-    The order of the tasks does not matter; none comes twice before all came once. ``shown`` in-context examples stand
-    in front of each example. ``entry`` is where `baselines` sets the method, for what an error says.
+    No task comes twice before all came once. ``shown`` in-context examples stand in front of each example. ``entry`` is
+    the method's key below `baselines`, for messages.
 
     Raises:
-        BaselineError: there are no tasks, two have one name, or one has too few examples.
+        BaselineError: as :func:`checked_tasks`.
     """
     tasks = checked_tasks(tasks, parameters, shown, entry)
     order: list[int] = []
@@ -68,23 +71,14 @@ def draw_episodes(
         task = tasks[index]
         names = (str(step), str(place // len(tasks)), task.name)
         cards = _shuffle(len(task.examples), seed, *names)
-        query = cards[: parameters.query]
-        others = cards[parameters.query :]
+        query, others = cards[: parameters.query], cards[parameters.query :]
         support = others[: parameters.support]
         decks = []
         for own in (*support, *query):
             deck = _shuffle(len(others), seed, *names, "shown", str(own))
-            free = [others[i] for i in deck if others[i] != own]
-            decks.append(free[:shown])
-        pick = task.examples.__getitem__
-        episodes.append(
-            Episode(
-                task.name,
-                tuple(map(pick, support)),
-                tuple(map(pick, query)),
-                tuple(tuple(map(pick, row)) for row in decks),
-            )
-        )
+            decks.append([others[i] for i in deck if others[i] != own][:shown])
+        chosen = (tuple(task.examples[card] for card in hand) for hand in (support, query, *decks))
+        episodes.append(Episode(task.name, next(chosen), next(chosen), tuple(chosen)))
     # sums of floats depend on their order: this one is the same however tasks are listed and drawn
     return sorted(episodes, key=lambda episode: episode.task)
 

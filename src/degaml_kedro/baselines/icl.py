@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.baseline import Setup
-from degaml_kedro.baselines.learned import Learned, Progress
+from degaml_kedro.baselines.learned import Learned
+from degaml_kedro.common.progress import Progress
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import InContextSetting
 from degaml_kedro.llm.generation import write_texts

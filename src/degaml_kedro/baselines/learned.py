@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,6 @@ from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.baselines.compute import Compute
 from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.tasks.example import Example
-
-Progress = Callable[[int, int], None]
 
 
 class BaselineError(DegamlError):

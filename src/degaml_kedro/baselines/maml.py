@@ -16,20 +16,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.adapters.adapter import Adapter, unflatten
 from degaml_kedro.baselines.baseline import Setup
 from degaml_kedro.baselines.compute import Clock
 from degaml_kedro.baselines.episodes import Draw, Episode, draw_episodes, tasks_of_step
-from degaml_kedro.baselines.learned import BaselineError, Learned, Progress, TaskExamples
+from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
 from degaml_kedro.baselines.support import support_batches
+from degaml_kedro.common.progress import Progress
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import AdaptationSetting, MamlParameters
 from degaml_kedro.llm.base_model import BaseModel
@@ -37,6 +37,7 @@ from degaml_kedro.llm.finetune import (
     AnswerSequence,
     answer_loss,
     answer_sequences,
+    computed_tokens,
 )
 from degaml_kedro.llm.in_context import in_context_sequences
 from degaml_kedro.tasks.example import Example
@@ -114,7 +115,7 @@ def inner_loop(
 
 
 def meta_gradient(
-    query_loss: Callable[[Tensor], Tensor],
+    query_loss: StepLoss,
     support_loss: StepLoss,
     start: Tensor,
     steps: int,
@@ -137,22 +138,21 @@ def meta_gradient(
 
     if first_order:
         adapted, losses = adapt_from(start)
-        gradient, value = _gradient(query_loss, adapted)
-        return gradient, value, losses
+        return *_gradient(query_loss, adapted, 0), losses
     adapted, pull_back, losses = torch.func.vjp(  # type: ignore[misc]  # three with has_aux
         adapt_from, start.detach(), has_aux=True
     )
-    gradient, value = _gradient(query_loss, adapted)
+    gradient, value = _gradient(query_loss, adapted, 0)
     with torch.no_grad():  # no third derivative
         (gradient,) = pull_back(gradient, retain_graph=False)
     return gradient, value, losses
 
 
-def _gradient(loss: Callable[..., Tensor], at: Tensor, *rest: int) -> tuple[Tensor, Tensor]:
+def _gradient(loss: StepLoss, at: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """A first derivative and the value, by autograd: the model's fast backward is no ``torch.func`` function."""
     with torch.enable_grad():
         leaf = at.detach().requires_grad_()
-        value = loss(leaf, *rest)
+        value = loss(leaf, step)
         (gradient,) = torch.autograd.grad(value, leaf)
     return gradient, value.detach()
 
@@ -166,11 +166,8 @@ def fit(
 ) -> Learned:
     """Meta-training: shared weights from which a few steps on a task's support examples go far.
 
-    Compute: a token of the support is read once an inner step, and a gradient goes back through it once; in second
-    order twice more, through the forward and through the backward pass. A query's token is read once, back once.
-
-    The seed decides the episodes; the order of the tasks does not matter. ``maml_en_llm_first_order`` is the labelled
-    variant without second derivatives.
+    A token of the support counts once forward and once back an inner step, and twice more back in second order: through
+    the forward and through the backward pass. The seed decides the episodes; the order of the tasks does not matter.
 
     Returns:
         The shared weights; in ``extra`` the outer optimiser's ``first_moment`` and ``second_moment`` [P] and its
@@ -180,7 +177,6 @@ def fit(
     Raises:
         BaselineError: there are no tasks, one has too few examples, or the loss stops being finite.
         PromptError: an example is longer than the model's context.
-        ModelError: the start does not fit the model.
     """
     base, start = setup.base, setup.start
     parameters: MamlParameters = setup.entry
@@ -188,7 +184,6 @@ def fit(
     clock = Clock()
     flat = _flatten(start, base.device)
     moments = Moments.empty(flat)
-    losses_of = partial(answer_loss, elementary=not first_order)
     records: list[dict[str, Any]] = []
     for step in range(1, parameters.outer_steps + 1):
         began, read = time.perf_counter(), clock.compute.forward_tokens
@@ -199,8 +194,8 @@ def fit(
         for episode in episodes:
             support, query = _sequences(setup, episode)
             found, value, losses = meta_gradient(
-                _loss(base, answer_loss, query, start),
-                _step_loss(base, losses_of, support, start),
+                _loss_in(base, [query], start),
+                _loss_in(base, [support] * parameters.inner_steps, start, not first_order),
                 flat,
                 parameters.inner_steps,
                 parameters.inner_learning_rate,
@@ -210,8 +205,9 @@ def fit(
             gradient += found / len(episodes)
             after += value.item() / len(episodes)
             before += losses[0].item() / len(episodes)
-            clock.trained(_tokens(support) * parameters.inner_steps, 1 if first_order else 3)
-            clock.trained(_tokens(query))
+            read_in_steps = computed_tokens(support) * parameters.inner_steps
+            clock.trained(read_in_steps, 1 if first_order else 3)
+            clock.trained(computed_tokens(query))
         norm = torch.linalg.vector_norm(gradient).item()
         if not (math.isfinite(after) and math.isfinite(norm)):
             raise BaselineError(
@@ -234,23 +230,18 @@ def fit(
         )
         if progress is not None:
             progress(step, parameters.outer_steps)
-    return Learned(
-        method=setup.method,
-        adapter=_adapter(flat, start),
-        extra={
-            "first_moment": moments.first.cpu(),
-            "second_moment": moments.second.cpu(),
-            "step": torch.tensor(moments.step, dtype=torch.float32),
-        },
-        records=records,
-        compute=clock.compute,
-        about={
-            **parameters.model_dump(mode="json"),
-            "first_order": first_order,
-            "seed": seed,
-            "tasks": sorted(task.name for task in tasks),
-        },
-    )
+    extra = {
+        "first_moment": moments.first.cpu(),
+        "second_moment": moments.second.cpu(),
+        "step": torch.tensor(moments.step, dtype=torch.float32),
+    }
+    about = {
+        **parameters.model_dump(mode="json"),
+        "first_order": first_order,
+        "seed": seed,
+        "tasks": sorted(task.name for task in tasks),
+    }
+    return Learned(setup.method, _adapter(flat, start), extra, records, clock.compute, about)
 
 
 def adapt(
@@ -260,10 +251,9 @@ def adapt(
     setting: AdaptationSetting,
     seed: int,
 ) -> Learned:
-    """The inner loop on a new task.
+    """The inner loop on a new task, with the moments that were learned with the weights where these are shared.
 
-    The inner steps are Adam's, from the moments that were learned with the weights, where they are shared. No steps
-    return the shared weights. The seed decides the order of the examples.
+    No steps return the shared weights. The seed decides the order of the examples.
 
     Raises:
         BaselineError: there are no examples, the moments are missing, or the loss stops being finite.
@@ -271,11 +261,7 @@ def adapt(
     """
     base, share_moments = setup.base, setup.entry.share_moments
     clock = Clock()
-    about = {
-        **setting.model_dump(mode="json"),
-        "share_moments": share_moments,
-        "seed": seed,
-    }
+    about = {**setting.model_dump(mode="json"), "share_moments": share_moments, "seed": seed}
     if setting.steps == 0:
         return Learned(learned.method, learned.adapter, {}, (), clock.compute, about)
     if not support:
@@ -285,14 +271,14 @@ def adapt(
     sequences = answer_sequences(base, support, setup.prompt, setup.scoring.answers)
     batches = support_batches(sequences, setting, derive_seed(seed, "maml", "adapt"))
     flat, losses = inner_loop(
-        lambda theta, step: _loss(base, answer_loss, batches[step], learned.adapter)(theta),
+        _loss_in(base, batches, learned.adapter),
         _flatten(learned.adapter, base.device),
         setting.steps,
         setting.learning_rate,
         _stored_moments(learned, base) if share_moments else None,
         first_order=True,
     )
-    clock.trained(sum(map(_tokens, batches)))
+    clock.trained(sum(map(computed_tokens, batches)))
     records = [{"step": i, "loss": loss} for i, loss in enumerate(losses.tolist(), start=1)]
     wrong = [row["step"] for row in records if not math.isfinite(row["loss"])]
     if wrong or not bool(torch.isfinite(flat).all()):
@@ -306,18 +292,15 @@ def adapt(
 
 
 def _stored_moments(learned: Learned, base: BaseModel) -> Moments:
-    missing = {"first_moment", "second_moment", "step"} - set(learned.extra)
-    if missing:
+    if missing := {"first_moment", "second_moment", "step"} - set(learned.extra):
         raise BaselineError(
             f"{learned.method} shares Adam's moments, and what was learned lacks {', '.join(sorted(missing))}; "
             f"meta-train it again, or set share_moments to false"
         )
-    extra = learned.extra
-    return Moments(
-        extra["first_moment"].to(base.device),
-        extra["second_moment"].to(base.device),
-        int(extra["step"].item()),
+    first, second = (
+        learned.extra[name].to(base.device) for name in ("first_moment", "second_moment")
     )
+    return Moments(first, second, int(learned.extra["step"].item()))
 
 
 def _sequences(setup: Setup, episode: Episode) -> tuple[list[AnswerSequence], list[AnswerSequence]]:
@@ -331,44 +314,30 @@ def _sequences(setup: Setup, episode: Episode) -> tuple[list[AnswerSequence], li
     return found[: len(episode.support)], found[len(episode.support) :]
 
 
-AnswerLoss = Callable[..., Tensor]
+def _loss_in(
+    base: BaseModel,
+    batches: Sequence[Sequence[AnswerSequence]],
+    like: Adapter,
+    elementary: bool = False,
+) -> StepLoss:
+    """The loss of each step's batch as a function of the flat weights."""
 
-
-def _loss(
-    base: BaseModel, loss: AnswerLoss, batch: Sequence[AnswerSequence], like: Adapter
-) -> Callable[[Tensor], Tensor]:
-    """A batch's loss as a function of the flat weights."""
-
-    def at(flat: Tensor) -> Tensor:
+    def at(flat: Tensor, step: int) -> Tensor:
         # cast as one vector: a cast per layer costs more than its product
-        return loss(base, batch, _tensors(flat.to(base.dtype), like), like.config)
+        tensors = unflatten(flat.to(base.dtype), _by_name(like))
+        return answer_loss(base, batches[step], tensors, like.config, elementary)
 
     return at
 
 
-def _step_loss(
-    base: BaseModel, loss: AnswerLoss, batch: Sequence[AnswerSequence], like: Adapter
-) -> StepLoss:
-    """The same batch in every inner step."""
-    at = _loss(base, loss, batch, like)
-    return lambda flat, _: at(flat)
+def _by_name(adapter: Adapter) -> dict[str, Tensor]:
+    """The tensors in one order: safetensors sorts, and stored moments must meet their own weights again."""
+    return dict(sorted(adapter.tensors.items()))
 
 
 def _flatten(adapter: Adapter, device: torch.device) -> Tensor:
-    # by name: safetensors sorts, and the moments that were stored must meet their own weights again
-    parts = [adapter.tensors[key].reshape(-1).float() for key in sorted(adapter.tensors)]
-    return torch.cat(parts).to(device)
-
-
-def _tensors(flat: Tensor, like: Adapter) -> Mapping[str, Tensor]:
-    shapes = {key: like.tensors[key].shape for key in sorted(like.tensors)}
-    parts = flat.split([shape.numel() for shape in shapes.values()])
-    return {k: part.view(shape) for (k, shape), part in zip(shapes.items(), parts, strict=True)}
+    return torch.cat([t.reshape(-1).float() for t in _by_name(adapter).values()]).to(device)
 
 
 def _adapter(flat: Tensor, like: Adapter) -> Adapter:
-    return Adapter(like.config, _tensors(flat.detach().cpu(), like))
-
-
-def _tokens(sequences: Sequence[AnswerSequence]) -> int:
-    return sum(len(sequence.ids) for sequence in sequences)
+    return Adapter(like.config, unflatten(flat.detach().cpu(), _by_name(like)))

@@ -1,4 +1,4 @@
-"""``metaicl``: a LoRA that is meta-trained to answer from the examples in its prompt (Min et al., 2022).
+"""``metaicl``: a LoRA that is meta-trained to answer from the examples in its prompt (Min et al., 2022); ``metaict``.
 
     min over θ   E_{task, k}  -log p_θ(y | x_1 y_1 ... x_k y_k, x)
 
@@ -6,27 +6,36 @@ with k demonstrations and the queries of one task in an episode, k uniform from 
 queries' answers alone (their section 3.1, with a LoRA in place of all weights). A new task's support examples stand in
 the prompt, as those of ``icl`` do; no gradient follows.
 
-All queries of an episode stand behind the same demonstrations, which are computed once (``TokenTrie``): a step costs
-little more than the demonstrations and the queries themselves.
+All queries of an episode stand behind the same demonstrations, which are computed once (``TokenTrie``).
+
+``metaict``, in-context tuning (Chen et al., 2022), is the same with the task's instruction in front: the
+``description`` in the configuration, which enters as the system message does, before an example's own. Tasks that are
+drawn have none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from degaml_kedro.baselines.baseline import Setup
-from degaml_kedro.baselines.compute import Clock
+from degaml_kedro.baselines import icl
+from degaml_kedro.baselines.baseline import Setup, learned_by_steps
 from degaml_kedro.baselines.episodes import Draw, Episode, draw_episodes, tasks_of_step
-from degaml_kedro.baselines.icl import adapt, predict
-from degaml_kedro.baselines.learned import Learned, Progress, TaskExamples
+from degaml_kedro.baselines.learned import Learned, TaskExamples
+from degaml_kedro.common.progress import Progress
 from degaml_kedro.common.seeds import derive_seed
-from degaml_kedro.config.schema import MetaIclParameters, Phase, TrainingParameters
+from degaml_kedro.config.schema import (
+    InContextSetting,
+    MetaIclParameters,
+    Phase,
+    TrainingParameters,
+)
 from degaml_kedro.llm.finetune import AnswerSequence, computed_tokens, train_on_batches
 from degaml_kedro.llm.in_context import fitting, in_context_sequences
-
-__all__ = ["adapt", "fit", "predict"]
+from degaml_kedro.llm.scoring import Prediction
+from degaml_kedro.tasks.example import Example
 
 
 def fit(
@@ -38,21 +47,16 @@ def fit(
 ) -> Learned:
     """Meta-train the LoRA with AdamW, a step on the queries of ``tasks_per_step`` episodes.
 
-    Compute: every token that is computed is read once and a gradient goes back through it once.
-
     The seed decides the episodes and their numbers of demonstrations; the order of the tasks does not matter.
-
-    Returns:
-        The LoRA; a record an outer step: ``loss`` of the queries before it, ``seconds``, ``tokens``.
 
     Raises:
         BaselineError: there are no tasks, or one has too few examples.
         TrainingError: the loss stops being finite.
         PromptError: an example alone is longer than the model's context.
-        ModelError: the start does not fit the model.
     """
-    clock = Clock()
     parameters: MetaIclParameters = setup.entry
+    if setup.method == "metaict":
+        tasks = [replace(one, examples=instructed(one.examples, one.instruction)) for one in tasks]
 
     def batch(step: int) -> list[AnswerSequence]:
         pool = tasks_of_step(tasks, draw, parameters, step)
@@ -68,21 +72,50 @@ def fit(
         phases=(Phase(steps=parameters.outer_steps, learning_rate=parameters.outer_learning_rate),),
         max_gradient_norm=parameters.max_gradient_norm,
     )
-    adapter, records = setup.start, []
-    for step in train_on_batches(setup.base, batch, training, adapter, share_prefixes=True):
-        clock.trained(step.tokens)
-        adapter = step.adapter
-        records.append(
-            {"step": step.step, "loss": step.loss, "seconds": step.seconds, "tokens": step.tokens}
-        )
-        if progress is not None:
-            progress(step.step, parameters.outer_steps)
-    about = {
-        **parameters.model_dump(mode="json"),
-        "seed": seed,
-        "tasks": sorted(task.name for task in tasks),
-    }
-    return Learned(setup.method, adapter, {}, records, clock.compute, about)
+    names = sorted(task.name for task in tasks)
+    return learned_by_steps(
+        setup,
+        setup.start,
+        train_on_batches(setup.base, batch, training, setup.start, share_prefixes=True),
+        {**parameters.model_dump(mode="json"), "seed": seed, "tasks": names},
+        ("step", "loss", "seconds", "tokens"),
+        progress,
+        parameters.outer_steps,
+    )
+
+
+def adapt(
+    setup: Setup,
+    learned: Learned | None,
+    support: Sequence[Example],
+    setting: InContextSetting,
+    seed: int,
+) -> icl.Demonstrated:
+    """The demonstrations of a task, for the LoRA."""
+    return icl.adapt(setup, learned, _asked(setup, support), setting, seed)
+
+
+def predict(
+    setup: Setup,
+    demonstrated: icl.Demonstrated,
+    examples: Sequence[Example],
+    seed: int,
+    progress: Progress | None = None,
+) -> list[Prediction]:
+    """Answers to examples behind the demonstrations."""
+    return icl.predict(setup, demonstrated, _asked(setup, examples), seed, progress)
+
+
+def _asked(setup: Setup, examples: Sequence[Example]) -> Sequence[Example]:
+    return instructed(examples, setup.instruction) if setup.method == "metaict" else examples
+
+
+def instructed(examples: Sequence[Example], instruction: str) -> list[Example]:
+    """Examples with their task's instruction in front of the system message."""
+    return [
+        replace(example, system="\n\n".join(filter(None, (instruction, example.system))))
+        for example in examples
+    ]
 
 
 def _shots(most: int, step: int, seed: int) -> int:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from degaml_kedro.baselines.baseline import Embed, Setup
-from degaml_kedro.baselines.learned import BaselineError, Learned, Progress
+from degaml_kedro.baselines.learned import BaselineError, Learned
+from degaml_kedro.common.progress import Progress
 from degaml_kedro.config.schema import RegressionSetting
 from degaml_kedro.llm.scoring import Prediction, predictions_of
 from degaml_kedro.llm.sentence_head import SentenceHead

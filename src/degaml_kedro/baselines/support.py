@@ -5,23 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from degaml_kedro.baselines.baseline import Setup
-from degaml_kedro.baselines.compute import Clock
+from degaml_kedro.baselines.baseline import Setup, learned_by_steps
 from degaml_kedro.baselines.learned import Learned
 from degaml_kedro.config.schema import AdaptationSetting, Phase, TrainingParameters
-from degaml_kedro.llm.finetune import AnswerSequence, batch_indices, fine_tune
+from degaml_kedro.llm.finetune import AnswerSequence, FineTuneStep, batch_indices, fine_tune
 from degaml_kedro.tasks.example import Example
 
 
 def support_batches(
     sequences: Sequence[AnswerSequence], setting: AdaptationSetting, seed: int
 ) -> list[list[AnswerSequence]]:
-    """A batch of the support examples for every step.
-
-    The seed decides the order of the examples, of which there is at least one.
-    """
+    """A batch of the support examples, at least one, for every step."""
     # only the batch size is read; a plain gradient step's rate may be one that AdamW's may not
     order = _training(1, 1.0, setting.batch_size, len(sequences))
     return [
@@ -37,25 +33,18 @@ def adapt(
     setting: AdaptationSetting,
     seed: int,
 ) -> Learned:
-    """AdamW on the support examples' answers, at one learning rate.
-
-    No steps leave the start as it is. The seed decides the order of the examples.
+    """AdamW on the support examples' answers, at one learning rate; no steps leave the start as it is.
 
     Raises:
         TrainingError: there are no examples, or the loss stops being finite.
     """
-    clock = Clock()
     start = setup.start if learned is None else learned.adapter
-    adapter, records = start, []
+    steps: Iterable[FineTuneStep] = ()
     if setting.steps:
         training = _training(setting.steps, setting.learning_rate, setting.batch_size, len(support))
         mode = setup.scoring.answers
-        for step in fine_tune(setup.base, support, setup.prompt, mode, training, start, seed):
-            clock.trained(step.tokens)
-            adapter = step.adapter
-            records.append({"step": step.step, "loss": step.loss})
-    about = setting.model_dump(mode="json")
-    return Learned(setup.method, adapter, {}, records, clock.compute, about)
+        steps = fine_tune(setup.base, support, setup.prompt, mode, training, start, seed)
+    return learned_by_steps(setup, start, steps, setting.model_dump(mode="json"))
 
 
 def _training(steps: int, rate: float, batch_size: int, count: int) -> TrainingParameters:

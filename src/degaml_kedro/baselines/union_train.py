@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 
 from degaml_kedro.adapters.adapter import Adapter
-from degaml_kedro.baselines.baseline import Setup
-from degaml_kedro.baselines.compute import Clock
+from degaml_kedro.baselines.baseline import Setup, learned_by_steps
 from degaml_kedro.baselines.episodes import Draw
-from degaml_kedro.baselines.learned import Learned, Progress, TaskExamples
+from degaml_kedro.baselines.learned import Learned, TaskExamples
 from degaml_kedro.baselines.support import adapt
+from degaml_kedro.common.progress import Progress
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import (
     AnswerForm,
@@ -51,33 +51,23 @@ def fit(
     training = setup.warmup.model_copy(update={"context_share": 0.0, "batch_size": size})
     if draw is None:
         draw = listed([task.examples for task in tasks], seed)
-    clock, adapter, records = Clock(), setup.start, []
-    for step in fit_on_episodes(
-        setup.base, draw, setup.prompt, setup.scoring.answers, training, adapter, seed
-    ):
-        clock.trained(step.tokens)
-        adapter = step.adapter
-        records.append({"step": step.step, "loss": step.loss})
-        if progress is not None:
-            progress(step.step, total_steps(training))
+    steps = fit_on_episodes(
+        setup.base, draw, setup.prompt, setup.scoring.answers, training, setup.start, seed
+    )
     about = training.model_dump(mode="json")
-    return Learned(setup.method, adapter, {}, records, clock.compute, about)
+    return learned_by_steps(
+        setup, setup.start, steps, about, progress=progress, total=total_steps(training)
+    )
 
 
 def pooled(pools: Sequence[Sequence[Example]]) -> list[Example]:
-    """All tasks' examples as one set: one of each task in turn.
-
-    In turn, so that however many of them are used every task has its share.
-    """
+    """All tasks' examples, one of each task in turn: however many of them are used, every task has its share."""
     turns = chain.from_iterable(zip_longest(*pools))
     return [example for example in turns if example is not None]
 
 
 def listed(pools: Sequence[Sequence[Example]], seed: int) -> Draw:
-    """Episodes of listed tasks: the tasks in turn, support and query drawn from a task's examples.
-
-    The seed decides the draws.
-    """
+    """Episodes of listed tasks: the tasks in turn, support and query drawn from a task's examples."""
 
     def draw(number: int, support: int, query: int) -> tuple[list[Example], list[Example]]:
         pool = pools[number % len(pools)]
@@ -122,12 +112,7 @@ def fit_on_episodes(
 
     A step with examples in the prompt learns queries of one task behind its demonstrations (MetaICL, Min et al., 2022);
     any other learns queries of several tasks as they are. Share 0 is union training on tasks that never come twice,
-    share 1 is MetaICL.
-
-    The seed decides which steps have examples in the prompt, and how many.
-
-    Yields:
-        One step at a time; the last one's adapter is the method's.
+    share 1 is MetaICL. The seed decides which steps have examples in the prompt, and how many.
 
     Raises:
         PromptError: a query with its demonstrations is longer than the model's context.

@@ -409,7 +409,7 @@ def check_widths(
 
     Raises:
         CheckpointError: it was made for others.
-        EncoderError: the encoder cannot be loaded, and answers need it.
+        ModelError: the encoder cannot be loaded, and answers need it.
     """
     found: list[tuple[str, int, str, int]] = []
     if state.steering is not None and state.steering.vectors is not None:

@@ -176,7 +176,7 @@ _ROWS = (
         "other baselines",
         "The same with the task's instruction in front, where it has one (in-context tuning, Chen et al., 2022). Not "
         "in the paper.",
-        module="metaict",
+        module="metaicl",
         entry="metaicl",
         meta_trained=True,
         in_prompt=True,

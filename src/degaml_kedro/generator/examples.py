@@ -29,26 +29,20 @@ from degaml_kedro.config.schema import (
 )
 from degaml_kedro.generator.generator import (
     CONFIG_FILE,
-    GeneratorError,
     Identity,
     adapter_shape,
     checked_weights,
+    common_fields,
+    described_in,
     read_generator_files,
     write_generator_files,
 )
 from degaml_kedro.generator.training import (
-    GeneratorStep,
+    Optimization,
     TrainingState,
     TrainingStep,
-    restore_training,
-    take_step,
-    training_state,
 )
-from degaml_kedro.llm.associative import (
-    AssociativeWriter,
-    ExampleReader,
-    layers_at,
-)
+from degaml_kedro.llm.associative import AssociativeWriter, ExampleReader, layers_at
 from degaml_kedro.llm.base_model import BaseModel
 from degaml_kedro.llm.finetune import (
     AnswerSequence,
@@ -63,8 +57,6 @@ from degaml_kedro.llm.lora import ActiveLora
 from degaml_kedro.tasks.example import Example, make_open_example
 
 _DECODER = "decoder."
-# single numbers of a memory
-_NUMBERS = 3
 
 # a source of tasks: (which draw, support examples, query examples) -> the two, of one task
 Draw = Callable[[int, int, int], tuple[Sequence[Example], Sequence[Example]]]
@@ -92,11 +84,7 @@ class ExampleGenerator:
     def fresh(
         cls, base: BaseModel, settings: AssociativeDecoder, lora: LoraParameters
     ) -> ExampleGenerator:
-        """An untrained one: memories take keys and values as they are, and the shared LoRA adds nothing.
-
-        Raises:
-            TrainingError: the model has no layer that a memory could be written to.
-        """
+        """An untrained one: memories take keys and values as they are, and the shared LoRA adds nothing."""
         every = base.linear_layers()
         sizes = {name: every[name] for name in layers_at(base, settings.depths)}
         decoder = AssociativeWriter(settings, initial_adapter(base, lora), sizes)
@@ -112,7 +100,6 @@ class ExampleGenerator:
 
         Raises:
             GeneratorError: it belongs to another base model.
-            TrainingError: there are no examples.
         """
         self.identity.check_base_model(base.name, base.fingerprint)
         self.decoder.to(base.device)
@@ -131,54 +118,33 @@ def train_on_episodes(
 ) -> Iterator[TrainingStep]:
     """Train a generator's decoder in place on ``batch_size`` episodes a step, yielding after every step.
 
-    Yields:
-        One step's outcome, from the first one that ``resume`` has not done.
+    It begins with the first step that ``resume`` has not done.
 
     Raises:
         GeneratorError: the loss stops being finite.
         PromptError: an example is longer than the model's context.
     """
     decoder = generator.decoder.to(base.device).train()
-    parameters = dict(decoder.named_parameters())
-    groups = _rated(parameters, decoder.settings)
-    optimizer = torch.optim.AdamW(groups, weight_decay=training.weight_decay, fused=True)
-    done = 0
-    if resume is not None:
-        done = resume.step
-        restore_training(parameters, optimizer, resume)
+    optimization = Optimization(decoder, training, resume, _rated(decoder))
     reader = ExampleReader.of(base, tuple(decoder.sizes))
-    for step in range(done + 1, training.steps + 1):
+    for step in optimization.steps():
         began = time.perf_counter()
         total, tokens = 0.0, 0
-        for place in range(training.batch_size):
-            number = (step - 1) * training.batch_size + place
-            size = training.support[
-                derive_seed(seed, "support", str(number)) % len(training.support)
-            ]
+        first = (step - 1) * training.batch_size
+        for number in range(first, first + training.batch_size):
+            drawn = derive_seed(seed, "support", str(number))
+            size = training.support[drawn % len(training.support)]
             support, query = draw(number, size, training.sft_examples)
             shown = answer_sequences(base, support, prompt, mode)
             written = base.activate(decoder.write(reader, shown), 1.0)
-            drawn = derive_seed(seed, "context", str(number)) / 2**63
+            in_context = derive_seed(seed, "context", str(number)) / 2**63 < training.context_share
             loss, read = _episode_loss(
-                base,
-                support,
-                query,
-                written,
-                prompt,
-                mode,
-                training,
-                drawn < training.context_share,
+                base, support, query, written, prompt, mode, training, in_context
             )
             (loss / training.batch_size).backward()
             total += loss.item() / training.batch_size
             tokens += read + computed_tokens(shown)
-        norm, rate = take_step(parameters, optimizer, training, step, total)
-        seconds = time.perf_counter() - began
-        record = GeneratorStep(step, total, math.nan, total, norm, rate, seconds, tokens)
-        yield TrainingStep(
-            record,
-            lambda step=step: training_state(parameters, optimizer, step),  # type: ignore[misc]
-        )
+        yield optimization.take(step, began, total, math.nan, total, tokens)
     decoder.eval()
 
 
@@ -219,12 +185,11 @@ def _episode_loss(
     return loss, read + computed_tokens(asked)
 
 
-def _rated(
-    parameters: Mapping[str, nn.Parameter], settings: AssociativeDecoder
-) -> list[dict[str, Any]]:
+def _rated(decoder: AssociativeWriter) -> list[dict[str, Any]]:
     """The optimiser's groups: the shared LoRA, the maps and the numbers of the memories, by their rates."""
+    settings = decoder.settings
     found: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
+    for name, parameter in decoder.named_parameters():
         factor = settings.map_rate if name.startswith("memories.") else 1.0
         if parameter.dim() == 0:
             factor = settings.number_rate
@@ -236,8 +201,6 @@ def save_example_generator(generator: ExampleGenerator, folder: Path) -> None:
     """Write a generator's folder; whole or not at all."""
     decoder = generator.decoder
     content = {
-        "fingerprint": generator.fingerprint,
-        "identity": asdict(generator.identity),
         "adapter": asdict(decoder.shape),
         "decoder": decoder.settings.model_dump(mode="json"),
         "layers": {
@@ -245,12 +208,9 @@ def save_example_generator(generator: ExampleGenerator, folder: Path) -> None:
             for name, a, b in zip(decoder.adapted, decoder.a, decoder.b, strict=True)
         },
         "written": {name: list(size) for name, size in decoder.sizes.items()},
-        "about": dict(generator.about),
-        "records": list(generator.records),
-        "checks": list(generator.checks),
     }
     tensors = {_DECODER + name: value for name, value in decoder.state_dict().items()}
-    write_generator_files(folder, tensors, content)
+    write_generator_files(folder, generator, tensors, content)
 
 
 def reads_examples(folder: Path) -> bool:
@@ -269,35 +229,19 @@ def load_example_generator(folder: Path) -> ExampleGenerator:
         GeneratorError: a file is missing, damaged, or of another format.
     """
     content, tensors, fix = read_generator_files(folder)
-    try:
+    # no memory for sizes that anybody may have written before the weights turn out to have them
+    with described_in(folder, fix), torch.device("meta"):
         settings = AssociativeDecoder.model_validate(content["decoder"])
-        shape = adapter_shape(content)
+        shape, common = adapter_shape(content), common_fields(content)
         start: dict[str, torch.Tensor] = {}
         for name, (outputs, inputs) in content["layers"].items():
-            # sizes alone: the weights follow
-            start[tensor_key(name, "A")] = torch.empty(shape.rank, int(inputs), device="meta")
-            start[tensor_key(name, "B")] = torch.empty(int(outputs), shape.rank, device="meta")
+            start[tensor_key(name, "A")] = torch.empty(shape.rank, int(inputs))
+            start[tensor_key(name, "B")] = torch.empty(int(outputs), shape.rank)
         sizes = {name: (int(o), int(i)) for name, (o, i) in content["written"].items()}
-        # sizes that anybody may have written are not built before they are known to be the file's
-        needed = sum(value.numel() for value in start.values())
-        needed += sum(2 * settings.metric_rank * (2 * o + i) + _NUMBERS for o, i in sizes.values())
-        if needed != sum(value.numel() for value in tensors.values()):
-            raise GeneratorError(
-                f"{folder} does not hold the decoder that its {CONFIG_FILE} describes, of {needed} parameters; {fix}"
-            )
         decoder = AssociativeWriter(settings, Adapter(shape, start), sizes)
-        identity = Identity(**content["identity"])
-        about, records, checks = (content[name] for name in ("about", "records", "checks"))
-        fingerprint = content["fingerprint"]
-    except GeneratorError:
-        raise
-    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise GeneratorError(
-            f"{folder} does not hold a generator that reads examples ({error!r}); {fix}"
-        ) from error
     stored = checked_weights(folder, tensors, _DECODER, decoder, fix)
     decoder.load_state_dict(stored, assign=True)
-    return ExampleGenerator(decoder.eval(), identity, fingerprint, about, records, checks)
+    return ExampleGenerator(decoder.eval(), **common)
 
 
 def shuffled_answers(examples: Sequence[Example], seed: int) -> list[Example]:

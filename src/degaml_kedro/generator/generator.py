@@ -9,7 +9,8 @@ Shapes: N prompts, L prompt tokens, C encoder width, T tokens, r rank, k token w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,16 +95,11 @@ class Generator:
         """The token grid of its adapters."""
         return self.scales.grid
 
-    @property
-    def device(self) -> torch.device:
-        """The decoder's device."""
-        return next(self.decoder.parameters()).device
-
     @torch.no_grad()
     def tokens(self, states: Tensor, lengths: Tensor, state: int = 0) -> Tensor:
         """Normalised tokens, float32 [T, r, k], of one prompt batch: states [N, L, C] and lengths [N]."""
         hot = nn.functional.one_hot(torch.tensor([state]), self.decoder.condition.states).float()
-        device = self.device
+        device = next(self.decoder.parameters()).device
         made: Tensor = self.decoder(
             states[None].to(device, torch.float32),
             lengths[None].to(device, torch.long),
@@ -111,9 +107,9 @@ class Generator:
         )
         return made[0].float()
 
-    def generate(self, states: Tensor, lengths: Tensor, state: int = 0) -> Adapter:
+    def generate(self, states: Tensor, lengths: Tensor) -> Adapter:
         """The adapter of one prompt batch: states [N, L, C] and lengths [N]."""
-        return self.assemble(self.tokens(states, lengths, state))
+        return self.assemble(self.tokens(states, lengths))
 
     def assemble(self, tokens: Tensor) -> Adapter:
         """The adapter, on the CPU, that normalised tokens [T, r, k] stand for."""
@@ -127,15 +123,8 @@ class Generator:
         draw: int = 0,
         among: Sequence[int] | None = None,
     ) -> Adapter:
-        """Draw from q_phi(adapter | D): a random prompt batch of a task, then its adapter.
-
-        Each draw, from 0, has a prompt batch of its own, of the rows ``among`` or of all.
-
-        Raises:
-            GeneratorError: the prompts were read by another encoder, or to another length.
-        """
-        chosen = self.draw_prompts(embeddings, seed, draw, among)
-        return self.generate(*embeddings.rows(chosen))
+        """The adapter of a draw from q_phi(adapter | D): of a random prompt batch; see :meth:`draw_prompts`."""
+        return self.generate(*embeddings.rows(self.draw_prompts(embeddings, seed, draw, among)))
 
     def draw_prompts(
         self,
@@ -144,7 +133,7 @@ class Generator:
         draw: int = 0,
         among: Sequence[int] | None = None,
     ) -> Tensor:
-        """The prompt batch of a draw, of the rows ``among`` or of all: rows of the embeddings, int64 [N].
+        """The prompt batch of a draw: rows of the embeddings, int64 [N], of those ``among`` or of all.
 
         Raises:
             GeneratorError: the prompts were read by another encoder, or to another length.
@@ -154,10 +143,10 @@ class Generator:
         return embeddings.draw(self.decoder.condition.prompts, source, among)
 
     def check_embeddings(self, embeddings: PromptEmbeddings) -> None:
-        """Refuse another encoder's states.
+        """Refuse another encoder's states, or states of another length.
 
         Raises:
-            GeneratorError: the encoders or the kept lengths differ.
+            GeneratorError: they are others.
         """
         if embeddings.fingerprint != self.identity.encoder_fingerprint:
             raise GeneratorError(
@@ -172,11 +161,7 @@ class Generator:
             )
 
     def check_base_model(self, name: str, fingerprint: str) -> None:
-        """Refuse another base model.
-
-        Raises:
-            GeneratorError: it is not the generator's.
-        """
+        """As :meth:`Identity.check_base_model`."""
         self.identity.check_base_model(name, fingerprint)
 
 
@@ -185,27 +170,31 @@ def save_generator(generator: Generator, folder: Path) -> None:
     decoder = {_DECODER + name: value for name, value in generator.decoder.state_dict().items()}
     scales = {_SCALES + name: value for name, value in generator.scales.tensors().items()}
     content = {
-        "fingerprint": generator.fingerprint,
-        "identity": asdict(generator.identity),
         "adapter": asdict(generator.adapter),
         "condition": asdict(generator.decoder.condition),
         "decoder": generator.decoder.settings.model_dump(mode="json"),
         "grid": generator.grid.as_json(),
+    }
+    write_generator_files(folder, generator, decoder | scales, content)
+
+
+def write_generator_files(
+    folder: Path, generator: Any, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
+) -> None:
+    """Write the two files of any generator, with what all have in common; whole or not at all."""
+    content = {
+        "format": FORMAT,
+        "fingerprint": generator.fingerprint,
+        "identity": asdict(generator.identity),
+        **content,
         "about": dict(generator.about),
         "records": list(generator.records),
         "checks": list(generator.checks),
     }
-    write_generator_files(folder, decoder | scales, content)
-
-
-def write_generator_files(
-    folder: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
-) -> None:
-    """Write the two files of any generator; whole or not at all."""
     with replaced_folder(folder) as temporary:
         stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         save_file(stored, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
-        text = json.dumps({"format": FORMAT, **content}, indent=1) + "\n"
+        text = json.dumps(content, indent=1) + "\n"
         (temporary / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
@@ -219,11 +208,9 @@ def read_generator_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise GeneratorError(f"{folder} is not a generator's folder: it has no {name}; {fix}")
-    try:
+    with described_in(folder, fix):
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         found = content["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GeneratorError(f"{folder / CONFIG_FILE} cannot be read ({error!r}); {fix}") from error
     if found != FORMAT:
         raise GeneratorError(
             f"{folder / CONFIG_FILE} has format {found}, this version reads {FORMAT}; {fix}"
@@ -238,8 +225,27 @@ def read_generator_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor
     return content, tensors, fix
 
 
+@contextmanager
+def described_in(folder: Path, fix: str) -> Iterator[None]:
+    """Raise what a stranger's description causes inside the block as a ``GeneratorError``, with how to make it anew."""
+    try:
+        yield
+    except GeneratorError:
+        raise
+    except DegamlError as error:
+        raise GeneratorError(f"{folder / CONFIG_FILE} cannot be used: {error}; {fix}") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise GeneratorError(f"{folder / CONFIG_FILE} cannot be read ({error!r}); {fix}") from error
+
+
+def common_fields(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that all generators have, by name, out of a description."""
+    same = {name: content[name] for name in ("fingerprint", "about", "records", "checks")}
+    return {**same, "identity": Identity(**content["identity"])}
+
+
 def adapter_shape(content: Mapping[str, Any]) -> AdapterConfig:
-    """The shape of the adapters, out of what describes a generator."""
+    """The shape of the adapters, out of a description."""
     shape = content["adapter"]
     return AdapterConfig(**{**shape, "target_modules": tuple(shape["target_modules"])})
 
@@ -276,7 +282,7 @@ def load_generator(folder: Path) -> Generator:
         GeneratorError: a file is missing, damaged, of another format, or of a generator that reads examples.
     """
     content, tensors, fix = read_generator_files(folder)
-    try:
+    with described_in(folder, fix):
         if content["decoder"]["kind"] == "associative":
             raise GeneratorError(
                 f"{folder} holds a generator that reads examples, and one that reads prompts is needed here; name the "
@@ -285,34 +291,15 @@ def load_generator(folder: Path) -> Generator:
         settings: HyperconvolutionalDecoder | FactorizedDecoder = TypeAdapter(
             HyperconvolutionalDecoder | FactorizedDecoder
         ).validate_python(content["decoder"])
-        config = adapter_shape(content)
+        config, common = adapter_shape(content), common_fields(content)
         grid = TokenGrid.from_json(content["grid"])
-        condition = ConditionSize(**content["condition"])
-        identity = Identity(**content["identity"])
-        about, records, checks = (content[name] for name in ("about", "records", "checks"))
-        fingerprint = content["fingerprint"]
-        decoder = Decoder(settings, grid, condition, seed=0)
-    except GeneratorError:
-        raise
-    except DegamlError as error:
-        raise GeneratorError(f"{folder / CONFIG_FILE} cannot be used: {error}; {fix}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise GeneratorError(f"{folder / CONFIG_FILE} cannot be read ({error!r}); {fix}") from error
+        decoder = Decoder(settings, grid, ConditionSize(**content["condition"]), seed=0)
     decoder.load_state_dict(checked_weights(folder, tensors, _DECODER, decoder, fix))
     try:
         scales = TokenScales.from_tensors(grid, _below(tensors, _SCALES))
     except DegamlError as error:
         raise GeneratorError(f"{folder / WEIGHTS_FILE}: {error}; {fix}") from error
-    return Generator(
-        decoder.eval(),
-        scales,
-        config,
-        identity,
-        fingerprint,
-        about,
-        records,
-        checks,
-    )
+    return Generator(decoder.eval(), scales, config, **common)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

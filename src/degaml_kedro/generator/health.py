@@ -31,9 +31,7 @@ class HealthCheck:
         step: of the training, counted from 1.
         task: whose prompts the adapter was made from.
         held_out: the generator never saw the task.
-        layer: index of the layer; -1 for the whole adapter.
-        module: the module's path; ``all`` for the whole adapter.
-        matrix: ``A``, ``B``, or ``all``.
+        layer: -1 for the whole adapter.
         relative_error: ||made - last checkpoint|| / ||last checkpoint|| in normalised units; 1 is what the mean
             over trajectories scores.
         norm_ratio: ||made|| / ||last checkpoint||, in the same units.

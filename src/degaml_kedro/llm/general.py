@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from degaml_kedro.llm.lora import adapters_at_once, current_lora
 from degaml_kedro.llm.packing import Pack, batches_by_length
 
 # rows are computed in batches of so many tokens: every option of a question is a row of its own
@@ -73,12 +74,11 @@ def rows_of(pack: Pack) -> Rows:
     return Rows(laid.to(device), mask.to(device), row.to(device), place.to(device))
 
 
-def hidden_by_rows(model: Any, pack: Pack, shares: int = 1) -> Tensor:
-    """Final hidden states of a pack, [T, C], each from a row of its own sequence.
-
-    ``shares`` equal parts of the pack each have an adapter of their own.
-    """
+def hidden_by_rows(model: Any, pack: Pack) -> Tensor:
+    """Final hidden states of a pack, [T, C], each from a row of its own sequence, under the active adapters."""
     rows = rows_of(pack)
+    # equal parts of the pack that each have an adapter of their own
+    shares = adapters_at_once(current_lora())
     lengths = rows.mask.sum(dim=1).tolist()
     count = len(lengths) // shares
     states: list[Tensor] = []
@@ -139,7 +139,7 @@ def _locked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _InPlaceOf(nn.Module):
-    """Stands in a decoder's place; heads and ``generate`` ask it for what they ask of the decoder."""
+    """In a decoder's place: heads and ``generate`` ask it for what they ask of the decoder."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy.special import logsumexp
@@ -53,25 +54,21 @@ def write_texts(
     """What the model writes behind prompts, under the adapter that is active in this thread.
 
     It ends at the end token, at the end of the chat's turn, after ``max_new_tokens``, or (an open answer to a plain
-    prompt) where the next question begins.
-
-    Args:
-        own: where each question's own tokens begin in its prompt, for ``steer``; None for at the beginning.
-        progress: called with (prompts done, prompts in all) after every batch.
+    prompt) where the next question begins. ``own`` is where each question's own tokens begin in its prompt, for
+    ``steer``.
     """
-    found: list[Writing | None] = [None] * len(encoded)
+    found: dict[int, Writing] = {}
+    own = [0] * len(encoded) if own is None else own
     stop = prompt.plain_prefix.strip() if prompt.format == "plain" and scoring.is_open else ""
     ends = sorted(_end_tokens(base, prompt))
     # what is masked; some tokenizers have no token for it
     pad = base.tokenizer.pad_token_id or 0
     lengths = [len(one.prompt) + scoring.max_new_tokens for one in encoded]
-    done = 0
     for batch in row_batches(base.model, lengths, scoring.batch_tokens):
         prompts = [encoded[i].prompt for i in batch]
         model = base.model
         if steer is not None:
-            starts = [0 if own is None else own[i] for i in batch]
-            model = steered(model, _vectors(base, prompts, starts, steer))
+            model = steered(model, _vectors(base, prompts, [own[i] for i in batch], steer))
         width = max(map(len, prompts))
         ids = torch.full((len(batch), width), pad, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -90,10 +87,9 @@ def write_texts(
             )
         for i, new in zip(batch, output[:, width:].tolist(), strict=True):
             found[i] = _writing(base, new, ends, stop, output.shape[1])
-        done += len(batch)
         if progress is not None:
-            progress(done, len(encoded))
-    return [one for one in found if one is not None]
+            progress(len(found), len(encoded))
+    return [found[i] for i in range(len(encoded))]
 
 
 def group_answers(
@@ -102,13 +98,9 @@ def group_answers(
     asked: Question | Example,
     scoring: ScoringParameters,
 ) -> tuple[list[list[int]], list[tuple[float, ...]]]:
-    """Texts that give the same answer as one, as likely as they are together.
+    """Different texts that give the same answer as one, as likely as they are together, by each model's ``rows``.
 
     A text that no answer can be read from counts only where there is no other.
-
-    Args:
-        writings: different texts, at least one.
-        rows: log-probability of every text, by model.
 
     Returns:
         Indices of the texts by answer, the likeliest first; and the answers' log-probabilities by model.
@@ -133,12 +125,9 @@ def distinct(writings: Sequence[Writing]) -> list[Writing]:
 
 def _end_tokens(base: BaseModel, prompt: PromptParameters) -> set[int]:
     own = base.model.generation_config.eos_token_id
-    known = {own} if own is None or isinstance(own, int) else set(own)
-    return {
-        token
-        for token in (*known, base.tokenizer.eos_token_id, end_token(base, prompt))
-        if token is not None
-    }
+    known = own if isinstance(own, list) else [own]
+    found: set[Any] = {*known, base.tokenizer.eos_token_id, end_token(base, prompt)}
+    return found - {None}
 
 
 def _vectors(
@@ -148,13 +137,11 @@ def _vectors(
     pack = pack_trees([TokenTree(tuple(tokens)) for tokens in prompts], base.device, base.dtype)
     rows: list[int] = []
     starts: list[int] = []
+    tails = []
     for tokens, start, first in zip(prompts, pack.starts, own, strict=True):
         starts.append(len(rows))
         rows.extend(range(start + first, start + len(tokens)))
-    tails = [
-        EncodedQuestion(tuple(tokens[first:]), ())
-        for tokens, first in zip(prompts, own, strict=True)
-    ]
+        tails.append(EncodedQuestion(tuple(tokens[first:]), ()))
     with torch.inference_mode():
         return steer(base.hidden_states(pack)[rows], starts, tails)
 

@@ -12,6 +12,7 @@ tokenized whole, so that scores are those of every whole prompt by itself.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -31,6 +32,7 @@ from degaml_kedro.llm.prompting import (
     question_text,
     render_chat,
     render_prompt,
+    system_turn,
     token_ids,
 )
 from degaml_kedro.llm.scoring import AskedQuestions, OptionScores, compare_encoded
@@ -77,11 +79,7 @@ def fitting(
 
     if fits(wanted):
         return wanted
-    most, too_many = 0, wanted
-    while too_many - most > 1:
-        middle = (most + too_many) // 2
-        most, too_many = (middle, too_many) if fits(middle) else (most, middle)
-    return most
+    return bisect_left(range(1, wanted), True, key=lambda count: not fits(count))
 
 
 def in_context_prompt(
@@ -95,9 +93,6 @@ def in_context_prompt(
 
     ``plain`` puts a blank line between them. ``chat`` makes every demonstration a turn of the user and one of the
     assistant, with the question's system message once in front. One that reads like the question is left out.
-
-    Raises:
-        PromptError: the chat format is asked for and the tokenizer has no chat template.
     """
     asked = question_text(question, prompt.options)
     kept = [shown for shown in demonstrations if question_text(shown, prompt.options) != asked]
@@ -127,7 +122,6 @@ class PrefixMemory:
     """
 
     def __init__(self) -> None:
-        """Nothing was read yet."""
         self._known: tuple[BaseModel, Prefix] | None = None
 
     def __reduce__(self) -> tuple[type[PrefixMemory], tuple[()]]:
@@ -157,9 +151,8 @@ def encode_in_context(
 ) -> AskedQuestions:
     """Questions behind their demonstrations, tokenized as the whole texts that they are.
 
-    Args:
-        shared: all questions have the same demonstrations, or as many of them, from the first on, as fit.
-        room: tokens that are kept free behind every question.
+    ``shared``: all questions have the same demonstrations, or as many of them, from the first on, as fit. ``room``
+    tokens are kept free behind every question.
 
     Raises:
         PromptError: a prompt with its answer is longer than the model's context.
@@ -192,12 +185,8 @@ def compare_in_context(
 ) -> OptionScores:
     """Score the options of questions behind demonstrations, under the adapter that is active in this thread.
 
-    Args:
-        memory: of this adapter: the demonstrations that it read are not computed again.
-        steer: changes final hidden states before answers are read off; it is given the questions' own tokens.
-
-    Returns:
-        One row. A question's tokens are its own, and a share of the demonstrations where they were computed now.
+    ``memory`` is this adapter's: the demonstrations that it read are not computed again. A question's tokens are its
+    own, and a share of the demonstrations where they were computed now.
     """
     if not asked.questions:
         return OptionScores([[]], [])
@@ -222,7 +211,7 @@ def _text(
     if prompt.format == "plain":
         parts = [render_prompt(shown, prompt, base) + answer for shown, answer in solved]
         return "\n\n".join([*parts, render_prompt(question, prompt, base)])
-    turns = [{"role": "system", "content": question.system}] if question.system else []
+    turns = system_turn(question)
     for shown, answer in solved:
         turns.append({"role": "user", "content": question_text(shown, prompt.options)})
         turns.append({"role": "assistant", "content": answer})

@@ -5,7 +5,7 @@ the adapter that is active in the current thread, so that the one shared model s
 threads, without copies and without ever writing to it.
 
 Layers that read the same input (query, key and value; gate and up) get stacked storage, so that
-:mod:`~degaml_kedro.llm.stack` computes them as one product, and their adapters as one product of stacked A and
+:mod:`~degaml_kedro.llm.fast.fused` computes them as one product, and their adapters as one product of stacked A and
 block-diagonal B: on a CPU the small products of LoRA cost more in calls than in arithmetic.
 
 Shapes: T tokens, I inputs, O outputs, r rank, M layers of a group.
@@ -49,9 +49,8 @@ class GroupAdapter:
     Attributes:
         leaves: the A [r, I] and B [O_m, r] tensors the gradient goes to: A of every adapted layer, then B of each.
         members: which layers of the group are adapted, as indices.
-        a: [M r, I] in the model's dtype, times the scale.
+        a: [M r, I] in the model's dtype, times the scale alpha / r.
         b: [O, M r] in the model's dtype, block-diagonal.
-        scale: alpha / r.
     """
 
     leaves: tuple[Tensor, ...]
@@ -68,14 +67,7 @@ class GroupAdapter:
     def leaf_gradients(
         self, gradient: Tensor, low_gradient: Tensor, x: Tensor, low: Tensor, group: LinearGroup
     ) -> list[Tensor]:
-        """Gradients of the leaves, in their order.
-
-        Args:
-            gradient: of the group's output, [T, O].
-            low_gradient: of a x, [T, M r].
-            x: the group's input, [T, I].
-            low: a x, [T, M r].
-        """
+        """Gradients of the leaves, in their order, from those of the output [T, O] and of ``low`` = a x [T, M r]."""
         kind, rank = self.leaves[0].dtype, self.leaves[0].shape[0]
         gradients = list(((low_gradient * self.scale).T @ x).to(kind).split(rank))
         # one product for all layers; what lies off the diagonal blocks is not used, and costs less than more calls
@@ -205,10 +197,6 @@ class DenseWeights:
         """Where the gradient goes to: V of every layer, then the leaves of the low-rank product."""
         return (*self.weights, *(() if self.low_rank is None else self.low_rank.leaves))
 
-    def layer_weight(self, member: int) -> Tensor:
-        """V [O_m, I] of one layer of the group."""
-        return self.weights[self.members.index(member)]
-
     def weight_gradients(self, gradient: Tensor, x: Tensor, group: LinearGroup) -> list[Tensor]:
         """Gradients of V, in the order of the members, from those of the output [T, O] and the input x [T, I]."""
         if len(self.members) == len(group.outputs):
@@ -224,7 +212,7 @@ _ACTIVE: ContextVar[ActiveLora | None] = ContextVar("degaml_active_lora", defaul
 class AdaptableLinear(nn.Linear):
     """A frozen ``nn.Linear`` that adds the active adapter's product.
 
-    This is the path of models that :mod:`~degaml_kedro.llm.stack` does not compute, and of decoding.
+    This is the path of models that :mod:`~degaml_kedro.llm.fast.fused` does not compute, and of decoding.
     """
 
     group: LinearGroup
@@ -238,7 +226,8 @@ class AdaptableLinear(nn.Linear):
             return nn.functional.linear(x, self.weight, self.bias)
         weight = self.weight
         if isinstance(adapter, DenseWeights):
-            weight, adapter = adapter.layer_weight(self.member), adapter.low_rank
+            weight = adapter.weights[adapter.members.index(self.member)]
+            adapter = adapter.low_rank
         output = nn.functional.linear(x, weight, self.bias)
         if adapter is None:
             return output
@@ -257,23 +246,19 @@ def make_adaptable(model: nn.Module, skip: frozenset[str] = frozenset()) -> list
     groups: list[LinearGroup] = []
 
     def adopt(names: Sequence[str], layers: Sequence[nn.Linear]) -> None:
-        if len(layers) == 1:
-            weight = layers[0].weight.data
-            bias: Tensor | None = layers[0].bias
-        else:
+        weight = layers[0].weight.data
+        bias: Tensor | None = layers[0].bias
+        outputs = tuple(layer.out_features for layer in layers)
+        if len(layers) > 1:
+            # new parameters, not .data: the old storage must be free to go
             weight = torch.cat([layer.weight.data for layer in layers])
-            bias = None
-            if layers[0].bias is not None:
+            for layer, rows in zip(layers, weight.split(outputs), strict=True):
+                layer.weight = nn.Parameter(rows, requires_grad=False)
+            if bias is not None:
                 bias = torch.cat([layer.bias.data for layer in layers])
-            row = 0
-            for layer in layers:
-                # a new parameter, not .data: the old storage must be free to go
-                rows = slice(row, row + layer.out_features)
-                layer.weight = nn.Parameter(weight[rows], requires_grad=False)
-                if bias is not None:
-                    layer.bias = nn.Parameter(bias[rows], requires_grad=False)
-                row += layer.out_features
-        group = LinearGroup(tuple(names), weight, bias, tuple(x.out_features for x in layers))
+                for layer, rows in zip(layers, bias.split(outputs), strict=True):
+                    layer.bias = nn.Parameter(rows, requires_grad=False)
+        group = LinearGroup(tuple(names), weight, bias, outputs)
         groups.append(group)
         for member, layer in enumerate(layers):
             layer.__class__ = AdaptableLinear
@@ -285,13 +270,11 @@ def make_adaptable(model: nn.Module, skip: frozenset[str] = frozenset()) -> list
             n: c for n, c in parent.named_children() if prefix + n not in skip and _is_linear(c)
         }
         for siblings in _SIBLINGS:
-            found = [children.get(name) for name in siblings]
-            layers = [layer for layer in found if layer is not None]
+            layers = [children[name] for name in siblings if name in children]
             alike = {(x.in_features, x.bias is None, x.weight.dtype) for x in layers}
             if len(layers) == len(siblings) and len(alike) == 1:
                 adopt([prefix + name for name in siblings], layers)
-                for name in siblings:
-                    del children[name]
+                children = {n: c for n, c in children.items() if n not in siblings}
         for name, layer in children.items():
             adopt([prefix + name], [layer])
     return groups

@@ -18,6 +18,7 @@ from torch import Tensor
 from degaml_kedro.adapters.adapter import FREEZING_STARTS, PeftModuleAdapter
 from degaml_kedro.llm.base_model import BaseModel, ModelError, first_line, library_weights
 from degaml_kedro.llm.general import readout
+from degaml_kedro.llm.prompting import common_start
 
 
 # the last one: what asks batch by batch would load it with each
@@ -52,7 +53,7 @@ def through_peft(base: BaseModel, adapter: PeftModuleAdapter) -> BaseModel:
             f"{adapter.why}; with it PEFT cannot open the adapter on {base.name}: {first_line(error)}"
         ) from error
     model = whole.get_base_model().eval()
-    return replace(base, model=model, groups=[], stack=None, window=None, readout=readout(model))
+    return replace(base, model=model, groups=[], fast=None, readout=readout(model))
 
 
 def _start_where_invoked(whole: Any) -> None:
@@ -92,9 +93,7 @@ def _check_starts(ids: Tensor, offsets: Sequence[int | None]) -> None:
     """Refuse rows [R, L] of one prompt in which an aLoRA starts at different places (from the end) of the prompt."""
     starts = [ids.shape[1] - (offset or 0) for offset in offsets]
     for (one, first), (other, second) in pairwise(sorted(zip(ids.tolist(), starts, strict=True))):
-        pairs = enumerate(zip(one, other, strict=True))
-        shared = next((place for place, (a, b) in pairs if a != b), len(one))
-        if first != second and min(first, second) < shared:
+        if first != second and min(first, second) < common_start(one, other):
             raise ModelError(
                 "an answer holds the invocation tokens of the aLoRA adapter, and so would move its start in the prompt "
                 "that all answers share; ask without that answer"

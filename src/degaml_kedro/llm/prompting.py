@@ -53,10 +53,12 @@ def render_prompt(example: Example | Question, prompt: PromptParameters, base: B
     if prompt.format == "plain":
         system = f"{example.system}\n\n" if example.system else ""
         return f"{system}{prompt.plain_prefix}{question}{prompt.plain_suffix}"
-    messages = [{"role": "user", "content": question}]
-    if example.system:
-        messages.insert(0, {"role": "system", "content": example.system})
-    return render_chat(messages, base)
+    return render_chat([*system_turn(example), {"role": "user", "content": question}], base)
+
+
+def system_turn(example: Example | Question) -> list[dict[str, str]]:
+    """The turns that a conversation begins with: the system's message, where there is one."""
+    return [{"role": "system", "content": example.system}] if example.system else []
 
 
 def render_chat(messages: Sequence[Mapping[str, str]], base: BaseModel) -> str:
@@ -85,9 +87,8 @@ def render_chat(messages: Sequence[Mapping[str, str]], base: BaseModel) -> str:
 
 def _by_template(base: BaseModel, messages: Sequence[Mapping[str, str]], opened: bool) -> str:
     turns = [dict(message) for message in messages]
-    return str(
-        base.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened)
-    )
+    text = base.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened)
+    return str(text)
 
 
 def answer_texts(
@@ -171,9 +172,8 @@ def encode_questions(
     Prompt and answer are tokenized together and cut at the prompt's own length, as lm-evaluation-harness does, so
     nothing is assumed about which token carries a letter.
 
-    Args:
-        room: tokens that are kept free behind every prompt.
-        prompts: what stands in front of the answers, one text an example; None for the question alone.
+    ``room`` tokens are kept free behind every prompt. ``prompts`` stand in front of the answers, one text an example,
+    in place of the question alone.
 
     Raises:
         PromptError: a prompt with its answer is longer than the model's context.
@@ -242,9 +242,5 @@ def common_start(one: Sequence[int], other: Sequence[int]) -> int:
         >>> common_start((1, 2, 3), (1, 2, 4, 5))
         2
     """
-    count = 0
-    for mine, theirs in zip(one, other, strict=False):
-        if mine != theirs:
-            break
-        count += 1
-    return count
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -67,11 +67,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class WrittenAnswer:
-    """An answer that was written.
-
-    Attributes:
-        log_probability: of it, normalised as asked.
-    """
+    """An answer that was written, with its log-probability, normalised as asked."""
 
     text: str
     log_probability: float
@@ -88,8 +84,6 @@ def score_examples(
 ) -> list[Prediction]:
     """Score examples under the base model or under an adapter; one prediction an example, in order.
 
-    ``progress`` is called with (examples done, examples in all) after every batch.
-
     Raises:
         PromptError: an example is longer than the model's context.
         ModelError: the adapter does not fit the model.
@@ -99,16 +93,30 @@ def score_examples(
     if isinstance(adapter, PeftModuleAdapter):
         base, adapter = through_peft(base, adapter), None
     if scoring.mode == "generate":
-        encoded = encode_questions(
-            base, without_options(examples), prompt, scoring.answers, scoring.room
-        )
         with active_lora(base.activate_adapter(adapter)):
-            written = write_texts(base, encoded, prompt, scoring, progress=progress)
+            written = write_answers(base, examples, prompt, scoring, progress)
         every = [[one] for one in written]
         found = compare_options(base, examples, prompt, scoring, (adapter,), written=every)
         return graded(examples, written_answers(written, found), scoring)
     compared = compare_options(base, examples, prompt, scoring, (adapter,), None, progress)
     return predictions_of(examples, compared.scores[0], compared.tokens, prompt, scoring)
+
+
+def write_answers(
+    base: BaseModel,
+    questions: Sequence[Question | Example],
+    prompt: PromptParameters,
+    scoring: ScoringParameters,
+    progress: Progress | None = None,
+) -> list[Writing]:
+    """What the model writes as answers to questions, under the adapter that is active in this thread.
+
+    Raises:
+        PromptError: a question is longer than the model's context.
+    """
+    asked = without_options(questions)
+    encoded = encode_questions(base, asked, prompt, scoring.answers, scoring.room)
+    return write_texts(base, encoded, prompt, scoring, progress=progress)
 
 
 def predictions_of(
@@ -232,11 +240,11 @@ def compare_options(
         base, adapters = through_peft(base, first), (None,)
     if written is None:
         check_options(questions)
-    chosen = questions if written is None else without_options(questions)
-    encoded = encode_questions(base, chosen, prompt, scoring.answers)
-    asked = AskedQuestions(questions, encoded, [0] * len(encoded))
-    if written is not None:
-        asked = asked.answered(written)
+        encoded = encode_questions(base, questions, prompt, scoring.answers)
+        asked = AskedQuestions(questions, encoded, [0] * len(encoded))
+    else:
+        encoded = encode_questions(base, without_options(questions), prompt, scoring.answers)
+        asked = AskedQuestions(questions, encoded, [0] * len(encoded)).answered(written)
     with active_lora(base.activate_adapters(adapters) if active is None else active):
         return compare_encoded(base, asked, prompt, scoring, len(adapters), steer, progress)
 
@@ -262,13 +270,14 @@ def compare_encoded(
         texts = [tuple(one.text for one in some) for some in written]
     few_columns = scoring.normalization == "none" and written is None
     limit = scoring.batch_tokens // adapters
-    behind = [0] * len(encoded)
+    known: tuple[int, ...] = ()
     if prefix is not None:
-        limit = min(limit, max(1, _PAIRS_AT_ONCE // len(prefix.tokens)))
-        behind = [
-            min(start, common_start(question.prompt, prefix.tokens))
-            for question, start in zip(encoded, own, strict=True)
-        ]
+        known = prefix.tokens
+        limit = min(limit, max(1, _PAIRS_AT_ONCE // len(known)))
+    behind = [
+        min(start, common_start(question.prompt, known))
+        for question, start in zip(encoded, own, strict=True)
+    ]
     trees = [
         question_tree(replace(question, prompt=question.prompt[start:]))
         for question, start in zip(encoded, behind, strict=True)
@@ -305,17 +314,11 @@ def compare_encoded(
 
 
 def added(hidden: Tensor, starts: Sequence[int], vectors: Tensor) -> Tensor:
-    """Hidden states with a vector added to all rows of a question, in float32.
+    """Hidden states [T, C] with a vector [Q, C] added to all rows of its question, which begin at ``starts``.
 
-    Half precision would round the vector away against large states.
-
-    Args:
-        hidden: [T, C].
-        starts: row of each question's first token.
-        vectors: float32 [Q, C].
+    In float32: half precision would round the vector away against large states.
     """
-    ends = [*starts[1:], len(hidden)]
-    sizes = torch.tensor([e - s for s, e in zip(starts, ends, strict=True)])
+    sizes = torch.tensor([*starts, len(hidden)]).diff()
     return hidden.float() + vectors.repeat_interleave(sizes.to(vectors.device), dim=0)
 
 
@@ -343,12 +346,10 @@ def answer_log_probabilities(
     questions: Sequence[EncodedQuestion],
     few_columns: bool,
 ) -> list[list[float]]:
-    """Summed log p(answer | prompt) of every option of every question.
+    """Summed log p(answer | prompt) of every option of every question, from hidden states [T, C].
 
-    Args:
-        hidden: [T, C].
-        starts: row of each question's first token; its token tree's rows follow (:func:`question_tree`).
-        few_columns: whether a constant that a question's options share may be left out.
+    A question's token tree (:func:`question_tree`) has the rows from its start on. With ``few_columns`` a constant that
+    its options share may be left out.
     """
     rows: list[int] = []  # row of the pack that predicts
     targets: list[int] = []  # the token it should predict
@@ -384,13 +385,7 @@ def answer_log_probabilities(
 def _token_log_probabilities(
     hidden: Tensor, base: BaseModel, rows: Sequence[int], targets: Sequence[int]
 ) -> list[float]:
-    """Log softmax(head h)[target] for (row, target) pairs; a row that several pairs share is computed once.
-
-    Args:
-        hidden: [T, C].
-        rows: indices into T.
-        targets: indices into V.
-    """
+    """Log softmax(head h)[target] for (row of T, target of V) pairs; a row that several share is computed once."""
     unique, owner = torch.unique(torch.tensor(rows), return_inverse=True)
     wanted = torch.tensor(targets)
     # while another thread loads a model, the process's default may be that model's type

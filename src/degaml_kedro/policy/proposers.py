@@ -228,7 +228,7 @@ def _decode(
     # what other layers than attention keep of a row is not ours to continue; beyond the window the length of its
     # neighbours may decide how a row's positions are turned
     longest = max(len(row.prompt) for row in rows) + MAX_NEW_TOKENS
-    cached = base.readout is None and (base.window is None or longest < base.window)
+    cached = base.fast is not None and base.fast.fits(longest)
     while not all(row.done for row in rows):
         if check is not None:
             check()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
+from benchmarks.paper_decoder import PAPER_FLOWS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.config.schema import FactorizedDecoder
 from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
 from degaml_kedro.generator.decoders.factorized import FactorizedNetwork
-from degaml_kedro.generator.decoders.hyperconv import PAPER_FLOWS, decoder_cost
+from degaml_kedro.generator.decoders.hyperconv import decoder_cost
 from tests.adapters.test_tokens import lora_shapes, small_grid
 
 WIDTH, TOKENS, PROMPTS, STATES = 8, 6, 4, 2
@@ -168,19 +167,6 @@ def test_gradients_reach_every_parameter() -> None:
         assert parameter.grad.abs().max() > 0 or name == "pooling.query.bias", name
 
 
-@pytest.mark.parametrize(
-    ("prompts", "blocks", "rank", "token_width"), [(1, 0, 1, 2), (5, 3, 2, 9), (4, 1, 5, 4)]
-)
-def test_multiply_adds_are_those_that_are_counted_while_it_runs(
-    prompts: int, blocks: int, rank: int, token_width: int
-) -> None:
-    grid = small_grid(token_width=token_width)
-    made = network(grid, blocks=blocks, rank=rank)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        made(*batch(1, prompts))
-    assert made.multiply_adds(prompts, TOKENS) == counter.get_total_flops() // 2
-
-
 def test_parameters_are_counted_once() -> None:
     grid = small_grid()
     parameters = FactorizedDecoder(kind="factorized", **SIZES)  # type: ignore[arg-type]
@@ -193,7 +179,9 @@ def test_parameters_are_counted_once() -> None:
     block = 2 * d + (d * 2 * d + 2 * d) + (2 * d * d + d)
     expected = pooling + embeddings + enter + 2 * block + d * r + r + kinds * r * cells
     assert decoder.parameter_count == expected
-    assert decoder.multiply_adds == decoder.network.multiply_adds(PROMPTS, TOKENS)  # type: ignore[operator]
+    attention = PROMPTS * (2 * TOKENS * WIDTH * 4 + 4 * WIDTH * z) + 2 * z * z + STATES * z
+    token = 3 * place * d + 2 * 4 * d * d + d * r + r * cells
+    assert decoder.multiply_adds == attention + z * d + grid.tokens * token
 
 
 def test_at_the_paper_s_grid_it_costs_a_tenth_at_most() -> None:
@@ -207,8 +195,8 @@ def test_at_the_paper_s_grid_it_costs_a_tenth_at_most() -> None:
     modules = {f"model.layers.{i}.{name}": size for i in range(24) for name, size in layer.items()}
     grid = TokenGrid.from_shapes(lora_shapes(modules, 8), 128)
     assert grid.shape == (4296, 10, 130)
-    decoder = FactorizedNetwork(grid, 384, 1, FactorizedDecoder(kind="factorized"))
+    condition = ConditionSize(128, 384, 384)
+    decoder = Decoder(FactorizedDecoder(kind="factorized"), grid, condition, seed=0)
     faithful = decoder_cost(PAPER_FLOWS["qwen2.5-0.5b"], 9)
-    parameters = sum(parameter.numel() for parameter in decoder.parameters())
-    assert 10 * parameters <= faithful.parameters
-    assert 10 * decoder.multiply_adds(128, 384) <= faithful.multiply_adds
+    assert 10 * decoder.parameter_count <= faithful.parameters
+    assert 10 * decoder.multiply_adds <= faithful.multiply_adds

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.config.schema import FactorizedDecoder, HyperconvolutionalDecoder
@@ -17,7 +20,6 @@ from degaml_kedro.generator.decoders.hyperconv import (
     Size,
     check_flow,
     check_flow_start,
-    decoder_cost,
 )
 from degaml_kedro.llm.base_model import library_weights
 
@@ -40,7 +42,11 @@ class ConditionSize:
 
 
 class Decoder(nn.Module):
-    """Any decoder: ``forward(states, lengths, permutation)`` -> [B, T, r, k]."""
+    """Any decoder, with fresh weights: ``forward(states, lengths, permutation)`` -> [B, T, r, k].
+
+    Raises:
+        FlowError: as :func:`whole_flow`.
+    """
 
     def __init__(
         self,
@@ -49,11 +55,6 @@ class Decoder(nn.Module):
         condition: ConditionSize,
         seed: int,
     ) -> None:
-        """Build one with fresh weights.
-
-        Raises:
-            FlowError: the flow cannot be followed, or does not begin at the condition.
-        """
         super().__init__()
         self.grid = grid
         self.condition = condition
@@ -91,12 +92,16 @@ class Decoder(nn.Module):
 
     @property
     def multiply_adds(self) -> int:
-        """Multiply-adds of one sample forward."""
-        if isinstance(self.settings, HyperconvolutionalDecoder):
-            flow = whole_flow(self.settings, self.grid, self.condition)
-            return decoder_cost(flow, self.settings.kernel_size).multiply_adds
-        assert isinstance(self.network, FactorizedNetwork)
-        return self.network.multiply_adds(self.condition.prompts, self.condition.tokens)
+        """Multiply-adds of one sample forward, as PyTorch counts them; element-wise work is not counted."""
+        size = self.condition
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+        with torch.device("meta"), torch.no_grad():
+            states = torch.empty(1, size.prompts, size.tokens, size.width)
+            lengths = torch.ones(1, size.prompts, dtype=torch.long)
+            with FlopCounterMode(display=False) as counter:
+                functional_call(self, shapes, (states, lengths, torch.empty(1, size.states)))
+        return counter.get_total_flops() // 2
 
 
 def whole_flow(

@@ -25,7 +25,6 @@ class PromptPooling(nn.Module):
     """A prompt batch as one vector: [B, N, L, C] -> [B, Z]."""
 
     def __init__(self, encoder_width: int, condition_width: int) -> None:
-        """Build it."""
         super().__init__()
         self.norm = nn.LayerNorm(encoder_width)
         self.query = nn.Linear(encoder_width, _ATTENTION_HEADS)
@@ -61,7 +60,10 @@ class _Residual(nn.Module):
 
 
 class FactorizedNetwork(nn.Module):
-    """Prompt batch -> normalised tokens, in about a thousandth of the hyper-convolutional decoder's work."""
+    """Prompt batch -> normalised tokens, in about a thousandth of the hyper-convolutional decoder's work.
+
+    A fresh one makes zeros: the mean adapter.
+    """
 
     order: Tensor
     inverse: Tensor
@@ -72,60 +74,47 @@ class FactorizedNetwork(nn.Module):
     def __init__(
         self, grid: TokenGrid, encoder_width: int, states: int, parameters: FactorizedDecoder
     ) -> None:
-        """Build it; a fresh one makes zeros, the mean adapter."""
         super().__init__()
-        self.cells = grid.rank * grid.token_width
         self.output_scale = parameters.output_scale
         kinds: dict[tuple[str, str, int], int] = {}
-        slots = grid.token_slots().tolist()
-        kind = []
-        for token, slot_index in enumerate(slots):
-            slot = grid.slots[slot_index]
-            key = (slot.module, slot.matrix, token - slot.first)
-            kind.append(kinds.setdefault(key, len(kinds)))
-        layers = grid.positions()[:, 0]
-        _, layer = torch.unique(layers, return_inverse=True)
-        order = sorted(range(grid.tokens), key=lambda token: (kind[token], token))
-        counts = [kind.count(index) for index in range(len(kinds))]
-        self.register_buffer("order", torch.tensor(order), persistent=False)
-        inverse = torch.empty(grid.tokens, dtype=torch.long)
-        inverse[torch.tensor(order)] = torch.arange(grid.tokens)
-        self.register_buffer("inverse", inverse, persistent=False)
-        self.register_buffer("layer", layer, persistent=False)
-        self.register_buffer("kind", torch.tensor(kind), persistent=False)
-        self.register_buffer("position", grid.position_embedding(_POSITION_WIDTH), persistent=False)
-        self.counts = counts
-        width, place = parameters.width, _POSITION_WIDTH
+        found = []
+        for slot in grid.slots:
+            for piece in range(slot.count):
+                key = (slot.module, slot.matrix, piece)
+                found.append(kinds.setdefault(key, len(kinds)))
+        kind = torch.tensor(found)
+        order = kind.argsort(stable=True)
+        self.counts = kind.bincount().tolist()
+        places = {
+            "order": order,
+            "inverse": order.argsort(),
+            "layer": torch.unique(grid.positions()[:, 0], return_inverse=True)[1],
+            "kind": kind,
+            "position": grid.position_embedding(_POSITION_WIDTH),
+        }
+        for name, place in places.items():
+            self.register_buffer(name, place, persistent=False)
+        width, size = parameters.width, _POSITION_WIDTH
         self.pooling = PromptPooling(encoder_width, parameters.condition_width)
         self.state = nn.Linear(states, parameters.condition_width, bias=False)
-        self.layer_embedding = nn.Embedding(int(layer.max()) + 1, place)
-        self.kind_embedding = nn.Embedding(len(kinds), place)
+        self.layer_embedding = nn.Embedding(int(self.layer.max()) + 1, size)
+        self.kind_embedding = nn.Embedding(len(kinds), size)
         self.enter_condition = nn.Linear(parameters.condition_width, width)
-        self.enter_place = nn.Linear(3 * place, width)
+        self.enter_place = nn.Linear(3 * size, width)
         self.blocks = nn.ModuleList(_Residual(width) for _ in range(parameters.blocks))
         self.leave = nn.Linear(width, parameters.rank)
-        self.heads = nn.Parameter(torch.zeros(len(kinds), parameters.rank, self.cells))
-        self.shape = (grid.tokens, grid.rank, grid.token_width)
+        self.heads = nn.Parameter(
+            torch.zeros(len(kinds), parameters.rank, grid.rank * grid.token_width)
+        )
+        self.shape = grid.cells
         nn.init.zeros_(self.state.weight)
 
     def forward(self, states: Tensor, lengths: Tensor, permutation: Tensor) -> Tensor:
-        """Normalised tokens [B, T, r, k].
-
-        Args:
-            states: [B, N, L, C].
-            lengths: long [B, N].
-            permutation: one-hot permutation states, [B, states].
-        """
+        """Normalised tokens [B, T, r, k] of ``states`` [B, N, L, C]; the others as in ``Decoder.forward``."""
         condition = self.pooling(states, lengths) + self.state(permutation)
-        places = torch.cat(
-            [
-                self.layer_embedding(self.layer),
-                self.kind_embedding(self.kind),
-                self.position,
-            ],
-            dim=-1,
-        )
-        hidden = self.enter_condition(condition)[:, None] + self.enter_place(places)
+        known = [self.layer_embedding(self.layer), self.kind_embedding(self.kind), self.position]
+        places = self.enter_place(torch.cat(known, dim=-1))
+        hidden = self.enter_condition(condition)[:, None] + places
         for block in self.blocks:
             hidden = block(hidden)
         low = self.leave(hidden)  # [B, T, R]
@@ -134,15 +123,3 @@ class FactorizedNetwork(nn.Module):
         made = [part @ head for part, head in zip(parts, self.heads.unbind(), strict=True)]
         tokens = torch.cat(made, dim=1)[:, self.inverse]
         return tokens.view(-1, *self.shape) * self.output_scale
-
-    def multiply_adds(self, prompts: int, tokens: int) -> int:
-        """Multiply-adds of one sample forward; element-wise work is not counted."""
-        encoder = self.pooling.norm.normalized_shape[0]
-        condition, width = self.enter_condition.in_features, self.enter_condition.out_features
-        rank = self.leave.out_features
-        pooling = prompts * (2 * tokens * encoder * _ATTENTION_HEADS)
-        pooling += prompts * encoder * _ATTENTION_HEADS * condition + 2 * condition**2
-        pooling += self.state.in_features * condition
-        per_token = self.enter_place.in_features * width
-        per_token += len(self.blocks) * 4 * width**2 + width * rank + rank * self.cells
-        return pooling + condition * width + self.shape[0] * per_token

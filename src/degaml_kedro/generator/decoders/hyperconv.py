@@ -30,22 +30,6 @@ from degaml_kedro.common.errors import DegamlError
 
 Size = tuple[int, int, int]
 
-PAPER_KERNEL_SIZE = 9
-_PAPER_TRUNK: tuple[Size, ...] = (
-    (128, 384, 384),
-    (128, 200, 300),
-    (128, 100, 256),
-    (256, 50, 200),
-    (512, 50, 200),
-    (1024, 25, 200),
-    (1024, 10, 200),
-    (2048, 10, 200),
-)
-PAPER_FLOWS: dict[str, tuple[Size, ...]] = {
-    "qwen2.5-0.5b": (*_PAPER_TRUNK, (4296, 10, 130)),
-    "qwen2.5-1.5b": (*_PAPER_TRUNK, (4508, 18, 258)),
-}
-
 _AXES = {"layer": 1, "height": 2, "width": 3}
 # E[tanh(x)²] of a standard normal x
 _TANH_POWER = 0.3943
@@ -59,7 +43,7 @@ def check_flow(flow: Sequence[Sequence[int]], kernel_size: int) -> tuple[Size, .
     """The flow's sizes (N, H, W), the condition's first, once it is one that a decoder can be built for.
 
     Raises:
-        FlowError: fewer than two sizes, a size that is not three positive integers, or an even or non-positive kernel.
+        FlowError: fewer than two sizes, one that is not three positive integers, or an even or non-positive kernel.
     """
     for number, size in enumerate(flow, start=1):
         if len(size) != 3 or not all(isinstance(axis, int) and axis > 0 for axis in size):
@@ -77,7 +61,7 @@ def check_flow(flow: Sequence[Sequence[int]], kernel_size: int) -> tuple[Size, .
             f"the decoder's kernel size is {kernel_size}; take an odd one, such as {max(1, kernel_size) | 1}: "
             f"an even kernel has no middle and would shift the feature"
         )
-    return tuple((size[0], size[1], size[2]) for size in flow)
+    return tuple((n, h, w) for n, h, w in flow)
 
 
 def check_flow_start(flow: Sequence[Size], condition: Sequence[int]) -> None:
@@ -115,11 +99,6 @@ class DecoderCost:
     parameters: int
     multiply_adds: int
 
-    @property
-    def flop(self) -> int:
-        """Operations of one sample forward, two a multiply-add; with the backward pass it is three times that."""
-        return 2 * self.multiply_adds
-
 
 def decoder_cost(flow: Sequence[Size], kernel_size: int) -> DecoderCost:
     """The cost of a decoder, counted from the flow's sizes (N, H, W).
@@ -130,13 +109,11 @@ def decoder_cost(flow: Sequence[Size], kernel_size: int) -> DecoderCost:
     taps = kernel_size**2
     parameters = multiply_adds = 0
     for (n, h, w), (n2, h2, w2) in itertools.pairwise(check_flow(flow, kernel_size)):
-        weights = taps * (2 * w * w2 + 2 * h * h2 + n * n2)
         norm, biases = 2 * h * w, h2 * w2 + n2
+        parameters += taps * (2 * w * w2 + 2 * h * h2 + n * n2) + norm + biases
         width_first = w * w2 * n * h + h * h2 * n * w2
         height_first = h * h2 * n * w + w * w2 * n * h2
-        layerwise = n * n2 * h2 * w2
-        parameters += weights + norm + biases
-        multiply_adds += taps * (width_first + height_first + layerwise)
+        multiply_adds += taps * (width_first + height_first + n * n2 * h2 * w2)
     return DecoderCost(parameters, multiply_adds)
 
 
@@ -189,7 +166,7 @@ class AxisConvolution(nn.Module):
 
 
 def _mean_taps(length: int, kernel_size: int) -> float:
-    """The number of a kernel's taps that lie inside a line, on average over the positions of its middle."""
+    """How many of a kernel's taps lie inside a line, on average over the positions of its middle."""
     reach = kernel_size // 2
     inside = (min(i + reach, length - 1) - max(i - reach, 0) + 1 for i in range(length))
     return sum(inside) / length
@@ -239,8 +216,7 @@ class HyperconvDecoder(nn.Module):
 
     Args:
         flow: sizes (N, H, W): the condition's (prompts, prompt tokens, encoder width) first, the token grid with
-            its border (T, r + 2, token width + 2) last; the paper's are in :data:`PAPER_FLOWS`.
-        kernel_size: k of all convolutions, odd; the paper's ancestor has 9.
+            its border (T, r + 2, token width + 2) last.
         checkpoint: keep only each layer's input for the backward pass and compute the layer again there.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.io.rollouts import Rollouts
 from degaml_kedro.io.trajectory import checksum, tensor_bytes
-from degaml_kedro.llm.base_model import describe, first_line, load_base_model
+from degaml_kedro.llm.base_model import first_line, load_base_model
 from degaml_kedro.llm.finetune import answer_sequences
 from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.pipelines.counting import compute_record, count_training
@@ -434,7 +435,7 @@ def measure_predictions(
         "pool": pool,
         "method": method,
         "profile": parameters.profile,
-        "model": describe(parameters.model),
+        "model": json.dumps(parameters.model.model_dump(mode="json"), sort_keys=True),
         "seed": parameters.seed,
         "split": digest([_asked(example) for example in test]),
         **measures,

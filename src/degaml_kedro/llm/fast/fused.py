@@ -1,12 +1,8 @@
 """The decoder layers of a Llama-shaped model as one function with a hand-written backward.
 
-Most language models that this project adapts share one block: RMSNorm, rotary attention with grouped keys and
-values, RMSNorm, gated MLP. At the batch sizes of LoRA on few examples, half the time of such a model goes into
-bookkeeping: hundreds of small operations, each recorded, dispatched and differentiated on its own. Written as one
-function over the packed row of tokens, what remains is the matrix products and few passes over memory.
-
-Which models have this block is said by their configuration, and verified when they are loaded
-(:mod:`~degaml_kedro.llm.fast_path`). All others run the library's code.
+The block is RMSNorm, rotary attention with grouped keys and values, RMSNorm, gated MLP. At the batch sizes of LoRA on
+few examples half the time of the library's modules goes into hundreds of small operations, each dispatched and
+differentiated on its own. Here what remains is the matrix products and few passes over memory.
 
     x  <- x + O(attention(rope(QKV(norm(x)))))
     x  <- x + D(silu(G(norm(x))) * U(norm(x)))

@@ -1,26 +1,28 @@
 """Which models are computed packed, and which by the fused decoder: chosen by configuration, verified at load.
 
-Every model can go the general way (:mod:`~degaml_kedro.llm.general`). Packing and the head as a matrix are for
-architectures whose layers mix tokens by attention alone, in the library's exchangeable attention function, and whose
-logits are hidden states times a matrix; the fused decoder (:mod:`~degaml_kedro.llm.stack`) is for one kind of block.
-The configuration says which of these a model is. Before that is used, the model's first blocks are computed both ways,
-in float32 whatever its type is: rounding in 16 bits is as large as the faults that are looked for.
+Packing and the head as a matrix are for architectures whose layers mix tokens by attention alone, in the library's
+exchangeable attention function, and whose logits are hidden states times a matrix; the fused decoder
+(:mod:`~degaml_kedro.llm.fast.fused`) is for one kind of block. The configuration says which of these a model is. Before
+that is used, the model's first blocks are computed both ways, in float32 whatever its type is: rounding in 16 bits is
+as large as the faults that are looked for.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from degaml_kedro.llm.general import rope_length, rows_of
-from degaml_kedro.llm.packing import ATTENTION_NAME, TokenTree, pack_trees
-from degaml_kedro.llm.stack import decoder_stack
+from degaml_kedro.llm.fast.attention import ATTENTION_NAME, active_pack
+from degaml_kedro.llm.fast.fused import DecoderStack, decoder_stack
+from degaml_kedro.llm.general import hidden_by_rows, rope_length, rows_of
+from degaml_kedro.llm.lora import AdaptableLinear, current_lora, make_adaptable
+from degaml_kedro.llm.packing import Pack, TokenTree, pack_trees
 
 if TYPE_CHECKING:
     from degaml_kedro.llm.base_model import BaseModel
@@ -42,6 +44,76 @@ _TOLERANCE = 1e-4
 _WINDOW, _VOCABULARY = 8, 256
 
 
+@dataclass(frozen=True, eq=False)
+class FastDecoder:
+    """How a recognised model computes packs.
+
+    Attributes:
+        window: how long a sequence may be that is packed, in tokens; None for any length. Packs of longer ones go the
+            general way.
+        stack: all blocks as one function, where the model has those that this is written for.
+    """
+
+    window: int | None
+    stack: DecoderStack | None
+
+    def fits(self, length: int) -> bool:
+        """Whether sequences of so many tokens may be packed."""
+        return self.window is None or length < self.window
+
+    def takes(self, pack: Pack) -> bool:
+        """Whether a pack is computed as it is."""
+        # a prefix that was not packed left nothing to continue
+        if pack.prefix is not None and not pack.prefix.layers:
+            return False
+        return self.fits(int(pack.position_ids.max()))
+
+    def hidden_states(self, model: Any, pack: Pack, elementary: bool) -> Tensor:
+        """As :meth:`~degaml_kedro.llm.base_model.BaseModel.hidden_states`: [T, C]."""
+        if not self.takes(pack):
+            with active_pack(None, elementary):
+                return hidden_by_rows(model, pack)
+        if self.stack is not None and not elementary:
+            return self.stack(pack, current_lora())
+        with active_pack(pack, elementary):
+            output = model.base_model(
+                pack.input_ids, position_ids=pack.position_ids, use_cache=False
+            )
+        return output.last_hidden_state[0]  # type: ignore[no-any-return]
+
+
+def fast_decoder(base: BaseModel) -> FastDecoder | str:
+    """The fastest way that gives the library's logits; where there is none, why not.
+
+    ``base`` nobody else has yet: its attention function is exchanged.
+    """
+    if obstacle := obstacle_to_packing(base.model):
+        return obstacle
+    small = first_blocks(base.model)
+    first = replace(base, model=small, groups=make_adaptable(small))
+    for fused in (True, False):
+        tried = _decoder(first.model, fused)
+        if fused and tried.stack is None:
+            continue
+        try:
+            off = largest_difference(replace(first, fast=tried))
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+            # of the model's own code, which expects something else of its attention
+            logger.debug("%s could not be packed: %s", base.name, error)
+            off = torch.inf
+        if off < _TOLERANCE:
+            return _decoder(base.model, fused)
+        if fused:
+            logger.warning(
+                "%s (%s) is computed by the library's modules, which takes up to 1.7 times as long: by the fused "
+                "decoder, its logits would be off by %.1g",
+                base.name,
+                type(base.model).__name__,
+                off,
+            )
+    return "packed, its logits would be others"
+
+
 def obstacle_to_packing(model: Any) -> str | None:
     """Why a model's configuration rules packing out; None where it does not."""
     config = model.config.get_text_config()
@@ -52,6 +124,12 @@ def obstacle_to_packing(model: Any) -> str | None:
     return next(
         (f"its configuration sets {cap}" for cap in _CAPS if getattr(config, cap, None)), None
     )
+
+
+def _decoder(model: Any, fused: bool) -> FastDecoder:
+    model.set_attn_implementation(ATTENTION_NAME)
+    window = longest_packed(model.config.get_text_config())
+    return FastDecoder(window, decoder_stack(model) if fused else None)
 
 
 def longest_packed(config: Any) -> int | None:
@@ -86,6 +164,8 @@ def first_blocks(model: Any) -> Any:
     # what stands for a part of the model in the copy
     copied: dict[int, Any] = {}
     for module in model.modules():
+        if isinstance(module, AdaptableLinear):
+            copied[id(module.group)] = None
         # what reads pictures or sounds
         if isinstance(module, PreTrainedModel) and not inside & {module, *module.modules()}:
             copied[id(module)] = nn.Identity()
@@ -93,6 +173,9 @@ def first_blocks(model: Any) -> Any:
         copied[id(weights)] = nn.Parameter(weights[:_VOCABULARY].clone(), requires_grad=False)
     copied[id(blocks)] = copy.deepcopy(blocks[:count], copied)
     small = copy.deepcopy(model, copied).float()
+    for module in small.modules():
+        if isinstance(module, AdaptableLinear):
+            module.__class__ = nn.Linear
     small.get_input_embeddings().padding_idx = None
     own = small.config.get_text_config()
     if longest_packed(own) is not None:
@@ -100,44 +183,6 @@ def first_blocks(model: Any) -> Any:
         if rope_length(own):
             own.rope_parameters["original_max_position_embeddings"] = _WINDOW
     return small
-
-
-def computed_fast(base: BaseModel, first: BaseModel) -> BaseModel | None:
-    """The model as it is computed fastest of the ways that give the library's logits; None where packing does not.
-
-    ``base`` nobody else has yet; its first blocks (:func:`first_blocks`) are used up.
-    """
-    for fused in (True, False):
-        tried = _packed(first, fused)
-        if fused and tried.stack is None:
-            continue
-        try:
-            off = largest_difference(tried)
-        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-            # of the model's own code, which expects something else of its attention
-            logger.debug("%s could not be packed: %s", base.name, error)
-            off = torch.inf
-        if off < _TOLERANCE:
-            return _packed(base, fused)
-        if fused:
-            logger.warning(
-                "%s (%s) is computed by the library's modules, which takes up to 1.7 times as long: by the fused "
-                "decoder, its logits would be off by %.1g",
-                base.name,
-                type(base.model).__name__,
-                off,
-            )
-    return None
-
-
-def _packed(base: BaseModel, fused: bool) -> BaseModel:
-    base.model.set_attn_implementation(ATTENTION_NAME)
-    return replace(
-        base,
-        stack=decoder_stack(base.model) if fused else None,
-        window=longest_packed(base.model.config.get_text_config()),
-        readout=None,
-    )
 
 
 @torch.inference_mode()
@@ -155,9 +200,8 @@ def largest_difference(base: BaseModel) -> float:
         TokenTree((ids[14],), (tuple(ids[15:18]), (ids[18],))),
     ]
     long = TokenTree(tuple(ids[: 2 * _WINDOW]), (tuple(ids[20:22]), (ids[22],)))
-    worst = []
-    for packed in (*([tree] for tree in trees), trees, [*trees, long]):
-        worst.append(_difference(base, packed))
+    packs = (*([tree] for tree in trees), trees, [*trees, long])
+    worst = [_difference(base, packed) for packed in packs]
     prefix = tuple(ids[30:34])
     worst.append(_difference(base, [trees[2], TokenTree((ids[9], ids[3]))], prefix, (4, 2)))
     return float(torch.stack(worst).max())

@@ -10,10 +10,12 @@ import torch
 import transformers
 from transformers import BertConfig
 
-from degaml_kedro.config.schema import BaseModelParameters
-from degaml_kedro.llm import fast_path
-from degaml_kedro.llm.base_model import BaseModel, ModelError, load_base_model
-from degaml_kedro.llm.fast_path import first_blocks
+from degaml_kedro.config.schema import BaseModelParameters, PromptParameters, ScoringParameters
+from degaml_kedro.llm.base_model import ModelError, load_base_model
+from degaml_kedro.llm.fast import decoder
+from degaml_kedro.llm.fast.decoder import FastDecoder, first_blocks
+from degaml_kedro.llm.scoring import score_examples
+from degaml_kedro.tasks.example import make_example
 from tests.llm.test_any_model import GEMMA, MODELS, made, opened
 
 
@@ -36,28 +38,28 @@ def test_what_is_not_right_packed_is_found_whatever_the_configuration_says(
         def __contains__(self, name):
             return True
 
-    monkeypatch.setattr(fast_path, "_PACKED", Anything())
-    monkeypatch.setattr(fast_path, "_CAPS", ())
+    monkeypatch.setattr(decoder, "_PACKED", Anything())
+    monkeypatch.setattr(decoder, "_CAPS", ())
     if name == "Phi":
-        monkeypatch.setattr("degaml_kedro.llm.base_model.obstacle_to_packing", lambda model: None)
+        monkeypatch.setattr(decoder, "obstacle_to_packing", lambda model: None)
     base = loaded(name, tmp_path / "model", caplog, dtype)
-    assert base.readout is not None
+    assert base.fast is None
     assert "row by row, which takes several times as long: packed, its logits" in caplog.text
 
 
 def test_a_wrong_fused_decoder_is_found(tmp_path, caplog, monkeypatch):
-    right = fast_path.decoder_stack
-    monkeypatch.setattr(fast_path, "decoder_stack", lambda model: replace(right(model), eps=0.1))
+    right = decoder.decoder_stack
+    monkeypatch.setattr(decoder, "decoder_stack", lambda model: replace(right(model), eps=0.1))
     base = loaded("Llama", tmp_path / "model", caplog, "bfloat16")
-    assert base.stack is None
-    assert base.readout is None
+    assert base.fast is not None
+    assert base.fast.stack is None
     assert "by the library's modules, which takes up to 1.7 times as long" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["Mistral, window 32", "Gemma 3", "Phi-3, longrope"])
 def test_a_window_that_is_overlooked_is_found(name, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(BaseModel, "_is_packed", lambda self, pack: self.readout is None)
-    assert loaded(name, tmp_path / "model", caplog).readout is not None
+    monkeypatch.setattr(FastDecoder, "takes", lambda self, pack: True)
+    assert loaded(name, tmp_path / "model", caplog).fast is None
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_a_window_that_is_overlooked_is_found(name, tmp_path, caplog, monkeypatc
 )
 def test_what_the_configuration_rules_out_is_told_in_one_line(name, given, told, tmp_path, caplog):
     base = loaded(name, tmp_path / "model", caplog, **given)
-    assert base.readout is not None
+    assert base.fast is None
     (line,) = (record.getMessage() for record in caplog.records)
     assert "is computed row by row, which takes several times as long" in line
     assert told in line
@@ -88,9 +90,26 @@ def test_what_the_configuration_rules_out_is_told_in_one_line(name, given, told,
 )
 def test_the_fused_decoder_is_for_one_kind_of_block(name, given, fused, tmp_path, caplog):
     base = loaded(name, tmp_path / "model", caplog, **given)
-    assert base.readout is None
-    assert (base.stack is not None) == fused
+    assert base.fast is not None
+    assert (base.fast.stack is not None) == fused
     assert not caplog.records
+
+
+def test_a_model_gives_the_same_scores_without_the_fast_way(tmp_path, caplog, monkeypatch):
+    fast = loaded("Llama", tmp_path / "fast", caplog)
+    monkeypatch.setattr("degaml_kedro.llm.base_model.fast_decoder", lambda base: "it is not asked")
+    plain = loaded("Llama", tmp_path / "plain", caplog)
+    assert fast.fast is not None
+    assert plain.fast is None
+    assert "it is not asked" in caplog.text
+    asked = [make_example(f"Which one is {i}?", ["a", "b b", "c"], 0) for i in range(3)]
+    scoring = ScoringParameters(mode="text", normalization="tokens")
+    for one, other in zip(
+        score_examples(fast, asked, PromptParameters(format="plain"), scoring),
+        score_examples(plain, asked, PromptParameters(format="plain"), scoring),
+        strict=True,
+    ):
+        assert one.option_scores == pytest.approx(other.option_scores, abs=1e-4)
 
 
 def test_a_model_whose_tokens_see_what_comes_later_is_refused(tmp_path, caplog):
