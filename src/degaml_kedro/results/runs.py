@@ -13,6 +13,12 @@ from degaml_kedro.results.formatting import flat
 from degaml_kedro.results.measures import ResultsError
 
 POOLS = ("meta_train", "left_out", "meta_test")
+POOL_NAMES = dict(zip(POOLS, ("in domain", "left out", "out of domain"), strict=True))
+POOL_TITLES = {
+    "meta_train": "In domain: tasks of meta-training",
+    "left_out": "Left out: tasks of meta-training that this generator has not seen",
+    "meta_test": "Out of domain: held-out tasks",
+}
 # a bound, chosen by the test split itself: never a result, never a winner
 BOUNDS = names(lambda row: row.is_bound)
 # what may differ between runs of one table: what a seed is, which methods were asked for when, and where files lie

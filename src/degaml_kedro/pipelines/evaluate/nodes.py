@@ -50,7 +50,7 @@ from degaml_kedro.policy.search import Refinement, Row, Tag, executed_rows, most
 from degaml_kedro.policy.tabular import RewardModel, TabularProposer
 from degaml_kedro.policy.trial import execute
 from degaml_kedro.results.measures import PREDICTION_COLUMNS, measure_draws
-from degaml_kedro.results.table import results_table
+from degaml_kedro.results.report import results_table
 from degaml_kedro.strategies.answering import predict as answer_examples
 from degaml_kedro.strategies.generated import generated_state
 from degaml_kedro.strategies.state import AdaptedState
@@ -246,57 +246,44 @@ def choose_strategies(
     yield from recorded(f"{task}, {method}", trials, most, fingerprint, resume)
 
 
-def execute_fallback(
-    parameters: ProjectParameters,
-    trained: Generator,
-    embeddings: PromptEmbeddings,
-    support: pd.DataFrame,
-    fallback: Mapping[str, Any],
-    writer: ExampleGenerator | None = None,
-    *,
-    task: str,
-    method: str,
-) -> tuple[AdaptedState, dict[str, Any]]:
-    """Carry out what was best on the meta-train tasks (the node ``learn_fallback``), without a search.
-
-    Returns:
-        The refined adapter, or the generated one as it is where nothing gained anything on the meta-train tasks or
-        carrying it out fails; and its cost.
-    """
-    policy = required(parameters.policy)
-    refinement = _refinement(parameters, policy, task, trained, embeddings, support, None, writer)
-    common = {"task": task, "seed": derive_seed(parameters.seed, task, method), "n": len(support)}
-    executed = {"round": 1, "rollout": 0, "executed": True}
-    rows = [
-        {**common, **executed, "action": text, "family": refinement.space.parse(text)[0].family}
-        for text in fallback["actions"]
-    ]
-    state, spent = _carried_out(refinement, rows, f"{task}, {method}")
-    return state, count_training(spent, method=method, stage="adaptation", task=task)
-
-
 def execute_strategies(
     parameters: ProjectParameters,
     trained: Generator,
     embeddings: PromptEmbeddings,
     support: pd.DataFrame,
-    rollouts: pd.DataFrame,
+    rollouts: pd.DataFrame | None = None,
+    fallback: Mapping[str, Any] | None = None,
     start: Adapter | None = None,
     writer: ExampleGenerator | None = None,
     *,
     task: str,
     method: str,
 ) -> tuple[AdaptedState, dict[str, Any]]:
-    """Carry out what was chosen among the rollouts; what was generated (or ``start``) stays where nothing beat it.
+    """Carry out what was chosen among the rollouts or, without a search, what was best on the meta-train tasks.
 
     Returns:
-        The refined adapter, and the cost of adapting: the search with all that it computed between its trials, and
-        carrying out what was chosen once more.
+        The refined adapter, or what was generated (or ``start``) where nothing beat it or carrying it out fails. And
+        what adapting cost: the search with all that it computed between its trials, and carrying out what was chosen.
     """
     policy = required(parameters.policy)
     refinement = _refinement(parameters, policy, task, trained, embeddings, support, start, writer)
-    state, spent = _carried_out(refinement, rollout_rows(rollouts), f"{task}, {method}")
-    return state, count_training(rollouts, spent, method=method, stage="adaptation", task=task)
+    rows = [] if rollouts is None else rollout_rows(rollouts)
+    for action in fallback["actions"] if fallback is not None else ():
+        family = refinement.space.parse(action)[0].family
+        seed = derive_seed(parameters.seed, task, method)
+        of_task = {"task": task, "seed": seed, "n": len(support)}
+        executed = {"round": 1, "rollout": 0, "executed": True}
+        rows.append({**of_task, **executed, "action": action, "family": family})
+    actions = [str(row["action"]) for row in executed_rows(rows)]
+    logger.info("%s, %s: %s", task, method, " then ".join(actions) or "left unrefined")
+    began, meter = time.perf_counter(), refinement.bench.meter
+    state = refinement.execute(rows).state
+    seconds = time.perf_counter() - began
+    carried_out = compute_record(
+        method, "adaptation", task, Compute(meter.forward, meter.backward, seconds)
+    )
+    parts = [carried_out] if rollouts is None else [rollouts, carried_out]
+    return state, count_training(*parts, method=method, stage="adaptation", task=task)
 
 
 def _refinement(
@@ -315,21 +302,6 @@ def _refinement(
     return task_refinement(
         bench, policy, examples, derive_seed(parameters.seed, task, GENERATED[0])
     )
-
-
-def _carried_out(
-    refinement: Refinement, rows: Sequence[Row], title: str
-) -> tuple[AdaptedState, dict[str, Any]]:
-    """The state that the rows come to, and what carrying them out cost."""
-    actions = [str(row["action"]) for row in executed_rows(rows)]
-    logger.info("%s: %s", title, " then ".join(actions) or "left unrefined")
-    began, meter = time.perf_counter(), refinement.bench.meter
-    state = refinement.execute(rows).state
-    return state, {
-        "forward_tokens": meter.forward,
-        "backward_tokens": meter.backward,
-        "seconds": time.perf_counter() - began,
-    }
 
 
 def predict_adapted(
@@ -368,7 +340,8 @@ def predict_oracle(
     parts = frame_to_splits(splits)
     examples, known = parts.test, parts.support
     bench = task_workbench(parameters, task, trained, embeddings, len(known), True, writer=writer)
-    start = _unrefined(bench, parameters.seed, task)
+    # the first adapter that `generalization_only` scores
+    start = generated_state(bench, derive_seed(parameters.seed, task, GENERATED[0]))
     best = _answer(bench, start, examples, f"{task}, unrefined").assign(strategy="unrefined")
     for number, other in enumerate(others):
         best = _better(best, other.assign(strategy=f"what method {number + 1} chose"))
@@ -391,11 +364,6 @@ def predict_oracle(
 def _better(best: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     right = [(frame["predicted"] == frame["gold"]).fillna(False).sum() for frame in (best, other)]
     return other if right[1] > right[0] else best
-
-
-def _unrefined(bench: Workbench, seed: int, task: str) -> AdaptedState:
-    """The first adapter that ``generalization_only`` scores."""
-    return generated_state(bench, derive_seed(seed, task, GENERATED[0]))
 
 
 def _answer(
