@@ -58,5 +58,7 @@ def measuring(cell: EvaluationCell, method: str, predictions: str, result: str) 
         [PARAMETERS, f"{cell.task}.splits", predictions],
         result,
         f"measure_{method}",
-        **{"task": cell.task, "method": method, "pool": cell.pool},
+        task=cell.task,
+        method=method,
+        pool=cell.pool,
     )

@@ -72,7 +72,9 @@ def _counting(method: str, stage: str, task: str | None) -> Node:
         [f"{prefix}{part}{ending}" for part in SUMMED[method]],
         f"{prefix}{method}{ending}",
         f"count_{method}",
-        **{"method": method, "stage": stage, "task": task},
+        method=method,
+        stage=stage,
+        task=task,
     )
 
 
@@ -117,7 +119,8 @@ def _search(parameters: ProjectParameters, method: str) -> list[Node]:
             [PARAMETERS, f"{task}.splits", *weights_for_task],
             f"{task}.{method}.search",
             f"try_on_{task}",
-            **{"task": task, "method": method},
+            task=task,
+            method=method,
         )
         for task in tasks
     ]

@@ -107,7 +107,8 @@ def _counting(parameters: ProjectParameters) -> list[Node]:
             parts[method],
             f"{method}.meta_training.compute",
             f"count_{method}",
-            **{"method": method, "stage": "meta_training"},
+            method=method,
+            stage="meta_training",
         )
         for method in parameters.methods
         if parts.get(method)
@@ -260,5 +261,6 @@ def _answering(cell: EvaluationCell, method: str, adapters: list[str]) -> Node:
         predict,
         [PARAMETERS, f"{cell.task}.splits", *adapters],
         cell.name(method, "predictions"),
-        **{"task": cell.task, "method": method},
+        task=cell.task,
+        method=method,
     )
