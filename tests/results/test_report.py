@@ -852,6 +852,7 @@ def test_hostile_names_stay_text_everywhere():
 def result(task, pool, method, accuracy):
     return {
         "task": task,
+        "group": "words",
         "pool": pool,
         "method": method,
         "n": 200,

@@ -51,8 +51,7 @@ def _cost(part: Learned | Trajectory | Mapping[str, Any] | pd.DataFrame) -> Comp
     if isinstance(part, Mapping):
         return Compute(part["forward_tokens"], part["backward_tokens"], part["seconds"])
     seconds = sum(float(part[n].sum()) for n in ("seconds", "overhead_seconds") if n in part)
-    if "forward_tokens" in part:
-        tokens = (int(part[name].sum()) for name in ("forward_tokens", "backward_tokens"))
-        return Compute(*tokens, seconds)
-    tokens_once = int(part["tokens"].sum())
-    return Compute(tokens_once, tokens_once, seconds)
+    if "forward_tokens" not in part:
+        tokens = int(part["tokens"].sum())
+        return Compute(tokens, tokens, seconds)
+    return Compute(int(part["forward_tokens"].sum()), int(part["backward_tokens"].sum()), seconds)

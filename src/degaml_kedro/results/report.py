@@ -431,9 +431,9 @@ def _learning(findings: Findings, figures: dict[str, Any]) -> dict[str, Any]:
         shown = next((run,) for run in shown if _generators(run))
     titles = []
     for run in shown:
-        for variant, health in _generators(run).items():
+        for variant, (steps, health) in _generators(run).items():
             titles.append(f"{f'Generator {variant}'.strip()}, {run.name}")
-            figures[f"generator-{len(titles)}"] = generator_figure(*health, titles[-1])
+            figures[f"generator-{len(titles)}"] = generator_figure(steps, health, titles[-1])
     names = [run.name for run in shown]
     not_shown = [run.name for run in runs.runs if run.name not in names]
     return {"generators": titles, "not_shown": not_shown}
@@ -733,24 +733,18 @@ def results_table(results: pd.DataFrame, methods: Sequence[str], drawn: Sequence
     rows: list[list[str]] = []
     for pool in POOLS:
         of_pool = results[results["pool"] == pool]
-        for group in drawn:
-            own = of_pool[of_pool["group"] == group]
-            first = own.drop_duplicates("task")
+        single = of_pool[~of_pool["group"].isin(drawn)]
+        groups = [(name, of_pool[of_pool["group"] == name], True) for name in drawn]
+        groups += [(str(name), own, False) for name, own in single.groupby("task", sort=False)]
+        for name, own, is_drawn in groups:
             if len(own):
-                size = f"{len(first)} x {first['n'].iloc[0]}"
-                cells = [_over_drawn(own[own["method"] == name]["accuracy"]) for name in methods]
-                rows.append([group, pool, size, two_digits(first["chance"].mean()), *cells])
-        single = of_pool[~of_pool["group"].isin(drawn)] if drawn else of_pool
-        for task in dict.fromkeys(single["task"]):
-            own = of_pool[of_pool["task"] == task]
-            found = {row["method"]: row for row in own.to_dict("records")[::-1]}
-            parts = ("accuracy", "accuracy_low", "accuracy_high")
-            cells = [
-                with_interval(*(found[name][part] for part in parts)) if name in found else ""
-                for name in methods
-            ]
-            n, chance = own["n"].iloc[0], own["chance"].iloc[0]
-            rows.append([task, pool, str(n), two_digits(chance), *cells])
+                first = own.drop_duplicates("task")
+                n, chance = first["n"].iloc[0], first["chance"].mean()
+                size = f"{len(first)} x {n}" if is_drawn else f"{n}"
+                by_method = dict(list(own.groupby("method")))
+                write = _over_drawn if is_drawn else _single
+                cells = [write(by_method[m]) if m in by_method else "" for m in methods]
+                rows.append([name, pool, size, two_digits(chance), *cells])
         if of_pool["task"].nunique() > 1:
             means = [of_pool[of_pool["method"] == method]["accuracy"].mean() for method in methods]
             chance = of_pool.drop_duplicates("task")["chance"].mean()
@@ -759,10 +753,14 @@ def results_table(results: pd.DataFrame, methods: Sequence[str], drawn: Sequence
     return f"{markdown_table(frame)}\n\n{_LEGEND}{_DRAWN if drawn else ''}\n"
 
 
-def _over_drawn(accuracies: pd.Series[float]) -> str:
+def _single(rows: pd.DataFrame) -> str:
+    return with_interval(*rows[["accuracy", "accuracy_low", "accuracy_high"]].iloc[0])
+
+
+def _over_drawn(rows: pd.DataFrame) -> str:
     """A mean over tasks with Student's 95 % interval."""
-    mean = accuracies.mean()
-    if len(accuracies) < 2:
+    found, mean = rows["accuracy"], rows["accuracy"].mean()
+    if len(found) < 2:
         return two_digits(mean)
-    half = float(stats.t.ppf(0.975, len(accuracies) - 1) * accuracies.sem())
+    half = float(stats.t.ppf(0.975, len(found) - 1) * found.sem())
     return with_interval(mean, max(0.0, mean - half), min(1.0, mean + half))

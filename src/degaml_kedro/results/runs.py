@@ -106,13 +106,11 @@ def check_alike(runs: Sequence[Run]) -> None:
     """Refuse runs that must not stand in one table.
 
     Raises:
-        ResultsError: there is none; two have one seed, different profiles, base models or recorded parameters (but
+        ResultsError: two have one seed, different profiles, base models or recorded parameters (but
             the seed, which methods were asked for, and where files are); a run holds results of another seed or
             profile than its own; a task has more questions in one than in another; or a task's methods answered
             different questions.
     """
-    if not runs:
-        raise ResultsError("there is no finished run; `make compare` or `kedro run` makes them")
     first = runs[0]
     seeds: dict[int, Run] = {}
     for run in runs:

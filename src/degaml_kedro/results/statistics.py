@@ -144,7 +144,7 @@ class Verdict:
     accuracy: float | None
     best: str | None
     best_accuracy: float | None
-    contrast: Mapping[str, Any] | None
+    contrast: Mapping[Any, Any] | None
     enough: bool | None
     above_zero: bool | None
     tokens: float | None
@@ -722,7 +722,7 @@ def verdict(
     tokens, seconds = (priced[f"adaptation_{unit}"].dropna() for unit in ("tokens", "seconds"))
     most_tokens, most_seconds = (
         (float(theirs.max()), str(theirs.idxmax())) if len(theirs) else None
-        for theirs in (spent.reindex(baselines).dropna() for spent in (tokens, seconds))
+        for theirs in (spent.reindex(list(baselines)).dropna() for spent in (tokens, seconds))
     )
     not_counted = tuple(name for name in asked if name not in tokens)
     within = None

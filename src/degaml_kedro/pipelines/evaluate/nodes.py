@@ -342,9 +342,8 @@ def predict_oracle(
     bench = task_workbench(parameters, task, trained, embeddings, len(known), True, writer=writer)
     # the first adapter that `generalization_only` scores
     start = generated_state(bench, derive_seed(parameters.seed, task, GENERATED[0]))
-    best = _answer(bench, start, examples, f"{task}, unrefined").assign(strategy="unrefined")
-    for number, other in enumerate(others):
-        best = _better(best, other.assign(strategy=f"what method {number + 1} chose"))
+    found = [_answer(bench, start, examples, f"{task}, unrefined").assign(strategy="unrefined")]
+    found += [o.assign(strategy=f"what method {n} chose") for n, o in enumerate(others, start=1)]
     names = [family.name for family in ActionSpace.of(policy.families).proposed]
     for number in range(policy.oracle_candidates):
         one = names[number % len(names)]
@@ -354,16 +353,12 @@ def predict_oracle(
         try:
             state = execute(bench, space, start, known, text, own)
             answers = _answer(bench, state, examples, f"{task}, {text}")
-            best = _better(best, answers.assign(strategy=text))
+            found.append(answers.assign(strategy=text))
         except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
             why = f"{type(error).__name__}: {first_line(error)}"
             logger.info("%s, oracle: %s is no candidate (%s)", task, text, why)
-    return best
-
-
-def _better(best: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    right = [(frame["predicted"] == frame["gold"]).fillna(False).sum() for frame in (best, other)]
-    return other if right[1] > right[0] else best
+    # of equally good ones the first
+    return max(found, key=lambda answers: (answers["predicted"] == answers["gold"]).sum())
 
 
 def _answer(

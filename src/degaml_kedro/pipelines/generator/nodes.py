@@ -153,20 +153,17 @@ def train_on_examples(
     base = load_base_model(parameters.model)
     seed = derive_seed(parameters.seed, "generator", variant, fold.label)
     parts = [frame_to_splits(frame) for frame in splits]
-    drawn_from = parameters.meta_train_distribution
-    if drawn_from is None:
-        learned = parts[: len(names)][: training.tasks]
-        draw = union_train.listed([part.train for part in learned], seed)
+    learned_from: Any
+    if parameters.meta_train_distribution is None:
+        pools = [part.train for part in parts[: len(names)]]
+        draw = union_train.listed(pools[: training.tasks], seed)
+        learned_from = [sorted(one.question for one in pool) for pool in pools]
     else:
-        source = parameters.distributions[drawn_from]
+        source = parameters.distributions[parameters.meta_train_distribution]
         draw = drawn_episodes(source, seed, training.tasks, max(training.support))
+        learned_from = stated(source)
     fresh = ExampleGenerator.fresh(base, own.decoder, parameters.lora)
     about = {**_about(parameters, variant, fold), "parameter_count": fresh.parameter_count}
-    learned_from = (
-        [sorted(one.question for one in part.train) for part in parts[: len(names)]]
-        if drawn_from is None
-        else stated(parameters.distributions[drawn_from])
-    )
     computed = [asdict(fresh.identity), f"{base.dtype} on {base.device}"]
     mode = parameters.scoring_of(names[0]).answers
     fresh.about = about
