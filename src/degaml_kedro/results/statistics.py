@@ -622,10 +622,9 @@ def _mean_of(answers: PoolAnswers, method: str, name: str) -> float:
     """Mean of one of the results' measures where the method answered; NaN if one of these has none."""
     if name not in answers.results:
         return math.nan
-    known: dict[Any, float] = answers.results[name].astype("float64").to_dict()
-    own = answers.answered(method)
-    values = [known.get((*place, method), math.nan) for place in _places(own)]
-    return math.nan if np.isnan(values).any() else over_tasks(pd.Series(values, index=own.index))
+    measured = answers.results[name].astype("float64").xs(method, level="method")
+    values = measured.reindex(answers.answered(method).index)
+    return over_tasks(values) if values.notna().all() else math.nan
 
 
 def _mean_intervals(answers: PoolAnswers) -> dict[str, tuple[float, float]]:
