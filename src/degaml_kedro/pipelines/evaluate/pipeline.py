@@ -120,9 +120,7 @@ def _policy_parts(parameters: ProjectParameters, everything: TaskFold, steps: st
     if parameters.policy is None or not parameters.needs_policy:
         return []
     parts: list[str] = []
-    for fold in {
-        fold.label: fold for fold in rollout_folds(parameters, everything).values()
-    }.values():
+    for fold in dict.fromkeys(rollout_folds(parameters, everything).values()):
         if fold.left_out:
             if parameters.trajectory.start == "pooled_warmup":
                 parts.append(f"{fold.pool}.trajectory")
