@@ -102,7 +102,7 @@ def _measured(view: ComparisonView) -> list[MethodRow]:
 def comparison(views: Sequence[ComparisonView]) -> str:
     """A comparison, once for each of its pools: methods as dots, with what adapting costs."""
     from degaml_kedro.config.methods import METHODS
-    from degaml_kedro.results.glossary import POOL_TITLES
+    from degaml_kedro.results.runs import POOL_TITLES
 
     meanings = {name: row.meaning for name, row in METHODS.items()}
     return render("comparison", [view for view in views if _measured(view)], POOL_TITLES, meanings)

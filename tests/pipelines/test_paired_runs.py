@@ -13,7 +13,7 @@ from degaml_kedro.checkpoint.hub import read_run
 from degaml_kedro.config.loader import ConfigurationError
 from degaml_kedro.config.methods import PAPER_FAMILIES
 from degaml_kedro.io.rollouts import ROLLOUT_COLUMNS
-from degaml_kedro.pipelines.evaluate.nodes import execute_fallback
+from degaml_kedro.pipelines.evaluate.nodes import execute_strategies
 from degaml_kedro.pipelines.policy.nodes import collect_rollouts, learn_fallback
 from degaml_kedro.pipelines.tasks.nodes import take_split
 from degaml_kedro.policy.fallback import narrowed, with_fallback
@@ -242,8 +242,8 @@ def test_a_run_learns_its_fallback_falls_back_on_it_and_ships_it(project):
 def test_the_fallback_is_carried_out_without_a_search(generator):
     frame = splits(1)
     support = take_split(frame, split="support")
-    state, spent = execute_fallback(
-        settings(), generator, states_of(frame), support, {"actions": [LORA]}, task="one",
+    state, spent = execute_strategies(
+        settings(), generator, states_of(frame), support, fallback={"actions": [LORA]}, task="one",
         method="best_fixed",
     )  # fmt: skip
     unrefined = executed(generator, frame, [])

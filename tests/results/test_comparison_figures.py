@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from degaml_kedro.results.comparison_figures import (
+from degaml_kedro.results.figures import (
     accuracy_compute_figure,
     comparison_figure,
     reliability_figure,
@@ -28,7 +28,7 @@ def findings():
 
 @pytest.fixture(scope="module")
 def frame(findings):
-    return findings.comparison()
+    return findings.comparison
 
 
 def texts(figure):
@@ -87,7 +87,7 @@ def test_kinds_differ_in_more_than_color(frame):
 
 
 def test_one_task_needs_no_mean():
-    frame = find(make_runs(tasks={"meta_test": ("months",)})).comparison()
+    frame = find(make_runs(tasks={"meta_test": ("months",)})).comparison
     assert len(texts(comparison_figure(frame))) == 1
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from degaml_kedro.results import figures
 from degaml_kedro.results.figures import figure_page
-from degaml_kedro.results.generator_figure import generator_figure
 
 MODULES = ("self_attn.q_proj", "mlp.down_proj")
 
@@ -44,6 +44,10 @@ def checks(accuracy=True):
                         place = {"layer": layer, "module": module, "matrix": matrix}
                         rows.append(line(step, task, held_out, **place, relative_error=error))
     return pd.DataFrame(rows)
+
+
+def generator_figure(steps, checks, title="Generator"):
+    return figures.generator_figure(steps, checks, title)
 
 
 def titles(figure):

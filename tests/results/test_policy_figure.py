@@ -9,14 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from degaml_kedro.results import figures
 from degaml_kedro.results.measures import wilson_interval
-from degaml_kedro.results.policy_figure import (
-    policy_figure,
-    strategy_map,
-)
 from tests.results.test_policy_measures import by_task, rollout, two_iterations
 
 EMPTY = pd.DataFrame([])
+
+
+def policy_figure(rollouts, title="Policy"):
+    return figures.policy_figure(rollouts, title)
+
+
+def strategy_map(rollouts, title="Strategies"):
+    return figures.strategy_map(rollouts, title)
 
 
 def titles(figure):

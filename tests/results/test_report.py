@@ -16,10 +16,9 @@ import pytest
 
 from degaml_kedro.pipelines.report import create_pipeline
 from degaml_kedro.results import statistics
-from degaml_kedro.results.comparison_figures import accuracy_compute_figure, comparison_figure
-from degaml_kedro.results.glossary import meaning
+from degaml_kedro.results.figures import accuracy_compute_figure, comparison_figure
 from degaml_kedro.results.paper import paper_table
-from degaml_kedro.results.rendering import (
+from degaml_kedro.results.report import (
     PAGE,
     Code,
     Emphasis,
@@ -28,8 +27,11 @@ from degaml_kedro.results.rendering import (
     _escaped,
     _fenced,
     _grid,
+    context,
+    meaning,
+    results_table,
+    write,
 )
-from degaml_kedro.results.report import context, write
 from degaml_kedro.results.runs import Run, Runs
 from degaml_kedro.results.statistics import AIM, find, resampled_means, winner
 from tests.results.test_generator_figure import checks, steps
@@ -434,7 +436,7 @@ def test_a_yardstick_does_not_compete_where_it_sees_more(pool):
     runs = make_runs(methods=methods, tasks={pool: TASKS}, right={**RIGHT, "no_meta_train": 39})
     findings = find(runs)
     seen = pool == "meta_train"
-    assert findings.winners[pool, None] == ("no_meta_train" if seen else "degaml")
+    assert findings.winners[pool, "mean"] == ("no_meta_train" if seen else "degaml")
     (accuracies, *_) = tables_of(context(findings), pool)
     assert isinstance(row_of(accuracies, "no_meta_train")["Avg"], Strong) == seen
     found = said(findings)
@@ -569,15 +571,15 @@ def test_drawn_tasks_have_a_row_a_distribution():
     findings = find(runs)
     pool = findings.pools["meta_test"]
     assert pool.distributions == {"a": ("a_1", "a_2"), "b": ("b_1",)}
-    found = {(row.method, row.task): row for row in statistics.table(pool)}
-    assert set(found) == {(m, t) for m in methods for t in ("a", "b", None)}
+    found = statistics.table(pool).set_index(["method", "task"])
+    assert set(found.index) == {(m, t) for m in methods for t in ("a", "b", "mean")}
     own = pool.accuracies["degaml"]
     of_a = own[own.index.get_level_values("task").str.startswith("a")]
-    assert found["degaml", "a"].accuracy == pytest.approx(of_a.mean())
-    assert found["degaml", "a"].tasks == 2
+    assert found.loc[("degaml", "a"), "accuracy"] == pytest.approx(of_a.mean())
+    assert found.loc[("degaml", "a"), "tasks"] == 2
     assert findings.tasks("meta_test") == ["a", "b"]
-    (contrast,) = findings.contrasts["meta_test", "b"]
-    assert (contrast.distribution, contrast.tasks) == ("b", ("b_1",))
+    contrasts = findings.contrasts.set_index("distribution")
+    assert contrasts.loc["b", "tasks"] == ("b_1",)
     assert "2 distributions (3 tasks a seed)" in said(findings)["summary"]
     captions = [one.caption for one in tables_of(context(findings))]
     assert "degaml against every method, b" in captions
@@ -625,7 +627,7 @@ def test_what_does_nothing_at_a_task_costs_nothing_there():
     values = context(findings)
     for method in ("pooled", "mean_adapter"):
         assert costs_of(values, method)[2:6] == ("0", "0", "0", "0.0 s")
-    figure = accuracy_compute_figure(findings.comparison())
+    figure = accuracy_compute_figure(findings.comparison)
     shown = {trace.name for trace in figure.data if trace.xaxis == "x"}
     assert {"pooled", "mean_adapter"} <= shown
 
@@ -844,6 +846,51 @@ def test_hostile_names_stay_text_everywhere():
     assert any(row[0] == HOSTILE for table in rendered.tables for row in table)
 
 
+# --- the table of one run ---------------------------------------------------------------------------
+
+
+def result(task, pool, method, accuracy):
+    return {
+        "task": task,
+        "group": "words",
+        "pool": pool,
+        "method": method,
+        "n": 200,
+        "chance": 0.25,
+        "accuracy": accuracy,
+        "accuracy_low": accuracy - 0.05,
+        "accuracy_high": accuracy + 0.05,
+    }
+
+
+def test_tasks_down_methods_across_and_means_per_pool():
+    results = pd.DataFrame(
+        [
+            result("capitals", "meta_train", "base", 0.25),
+            result("capitals", "meta_train", "pooled", 0.75),
+            result("months", "meta_train", "base", 0.35),
+            result("months", "meta_train", "pooled", 0.95),
+            result("days", "meta_test", "base", 0.45),
+        ]
+    )
+    lines = results_table(results, ["base", "pooled"]).splitlines()
+    assert len({len(line) for line in lines[:6]}) == 1
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:6]]
+    assert cells[0] == ["task", "pool", "n", "chance", "base", "pooled"]
+    assert cells[2] == [
+        "capitals",
+        "meta_train",
+        "200",
+        "0.25",
+        "0.25 (0.20–0.30)",
+        "0.75 (0.70–0.80)",
+    ]
+    assert cells[4] == ["**mean**", "meta_train", "", "0.25", "0.30", "0.85"]
+    # a method without a result leaves its cell empty, a single task has no mean
+    assert cells[5] == ["days", "meta_test", "200", "0.25", "0.45 (0.40–0.50)", ""]
+    assert "Wilson" in lines[-1]
+
+
 # --- the pipeline -----------------------------------------------------------------------------------
 
 
@@ -869,11 +916,11 @@ def test_the_pipeline_makes_what_the_catalog_keeps(full, written):
     own = made["comparison"].set_index(["pool", "task", "method"])
     assert own.loc[("meta_test", "mean", "degaml"), "adaptation_tokens"] == 16_000
     assert own.loc[("meta_test", "months", "degaml"), "accuracy"] == pytest.approx(0.85)
-    assert list(made["comparison"]) == list(findings.comparison())
+    assert list(made["comparison"]) == list(findings.comparison)
 
 
 def test_figures_can_be_made_from_what_is_stored(full):
-    frame = full[1].comparison()
+    frame = full[1].comparison
     file = BytesIO()
     frame.to_parquet(file)
     stored = pd.read_parquet(file)

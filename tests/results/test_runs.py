@@ -26,11 +26,6 @@ def test_different_seeds_of_one_profile_and_model_may() -> None:
     check_alike([run("a", 1, {}, {"task": "sums", "split": "other"}), run("b", 2)])
 
 
-def test_no_run_is_refused_with_what_makes_one() -> None:
-    with pytest.raises(ResultsError, match="there is no finished run; `make compare` or `kedro r"):
-        check_alike([])
-
-
 def test_one_seed_twice_is_refused() -> None:
     with pytest.raises(
         ResultsError, match=r"seed_1 and copy both have the seed 1; .* move one of the two folders"

@@ -57,7 +57,7 @@ def logged(uri, tmp_path, request):
     def log(what: Runs, table: pd.DataFrame | None = None, **options):
         place = Place(uri, request.node.name, (tmp_path / "art").as_uri())
         return log_comparison(
-            what, find(what).comparison() if table is None else table, place, **options
+            what, find(what).comparison if table is None else table, place, **options
         )
 
     return log
@@ -123,7 +123,7 @@ def test_a_run_per_comparison_method_and_task(logged, uri):
 
 
 def test_the_metrics_are_the_report_s_table(logged, uri):
-    table = find(runs()).comparison()
+    table = find(runs()).comparison
     client, parent = MlflowClient(uri), logged(runs(), table)
     methods = below(client, parent)
     for method, rows in table.groupby("method"):
@@ -154,19 +154,19 @@ def test_the_same_content_is_logged_once(logged, uri, tmp_path):
     page = tmp_path / "report.html"
     page.write_text("<p>as it looks today</p>")
     # as it comes back from the report's file, too
-    find(what).comparison().to_parquet(tmp_path / "comparison.parquet")
+    find(what).comparison.to_parquet(tmp_path / "comparison.parquet")
     assert logged(what, pd.read_parquet(tmp_path / "comparison.parquet"), page=page) == first
     experiment = client.get_run(first).info.experiment_id
     assert len(client.search_runs([experiment], "tags.kind = 'comparison'")) == 1
     assert [file.path for file in client.list_artifacts(first)] == ["report.html"]
-    table = find(what).comparison()
+    table = find(what).comparison
     table.loc[0, "accuracy"] += 1e-9
     assert logged(what, table) != first
 
 
 def test_a_half_logged_one_is_none_and_replaced(logged, read, uri, monkeypatch):
     client, what = MlflowClient(uri), runs()
-    table = find(what).comparison()
+    table = find(what).comparison
     real, sent = MlflowClient.log_batch, []
 
     def killed(self, run, *args, **kwargs):
@@ -224,7 +224,7 @@ def test_the_page_says_what_the_report_says(logged, read, tmp_path):
         make_run(1000, right={"degaml": 20}, without=(("base", "months"),)),
     )
     what = Runs((first, second), METHODS, {"meta_test": ("months", "capitals")})
-    find(what).comparison().to_parquet(tmp_path / "comparison.parquet")
+    find(what).comparison.to_parquet(tmp_path / "comparison.parquet")
     table = pd.read_parquet(tmp_path / "comparison.parquet")
     logged(what, table)
     for row in table[table["task"] == MEAN].to_dict("records"):
@@ -346,7 +346,7 @@ def reported(stored, tmp_path):
     page.save("<p>the page</p>")
     (folder / "06_models").mkdir()
     pipeline = Pipeline([node(write, "runs", "report_page", name="write_report")])
-    kept = {"comparison": MemoryDataset(find(runs()).comparison())}
+    kept = {"comparison": MemoryDataset(find(runs()).comparison)}
     catalog = DataCatalog({"runs": stored(filepath=folder), "report_page": page, **kept})
     return pipeline, catalog, folder
 

@@ -35,7 +35,7 @@ def trajectory_compute(trajectory: Trajectory) -> Compute:
 
 
 def count_training(*parts: Any, method: str, stage: str, task: str | None = None) -> dict[str, Any]:
-    """The sum of the costs of trajectories, generators' steps, trials, what baselines learned, and records of costs.
+    """The sum of the costs of trajectories, generators' steps, trials, searches, what was learned, and cost records.
 
     A generator's steps put their tokens through the base model forward and back once, and have none where it is
     trained on adapters alone.
@@ -50,11 +50,8 @@ def _cost(part: Learned | Trajectory | Mapping[str, Any] | pd.DataFrame) -> Comp
         return trajectory_compute(part)
     if isinstance(part, Mapping):
         return Compute(part["forward_tokens"], part["backward_tokens"], part["seconds"])
-    if "rollout" not in part:
+    seconds = sum(float(part[n].sum()) for n in ("seconds", "overhead_seconds") if n in part)
+    if "forward_tokens" not in part:
         tokens = int(part["tokens"].sum())
-        return Compute(tokens, tokens, float(part["seconds"].sum()))
-    return Compute(
-        int(part["forward_tokens"].sum()),
-        int(part["backward_tokens"].sum()),
-        float(part["seconds"].sum()) + float(part["overhead_seconds"].sum()),
-    )
+        return Compute(tokens, tokens, seconds)
+    return Compute(int(part["forward_tokens"].sum()), int(part["backward_tokens"].sum()), seconds)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from kedro.pipeline import node
 from kedro.pipeline.node import Node
 
 from degaml_kedro.config.methods import method_of
 from degaml_kedro.config.schema import BASELINES, SUMMED, ProjectParameters
 from degaml_kedro.pipelines.evaluate.nodes import measure_predictions
-from degaml_kedro.pipelines.naming import PARAMETERS, bound
+from degaml_kedro.pipelines.naming import PARAMETERS, nodes_in
 from degaml_kedro.pipelines.task_folds import TaskFold, task_folds
 
 
@@ -54,10 +53,12 @@ def baseline_cells(parameters: ProjectParameters) -> list[EvaluationCell]:
 def measuring(cell: EvaluationCell, method: str, predictions: str, result: str) -> Node:
     """The node that measures a method's answers."""
     stage = "baselines" if method in (*BASELINES, *SUMMED) else "evaluate"
-    return node(
-        bound(measure_predictions, task=cell.task, method=method, pool=cell.pool),
-        inputs=[PARAMETERS, f"{cell.task}.splits", predictions],
-        outputs=result,
-        name=f"measure_{method}{cell.fold.suffix}",
-        namespace=f"{stage}.{cell.task}",
+    return nodes_in(f"{stage}.{cell.task}", cell.fold.suffix)(
+        measure_predictions,
+        [PARAMETERS, f"{cell.task}.splits", predictions],
+        result,
+        f"measure_{method}",
+        task=cell.task,
+        method=method,
+        pool=cell.pool,
     )

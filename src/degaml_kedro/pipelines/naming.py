@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial, update_wrapper
 from typing import Any
 
+from kedro.pipeline import node
 from kedro.pipeline.node import Node
 
 # the dataset of all parameters as one ProjectParameters: `ParametersHook` puts it into the catalog
@@ -36,7 +37,28 @@ def bound(function: Callable[..., Any], *first: Any, **names: Any) -> Callable[.
     return update_wrapper(partial(function, *first, **names), function)
 
 
-def stage_of(node: Node) -> str:
+def nodes_in(namespace: str, suffix: str = "") -> Callable[..., Node]:
+    """A function that makes nodes of a namespace; a node is called as its function, or ``name``, with the suffix.
+
+    What else it is given are arguments of the node's function that are no data.
+    """
+
+    def make(
+        function: Callable[..., Any],
+        inputs: Any,
+        outputs: Any,
+        name: str | None = None,
+        tags: str | None = None,
+        **given: Any,
+    ) -> Node:
+        filled = bound(function, **given) if given else function
+        own = f"{name or function.__name__}{suffix}"
+        return node(filled, inputs, outputs, name=own, namespace=namespace, tags=tags)
+
+    return make
+
+
+def stage_of(made: Node) -> str:
     """The stage of a node: one of ``STAGES``, by the first part of its namespace."""
-    stage = (node.namespace or "").partition(".")[0]
+    stage = (made.namespace or "").partition(".")[0]
     return stage if stage in STAGES else "other"

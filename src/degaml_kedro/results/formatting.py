@@ -32,6 +32,11 @@ def with_interval(share: float, low: float, high: float) -> str:
     return f"{share:.2f} ({low:.2f}–{high:.2f})"
 
 
+def two_digits(value: float | None) -> str:
+    """``0.55``; nothing for what is missing."""
+    return "" if pd.isna(value) else f"{value:.2f}"
+
+
 def interval_of_points(low: float, high: float) -> str:
     """An interval of a difference: ``-1.0 to +3.2``."""
     return f"{points(low)} to {points(high)}"

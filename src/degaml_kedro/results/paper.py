@@ -11,6 +11,16 @@ from typing import Any
 import pandas as pd
 
 AVERAGE = "Avg"
+# rows of the paper's Table 1, in its order
+PAPER_ROWS = (
+    "no_meta_train",
+    "union_train",
+    "abmll",
+    "maml_en_llm",
+    "base",
+    "generalization_only",
+    "degaml",
+)
 # our task's name: the paper's
 BENCHMARKS: Mapping[str, str] = {
     "arc_challenge": "ARC-c",

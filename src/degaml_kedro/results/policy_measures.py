@@ -1,8 +1,8 @@
 """What a policy chose and what it earned, from its rollouts.
 
 A rollout is one trial: a proposed strategy, whether it was valid, and what it did on D_val. All functions take a frame
-of rollouts of any number of tasks, iterations and methods, a row a trial, and count them together: give them one
-method's rows to look at one method. All raise ResultsError where columns are missing.
+with a row a trial, of any tasks, iterations and methods, and count them together. All raise ResultsError where columns
+are missing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from scipy.stats import entropy
 
-from degaml_kedro.results.formatting import markdown_table, with_interval
+from degaml_kedro.results.formatting import markdown_table, two_digits, with_interval
 from degaml_kedro.results.measures import ResultsError, wilson_interval
 
 # iterations of training count from 1
@@ -40,15 +40,13 @@ _FAMILY_LEGEND = (
 def iteration_measures(rollouts: pd.DataFrame) -> pd.DataFrame:
     """How well and how variedly each iteration chose.
 
-    Entropies are those of the observed shares among valid proposals, in nats. They cannot exceed ln n, so that a small
-    n alone makes them small: compare rows of like n.
-
     Returns:
         A row an iteration (test time last) and source (``policy``, ``uniform``, and ``all``), where there is any:
         ``n``, ``valid`` (share), ``reward_rate`` (share of rewards above 0) with its 95 % Wilson interval
-        ``reward_rate_low`` and ``reward_rate_high``, ``family_entropy``, ``family_entropy_share`` (the same divided by
-        ln of the number of families in the whole frame; NaN for a single one), ``action_entropy`` (of whole
-        actions), ``seconds`` (mean) and ``errors`` (count). Entropies are NaN where nothing was valid.
+        ``reward_rate_low`` and ``reward_rate_high``, ``family_entropy`` of the shares among valid proposals, in nats
+        (at most ln n, so that rows of like n compare), ``family_entropy_share`` (the same divided by ln of the number
+        of families in the whole frame; NaN for a single one), ``action_entropy`` (of whole actions), ``seconds``
+        (mean) and ``errors`` (count). Entropies are NaN where nothing was valid.
     """
     frame = prepared(rollouts)
     most = math.log(max(1, frame["family"].nunique()))
@@ -89,17 +87,11 @@ def family_shares(rollouts: pd.DataFrame) -> pd.DataFrame:
     names = [*families_of(frame), *([NOT_VALID] if frame["family"].isna().any() else [])]
     frame["family"] = frame["family"].fillna(NOT_VALID)
     rows = [
-        {
-            "iteration": iteration,
-            "source": source,
-            "family": family,
-            "n": int((part["family"] == family).sum()),
-            "share": float((part["family"] == family).mean()),
-        }
+        (iteration, source, family, int(n), n / len(part))
         for iteration, source, part in _by_source(frame)
-        for family in names
+        for family, n in part["family"].value_counts().reindex(names, fill_value=0).items()
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["iteration", "source", "family", "n", "share"])
 
 
 def family_measures(rollouts: pd.DataFrame) -> pd.DataFrame:
@@ -114,19 +106,16 @@ def family_measures(rollouts: pd.DataFrame) -> pd.DataFrame:
     frame["rewarded"] = frame["reward"] > 0
     frame["gain"] = frame["accuracy_after"] - frame["accuracy_before"]
     frame["of_task"] = frame.groupby("task")["task"].transform("size").astype("int64")
-    found = frame.groupby(["task", "family"]).agg(
+    # tasks as they come
+    frame["place"] = frame["task"].map({task: n for n, task in enumerate(frame["task"].unique())})
+    found = frame.groupby(["place", "task", "family"]).agg(
         n=("task", "size"),
         share=("of_task", "first"),
         reward_rate=("rewarded", "mean"),
         accuracy_gain=("gain", "mean"),
         executed=("executed", "sum"),
     )
-    measures = found.reset_index()
-    measures["share"] = measures["n"] / measures["share"]
-    # tasks as they come
-    order = {task: place for place, task in enumerate(dict.fromkeys(frame["task"]))}
-    by_order = measures["task"].map(order).argsort(kind="stable")
-    return measures.iloc[by_order].reset_index(drop=True)
+    return found.assign(share=found["n"] / found["share"]).droplevel("place").reset_index()
 
 
 def policy_text(rollouts: pd.DataFrame) -> str:
@@ -139,13 +128,13 @@ def policy_text(rollouts: pd.DataFrame) -> str:
             "iteration": iteration_name(row["iteration"]),
             "source": str(row["source"]),
             "rollouts": str(row["n"]),
-            "valid": _number(row["valid"]),
+            "valid": two_digits(row["valid"]),
             "reward rate": with_interval(
                 *(row[f"reward_rate{end}"] for end in ("", "_low", "_high"))
             ),
             "entropy of families": _with_share(row["family_entropy"], row["family_entropy_share"]),
-            "entropy of actions": _number(row["action_entropy"]),
-            "seconds": _number(row["seconds"]),
+            "entropy of actions": two_digits(row["action_entropy"]),
+            "seconds": two_digits(row["seconds"]),
             "errors": str(row["errors"]),
         }
         for row in iteration_measures(frame).to_dict("records")
@@ -230,8 +219,4 @@ def _share_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_share(value: Any, share: Any) -> str:
-    return _number(value) if pd.isna(share) else f"{value:.2f} ({share:.2f})"
-
-
-def _number(value: Any) -> str:
-    return "" if pd.isna(value) else f"{value:.2f}"
+    return two_digits(value) + ("" if pd.isna(share) else f" ({share:.2f})")

@@ -13,6 +13,12 @@ from degaml_kedro.results.formatting import flat
 from degaml_kedro.results.measures import ResultsError
 
 POOLS = ("meta_train", "left_out", "meta_test")
+POOL_NAMES = dict(zip(POOLS, ("in domain", "left out", "out of domain"), strict=True))
+POOL_TITLES = {
+    "meta_train": "In domain: tasks of meta-training",
+    "left_out": "Left out: tasks of meta-training that this generator has not seen",
+    "meta_test": "Out of domain: held-out tasks",
+}
 # a bound, chosen by the test split itself: never a result, never a winner
 BOUNDS = names(lambda row: row.is_bound)
 # what may differ between runs of one table: what a seed is, which methods were asked for when, and where files lie
@@ -100,13 +106,11 @@ def check_alike(runs: Sequence[Run]) -> None:
     """Refuse runs that must not stand in one table.
 
     Raises:
-        ResultsError: there is none; two have one seed, different profiles, base models or recorded parameters (but
+        ResultsError: two have one seed, different profiles, base models or recorded parameters (but
             the seed, which methods were asked for, and where files are); a run holds results of another seed or
             profile than its own; a task has more questions in one than in another; or a task's methods answered
             different questions.
     """
-    if not runs:
-        raise ResultsError("there is no finished run; `make compare` or `kedro run` makes them")
     first = runs[0]
     seeds: dict[int, Run] = {}
     for run in runs:

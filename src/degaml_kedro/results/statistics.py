@@ -1,12 +1,10 @@
 """Method against method: differences with their uncertainty, what they cost, and what may be claimed.
 
-Methods are compared question by question. A stratum is a task of a run. Tasks weigh alike, and so do a task's seeds: a
-mean is over seeds within a task first, then over tasks. Within each stratum the questions are drawn again with
-replacement. Listed tasks and seeds stay: an interval says how sure these questions make us of these tasks and seeds,
-not how other tasks or other seeds would do. Tasks that were drawn from a distribution are drawn again as well, within
-their seed: their interval speaks of the distribution. Where several seeds were tested on the very same questions
-(``split`` is equal), these are drawn once for all of them: a question that is hard is hard for every seed.
-SciPy's bootstrap has neither strata that share their draws nor tasks that are drawn again.
+Methods are compared question by question. A stratum is a task of a run; a mean is over seeds within a task first, then
+over tasks. Within each stratum the questions are drawn again with replacement. Listed tasks and seeds stay: an interval
+says nothing of others. Tasks that were drawn from a distribution are drawn again as well, within their seed: their
+interval speaks of the distribution. Where several seeds were tested on the same questions (``split`` is equal), these
+are drawn once for all of them. SciPy's bootstrap has neither strata that share their draws nor tasks drawn again.
 
 Shapes: n questions of a stratum, m methods or contrasts, R resamples.
 """
@@ -15,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -37,7 +35,7 @@ AIM = 0.02
 METHOD = "degaml"
 # it learns from the task's whole training split where others have the support examples
 YARDSTICK = "no_meta_train"
-# what stored tables call the task of a row over all tasks
+# the task of a row over all tasks of a pool
 MEAN = "mean"
 # the paper's four; on held-out tasks the one without meta-training has the support examples only, as the others do
 PAPER_BASELINES = ("no_meta_train_support", "union_train", "maml_en_llm", "abmll")
@@ -119,131 +117,42 @@ class PoolAnswers:
 
 
 @dataclass(frozen=True)
-class ComparisonRow:
-    """A method on a task, on a distribution's tasks, or on a pool (``task`` None). What is missing is None, never 0.
-
-    Accuracy, ``ece`` and ``nll`` are means over seeds, then over tasks; None unless all tasks are there.
-
-    Attributes:
-        low: lower end of the 95 % interval: Wilson's of all seeds' answers, where questions that several seeds share
-            count once. Over several tasks the bootstrap's over strata.
-        high: upper end.
-        n: questions that the interval rests on.
-        seeds: runs with answers on all tasks that are there.
-        spread: standard deviation of accuracy over these seeds; None for a single one.
-        delta: accuracy less that of the method to compare with, over seeds that both have; None unless both have all
-            tasks.
-        tasks: how many are there.
-        partial: where tasks are missing, the mean over those that are there. It is not to be compared with a mean over
-            all.
-        bound: chosen by the test split: never a result.
-    """
-
-    method: str
-    pool: str
-    task: str | None
-    accuracy: float | None = None
-    low: float | None = None
-    high: float | None = None
-    n: int = 0
-    seeds: int = 0
-    spread: float | None = None
-    ece: float | None = None
-    nll: float | None = None
-    delta: float | None = None
-    tasks: int = 0
-    partial: float | None = None
-    bound: bool = False
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """How much better ``method`` is than ``other`` on the ``tasks`` where both have answers.
-
-    Attributes:
-        strata: tasks times seeds where both have answers.
-        pairs: questions that both answered, over all strata.
-        mean: mean accuracy of the first less that of the second, over seeds within tasks, then over tasks.
-        low: lower end of the 95 % interval.
-        high: upper end.
-        p: two-sided, see :func:`two_sided_p`.
-        family: contrasts that were made together, or were to be made, for which the next three are corrected.
-        p_adjusted: by Holm's method (1979).
-        low_adjusted: lower end of the simultaneous interval, at Bonferroni's level 1 - 0.05 / family. It is wider
-            than Holm's method needs: it may hold 0 where ``p_adjusted`` is below 0.05, never the reverse.
-        high_adjusted: upper end.
-        missing: what one of both has and the other lacks: ``abmll: rhymes``, or ``abmll: rhymes in seed_999`` where
-            it is not all seeds.
-        distribution: which one's tasks, where it is of one; None: of all the pool's.
-    """
-
-    method: str
-    other: str
-    pool: str
-    tasks: tuple[str, ...]
-    strata: int
-    pairs: int
-    mean: float
-    low: float
-    high: float
-    p: float
-    family: int
-    p_adjusted: float
-    low_adjusted: float
-    high_adjusted: float
-    missing: tuple[str, ...] = ()
-    distribution: str | None = None
-
-
-@dataclass(frozen=True)
-class ComputeBudget:
-    """A method's adaptation compute for a task beside that of the costliest other method; None: not counted.
-
-    Attributes:
-        tokens: its forward and backward tokens.
-        seconds: its wall time.
-        most_tokens: of the costliest other, and which one that is.
-        most_seconds: likewise; it may be another method.
-        within: whether it needs at most as many tokens; None where that is not known. Seconds decide nothing: they are
-            the machine's as much as the method's.
-        missing: methods whose adaptation was not counted.
-    """
-
-    tokens: float | None
-    seconds: float | None
-    most_tokens: tuple[float, str] | None
-    most_seconds: tuple[float, str] | None
-    within: bool | None
-    missing: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Verdict:
-    """Whether a method reaches the aim: 2 points above the best baseline, interval above 0, no more tokens.
+    """Whether :data:`METHOD` reaches the aim: 2 points above the best baseline, interval above 0, no more tokens.
 
     Attributes:
         accuracy: the method's mean; None where it misses tasks.
         best: the baseline with the highest mean of those that have all tasks and seeds. Where none has, of those that
             have all tasks, on what all of these answered; None if there is no such thing.
-        contrast: the method less ``best``, corrected for as many comparisons as baselines were asked for, because the
-            best was picked among them, whether or not all have answers yet.
+        contrast: the row of :func:`compare` of the method less ``best``, corrected for as many comparisons as baselines
+            were asked for, because the best was picked among them, whether or not all have answers yet.
         enough: whether the difference is at least :data:`AIM`.
         above_zero: whether the simultaneous interval lies above 0.
-        met: ``enough``, ``above_zero`` and within the budget. None where something that is missing could still decide.
-            A baseline that is missing cannot make the difference to the best larger; more answers of the method itself
+        tokens: forward and backward tokens of adapting to a task; None where they were not counted, as below.
+        seconds: wall time of that. It decides nothing: it is the machine's as much as the method's.
+        most_tokens: of the costliest baseline, and which one that is.
+        most_seconds: likewise; it may be another baseline.
+        within: whether the method needs at most as many tokens; None where that is not known.
+        not_counted: methods whose adaptation was not counted.
+        met: ``enough``, ``above_zero`` and ``within``. None where something that is missing could still decide. A
+            baseline that is missing cannot make the difference to the best larger; more answers of the method itself
             or of ``best`` can.
         missing: what is missing: ``abmll: rhymes``.
     """
 
-    method: str
     baselines: tuple[str, ...]
     accuracy: float | None
     best: str | None
     best_accuracy: float | None
-    contrast: Contrast | None
+    contrast: Mapping[Any, Any] | None
     enough: bool | None
     above_zero: bool | None
-    budget: ComputeBudget
+    tokens: float | None
+    seconds: float | None
+    most_tokens: tuple[float, str] | None
+    most_seconds: tuple[float, str] | None
+    within: bool | None
+    not_counted: tuple[str, ...]
     met: bool | None
     missing: tuple[str, ...]
 
@@ -253,53 +162,42 @@ class Findings:
     """Everything that a report says in numbers, by pool in the order of reading.
 
     Attributes:
-        contrasts: by pool and distribution (None: all the pool's tasks), of :data:`METHOD` against every method that
-            is no bound; each corrected for itself.
-        winners: by pool and task (None: all its tasks), where one method is better than every other beyond chance;
-            neither bounds nor yardsticks (:func:`yardsticks`) win or have to be beaten.
-        costs: see :func:`costs`.
+        comparison: the rows of :func:`table` of all pools with ``chance``, the accuracy of a uniform guess, and, in the
+            rows of the mean, the method's :func:`costs`.
+        contrasts: the rows of :func:`compare` of :data:`METHOD` against every method that is no bound, over all tasks
+            of each pool, then over those of each ``distribution``; each table corrected for itself.
+        winners: by pool and task (or ``mean``), where one method is better than every other beyond chance; neither
+            bounds nor yardsticks (:func:`yardsticks`) win or have to be beaten.
         verdict: on the held-out tasks; None where there are none.
         bins: reliability curves, see :func:`~degaml_kedro.results.measures.reliability`, with ``pool`` and ``method``.
-        chance: accuracy of a uniform guess, by pool and task.
     """
 
     runs: Runs
     pools: Mapping[str, PoolAnswers]
-    rows: Mapping[str, list[ComparisonRow]]
-    contrasts: Mapping[tuple[str, str | None], list[Contrast]]
-    winners: Mapping[tuple[str, str | None], str]
-    costs: Mapping[str, pd.DataFrame]
+    comparison: pd.DataFrame
+    contrasts: pd.DataFrame
+    winners: Mapping[tuple[str, str], str]
     verdict: Verdict | None
     bins: pd.DataFrame
-    chance: Mapping[tuple[str, str], float]
+
+    def rows(self, pool: str) -> pd.DataFrame:
+        """A pool's rows of the comparison."""
+        return self.comparison[self.comparison["pool"] == pool]
+
+    def means(self, pool: str) -> pd.DataFrame:
+        """Of these, the rows over all of the pool's tasks."""
+        return self.comparison.query(f"pool == '{pool}' and task == '{MEAN}'")
 
     def tasks(self, pool: str) -> list[str]:
         """A pool's tasks, or the distributions that they were drawn from."""
-        return list(dict.fromkeys(row.task for row in self.rows[pool] if row.task is not None))
-
-    def cells(self, pool: str) -> dict[tuple[str, str | None], ComparisonRow]:
-        """A pool's rows by method and task."""
-        return {(row.method, row.task): row for row in self.rows[pool]}
-
-    def comparison(self) -> pd.DataFrame:
-        """All rows of all pools as a table; the mean row's task is ``mean``, with the method's costs in it."""
-        frames = []
-        for pool, rows in self.rows.items():
-            frame = pd.DataFrame(map(asdict, rows))
-            chance = [self.chance.get((pool, str(task))) for task in frame["task"]]
-            priced = self.costs[pool].rename_axis("method").reset_index().assign(task=MEAN)
-            frame = frame.assign(
-                task=frame["task"].fillna(MEAN), chance=pd.Series(chance, dtype="float64")
-            )
-            frames.append(frame.merge(priced, on=["method", "task"], how="left"))
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        return [task for task in self.rows(pool)["task"].unique() if task != MEAN]
 
     def differences(self) -> pd.DataFrame:
-        """All contrasts of all pools, then those of all distributions, as a table."""
-        order = sorted(self.contrasts, key=lambda place: place[1] is not None)
-        frame = pd.DataFrame(asdict(one) for place in order for one in self.contrasts[place])
-        lists = [name for name in ("tasks", "missing") if name in frame]
-        return frame.assign(**{name: frame[name].map(", ".join) for name in lists})
+        """The contrasts with texts in place of lists."""
+        lists = [name for name in ("tasks", "missing") if name in self.contrasts]
+        return self.contrasts.assign(
+            **{name: self.contrasts[name].map(", ".join) for name in lists}
+        )
 
 
 def find(runs: Runs) -> Findings:
@@ -309,33 +207,35 @@ def find(runs: Runs) -> Findings:
         ResultsError: as :func:`pool_answers`.
     """
     pools = {name: pool for name in POOLS if (pool := pool_answers(runs, name)).tasks}
-    rows = {name: table(pool) for name, pool in pools.items()}
-    priced = {name: costs(runs, name) for name in pools}
     others = [method for method in runs.methods if method not in BOUNDS]
-    winners: dict[tuple[str, str | None], str] = {}
-    contrasts: dict[tuple[str, str | None], list[Contrast]] = {}
+    winners: dict[tuple[str, str], str] = {}
+    rows, whole, parts = [], [], []
+    chance, priced = _chance(runs), {name: costs(runs, name) for name in pools}
     for name, pool in pools.items():
-        contrasts[name, None] = compare(pool, METHOD, others)
-        for distribution, tasks in pool.distributions.items():
-            contrasts[name, distribution] = [
-                replace(one, distribution=distribution)
-                for one in compare(pool.of(tasks), METHOD, others)
-            ]
-        for task in dict.fromkeys(row.task for row in rows[name]):
-            own = pool if task is None else pool.of(pool.distributions.get(task, (task,)))
-            best = winner(own, (*BOUNDS, *yardsticks(name)))
+        by_task = parts_of(pool)
+        own = table(pool)
+        known = [chance.get((name, task)) for task in own["task"]]
+        of_means = priced[name].rename_axis("method").reset_index().assign(task=MEAN)
+        own = own.assign(chance=pd.Series(known, dtype="float64"))
+        rows.append(own.merge(of_means, on=["method", "task"], how="left"))
+        whole.append(compare(pool, METHOD, others).assign(distribution=None))
+        parts += [
+            compare(by_task[one], METHOD, others).assign(distribution=one)
+            for one in pool.distributions
+        ]
+        for task, answers in by_task.items():
+            best = winner(answers, (*BOUNDS, *yardsticks(name)))
             if best is not None:
                 winners[name, task] = best
+    contrasts = [frame for frame in (*whole, *parts) if len(frame)]
     return Findings(
         runs=runs,
         pools=pools,
-        rows=rows,
-        contrasts=contrasts,
+        comparison=pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(),
+        contrasts=pd.concat(contrasts, ignore_index=True) if contrasts else pd.DataFrame(),
         winners=winners,
-        costs=priced,
         verdict=verdict(pools["meta_test"], priced["meta_test"]) if "meta_test" in pools else None,
         bins=_curves(runs),
-        chance=_chance(runs),
     )
 
 
@@ -355,13 +255,13 @@ def _curves(runs: Runs) -> pd.DataFrame:
     return pd.concat(curves, ignore_index=True) if curves else pd.DataFrame()
 
 
-def _chance(runs: Runs) -> dict[tuple[str, str], float]:
+def _chance(runs: Runs) -> dict[Any, float]:
+    """Accuracy of a uniform guess, by pool and task or distribution."""
     known = runs.results().dropna(subset=["chance"])
     if "drawn" in known:
         # a drawn task is another one in every run
         known = known.assign(task=known["task"].mask(_is_drawn(known), known["group"]))
-    means: dict[Any, float] = known.groupby(["pool", "task"])["chance"].mean().to_dict()
-    return means
+    return known.groupby(["pool", "task"])["chance"].mean().to_dict()
 
 
 def _is_drawn(results: pd.DataFrame) -> pd.Series[bool]:
@@ -541,17 +441,24 @@ def two_sided_p(resampled: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def compare(
     answers: PoolAnswers, method: str, others: Sequence[str], family: int = 0
-) -> list[Contrast]:
+) -> pd.DataFrame:
     """One method against others: a paired bootstrap over test questions within tasks and seeds.
 
     Args:
         answers: on the tasks to compare on.
-        method: the first.
-        others: those to compare it with. The method itself is left out.
+        method: the first; among the ``others`` it is left out.
+        others: those to compare it with.
         family: the number of contrasts to correct for, if it is more than are made here.
 
     Returns:
-        In the order of ``others``; an other that answered nothing where ``method`` did has no contrast.
+        A row a contrast, in the order of ``others``; an other that answered nothing where ``method`` did has none.
+        ``method``, ``other``, ``pool``; ``tasks`` and ``strata`` (tasks times seeds) where both have answers; ``pairs``
+        of answers; ``mean`` accuracy of the first less that of the other, over seeds within tasks, then over tasks,
+        with its 95 % interval ``low`` to ``high`` and ``p`` (:func:`two_sided_p`); ``family``, ``p_adjusted`` by Holm's
+        method (1979), and the simultaneous interval ``low_adjusted`` to ``high_adjusted`` at Bonferroni's level
+        1 - 0.05 / family, which may hold 0 where ``p_adjusted`` is below 0.05, never the reverse; and ``missing``, what
+        one of both has and the other lacks: ``abmll: rhymes``, or ``abmll: rhymes in seed_999`` where it is not all
+        seeds.
     """
     places = _places(answers.answered(method))
     theirs = {other: _places(answers.answered(other)) for other in others if other != method}
@@ -559,7 +466,7 @@ def compare(
     both = {other: [place for place in places if place in theirs[other]] for other in theirs}
     against = [other for other in both if both[other]]
     if not against:
-        return []
+        return pd.DataFrame()
     right = answers.right[answers.right[method].notna()]
     differences = right[against].rsub(right[method], axis=0)
     means = differences.groupby(level=["run", "task"]).mean()
@@ -570,33 +477,32 @@ def compare(
     p_adjusted = multipletests(np.concatenate([p, np.ones(family - len(p))]), method="holm")[1]
     half, half_adjusted = ALPHA / 2, ALPHA / 2 / family
     ends = np.quantile(resampled, [half, 1 - half, half_adjusted, 1 - half_adjusted], axis=0)
-    contrasts = []
-    for column, other in enumerate(against):
-        # drawn tasks of one name are different tasks in different runs
-        mean = means[other].mean() if answers.distributions else over_tasks(means[other])
-        low, high, low_adjusted, high_adjusted = map(float, ends[:, column])
-        answered = {task for _, task in both[other]}
-        lacks = _lacks(method, places, theirs[other]) + _lacks(other, theirs[other], places)
-        contrasts.append(
-            Contrast(
-                method=method,
-                other=other,
-                pool=answers.pool,
-                tasks=tuple(task for task in answers.tasks if task in answered),
-                strata=len(both[other]),
-                pairs=int(differences[other].notna().sum()),
-                mean=float(np.round(mean, 12)),
-                low=low,
-                high=high,
-                p=float(p[column]),
-                family=family,
-                p_adjusted=float(p_adjusted[column]),
-                low_adjusted=low_adjusted,
-                high_adjusted=high_adjusted,
-                missing=tuple(lacks),
-            )
-        )
-    return contrasts
+    # drawn tasks of one name are different tasks in different runs
+    mean = means.mean() if answers.distributions else means.apply(over_tasks)
+    answered = {other: {task for _, task in both[other]} for other in against}
+    lacks = {
+        other: _lacks(method, places, theirs[other]) + _lacks(other, theirs[other], places)
+        for other in against
+    }
+    return pd.DataFrame(
+        {
+            "method": method,
+            "other": against,
+            "pool": answers.pool,
+            "tasks": [tuple(t for t in answers.tasks if t in answered[o]) for o in against],
+            "strata": [len(both[other]) for other in against],
+            "pairs": differences.notna().sum().to_numpy(),
+            "mean": mean.round(12).to_numpy(),
+            "low": ends[0],
+            "high": ends[1],
+            "p": p,
+            "family": family,
+            "p_adjusted": p_adjusted[: len(p)],
+            "low_adjusted": ends[2],
+            "high_adjusted": ends[3],
+            "missing": [tuple(lacks[other]) for other in against],
+        }
+    )
 
 
 def _lacks(method: str, own: Sequence[Place], places: Iterable[Place]) -> list[str]:
@@ -624,70 +530,84 @@ def winner(answers: PoolAnswers, exclude: Sequence[str] = BOUNDS) -> str | None:
     if strata[best].isna().any() or {task for _, task in _places(strata)} != set(answers.tasks):
         return None
     contrasts = compare(answers, best, list(map(str, strata)))
-    return best if all(contrast.low_adjusted > 0 for contrast in contrasts) else None
+    return best if (contrasts["low_adjusted"] > 0).all() else None
 
 
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def table(answers: PoolAnswers, against: str = "base") -> list[ComparisonRow]:
-    """Every method on every task of a pool, each method's tasks followed by its mean; deltas are from ``against``.
+def parts_of(answers: PoolAnswers) -> dict[str, PoolAnswers]:
+    """The answers on each task or, of drawn tasks, on each distribution's, and on all of them (``mean``)."""
+    parts = answers.distributions or {task: (task,) for task in answers.tasks}
+    return {task: answers.of(own) for task, own in parts.items()} | {MEAN: answers}
+
+
+def table(answers: PoolAnswers, against: str = "base") -> pd.DataFrame:
+    """Every method on every task of a pool, each method's tasks followed by its mean.
 
     Of drawn tasks, which are many and of one kind, there is a row a distribution. There are rows whether or not there
-    are answers, but nothing for a pool without tasks.
+    are answers. What is missing is NaN, never 0.
+
+    Returns:
+        ``method``, ``pool``, ``task`` (``mean`` for all of them); ``accuracy``, ``ece`` and ``nll``, means over seeds,
+        then over tasks, NaN unless all tasks are there; ``low`` and ``high``, the 95 % interval: Wilson's of all seeds'
+        answers, where questions that several seeds share count once, over several tasks the bootstrap's; ``n``, the
+        questions that it rests on; ``seeds``, runs with answers on all tasks that are there, and ``spread``, the
+        standard deviation of accuracy over them (NaN for one); ``delta``, accuracy less that of ``against`` over seeds
+        that both have, NaN unless both have all tasks; ``tasks``, how many are there; ``partial``, where some are
+        missing, the mean over those that are there, not to be compared with a mean over all; and ``bound``, whether it
+        is chosen by the test split.
     """
-    if not answers.tasks:
-        return []
-    parts = answers.distributions or {task: (task,) for task in answers.tasks}
-    by_task: dict[str | None, PoolAnswers] = {task: answers.of(own) for task, own in parts.items()}
-    # after the tasks, all of them together
-    by_task[None] = answers
+    by_task = parts_of(answers)
     ends = {
-        task: _mean_intervals(own) if task is None or answers.distributions else {}
+        task: _mean_intervals(own) if task == MEAN or answers.distributions else {}
         for task, own in by_task.items()
     }
-    return [
-        _row(own, task, method, against, ends[task].get(method))
+    rows = [
+        {
+            "method": method,
+            "pool": answers.pool,
+            "task": task,
+            **dict.fromkeys(("accuracy", "low", "high"), math.nan),
+            **{"n": 0, "seeds": 0},
+            **dict.fromkeys(("spread", "ece", "nll", "delta"), math.nan),
+            **{"tasks": 0, "partial": math.nan, "bound": method in BOUNDS},
+            **_measured(own, method, against, ends[task].get(method)),
+        }
         for method in answers.methods
         for task, own in by_task.items()
     ]
+    return pd.DataFrame(rows)
 
 
-def _row(
-    answers: PoolAnswers,
-    task: str | None,
-    method: str,
-    against: str,
-    interval: tuple[float, float] | None,
-) -> ComparisonRow:
-    """A method's row over all tasks of ``answers``; without an interval it is Wilson's."""
+def _measured(
+    answers: PoolAnswers, method: str, against: str, interval: tuple[float, float] | None
+) -> dict[str, Any]:
+    """What there is of a method's row over all tasks of ``answers``; without an interval it is Wilson's."""
     own = answers.answered(method)
-    row = ComparisonRow(method, answers.pool, task, bound=method in BOUNDS)
     if own.empty:
-        return row
+        return {}
     shares = _questions_once(answers, method)
     tasks = answers.tasks_of(method)
     by_run = own.groupby(level="run").agg(["mean", "count"])
     whole = by_run.loc[by_run["count"] == len(tasks), "mean"]
-    spread = float(whole.std()) if len(whole) > 1 else None
-    row = replace(row, n=len(shares), seeds=len(whole), spread=spread, tasks=len(tasks))
+    row = {"n": len(shares), "seeds": len(whole), "spread": whole.std(), "tasks": len(tasks)}
     if len(tasks) < len(answers.tasks):
-        return replace(row, partial=over_tasks(own))
+        return {**row, "partial": over_tasks(own)}
     low, high = interval or wilson_interval(round(float(shares.sum())), len(shares))
-    delta = None
+    delta = math.nan
     if answers.tasks_of(against) == set(answers.tasks):
         differences = answers.right[method] - answers.right[against]
-        by_stratum = differences.groupby(level=["run", "task"]).mean().dropna()
-        delta = over_tasks(by_stratum) if len(by_stratum) else None
-    return replace(
-        row,
-        accuracy=over_tasks(own),
-        low=low,
-        high=high,
-        ece=_mean_of(answers, method, "ece"),
-        nll=_mean_of(answers, method, "nll"),
-        delta=delta,
-    )
+        delta = over_tasks(differences.groupby(level=["run", "task"]).mean().dropna())
+    measured = {name: _mean_of(answers, method, name) for name in ("ece", "nll")}
+    return {
+        **row,
+        **measured,
+        "accuracy": over_tasks(own),
+        "low": low,
+        "high": high,
+        "delta": delta,
+    }
 
 
 def _questions_once(answers: PoolAnswers, method: str) -> NDArray[np.float64]:
@@ -698,14 +618,13 @@ def _questions_once(answers: PoolAnswers, method: str) -> NDArray[np.float64]:
     return np.concatenate([np.mean(rights, axis=0) for rights in shared.values()])
 
 
-def _mean_of(answers: PoolAnswers, method: str, name: str) -> float | None:
-    """Mean of one of the results' measures where the method answered; None if one of these has none."""
+def _mean_of(answers: PoolAnswers, method: str, name: str) -> float:
+    """Mean of one of the results' measures where the method answered; NaN if one of these has none."""
     if name not in answers.results:
-        return None
-    known: dict[Any, float] = answers.results[name].astype("float64").to_dict()
-    own = answers.answered(method)
-    values = [known.get((*place, method), math.nan) for place in _places(own)]
-    return None if np.isnan(values).any() else over_tasks(pd.Series(values, index=own.index))
+        return math.nan
+    measured = answers.results[name].astype("float64").xs(method, level="method")
+    values = measured.reindex(answers.answered(method).index)
+    return over_tasks(values) if values.notna().all() else math.nan
 
 
 def _mean_intervals(answers: PoolAnswers) -> dict[str, tuple[float, float]]:
@@ -774,53 +693,61 @@ def _answer_seconds(runs: Runs, pool: str) -> pd.Series[float]:
 
 
 def verdict(
-    answers: PoolAnswers,
-    priced: pd.DataFrame,
-    method: str = METHOD,
-    baselines: Sequence[str] = PAPER_BASELINES,
+    answers: PoolAnswers, priced: pd.DataFrame, baselines: Sequence[str] = PAPER_BASELINES
 ) -> Verdict:
-    """Whether a method beats the best baseline by :data:`AIM`, beyond chance, with no more tokens of adaptation.
+    """Whether :data:`METHOD` beats the best baseline by :data:`AIM`, beyond chance, with no more tokens of adaptation.
 
     ``priced`` are the :func:`costs` of adapting to the tasks of ``answers``.
     """
     # seeds without any answers on the pool were not asked
     seeds = dict.fromkeys(run for run, _ in _places(answers.accuracies))
     places = [(run, task) for task in answers.tasks for run in seeds]
-    others = [name for name in dict.fromkeys(baselines) if name != method]
+    asked = (METHOD, *baselines)
     means = {
         name: over_tasks(answers.answered(name))
-        for name in (method, *others)
+        for name in asked
         if answers.tasks_of(name) == set(answers.tasks)
     }
-    best = _best(answers, [name for name in others if name in means], places)
+    best = _best(answers, [name for name in baselines if name in means], places)
     # those without answers yet were asked for as well
-    contrasts = compare(answers, method, others, len(others))
-    contrast = next((one for one in contrasts if one.other == best), None)
+    contrasts = compare(answers, METHOD, baselines, len(baselines)).to_dict("records")
+    contrast = next((one for one in contrasts if one["other"] == best), None)
     missing = tuple(
-        item
-        for name in (method, *baselines)
-        for item in _lacks(name, _places(answers.answered(name)), places)
+        item for name in asked for item in _lacks(name, _places(answers.answered(name)), places)
     )
     # a multiple of 1 / n may be 0.02 less a rounding error
-    enough = None if contrast is None else round(contrast.mean, 12) >= AIM
-    above_zero = None if contrast is None else contrast.low_adjusted > 0
-    budget = _budget(priced, method, baselines)
-    parts = (enough, above_zero, budget.within)
+    enough = None if contrast is None else round(contrast["mean"], 12) >= AIM
+    above_zero = None if contrast is None else contrast["low_adjusted"] > 0
+    tokens, seconds = (priced[f"adaptation_{unit}"].dropna() for unit in ("tokens", "seconds"))
+    most_tokens, most_seconds = (
+        (float(theirs.max()), str(theirs.idxmax())) if len(theirs) else None
+        for theirs in (spent.reindex(list(baselines)).dropna() for spent in (tokens, seconds))
+    )
+    not_counted = tuple(name for name in asked if name not in tokens)
+    within = None
+    if METHOD in tokens and most_tokens is not None:
+        # one that was not counted may be costlier still
+        within = True if tokens[METHOD] <= most_tokens[0] else (None if not_counted else False)
+    parts = (enough, above_zero, within)
     met = False if False in parts else None if None in parts else True
     if missing:
-        own = any(item.split(": ", 1)[0] in (method, best) for item in missing)
+        own = any(item.split(": ", 1)[0] in (METHOD, best) for item in missing)
         # the best of more baselines is no worse; in all else, more answers may turn it
         met = False if enough is False and not own else None
     return Verdict(
-        method=method,
         baselines=tuple(baselines),
-        accuracy=means.get(method),
+        accuracy=means.get(METHOD),
         best=best,
         best_accuracy=None if best is None else means[best],
         contrast=contrast,
         enough=enough,
         above_zero=above_zero,
-        budget=budget,
+        tokens=tokens.get(METHOD),
+        seconds=seconds.get(METHOD),
+        most_tokens=most_tokens,
+        most_seconds=most_seconds,
+        within=within,
+        not_counted=not_counted,
         met=met,
         missing=missing,
     )
@@ -835,27 +762,3 @@ def _best(answers: PoolAnswers, names: Sequence[str], places: Sequence[Place]) -
     whole = strata.dropna(axis="columns")
     common = whole if whole.shape[1] else strata.dropna()
     return None if common.empty else str(common.apply(over_tasks).idxmax())
-
-
-def _budget(priced: pd.DataFrame, method: str, others: Sequence[str]) -> ComputeBudget:
-    tokens, seconds = (priced[f"adaptation_{unit}"].dropna() for unit in ("tokens", "seconds"))
-    costliest = [
-        (float(theirs.max()), str(theirs.idxmax())) if len(theirs) else None
-        for theirs in (
-            spent[[name for name in others if name in spent and name != method]]
-            for spent in (tokens, seconds)
-        )
-    ]
-    missing = tuple(name for name in (method, *others) if name not in tokens)
-    within = None
-    if method in tokens and costliest[0] is not None:
-        # one that was not counted may be costlier still
-        within = True if tokens[method] <= costliest[0][0] else (None if missing else False)
-    return ComputeBudget(
-        tokens=tokens.get(method),
-        seconds=seconds.get(method),
-        most_tokens=costliest[0],
-        most_seconds=costliest[1],
-        within=within,
-        missing=missing,
-    )

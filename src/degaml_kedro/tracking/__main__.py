@@ -40,7 +40,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         if not is_checkpoint(asked.folder):
             runs = RunsDataset(filepath=str(asked.folder)).load()
             page = asked.folder / "08_reporting" / "report.html"
-            run = log_comparison(runs, find(runs).comparison(), place, page)
+            run = log_comparison(runs, find(runs).comparison, place, page)
             print(f"The comparison is run {run} of '{place.experiment}' in {masked(place.uri)}")
         for model in register_models(asked.folder, place):
             print(f"Registered: {model}")

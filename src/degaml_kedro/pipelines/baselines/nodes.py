@@ -20,13 +20,13 @@ from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
 from degaml_kedro.common.progress import progress_bar
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.methods import METHODS
-from degaml_kedro.config.schema import BASELINES, ProjectParameters, required
+from degaml_kedro.config.schema import BASELINES, READ_SUPPORT, ProjectParameters, required
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
 from degaml_kedro.io.trajectory import Trajectory
 from degaml_kedro.llm.base_model import load_base_model
 from degaml_kedro.llm.finetune import TrainingError, initial_adapter
 from degaml_kedro.pipelines.checkpoints.nodes import drawn_episodes
-from degaml_kedro.pipelines.counting import compute_record, trajectory_compute
+from degaml_kedro.pipelines.counting import compute_record, count_training, trajectory_compute
 from degaml_kedro.pipelines.evaluate.nodes import predictions_frame, timed_answers
 from degaml_kedro.policy.indicators import measure_indicators
 from degaml_kedro.results.measures import measure
@@ -189,13 +189,6 @@ def choose_setting(
     means = tried.groupby("number")[["accuracy", "nll"]].mean().round({"accuracy": 12})
     best = means.sort_values(["accuracy", "nll"], ascending=[False, True], kind="stable")
     chosen = int(best.index[0])
-    spent = Compute(
-        int(tried["forward_tokens"].sum()),
-        int(tried["backward_tokens"].sum()),
-        float(tried["seconds"].sum()),
-    )
-    if learned is not None:
-        spent = spent + learned.compute
     logger.info(
         "%s: %s, with a mean accuracy of %.2f on %d held-out meta-train tasks",
         *(method, settings[chosen].model_dump_json()),
@@ -207,7 +200,8 @@ def choose_setting(
         "setting": settings[chosen].model_dump(mode="json"),
         "rows": tried.to_dict("records"),
     }
-    return record, compute_record(method, "search", None, spent)
+    parts = [tried] if learned is None else [tried, learned]
+    return record, count_training(*parts, method=method, stage="search")
 
 
 def _check_search(method: str, tried: pd.DataFrame, settings: Sequence[BaseModel]) -> None:
@@ -239,60 +233,39 @@ def adapt_baseline(
     *,
     task: str,
     method: str,
-) -> tuple[Learned, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     """Adapt a method to a task, as the search chose. Nothing but the support examples of the task comes in here.
 
     Returns:
-        The weights, and what they cost.
+        The weights, or the examples of a method that reads them when it answers, and what they cost: no token of the
+        latter, whose cost of reading is one of answering and stands in the result's ``tokens``.
     """
     setup = _setup(parameters, method, task)
-    own = derive_seed(parameters.seed, task, BASELINES[method])
-    examples = frame_to_splits(support).support
-    adapted, spent = _adapted(setup, learned, examples, _setting(setup, chosen), own)
+    # all that show examples show the same ones
+    seed_name = "icl" if method in READ_SUPPORT else BASELINES[method]
+    own = derive_seed(parameters.seed, task, seed_name)
+    # it comes as JSON
+    setting = type(setup.entry.settings[0]).model_validate(chosen["setting"])
+    adapted, spent = _adapted(setup, learned, frame_to_splits(support).support, setting, own)
     logger.info("%s, %s: adapted in %.1f s", task, method, spent.seconds)
     return adapted, compute_record(method, "adaptation", task, spent)
 
 
 def predict_baseline(
-    parameters: ProjectParameters,
-    splits: pd.DataFrame,
-    adapted: Learned,
-    *,
-    task: str,
-    method: str,
+    parameters: ProjectParameters, splits: pd.DataFrame, adapted: Any, *, task: str, method: str
 ) -> pd.DataFrame:
     """A baseline's answers to a task's test split: one row per example with the columns of ``PREDICTION_COLUMNS``."""
-    return _answers(parameters, _setup(parameters, method, task), splits, adapted, task)
+    seed = derive_seed(parameters.seed, task, BASELINES[method], "answers")
+    examples, setup = frame_to_splits(splits).test, _setup(parameters, method, task)
+    return timed_answers(f"{task}, {method}", partial(answer, setup, adapted, examples, seed))
 
 
 def adapt_and_predict(
-    parameters: ProjectParameters,
-    splits: pd.DataFrame,
-    chosen: Mapping[str, Any],
-    support: pd.DataFrame,
-    learned: Learned | None = None,
-    *,
-    task: str,
-    method: str,
+    parameters: ProjectParameters, splits: pd.DataFrame, *material: Any, task: str, method: str
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Answers to a task's test split by a method that reads the support examples when it answers.
-
-    Returns:
-        The answers, and what adapting cost: no token. That every answer reads the examples is a cost of answering, and
-        stands in the result's ``tokens``.
-    """
-    setup = _setup(parameters, method, task)
-    # all that show examples show the same ones
-    own = derive_seed(parameters.seed, task, "icl")
-    examples = frame_to_splits(support).support
-    adapted, spent = _adapted(setup, learned, examples, _setting(setup, chosen), own)
-    frame = _answers(parameters, setup, splits, adapted, task)
-    return frame, compute_record(method, "adaptation", task, spent)
-
-
-def _setting(setup: Setup, chosen: Mapping[str, Any]) -> Any:
-    """The chosen setting, which comes as JSON."""
-    return type(setup.entry.settings[0]).model_validate(chosen["setting"])
+    """:func:`adapt_baseline` on ``material`` and :func:`predict_baseline`, for what is kept nowhere between them."""
+    adapted, spent = adapt_baseline(parameters, *material, task=task, method=method)
+    return predict_baseline(parameters, splits, adapted, task=task, method=method), spent
 
 
 def _adapted(
@@ -303,14 +276,6 @@ def _adapted(
     adapted = baseline(setup.method).adapt(setup, learned, support, setting, seed)
     own = adapted.compute if isinstance(adapted, Learned) else Compute()
     return adapted, replace(own, seconds=clock.compute.seconds)
-
-
-def _answers(
-    parameters: ProjectParameters, setup: Setup, splits: pd.DataFrame, adapted: Any, task: str
-) -> pd.DataFrame:
-    seed = derive_seed(parameters.seed, task, BASELINES[setup.method], "answers")
-    asking = partial(answer, setup, adapted, frame_to_splits(splits).test, seed)
-    return timed_answers(f"{task}, {setup.method}", asking)
 
 
 def sum_predictions(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:

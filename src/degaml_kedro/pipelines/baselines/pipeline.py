@@ -6,10 +6,7 @@ and once more to all of them for what is scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from kedro.pipeline import Pipeline, node
+from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from degaml_kedro.config.methods import METHODS
@@ -26,7 +23,7 @@ from degaml_kedro.pipelines.baselines.nodes import (
 )
 from degaml_kedro.pipelines.counting import count_training
 from degaml_kedro.pipelines.evaluation_cells import EvaluationCell, baseline_cells, measuring
-from degaml_kedro.pipelines.naming import PARAMETERS, bound
+from degaml_kedro.pipelines.naming import PARAMETERS, bound, nodes_in
 from degaml_kedro.pipelines.task_folds import TaskFold, search_fold, task_folds
 
 
@@ -42,15 +39,9 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
                 searched = search_fold(parameters)
                 nodes.append(_fit(parameters, method, searched, f"search.{method}.learned"))
             nodes.append(_fit(parameters, method, task_folds(parameters)[0], f"{method}.learned"))
-            nodes.append(
-                node(
-                    bound(count_training, method=method, stage="meta_training"),
-                    inputs=f"{method}.learned",
-                    outputs=f"{method}.meta_training.compute",
-                    name="count",
-                    namespace=f"baselines.fit.{method}",
-                )
-            )
+            make, cost = nodes_in(f"baselines.fit.{method}"), f"{method}.meta_training.compute"
+            how = {"method": method, "stage": "meta_training"}
+            nodes.append(make(count_training, f"{method}.learned", cost, "count", **how))
         nodes += _search(parameters, method)
         for cell in scored:
             nodes += _evaluation(cell, method)
@@ -63,49 +54,44 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
 
 def _sum(cell: EvaluationCell, method: str) -> list[Node]:
     """Two baselines asked together."""
-    task = cell.task
-    predictions = f"{task}.{method}.predictions"
-    adding = node(
-        sum_predictions,
-        inputs=[f"{task}.{part}.predictions" for part in SUMMED[method]],
-        outputs=predictions,
-        name=f"sum_{method}",
-        namespace=f"baselines.{task}",
-    )
-    measured = measuring(cell, method, predictions, f"{task}.{method}.result")
-    return [adding, _counting(method, "adaptation", task), measured]
+    task, predictions = cell.task, f"{cell.task}.{method}.predictions"
+    inputs = [f"{task}.{part}.predictions" for part in SUMMED[method]]
+    return [
+        nodes_in(f"baselines.{task}")(sum_predictions, inputs, predictions, f"sum_{method}"),
+        _counting(method, "adaptation", task),
+        measuring(cell, method, predictions, f"{task}.{method}.result"),
+    ]
 
 
 def _counting(method: str, stage: str, task: str | None) -> Node:
     """The node that adds up the costs of two baselines."""
     ending = f".{stage}.compute" if task is None else ".compute"
     prefix = "" if task is None else f"{task}."
-    return node(
-        bound(count_training, method=method, stage=stage, task=task),
-        inputs=[f"{prefix}{part}{ending}" for part in SUMMED[method]],
-        outputs=f"{prefix}{method}{ending}",
-        name=f"count_{method}",
-        namespace=f"baselines.{task or 'fit'}",
+    return nodes_in(f"baselines.{task or 'fit'}")(
+        count_training,
+        [f"{prefix}{part}{ending}" for part in SUMMED[method]],
+        f"{prefix}{method}{ending}",
+        f"count_{method}",
+        method=method,
+        stage=stage,
+        task=task,
     )
 
 
 def _fit(parameters: ProjectParameters, method: str, fold: TaskFold, learned: str) -> Node:
     for_search = learned.startswith("search.")
-    name = "fit_for_search" if for_search else "fit"
     # Kedro wants nothing from elsewhere between the nodes of a namespace
-    namespace = f"baselines.{'search' if for_search else 'fit'}.{method}"
+    make = nodes_in(f"baselines.{'search' if for_search else 'fit'}.{method}")
+    name = "fit_for_search" if for_search else "fit"
     drawn = parameters.meta_train_distribution is not None
     splits = [] if drawn else [f"{task}.splits" for task in fold.tasks]
     pool = [f"{fold.pool}.trajectory"]
-    function: Callable[..., Any]
     from_warmup = METHODS[method].fitted_by_warmup
     if from_warmup and not parameters.warmup.context_share:
-        function, inputs = bound(take_warmup, method=method), pool
-    else:
-        first = pool if method in parameters.baselines_from_pool and not from_warmup else []
-        function = bound(fit_baseline, *_absent(first), method=method, tasks=fold.tasks)
-        inputs = [*first, PARAMETERS, *splits]
-    return node(function, inputs=inputs, outputs=learned, name=name, namespace=namespace)
+        return make(take_warmup, pool, learned, name, method=method)
+    first = pool if method in parameters.baselines_from_pool and not from_warmup else []
+    function, inputs = bound(fit_baseline, *_absent(first)), [*first, PARAMETERS, *splits]
+    return make(function, inputs, learned, name, method=method, tasks=fold.tasks)
 
 
 def _absent(inputs: list[str]) -> list[None]:
@@ -125,61 +111,40 @@ def _search(parameters: ProjectParameters, method: str) -> list[Node]:
         tasks = search_fold(parameters).left_out[: parameters.baselines.search.tasks]
     weights = f"{method}.learned" if apart else f"search.{method}.learned"
     learned = [weights] if method in META_TRAINED and not apart else []
-    searching = [
-        node(
-            bound(search_settings, task=task, method=method),
-            inputs=[
-                PARAMETERS,
-                f"{task}.splits",
-                *([weights] if method in META_TRAINED else []),
-            ],
-            outputs=f"{task}.{method}.search",
-            name=f"try_on_{task}",
-            namespace=f"baselines.search.{method}",
+    make = nodes_in(f"baselines.search.{method}")
+    weights_for_task = [weights] if method in META_TRAINED else []
+    nodes = [
+        make(
+            search_settings,
+            [PARAMETERS, f"{task}.splits", *weights_for_task],
+            f"{task}.{method}.search",
+            f"try_on_{task}",
+            task=task,
+            method=method,
         )
         for task in tasks
     ]
-    choosing = node(
-        bound(choose_setting, *_absent(learned), method=method),
-        inputs=[*learned, PARAMETERS, *(f"{task}.{method}.search" for task in tasks)],
-        outputs=[f"{method}.settings", f"{method}.search.compute"],
-        name="choose",
-        namespace=f"baselines.search.{method}",
-    )
-    return [*searching, choosing]
+    searches = [f"{task}.{method}.search" for task in tasks]
+    outputs = [f"{method}.settings", f"{method}.search.compute"]
+    choosing = bound(choose_setting, *_absent(learned))
+    inputs = [*learned, PARAMETERS, *searches]
+    return [*nodes, make(choosing, inputs, outputs, "choose", method=method)]
 
 
 def _evaluation(cell: EvaluationCell, method: str) -> list[Node]:
-    task = cell.task
-    namespace = f"baselines.{task}"
-    predictions, result = f"{task}.{method}.predictions", f"{task}.{method}.result"
-    settings, support = f"{method}.settings", f"{task}.support"
-    learned = [f"{method}.learned"] if method in META_TRAINED else []
+    task, make = cell.task, nodes_in(f"baselines.{cell.task}", f"_{method}")
+    predictions, cost = f"{task}.{method}.predictions", f"{task}.{method}.compute"
+    known = [f"{method}.settings", f"{task}.support"]
+    known += [f"{method}.learned"] if method in META_TRAINED else []
+    names = {"task": task, "method": method}
     if method in READ_SUPPORT:
-        answering = [
-            node(
-                bound(adapt_and_predict, task=task, method=method),
-                inputs=[PARAMETERS, f"{task}.splits", settings, support, *learned],
-                outputs=[predictions, f"{task}.{method}.compute"],
-                name=f"predict_{method}",
-                namespace=namespace,
-            )
-        ]
+        inputs = [PARAMETERS, f"{task}.splits", *known]
+        answering = [make(adapt_and_predict, inputs, [predictions, cost], "predict", **names)]
     else:
+        adapted = f"{task}.{method}.adapted"
+        inputs = [PARAMETERS, f"{task}.splits", adapted]
         answering = [
-            node(
-                bound(adapt_baseline, task=task, method=method),
-                inputs=[PARAMETERS, settings, support, *learned],
-                outputs=[f"{task}.{method}.adapted", f"{task}.{method}.compute"],
-                name=f"adapt_{method}",
-                namespace=namespace,
-            ),
-            node(
-                bound(predict_baseline, task=task, method=method),
-                inputs=[PARAMETERS, f"{task}.splits", f"{task}.{method}.adapted"],
-                outputs=predictions,
-                name=f"predict_{method}",
-                namespace=namespace,
-            ),
+            make(adapt_baseline, [PARAMETERS, *known], [adapted, cost], "adapt", **names),
+            make(predict_baseline, inputs, predictions, "predict", **names),
         ]
-    return [*answering, measuring(cell, method, predictions, result)]
+    return [*answering, measuring(cell, method, predictions, f"{task}.{method}.result")]

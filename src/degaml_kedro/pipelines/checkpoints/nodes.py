@@ -57,61 +57,46 @@ def train_on_pool(
 ) -> Iterator[TrajectoryChunk]:
     """The pooled warm-up: one adapter, trained on the train splits of a fold's tasks in turn.
 
-    With a share of examples in the prompt it is trained on episodes of the tasks. All are scored in one mode. Of its
-    steps only the last one's tensors are kept.
+    With a share of examples in the prompt it is trained on episodes of the tasks, and where tasks are drawn from a
+    distribution on new ones in every step. All are scored in one mode. Of its steps only the last one's tensors are
+    kept.
     """
     base = load_base_model(parameters.model)
     training: TrainingParameters = parameters.warmup
-    pools = [frame_to_splits(frame).train for frame in splits]
+    name = f"pooled warm-up {fold.label}" if fold.left_out else "pooled warm-up"
     own = derive_seed(parameters.seed, "pool", "train")
-    steps = None
-    if parameters.warmup.context_share:
-        steps = partial(union_train.fit_on_episodes, base, union_train.listed(pools, own))
+    draw, drawn_from = None, None
+    if parameters.meta_train_distribution is not None:
+        distribution = parameters.distributions[parameters.meta_train_distribution]
+        name, drawn_from = "warm-up on drawn tasks", stated(distribution)
+        draw = drawn_episodes(distribution, own)
+        examples, mode = draw(0, 0, 1)[1], parameters.scoring.answers
     else:
-        # settings of episodes that are not used change no fingerprint
-        plain = training.model_dump(include=set(TrainingParameters.model_fields))
-        training = TrainingParameters(**plain)
+        pools = [frame_to_splits(frame).train for frame in splits]
+        examples, mode = union_train.pooled(pools), parameters.scoring_of(fold.tasks[0]).answers
+        if parameters.warmup.context_share:
+            draw = union_train.listed(pools, own)
+        else:
+            # settings of episodes that are not used change no fingerprint
+            plain = training.model_dump(include=set(TrainingParameters.model_fields))
+            training = TrainingParameters(**plain)
     yield from _train(
-        f"pooled warm-up {fold.label}" if fold.left_out else "pooled warm-up",
+        name,
         parameters,
-        union_train.pooled(pools),
-        parameters.scoring_of(fold.tasks[0]).answers,
+        examples,
+        mode,
         training,
         own,
         resume,
         keep="last",
-        steps=steps,
+        steps=partial(union_train.fit_on_episodes, base, draw) if draw else None,
+        drawn_from=drawn_from,
     )
 
 
-def train_on_drawn_tasks(
-    parameters: ProjectParameters, resume: TrajectoryState | None, *, distribution: str
-) -> Iterator[TrajectoryChunk]:
-    """The pooled warm-up on tasks of a distribution, new ones in every step.
-
-    Some of its steps have examples in the prompt. Only the last step's tensors are kept.
-    """
-    base = load_base_model(parameters.model)
-    own = derive_seed(parameters.seed, "pool", "train")
-    drawn_from = parameters.distributions[distribution]
-    draw = drawn_episodes(drawn_from, own)
-    yield from _train(
-        "warm-up on drawn tasks",
-        parameters,
-        draw(0, 0, 1)[1],
-        parameters.scoring.answers,
-        parameters.warmup,
-        own,
-        resume,
-        keep="last",
-        steps=partial(union_train.fit_on_episodes, base, draw),
-        drawn_from=stated(drawn_from),
-    )
-
-
-def record_drawn_tasks(parameters: ProjectParameters, *, distribution: str) -> pd.DataFrame:
+def record_drawn_tasks(parameters: ProjectParameters) -> pd.DataFrame:
     """The tasks that the warm-up on drawn tasks draws: form, subject, classes, labels and seed by step."""
-    known = parameters.distributions[distribution]
+    known = parameters.distributions[str(parameters.meta_train_distribution)]
     own = derive_seed(parameters.seed, "pool", "train")
     rows = []
     for step in range(1, total_steps(parameters.warmup) + 1):
@@ -159,44 +144,25 @@ def train_trajectory(
     start: Adapter | None = None,
     *,
     task: str,
+    alone: bool = False,
 ) -> Iterator[TrajectoryChunk]:
     """One task's trajectory (App. C step 1.1): LoRA on its train split, a checkpoint after every step.
 
-    It starts from the initialization that all tasks share where no ``start`` is given.
+    It starts from the initialization that all tasks share where no ``start`` is given. ``alone`` is the baseline
+    without meta-training, from that initialization: only the last step's tensors are kept.
     """
+    own = parameters.trajectory
     yield from _train(
-        task,
+        f"{task} alone" if alone else task,
         parameters,
         frame_to_splits(splits).train,
         parameters.scoring_of(task).answers,
-        parameters.trajectory.training,
+        parameters.no_meta_train if alone else own.training,
         derive_seed(parameters.seed, task, "train"),
         resume,
         start,
-        dtype=parameters.trajectory.store_dtype,
-    )
-
-
-def train_alone(
-    parameters: ProjectParameters,
-    resume: TrajectoryState | None,
-    splits: pd.DataFrame,
-    *,
-    task: str,
-) -> Iterator[TrajectoryChunk]:
-    """A task's own LoRA without meta-training: from the shared initialization, on the task's own train split.
-
-    Only the last step's tensors are kept.
-    """
-    yield from _train(
-        f"{task} alone",
-        parameters,
-        frame_to_splits(splits).train,
-        parameters.scoring_of(task).answers,
-        parameters.no_meta_train,
-        derive_seed(parameters.seed, task, "train"),
-        resume,
-        keep="last",
+        keep="last" if alone else "all",
+        dtype="float32" if alone else own.store_dtype,
     )
 
 

@@ -50,7 +50,7 @@ from degaml_kedro.policy.search import Refinement, Row, Tag, executed_rows, most
 from degaml_kedro.policy.tabular import RewardModel, TabularProposer
 from degaml_kedro.policy.trial import execute
 from degaml_kedro.results.measures import PREDICTION_COLUMNS, measure_draws
-from degaml_kedro.results.table import results_table
+from degaml_kedro.results.report import results_table
 from degaml_kedro.strategies.answering import predict as answer_examples
 from degaml_kedro.strategies.context import Context
 from degaml_kedro.strategies.generated import generated_state
@@ -244,57 +244,44 @@ def choose_strategies(
     yield from recorded(f"{task}, {method}", trials, most, fingerprint, resume)
 
 
-def execute_fallback(
-    parameters: ProjectParameters,
-    trained: Generator,
-    embeddings: PromptEmbeddings,
-    support: pd.DataFrame,
-    fallback: Mapping[str, Any],
-    writer: ExampleGenerator | None = None,
-    *,
-    task: str,
-    method: str,
-) -> tuple[AdaptedState, dict[str, Any]]:
-    """Carry out what was best on the meta-train tasks (the node ``learn_fallback``), without a search.
-
-    Returns:
-        The refined adapter, or the generated one as it is where nothing gained anything on the meta-train tasks or
-        carrying it out fails; and its cost.
-    """
-    policy = required(parameters.policy)
-    refinement = _refinement(parameters, policy, task, trained, embeddings, support, None, writer)
-    common = {"task": task, "seed": derive_seed(parameters.seed, task, method), "n": len(support)}
-    executed = {"round": 1, "rollout": 0, "executed": True}
-    rows = [
-        {**common, **executed, "action": text, "family": refinement.space.parse(text)[0].family}
-        for text in fallback["actions"]
-    ]
-    state, spent = _carried_out(refinement, rows, f"{task}, {method}")
-    return state, count_training(spent, method=method, stage="adaptation", task=task)
-
-
 def execute_strategies(
     parameters: ProjectParameters,
     trained: Generator,
     embeddings: PromptEmbeddings,
     support: pd.DataFrame,
-    rollouts: pd.DataFrame,
+    rollouts: pd.DataFrame | None = None,
+    fallback: Mapping[str, Any] | None = None,
     start: Adapter | None = None,
     writer: ExampleGenerator | None = None,
     *,
     task: str,
     method: str,
 ) -> tuple[AdaptedState, dict[str, Any]]:
-    """Carry out what was chosen among the rollouts; what was generated (or ``start``) stays where nothing beat it.
+    """Carry out what was chosen among the rollouts or, without a search, what was best on the meta-train tasks.
 
     Returns:
-        The refined adapter, and the cost of adapting: the search with all that it computed between its trials, and
-        carrying out what was chosen once more.
+        The refined adapter, or what was generated (or ``start``) where nothing beat it or carrying it out fails. And
+        what adapting cost: the search with all that it computed between its trials, and carrying out what was chosen.
     """
     policy = required(parameters.policy)
     refinement = _refinement(parameters, policy, task, trained, embeddings, support, start, writer)
-    state, spent = _carried_out(refinement, rollout_rows(rollouts), f"{task}, {method}")
-    return state, count_training(rollouts, spent, method=method, stage="adaptation", task=task)
+    rows = [] if rollouts is None else rollout_rows(rollouts)
+    for action in fallback["actions"] if fallback is not None else ():
+        family = refinement.space.parse(action)[0].family
+        seed = derive_seed(parameters.seed, task, method)
+        of_task = {"task": task, "seed": seed, "n": len(support)}
+        executed = {"round": 1, "rollout": 0, "executed": True}
+        rows.append({**of_task, **executed, "action": action, "family": family})
+    actions = [str(row["action"]) for row in executed_rows(rows)]
+    logger.info("%s, %s: %s", task, method, " then ".join(actions) or "left unrefined")
+    began, meter = time.perf_counter(), refinement.context.meter
+    state = refinement.execute(rows).state
+    seconds = time.perf_counter() - began
+    carried_out = compute_record(
+        method, "adaptation", task, Compute(meter.forward, meter.backward, seconds)
+    )
+    parts = [carried_out] if rollouts is None else [rollouts, carried_out]
+    return state, count_training(*parts, method=method, stage="adaptation", task=task)
 
 
 def _refinement(
@@ -316,21 +303,6 @@ def _refinement(
     return task_refinement(
         context, policy, examples, derive_seed(parameters.seed, task, GENERATED[0])
     )
-
-
-def _carried_out(
-    refinement: Refinement, rows: Sequence[Row], title: str
-) -> tuple[AdaptedState, dict[str, Any]]:
-    """The state that the rows come to, and what carrying them out cost."""
-    actions = [str(row["action"]) for row in executed_rows(rows)]
-    logger.info("%s: %s", title, " then ".join(actions) or "left unrefined")
-    began, meter = time.perf_counter(), refinement.context.meter
-    state = refinement.execute(rows).state
-    return state, {
-        "forward_tokens": meter.forward,
-        "backward_tokens": meter.backward,
-        "seconds": time.perf_counter() - began,
-    }
 
 
 def predict_adapted(
@@ -370,10 +342,10 @@ def predict_oracle(
     examples, known = parts.test, parts.support
     support_prompts = range(len(embeddings) - len(known), len(embeddings))
     context = task_context(parameters, task, trained, embeddings, support_prompts, writer)
-    start = _unrefined(context, parameters.seed, task)
-    best = _answer(context, start, examples, f"{task}, unrefined").assign(strategy="unrefined")
-    for number, other in enumerate(others):
-        best = _better(best, other.assign(strategy=f"what method {number + 1} chose"))
+    # the first adapter that `generalization_only` scores
+    start = generated_state(context, derive_seed(parameters.seed, task, GENERATED[0]))
+    found = [_answer(context, start, examples, f"{task}, unrefined").assign(strategy="unrefined")]
+    found += [o.assign(strategy=f"what method {n} chose") for n, o in enumerate(others, start=1)]
     names = [family.name for family in ActionSpace.of(policy.families).proposed]
     for number in range(policy.oracle_candidates):
         one = names[number % len(names)]
@@ -383,21 +355,12 @@ def predict_oracle(
         try:
             state = execute(context, space, start, known, text, own)
             answers = _answer(context, state, examples, f"{task}, {text}")
-            best = _better(best, answers.assign(strategy=text))
+            found.append(answers.assign(strategy=text))
         except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and must not end the run
             why = f"{type(error).__name__}: {first_line(error)}"
             logger.info("%s, oracle: %s is no candidate (%s)", task, text, why)
-    return best
-
-
-def _better(best: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    right = [(frame["predicted"] == frame["gold"]).fillna(False).sum() for frame in (best, other)]
-    return other if right[1] > right[0] else best
-
-
-def _unrefined(context: Context, seed: int, task: str) -> AdaptedState:
-    """The first adapter that ``generalization_only`` scores."""
-    return generated_state(context, derive_seed(seed, task, GENERATED[0]))
+    # of equally good ones the first
+    return max(found, key=lambda answers: (answers["predicted"] == answers["gold"]).sum())
 
 
 def _answer(

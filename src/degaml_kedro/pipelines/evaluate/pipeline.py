@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from kedro.pipeline import Pipeline, node
+from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from degaml_kedro.config.methods import METHODS, Method, method_of
 from degaml_kedro.config.schema import ProjectParameters, required
-from degaml_kedro.pipelines.checkpoints.nodes import last_adapter, train_alone
+from degaml_kedro.pipelines.checkpoints.nodes import last_adapter, train_trajectory
 from degaml_kedro.pipelines.counting import count_training
 from degaml_kedro.pipelines.evaluate.nodes import (
     choose_strategies,
     collect_results,
-    execute_fallback,
     execute_strategies,
     generate_adapters,
     predict,
@@ -27,7 +26,7 @@ from degaml_kedro.pipelines.evaluation_cells import (
     is_meta_trained,
     measuring,
 )
-from degaml_kedro.pipelines.naming import PARAMETERS, bound
+from degaml_kedro.pipelines.naming import PARAMETERS, bound, nodes_in
 from degaml_kedro.pipelines.policy.nodes import collect_rollouts, draw_strategies
 from degaml_kedro.pipelines.task_folds import TaskFold, rollout_folds, task_folds, writer_input
 
@@ -65,14 +64,17 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
             results.append(result)
     for made in _counting(parameters):
         nodes[made.name] = made
-    collect = node(
-        collect_results,
-        inputs=[PARAMETERS, *results],
-        outputs=["results", "results_record", "results_table"],
-        name="collect_results",
-        namespace="evaluate",
-    )
-    return Pipeline([*nodes.values(), collect, *_strategies(tried)])
+    make = nodes_in("evaluate")
+    collected = ["results", "results_record", "results_table"]
+    last = [make(collect_results, [PARAMETERS, *results], collected)]
+    if tried:
+        # all trials on new tasks in one table and one picture
+        pictures, title = ["strategy_map", "strategy_map_page"], "Strategies by task"
+        last += [
+            make(collect_rollouts, tried, "strategies", "collect_strategies"),
+            make(draw_strategies, "strategies", pictures, title=title),
+        ]
+    return Pipeline([*nodes.values(), *last])
 
 
 def _counting(parameters: ProjectParameters) -> list[Node]:
@@ -98,13 +100,15 @@ def _counting(parameters: ProjectParameters) -> list[Node]:
             falls_back = row.proposer == "uniform" and parameters.falls_back
             if not row.is_bound:
                 parts[method] = with_policy if row.needs_rollouts or falls_back else generated
+    make = nodes_in("evaluate")
     return [
-        node(
-            bound(count_training, method=method, stage="meta_training"),
-            inputs=parts[method],
-            outputs=f"{method}.meta_training.compute",
-            name=f"count_{method}",
-            namespace="evaluate",
+        make(
+            count_training,
+            parts[method],
+            f"{method}.meta_training.compute",
+            f"count_{method}",
+            method=method,
+            stage="meta_training",
         )
         for method in parameters.methods
         if parts.get(method)
@@ -116,9 +120,7 @@ def _policy_parts(parameters: ProjectParameters, everything: TaskFold, steps: st
     if parameters.policy is None or not parameters.needs_policy:
         return []
     parts: list[str] = []
-    for fold in {
-        fold.label: fold for fold in rollout_folds(parameters, everything).values()
-    }.values():
+    for fold in dict.fromkeys(rollout_folds(parameters, everything).values()):
         if fold.left_out:
             if parameters.trajectory.start == "pooled_warmup":
                 parts.append(f"{fold.pool}.trajectory")
@@ -127,28 +129,6 @@ def _policy_parts(parameters: ProjectParameters, everything: TaskFold, steps: st
             parts.append(fold.name(steps))
     iterations = range(1, parameters.policy.iterations + 1)
     return [*parts, "policy_rollouts", *(f"policy_{number}.record" for number in iterations)]
-
-
-def _strategies(rollouts: list[str]) -> list[Node]:
-    """All trials on new tasks in one table and one picture, if there are any."""
-    if not rollouts:
-        return []
-    return [
-        node(
-            collect_rollouts,
-            inputs=rollouts,
-            outputs="strategies",
-            name="collect_strategies",
-            namespace="evaluate",
-        ),
-        node(
-            bound(draw_strategies, title="Strategies by task"),
-            inputs="strategies",
-            outputs=["strategy_map", "strategy_map_page"],
-            name="draw_strategies",
-            namespace="evaluate",
-        ),
-    ]
 
 
 def _adapters(
@@ -163,34 +143,18 @@ def _adapters(
     if not row.adapts:
         return [], []
     # a task's own training; a trajectory may be just that
-    adapter, trajectory, making = f"{run}.adapter", f"{run}.trajectory", list[Node]()
+    make, making = nodes_in(f"evaluate.{task}", "_alone"), list[Node]()
+    adapter, trajectory = f"{run}.adapter", f"{run}.trajectory"
     if task in parameters.meta_train and parameters.trajectory_is_no_meta_train:
         adapter, trajectory = f"{task}.final_adapter", f"{task}.trajectory"
     else:
+        inputs = [PARAMETERS, f"{trajectory}_resume", f"{task}.splits"]
         making = [
-            node(
-                bound(train_alone, task=task),
-                inputs=[PARAMETERS, f"{trajectory}_resume", f"{task}.splits"],
-                outputs=trajectory,
-                name="train_alone",
-                namespace=f"evaluate.{task}",
-            ),
-            node(
-                last_adapter,
-                inputs=trajectory,
-                outputs=adapter,
-                name="last_adapter_alone",
-                namespace=f"evaluate.{task}",
-            ),
+            make(train_trajectory, inputs, trajectory, "train", task=task, alone=True),
+            make(last_adapter, trajectory, adapter),
         ]
-    counting = node(
-        bound(count_training, method=method, stage="adaptation", task=task),
-        inputs=trajectory,
-        outputs=f"{run}.compute",
-        name="count_alone",
-        namespace=f"evaluate.{task}",
-    )
-    return [adapter], [*making, counting]
+    how = {"method": method, "stage": "adaptation", "task": task}
+    return [adapter], [*making, make(count_training, trajectory, f"{run}.compute", "count", **how)]
 
 
 def _generated(
@@ -211,35 +175,27 @@ def _generated(
         function = bound(generate_adapters, **names, prompts_of=read)
         inputs = [f"{read}.prompt_embeddings", f"{read}.splits"]
     draws = [cell.name(method, f"draw_{number}.adapter") for number in range(count)]
-    generating = node(
-        function,
-        inputs=[PARAMETERS, generator, *inputs],
-        outputs=[*draws, cell.name(method, "compute")],
-        name=f"generate_{method}{cell.fold.suffix}",
-        namespace=f"evaluate.{cell.task}",
-    )
-    return draws, [generating]
+    make = nodes_in(f"evaluate.{cell.task}", cell.fold.suffix)
+    outputs = [*draws, cell.name(method, "compute")]
+    return draws, [make(function, [PARAMETERS, generator, *inputs], outputs, f"generate_{method}")]
 
 
 def _oracle(parameters: ProjectParameters, cell: EvaluationCell, method: str) -> list[Node]:
     """The node that tries strategies on the test split itself, and what the other methods that refine chose."""
     others = [name for name in parameters.adapted_methods if name != method]
     writer = [*writer_input(parameters, cell.fold).values()]
-    trying = node(
-        bound(predict_oracle, *([] if writer else [None]), task=cell.task),
-        inputs=[
-            *writer,
-            PARAMETERS,
-            cell.fold.name(f"{parameters.policy_variant}.generator"),
-            f"{cell.task}.prompt_embeddings",
-            f"{cell.task}.splits",
-            *(cell.name(name, "predictions") for name in others),
-        ],
-        outputs=cell.name(method, "predictions"),
-        name=f"predict_{method}{cell.fold.suffix}",
-        namespace=f"evaluate.{cell.task}",
-    )
-    return [trying]
+    inputs = [
+        *writer,
+        PARAMETERS,
+        cell.fold.name(f"{parameters.policy_variant}.generator"),
+        f"{cell.task}.prompt_embeddings",
+        f"{cell.task}.splits",
+        *(cell.name(name, "predictions") for name in others),
+    ]
+    function = bound(predict_oracle, *([] if writer else [None]))
+    make = nodes_in(f"evaluate.{cell.task}", cell.fold.suffix)
+    predictions = cell.name(method, "predictions")
+    return [make(function, inputs, predictions, f"predict_{method}", task=cell.task)]
 
 
 def _refined(parameters: ProjectParameters, cell: EvaluationCell, row: Method) -> list[Node]:
@@ -260,43 +216,24 @@ def _refined(parameters: ProjectParameters, cell: EvaluationCell, row: Method) -
         known["start"] = fold.name(row.adapter)
     else:
         known |= writer_input(parameters, fold)
+    make = nodes_in(f"evaluate.{task}", f"_{method}{fold.suffix}")
     fallback = {"fallback": fold.name("policy_fallback")}
-    nodes = []
-    if row.executes_fallback:
-        executing = bound(execute_fallback, **names)
-        carried_out = fallback
-    else:
+    nodes, carried_out = [], fallback
+    if not row.executes_fallback:
         learned = fallback if parameters.falls_back else {}
         if row.proposer == "policy":
             learned = {"adapter": fold.name("policy"), **learned}
         if row.proposer == "tabular_policy":
             learned = {"tabular": fold.name("tabular_policy"), **learned}
-        choosing = node(
-            bound(choose_strategies, **names),
-            inputs={"resume": f"{rollouts}_resume", **known, **learned},
-            outputs=rollouts,
-            name=f"choose_{method}{fold.suffix}",
-            namespace=f"evaluate.{task}",
-        )
-        nodes.append(choosing)
-        executing = bound(execute_strategies, **names)
+        inputs = {"resume": f"{rollouts}_resume", **known, **learned}
+        nodes = [make(choose_strategies, inputs, rollouts, "choose", **names)]
         carried_out = {"rollouts": rollouts}
+    outputs = [state, cell.name(method, "compute")]
+    asked = [PARAMETERS, *made.values(), f"{task}.splits", state]
     return [
         *nodes,
-        node(
-            executing,
-            inputs={**known, **carried_out},
-            outputs=[state, cell.name(method, "compute")],
-            name=f"execute_{method}{fold.suffix}",
-            namespace=f"evaluate.{task}",
-        ),
-        node(
-            bound(predict_adapted, **names),
-            inputs=[PARAMETERS, *made.values(), f"{task}.splits", state],
-            outputs=cell.name(method, "predictions"),
-            name=f"predict_{method}{fold.suffix}",
-            namespace=f"evaluate.{task}",
-        ),
+        make(execute_strategies, {**known, **carried_out}, outputs, "execute", **names),
+        make(predict_adapted, asked, cell.name(method, "predictions"), "predict", **names),
     ]
 
 
@@ -318,10 +255,10 @@ def other_task(parameters: ProjectParameters, cell: EvaluationCell) -> str:
 
 def _answering(cell: EvaluationCell, method: str, adapters: list[str]) -> Node:
     suffix = cell.fold.suffix if is_meta_trained(method) else ""
-    return node(
-        bound(predict, task=cell.task, method=method),
-        inputs=[PARAMETERS, f"{cell.task}.splits", *adapters],
-        outputs=cell.name(method, "predictions"),
-        name=f"predict_{method}{suffix}",
-        namespace=f"evaluate.{cell.task}",
+    return nodes_in(f"evaluate.{cell.task}", f"_{method}{suffix}")(
+        predict,
+        [PARAMETERS, f"{cell.task}.splits", *adapters],
+        cell.name(method, "predictions"),
+        task=cell.task,
+        method=method,
     )

@@ -46,8 +46,7 @@ from degaml_kedro.pipelines.checkpoints.nodes import drawn_episodes
 from degaml_kedro.pipelines.fingerprint import digest, stated
 from degaml_kedro.pipelines.task_folds import TaskFold
 from degaml_kedro.pipelines.tokenize.nodes import check_alike
-from degaml_kedro.results.figures import figure_page
-from degaml_kedro.results.generator_figure import generator_figure
+from degaml_kedro.results.figures import figure_page, generator_figure
 from degaml_kedro.tasks.splits import TaskSplits, frame_to_splits
 
 logger = logging.getLogger(__name__)
@@ -94,14 +93,8 @@ def train(
     states += [0] * (count - len(names))
     learned = _tasks(every, tokens, embeddings, splits, states, training, base, parameters)
     about = {
-        "variant": variant,
-        "tasks": list(names),
-        "left_out": list(every[len(names) :]),
-        "training": training.model_dump(mode="json", exclude_none=True),
-        "decoder": decoder.model_dump(mode="json"),
+        **_about(parameters, variant, fold),
         "condition": asdict(condition),
-        "seed": seed,
-        "version": __version__,
         "trajectories": [part.about["trajectory"] for part in tokens],
         "prompts": [part.prompts_digest for part in embeddings],
         "parameter_count": fresh.decoder.parameter_count,
@@ -160,29 +153,17 @@ def train_on_examples(
     base = load_base_model(parameters.model)
     seed = derive_seed(parameters.seed, "generator", variant, fold.label)
     parts = [frame_to_splits(frame) for frame in splits]
-    drawn_from = parameters.meta_train_distribution
-    if drawn_from is None:
-        learned = parts[: len(names)][: training.tasks]
-        draw = union_train.listed([part.train for part in learned], seed)
+    learned_from: Any
+    if parameters.meta_train_distribution is None:
+        pools = [part.train for part in parts[: len(names)]]
+        draw = union_train.listed(pools[: training.tasks], seed)
+        learned_from = [sorted(one.question for one in pool) for pool in pools]
     else:
-        source = parameters.distributions[drawn_from]
+        source = parameters.distributions[parameters.meta_train_distribution]
         draw = drawn_episodes(source, seed, training.tasks, max(training.support))
+        learned_from = stated(source)
     fresh = ExampleGenerator.fresh(base, own.decoder, parameters.lora)
-    about = {
-        "variant": variant,
-        "tasks": list(names),
-        "left_out": list(every[len(names) :]),
-        "training": training.model_dump(mode="json", exclude_none=True),
-        "decoder": own.decoder.model_dump(mode="json"),
-        "seed": parameters.seed,
-        "version": __version__,
-        "parameter_count": fresh.parameter_count,
-    }
-    learned_from = (
-        [sorted(one.question for one in part.train) for part in parts[: len(names)]]
-        if drawn_from is None
-        else stated(parameters.distributions[drawn_from])
-    )
+    about = {**_about(parameters, variant, fold), "parameter_count": fresh.parameter_count}
     computed = [asdict(fresh.identity), f"{base.dtype} on {base.device}"]
     mode = parameters.scoring_of(names[0]).answers
     fresh.about = about
@@ -203,6 +184,20 @@ def train_on_examples(
         ]
 
     yield from _learned(fresh, resume, training, title, what, steps, check)
+
+
+def _about(parameters: ProjectParameters, variant: str, fold: TaskFold) -> dict[str, Any]:
+    """What a generator is trained with, as it is stored beside it."""
+    own = required(parameters.generator).variants[variant]
+    return {
+        "variant": variant,
+        "tasks": list(fold.tasks),
+        "left_out": list(fold.with_trajectory[len(fold.tasks) :]),
+        "training": own.training.model_dump(mode="json", exclude_none=True),
+        "decoder": own.decoder.model_dump(mode="json"),
+        "seed": parameters.seed,
+        "version": __version__,
+    }
 
 
 def _learned(
@@ -308,12 +303,7 @@ def _fresh(
     return Generator(
         Decoder(settings, scales.grid, condition, derive_seed(seed, "decoder")),
         scales,
-        AdapterConfig(
-            rank=config["rank"],
-            alpha=config["alpha"],
-            target_modules=tuple(config["target_modules"]),
-            base_model=base.name,
-        ),
+        AdapterConfig(config["rank"], config["alpha"], tuple(config["target_modules"]), base.name),
         identity,
     )
 

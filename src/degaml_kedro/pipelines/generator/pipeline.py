@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kedro.pipeline import Pipeline, node
+from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from degaml_kedro.config.schema import ProjectParameters, required
@@ -15,7 +15,7 @@ from degaml_kedro.pipelines.generator.nodes import (
     train,
     train_on_examples,
 )
-from degaml_kedro.pipelines.naming import PARAMETERS, bound
+from degaml_kedro.pipelines.naming import PARAMETERS, nodes_in
 from degaml_kedro.pipelines.task_folds import TaskFold, generator_folds
 
 
@@ -46,26 +46,12 @@ def _training(parameters: ProjectParameters, fold: TaskFold, variant: str) -> li
             *(f"{fold.trajectory_of(task)}.tokens" for task in every),
             *(f"{task}.prompt_embeddings" for task in every),
         ]
+    make = nodes_in("generator", f"_{variant}_{fold.label}")
+    health = [f"{own}_steps", f"{own}_health"]
+    inputs = [PARAMETERS, f"{own}_resume", *made, *(f"{task}.splits" for task in every)]
+    title = f"Generator {variant}{fold.title}"
     return [
-        node(
-            bound(learning, variant=variant, fold=fold),
-            inputs=[PARAMETERS, f"{own}_resume", *made, *(f"{task}.splits" for task in every)],
-            outputs=own,
-            name=f"train_{variant}_{fold.label}",
-            namespace="generator",
-        ),
-        node(
-            read_health,
-            inputs=own,
-            outputs=[f"{own}_steps", f"{own}_health"],
-            name=f"read_health_{variant}_{fold.label}",
-            namespace="generator",
-        ),
-        node(
-            bound(draw_health, title=f"Generator {variant}{fold.title}"),
-            inputs=[f"{own}_steps", f"{own}_health"],
-            outputs=[f"{own}_figure", f"{own}_page"],
-            name=f"draw_health_{variant}_{fold.label}",
-            namespace="generator",
-        ),
+        make(learning, inputs, own, "train", variant=variant, fold=fold),
+        make(read_health, own, health),
+        make(draw_health, health, [f"{own}_figure", f"{own}_page"], title=title),
     ]

@@ -28,8 +28,7 @@ from degaml_kedro.policy.proposers import PolicyProposer
 from degaml_kedro.policy.search import Refinement, ResumeMismatchError, Row, Tag, executed_rows
 from degaml_kedro.policy.tabular import fit_rewards
 from degaml_kedro.policy.training import learn
-from degaml_kedro.results.figures import figure_page
-from degaml_kedro.results.policy_figure import policy_figure, strategy_map
+from degaml_kedro.results.figures import figure_page, policy_figure, strategy_map
 from degaml_kedro.results.policy_measures import policy_text
 from degaml_kedro.strategies.context import Context
 from degaml_kedro.strategies.generated import generated_context, generated_state

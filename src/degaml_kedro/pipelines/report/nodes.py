@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from degaml_kedro.results.comparison_figures import (
+from degaml_kedro.results.figures import (
     accuracy_compute_figure,
     comparison_figure,
     reliability_figure,
@@ -39,7 +39,7 @@ def report_runs(runs: Runs) -> tuple[pd.DataFrame, pd.DataFrame, Any, str, str]:
         text.count("\n"),
     )
     curves = reliability_figure(findings.bins)
-    return findings.comparison(), findings.differences(), curves, page, text
+    return findings.comparison, findings.differences(), curves, page, text
 
 
 def draw_comparison(comparison: pd.DataFrame) -> tuple[Any, Any]:

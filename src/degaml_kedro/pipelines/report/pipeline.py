@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from kedro.pipeline import Pipeline, node
+from kedro.pipeline import Pipeline
 
 from degaml_kedro.config.schema import ProjectParameters
+from degaml_kedro.pipelines.naming import nodes_in
 from degaml_kedro.pipelines.report.nodes import draw_comparison, report_runs
 
 
@@ -13,27 +14,9 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
 
     No parameter is read: what has run is reported, of whatever methods and tasks.
     """
+    make = nodes_in("report")
+    tables = ["comparison", "contrasts", "reliability_figure", "report_page", "report_text"]
+    figures = ["comparison_figure", "accuracy_compute_figure"]
     return Pipeline(
-        [
-            node(
-                report_runs,
-                inputs="runs",
-                outputs=[
-                    "comparison",
-                    "contrasts",
-                    "reliability_figure",
-                    "report_page",
-                    "report_text",
-                ],
-                name="report_runs",
-                namespace="report",
-            ),
-            node(
-                draw_comparison,
-                inputs="comparison",
-                outputs=["comparison_figure", "accuracy_compute_figure"],
-                name="draw_comparison",
-                namespace="report",
-            ),
-        ]
+        [make(report_runs, "runs", tables), make(draw_comparison, "comparison", figures)]
     )

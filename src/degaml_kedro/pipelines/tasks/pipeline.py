@@ -2,61 +2,31 @@
 
 from __future__ import annotations
 
-from kedro.pipeline import Pipeline, node
+from kedro.pipeline import Pipeline
 
 from degaml_kedro.config.schema import ProjectParameters
-from degaml_kedro.pipelines.naming import PARAMETERS, bound
-from degaml_kedro.pipelines.tasks.nodes import (
-    deal_splits,
-    describe_run,
-    read_source,
-    take_split,
-)
+from degaml_kedro.pipelines.naming import PARAMETERS, nodes_in
+from degaml_kedro.pipelines.tasks.nodes import deal_splits, describe_run, read_source, take_split
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     """Read and split every task that is in a pool."""
-    nodes = [
-        node(
-            describe_run,
-            inputs=PARAMETERS,
-            outputs="run_record",
-            name="describe_run",
-            namespace="tasks",
-        )
-    ]
+    nodes = [nodes_in("tasks")(describe_run, PARAMETERS, "run_record")]
     for task in (
         *parameters.meta_train,
         *parameters.further_tasks,
         *parameters.development,
         *parameters.meta_test,
     ):
+        make = nodes_in(f"tasks.{task}")
         nodes += [
-            node(
-                bound(read_source, task=task),
-                inputs=PARAMETERS,
-                outputs=f"{task}.examples",
-                name="read_source",
-                namespace=f"tasks.{task}",
-            ),
-            node(
-                bound(deal_splits, task=task),
-                inputs=[PARAMETERS, f"{task}.examples"],
-                outputs=f"{task}.splits",
-                name="deal_splits",
-                namespace=f"tasks.{task}",
-            ),
+            make(read_source, PARAMETERS, f"{task}.examples", task=task),
+            make(deal_splits, [PARAMETERS, f"{task}.examples"], f"{task}.splits", task=task),
         ]
         if parameters.needs_support:
             # who adapts to a task or chooses strategies for it is given these alone
             nodes += [
-                node(
-                    bound(take_split, split=split),
-                    inputs=f"{task}.splits",
-                    outputs=f"{task}.{split}",
-                    name=f"take_{split}",
-                    namespace=f"tasks.{task}",
-                )
-                for split in ("support", "validation")
+                make(take_split, f"{task}.splits", f"{task}.{own}", f"take_{own}", split=own)
+                for own in ("support", "validation")
             ]
     return Pipeline(nodes)

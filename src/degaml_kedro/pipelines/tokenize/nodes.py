@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -44,10 +45,8 @@ def tokenize_trajectory(
         "start": trajectory.about["start"],
         "trajectory": trajectory.fingerprint,
         "adapter": {
-            "rank": trajectory.config.rank,
-            "alpha": trajectory.config.alpha,
+            **asdict(trajectory.config),
             "target_modules": list(trajectory.config.target_modules),
-            "base_model": trajectory.config.base_model,
         },
     }
     dtype = next(iter(first.tensors.values())).dtype

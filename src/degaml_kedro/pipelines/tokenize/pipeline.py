@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from kedro.pipeline import Pipeline, node
-from kedro.pipeline.node import Node
+from kedro.pipeline import Pipeline
 
 from degaml_kedro.config.schema import ProjectParameters
-from degaml_kedro.pipelines.naming import PARAMETERS, bound
-from degaml_kedro.pipelines.task_folds import TaskFold, generator_folds
+from degaml_kedro.pipelines.naming import PARAMETERS, nodes_in
+from degaml_kedro.pipelines.task_folds import generator_folds
 from degaml_kedro.pipelines.tokenize.nodes import (
     encode_prompts,
     measure_tokens,
@@ -24,52 +23,19 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
     made: set[str] = set()
     for fold in generator_folds(parameters):
         for task in fold.with_trajectory:
-            run = fold.trajectory_of(task)
+            run, make = fold.trajectory_of(task), nodes_in(f"tokenize.{task}", fold.suffix)
             # trajectories that start from the shared initialization serve every fold
             if run not in made:
                 made.add(run)
-                nodes += _trajectory(fold, task, run)
+                inputs, tokens = [PARAMETERS, f"{run}.trajectory"], f"{run}.tokens"
+                nodes.append(make(tokenize_trajectory, inputs, tokens, task=task))
+                nodes.append(make(measure_tokens, tokens, f"{run}.token_statistics", task=task))
         scaled = [fold.trajectory_of(task) for task in fold.tasks]
-        nodes.append(
-            node(
-                take_scales,
-                inputs=[
-                    PARAMETERS,
-                    *(f"{run}.tokens" for run in scaled),
-                    *(f"{run}.token_statistics" for run in scaled),
-                ],
-                outputs=fold.name("token_scales"),
-                name=f"take_scales_{fold.label}",
-                namespace="tokenize",
-            )
-        )
+        parts = [f"{run}.{part}" for part in ("tokens", "token_statistics") for run in scaled]
+        make = nodes_in("tokenize", f"_{fold.label}")
+        nodes.append(make(take_scales, [PARAMETERS, *parts], fold.name("token_scales")))
     for task in (*parameters.meta_train, *parameters.further_tasks, *parameters.meta_test):
-        nodes.append(
-            node(
-                bound(encode_prompts, task=task),
-                inputs=[PARAMETERS, f"{task}.splits"],
-                outputs=f"{task}.prompt_embeddings",
-                name="encode_prompts",
-                namespace=f"tokenize.{task}",
-            )
-        )
+        make = nodes_in(f"tokenize.{task}")
+        inputs = [PARAMETERS, f"{task}.splits"]
+        nodes.append(make(encode_prompts, inputs, f"{task}.prompt_embeddings", task=task))
     return Pipeline(nodes)
-
-
-def _trajectory(fold: TaskFold, task: str, run: str) -> list[Node]:
-    return [
-        node(
-            bound(tokenize_trajectory, task=task),
-            inputs=[PARAMETERS, f"{run}.trajectory"],
-            outputs=f"{run}.tokens",
-            name=f"tokenize_trajectory{fold.suffix}",
-            namespace=f"tokenize.{task}",
-        ),
-        node(
-            bound(measure_tokens, task=task),
-            inputs=f"{run}.tokens",
-            outputs=f"{run}.token_statistics",
-            name=f"measure_tokens{fold.suffix}",
-            namespace=f"tokenize.{task}",
-        ),
-    ]
