@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import os
 import re
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from kedro.config import AbstractConfigLoader, MissingConfigException
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.file_utils import ExclusiveFileLock
 from mlflow.utils.rest_utils import http_request_safe
-from sqlalchemy import create_engine, inspect
-from sqlalchemy.engine import make_url
+from sqlalchemy import Engine, create_engine, inspect, select, table
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool, StaticPool
 
@@ -179,8 +180,7 @@ def check_server(uri: str) -> None:
 
     Raises:
         MlflowException: no server answers, or the database has another MLflow's schema.
-        SQLAlchemyError: the database does not answer, is none, or does not let us in.
-        sqlite3.Error: the file is no database, or is locked.
+        SQLAlchemyError: the database does not answer, is none or locked, or does not let us in.
         ImportError: the database's driver is not installed.
     """
     kind = urlparse(uri).scheme.split("+")[0]
@@ -197,61 +197,45 @@ def check_server(uri: str) -> None:
         # imports all of MLflow's tables
         from mlflow.store.db.utils import _verify_schema
 
-        if kind == "sqlite":
-            _make_database(make_url(uri).database or ":memory:")
         wait = "timeout" if kind == "sqlite" else "connect_timeout"
         engine = create_engine(uri, poolclass=NullPool, connect_args={wait: WAIT_SECONDS})
+        if kind == "sqlite":
+            _make_database(engine)
         if inspect(engine).has_table("alembic_version"):
             _verify_schema(engine)
 
 
-def _make_database(file: str) -> None:
+def _make_database(engine: Engine) -> None:
     """Make MLflow's tables in a new SQLite file, or anew in one that a killed program left between migrations.
 
     Migrations cannot be resumed where they were stopped, so they run in memory, and the file gets the result in one
     transaction.
     """
-    with closing(sqlite3.connect(file, timeout=WAIT_SECONDS)) as database:
-        if not _is_unfinished(database):
-            return
-        from mlflow.store.db.utils import _initialize_tables
+    if not _is_unfinished(engine):
+        return
+    from mlflow.store.db.utils import _initialize_tables
 
-        with closing(sqlite3.connect(":memory:")) as memory:
-            engine = create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool)
-            _initialize_tables(engine)
-            with _locked(Path(file).parent):
-                # another program may have been faster
-                if _is_unfinished(database):
-                    memory.backup(database)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """No other program is in the block for this folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        # an error: a file system without locks
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    with closing(sqlite3.connect(":memory:")) as memory:
+        _initialize_tables(create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool))
+        digest = hashlib.sha256(str(engine.url).encode()).hexdigest()[:16]
+        with ExclusiveFileLock(f"{tempfile.gettempdir()}/degaml-mlflow-{digest}"):
+            # another program may have been faster
+            if _is_unfinished(engine):
+                with closing(engine.raw_connection()) as database:
+                    memory.backup(database.driver_connection)
 
 
-def _is_unfinished(database: sqlite3.Connection) -> bool:
+def _is_unfinished(engine: Engine) -> bool:
     """Whether there are no tables, or MLflow's own of another schema than this version's, without any run."""
-    tables = _column(database, "SELECT name FROM sqlite_master WHERE type = 'table'")
-    filled = {one for one in tables if _column(database, f'SELECT 1 FROM "{one}" LIMIT 1')}
+    from mlflow.store.db.utils import _get_latest_schema_revision, _get_schema_version
+
+    tables = inspect(engine).get_table_names()
+    with engine.connect() as database:
+        filled = {
+            one for one in tables if database.execute(select(1).select_from(table(one))).first()
+        }
     if not tables:
         return True
     if "alembic_version" not in filled or not filled <= _FILLED_BY_MIGRATIONS:
         return False
-    from alembic.script import ScriptDirectory
-    from mlflow.store.db.utils import _get_alembic_config
-
-    newest = ScriptDirectory.from_config(_get_alembic_config("")).get_current_head()
-    return _column(database, "SELECT version_num FROM alembic_version") != [newest]
-
-
-def _column(database: sqlite3.Connection, query: str) -> list[Any]:
-    return [row[0] for row in database.execute(query)]
+    return bool(_get_schema_version(engine) != _get_latest_schema_revision())
