@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -447,7 +447,7 @@ def _draws_of_rule(source: EpisodeSource, rng: random.Random) -> _Draw:
 
 
 def _wrong_options(
-    right: Sequence[str], own: Iterable[str], foreign: Iterable[str], count: int, rng: random.Random
+    right: Sequence[str], own: Sequence[str], foreign: Sequence[str], count: int, rng: random.Random
 ) -> list[str] | None:
     """Half from other rules of the same input, the rest from the rule at other inputs; None where there are too few."""
     foreign = list(dict.fromkeys(text for text in foreign if text not in right))

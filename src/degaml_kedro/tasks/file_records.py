@@ -118,14 +118,15 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 _BLANK = re.compile(r"[ \t\r\n]*")
+_BETWEEN = re.compile(r"[ \t\r\n]*(?:,[ \t\r\n]*)?")
 _BRACE = re.compile(r"(?=\{)")
 # the brace that opens the item after one in braces, or the next line's object
 _NEXT_ITEM = re.compile(r"(?<=\})\s*+,?\s*+(?=\{)")
 _NEXT_LINE = re.compile(r"\n(?=\{)")
 
 
-def _skip_blanks(text: str, position: int) -> int:
-    match = _BLANK.match(text, position)
+def _skip(text: str, position: int, pattern: re.Pattern[str] = _BLANK) -> int:
+    match = pattern.match(text, position)
     return match.end() if match else position
 
 
@@ -161,9 +162,9 @@ def _decoded(text: str, line: int) -> tuple[dict[str, Any], int]:
 
 def json_records(text: str) -> Iterator[Raw]:
     """The objects of a JSON list, or those that follow each other; after a broken one, reading goes on at the next."""
-    position = _skip_blanks(text, 0)
+    position = _skip(text, 0)
     is_list = text[position] == "["
-    position = _skip_blanks(text, position + is_list)
+    position = _skip(text, position + is_list)
     line, counted = 1, 0
     while position < len(text) and not (is_list and text[position] == "]"):
         line, counted = line + text.count("\n", counted, position), position
@@ -179,19 +180,13 @@ def json_records(text: str) -> Iterator[Raw]:
             position = end
             continue
         yield line, text[position : position + end], record
-        position = _skip_blanks(text, position + end)
-        if text[position : position + 1] == ",":
-            position = _skip_blanks(text, position + 1)
-    if not is_list:
-        return
-    line += text.count("\n", counted, position)
-    if position >= len(text):
+        position = _skip(text, position + end, _BETWEEN)
+    rest = _skip(text, position + 1)
+    line += text.count("\n", counted, rest)
+    if is_list and position >= len(text):
         mistake = "the list has no closing bracket; it looks cut off: copy it again, or add ']'."
         yield line, "", f"Line {line}: {mistake}"
-        return
-    rest = _skip_blanks(text, position + 1)
-    if rest < len(text):
-        line += text.count("\n", position, rest)
+    elif is_list and rest < len(text):
         mistake = "there is text after the closing bracket of the list; remove it."
         yield line, text[rest:], f"Line {line}: {mistake}"
 
@@ -380,11 +375,9 @@ def whole_records(path: Path) -> list[dict[str, Any]]:
 
 
 def parquet_records(path: Path, most: int | None = None) -> Iterator[Raw]:
-    """The rows of a Parquet file.
+    """The rows of a Parquet file; ``most`` of them where it is given.
 
-    Args:
-        path: the file, one's own: it is not read from a stranger's bytes, which may be packed a thousand times smaller.
-        most: rows to read at most; None for all.
+    The file is one's own: a stranger's bytes, which may be packed a thousand times smaller, are not read.
 
     Raises:
         RecordError: it is no whole Parquet file.

@@ -75,10 +75,8 @@ def _files_of_folder(folder: Path, task: str) -> dict[str, Path]:
             )
         if named:
             found[split] = named[0]
-    if found:
-        return found
-    if len(files) == 1:
-        return {ALL: files[0]}
+    if found or len(files) == 1:
+        return found or {ALL: files[0]}
     raise TaskError(
         f"Task '{task}': the folder '{folder}' has {len(files)} {', '.join(SUFFIXES)} file(s) and none is named after "
         "a split; name them train.jsonl, test.jsonl, …, or list them in the task's source.split_files."

@@ -187,8 +187,7 @@ def read_pasted(text: str, name: str = "", reading: Reading = EXAMPLES) -> Paste
 
     Args:
         text: plain, JSON, JSON Lines, CSV or TSV.
-        name: of the file that it comes from, whose suffix decides the layout; without a known one the layout is found
-            from the text.
+        name: of the file that it comes from, whose suffix decides the layout; without a known one the text does.
         reading: what keys are called, and whether answers may be missing.
 
     Raises:
@@ -240,7 +239,7 @@ def read_rows(
         records: their lines, how they look, and their keys, what they say or their mistakes.
         layout: what they were found in.
         called: how messages call the file.
-        reading: what keys are called, and whether answers may be missing.
+        reading: how they are read.
 
     Raises:
         RecordError: there are none or too many, or their answers cannot be their options.
@@ -347,12 +346,7 @@ class _WholeFile:
         for text in reading.labels or (str(one.answer) for one in shared):
             self._answers.setdefault(plain_text(text), text.strip())
         self.notes = () if reading.labels else tuple(_notes(self._answers, len(shared)))
-        self._unfit = None
-        if not reading.open_answers:
-            self._unfit = _unfit(list(self._answers.values()))
-            is_named = reading.labels or reading.answer
-            if not is_named and _names_missing_options(self._answers, shared, unread):
-                self._unfit = _MISSING_OPTIONS
+        self._unfit = _unfit(list(self._answers.values()), shared, unread, reading)
         alone = [one for one in contents if one.options is None and one.answer is not None]
         if self._unfit and len(alone) == len(records):
             raise RecordError(self._unfit)
@@ -388,7 +382,7 @@ class _WholeFile:
             check_repeats(found.options)
         # what is wrong with the options is said before an answer is missed
         example = None if found.options is None else example_of(found, found.gold or 0)
-        if not found.is_answered:
+        if found.answer is None and found.gold is None:
             if reading.answered:
                 raise RecordError(_NO_ANSWER)
             open_question = Question(found.question, found.system, (), ())
@@ -458,17 +452,38 @@ def _notes(answers: Mapping[str, str], records: int) -> Iterator[str]:
 
 
 _MANY_ANSWERS = 5
-_MISSING_OPTIONS = (
-    "The answers are letters or numbers of options that were not found; name their columns (--option-columns), or, if "
-    "these are labels, the answers' column (--answer-column)."
-)
 
 
-def _names_missing_options(
-    answers: Iterable[str], records: Sequence[Found], unread: Mapping[str, bool]
+def _unfit(
+    answers: Sequence[str],
+    records: Sequence[Found],
+    unread: Mapping[str, bool],
+    reading: Reading,
+) -> str | None:
+    """Why the answers of all records without options cannot be their options."""
+    if reading.open_answers:
+        return None
+    if not (reading.labels or reading.answer) and _names_missing(answers, records, unread):
+        return (
+            "The answers are letters or numbers of options that were not found; name their columns "
+            "(--option-columns), or, if these are labels, the answers' column (--answer-column)."
+        )
+    own = "give the questions options of their own: 'question | wrong option | right option*'."
+    if len(answers) == 1:
+        return f"Examples without options all have the answer {shorten(answers[0])}; add some with another, or {own}"
+    if len(answers) > MAX_OPTIONS:
+        return (
+            f"There are {len(answers)} different answers, and a question has at most {MAX_OPTIONS} options; use "
+            f"fewer, or {own}"
+        )
+    return None
+
+
+def _names_missing(
+    answers: Sequence[str], records: Sequence[Found], unread: Mapping[str, bool]
 ) -> bool:
     """Whether answers name options that stand in unread columns or in the question."""
-    bare = [answer.strip("[]().: ").casefold() for answer in answers]
+    bare = [plain_text(answer).strip("[]().: ").casefold() for answer in answers]
     are_letters = all(len(one) == 1 and "a" <= one <= "h" for one in bare)
     if not bare or not (are_letters or all(re.fullmatch(r"\d", one) for one in bare)):
         return False
@@ -479,19 +494,6 @@ def _names_missing_options(
 
 
 _NO_ANSWER = "the answer is blank or missing; give it, as 'question => answer' or by a star after the right option."
-
-
-def _unfit(answers: Sequence[str]) -> str | None:
-    """Why the answers of all records without options cannot be their options."""
-    own = "give the questions options of their own: 'question | wrong option | right option*'."
-    if len(answers) == 1:
-        return f"Examples without options all have the answer {shorten(answers[0])}; add some with another, or {own}"
-    if len(answers) > MAX_OPTIONS:
-        return (
-            f"There are {len(answers)} different answers, and a question has at most {MAX_OPTIONS} options; use "
-            f"fewer, or {own}"
-        )
-    return None
 
 
 def _first_number(found: Found) -> int | None:

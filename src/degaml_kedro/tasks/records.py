@@ -137,11 +137,6 @@ class Found:
     prompt: str | None = None
 
     @property
-    def is_answered(self) -> bool:
-        """Whether the record has an answer."""
-        return self.answer is not None or self.gold is not None
-
-    @property
     def number(self) -> int | None:
         """The answer as a number, where it is one and no text or label of an option."""
         if self.options is None or self.answer is None or isinstance(self.answer, bool):
@@ -222,18 +217,17 @@ def read_record(given: Mapping[str, Any], reading: Reading) -> tuple[Found, dict
 
 def _question_text(record: Mapping[str, Any], question: str, contexts: Sequence[str]) -> str:
     """The question with its context in front."""
-    parts = [record[key] for key in contexts if key != question and _is_filled(record.get(key))]
-    for key, text in ((question, record[question]), *(("context", part) for part in parts)):
-        if not isinstance(text, str):
+    above = [key for key in contexts if key != question and _is_filled(record.get(key))]
+    for key in (question, *above):
+        if not isinstance(record[key], str):
             raise RecordError(
-                f"key '{key}': expected a text, found {kind_of(text)}; put it in quotes."
+                f"key '{key}': expected a text, found {kind_of(record[key])}; put it in quotes."
             )
+    texts = [record[key].strip() for key in (*above, question)]
     # Alpaca's input may be blank where the instruction says all
-    if record[question].strip():
-        parts.append(record[question])
-    elif question != "input" or not parts:
+    if not texts[-1] and (question != "input" or not above):
         raise RecordError("the question is blank; give it a text.")
-    return "\n".join(part.strip() for part in parts)
+    return "\n".join(filter(None, texts))
 
 
 def _answer_value(value: Any, key: str, reading: Reading) -> str | int | float | bool | None:
@@ -310,10 +304,7 @@ def _question_key(record: Mapping[str, Any], reading: Reading) -> str:
 def _answer_key(record: Mapping[str, Any], reading: Reading, used: Sequence[str]) -> str | None:
     """The key of the answer; None where there is none, and none is needed.
 
-    Args:
-        record: the record.
-        reading: how it is read.
-        used: the keys of the question and its options.
+    ``used`` are the keys of the question and its options.
 
     Raises:
         RecordError: there is none, or one of an answer in words and one of a label.
@@ -420,8 +411,8 @@ def _of_cell(cell: Any, key: str) -> Found:
     """What one key says of the options: their texts, and what they are called there or in front of their texts."""
     if not _is_filled(cell):
         return Found("")
-    cells, labels = _listed_cell(cell, f"key '{key}'")
-    texts = _texts(cells, [key])
+    cells, names = _listed_cell(cell, f"key '{key}'")
+    texts, labels = _texts(cells, [key]), tuple(str(name).strip() for name in names)
     marks = tuple(mark[1] for text in texts if (mark := _OWN_LABEL.match(text)))
     if not labels and len({*map(str.casefold, marks)}) == len(texts):
         labels = marks
@@ -443,7 +434,15 @@ def _numbered(found: Found) -> Found:
 
 
 def _texts(cells: Sequence[Any], keys: Sequence[str]) -> tuple[str, ...]:
-    return tuple(_option_text(cell, f"key {_listed(keys)}") for cell in cells)
+    """The texts of options; numbers are written out."""
+    place = f"key {_listed(keys)}"
+    for cell in cells:
+        _check_number(cell, place)
+        if isinstance(cell, bool) or not isinstance(cell, str | int | float):
+            raise RecordError(
+                f"{place}: an option is {kind_of(cell)}, not a text; put it in quotes."
+            )
+    return tuple(str(cell).strip() for cell in cells)
 
 
 def _with_right_answer(found: Found) -> Found:
@@ -481,11 +480,11 @@ def option_columns(names: Iterable[str]) -> list[str]:
     return []
 
 
-def _listed_cell(cell: Any, place: str) -> tuple[list[Any], tuple[str, ...]]:
+def _listed_cell(cell: Any, place: str) -> tuple[Sequence[Any], Sequence[Any]]:
     """Options from a list, an object by labels, JSON in a text or a text with bars; and their labels."""
+    if isinstance(cell, str) and not cell.strip().startswith(("[", "{")):
+        return cell.split("|"), ()
     if isinstance(cell, str):
-        if not cell.strip().startswith(("[", "{")):
-            return [part.strip() for part in cell.split("|")], ()
         cell = _decoded_list(cell, place)
     if isinstance(cell, Mapping):
         texts, labels = cell.get("text"), cell.get("label")
@@ -494,15 +493,15 @@ def _listed_cell(cell: Any, place: str) -> tuple[list[Any], tuple[str, ...]]:
                 raise RecordError(
                     f"{place}: there are {len(texts)} texts and {len(labels)} labels; give each text one label."
                 )
-            return list(texts), tuple(str(label).strip() for label in labels)
-        return list(cell.values()), tuple(str(key).strip() for key in cell)
+            return texts, labels
+        return [*cell.values()], [*cell]
     if not isinstance(cell, list):
         raise RecordError(
             f'{place}: expected a list of options, found {kind_of(cell)}; write ["…", "…"] or …|…'
         )
     for name in ("label", "id"):
         if cell and all(isinstance(one, Mapping) and {"text", name} <= set(one) for one in cell):
-            return [one["text"] for one in cell], tuple(str(one[name]).strip() for one in cell)
+            return [one["text"] for one in cell], [one[name] for one in cell]
     return cell, ()
 
 
@@ -519,15 +518,6 @@ def _decoded_list(text: str, place: str) -> Any:
                 f"{place}: begins with a bracket but is not a JSON list ({error}); write it flat and with double "
                 'quotes: ["…", "…"].'
             ) from error
-
-
-def _option_text(cell: Any, place: str) -> str:
-    _check_number(cell, place)
-    if isinstance(cell, str):
-        return cell.strip()
-    if isinstance(cell, int | float) and not isinstance(cell, bool):
-        return str(cell)
-    raise RecordError(f"{place}: an option is {kind_of(cell)}, not a text; put it in quotes.")
 
 
 def _listed(keys: Sequence[str]) -> str:
@@ -669,9 +659,7 @@ def named_option(found: Found, bases: tuple[int, ...]) -> int:
     An answer is an option's text, its label, its letter in any case, with or without brackets, both letter and text, or
     a number. Where two of these name different options, it is refused rather than guessed.
 
-    Args:
-        found: a record with options and an answer.
-        bases: what numbers may be counted from; none where numbers are texts.
+    ``bases`` are what numbers may be counted from; none where numbers are texts.
 
     Raises:
         RecordError: it names none of the options, or several.

@@ -112,13 +112,13 @@ def split_examples(
         name: sorted(pool, key=lambda e: _rank(e, seed, task)) for name, pool in unique.items()
     }
 
-    homes = {name: _pool_of(name, getattr(sizes, name), unique, task) for name in SPLITS}
+    in_turn = ("support", "validation", "test", "train")
+    homes = {name: _pool_of(name, getattr(sizes, name), unique, task) for name in in_turn}
     taken: dict[str, tuple[Example, ...]] = dict.fromkeys(SPLITS, ())
-    for name in ("support", "validation", "test", "train"):
-        wanted, home = getattr(sizes, name), homes[name]
+    for name, home in homes.items():
         if home is None:
             continue
-        pool = dealt[home]
+        wanted, pool = getattr(sizes, name), dealt[home]
         if len(pool) < wanted:
             sharing = [
                 f"{split} {getattr(sizes, split)}"

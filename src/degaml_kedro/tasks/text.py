@@ -49,7 +49,7 @@ def text_records(text: str) -> Iterator[tuple[int, str, Found | str]]:
         lines = (one for one in lines if not one[1].lstrip().startswith(("//", "$CATEGORY")))
     else:
         lines = (one for one in lines if not _COMMENT.match(one[1]))
-    for unit in _blocks(lines) if is_gift else _units(lines):
+    for unit in _groups(lines, is_gift) if is_gift else _units(lines):
         raw = "\n".join(text for _, text in unit)
         line = unit[0][0]
         try:
@@ -60,13 +60,6 @@ def text_records(text: str) -> Iterator[tuple[int, str, Found | str]]:
 
 
 # --- GIFT -----------------------------------------------------------------------------------------
-
-
-def _blocks(lines: Iterable[_Line]) -> Iterator[list[_Line]]:
-    """Lines between blank ones."""
-    for filled, block in itertools.groupby(lines, key=lambda line: bool(line[1].strip())):
-        if filled:
-            yield list(block)
 
 
 def _from_gift(raw: str) -> Found:
@@ -81,34 +74,25 @@ def _from_gift(raw: str) -> Found:
     if verdict in ("T", "TRUE", "F", "FALSE"):
         gold = int(verdict.startswith("F"))
         return Found(question, TRUE_FALSE, gold=gold, prompt=question)
-    parts = re.split(r"(?<!\\)(?=[=~])", body)
-    rights: list[int] = []
+    before, *parts = re.split(r"(?<!\\)(?=[=~])", body)
     options: list[str] = []
-    partly = False
-    for part in parts[1:]:
+    # of the points, in percent
+    shares: list[float] = []
+    for part in parts:
         text = re.split(r"(?<!\\)#", part[1:])[0].strip()
         weight = _GIFT_WEIGHT.match(text)
-        text = _unescaped(text[weight.end() :] if weight else text).strip()
-        share = float(weight[1]) if weight else 100.0 if part[0] == "=" else 0.0
-        partly |= 0 < share < 100
-        if share == 100:
-            rights.append(len(options))
-        options.append(text)
-    matching = any("->" in option for option in options)
-    if (
-        parts[0].strip()
-        or matching
-        or partly
-        or not rights
-        or (len(rights) > 1 and len(rights) < len(options))
-    ):
+        options.append(_unescaped(text[weight.end() :] if weight else text).strip())
+        shares.append(float(weight[1]) if weight else 100.0 * (part[0] == "="))
+    rights = shares.count(100)
+    is_read = rights in {1, len(options)} and not any(0 < share < 100 for share in shares)
+    if before.strip() or not options or not is_read or any("->" in one for one in options):
         raise RecordError(
             "only questions with one right answer, true or false, and short answers are read, not those to "
             "be matched, with numbers, several right or partly right answers or none; write '{=right ~wrong ~wrong}'."
         )
-    if len(rights) == len(options):
+    if rights == len(options):
         return Found(question, answer=options[0] or None)
-    return Found(question, tuple(options), gold=rights[0])
+    return Found(question, tuple(options), gold=shares.index(100))
 
 
 def _unescaped(text: str) -> str:
@@ -134,39 +118,30 @@ def _units(lines: Iterable[_Line]) -> Iterator[list[_Line]]:
             yield from ([line] for line in unit)
 
 
-def _groups(lines: Iterable[_Line]) -> Iterator[list[_Line]]:
-    """Lines between blank ones; options and an answer belong to the question above them all the same."""
+def _groups(lines: Iterable[_Line], strictly: bool = False) -> Iterator[list[_Line]]:
+    """Lines between blank ones; unless ``strictly``, options and an answer belong to a question above them, too."""
     group: list[_Line] = []
-    blank = False
-    for line in lines:
-        text = line[1]
-        if not text.strip():
-            blank = True
+    for filled, block in itertools.groupby(lines, key=lambda line: bool(line[1].strip())):
+        if not filled:
             continue
-        if blank and group and not (_continues(text) and _is_open(group[-1][1])):
+        own = list(block)
+        if group and (strictly or not _goes_on(group[-1][1], own[0][1])):
             yield group
             group = []
-        blank = False
-        group.append(line)
+        group += own
     if group:
         yield group
 
 
-def _continues(text: str) -> bool:
-    return _answer(text) is not None or (_letter(text) == "A" and not _is_example_line(text))
-
-
-def _is_open(text: str) -> bool:
-    """Whether an example cannot end with this line."""
-    return _answer(text) is None and not _is_example_line(text)
+def _goes_on(above: str, below: str) -> bool:
+    """Whether a question ends with the line above, and its options or its answer begin with the one below."""
+    if _answer(above) is not None or _is_example_line(above):
+        return False
+    return _answer(below) is not None or (_letter(below) == "A" and not _is_example_line(below))
 
 
 def _is_example_line(text: str) -> bool:
     return _ARROW in text or "|" in text
-
-
-def _is_starred_line(text: str) -> bool:
-    return any(part.rstrip().endswith("*") for part in text.split("|")[1:])
 
 
 def _answer(text: str) -> str | None:
@@ -204,7 +179,8 @@ def _from_unit(unit: Sequence[_Line]) -> Found:
     question = "\n".join(asked).strip()
     if not question or (not first and len(asked) > 1 and _letter(asked[0]) == "A"):
         raise RecordError("there is no question above this; write it on the line before.")
-    if any(_ARROW in text for text in texts) or any(map(_is_starred_line, asked)):
+    starred = (part.rstrip().endswith("*") for text in asked for part in text.split("|")[1:])
+    if any(_ARROW in text for text in texts) or any(starred):
         raise RecordError(
             f"'{_ARROW}' or a starred option stands inside a block of lines; put a blank line between two "
             "examples, or write this one as JSON or CSV."

@@ -20,6 +20,7 @@ from alembic.util import CommandError
 from kedro.config import AbstractConfigLoader, MissingConfigException
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.file_utils import ExclusiveFileLock
 from mlflow.utils.rest_utils import http_request_safe
@@ -40,8 +41,8 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 _FILLED_BY_MIGRATIONS = {"alembic_version", "workspaces"}
 # of what MLflow is set to
 _ONE_AT_A_TIME = threading.RLock()
-_PASSWORD = re.compile(r"(://[^:/@\s]*):\S+@")
-_QUERY_PASSWORD = re.compile(r"(password=)[^&\s'\"]+", re.IGNORECASE)
+# of an address, or among its parameters
+_PASSWORD = re.compile(r"(://[^:/@\s]*:)\S+(?=@)|(password=)[^&\s'\"]+", re.IGNORECASE)
 # ImportError: a database's driver is not installed
 _MLFLOW_ERRORS = (
     MlflowException,
@@ -107,7 +108,7 @@ def masked(text: str) -> str:
         >>> masked("postgresql+psycopg2://me:secret@host/runs")
         'postgresql+psycopg2://me:***@host/runs'
     """
-    return _QUERY_PASSWORD.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
+    return _PASSWORD.sub(r"\1\2***", text)
 
 
 @contextmanager
@@ -135,12 +136,11 @@ def using(uri: str) -> Iterator[None]:
     """
     with _ONE_AT_A_TIME, translate_errors(uri):
         check_server(uri)
-        before, variable = mlflow.get_tracking_uri(), os.environ.get(_URI_VARIABLE)
-        mlflow.set_tracking_uri(uri)
+        variable = os.environ.get(_URI_VARIABLE)
         try:
-            yield
+            with _use_tracking_uri(uri):
+                yield
         finally:
-            mlflow.set_tracking_uri(before)
             # MLflow has written it
             os.environ.pop(_URI_VARIABLE, None)
             if variable is not None:
@@ -222,7 +222,8 @@ def _make_database(engine: Engine) -> None:
             # another program may have been faster
             if _is_unfinished(engine):
                 with closing(engine.raw_connection()) as database:
-                    memory.backup(database.driver_connection)
+                    file: Any = database.driver_connection
+                    memory.backup(file)
 
 
 def _is_unfinished(engine: Engine) -> bool:

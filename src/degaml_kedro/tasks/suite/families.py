@@ -184,7 +184,8 @@ def _starts_with(rng: random.Random, size: int) -> SuiteQuestion:
 
 def _unit(rng: random.Random, size: int, asked: str) -> SuiteQuestion:
     """What a unit ``measures``, or which unit is ``of_quantity``."""
-    units = {name: words.split() for name, words in read_data("units")["quantities"].items()}
+    quantities: dict[str, str] = read_data("units")["quantities"]
+    units = {name: words.split() for name, words in quantities.items()}
 
     def one(of: str) -> str:
         return rng.choice(units[of]).replace("_", " ")
