@@ -278,7 +278,7 @@ def test_layouts_are_found_from_the_text(text, layout):
 def test_one_answer_beside_mistakes_is_a_mistake_of_its_row_too():
     pasted = read_pasted("Is fire hot? => yes\nWhat?\nIs ice hot? | yes | no*")
     assert pasted.examples == (ICE,)
-    assert pasted.mistakes[0].mistake.startswith("Line 1 has no options of its own. Examples")
+    assert pasted.mistakes[0].mistake.startswith("Line 1: it has no options of its own. Examples")
     assert pasted.mistakes[0].mistake.endswith("| right option*'.")
 
 

@@ -72,12 +72,11 @@ FORMAT: Literal[1] = 1
 PAIR_FILE, GENERATOR_FOLDER, POLICY_FOLDER = "pair.json", "generator", "policy"
 WRITER_FOLDER = "examples"
 ADAPTATION_FILE, STATE_FOLDER = "degaml.json", "state"
-_GENERATOR_FILES = (
-    f"{GENERATOR_FOLDER}/{GENERATOR_CONFIG}",
-    f"{GENERATOR_FOLDER}/{GENERATOR_WEIGHTS}",
+_GENERATOR_FILES, _WRITER_FILES = (
+    (f"{folder}/{GENERATOR_CONFIG}", f"{folder}/{GENERATOR_WEIGHTS}")
+    for folder in (GENERATOR_FOLDER, WRITER_FOLDER)
 )
 _POLICY_FILES = (f"{POLICY_FOLDER}/{PEFT_CONFIG}", f"{POLICY_FOLDER}/{PEFT_WEIGHTS}")
-_WRITER_FILES = tuple(f"{WRITER_FOLDER}/{Path(name).name}" for name in _GENERATOR_FILES)
 # all of a pair that is ever opened or fetched, but for the card
 PAIR_FILES = (PAIR_FILE, *_GENERATOR_FILES, *_POLICY_FILES, *_WRITER_FILES)
 
@@ -198,13 +197,13 @@ def save_pair(
 ) -> None:
     """Write a pair's folder, whole or not at all, without the generator's health checks and its training record.
 
+    Anything but a pair in the folder is left alone, and so is an earlier pair unless ``replace``. ``~`` is the user's
+    home.
+
     Args:
-        pair: what to save.
-        folder: anything but a pair there is left alone. ``~`` is the user's home.
         dtype: what matrices are stored as; vectors (biases, scales) stay in float32. Rounding to bfloat16 halves
             the size, and gives the generator another fingerprint.
         card: the text of ``README.md``; None for a short one.
-        replace: whether an earlier pair there is replaced.
 
     Raises:
         CheckpointError: something else is in the folder, or it cannot be written.
@@ -411,23 +410,21 @@ def check_widths(
         CheckpointError: it was made for others.
         ModelError: the encoder cannot be loaded, and answers need it.
     """
-    found: list[tuple[str, int, str, int]] = []
-    if state.steering is not None and state.steering.vectors is not None:
-        width = state.steering.vectors.shape[1]
-        found.append(("steering.vectors", width, base.name, base.head.shape[1]))
+
+    def check(name: str, vectors: torch.Tensor | None, model: str, needed: int) -> None:
+        if vectors is not None and vectors.shape[1] != needed:
+            raise CheckpointError(
+                f"{folder} cannot be used: '{name}' is {vectors.shape[1]} wide, and {model} is {needed}; "
+                f"{_MAKE_ADAPTATION}"
+            )
+
+    if state.steering is not None:
+        check("steering.vectors", state.steering.vectors, base.name, base.head.shape[1])
     # loading the encoder takes a while
     if state.needs_encoder:
         encoder = load_prompt_encoder(encoder_settings)
-        found += [
-            (f"prompts.{number}", member.prompts.shape[1], encoder.name, encoder.width)
-            for number, member in enumerate(state.members)
-            if member.prompts is not None
-        ]
-    for name, width, model, needed in found:
-        if width != needed:
-            raise CheckpointError(
-                f"{folder} cannot be used: '{name}' is {width} wide, and {model} is {needed}; {_MAKE_ADAPTATION}"
-            )
+        for number, member in enumerate(state.members):
+            check(f"prompts.{number}", member.prompts, encoder.name, encoder.width)
 
 
 @contextmanager
@@ -492,9 +489,8 @@ def _pair_file(folder: Path, where: str) -> _PairFile:
 
 def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
     """Every file is there, is no link, and has the size and the digest that were written down."""
-    parts = (_POLICY_FILES, _WRITER_FILES)
-    expected = {*_GENERATOR_FILES}.union(*(part for part in parts if part[0] in files))
-    if odd := sorted(set(files) ^ expected):
+    optional = (part for part in (_POLICY_FILES, _WRITER_FILES) if part[0] in files)
+    if odd := sorted(set(files) ^ {*_GENERATOR_FILES}.union(*optional)):
         raise CheckpointError(
             f"its {PAIR_FILE} does not list the files of a generator and a policy: it is {odd[0]!r} that is missing, "
             f"or too many"

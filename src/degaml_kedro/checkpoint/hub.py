@@ -10,7 +10,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,11 @@ def load_trained_pair(
             )
         return read_pair(SHIPPED, _OF_THE_PACKAGE)
     if text.startswith(("models:", "runs:")):
-        return _from_mlflow(text, tracking_uri)
+        # takes seconds to import, and the other sources do without it
+        from degaml_kedro.tracking.server import download_checkpoint
+
+        with _temporary() as temporary:
+            return read_pair(download_checkpoint(text, temporary, tracking_uri), text)
     if is_there:
         return _from_folder(folder, text)
     if of_hub:
@@ -151,6 +156,15 @@ def read_run(folder: Path, source: str | None = None) -> TrainedPair:
         "encoder": generator_settings.get("encoder"),
         "policy": policy_settings,
     }
+    try:
+        checked = PairSettings.model_validate(
+            {name: value for name, value in settings.items() if value is not None}
+        )
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{where} does not say what it was trained with in a way that this version reads ({first_mistake(error)}); "
+            f"make its record again, use degaml-kedro of that time, or train it again"
+        ) from error
     distribution = parameters.get("meta_train_distribution")
     seed, profile = (record.get(name, parameters.get(name)) for name in ("seed", "profile"))
     known = {
@@ -165,7 +179,7 @@ def read_run(folder: Path, source: str | None = None) -> TrainedPair:
         name=f"{profile or 'run'}, seed {seed}",
         generator=generator,
         policy=policy,
-        settings=_checked(settings, where),
+        settings=checked,
         about={
             "tasks": list(generator.about.get("tasks") or ()),
             **{name: value for name, value in known.items() if value is not None},
@@ -204,35 +218,6 @@ def read_record(
     )
 
 
-def _checked(found: Mapping[str, Any], where: str) -> PairSettings:
-    """Settings by the names of :class:`PairSettings`, checked.
-
-    Raises:
-        CheckpointError: one is missing or is not one that this version reads.
-    """
-    told = {name: value for name, value in found.items() if value is not None}
-    try:
-        return PairSettings.model_validate(told)
-    except ValidationError as error:
-        raise CheckpointError(
-            f"{where} does not say what it was trained with in a way that this version reads ({first_mistake(error)}); "
-            f"make its record again, use degaml-kedro of that time, or train it again"
-        ) from error
-
-
-# --- MLflow ---------------------------------------------------------------------------------------
-
-
-def _from_mlflow(uri: str, tracking_uri: str | None) -> TrainedPair:
-    # takes seconds to import, and the other sources do without it
-    from degaml_kedro.tracking.server import download_checkpoint
-
-    with tempfile.TemporaryDirectory(
-        prefix="degaml-pair-", ignore_cleanup_errors=True
-    ) as temporary:
-        return read_pair(download_checkpoint(uri, Path(temporary), tracking_uri), uri)
-
-
 # --- the hub --------------------------------------------------------------------------------------
 
 
@@ -259,14 +244,17 @@ def _from_hub(found: re.Match[str], revision: str | None) -> TrainedPair:
             f"{title} cannot be fetched{here} ({' '.join(str(error).split())}); check the name and the revision, log "
             f"in with `hf auth login` where the owner asks for it, go online (unset HF_HUB_OFFLINE), or give {_FORMS}"
         ) from error
-    with tempfile.TemporaryDirectory(
-        prefix="degaml-pair-", ignore_cleanup_errors=True
-    ) as temporary:
-        own = Path(temporary) / "pair"
+    with _temporary() as own:
         _copy_snapshot(snapshot, own, title)
         # the hub's cache names a snapshot after its commit
         is_commit = re.fullmatch(r"[0-9a-f]{40}", snapshot.name)
         return read_pair(own, f"hf://{name}@{snapshot.name}" if is_commit else title)
+
+
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="degaml-pair-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def _copy_snapshot(snapshot: Path, target: Path, title: str) -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -48,6 +48,8 @@ _STYLE_WEIGHTS = (3, 1, 1)
 _Drawn = tuple[str, tuple[str, ...], tuple[str, ...]]
 # by split and place of the class: what gives its next text
 _Streams = Mapping[tuple[str, int], Iterator[str]]
+# so many examples of a split, or as many as there are left
+_Draw = Callable[[str, int], list[Example]]
 
 
 class TooFewTextsError(TaskError):
@@ -66,7 +68,7 @@ def draw_episode(
         distribution: what is drawn from.
         sizes: examples a split (:data:`SPLITS`); ``train`` may come out smaller, no other.
         seed: the run's.
-        *names: which draw, after the seed: the same names give the same task.
+        *names: which draw: the same names give the same task.
 
     Raises:
         TaskError: no task of the distribution has so many examples, or its file cannot be read.
@@ -219,8 +221,10 @@ def _draw(distribution: SuiteDistribution | FileDistribution, rng: random.Random
     forms = distribution.drawn_forms
     (form,) = rng.choices(list(forms), list(forms.values()))
     seed = rng.getrandbits(62)
-    draw = _draw_rule if form == "rules" else _draw_classes
-    subject, classes, labels = draw(distribution, form, rng)
+    if form == "rules":
+        subject, classes, labels = _draw_rule(distribution, rng)
+    else:
+        subject, classes, labels = _draw_classes(distribution, form, rng)
     return EpisodeSource(
         kind="episode",
         form=form,
@@ -234,7 +238,7 @@ def _draw(distribution: SuiteDistribution | FileDistribution, rng: random.Random
     )
 
 
-def _draw_rule(distribution: SuiteDistribution, form: str, rng: random.Random) -> _Drawn:
+def _draw_rule(distribution: SuiteDistribution, rng: random.Random) -> _Drawn:
     wanted = (distribution.pool, distribution.unseen or "")
     choices = [
         (domain, rule)
@@ -320,17 +324,25 @@ def episode_examples(source: EpisodeSource, sizes: Mapping[str, int]) -> dict[st
         TooFewTextsError: it has fewer.
     """
     rng = random.Random(source.seed)
-    if source.form == "rules":
-        return _rule_examples(source, sizes, rng)
+    draw = _draws_of_rule(source, rng) if source.form == "rules" else _draws_of_texts(source, rng)
+    found: dict[str, list[Example]] = {}
+    for split in SPLITS:
+        wanted = sizes.get(split, 0)
+        found[split] = draw(split, wanted)
+        if len(found[split]) < wanted and split != "train":
+            raise TooFewTextsError(f"{describe(source)} has fewer than {wanted} texts for {split}")
+    return found
+
+
+def _draws_of_texts(source: EpisodeSource, rng: random.Random) -> _Draw:
+    """Draws a split of a classification: its classes in turn, so that each has its share."""
     streams = (
         _message_texts(source, rng) if source.form == "messages" else _listed_texts(source, rng)
     )
     seen: set[str] = set()
-    found: dict[str, list[Example]] = {}
-    for split in SPLITS:
+
+    def draw(split: str, wanted: int) -> list[Example]:
         rows: list[tuple[str, int]] = []
-        wanted = sizes.get(split, 0)
-        # the classes in turn, so that each has its share
         turns = rng.sample(range(len(source.classes)), len(source.classes))
         while len(rows) < wanted and turns:
             place = turns.pop(0)
@@ -340,11 +352,10 @@ def episode_examples(source: EpisodeSource, sizes: Mapping[str, int]) -> dict[st
                 seen.add(text)
                 rows.append((text, place))
                 turns.append(place)
-        if len(rows) < wanted and split != "train":
-            raise TooFewTextsError(f"{describe(source)} has fewer than {wanted} texts for {split}")
         rng.shuffle(rows)
-        found[split] = [make_example(text, source.labels, place) for text, place in rows]
-    return found
+        return [make_example(text, source.labels, place) for text, place in rows]
+
+    return draw
 
 
 def _listed_texts(source: EpisodeSource, rng: random.Random) -> _Streams:
@@ -407,9 +418,8 @@ def _filled(templates: Sequence[str], slots: material.Classes, rng: random.Rando
             yield text
 
 
-def _rule_examples(
-    source: EpisodeSource, sizes: Mapping[str, int], rng: random.Random
-) -> dict[str, list[Example]]:
+def _draws_of_rule(source: EpisodeSource, rng: random.Random) -> _Draw:
+    """Draws a split of a rule's inputs, each of which comes once in the task."""
     domain = material.rules()[source.subject]
     name = source.classes[0]
     rule = domain[name]
@@ -422,38 +432,28 @@ def _rule_examples(
         and (unseen == "domains" or material.pool_of_rule(source.subject, key)[0] == material.TRAIN)
     ]
     own = list(dict.fromkeys(answers[0] for answers in rule.values()))
-    inputs = iter(rng.sample(list(rule), len(rule)))
-    found: dict[str, list[Example]] = {}
-    for split in SPLITS:
-        rows: list[Example] = []
-        wanted = sizes.get(split, 0)
-        while len(rows) < wanted and (asked := next(inputs, None)) is not None:
-            wrong = _wrong_options(asked, rule, others, own, source.options - 1, rng)
+    inputs = rng.sample(list(rule), len(rule))
+
+    def examples() -> Iterator[Example]:
+        for asked in inputs:
+            foreign = [other[asked][0] for other in others if asked in other]
+            wrong = _wrong_options(rule[asked], own, foreign, source.options - 1, rng)
             if wrong is not None:
                 options = rng.sample([rule[asked][0], *wrong], source.options)
-                rows.append(make_example(asked, options, options.index(rule[asked][0])))
-        if len(rows) < wanted and split != "train":
-            raise TooFewTextsError(f"{describe(source)} has fewer than {wanted} texts for {split}")
-        found[split] = rows
-    return found
+                yield make_example(asked, options, options.index(rule[asked][0]))
+
+    stream = examples()
+    return lambda split, wanted: list(islice(stream, wanted))
 
 
 def _wrong_options(
-    asked: str,
-    rule: material.Rule,
-    others: Sequence[material.Rule],
-    own: Sequence[str],
-    count: int,
-    rng: random.Random,
+    right: Sequence[str], own: Sequence[str], foreign: Sequence[str], count: int, rng: random.Random
 ) -> list[str] | None:
     """Half from other rules of the same input, the rest from the rule at other inputs; None where there are too few."""
-    right = set(rule[asked])
-    foreign = [other[asked][0] for other in others if asked in other]
     foreign = list(dict.fromkeys(text for text in foreign if text not in right))
     near = [text for text in own if text not in right]
     chosen = rng.sample(foreign, min(len(foreign), (count + 1) // 2))
-    left = [text for text in near if text not in chosen]
-    chosen += rng.sample(left, min(len(left), count - len(chosen)))
-    rest = [text for text in foreign if text not in chosen]
-    chosen += rng.sample(rest, min(len(rest), count - len(chosen)))
+    for pool in (near, foreign):
+        left = [text for text in pool if text not in chosen]
+        chosen += rng.sample(left, min(len(left), count - len(chosen)))
     return chosen if len(chosen) == count else None

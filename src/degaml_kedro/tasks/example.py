@@ -55,14 +55,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A question, its options and which of them is right.
+    """A question, its options and which of them is right: a :class:`Question` with its answer.
 
     Attributes:
-        prompt: The question with its options as ``A: …`` lines.
         response: The right label in square brackets: ``[C]``, ``[True]``; of an open question the answer.
-        system: The system message, empty for none.
-        options: The option texts in order; of an open question the answer alone.
-        labels: What stands for each option: ``("A", "B", …)`` or ``("True", "False")``; none of an open question.
+        options: As of the question; of an open one the answer alone.
         gold: The index of the right option.
 
     Example:
@@ -106,20 +103,13 @@ def _option_lines(options: Sequence[str]) -> str:
 
 
 def make_example(question: str, options: Sequence[str], gold: int, system: str = "") -> Example:
-    """Build an example from its parts.
-
-    Args:
-        question: The question, without options.
-        options: Two to 26 option texts, in the order they are to be shown.
-        gold: The index of the right one.
-        system: The system message.
+    """The example of a question and its 2 to 26 options, of which the one at ``gold`` is right.
 
     Raises:
         TaskError: The question or an option is blank, there are fewer than two or more than 26
             options, or ``gold`` points at none of them.
     """
-    if not question.strip():
-        raise TaskError("The question is blank; give it a text.")
+    _check_question(question)
     if not 2 <= len(options) <= MAX_OPTIONS:
         raise TaskError(
             f"The question {shorten(question)} has {len(options)} option(s); "
@@ -146,41 +136,33 @@ def make_example(question: str, options: Sequence[str], gold: int, system: str =
 
 
 def make_true_false_example(question: str, answer: bool, system: str = "") -> Example:
-    """Build an example that is answered by true or false: its prompt has no option lines."""
-    if not question.strip():
-        raise TaskError("The question is blank; give it a text.")
-    return Example(
-        prompt=question,
-        response=f"[{answer}]",
-        system=system,
-        options=TRUE_FALSE,
-        labels=TRUE_FALSE,
-        gold=0 if answer else 1,
-    )
+    """The example of a question that is answered by true or false: its prompt has no option lines."""
+    _check_question(question)
+    return Example(question, f"[{answer}]", system, TRUE_FALSE, TRUE_FALSE, gold=0 if answer else 1)
 
 
 def make_open_example(question: str, answer: str, system: str = "") -> Example:
-    """Build an example without options, whose answer is a text.
+    """The example of a question without options, whose answer is a text.
 
     Raises:
         TaskError: The question or the answer is blank.
     """
-    if not question.strip():
-        raise TaskError("The question is blank; give it a text.")
+    _check_question(question)
     if not answer.strip():
         raise TaskError(f"The answer to the question {shorten(question)} is blank; give it a text.")
     return Example(question, answer, system, options=(answer,), labels=(), gold=0)
 
 
+def _check_question(question: str) -> None:
+    if not question.strip():
+        raise TaskError("The question is blank; give it a text.")
+
+
 def split_prompt(prompt: str) -> tuple[str, tuple[str, ...]]:
-    """Split a prompt into its question and its option texts.
+    """The question and the option texts of a prompt: all of it and none where it has no option lines.
 
     The option lines are looked for from the end, so that lines of the question or of a multi-line
-    option that happen to begin with a letter and a colon do no harm. A prompt without option lines
-    comes back whole.
-
-    Returns:
-        The question, and the option texts in order (none for a question without option lines).
+    option that happen to begin with a letter and a colon do no harm.
 
     Example:
         >>> split_prompt(make_example("Which is odd?", ["2", "3"], gold=1).prompt)

@@ -84,12 +84,7 @@ def with_line_feeds(text: str) -> str:
 
 
 def layout_of(text: str, reading: Reading) -> str:
-    """What a text looks like that its file's suffix says nothing of: ``json``, ``jsonl``, ``csv`` or ``text``.
-
-    Args:
-        text: with line feeds.
-        reading: what columns are called, and whether a table has to have answers.
-    """
+    """What a text looks like that its file's suffix says nothing of: ``json``, ``jsonl``, ``csv`` or ``text``."""
     if re.match(r"\s*\[\s*(?:[\[{\]]|\Z)", text):
         return "json"
     if re.match(r"\s*\{\s*(?:[\"}]|\Z)", text):
@@ -104,23 +99,6 @@ def layout_of(text: str, reading: Reading) -> str:
         told = names
     is_table = delimiter != "|" and names.intersection(QUESTIONS) and told
     return "csv" if is_table else "text"
-
-
-def raw_records(
-    text: str, layout: str, called: str, reading: Reading | None = None
-) -> Iterator[Raw]:
-    """The records of a text as they stand there, with their lines.
-
-    Args:
-        text: with line feeds.
-        layout: ``json``, ``jsonl`` or ``csv``.
-        called: how messages call it.
-        reading: what a table's header has to name; None for nothing.
-
-    Raises:
-        RecordError: nothing of it can be read.
-    """
-    return table_records(text, called, reading) if layout == "csv" else json_records(text)
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -140,14 +118,15 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 _BLANK = re.compile(r"[ \t\r\n]*")
+_BETWEEN = re.compile(r"[ \t\r\n]*(?:,[ \t\r\n]*)?")
 _BRACE = re.compile(r"(?=\{)")
 # the brace that opens the item after one in braces, or the next line's object
 _NEXT_ITEM = re.compile(r"(?<=\})\s*+,?\s*+(?=\{)")
 _NEXT_LINE = re.compile(r"\n(?=\{)")
 
 
-def _skip_blanks(text: str, position: int) -> int:
-    match = _BLANK.match(text, position)
+def _skip(text: str, position: int, pattern: re.Pattern[str] = _BLANK) -> int:
+    match = pattern.match(text, position)
     return match.end() if match else position
 
 
@@ -183,9 +162,9 @@ def _decoded(text: str, line: int) -> tuple[dict[str, Any], int]:
 
 def json_records(text: str) -> Iterator[Raw]:
     """The objects of a JSON list, or those that follow each other; after a broken one, reading goes on at the next."""
-    position = _skip_blanks(text, 0)
+    position = _skip(text, 0)
     is_list = text[position] == "["
-    position = _skip_blanks(text, position + is_list)
+    position = _skip(text, position + is_list)
     line, counted = 1, 0
     while position < len(text) and not (is_list and text[position] == "]"):
         line, counted = line + text.count("\n", counted, position), position
@@ -201,19 +180,13 @@ def json_records(text: str) -> Iterator[Raw]:
             position = end
             continue
         yield line, text[position : position + end], record
-        position = _skip_blanks(text, position + end)
-        if text[position : position + 1] == ",":
-            position = _skip_blanks(text, position + 1)
-    if not is_list:
-        return
-    line += text.count("\n", counted, position)
-    if position >= len(text):
+        position = _skip(text, position + end, _BETWEEN)
+    rest = _skip(text, position + 1)
+    line += text.count("\n", counted, rest)
+    if is_list and position >= len(text):
         mistake = "the list has no closing bracket; it looks cut off: copy it again, or add ']'."
         yield line, "", f"Line {line}: {mistake}"
-        return
-    rest = _skip_blanks(text, position + 1)
-    if rest < len(text):
-        line += text.count("\n", position, rest)
+    elif is_list and rest < len(text):
         mistake = "there is text after the closing bracket of the list; remove it."
         yield line, text[rest:], f"Line {line}: {mistake}"
 
@@ -301,9 +274,11 @@ def table_records(text: str, called: str, reading: Reading | None = None) -> Ite
         )
     if reading is not None:
         try:
-            check_columns(list(counts), reading, f"{called}, line {number}")
+            check_columns(list(counts), reading)
         except RecordError as error:
-            raise RecordError(f"{error} The first line of a table names its columns.") from None
+            raise RecordError(
+                f"{called}, line {number}: {error} The first line of a table names its columns."
+            ) from None
     # cells that a row may lack at its end, where they may be blank
     optional = {name for name in counts if name not in _KNOWN} | {*option_columns([*counts])}
     if reading is not None and not reading.answered:
@@ -315,16 +290,14 @@ def table_records(text: str, called: str, reading: Reading | None = None) -> Ite
         content: dict[str, Any] | str
         try:
             cells, number = _table_row(lines, start, delimiter, len(names))
-            content = _record_of(cells, names, f"Line {start + 1}", optional)
+            content = _record_of(cells, names, optional)
         except RecordError as error:
-            content = str(error)
+            content = f"Line {start + 1}: {error}"
         if content:
             yield start + 1, "".join(lines[start:number]), content
 
 
-def _record_of(
-    cells: list[str], names: Sequence[str], where: str, optional: Container[str]
-) -> dict[str, str]:
+def _record_of(cells: list[str], names: Sequence[str], optional: Container[str]) -> dict[str, str]:
     """The cells by their columns' names; nothing of a blank row."""
     if not any(cell.strip() for cell in cells):
         return {}
@@ -334,8 +307,8 @@ def _record_of(
         cells += [""] * (len(names) - len(cells))
     if len(cells) != len(names):
         raise RecordError(
-            f"{where}: {len(cells)} field(s) where the header has {len(names)}; put fields that have the delimiter in "
-            "them in quotes."
+            f"{len(cells)} field(s) where the header has {len(names)}; put fields that have the delimiter in them in "
+            "quotes."
         )
     return {name: cell for name, cell in zip(names, cells, strict=True) if name.strip()}
 
@@ -357,17 +330,13 @@ def _table_row(
         is_open = "unexpected end" in str(error) or "field larger" in str(error)
         reason = f"the quotes are not valid CSV ({error})"
         raise RecordError(
-            f"Line {start + 1}: {'a quote is opened and not closed' if is_open else reason}; put the whole field in "
-            'quotes, and double the quotes inside it: "say ""hi""".'
+            f"{'a quote is opened and not closed' if is_open else reason}; put the whole field in quotes, and double "
+            'the quotes inside it: "say ""hi""".'
         ) from error
 
 
 def file_records(path: Path, reading: Reading | None = None) -> Iterator[Raw]:
-    """The records of a file as they stand there.
-
-    Args:
-        path: the file, of any size; its suffix decides the layout.
-        reading: what a table's header has to name; None for nothing.
+    """The records of a file of any size as they stand there; of a table that has the columns of ``reading``.
 
     Raises:
         RecordError: it cannot be read, is empty, or its suffix is of no kind of records.
@@ -388,7 +357,7 @@ def file_records(path: Path, reading: Reading | None = None) -> Iterator[Raw]:
         ) from error
     if not text.strip():
         raise RecordError(f"{path}: the file is empty; copy or download it again.")
-    yield from raw_records(text, layout, str(path), reading)
+    yield from table_records(text, str(path), reading) if layout == "csv" else json_records(text)
 
 
 def whole_records(path: Path) -> list[dict[str, Any]]:
@@ -406,11 +375,9 @@ def whole_records(path: Path) -> list[dict[str, Any]]:
 
 
 def parquet_records(path: Path, most: int | None = None) -> Iterator[Raw]:
-    """The rows of a Parquet file.
+    """The rows of a Parquet file; ``most`` of them where it is given.
 
-    Args:
-        path: the file, one's own: it is not read from a stranger's bytes, which may be packed a thousand times smaller.
-        most: rows to read at most; None for all.
+    The file is one's own: a stranger's bytes, which may be packed a thousand times smaller, are not read.
 
     Raises:
         RecordError: it is no whole Parquet file.

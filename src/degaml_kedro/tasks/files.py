@@ -10,7 +10,7 @@ from degaml_kedro.config.schema import FileSource
 from degaml_kedro.tasks.example import Example, TaskError, did_you_mean
 from degaml_kedro.tasks.file_records import SUFFIXES, data_files, file_records
 from degaml_kedro.tasks.pasted import read_rows
-from degaml_kedro.tasks.records import Reading, RecordError, has_repeats
+from degaml_kedro.tasks.records import Reading, RecordError, repeated_option
 from degaml_kedro.tasks.splits import ALL, SPLITS, check_split_names
 
 logger = logging.getLogger(__name__)
@@ -75,10 +75,8 @@ def _files_of_folder(folder: Path, task: str) -> dict[str, Path]:
             )
         if named:
             found[split] = named[0]
-    if found:
-        return found
-    if len(files) == 1:
-        return {ALL: files[0]}
+    if found or len(files) == 1:
+        return found or {ALL: files[0]}
     raise TaskError(
         f"Task '{task}': the folder '{folder}' has {len(files)} {', '.join(SUFFIXES)} file(s) and none is named after "
         "a split; name them train.jsonl, test.jsonl, …, or list them in the task's source.split_files."
@@ -100,23 +98,24 @@ def read_examples(path: Path, source: FileSource) -> list[Example]:
         most=None,
         repeats=True,
     )
-    layout, called = path.suffix.removeprefix("."), str(path)
     try:
-        read = read_rows(file_records(path, reading), layout, called, reading)
+        read = read_rows(file_records(path, reading), path.suffix[1:], str(path), reading)
     except RecordError as error:
         told = str(error)
-        raise TaskError(told if called in told else f"{path}: {told}") from error
-    told = "\n".join(read.told_mistakes())
-    if told and not source.skip_mistakes:
-        raise TaskError(
-            f"{path}: {told}\nCorrect them, or go on without them with the source's 'skip_mistakes: true'."
-        )
-    if told:
+        raise TaskError(told if str(path) in told else f"{path}: {told}") from error
+    if read.mistakes:
+        told = "\n".join(read.told_mistakes())
+        if not source.skip_mistakes:
+            raise TaskError(
+                f"{path}: {told}\nCorrect them, or go on without them with the source's 'skip_mistakes: true'."
+            )
         count, of = len(read.mistakes), len(read.rows)
         logger.warning("%s: %d of %d records are left out. %s", path, count, of, told)
     if read.unread:
         logger.warning("%s: these keys are not read: %s.", path, ", ".join(read.unread))
-    if repeats := [row for row in read.rows if row.example and has_repeats(row.example.options)]:
+    if repeats := [
+        row for row in read.rows if row.example and repeated_option(row.example.options)
+    ]:
         told = "%s: %d example(s) list an option twice, the first in line %d."
         logger.warning(told, path, len(repeats), repeats[0].line)
     return list(read.examples)

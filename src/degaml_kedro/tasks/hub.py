@@ -123,11 +123,6 @@ def _boolq(row: Row) -> Example | None:
     return make_true_false_example(f"{row['question'].strip().removesuffix('?')}?", answer)
 
 
-def _piqa(row: Row) -> Example | None:
-    """PIQA: ``goal``, ``sol1``, ``sol2``, ``label`` (-1 where it is not published)."""
-    return _chosen(row["goal"], [row["sol1"], row["sol2"]], row["label"])
-
-
 def _winogrande(row: Row) -> Example | None:
     """WinoGrande: ``sentence`` with a ``_`` for the gap, ``option1``, ``option2``, ``answer`` counted from 1."""
     sentence = row["sentence"].replace("_", "___")
@@ -263,7 +258,8 @@ MAPPINGS: dict[str, Mapper] = {
     "arc": _each(_arc),
     "hellaswag": _each(_hellaswag),
     "boolq": _each(_boolq),
-    "piqa": _each(_piqa),
+    # `label` is -1 where it is not published
+    "piqa": _each(lambda row: _chosen(row["goal"], [row["sol1"], row["sol2"]], row["label"])),
     "winogrande": _each(_winogrande),
     "gsm8k": _each(_gsm8k),
     "gsm8k_options": _each(_gsm8k_options),
@@ -299,11 +295,7 @@ def load_hub(source: HubSource, task: str) -> dict[str, list[Example]]:
             rows = _rows(source, hub_split)
         except TaskError as error:
             raise TaskError(f"Task '{task}': {error}") from error
-        try:
-            mapped = MAPPINGS[source.mapping](rows)
-            kept = _without_bad_rows(mapped, called)
-        except TaskError as error:
-            raise TaskError(f"{called}, {error}") from error
+        kept = _without_bad_rows(MAPPINGS[source.mapping](rows), called)
         loaded[split] = [example for example in kept if example is not None]
         if not loaded[split]:
             raise TaskError(
@@ -333,7 +325,7 @@ def _without_bad_rows(mapped: Sequence[Mapped], called: str) -> list[Example | N
         else:
             kept.append(one)
     if len(bad) > _BAD_ROWS * len(mapped):
-        raise bad[0]
+        raise TaskError(f"{called}, {bad[0]}") from bad[0]
     if bad:
         logger.warning("%s: %d of %d rows are left out. %s", called, len(bad), len(mapped), bad[0])
     return kept
@@ -341,25 +333,22 @@ def _without_bad_rows(mapped: Sequence[Mapped], called: str) -> list[Example | N
 
 def _rows(source: HubSource, split: str) -> list[Row]:
     """The rows of a split, of all the configurations that the source names."""
-    path = None if source.local_path is None else Path(source.local_path)
-    if path is not None and not path.exists():
+    configs = [None] if source.config is None else source.config.split(CONFIG_JOINT)
+    if source.local_path is None:
+        return [row for config in configs for row in _hub_rows(source, config, split)]
+    path = Path(source.local_path)
+    if not path.exists():
         raise TaskError(
             f"there is no local copy '{path}' of {source.id}; correct source.local_path, or remove it to download the "
             "dataset."
         )
-    if path is not None and path.is_file():
+    if path.is_file():
         return _file_rows(path)
-    if path and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _saved_rows(path, split)
-    rows: list[Row] = []
-    for config in [None] if source.config is None else source.config.split(CONFIG_JOINT):
-        if path is None:
-            rows += _hub_rows(source, config, split)
-            continue
-        folder = path / config if config and (path / config).is_dir() else path
-        for file in _split_files(folder, split):
-            rows += _file_rows(file)
-    return rows
+    folders = [path / config if config and (path / config).is_dir() else path for config in configs]
+    files = [file for folder in folders for file in _split_files(folder, split)]
+    return [row for file in files for row in _file_rows(file)]
 
 
 def _hub_rows(source: HubSource, config: str | None, split: str) -> list[Row]:
@@ -368,9 +357,7 @@ def _hub_rows(source: HubSource, config: str | None, split: str) -> list[Row]:
 
     place = f"{source.id}{f' ({config})' if config else ''}, revision {source.revision}"
     try:
-        rows: list[Row] = datasets.load_dataset(
-            source.id, config, revision=source.revision, split=split
-        ).to_list()
+        dataset = datasets.load_dataset(source.id, config, revision=source.revision, split=split)
     # of the network, the hub, the disk, or a name that it does not have
     except (OSError, ValueError, RuntimeError) as error:
         raise TaskError(
@@ -379,6 +366,7 @@ def _hub_rows(source: HubSource, config: str | None, split: str) -> list[Row]:
             "once where there is a network (datasets.load_dataset(…).save_to_disk('FOLDER')), copy the folder here "
             "and set source.local_path to it, or copy the filled cache (HF_HOME) and set HF_HUB_OFFLINE=1."
         ) from error
+    rows: list[Row] = dataset.to_list()
     return rows
 
 

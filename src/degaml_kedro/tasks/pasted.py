@@ -25,7 +25,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any
 
 from degaml_kedro.common.texts import printable
 from degaml_kedro.tasks.example import (
@@ -41,25 +40,24 @@ from degaml_kedro.tasks.file_records import (
     LAYOUTS,
     Raw,
     decode_text,
+    json_records,
     layout_of,
     parquet_records,
-    raw_records,
+    table_records,
     with_line_feeds,
 )
 from degaml_kedro.tasks.records import (
     EXAMPLES,
-    NO_NUMBERS,
     TOO_DEEP,
+    UNKNOWN_BASE,
     Found,
     Reading,
     RecordError,
-    check_field,
     check_fields,
     check_repeats,
     example_of,
     marked_lines,
     named_option,
-    plain_key,
     plain_text,
     read_record,
     with_option_lines,
@@ -189,8 +187,7 @@ def read_pasted(text: str, name: str = "", reading: Reading = EXAMPLES) -> Paste
 
     Args:
         text: plain, JSON, JSON Lines, CSV or TSV.
-        name: of the file that it comes from, whose suffix decides the layout; without a known one the layout is found
-            from the text.
+        name: of the file that it comes from, whose suffix decides the layout; without a known one the text does.
         reading: what keys are called, and whether answers may be missing.
 
     Raises:
@@ -223,9 +220,11 @@ def read_pasted(text: str, name: str = "", reading: Reading = EXAMPLES) -> Paste
         raise RecordError(
             f"{called} is no text; Parquet is read by `degaml`, from a file of your own."
         )
-    if layout == "text":
-        return read_rows(text_records(text), layout, called, reading)
-    return read_rows(raw_records(text, layout, called, reading), layout, called, reading)
+    if layout == "csv":
+        return read_rows(table_records(text, called, reading), layout, called, reading)
+    return read_rows(
+        text_records(text) if layout == "text" else json_records(text), layout, called, reading
+    )
 
 
 def read_rows(
@@ -240,22 +239,28 @@ def read_rows(
         records: their lines, how they look, and their keys, what they say or their mistakes.
         layout: what they were found in.
         called: how messages call the file.
-        reading: what keys are called, and whether answers may be missing.
+        reading: how they are read.
 
     Raises:
         RecordError: there are none or too many, or their answers cannot be their options.
     """
     found: list[_Record] = []
+    # keys that say nothing, and whether lists stand under them
     unread: dict[str, bool] = {}
     most = reading.most
     for line, raw, given in itertools.islice(records, most and most + 1):
         content: Found | str
         try:
-            content, keys = _read(given, f"Line {line}", reading)
-            lists = _keys_of_lists(given) if keys else set()
-            unread |= {key: unread.get(key, False) or key in lists for key in keys}
+            content, rest = (
+                (given, {}) if not isinstance(given, dict) else read_record(given, reading)
+            )
+            if isinstance(content, Found):
+                check_fields(content)
+            for key, cell in rest.items():
+                is_list = isinstance(cell, list | dict) or str(cell)[:1] in ("[", "{")
+                unread[key] = unread.get(key, False) or is_list
         except TaskError as error:
-            content = str(error)
+            content = f"Line {line}: {error}"
         except RecursionError:
             content = f"Line {line}: {TOO_DEEP}"
         found.append((line, _on_one_line(raw, MAX_SHOWN), content))
@@ -265,35 +270,14 @@ def read_rows(
         )
     if not found:
         raise RecordError(f"{called} has no examples; write at least two. {_FORMS}")
-    rows = _Rows(found, reading, unread)
+    whole = _WholeFile(_with_option_lines(found, reading), reading, unread)
     return Pasted(
-        layout, tuple(rows.read()), tuple(itertools.islice(unread, _MAX_UNREAD)), rows.notes
+        layout, tuple(whole.rows()), tuple(itertools.islice(unread, _MAX_UNREAD)), whole.notes
     )
 
 
 # the line, what stands there on one line, and what it says or its mistake
 _Record = tuple[int, str, Found | str]
-
-
-def _keys_of_lists(given: object) -> set[str]:
-    """The keys of a record, as ``plain_key`` makes them, under which there are lists."""
-    cells = given.items() if isinstance(given, dict) else ()
-    return {
-        plain_key(name)
-        for name, cell in cells
-        if isinstance(cell, list | dict) or str(cell)[:1] in ("[", "{")
-    }
-
-
-def _read(
-    given: dict[str, Any] | Found | str, where: str, reading: Reading
-) -> tuple[Found, Sequence[str]]:
-    """What a record says, and which of its keys say nothing."""
-    if isinstance(given, str):
-        raise RecordError(given)
-    found, unread = (given, ()) if isinstance(given, Found) else read_record(given, where, reading)
-    check_fields(found, where)
-    return found, unread
 
 
 def read_question(text: str, options: Sequence[str]) -> Question:
@@ -304,17 +288,17 @@ def read_question(text: str, options: Sequence[str]) -> Question:
             than 26.
     """
     question = with_line_feeds(text).strip()
-    texts = [option for given in options if (option := with_line_feeds(given).strip())]
+    texts = tuple(option for given in options if (option := with_line_feeds(given).strip()))
     if not question:
         raise RecordError("The question is blank; write one.")
-    where = "The question"
-    check_field(question, f"{where}: the question")
-    for option in texts:
-        check_field(option, f"{where}: the option")
-    check_repeats(texts, where)
     # true and false, in this order, are no option lines
-    prompt = question if tuple(texts) == TRUE_FALSE else None
-    return Question.of(example_of(Found(question, tuple(texts), prompt=prompt), 0, where))
+    found = Found(question, texts, prompt=question if texts == TRUE_FALSE else None)
+    try:
+        check_fields(found)
+        check_repeats(texts)
+        return Question.of(example_of(found, 0))
+    except TaskError as error:
+        raise RecordError(f"The question: {error}") from error
 
 
 _FORMS = "Forms: 'question => answer', or 'question | wrong option | right option*'."
@@ -340,96 +324,91 @@ def _on_one_line(text: str, width: int) -> str:
 # --- rows -----------------------------------------------------------------------------------------
 
 
-class _Rows:
-    """Rows for people: records without options are given them, and contradictions are found."""
+class _WholeFile:
+    """What only all records together tell: options of those that have none, and what numbers are counted from.
+
+    Attributes:
+        notes: what may be meant otherwise.
+
+    Raises:
+        RecordError: no record has options of its own, and their answers cannot be these.
+    """
 
     def __init__(
         self, records: Sequence[_Record], reading: Reading, unread: Mapping[str, bool]
     ) -> None:
-        """Find what all records have in common.
-
-        Args:
-            records: what they say.
-            reading: how they are read.
-            unread: the keys that say nothing, and whether lists stand under them.
-        """
-        self._records, self._reading = _with_option_lines(records, reading), reading
-        records = self._records
+        self._records, self._reading = records, reading
         contents = [content for _, _, content in records if isinstance(content, Found)]
         self._bases = _counted_from(contents)
+        shared = [one for one in contents if not one.options and one.answer is not None]
         # answers that read the same are one, written as they first are
-        answers: dict[str, str] = {}
-        open_answers = (str(c.answer) for c in contents if not c.options and c.answer is not None)
-        for text in reading.labels or open_answers:
-            answers.setdefault(plain_text(text), text.strip())
-        self._answers = answers
-        shared = [c.question for c in contents if not c.options and c.answer is not None]
-        self.notes = () if reading.labels else tuple(_notes(answers, len(shared)))
-        self._unfit = None
-        if not reading.open_answers:
-            named = reading.labels or reading.answer
-            self._unfit = _unfit(list(answers.values()))
-            if not named and _names_missing_options(answers, shared, unread):
-                self._unfit = _MISSING_OPTIONS
-        alone = all(c.options is None and c.answer is not None for c in contents)
-        if self._unfit and alone and len(contents) == len(records):
+        self._answers: dict[str, str] = {}
+        for text in reading.labels or (str(one.answer) for one in shared):
+            self._answers.setdefault(plain_text(text), text.strip())
+        self.notes = () if reading.labels else tuple(_notes(self._answers, len(shared)))
+        self._unfit = _unfit(list(self._answers.values()), shared, unread, reading)
+        alone = [one for one in contents if one.options is None and one.answer is not None]
+        if self._unfit and len(alone) == len(records):
             raise RecordError(self._unfit)
 
-    def read(self) -> Iterator[PastedRow]:
+    def rows(self) -> Iterator[PastedRow]:
+        """The rows in order; one that contradicts an earlier one is a mistake, too."""
         first: dict[str, tuple[int, Example]] = {}
-        for at, shown, content in self._records:
+        for line, shown, content in self._records:
+            example = None
             try:
                 if isinstance(content, str):
                     raise RecordError(content)
-                one = self._finished(content, f"Line {at}")
+                one = self._finished(content)
                 if isinstance(one, Example):
-                    line, other = first.setdefault(one.prompt, (at, one))
-                    if (other.gold, other.response) != (one.gold, one.response):
+                    example, one = one, Question.of(one)
+                    before, other = first.setdefault(example.prompt, (line, example))
+                    if (other.gold, other.response) != (example.gold, example.response):
                         right = shorten(other.options[other.gold])
                         raise RecordError(
-                            f"Line {at}: the same question has the answer {right} in line {line}; keep the right one."
+                            f"the same question has the answer {right} in line {before}; keep the right one."
                         )
             except TaskError as error:
-                yield PastedRow(at, shown, None, _on_one_line(str(error), _MAX_MESSAGE))
+                told = str(error) if isinstance(content, str) else f"Line {line}: {error}"
+                yield PastedRow(line, shown, None, _on_one_line(told, _MAX_MESSAGE))
             else:
-                example = one if isinstance(one, Example) else None
-                question = Question.of(one) if isinstance(one, Example) else one
-                yield PastedRow(at, shown, example, None, question)
+                yield PastedRow(line, shown, example, None, one)
 
-    def _finished(self, found: Found, where: str) -> Example | Question:
+    def _finished(self, found: Found) -> Example | Question:
         reading = self._reading
         if found.options is None and not reading.open_answers:
-            found = self._with_shared_options(found, where)
+            found = self._with_shared_options(found)
         elif found.options is not None and not (reading.repeats and found.prompt is not None):
-            check_repeats(found.options, where)
+            check_repeats(found.options)
         # what is wrong with the options is said before an answer is missed
-        example = None if found.options is None else example_of(found, found.gold or 0, where)
-        if not found.is_answered:
+        example = None if found.options is None else example_of(found, found.gold or 0)
+        if found.answer is None and found.gold is None:
             if reading.answered:
-                raise RecordError(f"{where}: {_NO_ANSWER}")
+                raise RecordError(_NO_ANSWER)
             open_question = Question(found.question, found.system, (), ())
             return Question.of(example) if example else open_question
         if example is None:
             return make_open_example(found.question, str(found.answer).strip(), found.system)
         if found.gold is not None:
             return example
-        return example_of(
-            found, named_option(found, self._bases[_first_number(found)], where), where
-        )
+        return example_of(found, named_option(found, self._bases[_first_number(found)]))
 
-    def _with_shared_options(self, found: Found, where: str) -> Found:
+    def _with_shared_options(self, found: Found) -> Found:
         """A record without options, with the answers of the whole file."""
-        answered = self._reading.answered
-        if found.answer is None and (answered or not self._answers):
-            raise RecordError(f"{where}: {_NO_ANSWER if answered else _NO_OPTIONS}")
+        if found.answer is None and self._reading.answered:
+            raise RecordError(_NO_ANSWER)
+        if found.answer is None and not self._answers:
+            raise RecordError(
+                "there are no options; give them, as in 'question | option | option'."
+            )
         if self._unfit:
-            raise RecordError(f"{where} has no options of its own. {self._unfit}")
+            raise RecordError(f"it has no options of its own. {self._unfit}")
         options, gold = tuple(self._answers.values()), None
         if found.answer is not None:
             known, answer = list(self._answers), plain_text(str(found.answer))
             if answer not in known:
                 raise RecordError(
-                    f"{where}: the answer {shorten(str(found.answer))} is none of {', '.join(map(shorten, options))}."
+                    f"the answer {shorten(str(found.answer))} is none of {', '.join(map(shorten, options))}."
                 )
             gold = known.index(answer)
         # true and false are no option lines
@@ -443,23 +422,18 @@ def _with_option_lines(records: Sequence[_Record], reading: Reading) -> Sequence
     The whole file tells: where it is so of more than half of the records without options of their own, it has to be so
     of all of them.
     """
-    bare = {
-        place: content
+    read = {
+        place: with_option_lines(content, reading.labels)
         for place, (_, _, content) in enumerate(records)
         if isinstance(content, Found) and content.options is None and content.gold is None
     }
-    read: dict[int, Found | str | None] = {
-        place: with_option_lines(found, reading.labels) for place, found in bare.items()
-    }
-    if reading.open_answers or 2 * sum(map(bool, read.values())) <= len(bare):
+    if reading.open_answers or 2 * sum(map(bool, read.values())) <= len(read):
         return records
     wrong = "its question does not end with options, or the answer is none of them, unlike those of other lines."
-    told: list[_Record] = []
-    for place, (line, shown, content) in enumerate(records):
-        own = read.get(place, content) or wrong
-        told.append(
-            (line, shown, f"Line {line}: {own}" if place in read and isinstance(own, str) else own)
-        )
+    told = list(records)
+    for place, own in read.items():
+        line, shown, _ = records[place]
+        told[place] = line, shown, own if isinstance(own, Found) else f"Line {line}: {own or wrong}"
     return told
 
 
@@ -478,32 +452,22 @@ def _notes(answers: Mapping[str, str], records: int) -> Iterator[str]:
 
 
 _MANY_ANSWERS = 5
-_MISSING_OPTIONS = (
-    "The answers are letters or numbers of options that were not found; name their columns (--option-columns), or, if "
-    "these are labels, the answers' column (--answer-column)."
-)
 
 
-def _names_missing_options(
-    answers: Mapping[str, str], questions: Sequence[str], unread: Mapping[str, bool]
-) -> bool:
-    """Whether answers name options that stand in unread columns or in the question."""
-    bare = [answer.strip("[]().: ").casefold() for answer in answers]
-    are_letters = all(len(one) == 1 and "a" <= one <= "h" for one in bare)
-    if not bare or not (are_letters or all(re.fullmatch(r"\d", one) for one in bare)):
-        return False
-    alike = Counter(name[:-1] for name in unread)
-    enough = len(unread) > 1 if are_letters else max(alike.values(), default=0) > 1
-    listed = sum(len(marked_lines(question)) > 1 for question in questions)
-    return enough or any(unread.values()) or 2 * listed > len(questions)
-
-
-_NO_ANSWER = "the answer is blank or missing; give it, as 'question => answer' or by a star after the right option."
-_NO_OPTIONS = "there are no options; give them, as in 'question | option | option'."
-
-
-def _unfit(answers: Sequence[str]) -> str | None:
+def _unfit(
+    answers: Sequence[str],
+    records: Sequence[Found],
+    unread: Mapping[str, bool],
+    reading: Reading,
+) -> str | None:
     """Why the answers of all records without options cannot be their options."""
+    if reading.open_answers:
+        return None
+    if not (reading.labels or reading.answer) and _names_missing(answers, records, unread):
+        return (
+            "The answers are letters or numbers of options that were not found; name their columns "
+            "(--option-columns), or, if these are labels, the answers' column (--answer-column)."
+        )
     own = "give the questions options of their own: 'question | wrong option | right option*'."
     if len(answers) == 1:
         return f"Examples without options all have the answer {shorten(answers[0])}; add some with another, or {own}"
@@ -515,13 +479,30 @@ def _unfit(answers: Sequence[str]) -> str | None:
     return None
 
 
+def _names_missing(
+    answers: Sequence[str], records: Sequence[Found], unread: Mapping[str, bool]
+) -> bool:
+    """Whether answers name options that stand in unread columns or in the question."""
+    bare = [plain_text(answer).strip("[]().: ").casefold() for answer in answers]
+    are_letters = all(len(one) == 1 and "a" <= one <= "h" for one in bare)
+    if not bare or not (are_letters or all(re.fullmatch(r"\d", one) for one in bare)):
+        return False
+    alike = Counter(name[:-1] for name in unread)
+    enough = len(unread) > 1 if are_letters else max(alike.values(), default=0) > 1
+    listed = sum(len(marked_lines(one.question)) > 1 for one in records)
+    return enough or any(unread.values()) or 2 * listed > len(records)
+
+
+_NO_ANSWER = "the answer is blank or missing; give it, as 'question => answer' or by a star after the right option."
+
+
 def _first_number(found: Found) -> int | None:
     """What the record's options are numbered from; None where they are not."""
     return min(found.numbers, default=None)
 
 
-def _counted_from(contents: Iterable[Found]) -> dict[int | None, int | None]:
-    """What numbers are counted from, for each way that options are numbered; None where the file does not tell.
+def _counted_from(contents: Iterable[Found]) -> dict[int | None, tuple[int, ...]]:
+    """What numbers may be counted from, for each way that options are numbered.
 
     Columns and labels with numbers say it; where the file's answers contradict that, nothing is certain. Of others the
     answers alone can say it: a 0, or a number as large as there are options. Where all are texts of options, and one is
@@ -535,16 +516,16 @@ def _counted_from(contents: Iterable[Found]) -> dict[int | None, int | None]:
             if content.number is not None:
                 is_text = plain_text(str(content.answer)) in map(plain_text, content.options)
                 known.append((content.number, len(content.options), is_text))
-    bases: dict[int | None, int | None] = {}
+    bases: dict[int | None, tuple[int, ...]] = {}
     for first, known in numbers.items():
         told = [(number, count) for number, count, is_text in known if not is_text]
         zero = any(number == 0 for number, _ in told)
         top = any(number == count for number, count in told)
-        below = first is not None and any(number < first for number, _ in told)
         if not told and any(number > count for number, count, _ in known):
-            bases[first] = NO_NUMBERS
+            bases[first] = ()
         elif first is None:
-            bases[first] = None if zero == top else int(top)
+            bases[first] = UNKNOWN_BASE if zero == top else (int(top),)
         else:
-            bases[first] = None if below or (first == 0 and top and not zero) else first
+            below = any(number < first for number, _ in told)
+            bases[first] = UNKNOWN_BASE if below or (first == 0 and top and not zero) else (first,)
     return bases

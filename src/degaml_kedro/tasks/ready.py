@@ -76,13 +76,12 @@ def ready_tasks() -> tuple[ReadyTask, ...]:
 
 
 def _ready_task(entry: Mapping[str, Any]) -> ReadyTask:
-    form, subject = entry["form"], entry["subject"]
-    if form == "rules":
-        pool, _ = material.pool_of_rule(subject, entry["classes"][0])
+    drawn = dict(entry)
+    told = {key: drawn.pop(key) for key in ("name", "title", "description")}
+    if drawn["form"] == "rules":
+        pool, _ = material.pool_of_rule(drawn["subject"], drawn["classes"][0])
     else:
-        pool = material.pool_of_subject(form, subject)
-    told = {key: entry[key] for key in ("name", "title", "description")}
-    drawn = {key: value for key, value in entry.items() if key not in told}
+        pool = material.pool_of_subject(drawn["form"], drawn["subject"])
     source = EpisodeSource.model_validate({"kind": "episode", "pool": pool, "seed": 0, **drawn})
     return ReadyTask(**told, source=source)
 

@@ -2,7 +2,7 @@
 
 A :class:`Found` is what one record says: a question, its options and its answer, each of which may be missing. What
 only the whole file can tell (what numbers are counted from, which answers a file without options has) is decided in
-:mod:`~degaml_kedro.tasks.pasted`.
+:mod:`~degaml_kedro.tasks.pasted`, which also puts the record's line in front of what is wrong with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -137,11 +137,6 @@ class Found:
     prompt: str | None = None
 
     @property
-    def is_answered(self) -> bool:
-        """Whether the record has an answer."""
-        return self.answer is not None or self.gold is not None
-
-    @property
     def number(self) -> int | None:
         """The answer as a number, where it is one and no text or label of an option."""
         if self.options is None or self.answer is None or isinstance(self.answer, bool):
@@ -174,12 +169,10 @@ def plain_text(text: str) -> str:
 # --- what keys mean -------------------------------------------------------------------------------
 
 
-def read_record(
-    given: Mapping[str, Any], where: str, reading: Reading = EXAMPLES
-) -> tuple[Found, list[str]]:
-    """What a record with keys says, and which of its keys say nothing.
+def read_record(given: Mapping[str, Any], reading: Reading) -> tuple[Found, dict[str, Any]]:
+    """What a record with keys says, and those of its cells that say nothing.
 
-    The documentation lists the layouts (``docs/command-line.md``); ``where`` is the record's place, for messages.
+    The documentation lists the layouts (``docs/command-line.md``).
 
     Raises:
         RecordError: it is no question.
@@ -187,87 +180,77 @@ def read_record(
     record: dict[str, Any] = {}
     for key, value in given.items():
         if plain_key(key) in record:
-            raise RecordError(f"{where}: the key {shorten(key)} comes twice; keep one of them.")
+            raise RecordError(f"the key {shorten(key)} comes twice; keep one of them.")
         record[plain_key(key)] = value
     if reading.question is None and reading.options is None:
         for name in ("messages", "conversations"):
             if isinstance(record.get(name), list):
-                chat = _of_chat(record.pop(name), where)
+                chat = _of_chat(record.pop(name))
                 if both := [key for key in chat if _is_filled(record.get(key))]:
                     raise RecordError(
-                        f"{where}: beside the chat in '{name}' there is the key '{both[0]}', which the chat has, too; "
-                        "keep one of them."
+                        f"beside the chat in '{name}' there is the key '{both[0]}', which the chat has, too; keep one "
+                        "of them."
                     )
                 record |= chat
         if isinstance(nested := record.get("question"), Mapping) and "stem" in nested:
             # ARC as AI2 publishes it
             record |= {plain_key(str(key)): value for key, value in nested.items()}
             record["question"] = record.pop("stem")
-    question = _question_key(record, reading, where)
-    keys, found = _options(record, reading, question, where)
-    answer = _answer_key(record, reading, (question, *keys), where)
+    question = _question_key(record, reading)
+    keys, found = _options(record, reading, question)
+    answer = _answer_key(record, reading, (question, *keys))
     contexts = (*CONTEXTS, *(_FIRST_TEXTS if reading.question is None else ()))
     system = record.get("system")
     found = replace(
         found,
-        question=_question_text(record, question, contexts, where),
-        answer=_answer_value(record, answer, reading, where),
+        question=_question_text(record, question, contexts),
+        answer=None if answer is None else _answer_value(record[answer], answer, reading),
         system=system if isinstance(system, str) else "",
     )
-    if any(_is_wrong(key) for key in keys):
-        found = _with_right_answer(found, where)
+    if any(key in _WRONG or _DISTRACTOR.fullmatch(key) for key in keys):
+        found = _with_right_answer(found)
     elif question == "prompt" and not keys and "response" in record:
-        found = _with_options_of_prompt(found, record["prompt"], where)
+        found = _with_options_of_prompt(found, record["prompt"])
     read = {question, answer, "system", *_ROW_NUMBERS, *keys, *contexts}
-    return found, [key for key in record if key and key not in read]
+    return found, {key: cell for key, cell in record.items() if key and key not in read}
 
 
-def _question_text(
-    record: Mapping[str, Any], question: str, contexts: Sequence[str], where: str
-) -> str:
+def _question_text(record: Mapping[str, Any], question: str, contexts: Sequence[str]) -> str:
     """The question with its context in front."""
-    parts = [record[key] for key in contexts if key != question and _is_filled(record.get(key))]
-    for key, text in ((question, record[question]), *(("context", part) for part in parts)):
-        _check_text(text, f"{where}, key '{key}'")
+    above = [key for key in contexts if key != question and _is_filled(record.get(key))]
+    for key in (question, *above):
+        if not isinstance(record[key], str):
+            raise RecordError(
+                f"key '{key}': expected a text, found {kind_of(record[key])}; put it in quotes."
+            )
+    texts = [record[key].strip() for key in (*above, question)]
     # Alpaca's input may be blank where the instruction says all
-    if record[question].strip():
-        parts.append(record[question])
-    elif question != "input" or not parts:
-        raise RecordError(f"{where}: the question is blank; give it a text.")
-    return "\n".join(part.strip() for part in parts)
+    if not texts[-1] and (question != "input" or not above):
+        raise RecordError("the question is blank; give it a text.")
+    return "\n".join(filter(None, texts))
 
 
-def _check_text(value: object, where: str) -> None:
-    if not isinstance(value, str):
-        raise RecordError(f"{where}: expected a text, found {kind_of(value)}; put it in quotes.")
-
-
-def _answer_value(
-    record: Mapping[str, Any], key: str | None, reading: Reading, where: str
-) -> str | int | float | bool | None:
+def _answer_value(value: Any, key: str, reading: Reading) -> str | int | float | bool | None:
     """An answer as it stands there; None where it is blank, or -1 where answers may be missing: it is not published."""
-    value = None if key is None else record[key]
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, float) and value.is_integer():
         # whole numbers in a column with gaps are floats
         value = int(value)
-    _check_number(value, f"{where}, key '{key}'")
+    _check_number(value, f"key '{key}'")
     if isinstance(value, list | dict):
-        raise RecordError(
-            f"{where}, key '{key}': expected a text, found {kind_of(value)}; give one answer."
-        )
+        raise RecordError(f"key '{key}': expected a text, found {kind_of(value)}; give one answer.")
     if not reading.answered and str(value).strip() == "-1":
         return None
     return value if _is_filled(value) else None
 
 
-def _with_options_of_prompt(found: Found, given: str, where: str) -> Found:
+def _with_options_of_prompt(found: Found, given: str) -> Found:
     """The paper's ``{"prompt", "response": "[B]", "system"}``: options are lines of the prompt, which stays."""
     response = str(found.answer or "").strip()
     if not re.fullmatch(r"\[.*\]|\d+", response):
         return found
-    check_field(found.question, f"{where}: the prompt")
+    check_field(found.question, "the prompt")
     prompt = given if given.strip() == found.question else found.question
     if response in ("[True]", "[False]"):
         gold = TRUE_FALSE.index(response[1:-1])
@@ -275,15 +258,15 @@ def _with_options_of_prompt(found: Found, given: str, where: str) -> Found:
     question, options = split_prompt(prompt)
     if not options:
         raise RecordError(
-            f"{where}, key 'prompt': fewer than two option lines found; end the prompt with at least two lines "
-            "'A: …', 'B: …', or answer with [True] or [False]."
+            "key 'prompt': fewer than two option lines found; end the prompt with at least two lines 'A: …', 'B: …', "
+            "or answer with [True] or [False]."
         )
     return replace(
         found, question=question, options=options, answer=response, numbered=False, prompt=prompt
     )
 
 
-def _of_chat(turns: Sequence[Any], where: str) -> dict[str, str]:
+def _of_chat(turns: Sequence[Any]) -> dict[str, str]:
     """The keys of a record of ``[{"role": "user", "content": …}, …]``, as chat models are trained on."""
     said: dict[str, list[str]] = {"system": [], "user": [], "assistant": []}
     roles = {"human": "user", "gpt": "assistant", "developer": "system"}
@@ -295,39 +278,33 @@ def _of_chat(turns: Sequence[Any], where: str) -> dict[str, str]:
         role = roles.get(str(role), str(role))
         if role not in said or not isinstance(text, str):
             raise RecordError(
-                f'{where}: a turn is not {{"role": "user" or "assistant", "content": "a text"}}; write it so.'
+                'a turn is not {"role": "user" or "assistant", "content": "a text"}; write it so.'
             )
         said[role].append(text.strip())
     if len(said["user"]) != 1 or len(said["assistant"]) > 1:
         raise RecordError(
-            f"{where}: the chat has {len(said['user'])} user and {len(said['assistant'])} assistant turns; give one of "
-            "each a record."
+            f"the chat has {len(said['user'])} user and {len(said['assistant'])} assistant turns; give one of each a "
+            "record."
         )
     names = {"system": "system", "question": "user", "answer": "assistant"}
     return {key: "\n".join(said[role]) for key, role in names.items() if said[role]}
 
 
-def _question_key(record: Mapping[str, Any], reading: Reading, where: str) -> str:
+def _question_key(record: Mapping[str, Any], reading: Reading) -> str:
     if reading.question is not None:
-        return _named_key(record, reading.question, where)
+        return _named_key(record, reading.question)
     for name in (*QUESTIONS, "instruction"):
         if name in record:
             # of a pair the first text stands in front
             second = f"{name}2"
             return second if name in _FIRST_TEXTS and _is_filled(record.get(second)) else name
-    raise _no_key(record, QUESTIONS, "question", (), where)
+    raise _no_key(record, QUESTIONS, "question", ())
 
 
-def _answer_key(
-    record: Mapping[str, Any], reading: Reading, used: Sequence[str], where: str
-) -> str | None:
+def _answer_key(record: Mapping[str, Any], reading: Reading, used: Sequence[str]) -> str | None:
     """The key of the answer; None where there is none, and none is needed.
 
-    Args:
-        record: the record.
-        reading: how it is read.
-        used: the keys of the question and its options.
-        where: its place, for messages.
+    ``used`` are the keys of the question and its options.
 
     Raises:
         RecordError: there is none, or one of an answer in words and one of a label.
@@ -338,109 +315,105 @@ def _answer_key(
         names = tuple(name for name in ANSWERS if len(used) < 2 or name not in _ABOUT)
     found = [name for name in names if name in record and name not in used]
     if not found and reading.answered:
-        raise _no_key(record, ANSWERS, "answer", used, where)
+        raise _no_key(record, ANSWERS, "answer", used)
     if len(used) < 2 and found and reading.answered and record[found[0]] is not None:
         about = _LABELS if found[0] == "answer" else (*_LABELS, *_ABOUT)
         in_words = found[0] in ("answer", "output", "response", "completion")
         other = next((name for name in found[1:] if in_words and name in about), None)
         if other is not None and _is_filled(record[other]):
             raise RecordError(
-                f"{where}: the answer may be '{found[0]}' or '{other}'; say which (--answer-column, or the source's "
-                "'answer'), or leave one out."
+                f"the answer may be '{found[0]}' or '{other}'; say which (--answer-column, or the source's 'answer'), "
+                "or leave one out."
             )
     return found[0] if found else None
 
 
-def check_columns(names: Sequence[str], reading: Reading, where: str) -> None:
+def check_columns(names: Sequence[str], reading: Reading) -> None:
     """Refuse columns, as :func:`plain_key` makes them, none of which is a question's or an answer's.
 
     Raises:
         RecordError: there is no such column.
     """
     record = dict.fromkeys(names)
-    _question_key(record, reading, where)
-    _answer_key(record, reading, (), where)
+    _question_key(record, reading)
+    _answer_key(record, reading, ())
 
 
-def _named_key(record: Mapping[str, Any], column: str, where: str) -> str:
+def _named_key(record: Mapping[str, Any], column: str) -> str:
     name = plain_key(column)
     if name not in record:
         keys = list(itertools.islice(record, _MAX_KEYS))
         hint = did_you_mean(name, keys, f"there are {_listed(keys)}.")
-        raise RecordError(f"{where}: there is no column '{column}'; {hint}")
+        raise RecordError(f"there is no column '{column}'; {hint}")
     return name
 
 
 def _no_key(
-    record: Mapping[str, Any], names: Sequence[str], what: str, used: Sequence[str], where: str
+    record: Mapping[str, Any], names: Sequence[str], what: str, used: Sequence[str]
 ) -> RecordError:
-    near = [
-        key
-        for key in itertools.islice(record, _MAX_KEYS)
-        if key not in used and difflib.get_close_matches(key[:40], names, n=1, cutoff=0.7)
-    ]
-    hint = f"rename {shorten(near[0])} to '{what}'." if near else f"name it '{what}'."
+    near = _near_key((key for key in record if key not in used), names, 0.7)
+    hint = f"rename {shorten(near)} to '{what}'." if near else f"name it '{what}'."
     keys = shorten(printable(", ".join(record))) if record else "none"
-    return RecordError(f"{where}: there is no {what} (the keys are {keys}); {hint}")
+    return RecordError(f"there is no {what} (the keys are {keys}); {hint}")
+
+
+def _near_key(keys: Iterable[str], names: Sequence[str], cutoff: float) -> str | None:
+    """The first key that is spelled almost as one of some names."""
+    for key in itertools.islice(keys, _MAX_KEYS):
+        if difflib.get_close_matches(key[:40], names, n=1, cutoff=cutoff):
+            return key
+    return None
 
 
 def _options(
-    record: Mapping[str, Any], reading: Reading, question: str, where: str
+    record: Mapping[str, Any], reading: Reading, question: str
 ) -> tuple[Sequence[str], Found]:
     """The keys that a record's options are read from, and what these say, as yet without a question.
 
-    Of keys of wrong answers (see ``_is_wrong``) the options are these alone.
+    Of keys of wrong answers the options are these alone.
     """
     if reading.options is not None and not isinstance(reading.options, str):
-        keys = [_named_key(record, column, where) for column in reading.options]
-        return keys, _of_columns(record, keys, where)
-    listed = reading.options and _named_key(record, reading.options, where)
+        keys = [_named_key(record, column) for column in reading.options]
+        return keys, _of_columns(record, keys)
+    listed = reading.options and _named_key(record, reading.options)
     listed = listed or next((name for name in OPTIONS if name in record), None)
     if listed is not None:
-        return [listed], _of_cell(record[listed], listed, where)
+        return [listed], _of_cell(record[listed], listed)
     others = {question, plain_key(reading.answer or "")}
     if keys := option_columns([key for key in record if key not in others]):
-        return keys, _of_columns(record, keys, where)
+        return keys, _of_columns(record, keys)
     wrong = [key for key in record if _DISTRACTOR.fullmatch(key) and _is_filled(record[key])]
     if wrong:
-        return wrong, Found("", _texts([record[key] for key in wrong], wrong, where))
+        return wrong, Found("", _texts([record[key] for key in wrong], wrong))
     for key in _WRONG:
         if _is_filled(record.get(key)) and record[key]:
-            return [key], replace(_of_cell(record[key], key, where), labels=(), numbers=())
-    for key in itertools.islice(record, _MAX_KEYS):
-        if difflib.get_close_matches(key[:40], OPTIONS[:2], n=1, cutoff=0.75):
-            raise RecordError(
-                f"{where}: the key {shorten(key)} is not known; did you mean '{OPTIONS[0]}'?"
-            )
+            return [key], replace(_of_cell(record[key], key), labels=(), numbers=())
+    if near := _near_key(record, OPTIONS[:2], 0.75):
+        raise RecordError(f"the key {shorten(near)} is not known; did you mean '{OPTIONS[0]}'?")
     return [], Found("")
 
 
-def _is_wrong(key: str) -> bool:
-    return key in _WRONG or _DISTRACTOR.fullmatch(key) is not None
-
-
-def _of_columns(record: Mapping[str, Any], keys: Sequence[str], where: str) -> Found:
+def _of_columns(record: Mapping[str, Any], keys: Sequence[str]) -> Found:
     cells = [record[key] for key in keys]
     # questions with fewer options leave the last columns blank
     while cells and not _is_filled(cells[-1]):
         cells.pop()
     if not cells:
         return Found("")
-    texts = _texts(cells, keys[: len(cells)], where)
+    names = tuple(keys[: len(cells)])
     # an answer may name the column, too
-    found = _numbered(Found("", texts, labels=tuple(keys[: len(cells)])))
+    found = _numbered(Found("", _texts(cells, names), labels=names))
     # PIQA's two solutions are numbered from 1, and its labels from 0
     return replace(found, numbers=(0, 1)) if keys[:2] == ["sol1", "sol2"] else found
 
 
-def _of_cell(cell: Any, key: str, where: str) -> Found:
+def _of_cell(cell: Any, key: str) -> Found:
     """What one key says of the options: their texts, and what they are called there or in front of their texts."""
     if not _is_filled(cell):
         return Found("")
-    cells, labels = _listed_cell(cell, f"{where}, key '{key}'")
-    texts = _texts(cells, [key], where)
-    own = [_OWN_LABEL.match(text) for text in texts]
-    marks = tuple(mark[1] for mark in own if mark)
+    cells, names = _listed_cell(cell, f"key '{key}'")
+    texts, labels = _texts(cells, [key]), tuple(str(name).strip() for name in names)
+    marks = tuple(mark[1] for text in texts if (mark := _OWN_LABEL.match(text)))
     if not labels and len({*map(str.casefold, marks)}) == len(texts):
         labels = marks
     return _numbered(Found("", texts, labels=labels))
@@ -460,15 +433,23 @@ def _numbered(found: Found) -> Found:
     return replace(found, numbers=numbers, labels=found.labels if named[0][0] else ())
 
 
-def _texts(cells: Sequence[Any], keys: Sequence[str], where: str) -> tuple[str, ...]:
-    return tuple(_option_text(cell, f"{where}, key {_listed(keys)}") for cell in cells)
+def _texts(cells: Sequence[Any], keys: Sequence[str]) -> tuple[str, ...]:
+    """The texts of options; numbers are written out."""
+    place = f"key {_listed(keys)}"
+    for cell in cells:
+        _check_number(cell, place)
+        if isinstance(cell, bool) or not isinstance(cell, str | int | float):
+            raise RecordError(
+                f"{place}: an option is {kind_of(cell)}, not a text; put it in quotes."
+            )
+    return tuple(str(cell).strip() for cell in cells)
 
 
-def _with_right_answer(found: Found, where: str) -> Found:
+def _with_right_answer(found: Found) -> Found:
     """Wrong answers and the right one, in an order that depends on the question alone."""
     if found.answer is None:
         raise RecordError(
-            f"{where}: there are wrong answers and no right one; without answers give 'options'."
+            "there are wrong answers and no right one; without answers give 'options'."
         )
     right = str(found.answer).strip()
     options = [right, *(found.options or ())]
@@ -481,7 +462,7 @@ def random_of(question: str) -> random.Random:
     return random.Random(hashlib.sha256(question.encode("utf-8", "replace")).digest())
 
 
-def option_columns(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
+def option_columns(names: Iterable[str]) -> list[str]:
     """The columns A, B, C, … or option 1, option 2, …, where at least the first two of one kind are there."""
     kinds: dict[tuple[str, bool], dict[int, str]] = {}
     for key in names:
@@ -499,32 +480,32 @@ def option_columns(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
     return []
 
 
-def _listed_cell(cell: Any, where: str) -> tuple[list[Any], tuple[str, ...]]:
+def _listed_cell(cell: Any, place: str) -> tuple[Sequence[Any], Sequence[Any]]:
     """Options from a list, an object by labels, JSON in a text or a text with bars; and their labels."""
+    if isinstance(cell, str) and not cell.strip().startswith(("[", "{")):
+        return cell.split("|"), ()
     if isinstance(cell, str):
-        if not cell.strip().startswith(("[", "{")):
-            return [part.strip() for part in cell.split("|")], ()
-        cell = _decoded_list(cell, where)
+        cell = _decoded_list(cell, place)
     if isinstance(cell, Mapping):
         texts, labels = cell.get("text"), cell.get("label")
         if isinstance(texts, list) and isinstance(labels, list):
             if len(texts) != len(labels):
                 raise RecordError(
-                    f"{where}: there are {len(texts)} texts and {len(labels)} labels; give each text one label."
+                    f"{place}: there are {len(texts)} texts and {len(labels)} labels; give each text one label."
                 )
-            return list(texts), tuple(str(label).strip() for label in labels)
-        return list(cell.values()), tuple(str(key).strip() for key in cell)
+            return texts, labels
+        return [*cell.values()], [*cell]
     if not isinstance(cell, list):
         raise RecordError(
-            f'{where}: expected a list of options, found {kind_of(cell)}; write ["…", "…"] or …|…'
+            f'{place}: expected a list of options, found {kind_of(cell)}; write ["…", "…"] or …|…'
         )
     for name in ("label", "id"):
         if cell and all(isinstance(one, Mapping) and {"text", name} <= set(one) for one in cell):
-            return [one["text"] for one in cell], tuple(str(one[name]).strip() for one in cell)
+            return [one["text"] for one in cell], [one[name] for one in cell]
     return cell, ()
 
 
-def _decoded_list(text: str, where: str) -> Any:
+def _decoded_list(text: str, place: str) -> Any:
     """A list or an object in a cell, as JSON or as Python writes it."""
     try:
         return json.loads(text)
@@ -534,18 +515,9 @@ def _decoded_list(text: str, where: str) -> Any:
             return ast.literal_eval(text.strip())
         except (MemoryError, RecursionError, SyntaxError, ValueError):
             raise RecordError(
-                f"{where}: begins with a bracket but is not a JSON list ({error}); write it flat and with double "
+                f"{place}: begins with a bracket but is not a JSON list ({error}); write it flat and with double "
                 'quotes: ["…", "…"].'
             ) from error
-
-
-def _option_text(cell: Any, where: str) -> str:
-    _check_number(cell, where)
-    if isinstance(cell, str):
-        return cell.strip()
-    if isinstance(cell, int | float) and not isinstance(cell, bool):
-        return str(cell)
-    raise RecordError(f"{where}: an option is {kind_of(cell)}, not a text; put it in quotes.")
 
 
 def _listed(keys: Sequence[str]) -> str:
@@ -558,22 +530,24 @@ def _is_filled(cell: object) -> bool:
     return cell is not None and not is_nan and not (isinstance(cell, str) and not cell.strip())
 
 
+_KINDS: dict[type, str] = {
+    dict: "an object",
+    list: "a list",
+    bool: "true or false",
+    type(None): "null",
+    str: "a text",
+}
+
+
 def kind_of(value: object) -> str:
     """What a value of JSON is called in messages."""
-    names = {
-        dict: "an object",
-        list: "a list",
-        bool: "true or false",
-        type(None): "null",
-        str: "a text",
-    }
-    return names.get(type(value), "a number")
+    return _KINDS.get(type(value), "a number")
 
 
-def _check_number(value: object, where: str) -> None:
+def _check_number(value: object, place: str) -> None:
     if isinstance(value, float) and math.isinf(value):
         raise RecordError(
-            f"{where}: a number is not finite, or too large; write it as a text in quotes."
+            f"{place}: a number is not finite, or too large; write it as a text in quotes."
         )
 
 
@@ -604,11 +578,7 @@ def with_option_lines(found: Found, labels: Sequence[str]) -> Found | str | None
 
     Options are lines ``A: …``, ``B) …``, ``(C) …`` or ``1. …``, parts ``(A) …`` of a line, or lines with bullets, of
     which the answer is one. The answer, if there is one, has to name one of them; without it, no letter may come twice,
-    as in dialogues.
-
-    Args:
-        found: the record.
-        labels: what all options have to be among; none for any.
+    as in dialogues. Where there are ``labels``, all options have to be among them.
     """
     question = found.question
     if len(marked_lines(question)) < 2 <= len(_MARK_INSIDE.findall(question)):
@@ -635,9 +605,8 @@ def with_option_lines(found: Found, labels: Sequence[str]) -> Found | str | None
     )
     options = tuple("\n".join(text).strip() for text in texts)
     asked = "\n".join(lines[: own[0][0]]).strip()
-    if labels and not {*map(plain_text, options)} <= {*map(plain_text, labels)}:
-        return None
-    if not asked or not all(options):
+    among = {*map(plain_text, options)} <= {*map(plain_text, labels or options)}
+    if not (among and asked and all(options)):
         return None
     with_options = replace(
         found, question=asked, options=options, numbers=numbers, numbered=bool(numbers)
@@ -649,7 +618,7 @@ def with_option_lines(found: Found, labels: Sequence[str]) -> Found | str | None
     if has_bullets and plain_text(str(found.answer)) not in map(plain_text, options):
         return None
     try:
-        named_option(with_options, 1 if numbers else None, "")
+        named_option(with_options, (1,) if numbers else UNKNOWN_BASE)
     except RecordError:
         return None
     return GOES_ON if goes_on_alone(texts) else with_options
@@ -680,17 +649,17 @@ def goes_on_alone(options: Sequence[Sequence[str]]) -> bool:
 _LETTER_AND_TEXT = re.compile(r"[(\[]?(?P<letter>[A-Za-z])[:.)\]] ?(?P<text>.+)")
 
 
-def named_option(found: Found, counted_from: int | None, where: str) -> int:
+# what numbers may be counted from, where a file does not tell
+UNKNOWN_BASE = (0, 1)
+
+
+def named_option(found: Found, bases: tuple[int, ...]) -> int:
     """The place of the right option.
 
     An answer is an option's text, its label, its letter in any case, with or without brackets, both letter and text, or
     a number. Where two of these name different options, it is refused rather than guessed.
 
-    Args:
-        found: a record with options and an answer.
-        counted_from: what numbers are counted from; None where the file does not say, ``NO_NUMBERS`` where numbers are
-            texts.
-        where: its place, for messages.
+    ``bases`` are what numbers may be counted from; none where numbers are texts.
 
     Raises:
         RecordError: it names none of the options, or several.
@@ -701,8 +670,8 @@ def named_option(found: Found, counted_from: int | None, where: str) -> int:
     texts = [plain_text(option) for option in options]
     if given in texts:
         readings["text"] = texts.index(given)
-    if isinstance(found.answer, bool) and given not in texts:
-        raise RecordError(_not_among(found, where))
+    elif isinstance(found.answer, bool):
+        raise _not_among(found)
     bare = given.strip("[]().:")
     labels = [_plain_label(label) for label in found.labels]
     # letters of their own are these, and no others
@@ -719,48 +688,41 @@ def named_option(found: Found, counted_from: int | None, where: str) -> int:
         if letter in letters and texts[letters.index(letter)] == both["text"]:
             readings["letter"] = letters.index(letter)
     if (number := found.number) is not None and "label" not in readings:
-        places = _places_of(number, found, counted_from)
-        if len(places) > 1 or (counted_from is None and {*readings.values()} < places):
+        places = _places_of(number, found, bases)
+        if len(places) > 1 or (len(bases) > 1 and {*readings.values()} < places):
             raise RecordError(
-                f"{where}: the answer {number} may be counted from 0 or from 1, and the file does not tell; write the "
-                "option's text or its letter."
+                f"the answer {number} may be counted from 0 or from 1, and the file does not tell; write the option's "
+                "text or its letter."
             )
         for place in places:
             readings["number"] = place
     if not readings:
-        raise RecordError(_not_among(found, where, counted_from))
+        raise _not_among(found, bases)
     if len(set(readings.values())) > 1:
         kinds = " or ".join(sorted(readings))
         raise RecordError(
-            f"{where}: {shorten(str(found.answer))} can be read as {kinds} of different options; give its letter in "
-            "square brackets, like [A]."
+            f"{shorten(str(found.answer))} can be read as {kinds} of different options; give its letter in square "
+            "brackets, like [A]."
         )
     return next(iter(readings.values()))
 
 
-# of files whose answers are all texts of options, and some too large for numbers of them
-NO_NUMBERS = -1
-
-
-def _places_of(number: int, found: Found, counted_from: int | None) -> set[int]:
+def _places_of(number: int, found: Found, bases: tuple[int, ...]) -> set[int]:
     """The places of the options that a number may mean."""
-    count = len(found.options or ())
-    if counted_from == NO_NUMBERS:
-        return set()
-    if found.numbers and counted_from is not None:
+    if found.numbers and len(bases) == 1:
         return {found.numbers.index(number)} if number in found.numbers else set()
-    bases = (0, 1) if counted_from is None else (counted_from,)
+    count = len(found.options or ())
     return {number - base for base in bases if 0 <= number - base < count}
 
 
-def _not_among(found: Found, where: str, counted_from: int | None = None) -> str:
+def _not_among(found: Found, bases: tuple[int, ...] = ()) -> RecordError:
     count = len(found.options or ())
     last = string.ascii_uppercase[count - 1] if 0 < count <= MAX_OPTIONS else "…"
-    by_number = counted_from not in (None, NO_NUMBERS) and found.numbered
-    number = f", or its number counted from {counted_from}" if by_number else ""
-    return (
-        f"{where}: the answer {shorten(str(found.answer))} is not among the {count} options; give the option's text, "
-        f"or its letter A to {last}{number}."
+    by_number = found.numbered and len(bases) == 1
+    number = f", or its number counted from {bases[0]}" if by_number else ""
+    return RecordError(
+        f"the answer {shorten(str(found.answer))} is not among the {count} options; give the option's text, or its "
+        f"letter A to {last}{number}."
     )
 
 
@@ -785,55 +747,49 @@ def check_field(text: str, what: str) -> None:
         )
 
 
-def check_fields(found: Found, where: str) -> None:
+def check_fields(found: Found) -> None:
     """Refuse fields that are too long, or that cannot be encoded.
 
     Raises:
         RecordError: one is.
     """
-    check_field(found.question, f"{where}: the question")
-    check_field(found.system, f"{where}: the system message")
+    check_field(found.question, "the question")
+    check_field(found.system, "the system message")
     for option in found.options or ():
-        check_field(option, f"{where}: the option")
+        check_field(option, "the option")
     if found.answer is not None and found.options is None:
-        check_field(str(found.answer), f"{where}: the answer")
+        check_field(str(found.answer), "the answer")
 
 
-def has_repeats(options: Sequence[str]) -> bool:
-    """Whether two options read the same."""
-    return len({plain_text(option) for option in options}) < len(options)
+def repeated_option(options: Sequence[str]) -> str | None:
+    """An option that another one reads like; None where all differ."""
+    counts = Counter(map(plain_text, options))
+    return next((text for text, count in counts.items() if count > 1), None)
 
 
-def check_repeats(options: Sequence[str], where: str) -> None:
+def check_repeats(options: Sequence[str]) -> None:
     """Refuse options of which two read the same.
 
     Raises:
         RecordError: one comes twice.
     """
-    repeated = [text for text, count in Counter(map(plain_text, options)).items() if count > 1]
-    if repeated:
-        raise RecordError(
-            f"{where}: the option {shorten(repeated[0])} comes twice; keep one of them."
-        )
+    if (repeated := repeated_option(options)) is not None:
+        raise RecordError(f"the option {shorten(repeated)} comes twice; keep one of them.")
 
 
-def example_of(found: Found, gold: int, where: str) -> Example:
+def example_of(found: Found, gold: int) -> Example:
     """The example of a record with options, of which one is right.
 
     Raises:
-        RecordError: the question or an option is blank, or there are too few or too many options.
+        TaskError: the question or an option is blank, or there are too few or too many options.
     """
     options = found.options or ()
-    try:
-        if found.prompt == found.question and set(options) == set(TRUE_FALSE):
-            is_true = options[gold] == TRUE_FALSE[0]
-            return make_true_false_example(found.question, is_true, found.system)
-        example = make_example(found.question, options, gold, found.system)
-    except TaskError as error:
-        raise RecordError(f"{where}: {error}") from error
+    if found.prompt == found.question and set(options) == set(TRUE_FALSE):
+        is_true = options[gold] == TRUE_FALSE[0]
+        return make_true_false_example(found.question, is_true, found.system)
+    example = make_example(found.question, options, gold, found.system)
     return example if found.prompt is None else replace(example, prompt=found.prompt)
 
 
-_FLAT = "write one flat object per example."
-TOO_DEEP = f"it is nested too deeply; {_FLAT}"
+TOO_DEEP = "it is nested too deeply; write one flat object per example."
 TOO_LONG = "a number has too many digits; write it as a text in quotes."

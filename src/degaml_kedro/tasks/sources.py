@@ -25,30 +25,19 @@ def load_examples(
 ) -> dict[str, list[Example]]:
     """A task's examples: by split where the source has splits, else all of them as ``"all"``.
 
-    A prompt that the source has in two of its splits (see ``keep_apart``) is refused in files, unless their entry says
-    otherwise; of published benchmarks, which nobody can put right, it stays where it is tested on.
-
-    Args:
-        source: Where they come from.
-        sizes: How many the splits take; a family makes exactly that many.
-        seed: What a family draws from.
-        task: For messages.
+    A family of the suite makes exactly as many as the splits take. A prompt that a source has in two of its splits
+    (see ``keep_apart``) is refused in files, unless their entry says otherwise; of published benchmarks, which nobody
+    can put right, it stays where it is tested on.
 
     Raises:
         TaskError: The source does not exist, cannot be read, or holds something that is no example.
     """
-    if isinstance(source, SuiteSource):
-        return _of_family(source, sizes, seed, task)
     if isinstance(source, EpisodeSource):
         return episode_examples(source, sizes.model_dump())
     if isinstance(source, FileSource):
         return keep_apart(load_files(source, task), task, source.overlap)
-    return keep_apart(load_hub(source, task), task, "drop_from_train")
-
-
-def _of_family(
-    source: SuiteSource, sizes: SplitSizes, seed: int, task: str
-) -> dict[str, list[Example]]:
+    if isinstance(source, HubSource):
+        return keep_apart(load_hub(source, task), task, "drop_from_train")
     if source.family not in FAMILIES:
         hint = did_you_mean(
             source.family, FAMILIES, f"use one of {', '.join(sorted(FAMILIES))}.", 3

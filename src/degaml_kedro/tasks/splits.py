@@ -97,12 +97,6 @@ def split_examples(
     of its own keeps them: ``test`` is dealt from its test examples only; ``support`` and
     ``validation``, where the source has none of that name, come out of ``train``.
 
-    Args:
-        examples: All examples, or examples by the source's own split names.
-        sizes: How many examples each split takes.
-        seed: Which examples are taken.
-        task: The task's name, for the seed and for messages.
-
     Raises:
         TaskError: A split is missing or too small, a prompt is in two splits, or a prompt comes
             twice with different answers.
@@ -118,16 +112,25 @@ def split_examples(
         name: sorted(pool, key=lambda e: _rank(e, seed, task)) for name, pool in unique.items()
     }
 
+    in_turn = ("support", "validation", "test", "train")
+    homes = {name: _pool_of(name, getattr(sizes, name), unique, task) for name in in_turn}
     taken: dict[str, tuple[Example, ...]] = dict.fromkeys(SPLITS, ())
-    for name in ("support", "validation", "test", "train"):
-        wanted: int = getattr(sizes, name)
-        pool_name = _pool_of(name, wanted, dealt, task)
-        if pool_name is None:
+    for name, home in homes.items():
+        if home is None:
             continue
-        pool = dealt[pool_name]
+        wanted, pool = getattr(sizes, name), dealt[home]
         if len(pool) < wanted:
-            raise TaskError(_too_few(task, pool_name, unique, sizes))
-        taken[name], dealt[pool_name] = tuple(pool[:wanted]), pool[wanted:]
+            sharing = [
+                f"{split} {getattr(sizes, split)}"
+                for split in SPLITS
+                if getattr(sizes, split) and homes[split] == home
+            ]
+            place = "the source" if home == ALL else f"the source's split '{home}'"
+            raise TaskError(
+                f"Task '{task}': the splits taken from {place} need {' + '.join(sharing)} examples, but it has "
+                f"{len(unique[home])}; lower the task's 'splits' or add examples."
+            )
+        taken[name], dealt[home] = tuple(pool[:wanted]), pool[wanted:]
     return TaskSplits(**taken)
 
 
@@ -145,21 +148,6 @@ def _pool_of(
     raise TaskError(
         f"Task '{task}': the split '{name}' needs {wanted} examples, but the source only has the splits "
         f"{', '.join(pools)}; add {' or '.join(_POOLS[name])}, or set splits.{name} to 0."
-    )
-
-
-def _too_few(
-    task: str, pool: str, pools: Mapping[str, Sequence[Example]], sizes: SplitSizes
-) -> str:
-    sharing = [
-        f"{split} {getattr(sizes, split)}"
-        for split in SPLITS
-        if getattr(sizes, split) and _pool_of(split, 1, pools, task) == pool
-    ]
-    place = "the source" if pool == ALL else f"the source's split '{pool}'"
-    return (
-        f"Task '{task}': the splits taken from {place} need {' + '.join(sharing)} examples, but it has "
-        f"{len(pools[pool])}; lower the task's 'splits' or add examples."
     )
 
 
@@ -184,11 +172,7 @@ def keep_apart(
 ) -> dict[str, list[Example]]:
     """The source's splits with every prompt in one of them only.
 
-    Args:
-        pools: Examples by the source's own split names.
-        task: For messages.
-        overlap: What to do about a prompt in two splits: refuse, or keep it where it is tested on (test,
-            then validation, then support) and leave it out of the other.
+    A prompt in two splits is refused, or stays where it is tested on (test, then validation, then support).
 
     Raises:
         TaskError: A prompt is in two splits and ``overlap`` is ``"error"``.
@@ -229,23 +213,19 @@ def frame_to_examples(frame: pd.DataFrame) -> list[Example]:
     Raises:
         TaskError: A column is missing.
     """
-    missing = [column for column in COLUMNS if column not in frame.columns]
-    if missing:
-        raise TaskError(
-            f"The table of examples lacks the column(s) {', '.join(missing)}; make it anew from the task's source."
-        )
-    columns = [frame[column].tolist() for column in COLUMNS]
+    _check_columns(frame, COLUMNS)
     return [
         Example(prompt, response, system, tuple(options), tuple(labels), int(gold))
-        for prompt, response, system, options, labels, gold in zip(*columns, strict=True)
+        for prompt, response, system, options, labels, gold in frame[list(COLUMNS)].itertuples(
+            index=False
+        )
     ]
 
 
 def splits_to_frame(splits: TaskSplits) -> pd.DataFrame:
     """One table for all splits, with a ``split`` column in front."""
     frame = examples_to_frame(example for name in SPLITS for example in splits[name])
-    names = [name for name in SPLITS for _ in splits[name]]
-    frame.insert(0, "split", names)
+    frame.insert(0, "split", [name for name in SPLITS for _ in splits[name]])
     return frame
 
 
@@ -255,15 +235,18 @@ def frame_to_splits(frame: pd.DataFrame) -> TaskSplits:
     Raises:
         TaskError: A column is missing, a split's name is unknown, or a prompt is in two splits.
     """
-    if "split" not in frame.columns:
-        raise TaskError(
-            "The table of splits lacks the column 'split'; make it anew from the task's source."
-        )
-    unknown = sorted(set(frame["split"]) - set(SPLITS))
-    if unknown:
+    _check_columns(frame, ("split",))
+    if unknown := sorted(set(frame["split"]) - set(SPLITS)):
         raise TaskError(
             f"The table of splits has the unknown split '{unknown[0]}'; use one of {', '.join(SPLITS)}."
         )
     return TaskSplits(
         **{name: tuple(frame_to_examples(frame[frame["split"] == name])) for name in SPLITS}
     )
+
+
+def _check_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
+    if missing := [column for column in columns if column not in frame]:
+        raise TaskError(
+            f"The table of examples lacks the column(s) {', '.join(missing)}; make it anew from the task's source."
+        )

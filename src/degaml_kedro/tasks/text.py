@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from degaml_kedro.tasks.example import MAX_OPTIONS, TRUE_FALSE
 from degaml_kedro.tasks.records import (
     GOES_ON,
+    UNKNOWN_BASE,
     Found,
     RecordError,
     goes_on_alone,
@@ -48,32 +49,23 @@ def text_records(text: str) -> Iterator[tuple[int, str, Found | str]]:
         lines = (one for one in lines if not one[1].lstrip().startswith(("//", "$CATEGORY")))
     else:
         lines = (one for one in lines if not _COMMENT.match(one[1]))
-    for unit in _blocks(lines) if is_gift else _units(lines):
+    for unit in _groups(lines, is_gift) if is_gift else _units(lines):
         raw = "\n".join(text for _, text in unit)
-        where = f"Line {unit[0][0]}"
+        line = unit[0][0]
         try:
-            found: Found | str = _from_gift(raw, where) if is_gift else _from_unit(unit, where)
+            found: Found | str = _from_gift(raw) if is_gift else _from_unit(unit)
         except RecordError as error:
-            found = str(error)
-        yield unit[0][0], raw, found
+            found = f"Line {line}: {error}"
+        yield line, raw, found
 
 
 # --- GIFT -----------------------------------------------------------------------------------------
 
 
-def _blocks(lines: Iterable[_Line]) -> Iterator[list[_Line]]:
-    """Lines between blank ones."""
-    for filled, block in itertools.groupby(lines, key=lambda line: bool(line[1].strip())):
-        if filled:
-            yield list(block)
-
-
-def _from_gift(raw: str, where: str) -> Found:
+def _from_gift(raw: str) -> Found:
     match = _GIFT_UNIT.fullmatch(raw)
     if match is None:
-        raise RecordError(
-            f"{where}: there are no answers in braces; write 'question {{=right ~wrong}}'."
-        )
+        raise RecordError("there are no answers in braces; write 'question {=right ~wrong}'.")
     asked, rest = (_unescaped(match[name]).strip() for name in ("asked", "rest"))
     question = re.sub(r"^\[(?:html|plain|markdown|moodle)\]", "", asked).strip()
     question += f" _____ {rest}" if rest else ""
@@ -82,34 +74,25 @@ def _from_gift(raw: str, where: str) -> Found:
     if verdict in ("T", "TRUE", "F", "FALSE"):
         gold = int(verdict.startswith("F"))
         return Found(question, TRUE_FALSE, gold=gold, prompt=question)
-    parts = re.split(r"(?<!\\)(?=[=~])", body)
-    rights: list[int] = []
+    before, *parts = re.split(r"(?<!\\)(?=[=~])", body)
     options: list[str] = []
-    partly = False
-    for part in parts[1:]:
+    # of the points, in percent
+    shares: list[float] = []
+    for part in parts:
         text = re.split(r"(?<!\\)#", part[1:])[0].strip()
         weight = _GIFT_WEIGHT.match(text)
-        text = _unescaped(text[weight.end() :] if weight else text).strip()
-        share = float(weight[1]) if weight else 100.0 if part[0] == "=" else 0.0
-        partly |= 0 < share < 100
-        if share == 100:
-            rights.append(len(options))
-        options.append(text)
-    matching = any("->" in option for option in options)
-    if (
-        parts[0].strip()
-        or matching
-        or partly
-        or not rights
-        or (len(rights) > 1 and len(rights) < len(options))
-    ):
+        options.append(_unescaped(text[weight.end() :] if weight else text).strip())
+        shares.append(float(weight[1]) if weight else 100.0 * (part[0] == "="))
+    rights = shares.count(100)
+    is_read = rights in {1, len(options)} and not any(0 < share < 100 for share in shares)
+    if before.strip() or not options or not is_read or any("->" in one for one in options):
         raise RecordError(
-            f"{where}: only questions with one right answer, true or false, and short answers are read, not those to "
+            "only questions with one right answer, true or false, and short answers are read, not those to "
             "be matched, with numbers, several right or partly right answers or none; write '{=right ~wrong ~wrong}'."
         )
-    if len(rights) == len(options):
+    if rights == len(options):
         return Found(question, answer=options[0] or None)
-    return Found(question, tuple(options), gold=rights[0])
+    return Found(question, tuple(options), gold=shares.index(100))
 
 
 def _unescaped(text: str) -> str:
@@ -135,39 +118,30 @@ def _units(lines: Iterable[_Line]) -> Iterator[list[_Line]]:
             yield from ([line] for line in unit)
 
 
-def _groups(lines: Iterable[_Line]) -> Iterator[list[_Line]]:
-    """Lines between blank ones; options and an answer belong to the question above them all the same."""
+def _groups(lines: Iterable[_Line], strictly: bool = False) -> Iterator[list[_Line]]:
+    """Lines between blank ones; unless ``strictly``, options and an answer belong to a question above them, too."""
     group: list[_Line] = []
-    blank = False
-    for line in lines:
-        text = line[1]
-        if not text.strip():
-            blank = True
+    for filled, block in itertools.groupby(lines, key=lambda line: bool(line[1].strip())):
+        if not filled:
             continue
-        if blank and group and not (_continues(text) and _is_open(group[-1][1])):
+        own = list(block)
+        if group and (strictly or not _goes_on(group[-1][1], own[0][1])):
             yield group
             group = []
-        blank = False
-        group.append(line)
+        group += own
     if group:
         yield group
 
 
-def _continues(text: str) -> bool:
-    return _answer(text) is not None or (_letter(text) == "A" and not _is_example_line(text))
-
-
-def _is_open(text: str) -> bool:
-    """Whether an example cannot end with this line."""
-    return _answer(text) is None and not _is_example_line(text)
+def _goes_on(above: str, below: str) -> bool:
+    """Whether a question ends with the line above, and its options or its answer begin with the one below."""
+    if _answer(above) is not None or _is_example_line(above):
+        return False
+    return _answer(below) is not None or (_letter(below) == "A" and not _is_example_line(below))
 
 
 def _is_example_line(text: str) -> bool:
     return _ARROW in text or "|" in text
-
-
-def _is_starred_line(text: str) -> bool:
-    return any(part.rstrip().endswith("*") for part in text.split("|")[1:])
 
 
 def _answer(text: str) -> str | None:
@@ -193,31 +167,32 @@ def _option_lines(texts: Sequence[str]) -> int:
     return 0
 
 
-def _from_unit(unit: Sequence[_Line], where: str) -> Found:
+def _from_unit(unit: Sequence[_Line]) -> Found:
     texts = [text.rstrip() for _, text in unit]
     answer = _answer(texts[-1])
     if answer is None and len(texts) == 1:
-        return _from_line(texts[0], where)
+        return _from_line(texts[0])
     if answer is not None:
         texts.pop()
     first = _option_lines(texts)
     asked = texts[:first] if first else texts
     question = "\n".join(asked).strip()
     if not question or (not first and len(asked) > 1 and _letter(asked[0]) == "A"):
-        raise RecordError(f"{where}: there is no question above this; write it on the line before.")
-    if any(_ARROW in text for text in texts) or any(map(_is_starred_line, asked)):
+        raise RecordError("there is no question above this; write it on the line before.")
+    starred = (part.rstrip().endswith("*") for text in asked for part in text.split("|")[1:])
+    if any(_ARROW in text for text in texts) or any(starred):
         raise RecordError(
-            f"{where}: '{_ARROW}' or a starred option stands inside a block of lines; put a blank line between two "
+            f"'{_ARROW}' or a starred option stands inside a block of lines; put a blank line between two "
             "examples, or write this one as JSON or CSV."
         )
     if not first and any(_letter(text) == "A" for text in asked[1:]):
-        raise RecordError(f"{where}: there is an option A but no option B below it; add it.")
+        raise RecordError("there is an option A but no option B below it; add it.")
     if not first:
         return Found(question, answer=answer or None)
-    return _chosen(question, _options(texts[first:], where), answer, where)
+    return _chosen(question, _options(texts[first:]), answer)
 
 
-def _options(texts: Sequence[str], where: str) -> list[str]:
+def _options(texts: Sequence[str]) -> list[str]:
     """The options of ``A: …`` lines; a line without a letter goes on with the option above it."""
     options: list[list[str]] = []
     for text in texts:
@@ -228,26 +203,26 @@ def _options(texts: Sequence[str], where: str) -> list[str]:
         expected = string.ascii_uppercase[len(options)] if len(options) < MAX_OPTIONS else ""
         if letter != expected:
             raise RecordError(
-                f"{where}: option {letter} comes where {expected or 'no more options'} should; letter the options "
+                f"option {letter} comes where {expected or 'no more options'} should; letter the options "
                 "A, B, C, … without gaps."
             )
         options.append([match[2]])
     options = without_instruction(options)
     if goes_on_alone(options):
-        raise RecordError(f"{where}: {GOES_ON}")
+        raise RecordError(GOES_ON)
     return ["\n".join(lines).strip() for lines in options]
 
 
-def _from_line(text: str, where: str) -> Found:
+def _from_line(text: str) -> Found:
     left, arrow, right = text.rpartition(_ARROW)
     question, *options = (part.strip() for part in (left if arrow else text).split("|"))
     answer = right.strip() if arrow else None
     if not options:
         return Found(question, answer=answer or None)
-    return _chosen(question, options, answer, where)
+    return _chosen(question, options, answer)
 
 
-def _chosen(question: str, options: list[str], answer: str | None, where: str) -> Found:
+def _chosen(question: str, options: list[str], answer: str | None) -> Found:
     """A question with options, of which one has a star or is named by the answer; unanswered where none is.
 
     Numbers are texts here, never those of options: people write ``1 + 1 = | 1 | 2 | 3 => 2``.
@@ -257,12 +232,12 @@ def _chosen(question: str, options: list[str], answer: str | None, where: str) -
     if not answer:
         if len(starred) > 1:
             raise RecordError(
-                f"{where}: {len(starred)} options have a star; put a star after the right option, and after no other."
+                f"{len(starred)} options have a star; put a star after the right option, and after no other."
             )
         return Found(question, tuple(bare), gold=starred[0] if starred else None)
     # a star belongs to the option's text, unless it says the same as the answer
     if answer not in options and len(starred) == 1:
         found = Found(question, tuple(bare), answer, numbered=False)
-        if named_option(found, None, where) == starred[0]:
+        if named_option(found, UNKNOWN_BASE) == starred[0]:
             return found
     return Found(question, tuple(options), answer, numbered=False)

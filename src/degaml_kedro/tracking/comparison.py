@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlparse
 
 import pandas as pd
@@ -65,10 +64,15 @@ def log_comparison(
     """
     seeds = ",".join(str(run.seed) for run in runs.runs)
     tags = {"profile": runs.runs[0].profile, "seeds": seeds}
+    # what the runs were made with, as the first of them recorded it
+    record = runs.runs[0].record
+    settings = dict(record.get("parameters") or {})
+    settings |= {name: record[name] for name in ("command", "versions") if name in record}
+    shared = {name: value for name, value in settings.items() if name not in ("tasks", "methods")}
     parent = _Logged(
         f"comparison {tags['profile']}, seeds {seeds}",
         {**tags, "kind": "comparison"},
-        {**_settings(runs.runs[0].record), "methods": ", ".join(runs.methods)},
+        {**flat(shared), "methods": ", ".join(runs.methods)},
         below=[_method(runs, comparison, method, tags) for method in runs.methods],
     )
     # changes with any number, setting or name that is logged
@@ -163,15 +167,6 @@ def _by_seed(runs: Runs, method: str, pool: str) -> list[tuple[str, float, int]]
             if run.name in whole
         ),
     ]
-
-
-def _settings(record: Mapping[str, Any]) -> dict[str, str]:
-    """What the runs were made with, flat, as the first of them recorded it."""
-    parameters = record.get("parameters") or {}
-    shared = {name: value for name, value in parameters.items() if name not in ("tasks", "methods")}
-    return flat(
-        {**shared, **{name: record[name] for name in ("command", "versions") if name in record}}
-    )
 
 
 # --- what is read back ----------------------------------------------------------------------------

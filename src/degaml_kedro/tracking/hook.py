@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,9 @@ from degaml_kedro.common.atomic import is_main_process
 from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.common.folders import is_gone
 from degaml_kedro.config.loader import current_loader, read_parameters
-from degaml_kedro.generator.examples import ExampleGenerator
-from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.health import WHOLE
 from degaml_kedro.io.generators import GeneratorProgress
-from degaml_kedro.io.trajectory import (
-    StepRecord,
-    Trajectory,
-    TrajectoryEnd,
-    TrajectoryStart,
-    TrajectoryStep,
-)
+from degaml_kedro.io.trajectory import StepRecord, TrajectoryStart, TrajectoryStep
 from degaml_kedro.pipelines.task_folds import generator_folds
 from degaml_kedro.tracking.server import (
     Place,
@@ -279,16 +271,12 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         """Log what a dataset was given, or holds."""
         if isinstance(data, TrajectoryStart):
             self._curves[name] = _Curve()
-        elif isinstance(data, TrajectoryStep):
-            self._take_steps(name, [data.record])
-            self._send(name, whole=False)
-        elif isinstance(data, (TrajectoryEnd, Trajectory)):
-            # what is missing: the end, and in a resumed run the beginning too
-            self._take_steps(name, data.records)
-            self._send(name)
-        elif isinstance(data, (GeneratorProgress, Generator, ExampleGenerator)):
-            self._take_generator(name, data.records, data.checks)
-            self._send(name, whole=not isinstance(data, GeneratorProgress))
+        elif name.endswith((_TRAJECTORY, _GENERATOR)):
+            # of a whole one what is missing: the end, and in a resumed run the beginning too
+            curve = self._curves.setdefault(name, _Curve())
+            for key, values, step in _curve_rows(data):
+                curve.take(key, values, step)
+            self._send(name, whole=not isinstance(data, (TrajectoryStep, GeneratorProgress)))
         elif name.endswith(_RECORD):
             self._log_policy(name, data)
         elif name.endswith(_RESULT):
@@ -303,32 +291,6 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         except (DatasetError, DegamlError) as error:
             logger.warning("%s cannot be read, so it is not tracked: %s", name, error)
 
-    def _take_steps(self, name: str, records: Iterable[StepRecord]) -> None:
-        curve = self._curves.setdefault(name, _Curve())
-        for record in records:
-            values = {
-                "loss": record.loss,
-                "learning_rate": record.learning_rate,
-                "tokens_per_second": record.tokens / record.seconds if record.seconds else 0.0,
-            }
-            curve.take(record.step, values, record.step)
-
-    def _take_generator(
-        self, name: str, records: Iterable[Mapping[str, Any]], checks: Iterable[Mapping[str, Any]]
-    ) -> None:
-        """Take a generator's steps, and what its checks say of whole adapters."""
-        curve = self._curves.setdefault(name, _Curve())
-        for record in records:
-            step = int(record["step"])
-            curve.take(step, {key: float(record[key]) for key in _LEARNED}, step)
-        for check in checks:
-            if check["module"] != WHOLE:
-                continue
-            # MLflow draws what has the same beginning together: `accuracy/held_out/day_after`
-            end = f"{'held_out' if check['held_out'] else 'seen'}/{check['task']}"
-            values = {f"{k}/{end}": float(check[k]) for k in _CHECKED if check[k] is not None}
-            curve.take((check["step"], check["task"]), values, int(check["step"]))
-
     def _send(self, name: str, whole: bool = True) -> None:
         """Send what waits of a curve; of one that grows, every few seconds."""
         curve, now = self._curves[name], time.monotonic()
@@ -339,7 +301,7 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
     def _log_result(self, name: str, result: Mapping[str, Any]) -> None:
         run = self._child(_path(name))
         numbers = {
-            key: float(value) for key, value in result.items() if isinstance(value, (int, float))
+            key: float(value) for key, value in result.items() if isinstance(value, int | float)
         }
         self._client.log_batch(run, metrics=_metrics(numbers, 0))
         self._client.set_tag(run, "pool", result["pool"])
@@ -359,6 +321,24 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
     def _close_children(self, status: int) -> None:
         for run in self._children.values():
             self._client.set_terminated(run, RunStatus.to_string(status))
+
+
+def _curve_rows(data: Any) -> Iterator[tuple[Any, dict[str, float], int]]:
+    """Key, values and step of a training's rows: its steps, and what a generator's checks say of whole adapters."""
+    for record in [data.record] if isinstance(data, TrajectoryStep) else data.records:
+        if isinstance(record, StepRecord):
+            speed = record.tokens / record.seconds if record.seconds else 0.0
+            values = {"loss": record.loss, "learning_rate": record.learning_rate}
+            yield record.step, {**values, "tokens_per_second": speed}, record.step
+        else:
+            step = int(record["step"])
+            yield step, {key: float(record[key]) for key in _LEARNED}, step
+    for check in getattr(data, "checks", ()):
+        if check["module"] == WHOLE:
+            # MLflow draws what has the same beginning together: `accuracy/held_out/day_after`
+            end = f"{'held_out' if check['held_out'] else 'seen'}/{check['task']}"
+            values = {f"{k}/{end}": float(check[k]) for k in _CHECKED if check[k] is not None}
+            yield (check["step"], check["task"]), values, int(check["step"])
 
 
 def _owner() -> dict[str, str]:

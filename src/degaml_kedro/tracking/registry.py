@@ -169,14 +169,13 @@ def _adaptation(
         update={"scoring": task_scoring(parameters["scoring"], settings)}
     )
     state = load_state(run / _MODELS / f"{task}{_STATE}")
-    about = SavedAdaptation(
+    return state, SavedAdaptation(
         base_model=pair.base_model,
         base_model_fingerprint=pair.base_model_fingerprint,
         settings=answering,
         more_than_peft=not state.is_one_adapter,
         report=report,
     )
-    return state, about
 
 
 def _measured(run: Path, task: str, method: str) -> Accuracy | None:
@@ -258,13 +257,10 @@ def _load_pyfunc(path: str) -> SimpleNamespace:
 def _write_adapter(
     pair: TrainedPair, model_input: Any, params: Mapping[str, Any] | None = None
 ) -> pd.DataFrame:
-    """Write the adapter of a prompt batch.
+    """Write the adapter of unlabelled prompts of one task, in the column ``prompt``.
 
-    Args:
-        pair: generates it.
-        model_input: unlabelled prompts of one task, in the column ``prompt``; where there are more than the generator
-            reads, some are drawn.
-        params: ``seed`` of that draw, and ``folder`` to write to, else a new temporary one.
+    Where there are more than the generator reads, some are drawn: ``params`` may have the ``seed`` of that draw, and
+    the ``folder`` to write to, else a new temporary one.
 
     Returns:
         One row: the PEFT folder's path, on this machine, in the column ``adapter``.

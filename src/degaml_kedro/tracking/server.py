@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import os
 import re
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from alembic.util import CommandError
 from kedro.config import AbstractConfigLoader, MissingConfigException
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.file_utils import ExclusiveFileLock
 from mlflow.utils.rest_utils import http_request_safe
-from sqlalchemy import create_engine, inspect
-from sqlalchemy.engine import make_url
+from sqlalchemy import Engine, create_engine, inspect, select, table
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool, StaticPool
 
@@ -39,8 +41,8 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 _FILLED_BY_MIGRATIONS = {"alembic_version", "workspaces"}
 # of what MLflow is set to
 _ONE_AT_A_TIME = threading.RLock()
-_PASSWORD = re.compile(r"(://[^:/@\s]*):\S+@")
-_QUERY_PASSWORD = re.compile(r"(password=)[^&\s'\"]+", re.IGNORECASE)
+# of an address, or among its parameters
+_PASSWORD = re.compile(r"(://[^:/@\s]*:)\S+(?=@)|(password=)[^&\s'\"]+", re.IGNORECASE)
 # ImportError: a database's driver is not installed
 _MLFLOW_ERRORS = (
     MlflowException,
@@ -106,7 +108,7 @@ def masked(text: str) -> str:
         >>> masked("postgresql+psycopg2://me:secret@host/runs")
         'postgresql+psycopg2://me:***@host/runs'
     """
-    return _QUERY_PASSWORD.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
+    return _PASSWORD.sub(r"\1\2***", text)
 
 
 @contextmanager
@@ -134,12 +136,11 @@ def using(uri: str) -> Iterator[None]:
     """
     with _ONE_AT_A_TIME, translate_errors(uri):
         check_server(uri)
-        before, variable = mlflow.get_tracking_uri(), os.environ.get(_URI_VARIABLE)
-        mlflow.set_tracking_uri(uri)
+        variable = os.environ.get(_URI_VARIABLE)
         try:
-            yield
+            with _use_tracking_uri(uri):
+                yield
         finally:
-            mlflow.set_tracking_uri(before)
             # MLflow has written it
             os.environ.pop(_URI_VARIABLE, None)
             if variable is not None:
@@ -179,8 +180,7 @@ def check_server(uri: str) -> None:
 
     Raises:
         MlflowException: no server answers, or the database has another MLflow's schema.
-        SQLAlchemyError: the database does not answer, is none, or does not let us in.
-        sqlite3.Error: the file is no database, or is locked.
+        SQLAlchemyError: the database does not answer, is none or locked, or does not let us in.
         ImportError: the database's driver is not installed.
     """
     kind = urlparse(uri).scheme.split("+")[0]
@@ -197,61 +197,46 @@ def check_server(uri: str) -> None:
         # imports all of MLflow's tables
         from mlflow.store.db.utils import _verify_schema
 
-        if kind == "sqlite":
-            _make_database(make_url(uri).database or ":memory:")
         wait = "timeout" if kind == "sqlite" else "connect_timeout"
         engine = create_engine(uri, poolclass=NullPool, connect_args={wait: WAIT_SECONDS})
+        if kind == "sqlite":
+            _make_database(engine)
         if inspect(engine).has_table("alembic_version"):
             _verify_schema(engine)
 
 
-def _make_database(file: str) -> None:
+def _make_database(engine: Engine) -> None:
     """Make MLflow's tables in a new SQLite file, or anew in one that a killed program left between migrations.
 
     Migrations cannot be resumed where they were stopped, so they run in memory, and the file gets the result in one
     transaction.
     """
-    with closing(sqlite3.connect(file, timeout=WAIT_SECONDS)) as database:
-        if not _is_unfinished(database):
-            return
-        from mlflow.store.db.utils import _initialize_tables
+    if not _is_unfinished(engine):
+        return
+    from mlflow.store.db.utils import _initialize_tables
 
-        with closing(sqlite3.connect(":memory:")) as memory:
-            engine = create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool)
-            _initialize_tables(engine)
-            with _locked(Path(file).parent):
-                # another program may have been faster
-                if _is_unfinished(database):
-                    memory.backup(database)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """No other program is in the block for this folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        # an error: a file system without locks
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    with closing(sqlite3.connect(":memory:")) as memory:
+        _initialize_tables(create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool))
+        digest = hashlib.sha256(str(engine.url).encode()).hexdigest()[:16]
+        with ExclusiveFileLock(f"{tempfile.gettempdir()}/degaml-mlflow-{digest}"):
+            # another program may have been faster
+            if _is_unfinished(engine):
+                with closing(engine.raw_connection()) as database:
+                    file: Any = database.driver_connection
+                    memory.backup(file)
 
 
-def _is_unfinished(database: sqlite3.Connection) -> bool:
+def _is_unfinished(engine: Engine) -> bool:
     """Whether there are no tables, or MLflow's own of another schema than this version's, without any run."""
-    tables = _column(database, "SELECT name FROM sqlite_master WHERE type = 'table'")
-    filled = {one for one in tables if _column(database, f'SELECT 1 FROM "{one}" LIMIT 1')}
+    from mlflow.store.db.utils import _get_latest_schema_revision, _get_schema_version
+
+    tables = inspect(engine).get_table_names()
+    with engine.connect() as database:
+        filled = {
+            one for one in tables if database.execute(select(1).select_from(table(one))).first()
+        }
     if not tables:
         return True
     if "alembic_version" not in filled or not filled <= _FILLED_BY_MIGRATIONS:
         return False
-    from alembic.script import ScriptDirectory
-    from mlflow.store.db.utils import _get_alembic_config
-
-    newest = ScriptDirectory.from_config(_get_alembic_config("")).get_current_head()
-    return _column(database, "SELECT version_num FROM alembic_version") != [newest]
-
-
-def _column(database: sqlite3.Connection, query: str) -> list[Any]:
-    return [row[0] for row in database.execute(query)]
+    return bool(_get_schema_version(engine) != _get_latest_schema_revision())

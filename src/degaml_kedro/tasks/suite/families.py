@@ -33,13 +33,9 @@ def _word(rng: random.Random, family: str, **values: object) -> str:
 
 
 def _pick(rng: random.Random, pool: Iterable[T], count: int, *but: T) -> tuple[T, ...]:
-    """Different members of the pool; all of them where there are fewer.
+    """Different members of the pool but for some; all of them where there are fewer.
 
-    Args:
-        rng: what draws.
-        pool: in an order, which matters for what a seed gives (no sets).
-        count: how many.
-        *but: those that are not picked.
+    The pool's order matters for what a seed gives: no sets.
     """
     members = list(dict.fromkeys(member for member in pool if member not in but))
     return tuple(rng.sample(members, min(count, len(members))))
@@ -168,20 +164,14 @@ def _elements() -> dict[str, str]:
     return {symbol: periodictable.elements.symbol(symbol).name for symbol in symbols}
 
 
-def _element_symbol(rng: random.Random, size: int) -> SuiteQuestion:
-    """The symbol of a chemical element."""
-    answer = rng.choice(tuple(_elements()))
-    wrong = _pick(rng, _elements(), size - 1, answer)
-    text = _word(rng, "element_symbol", name=_elements()[answer])
-    return SuiteQuestion(text, answer, wrong)
-
-
-def _element_name(rng: random.Random, size: int) -> SuiteQuestion:
-    """The chemical element of a symbol."""
+def _element(rng: random.Random, size: int, asked: str) -> SuiteQuestion:
+    """The ``symbol`` of a chemical element, or the ``name`` of a symbol."""
     symbol = rng.choice(tuple(_elements()))
-    wrong = _pick(rng, _elements(), size - 1, symbol)
-    text = _word(rng, "element_name", symbol=symbol)
-    return SuiteQuestion(text, _elements()[symbol], tuple(_elements()[other] for other in wrong))
+    options = (symbol, *_pick(rng, _elements(), size - 1, symbol))
+    text = _word(rng, f"element_{asked}", name=_elements()[symbol], symbol=symbol)
+    if asked == "name":
+        options = tuple(_elements()[one] for one in options)
+    return SuiteQuestion(text, options[0], options[1:])
 
 
 def _starts_with(rng: random.Random, size: int) -> SuiteQuestion:
@@ -192,28 +182,21 @@ def _starts_with(rng: random.Random, size: int) -> SuiteQuestion:
     return SuiteQuestion(_word(rng, "starts_with", letter=answer[0].upper()), answer, wrong)
 
 
-def _one_unit(rng: random.Random, quantity: str) -> str:
-    units: str = read_data("units")["quantities"][quantity]
-    return rng.choice(units.split()).replace("_", " ")
+def _unit(rng: random.Random, size: int, asked: str) -> SuiteQuestion:
+    """What a unit ``measures``, or which unit is ``of_quantity``."""
+    quantities: dict[str, str] = read_data("units")["quantities"]
+    units = {name: words.split() for name, words in quantities.items()}
 
+    def one(of: str) -> str:
+        return rng.choice(units[of]).replace("_", " ")
 
-def _unit_measures(rng: random.Random, size: int) -> SuiteQuestion:
-    """What a unit measures."""
-    quantities = tuple(read_data("units")["quantities"])
-    answer = rng.choice(quantities)
-    unit = _one_unit(rng, answer)
-    wrong = _pick(rng, quantities, size - 1, answer)
-    return SuiteQuestion(_word(rng, "unit_measures", unit=unit), answer, wrong)
-
-
-def _unit_of_quantity(rng: random.Random, size: int) -> SuiteQuestion:
-    """Which unit measures a quantity."""
-    quantities = tuple(read_data("units")["quantities"])
-    quantity = rng.choice(quantities)
-    answer = _one_unit(rng, quantity)
-    others = _pick(rng, quantities, size - 1, quantity)
-    wrong = tuple(_one_unit(rng, other) for other in others)
-    return SuiteQuestion(_word(rng, "unit_of_quantity", quantity=quantity), answer, wrong)
+    quantity = rng.choice(tuple(units))
+    unit = one(quantity)
+    wrong = _pick(rng, units, size - 1, quantity)
+    if asked == "of_quantity":
+        wrong = tuple(map(one, wrong))
+    text = _word(rng, f"unit_{asked}", unit=unit, quantity=quantity)
+    return SuiteQuestion(text, quantity if asked == "measures" else unit, wrong)
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -282,36 +265,27 @@ def _neighbor(
 # --- stories --------------------------------------------------------------------------------------
 
 
-def _names_and_things(rng: random.Random, size: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+_OWNS = (("has", "has"), ("owns", "owns"), ("looks after", "looks after"))
+_GOT = (("has", "have"), ("bought", "buy"), ("found", "find"), ("drew", "draw"))
+
+
+def _owner(rng: random.Random, size: int, asks_who: bool) -> SuiteQuestion:
+    """Who has a given thing, or what a given person has."""
     names = _pick(rng, read_data("words")["names"].split(), size)
-    return names, _pick(rng, read_data("stories")[rng.choice(("pets", "belongings"))].split(), size)
-
-
-def _who_owns(rng: random.Random, size: int) -> SuiteQuestion:
-    """Who has a given thing."""
-    names, things = _names_and_things(rng, size)
-    verb = rng.choice(("has", "owns", "looks after"))
-    story = _enumeration(
-        [f"{name} {verb} the {thing}" for name, thing in zip(names, things, strict=True)]
-    )
+    kind = rng.choice(("pets", "belongings"))
+    things = _pick(rng, read_data("stories")[kind].split(), size)
+    verb, base = rng.choice(_OWNS if asks_who else _GOT)
+    article = "the" if asks_who else "a"
+    pairs = zip(names, things, strict=True)
+    story = _enumeration([f"{name} {verb} {article} {thing}" for name, thing in pairs])
     index = rng.randrange(size)
-    wrong = tuple(name for name in names if name != names[index])
-    return SuiteQuestion(f"{story}. Who {verb} the {things[index]}?", names[index], wrong)
-
-
-def _what_is_owned(rng: random.Random, size: int) -> SuiteQuestion:
-    """What a given person has."""
-    names, things = _names_and_things(rng, size)
-    verb, base = rng.choice(
-        (("has", "have"), ("bought", "buy"), ("found", "find"), ("drew", "draw"))
-    )
-    story = _enumeration(
-        [f"{name} {verb} a {thing}" for name, thing in zip(names, things, strict=True)]
-    )
+    name, thing = names[index], things[index]
+    if asks_who:
+        wrong = tuple(other for other in names if other != name)
+        return SuiteQuestion(f"{story}. Who {verb} the {thing}?", name, wrong)
+    wrong = tuple(other for other in things if other != thing)
     did = "does" if verb == "has" else "did"
-    index = rng.randrange(size)
-    wrong = tuple(thing for thing in things if thing != things[index])
-    return SuiteQuestion(f"{story}. What {did} {names[index]} {base}?", things[index], wrong)
+    return SuiteQuestion(f"{story}. What {did} {name} {base}?", thing, wrong)
 
 
 FAMILIES: dict[str, Family] = {
@@ -322,8 +296,8 @@ FAMILIES: dict[str, Family] = {
         Family("capital_of_country", _capital),
         Family("continent_of_country", _continent, (3, 4, 5)),
         Family("currency_of_country", _currency),
-        Family("element_symbol", _element_symbol),
-        Family("element_name", _element_name),
+        Family("element_symbol", partial(_element, asked="symbol")),
+        Family("element_name", partial(_element, asked="name")),
         Family("addition", _addition),
         Family("from_roman", _from_roman),
         Family("day_after", partial(_neighbor, cycle=DAYS, unit="day", step=1), (3, 4, 5)),
@@ -331,9 +305,9 @@ FAMILIES: dict[str, Family] = {
         Family("month_after", partial(_neighbor, cycle=MONTHS, unit="month", step=1)),
         Family("month_before", partial(_neighbor, cycle=MONTHS, unit="month", step=-1)),
         Family("starts_with", _starts_with, (3, 4)),
-        Family("unit_measures", _unit_measures),
-        Family("unit_of_quantity", _unit_of_quantity),
-        Family("who_owns", _who_owns, (2, 3)),
-        Family("what_is_owned", _what_is_owned, (2, 3, 4)),
+        Family("unit_measures", partial(_unit, asked="measures")),
+        Family("unit_of_quantity", partial(_unit, asked="of_quantity")),
+        Family("who_owns", partial(_owner, asks_who=True), (2, 3)),
+        Family("what_is_owned", partial(_owner, asks_who=False), (2, 3, 4)),
     )
 }
