@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import pandas as pd
 from kedro.io import DatasetError
@@ -16,8 +16,6 @@ from kedro_datasets.plotly import JSONDataset as PlotlyDataset
 from kedro_datasets.text import TextDataset
 
 from degaml_kedro.common.errors import DegamlError
-
-T = TypeVar("T")
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -67,26 +65,27 @@ class StoredDataError(DegamlError):
     """A file of the data folder that is missing or damaged."""
 
 
-def _readable(path: Path, load: Callable[[], T]) -> T:
-    if not path.exists():
-        raise StoredDataError(
-            f"{path} is not there; `kedro run --only-missing-outputs` makes what is missing"
-        )
-    try:
-        return load()
-    except DatasetError as error:
-        raise StoredDataError(
-            f"{path} cannot be read ({error.__cause__}); delete it, then `kedro run --only-missing-outputs` makes "
-            f"it again"
-        ) from error
-
-
 class _Atomic:
     """A mixin for Kedro's datasets of local files, which makes writing atomic."""
 
     def load(self: Any) -> Any:
-        """Read the value."""
-        return _readable(Path(self._get_load_path()), super().load)  # type: ignore[misc]
+        """Read the value.
+
+        Raises:
+            StoredDataError: the file is missing or damaged.
+        """
+        path = Path(self._get_load_path())
+        if not path.exists():
+            raise StoredDataError(
+                f"{path} is not there; `kedro run --only-missing-outputs` makes what is missing"
+            )
+        try:
+            return super().load()  # type: ignore[misc]
+        except DatasetError as error:
+            raise StoredDataError(
+                f"{path} cannot be read ({error.__cause__}); delete it, then `kedro run --only-missing-outputs` "
+                f"makes it again"
+            ) from error
 
     def save(self: Any, data: Any) -> None:
         """Write the value."""
