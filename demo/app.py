@@ -350,7 +350,7 @@ class _Page:
 
     def _connect(self, app: gr.Blocks) -> None:
         # inputs that are a set arrive as one dictionary
-        text = {self.text, self.source, self.skip, self.wanted}
+        text: set[Any] = {self.text, self.source, self.skip, self.wanted}
         read = [self.summary, self.skip, self.parsed, self.held_out, self.adapt, self.error]
         gr.on(
             [self.text.change, self.skip.change],
@@ -368,7 +368,7 @@ class _Page:
         mine = [self.history, self.chosen, self.download, self.code, self.ask, self.answers]
         buttons = [self.adapt, self.cancel]
         followed = [*shown, *mine, *buttons, self.queue, self.announce, self.followed]
-        budget = {self.held_out, self.pair, self.rounds, self.proposals, self.seconds}
+        budget: set[Any] = {self.held_out, self.pair, self.rounds, self.proposals, self.seconds}
         # the service has a queue of its own
         adapting = self.adapt.click(
             self._adapt,
@@ -570,8 +570,10 @@ class _Page:
         self, token: str, kept: Adaptation | None = None, archive: str | None = None
     ) -> Values:
         """The visitor's models, with the one that is shown, asked and downloaded; None where it is gone."""
-        models, chosen, there = self.service.models(token), kept and kept.id, kept is not None
-        label = f"Download adapter {kept.number} (zip)" if kept and archive else _DOWNLOAD
+        models, chosen, code, label = self.service.models(token), None, None, _DOWNLOAD
+        if kept is not None:
+            chosen, code = kept.id, peft_code(kept.model.report.base_model)
+            label = f"Download adapter {kept.number} (zip)" if archive else label
         return {
             self.history: render("history", models, chosen, self.service.count_freed(token)),
             self.chosen: gr.Dropdown(
@@ -580,8 +582,8 @@ class _Page:
                 visible=bool(models),
             ),
             self.download: gr.DownloadButton(label, value=archive, interactive=bool(archive)),
-            self.code: gr.Code(kept and peft_code(kept.model.report.base_model), visible=there),
-            self.ask: gr.Button(interactive=there),
+            self.code: gr.Code(code, visible=kept is not None),
+            self.ask: gr.Button(interactive=kept is not None),
             self.answers: "",
         }
 

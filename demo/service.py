@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -478,8 +478,7 @@ class Service:
             DemoError: it cannot be written.
         """
         kept = self.find(token, model)
-        visitor = self.visitor(token)
-        path = visitor.folder / kept.id / f"adapter-{kept.number}.zip"
+        path = self._visitors[token].folder / kept.id / f"adapter-{kept.number}.zip"
         # two downloads of one model at once would write one file
         try:
             with self._saving:
@@ -487,9 +486,7 @@ class Service:
                     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                     with tempfile.TemporaryDirectory(dir=path.parent) as draft:
                         kept.model.save(Path(draft, "adapter"))
-                        made = shutil.make_archive(
-                            str(Path(draft, "made")), "zip", draft, "adapter"
-                        )
+                        made = shutil.make_archive(f"{draft}/made", "zip", draft, "adapter")
                         Path(made).replace(path)
         except (OSError, CheckpointError) as error:
             # else its folder was removed under the zip
@@ -634,16 +631,15 @@ def own_folder() -> str:
 def examples_text(examples: Sequence[Example]) -> str:
     """Examples as text for people, which :func:`read_pasted` reads back as the same; as JSONL where it would not."""
     text = "\n\n".join(f"{one.prompt}\nAnswer: {one.response.strip('[]')}" for one in examples)
-    try:
+    with suppress(PastedError):
         if list(read_pasted(text).examples) == list(examples):
             return text
-    except PastedError:
-        pass
-    records = []
+    lines = []
     for one in examples:
         system = {"system": one.system} if one.system else {}
-        records.append({"prompt": one.prompt, "response": one.response, **system})
-    return "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+        record = {"prompt": one.prompt, "response": one.response, **system}
+        lines.append(json.dumps(record, ensure_ascii=False))
+    return "\n".join(lines)
 
 
 def options_of(text: str) -> list[str]:
