@@ -239,12 +239,12 @@ def _page_seconds(source: str | None) -> float | None:
     if importlib.util.find_spec("gradio") is None:
         return None
     # imports belong to the program's start, not to the page's
-    from demo.app import build_app
+    from demo.app import DemoApp
 
     from demo import DemoSettings
 
     began = time.perf_counter()
-    app = build_app(DemoSettings(port=0, pairs=(("benchmark", source),)))
+    app = DemoApp(DemoSettings(port=0, pairs=(("benchmark", source),)))
     try:
         _, url, _ = app.launch(prevent_thread_lock=True, quiet=True)
         for part in ("", "config", "theme.css"):

@@ -95,7 +95,7 @@ def _serve(settings: DemoSettings, users: list[tuple[str, str]] | None) -> None:
     if settings.port:
         _check_port(settings.host, settings.port)
     try:
-        from demo.app import build_app
+        from demo.app import DemoApp
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "gradio":
             raise
@@ -103,7 +103,7 @@ def _serve(settings: DemoSettings, users: list[tuple[str, str]] | None) -> None:
             "Gradio is not installed; run `pip install '.[demo]'` in the project's folder"
         ) from error
     print("Loading the models …", flush=True)
-    app = build_app(settings)
+    app = DemoApp(settings)
     _, url, _ = app.launch(prevent_thread_lock=True, auth=users)
     print(f"Listening on {url} (Ctrl-C stops it)", flush=True)
     # a service manager's way of saying Ctrl-C

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from degaml_kedro.session import Budget
-from demo.service import PROPOSALS, ROUNDS, DemoError, QueuedAdaptation, Service
+from demo.service import PROPOSALS, ROUNDS, Adaptation, DemoError, Service
 
 _COOKIE = "degaml_visitor"
 _TOKEN = re.compile(r"[\w-]{32,64}")
@@ -206,19 +206,18 @@ class _Endpoints:
             if now != last:
                 last = now
                 yield now
-        kept = run.kept
-        if kept is None:
+        if run.state != "done":
             raise DemoError(run.error or "Stopped.")
         yield {
             "state": "done",
-            "model": kept.id,
-            "number": kept.number,
-            "report": kept.report.as_json(),
-            "explanation": kept.model.explain(),
-            "trained_on": kept.trained_on,
+            "model": run.id,
+            "number": run.number,
+            "report": run.model.report.as_json(),
+            "explanation": run.model.explain(),
+            "trained_on": run.trained_on,
         }
 
-    def _standing(self, run: QueuedAdaptation) -> dict[str, Any]:
+    def _standing(self, run: Adaptation) -> dict[str, Any]:
         found: dict[str, Any] = {"state": run.state, "queue": self._service.ahead(run)}
         if run.progress:
             progress = list(run.progress.values())[-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import secrets
 import time
@@ -18,8 +17,7 @@ from demo.service import (
     PROPOSALS,
     READY_HELD_OUT,
     ROUNDS,
-    Kept,
-    QueuedAdaptation,
+    Adaptation,
     Service,
     UnknownModelError,
     options_of,
@@ -41,12 +39,11 @@ from starlette.middleware import Middleware
 from degaml_kedro.checkpoint.card import peft_code
 from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.session import Budget, Progress
-from degaml_kedro.tasks.ready import ReadyTask
 from demo import DemoSettings
 from demo.api import VisitorTokens, add_endpoints, check_values, refusal, token_of
 from demo.views import escape, newest_comparison, render
 
-Updates = dict[Any, Any]
+Values = dict[Any, Any]
 
 _PLACEHOLDER = """What month comes after March? => April
 What month comes after June? => July
@@ -56,6 +53,7 @@ _HOW = (
     "<code>question | option | right one* | option</code>. JSON, JSON lines and CSV are read too, pasted or as a file."
 )
 _HELD_OUT = 5
+_PASTED = (0, "")
 _EMPTY = (
     '<div class="dg-empty">Nothing has been adapted yet. Results appear here, step by step.</div>'
 )
@@ -75,22 +73,23 @@ _TO_RESULTS = """(...values) => {
 _QUIETLY: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
-# the style sheet's color of each of the theme's parts
+# the color of each of the theme's parts, by day and by night; some are the style sheet's
 _COLORS = {
-    "paper": "body_background_fill",
-    "ink": "body_text_color block_title_text_color button_secondary_text_color",
-    "quiet": "body_text_color_subdued block_label_text_color block_info_text_color",
-    "hint": "input_placeholder_color",
-    "line": "border_color_primary block_border_color",
-    "edge": "input_border_color button_secondary_border_color",
-    "card": "background_fill_primary",
-    "fold": "background_fill_secondary",
-    "field": "input_background_fill",
-    "button": "button_secondary_background_fill",
-    "button-pressed": "button_secondary_background_fill_hover",
-    "adapted": "button_primary_background_fill input_border_color_focus slider_color link_text_color",
-    "adapted-pressed": "button_primary_background_fill_hover",
-    "on-adapted": "button_primary_text_color",
+    "var(--dg-ink)": "body_text_color block_title_text_color button_secondary_text_color",
+    "var(--dg-quiet)": "body_text_color_subdued block_label_text_color block_info_text_color",
+    "var(--dg-line)": "border_color_primary block_border_color",
+    "var(--dg-card)": "background_fill_primary",
+    "var(--dg-adapted)": "button_primary_background_fill input_border_color_focus slider_color link_text_color",
+    "light-dark(#115e59, #99f6e4)": "button_primary_background_fill_hover",
+    "light-dark(#ffffff, #06231f)": "button_primary_text_color",
+    "light-dark(#ffffff, #262b30)": "button_secondary_background_fill",
+    "light-dark(#efece4, #343a41)": "button_secondary_background_fill_hover",
+    "light-dark(#8c8a84, #666d75)": "input_border_color button_secondary_border_color",
+    "light-dark(#ffffff, #14171a)": "input_background_fill",
+    "light-dark(#fbfaf7, #181b1f)": "background_fill_secondary",
+    "light-dark(#6b6f74, #969ba1)": "input_placeholder_color",
+    "light-dark(#f7f5f0, #14171a)": "body_background_fill",
+    "transparent": "block_background_fill block_label_background_fill",
 }
 # of the system: nothing is fetched
 _SANS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
@@ -108,35 +107,38 @@ def _theme() -> Base:
         font=_SANS,
         font_mono=_MONO,
     )
-    parts = {part: f"var(--dg-{name})" for name, every in _COLORS.items() for part in every.split()}
-    parts |= dict.fromkeys(("block_background_fill", "block_label_background_fill"), "transparent")
+    parts = {part: color for color, every in _COLORS.items() for part in every.split()}
     # a part without a value of its own by night would get Gradio's
     night = {f"{part}_dark": value for part, value in parts.items()}
-    none = (
-        "block_border_width",
-        "block_label_border_width",
-        "block_padding",
-        "block_label_padding",
-    )
     return theme.set(
         **parts,
         **night,
-        **dict.fromkeys(none, "0px"),
-        block_title_text_weight="600",
+        block_border_width="0px",
+        block_label_border_width="0px",
+        block_label_padding="0px",
+        block_padding="0px",
         block_shadow="none",
-        form_gap_width="14px",
-        layout_gap="14px",
-        input_border_width="1px",
+        block_title_text_weight="600",
         button_border_width="1px",
+        form_gap_width="14px",
+        input_border_width="1px",
+        layout_gap="14px",
     )
 
 
 class DemoApp(gr.Blocks):
-    """The page over a service, which starts as its settings say."""
+    """The page over a service of its own, which starts as the settings say."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, settings: DemoSettings) -> None:
+        """Load a pair, and lay out the page.
+
+        Raises:
+            DegamlError: no pair can be loaded.
+        """
+        downloads = Path(os.environ["GRADIO_TEMP_DIR"], f"downloads-{secrets.token_urlsafe(16)}")
+        service = Service(settings, downloads)
         # uploads and zips are deleted with their visitors; this is for what a killed client left
-        age = service.settings.session_ttl
+        age = settings.session_ttl
         super().__init__(
             title="degaml · adapters from a few examples",
             analytics_enabled=False,
@@ -145,7 +147,7 @@ class DemoApp(gr.Blocks):
         )
         self.service = service
         with self:
-            _Page(service).lay_out(self)
+            _Page(service, self)
             add_endpoints(service)
         self.queue(default_concurrency_limit=4, api_open=False)
 
@@ -204,36 +206,24 @@ class DemoApp(gr.Blocks):
         super().close(verbose)
 
 
-def build_app(settings: DemoSettings) -> DemoApp:
-    """Load a pair, and lay out the page.
-
-    Raises:
-        DegamlError: no pair can be loaded.
-    """
-    downloads = Path(os.environ["GRADIO_TEMP_DIR"], f"downloads-{secrets.token_urlsafe(16)}")
-    return DemoApp(Service(settings, downloads))
-
-
 class _Page:
     """The parts of the page; what they do is the service's."""
 
-    def __init__(self, service: Service) -> None:
-        self.service = service
-
     # --- layout -----------------------------------------------------------------------------------
 
-    def lay_out(self, app: gr.Blocks) -> None:
-        session = self.service.pairs.session(self.service.pairs.labels[0])
+    def __init__(self, service: Service, app: gr.Blocks) -> None:
+        self.service = service
+        session = service.pairs.session(service.pairs.labels[0])
         _html(None, render("header", session.base_model))
         # the file that the text came from: a digest of the text, and the name
-        self.source = gr.State(("", ""))
+        self.source = gr.State(_PASTED)
         # what the visitor set: the slider follows what a shorter text leaves room for, and comes back
         self.wanted = gr.State(_HELD_OUT)
         # whether an adaptation has been followed on this page
         self.followed = gr.State(False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=300):
-                self._lay_out_examples(self.service.trained_on(session))
+                self._lay_out_examples(service.trained_on(session))
                 self._lay_out_adapt()
             with gr.Column(scale=6, min_width=300):
                 self._lay_out_results()
@@ -253,7 +243,10 @@ class _Page:
             )
             with gr.Row(equal_height=True):
                 self.task = gr.Dropdown(
-                    [(_task_label(task, known), task.name) for task in tasks],
+                    [
+                        ("trained on · " * (one.name in known) + one.title, one.name)
+                        for one in tasks
+                    ],
                     value=tasks[0].name if tasks else None,
                     label="… or a ready task",
                     elem_id="ready-task",
@@ -356,12 +349,13 @@ class _Page:
     # --- what happens -----------------------------------------------------------------------------
 
     def _connect(self, app: gr.Blocks) -> None:
-        text = [self.text, self.source, self.skip]
+        # inputs that are a set arrive as one dictionary
+        text: set[Any] = {self.text, self.source, self.skip, self.wanted}
         read = [self.summary, self.skip, self.parsed, self.held_out, self.adapt, self.error]
         gr.on(
             [self.text.change, self.skip.change],
             self._read,
-            [*text, self.wanted],
+            text,
             read,
             trigger_mode="always_last",
             **_QUIETLY,
@@ -374,11 +368,11 @@ class _Page:
         mine = [self.history, self.chosen, self.download, self.code, self.ask, self.answers]
         buttons = [self.adapt, self.cancel]
         followed = [*shown, *mine, *buttons, self.queue, self.announce, self.followed]
-        budget = [self.held_out, self.pair, self.rounds, self.proposals, self.seconds]
+        budget: set[Any] = {self.held_out, self.pair, self.rounds, self.proposals, self.seconds}
         # the service has a queue of its own
         adapting = self.adapt.click(
             self._adapt,
-            [*text, *budget],
+            text | budget,
             followed,
             concurrency_limit=None,
             js=_TO_RESULTS,
@@ -387,7 +381,7 @@ class _Page:
         # what is the visitor's is there again when the page is
         coming = app.load(self._resume, None, followed, concurrency_limit=None, **_QUIETLY)
         for event in (adapting, coming):
-            event.then(self._ready, [*text, self.followed], self.adapt, **_QUIETLY)
+            event.then(self._ready, text | {self.followed}, self.adapt, **_QUIETLY)
         self.cancel.click(
             self._cancel, text, [self.cancel, self.adapt, self.progress], queue=False, **_QUIETLY
         )
@@ -403,15 +397,9 @@ class _Page:
         self.chosen.input(self._choose, self.chosen, [*shown, *mine], **_QUIETLY)
         self.baselines.expand(self._compare, None, self.comparison, concurrency_limit=1, **_QUIETLY)
 
-    def _read(
-        self,
-        text: str,
-        source: tuple[str, str],
-        skip: bool,
-        wanted: float | None,
-        request: gr.Request,
-    ) -> Updates:
-        off: Updates = {
+    def _read(self, values: Values, request: gr.Request) -> Values:
+        text, most = values[self.text], self.service.settings.max_examples
+        off: Values = {
             self.parsed: "",
             self.skip: gr.Checkbox(visible=False),
             self.adapt: gr.Button(interactive=False),
@@ -420,83 +408,76 @@ class _Page:
         if not text.strip():
             return {**off, self.summary: ""}
         try:
-            pasted = self.service.read(text, _name(text, source))
+            pasted = self.service.read(text, self._file_name(values))
         except DegamlError as error:
             return {**off, self.summary: _alert(error)}
-        good, most = len(pasted.examples), self.service.settings.max_examples
-        more = ""
+        good, wrong, more = len(pasted.examples), bool(pasted.mistakes), ""
         if good > most:
             more = f"The page takes at most {most} examples; these are {good}. Remove some."
         elif good < 2:
             more = "At least 2 examples are needed; add some."
-        highest = max(1, min(good, most) - 2)
-        wanted = wanted or 0
-        wrong, busy = bool(pasted.mistakes), self.service.run_of(token_of(request)) is not None
+        highest, wanted = max(1, min(good, most) - 2), values[self.wanted] or 0
+        held_out = wanted if wanted <= highest else min(highest, good // 4)
+        usable = not more and (not wrong or values[self.skip])
+        busy = self.service.run_of(token_of(request)) is not None
         return {
             self.summary: render("summary", pasted, more),
             self.skip: gr.Checkbox(visible=wrong and not more),
             self.parsed: render("parsed_table", pasted),
-            self.held_out: gr.Slider(
-                maximum=highest, value=wanted if wanted <= highest else min(highest, good // 4)
-            ),
-            self.adapt: gr.Button(interactive=not more and (not wrong or skip) and not busy),
+            self.held_out: gr.Slider(maximum=highest, value=held_out),
+            self.adapt: gr.Button(interactive=usable and not busy),
             self.error: "",
         }
 
-    def _ready(
-        self, text: str, source: tuple[str, str], skip: bool, followed: bool, request: gr.Request
-    ) -> Any:
+    def _file_name(self, values: Values) -> str:
+        """The name of the file that the text came from; empty where it was edited since."""
+        digest, name = values[self.source]
+        return name if digest == _digest(values[self.text]) else ""
+
+    def _ready(self, values: Values, request: gr.Request) -> Any:
         """Whether Adapt can be pressed again, once an adaptation is over: the text may have been edited meanwhile."""
-        if not followed:
+        if not values[self.followed]:
             # a page that has just been opened: what it is told of its first text may be on its way
             return gr.skip()
-        return self._read(text, source, skip, None, request)[self.adapt]
+        return self._read(values, request)[self.adapt]
 
-    def _upload(self, file: str | None) -> Updates:
+    def _upload(self, file: str | None) -> Values:
         if file is None:
-            return {self.source: ("", "")}
+            return {self.source: _PASTED}
         path = Path(file)
         try:
             text = self.service.read_upload(path)
             return {self.text: text, self.source: (_digest(text), path.name), self.error: ""}
         except DegamlError as error:
-            return {self.summary: _alert(error), self.source: ("", ""), self.file: None}
+            return {self.summary: _alert(error), self.source: _PASTED, self.file: None}
         finally:
             # the text is all that is needed of it
             path.unlink(missing_ok=True)
 
-    def _use(self, task: str) -> Updates:
+    def _use(self, task: str) -> Values:
         most = self.service.settings.max_examples
         return {
             self.text: self.service.ready_text(task),
-            self.source: ("", ""),
+            self.source: _PASTED,
             self.file: None,
             self.held_out: gr.Slider(maximum=most, value=READY_HELD_OUT),
             self.wanted: READY_HELD_OUT,
         }
 
-    async def _adapt(
-        self,
-        text: str,
-        source: tuple[str, str],
-        skip: bool,
-        held_out: float,
-        pair: str,
-        rounds: float,
-        proposals: float,
-        seconds: float,
-        request: gr.Request,
-    ) -> AsyncIterator[Updates]:
+    async def _adapt(self, values: Values, request: gr.Request) -> AsyncIterator[Values]:
+        count = {
+            part: round(values[part] or 0) for part in (self.held_out, self.rounds, self.proposals)
+        }
         try:
             run = await asyncio.to_thread(
                 self.service.start,
                 token_of(request),
-                text,
-                name=_name(text, source),
-                held_out=round(held_out or 0),
-                pair=pair,
-                budget=Budget(round(rounds or 0), round(proposals or 0), seconds or 0),
-                skip_mistakes=skip,
+                values[self.text],
+                name=self._file_name(values),
+                held_out=count[self.held_out],
+                pair=values[self.pair],
+                budget=Budget(count[self.rounds], count[self.proposals], values[self.seconds] or 0),
+                skip_mistakes=values[self.skip],
             )
         except DegamlError as error:
             yield {self.error: _alert(error)}
@@ -504,20 +485,20 @@ class _Page:
         async for updates in self._follow(run):
             yield updates
 
-    async def _resume(self, request: gr.Request) -> AsyncIterator[Updates]:
+    async def _resume(self, request: gr.Request) -> AsyncIterator[Values]:
         """What is the visitor's already, whose page was reloaded or is another one."""
         token = token_of(request)
         yield {self.error: ""}
         if models := self.service.models(token):
-            yield await asyncio.to_thread(self._all, token, models[-1])
+            yield await asyncio.to_thread(self._all, models[-1])
         if run := self.service.run_of(token):
             async for updates in self._follow(run):
                 yield updates
 
-    async def _follow(self, run: QueuedAdaptation) -> AsyncIterator[Updates]:
-        last: Updates = {}
+    async def _follow(self, run: Adaptation) -> AsyncIterator[Values]:
+        last: Values = {}
 
-        def changed(updates: Updates) -> Updates:
+        def changed(updates: Values) -> Values:
             new = {part: value for part, value in updates.items() if last.get(part, ...) != value}
             last.update(new)
             return new
@@ -530,43 +511,34 @@ class _Page:
             self.progress: render("note", "Starting …"),
         }
         async for news in self.service.follow(run):
-            for progress in [*news, None]:
-                if new := changed(self._standing(run, progress)):
+            place = {self.queue: render("queue", self.service.ahead(run))}
+            for updates in (*map(self._standing, news), place):
+                if new := changed(updates):
                     yield new
-        if run.kept is not None:
-            yield await asyncio.to_thread(self._all, run.token, run.kept)
-        yield {
-            self.cancel: gr.Button("Cancel", interactive=False),
-            self.queue: "",
-            **({} if run.state == "done" else self._stopped(run)),
-        }
-
-    def _standing(self, run: QueuedAdaptation, progress: Progress | None) -> Updates:
-        """What is known so far."""
-        updates: Updates = {self.queue: render("queue", self.service.ahead(run))}
-        if progress is not None:
-            trying = progress.stage == "trying"
-            updates |= {
-                self.progress: render("progress", progress),
-                self.announce: "Trying strategies" if trying else str(escape(progress.message)),
-                self.results: render("accuracies", progress.report),
-                self.outcome: render("outcome", progress.report),
-            }
-        return updates
-
-    def _stopped(self, run: QueuedAdaptation) -> Updates:
-        if run.state == "cancelled":
-            return {
+        if run.state == "done":
+            yield await asyncio.to_thread(self._all, run)
+        elif run.state == "cancelled":
+            yield {
                 self.progress: render("note", run.error),
                 self.announce: str(escape(run.error)),
                 self.results: _EMPTY,
                 self.outcome: "",
             }
-        return {self.progress: "", self.error: _alert(run.error)}
+        else:
+            yield {self.progress: "", self.error: _alert(run.error)}
+        yield {self.cancel: gr.Button("Cancel", interactive=False), self.queue: ""}
 
-    def _cancel(
-        self, text: str, source: tuple[str, str], skip: bool, request: gr.Request
-    ) -> Updates:
+    def _standing(self, progress: Progress) -> Values:
+        """What is known so far."""
+        trying = progress.stage == "trying"
+        return {
+            self.progress: render("progress", progress),
+            self.announce: "Trying strategies" if trying else str(escape(progress.message)),
+            self.results: render("accuracies", progress.report),
+            self.outcome: render("outcome", progress.report),
+        }
+
+    def _cancel(self, values: Values, request: gr.Request) -> Values:
         token = token_of(request)
         if self.service.run_of(token):
             self.service.cancel(token)
@@ -574,72 +546,62 @@ class _Page:
         # the page has not heard of the end
         return {
             self.cancel: gr.Button("Cancel", interactive=False),
-            self.adapt: self._ready(text, source, skip, True, request),
+            self.adapt: self._read(values, request)[self.adapt],
             self.progress: render("note", "It is not under way any longer; press Adapt again."),
         }
 
-    def _all(self, token: str, kept: Kept) -> Updates:
+    def _all(self, kept: Adaptation) -> Values:
         """Everything about one of the visitor's models."""
-        report, failed = kept.report, {}
+        report, archive, failed = kept.model.report, None, {}
         try:
-            download = gr.DownloadButton(
-                f"Download adapter {kept.number} (zip)",
-                value=str(self.service.archive(token, kept.id)),
-                interactive=True,
-            )
+            archive = str(self.service.archive(kept.token, kept.id))
         except UnknownModelError:
             raise
         except DegamlError as error:
-            download = gr.DownloadButton(_DOWNLOAD, value=None, interactive=False)
             failed = {self.error: _alert(error)}
         return {
             self.results: render("accuracies", report, kept.trained_on),
             self.outcome: render("outcome", report, kept.model.explain()),
-            **self._history(token, kept.id),
-            self.download: download,
-            self.code: gr.Code(peft_code(report.base_model), visible=True),
-            self.ask: gr.Button(interactive=True),
-            self.answers: "",
+            **self._mine(kept.token, kept, archive),
             **failed,
         }
 
-    def _without(self, token: str) -> Updates:
-        """What is there after all, where a model that the page shows is not."""
+    def _mine(
+        self, token: str, kept: Adaptation | None = None, archive: str | None = None
+    ) -> Values:
+        """The visitor's models, with the one that is shown, asked and downloaded; None where it is gone."""
+        models, chosen, code, label = self.service.models(token), None, None, _DOWNLOAD
+        if kept is not None:
+            chosen, code = kept.id, peft_code(kept.model.report.base_model)
+            label = f"Download adapter {kept.number} (zip)" if archive else label
         return {
-            **self._history(token, None),
-            self.download: gr.DownloadButton(_DOWNLOAD, value=None, interactive=False),
-            self.code: gr.Code(visible=False),
-            self.ask: gr.Button(interactive=False),
-            self.answers: "",
-        }
-
-    def _history(self, token: str, chosen: str | None) -> Updates:
-        models, freed = self.service.models(token), self.service.count_freed(token)
-        return {
-            self.history: render("history", models, chosen, freed),
+            self.history: render("history", models, chosen, self.service.count_freed(token)),
             self.chosen: gr.Dropdown(
                 [(_model_label(one), one.id) for one in reversed(models)],
                 value=chosen,
                 visible=bool(models),
             ),
+            self.download: gr.DownloadButton(label, value=archive, interactive=bool(archive)),
+            self.code: gr.Code(code, visible=kept is not None),
+            self.ask: gr.Button(interactive=kept is not None),
+            self.answers: "",
         }
 
-    def _choose(self, model: str, request: gr.Request) -> Updates:
+    def _choose(self, model: str, request: gr.Request) -> Values:
         token = token_of(request)
         try:
-            kept = self.service.find(token, model)
-            return {self.progress: "", self.error: "", **self._all(token, kept)}
+            return {self.progress: "", self.error: "", **self._all(self.service.find(token, model))}
         except UnknownModelError as error:
-            return {**self._without(token), self.error: _alert(error)}
+            return {**self._mine(token), self.error: _alert(error)}
 
-    def _ask(self, model: str | None, question: str, options: str, request: gr.Request) -> Updates:
+    def _ask(self, model: str | None, question: str, options: str, request: gr.Request) -> Values:
         token = token_of(request)
         try:
             asked, base, adapted, kept = self.service.ask(
                 token, model or "", question, options_of(options)
             )
         except UnknownModelError as error:
-            return {**self._without(token), self.answers: _alert(error)}
+            return {**self._mine(token), self.answers: _alert(error)}
         except DegamlError as error:
             return {self.answers: _alert(error)}
         return {self.answers: render("answers", asked, base, adapted, kept.number), self.error: ""}
@@ -648,15 +610,9 @@ class _Page:
         return newest_comparison(self.service.settings.tracking_uri, int(time.monotonic() // 60))
 
 
-def _digest(text: str) -> str:
+def _digest(text: str) -> int:
     # a browser has its own line ends
-    return hashlib.sha256("\n".join(text.splitlines()).encode("utf-8", "replace")).hexdigest()
-
-
-def _name(text: str, source: tuple[str, str]) -> str:
-    """The name of the file that the text came from; empty where it was edited since."""
-    digest, name = source
-    return name if name and digest == _digest(text) else ""
+    return hash(tuple(text.splitlines()))
 
 
 def _alert(error: object) -> str:
@@ -684,9 +640,5 @@ def _card(number: int, title: str, lead: str = "", elem_id: str | None = None) -
         yield
 
 
-def _task_label(task: ReadyTask, known: frozenset[str]) -> str:
-    return f"trained on · {task.title}" if task.name in known else task.title
-
-
-def _model_label(kept: Kept) -> str:
+def _model_label(kept: Adaptation) -> str:
     return f"#{kept.number} · {' '.join(kept.title.split())[:60]}"

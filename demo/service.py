@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -33,7 +33,6 @@ from degaml_kedro.session import (
     Answer,
     Budget,
     Progress,
-    Report,
     Session,
 )
 from degaml_kedro.tasks.example import Example, Question, make_example, shorten
@@ -60,31 +59,6 @@ class UnknownModelError(DemoError):
     """The visitor has no such model."""
 
 
-@dataclass(frozen=True)
-class Kept:
-    """An adapted model and where it came from.
-
-    Attributes:
-        id: cannot be guessed.
-        token: of the visitor whose it is.
-        number: from 1, in the order the visitor made them.
-        title: what it is adapted to, for people.
-        trained_on: whether its generator was trained on that very task.
-    """
-
-    id: str
-    token: str
-    number: int
-    title: str
-    model: AdaptedModel
-    trained_on: bool
-
-    @property
-    def report(self) -> Report:
-        """The report of its adaptation."""
-        return self.model.report
-
-
 @dataclass(eq=False)
 class Visitor:
     """Somebody with a token, in whatever pages and streams.
@@ -105,15 +79,17 @@ class Visitor:
 
 
 @dataclass(eq=False)
-class QueuedAdaptation:
-    """One adaptation, waiting, going on, or over.
+class Adaptation:
+    """One adaptation of a visitor: waiting, going on, or over.
 
     Attributes:
         token: of the visitor whose it is.
         title: what it is adapted to, for people.
+        id: cannot be guessed.
+        number: from 1, in the order the visitor's were done.
+        model: what was made, once it is done.
         trained_on: whether its generator was trained on that very task.
         progress: by stage what was reported last; the current stage is the last one.
-        kept: the model, once it is done.
         error: why it failed or was stopped, for people.
         cancelled: stops it after its current step.
         begun: when it began; None while it waits.
@@ -122,10 +98,12 @@ class QueuedAdaptation:
 
     token: str
     title: str = ""
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    number: int = 0
+    model: AdaptedModel = field(init=False, repr=False)
     trained_on: bool = False
     state: Literal["waiting", "running", "done", "cancelled", "failed"] = "waiting"
     progress: dict[str, Progress] = field(default_factory=dict)
-    kept: Kept | None = None
     error: str = ""
     cancelled: threading.Event = field(default_factory=threading.Event)
     begun: float | None = None
@@ -134,18 +112,12 @@ class QueuedAdaptation:
     @property
     def over(self) -> bool:
         """Whether nothing of it goes on any longer."""
-        return self.state in ("done", "cancelled", "failed")
+        return self.state not in ("waiting", "running")
 
     def tell(self, progress: Progress) -> None:
         """Note what goes on now, as the last entry."""
         self.progress.pop(progress.stage, None)
         self.progress[progress.stage] = progress
-
-    def cancel(self, reason: str) -> None:
-        """Stop it as soon as its next step is over; a second reason does not count."""
-        if not self.cancelled.is_set():
-            self.error = reason
-            self.cancelled.set()
 
 
 class Service:
@@ -170,11 +142,10 @@ class Service:
         self._downloads = downloads
         self._lock, self._saving = threading.RLock(), threading.Lock()
         self._visitors: dict[str, Visitor] = {}
-        # of all visitors, by id, oldest first
-        self._models: dict[str, Kept] = {}
-        # waiting or going on, in the order they came. Gradio's own queue would hold a stream's events: they end with
-        # the stream, where an adaptation is the visitor's, and its REST streams tell nobody their place
-        self._queue: list[QueuedAdaptation] = []
+        # of all visitors, by id: what waits or goes on in the order it came, what is done in the order it was. Gradio's
+        # own queue would hold a stream's events: they end with the stream, where an adaptation is the visitor's, and
+        # its REST streams tell nobody their place
+        self._adaptations: dict[str, Adaptation] = {}
         self._pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="adaptation")
         self._closed = threading.Event()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
@@ -210,9 +181,6 @@ class Service:
             DemoError: it is larger than this page allows.
             PastedError: it is no text.
         """
-        # four bytes a character at most
-        if path.stat().st_size > 4 * self.settings.max_characters:
-            self._check_length(path.stat().st_size)
         data = path.read_bytes()
         read_data(data, path.name)
         text = decode_text(data, f"The file {path.name}")
@@ -266,7 +234,7 @@ class Service:
         budget: Budget | None = None,
         seed: int = 0,
         skip_mistakes: bool = False,
-    ) -> QueuedAdaptation:
+    ) -> Adaptation:
         """Put an adaptation to pasted examples into the queue (:meth:`degaml_kedro.session.Session.adapt`).
 
         ``pair`` is its label, None for the first; ``skip_mistakes`` leaves out the examples with mistakes.
@@ -295,7 +263,7 @@ class Service:
         task = self._ready.get(text)
         title = task.title if task else " ".join(examples[0].prompt.split("\n", 1)[0].split())[:80]
 
-        def work(run: QueuedAdaptation) -> AdaptedModel:
+        def work(run: Adaptation) -> AdaptedModel:
             session = self.pairs.session(label)
             run.trained_on = task is not None and task.name in self.trained_on(session)
             return session.adapt(
@@ -331,8 +299,8 @@ class Service:
         return Budget(budget.rounds, budget.proposals, seconds)
 
     def submit(
-        self, token: str, work: Callable[[QueuedAdaptation], AdaptedModel], title: str = ""
-    ) -> QueuedAdaptation:
+        self, token: str, work: Callable[[Adaptation], AdaptedModel], title: str = ""
+    ) -> Adaptation:
         """Put work at the end of the queue: first come, first served, so many at once.
 
         When it is its turn, it tells the adaptation of progress, and looks whether it is cancelled.
@@ -341,24 +309,28 @@ class Service:
             DemoError: the visitor has one already, or the queue is full.
         """
         with self._lock:
-            if any(one.token == token and not one.over for one in self._queue):
+            queue = self._queue()
+            if self._queue(token):
                 raise DemoError(
                     "An adaptation of yours is under way already; wait for it, or cancel it."
                 )
-            if len(self._queue) >= self.settings.concurrency + self.settings.queue_size:
+            if len(queue) >= self.settings.concurrency + self.settings.queue_size:
                 raise DemoError(
-                    f"The queue is full: {len(self._queue)} adaptations are under way or waiting. "
+                    f"The queue is full: {len(queue)} adaptations are under way or waiting. "
                     "Try again in a minute."
                 )
             self.visitor(token)
-            run = QueuedAdaptation(token, title)
-            self._queue.append(run)
+            run = Adaptation(token, title)
+            self._adaptations[run.id] = run
         self._pool.submit(self._carry_out, run, work)
         return run
 
-    def _carry_out(
-        self, run: QueuedAdaptation, work: Callable[[QueuedAdaptation], AdaptedModel]
-    ) -> None:
+    def _queue(self, token: str | None = None) -> list[Adaptation]:
+        """What waits or goes on, in order; of one visitor, or of all."""
+        every = self._adaptations.values()
+        return [one for one in every if not one.over and token in (None, one.token)]
+
+    def _carry_out(self, run: Adaptation, work: Callable[[Adaptation], AdaptedModel]) -> None:
         with self._lock:
             if run.over:
                 return
@@ -366,36 +338,33 @@ class Service:
         try:
             model = work(run)
             with self._lock:
-                run.kept = self._keep(run, model)
-            run.state = "done"
+                self._keep(run, model)
+            return
         except AdaptationCancelled:
-            run.state, run.error = "cancelled", run.error or "Stopped."
+            run.error, run.state = run.error or "Stopped.", "cancelled"
         except DegamlError as error:
-            run.state, run.error = "failed", str(error)
+            run.error, run.state = str(error), "failed"
         except Exception:
             logger.exception("an adaptation failed")
             run.error = "Something went wrong here that is not your fault; the server's log has it."
             run.state = "failed"
-        finally:
-            with self._lock:
-                self._queue.remove(run)
+        with self._lock:
+            del self._adaptations[run.id]
 
-    def _keep(self, run: QueuedAdaptation, model: AdaptedModel) -> Kept:
+    def _keep(self, run: Adaptation, model: AdaptedModel) -> None:
         # what was stopped in its last step is nobody's
         if run.cancelled.is_set():
             raise AdaptationCancelled
         visitor = self._visitors[run.token]
         visitor.made += 1
-        made = (run.token, visitor.made, run.title, model, run.trained_on)
-        kept = Kept(secrets.token_urlsafe(24), *made)
-        self._models[kept.id] = kept
+        run.number, run.model, run.state = visitor.made, model, "done"
+        self._adaptations[run.id] = self._adaptations.pop(run.id)
         if len(own := self.models(run.token)) > self.settings.max_models:
             self._free(own[0])
-        if len(self._models) > self.settings.max_models_total:
-            self._free(next(iter(self._models.values())))
-        return kept
+        if len(every := self.models()) > self.settings.max_models_total:
+            self._free(every[0])
 
-    async def follow(self, run: QueuedAdaptation) -> AsyncIterator[list[Progress]]:
+    async def follow(self, run: Adaptation) -> AsyncIterator[list[Progress]]:
         """Wait for an adaptation, looking at it a few times a second; who stops listening does not stop it.
 
         Yields:
@@ -414,27 +383,30 @@ class Service:
             told = now
             await asyncio.sleep(_POLL_SECONDS)
 
-    def run_of(self, token: str) -> QueuedAdaptation | None:
+    def run_of(self, token: str) -> Adaptation | None:
         """The visitor's adaptation that waits or goes on, and is not being stopped."""
         with self._lock:
-            own = (one for one in self._queue if one.token == token)
-            return next((run for run in own if not (run.over or run.cancelled.is_set())), None)
+            own = self._queue(token)
+        return own[0] if own and not own[0].cancelled.is_set() else None
 
-    def ahead(self, run: QueuedAdaptation) -> int:
+    def ahead(self, run: Adaptation) -> int:
         """How many have to be done before it may begin."""
         with self._lock:
             if run.state != "waiting":
                 return 0
-            return max(0, self._queue.index(run) - self.settings.concurrency + 1)
+            return max(0, self._queue().index(run) - self.settings.concurrency + 1)
 
     def cancel(self, token: str, reason: str = "Stopped, as you asked.") -> None:
         """Stop the visitor's adaptation, if there is one; one that waits leaves the queue at once."""
         with self._lock:
-            for run in [one for one in self._queue if one.token == token]:
-                run.cancel(reason)
+            for run in self._queue(token):
+                # a second reason does not count
+                if not run.cancelled.is_set():
+                    run.error = reason
+                    run.cancelled.set()
                 if run.state == "waiting":
                     run.state = "cancelled"
-                    self._queue.remove(run)
+                    del self._adaptations[run.id]
 
     # --- what was made ----------------------------------------------------------------------------
 
@@ -448,26 +420,27 @@ class Service:
             found.seen, found.left = time.monotonic(), None
             return found
 
-    def find(self, token: str, model: str) -> Kept:
+    def find(self, token: str, model: str) -> Adaptation:
         """A visitor's own model.
 
         Raises:
             UnknownModelError: this visitor has none with that id; whether another one has is not said.
         """
         with self._lock:
-            kept = self._models.get(model)
-            if kept is None or kept.token != token:
+            found = [one for one in self.models(token) if one.id == model]
+            if not found:
                 raise UnknownModelError(
                     "This visitor has no such model: models are freed when their page is closed, after a while without "
                     "use, and when there are newer ones. Adapt again."
                 )
             self.visitor(token)
-            return kept
+            return found[0]
 
-    def models(self, token: str) -> list[Kept]:
-        """A visitor's models, oldest first."""
+    def models(self, token: str | None = None) -> list[Adaptation]:
+        """What is done of one visitor, or of all, oldest first."""
         with self._lock:
-            return [one for one in self._models.values() if one.token == token]
+            every = self._adaptations.values()
+            return [one for one in every if one.state == "done" and token in (None, one.token)]
 
     def count_freed(self, token: str) -> int:
         """How many of a visitor's models are not there any longer."""
@@ -475,7 +448,7 @@ class Service:
 
     def ask(
         self, token: str, model: str, text: str, options: Sequence[str]
-    ) -> tuple[Question, Answer, Answer, Kept]:
+    ) -> tuple[Question, Answer, Answer, Adaptation]:
         """Ask the base model and an adapted one; no options are those that all examples had.
 
         Returns:
@@ -505,8 +478,7 @@ class Service:
             DemoError: it cannot be written.
         """
         kept = self.find(token, model)
-        visitor = self.visitor(token)
-        path = visitor.folder / kept.id / f"adapter-{kept.number}.zip"
+        path = self._visitors[token].folder / kept.id / f"adapter-{kept.number}.zip"
         # two downloads of one model at once would write one file
         try:
             with self._saving:
@@ -514,18 +486,16 @@ class Service:
                     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                     with tempfile.TemporaryDirectory(dir=path.parent) as draft:
                         kept.model.save(Path(draft, "adapter"))
-                        made = shutil.make_archive(
-                            str(Path(draft, "made")), "zip", draft, "adapter"
-                        )
+                        made = shutil.make_archive(f"{draft}/made", "zip", draft, "adapter")
                         Path(made).replace(path)
         except (OSError, CheckpointError) as error:
             # else its folder was removed under the zip
-            if kept.id in self._models:
+            if kept.id in self._adaptations:
                 logger.error("a zip cannot be written: %s", error)
                 raise DemoError(
                     "The zip cannot be written, most likely for want of room; the server's log says why."
                 ) from error
-        if kept.id not in self._models:
+        if kept.id not in self._adaptations:
             shutil.rmtree(path.parent, ignore_errors=True)
             raise UnknownModelError("The model was freed meanwhile.")
         return path
@@ -549,8 +519,8 @@ class Service:
                         del self._visitors[token]
             return len(self.models(token))
 
-    def _free(self, kept: Kept) -> None:
-        del self._models[kept.id]
+    def _free(self, kept: Adaptation) -> None:
+        del self._adaptations[kept.id]
         shutil.rmtree(self._visitors[kept.token].folder / kept.id, ignore_errors=True)
 
     # --- coming and leaving -----------------------------------------------------------------------
@@ -573,7 +543,7 @@ class Service:
         """Stop everything, and leave no file behind."""
         self._closed.set()
         with self._lock:
-            for run in list(self._queue):
+            for run in self._queue():
                 self.cancel(run.token, "Stopped: the server is shutting down.")
         self._pool.shutdown(wait=True, cancel_futures=True)
         shutil.rmtree(self._downloads, ignore_errors=True)
@@ -587,7 +557,7 @@ class Service:
         now, grace = time.monotonic(), self.settings.grace
         limit = 2 * self.settings.max_seconds
         with self._lock:
-            for run in list(self._queue):
+            for run in self._queue():
                 owner = self._visitors.get(run.token)
                 if not (owner and owner.pages) and now - run.seen > grace:
                     self.cancel(run.token, "Stopped: the page was closed.")
@@ -607,29 +577,28 @@ class OfferedPairs:
     """The trained pairs on offer, each loaded once: the first at the start, the others when they are asked for.
 
     One that cannot be loaded before the first is not offered.
+
+    Attributes:
+        labels: what is offered; the first is loaded.
     """
 
     def __init__(self, offered: Sequence[tuple[str, str | None]]) -> None:
-        self._sources = dict(offered)
-        self._loaded: dict[str, Session] = {}
+        self._sources, self._loaded = dict(offered), dict[str, Session]()
         self._lock = threading.Lock()
-        problems: list[str] = []
+        problems = []
         for label in list(self._sources):
             try:
                 self.session(label)
-                return
+                break
             except DegamlError as error:
                 logger.warning("'%s' is not offered: %s", label, error)
                 problems.append(f"'{label}': {error}")
                 del self._sources[label]
-        raise DegamlError(
-            "No trained pair can be loaded, so there is nothing to show. " + " ".join(problems)
-        )
-
-    @property
-    def labels(self) -> list[str]:
-        """What is offered; the first is loaded."""
-        return list(self._sources)
+        else:
+            raise DegamlError(
+                "No trained pair can be loaded, so there is nothing to show. " + " ".join(problems)
+            )
+        self.labels = list(self._sources)
 
     def session(self, label: str) -> Session:
         """The session of a label, loaded if need be.
@@ -640,9 +609,8 @@ class OfferedPairs:
         with self._lock:
             if label not in self._loaded:
                 if label not in self._sources:
-                    raise DegamlError(
-                        f"There is no pair '{label}' here; there is {', '.join(map(repr, self._sources))}."
-                    )
+                    known = ", ".join(map(repr, self._sources))
+                    raise DegamlError(f"There is no pair '{label}' here; there is {known}.")
                 session = Session.load(self._sources[label])
                 # the first question pays for what is made lazily
                 session.predict([Question.of(make_example("Which is odd?", ["2", "3"], 1))])
@@ -663,16 +631,15 @@ def own_folder() -> str:
 def examples_text(examples: Sequence[Example]) -> str:
     """Examples as text for people, which :func:`read_pasted` reads back as the same; as JSONL where it would not."""
     text = "\n\n".join(f"{one.prompt}\nAnswer: {one.response.strip('[]')}" for one in examples)
-    try:
+    with suppress(PastedError):
         if list(read_pasted(text).examples) == list(examples):
             return text
-    except PastedError:
-        pass
-    records = []
+    lines = []
     for one in examples:
         system = {"system": one.system} if one.system else {}
-        records.append({"prompt": one.prompt, "response": one.response, **system})
-    return "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+        record = {"prompt": one.prompt, "response": one.response, **system}
+        lines.append(json.dumps(record, ensure_ascii=False))
+    return "\n".join(lines)
 
 
 def options_of(text: str) -> list[str]:

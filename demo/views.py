@@ -13,13 +13,12 @@ from markupsafe import Markup
 
 from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.session import Report
-from degaml_kedro.tasks.pasted import Pasted, PastedRow
+from degaml_kedro.tasks.pasted import Pasted
 
 if TYPE_CHECKING:
-    from degaml_kedro.tracking.comparison import ComparisonView, MethodRow
+    from degaml_kedro.tracking.comparison import ComparisonView
 
 _MOST = 100
-_LAYOUTS = {"text": "plain text", "json": "JSON", "jsonl": "JSON lines", "csv": "CSV"}
 _POOLS = ("meta_test", "meta_train")
 # Gradio's HTML component reads these as a template's placeholders
 _PLACEHOLDERS = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
@@ -82,21 +81,8 @@ def verdict(report: Report) -> str:
     return f"{told}The intervals do not overlap, so this is unlikely to be chance ({n})."
 
 
-def _first_rows(pasted: Pasted) -> list[PastedRow]:
-    """As many as are shown; those with a mistake come first where that is not all."""
-    if len(pasted.rows) <= _MOST:
-        return list(pasted.rows)
-    return sorted(pasted.rows, key=lambda row: not row.mistake)[:_MOST]
-
-
 def _count_answers(pasted: Pasted) -> int:
     return len({one.options[one.gold] for one in pasted.examples})
-
-
-def _measured(view: ComparisonView) -> list[MethodRow]:
-    """The methods that have a mean, results first and the best of them first."""
-    found = [one for one in view.methods if one.accuracy is not None]
-    return sorted(found, key=lambda one: (one.bound, -(one.accuracy or 0.0)))
 
 
 def comparison(views: Sequence[ComparisonView]) -> str:
@@ -105,7 +91,8 @@ def comparison(views: Sequence[ComparisonView]) -> str:
     from degaml_kedro.results.runs import POOL_TITLES
 
     meanings = {name: row.meaning for name, row in METHODS.items()}
-    return render("comparison", [view for view in views if _measured(view)], POOL_TITLES, meanings)
+    measured = [view for view in views if any(one.accuracy is not None for one in view.methods)]
+    return render("comparison", measured, POOL_TITLES, meanings)
 
 
 @lru_cache(maxsize=1)
@@ -140,10 +127,7 @@ def _environment() -> Environment:
         "user": user_text,
         "percent": percent,
         "verdict": verdict,
-        "first_rows": _first_rows,
         "count_answers": _count_answers,
-        "layout": _LAYOUTS.__getitem__,
-        "measured": _measured,
     }
     return made
 

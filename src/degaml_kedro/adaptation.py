@@ -1,7 +1,7 @@
 """An adaptation: generate an adapter, search for strategies that refine it, execute the best; and its report.
 
-:func:`task_refinement` is that composition; the evaluate pipeline calls it, too. :func:`adapt_to_task` calls it for the
-Python API, with the measurements and the progress that a person waits for.
+:func:`task_refinement` is that composition; the evaluate pipeline calls it, too. :class:`TaskAdaptation` calls it for
+the Python API, with the measurements and the progress that a person waits for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import TypeAdapter
 
-from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.common.texts import printable
 from degaml_kedro.config.schema import PolicyParameters
@@ -345,44 +344,86 @@ class Progress:
 Listener = Callable[[Progress], None]
 
 
-class _Reporter:
-    """The one callback of an adaptation: collects the fields of the report, and tells a listener.
+@dataclass
+class TaskAdaptation:
+    """Generates an adapter for a task, and refines it as the policy proposes (sections 2.1 and 2.2).
 
-    What the listener raises ends the adaptation. ``work`` is of the stages, in scorings of one example: what the time
-    left is estimated from.
+    The generator reads the support questions alone; the held-out examples ``asked`` decide nothing.
+
+    Attributes:
+        context: has the base model and what interrupts the work; once the adapter is generated, it draws the task's.
+        policy: has the budget of the search.
+        report: what is known so far.
+        listener: is called in this thread; what it raises ends the adaptation.
     """
 
-    def __init__(
-        self, listener: Listener | None, context: Context, work: Mapping[Stage, float], **known: Any
-    ) -> None:
-        self.known = known
-        self._listener, self._context, self._work = listener, context, work
+    trained: TrainedPair
+    context: Context
+    policy_model: BaseModel
+    policy: PolicyParameters
+    support: Sequence[Example]
+    asked: Sequence[Example]
+    report: Report
+    listener: Listener | None = None
+
+    def __post_init__(self) -> None:
+        self._space = ActionSpace.of(self.policy.families)
+        self._trials = most_trials(self.policy.search, self._space)
+        support, asked = len(self.support), len(self.asked)
+        # of the stages, in scorings of one example: what the time left is estimated from
+        self._work: Mapping[Stage, float] = {
+            "base": support + asked,
+            "generating": asked * (1 if self.trained.writer is None else 2),
+            "trying": self._trials * _TRIAL_IN_SCORINGS * support,
+            # it is tried on half of the examples at a time, and executed once
+            "executing": _TRIAL_IN_SCORINGS / 2 * support,
+            "scoring": asked,
+        }
         self._began = self._stage_began = time.monotonic()
         self._stage: Stage = "reading"
-        self._seconds: dict[str, float] = {}
 
-    @property
-    def report(self) -> Report:
-        """What is known so far."""
-        return Report(**self.known, seconds=dict(self._seconds))
-
-    def warn(self, told: str) -> None:
-        """Add a warning to the report."""
-        self.known["warnings"] += (told,)
-
-    def tell(self, stage: Stage, message: str, part: float = 0.0, **known: Any) -> None:
-        """Something begins, or is known: ``part`` of the stage is done, 0 to 1, and ``known`` are report fields.
+    def run(self) -> AdaptedState:
+        """The adapted state.
 
         Raises:
-            Interruption: the adaptation is to stop.
+            PromptError: a question is longer than the model's context.
+            Interruption: it was interrupted.
         """
-        self._context.check_interrupted()
+        before = self._ask_base()
+        if self.trained.writer is not None:
+            self._write(self.trained.writer)
+        self._tell("generating", "Reading the questions and generating an adapter")
+        self.context = self._generating()
+        seed = derive_seed(self.report.seed, "initialization")
+        refinement = task_refinement(self.context, self.policy, self.support, seed)
+        self.context.check_interrupted()
+        if self.asked:
+            generated = Accuracy.of(predict(self.context, refinement.start, self.asked))
+            self._tell("generating", "The generated adapter has answered", 1, generated=generated)
+
+        self._tell("trying", "The policy is proposing strategies")
+        rows = self._search(refinement)
+        chosen = [str(row["action"]) for row in executed_rows(rows)]
+        self._tell("executing", describe_strategy(self._space, chosen))
+        state = self._execute(refinement, rows)
+
+        self._tell("scoring", "Asking the adapted model")
+        if self.asked:
+            after = predict(self.context, state, self.asked)
+            known = {"adapted": Accuracy.of(after), "changes": _changes(self.asked, before, after)}
+            self._tell("scoring", "The adapted model has answered", 1, **known)
+        self._tell("done", "Done")
+        return state
+
+    def _tell(self, stage: Stage, message: str, part: float = 0.0, **known: Any) -> None:
+        """Something begins, or is known: ``part`` of the stage is done, 0 to 1, and ``known`` are report fields."""
+        self.context.check_interrupted()
         now = time.monotonic()
         if stage != self._stage:
-            self._seconds[self._stage] = now - self._stage_began
+            known["seconds"] = {**self.report.seconds, self._stage: now - self._stage_began}
             self._stage, self._stage_began = stage, now
-        self.known |= known
-        if self._listener is None:
+        self.report = replace(self.report, **known)
+        if self.listener is None:
             return
         before = STAGES[: STAGES.index(stage)]
         done = [work for name, work in self._work.items() if name in before]
@@ -391,175 +432,104 @@ class _Reporter:
         left = seconds * (1 / share - 1) if share > 0 else None
         # the whole is told once, at the end
         share = share if stage == "done" else min(share, 0.99)
-        self._listener(Progress(stage, message, share, seconds, left, self.report))
+        self.listener(Progress(stage, message, share, seconds, left, self.report))
 
+    def _warn(self, told: str) -> None:
+        self.report = replace(self.report, warnings=(*self.report.warnings, told))
 
-def adapt_to_task(
-    trained: TrainedPair,
-    context: Context,
-    policy_model: BaseModel,
-    support: Sequence[Example],
-    asked: Sequence[Example],
-    policy: PolicyParameters,
-    seed: int,
-    warnings: Sequence[str] = (),
-    listener: Listener | None = None,
-) -> tuple[Context, AdaptedState, Report]:
-    """Generate an adapter for a task, and refine it as the policy proposes (sections 2.1 and 2.2).
+    def _ask_base(self) -> list[Prediction]:
+        """The base model's answers to held-out examples; those to the support examples are measured on the way."""
 
-    The generator reads the support questions alone; the held-out examples ``asked`` decide nothing. ``context`` has the
-    base model and what interrupts the work, ``policy`` the budget of the search. The listener is called in this thread.
+        def told(done: int, total: int) -> None:
+            self._tell("base", f"Asking the base model: {done} of {total}", done / total)
 
-    Returns:
-        The task's context, the adapted state, and the report.
+        self._tell("base", "Asking the base model")
+        context, every = self.context, [*self.support, *self.asked]
+        found = score_examples(context.base, every, context.prompt, context.scoring, None, told)
+        before = found[len(self.support) :]
+        known = {
+            "base_support": Accuracy.of(found[: len(self.support)]),
+            "base": Accuracy.of(before) if before else None,
+        }
+        self._tell("base", "The base model has answered", 1, **known)
+        return before
 
-    Raises:
-        PromptError: a question is longer than the model's context.
-        Interruption: it was interrupted.
-    """
-    space = ActionSpace.of(policy.families)
-    trials = most_trials(policy.search, space)
-    reporter = _Reporter(
-        listener,
-        context,
-        {
-            "base": len(support) + len(asked),
-            "generating": len(asked) * (1 if trained.writer is None else 2),
-            "trying": trials * _TRIAL_IN_SCORINGS * len(support),
-            # it is tried on half of the examples at a time, and executed once
-            "executing": _TRIAL_IN_SCORINGS / 2 * len(support),
-            "scoring": len(asked),
-        },
-        support=len(support),
-        held_out=len(asked),
-        base_model=context.base.name,
-        source=trained.name,
-        seed=seed,
-        warnings=tuple(warnings),
-    )
-    before = _ask_base(context, support, asked, reporter)
+    def _write(self, writer: ExampleGenerator) -> None:
+        """Measure the adapter that is written from all support examples: how long it took, and what it answers."""
+        base, prompt, scoring = self.context.base, self.context.prompt, self.context.scoring
+        self._tell("generating", "Writing an adapter from the examples")
+        began = time.perf_counter()
+        adapter = writer.write(base, answer_sequences(base, self.support, prompt, scoring.answers))
+        seconds = time.perf_counter() - began
+        told = f"Written from the examples in {seconds:.1f} s"
+        self._tell("generating", told, written_seconds=seconds)
+        if self.asked:
+            found = score_examples(base, self.asked, prompt, scoring, adapter)
+            self._tell("generating", told, 0.5, written=Accuracy.of(found))
 
-    if trained.writer is not None:
-        _write(context, trained.writer, support, asked, reporter)
-    reporter.tell("generating", "Reading the questions and generating an adapter")
-    context = _generating(trained, context, support, reporter)
-    refinement = task_refinement(context, policy, support, derive_seed(seed, "initialization"))
-    context.check_interrupted()
-    if asked:
-        generated = Accuracy.of(predict(context, refinement.start, asked))
-        reporter.tell("generating", "The generated adapter has answered", 1, generated=generated)
+    def _generating(self) -> Context:
+        """The context that draws the task's adapters, made from the support questions."""
+        context, encoder = self.context, self.trained.settings.encoder
+        questions = [Question.of(one) for one in self.support]
+        embeddings = read_questions(encoder, questions)
+        if cut := count_truncated(encoder, questions):
+            self._warn(
+                f"the generator reads the first {encoder.tokens} tokens of a question, and {cut} of "
+                f"{len(questions)} are longer"
+            )
+        made = generated_context(
+            context.base,
+            context.prompt,
+            context.scoring,
+            self.trained.generator,
+            embeddings,
+            range(len(embeddings)),
+            encoder,
+            self.trained.writer,
+        )
+        return replace(made, interrupted=context.interrupted)
 
-    reporter.tell("trying", "The policy is proposing strategies")
-    rows = _search(refinement, policy_model, trained.policy, seed, reporter)
-    chosen = [str(row["action"]) for row in executed_rows(rows)]
-    reporter.tell("executing", describe_strategy(space, chosen))
-    state = _execute(refinement, rows, reporter)
+    def _search(self, refinement: Refinement) -> list[Row]:
+        """All trials, each told as it comes."""
+        rows, began = list[Row](), time.monotonic()
+        seconds = self.policy.search.seconds
+        deadline = None if seconds is None else began + seconds
+        check = replace(self.context, deadline=deadline).check_time
+        proposer = refinement.proposer(self.policy_model, self.trained.policy, check)
+        seed, tag = derive_seed(self.report.seed, "search"), Tag("the task", "degaml")
+        for row in refinement.search(proposer, seed, tag):
+            rows.append(row)
+            one = Tried.of(row, describe_action(self._space, str(row["action"])))
+            tried = (*self.report.tried, one)
+            message = f"Tried strategy {one.number} of at most {self._trials}: {one.words}"
+            # what the first one had to beat is the generated adapter's
+            known = {"tried": tried, "generated_support": tried[0].before}
+            self._tell("trying", message, len(rows) / self._trials, **known)
+        if told := _unspent(refinement, rows, time.monotonic() - began):
+            self._warn(told)
+        return rows
 
-    reporter.tell("scoring", "Asking the adapted model")
-    if asked:
-        after = predict(context, state, asked)
-        reporter.tell(
-            "scoring",
-            "The adapted model has answered",
+    def _execute(self, refinement: Refinement, rows: Sequence[Row]) -> AdaptedState:
+        """Execute what was chosen; the report says what was, which may be less."""
+        carried = refinement.execute(rows)
+        if carried.failed is not None:
+            failed = describe_action(self._space, str(carried.failed["action"]))
+            self._warn(
+                f"'{failed}' was chosen, and failed when it was carried out on all {len(self.support)} examples; "
+                f"the adapter before it stays"
+            )
+        done = {int(row["rollout"]) + 1 for row in carried.rows}
+        strategy = tuple(str(row["action"]) for row in carried.rows)
+        tried = self.report.tried
+        self._tell(
+            "executing",
+            "The adapter is there",
             1,
-            adapted=Accuracy.of(after),
-            changes=_changes(asked, before, after),
+            tried=tuple(replace(one, executed=one.number in done) for one in tried),
+            strategy=strategy,
+            words=describe_strategy(self._space, strategy),
         )
-    reporter.tell("done", "Done")
-    return context, state, reporter.report
-
-
-def _ask_base(
-    context: Context, support: Sequence[Example], asked: Sequence[Example], reporter: _Reporter
-) -> list[Prediction]:
-    """The base model's answers to held-out examples; those to the support examples are measured on the way."""
-
-    def told(done: int, total: int) -> None:
-        reporter.tell("base", f"Asking the base model: {done} of {total}", done / total)
-
-    reporter.tell("base", "Asking the base model")
-    every = [*support, *asked]
-    found = score_examples(context.base, every, context.prompt, context.scoring, None, told)
-    before = found[len(support) :]
-    reporter.tell(
-        "base",
-        "The base model has answered",
-        1,
-        base_support=Accuracy.of(found[: len(support)]),
-        base=Accuracy.of(before) if before else None,
-    )
-    return before
-
-
-def _write(
-    context: Context,
-    writer: ExampleGenerator,
-    support: Sequence[Example],
-    asked: Sequence[Example],
-    reporter: _Reporter,
-) -> None:
-    """Measure the adapter that is written from all support examples: how long it took, and what it answers."""
-    base, prompt, scoring = context.base, context.prompt, context.scoring
-    reporter.tell("generating", "Writing an adapter from the examples")
-    began = time.perf_counter()
-    adapter = writer.write(base, answer_sequences(base, support, prompt, scoring.answers))
-    seconds = time.perf_counter() - began
-    told = f"Written from the examples in {seconds:.1f} s"
-    reporter.tell("generating", told, written_seconds=seconds)
-    if asked:
-        found = score_examples(base, asked, prompt, scoring, adapter)
-        reporter.tell("generating", told, 0.5, written=Accuracy.of(found))
-
-
-def _generating(
-    trained: TrainedPair, context: Context, support: Sequence[Example], reporter: _Reporter
-) -> Context:
-    """The context that draws the task's adapters, made from the support questions."""
-    encoder, questions = trained.settings.encoder, [Question.of(one) for one in support]
-    embeddings = read_questions(encoder, questions)
-    if cut := count_truncated(encoder, questions):
-        reporter.warn(
-            f"the generator reads the first {encoder.tokens} tokens of a question, and {cut} of {len(support)} are "
-            f"longer"
-        )
-    made = generated_context(
-        context.base,
-        context.prompt,
-        context.scoring,
-        trained.generator,
-        embeddings,
-        range(len(embeddings)),
-        encoder,
-        trained.writer,
-    )
-    return replace(made, interrupted=context.interrupted)
-
-
-def _search(
-    refinement: Refinement,
-    policy_model: BaseModel,
-    adapter: Adapter | None,
-    seed: int,
-    reporter: _Reporter,
-) -> list[Row]:
-    """All trials, each told as it comes."""
-    space, search = refinement.space, refinement.policy.search
-    most, rows, began = most_trials(search, space), list[Row](), time.monotonic()
-    deadline = None if search.seconds is None else began + search.seconds
-    check = replace(refinement.context, deadline=deadline).check_time
-    proposer = refinement.proposer(policy_model, adapter, check)
-    tag = Tag("the task", "degaml")
-    for row in refinement.search(proposer, derive_seed(seed, "search"), tag):
-        rows.append(row)
-        one = Tried.of(row, describe_action(space, str(row["action"])))
-        tried = (*reporter.known.get("tried", ()), one)
-        message = f"Tried strategy {one.number} of at most {most}: {one.words}"
-        # what the first one had to beat is the generated adapter's
-        known = {"tried": tried, "generated_support": tried[0].before}
-        reporter.tell("trying", message, len(rows) / most, **known)
-    if told := _unspent(refinement, rows, time.monotonic() - began):
-        reporter.warn(told)
-    return rows
+        return carried.state
 
 
 def _unspent(refinement: Refinement, rows: Sequence[Row], seconds: float) -> str | None:
@@ -581,29 +551,6 @@ def _unspent(refinement: Refinement, rows: Sequence[Row], seconds: float) -> str
     else:
         reason = "the policy proposed the same again"
     return f"{tried} of {allowed} proposals were tried: {reason}"
-
-
-def _execute(refinement: Refinement, rows: Sequence[Row], reporter: _Reporter) -> AdaptedState:
-    """Execute what was chosen; the report says what was, which may be less."""
-    space, carried = refinement.space, refinement.execute(rows)
-    if carried.failed is not None:
-        failed = describe_action(space, str(carried.failed["action"]))
-        reporter.warn(
-            f"'{failed}' was chosen, and failed when it was carried out on all {len(refinement.support)} examples; "
-            f"the adapter before it stays"
-        )
-    done = {int(row["rollout"]) + 1 for row in carried.rows}
-    strategy = tuple(str(row["action"]) for row in carried.rows)
-    tried = reporter.known.get("tried", ())
-    reporter.tell(
-        "executing",
-        "The adapter is there",
-        1,
-        tried=tuple(replace(one, executed=one.number in done) for one in tried),
-        strategy=strategy,
-        words=describe_strategy(space, strategy),
-    )
-    return carried.state
 
 
 def _changes(

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -347,29 +348,23 @@ class _ProgressLine:
 
 
 def _adaptation_text(adapted: AdaptedModel, out: Path) -> str:
-    """What came of it, and what to do next.
-
-    Args:
-        adapted: what was made.
-        out: where it was saved.
-    """
+    """What came of it, where it was saved, and what to do next."""
     from degaml_kedro.checkpoint.card import peft_code
 
-    report = adapted.report
-    place = _argument(out)
-    code = peft_code(report.base_model, str(out)).rstrip()
+    report, place = adapted.report, _argument(out)
     # questions of one's own: of those that it was adapted to, an answer says nothing
-    ask = f"degaml predict {place} --base --question 'a new question'"
-    ask += "" if adapted.labels else " --option 'one answer' --option 'another'"
-    asked = f"Ask it:\n  {ask}"
+    asked = f"Ask it:\n  degaml predict {place} --base --question 'a new question'"
     if adapted.labels:
         asked += f"\n  degaml predict {place} new.csv --out predictions.csv   # a column `text` is enough"
+    else:
+        asked += " --option 'one answer' --option 'another'"
+    code = textwrap.indent(peft_code(report.base_model, str(out)).rstrip(), "  ")
     parts = [
         adapted.explain().rstrip(),
         _changes_text(report.changes),
         f"Saved in {out} after {_duration(sum(report.seconds.values()))}.",
         asked,
-        "Load it with PEFT:\n" + "\n".join(f"  {line}" for line in code.splitlines()),
+        f"Load it with PEFT:\n{code}",
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -380,12 +375,12 @@ def _changes_text(changes: Sequence[Change]) -> str:
         return ""
     lines = ["Held-out questions whose answer changed:"]
     for change in changes[:CHANGES_SHOWN]:
-        before = "nothing" if change.before is None else change.options[change.before]
-        after = "nothing" if change.after is None else change.options[change.after]
-        lines.append(
-            f"  {change.kind:<6}  {_one_line(change.question, 60)}: "
-            f"{_one_line(before, 30)} → {_one_line(after, 30)}"
+        before, after = (
+            "nothing" if place is None else _one_line(change.options[place], 30)
+            for place in (change.before, change.after)
         )
+        question = _one_line(change.question, 60)
+        lines.append(f"  {change.kind:<6}  {question}: {before} → {after}")
     if len(changes) > CHANGES_SHOWN:
         lines.append(f"  … and {len(changes) - CHANGES_SHOWN} more")
     return "\n".join(lines)
@@ -500,15 +495,11 @@ def predict(
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question that was answered.
+    """A question that was answered by the adapted model, and perhaps by the base model.
 
     Attributes:
         line: of the file, where it comes from one.
-        question: without its options.
-        options: what was chosen from.
-        gold: the place of the right one, where it is known.
-        answer: the adapted model's.
-        base: the base model's, where it was asked.
+        gold: the place of the right option, where it is known.
     """
 
     line: int | None
@@ -550,9 +541,8 @@ def _write_predictions(out: Path, rows: Sequence[_Asked]) -> None:
         content = _as_json_lines(records).encode()
     else:
         frame = pd.DataFrame(records)
-        frame["probabilities"] = [
-            json.dumps(shares, ensure_ascii=False) for shares in frame["probabilities"]
-        ]
+        as_text = partial(json.dumps, ensure_ascii=False)
+        frame["probabilities"] = frame["probabilities"].map(as_text)
         is_csv = out.suffix.lower() == ".csv"
         content = frame.to_csv(index=False).encode() if is_csv else frame.to_parquet(index=False)
     try:
@@ -568,12 +558,9 @@ def _summary_text(rows: Sequence[_Asked]) -> str:
     parts = []
     if 0 < known < len(rows):
         parts.append(f"{known} of {len(rows)} questions have an answer to compare with.")
-    for name, accuracy in (
-        ("base model", _accuracy(rows, "base")),
-        ("adapted model", _accuracy(rows, "answer")),
-    ):
-        if accuracy is not None:
-            parts.append(f"Accuracy of the {name}: {accuracy.text}")
+    for name, side in (("base", "base"), ("adapted", "answer")):
+        if (accuracy := _accuracy(rows, side)) is not None:
+            parts.append(f"Accuracy of the {name} model: {accuracy.text}")
     # one set of answers: otherwise nothing would be counted but questions
     if len(names) <= _MOST_COUNTED and all(len(one.options) == len(names) for one in rows):
         parts.append(f"\n{_counts_text(names, rows)}")
@@ -607,13 +594,11 @@ def _counts_text(names: Sequence[str], rows: Sequence[_Asked]) -> str:
 
 
 def _answers_json(rows: Sequence[_Asked]) -> dict[str, Any]:
-    answers = []
-    for one in rows:
-        told: dict[str, Any] = {"question": one.question, "options": one.options}
-        told |= {"answer": asdict(one.answer), "base": one.base and asdict(one.base)}
-        told["gold"] = one.gold
-        answers.append({name: value for name, value in told.items() if value is not None})
-    record: dict[str, Any] = {"answers": answers}
+    told = ("question", "options", "answer", "base", "gold")
+    answers = [asdict(one) for one in rows]
+    record: dict[str, Any] = {
+        "answers": [{name: one[name] for name in told if one[name] is not None} for one in answers]
+    }
     for name, side in (("accuracy", "answer"), ("base_accuracy", "base")):
         if (accuracy := _accuracy(rows, side)) is not None:
             record[name] = accuracy.as_json()
@@ -624,17 +609,13 @@ def _answer_text(one: _Asked) -> str:
     """A question, whether its answer is right, and the probability of its options, the chosen one marked."""
     import pandas as pd
 
-    sides = (
-        {"adapted": one.answer} if one.base is None else {"base": one.base, "adapted": one.answer}
-    )
-    shares = {
-        name: [
-            f"{'>' if place == side.choice else ' '} {share:5.2f}"
-            for place, share in enumerate(side.probabilities)
-        ]
-        for name, side in sides.items()
-    }
-    frame = pd.DataFrame(shares, index=[_one_line(option, _WIDTH // 2) for option in one.options])
+    frame = pd.DataFrame(index=[_one_line(option, _WIDTH // 2) for option in one.options])
+    for name, side in (("base", one.base), ("adapted", one.answer)):
+        if side is not None:
+            frame[name] = [
+                f"{'>' if place == side.choice else ' '} {share:5.2f}"
+                for place, share in enumerate(side.probabilities)
+            ]
     verdict = ""
     if one.right is not None:
         is_right = one.gold == one.answer.choice
@@ -807,12 +788,9 @@ def tasks(write: tuple[str, str] | None, count: int, seed: int, as_json: bool) -
             _print_json([{name: getattr(task, name) for name in told} for task in every])
             return
         width = max(len(task.name) for task in every)
-        click.echo(
-            "\n".join(
-                f"{task.name:<{width}}  {'seen' if task.seen else '    '}  {task.description}"
-                for task in every
-            )
-        )
+        for task in every:
+            seen = "seen" if task.seen else ""
+            click.echo(f"{task.name:<{width}}  {seen:4}  {task.description}")
         return
     name, path = write[0], Path(write[1])
     examples, _ = ready_task(name).draw(count, 0, seed)

@@ -30,8 +30,8 @@ from degaml_kedro.adaptation import (
     Listener,
     Progress,
     Report,
+    TaskAdaptation,
     Tried,
-    adapt_to_task,
     explain,
 )
 from degaml_kedro.checkpoint.folder import (
@@ -292,21 +292,29 @@ class Session(AnsweringModel):
         support, asked, warnings = _deal(examples, held_out, seed)
         policy = self.trained.settings.policy
         search = (budget or Budget()).of(policy.search)
+        adaptation = TaskAdaptation(
+            self.trained,
+            asking,
+            self._policy_model,
+            policy.model_copy(update={"search": search}),
+            support,
+            asked,
+            Report(
+                len(support),
+                len(asked),
+                base_model=self.base_model,
+                source=self.trained.name,
+                seed=seed,
+                warnings=warnings,
+            ),
+            progress,
+        )
         with _cancellable():
-            context, state, report = adapt_to_task(
-                self.trained,
-                asking,
-                self._policy_model,
-                support,
-                asked,
-                policy.model_copy(update={"search": search}),
-                seed,
-                warnings,
-                progress,
-            )
-        lean = replace(context, draw=None, interrupted=None, meter=Meter())
+            state = adaptation.run()
+        lean = replace(adaptation.context, draw=None, interrupted=None, meter=Meter())
         labels = support[0].options if shares_options(support) else ()
-        return AdaptedModel(lean, state, self.trained.settings.answering, report, labels)
+        settings, report = self.trained.settings.answering, adaptation.report
+        return AdaptedModel(lean, state, settings, report, labels)
 
 
 class AdaptedModel(AnsweringModel):

@@ -92,8 +92,8 @@ def service(serve):
 def keep(service, token):
     """A model of that visitor."""
     run = service.submit(token, lambda run: Model(), "a title")
-    until(lambda: run.over and not service._queue)
-    return run.kept
+    until(lambda: run.over)
+    return run
 
 
 # --- the queue ------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_one_after_the_other_in_order(service):
     works[0].release.set()
     assert works[1].begun.wait(5)
     assert runs[0].state == "done"
-    assert service.models("visitor 0") == [runs[0].kept]
+    assert service.models("visitor 0") == runs[:1]
     assert [service.ahead(run) for run in runs[1:]] == [0, 1]
     works[1].release.set()
     works[2].release.set()
@@ -310,7 +310,7 @@ def test_what_is_finished_after_its_owner_left_is_not_kept(service):
     service.forget("a")
     left.set()
     until(lambda: run.over)
-    assert (run.state, run.kept, service.models("a")) == ("cancelled", None, [])
+    assert (run.state, service.models("a")) == ("cancelled", [])
 
 
 def test_the_idle_are_forgotten(serve):
@@ -352,13 +352,13 @@ def tiny(tmp_path_factory):
 def adapt(service, token, text=TWENTY, **options):
     run = service.start(token, text, **options)
     follow(service, run)
-    return run.kept, run
+    return run
 
 
 def test_from_examples_to_answers(tiny):
-    kept, run = adapt(tiny, "a", held_out=5, budget=Budget(1, 1))
-    assert run.state == "done"
-    assert (kept.report.support, kept.report.held_out) == (15, 5)
+    kept = adapt(tiny, "a", held_out=5, budget=Budget(1, 1))
+    assert kept.state == "done"
+    assert (kept.model.report.support, kept.model.report.held_out) == (15, 5)
     question, base, adapted, own = tiny.ask("a", kept.id, "Which?", ["May", "June"])
     assert own is kept
     assert question.options == ("May", "June")
@@ -386,24 +386,23 @@ def test_a_full_disk_is_a_sentence_and_the_results_are_shown(tiny, monkeypatch, 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    kept, _ = adapt(tiny, "full", budget=Budget(1, 1))
+    kept = adapt(tiny, "full", budget=Budget(1, 1))
     with gr.Blocks() as app:
-        page = _Page(tiny)
-        page.lay_out(app)
+        page = _Page(tiny, app)
     for name in ("shutil.make_archive", "degaml_kedro.checkpoint.folder.replaced_folder"):
         with monkeypatch.context() as patch:
             patch.setattr(name, full)
-            shown = page._all("full", kept)
+            shown = page._all(kept)
         assert "The zip cannot be written, most likely for want of room" in shown[page.error]
         assert "dg-" in shown[page.results]
     assert caplog.text.count("No space left on device") == 2
     assert "Traceback" not in caplog.text
-    assert page.error not in page._all("full", kept)
+    assert page.error not in page._all(kept)
     tiny.forget("full")
 
 
 def test_a_model_that_is_freed_under_its_download_is_gone(tiny, monkeypatch):
-    kept, _ = adapt(tiny, "freed", budget=Budget(1, 1))
+    kept = adapt(tiny, "freed", budget=Budget(1, 1))
 
     def freed(*_):
         tiny.forget("freed")
@@ -415,7 +414,7 @@ def test_a_model_that_is_freed_under_its_download_is_gone(tiny, monkeypatch):
 
 
 def test_without_one_set_of_answers_a_question_needs_options(tiny):
-    kept, _ = adapt(tiny, "own", "What comes? | May* | June\nWhat went? | July | August*")
+    kept = adapt(tiny, "own", "What comes? | May* | June\nWhat went? | July | August*")
     with pytest.raises(DemoError, match="needs some, too"):
         tiny.ask("own", kept.id, "Which?", [])
 
@@ -467,17 +466,15 @@ def test_examples_of_too_many_tokens_are_mistakes(tiny, tmp_path):
 
 
 def test_mistakes_can_be_left_out(tiny):
-    kept, _ = adapt(
-        tiny, "skipping", TWENTY + "\nno answer", skip_mistakes=True, budget=Budget(1, 1)
-    )
-    assert kept.report.support == 20
+    kept = adapt(tiny, "skipping", TWENTY + "\nno answer", skip_mistakes=True, budget=Budget(1, 1))
+    assert kept.model.report.support == 20
     tiny.forget("skipping")
 
 
 def test_too_few_examples_are_told_by_the_session(tiny):
-    kept, run = adapt(tiny, "few", "a => b\nc => d", held_out=1)
-    assert kept is None
+    run = adapt(tiny, "few", "a => b\nc => d", held_out=1)
     assert run.state == "failed"
+    assert tiny.models("few") == []
     assert "2 are needed" in run.error
 
 
@@ -491,7 +488,7 @@ def test_who_stops_listening_does_not_stop_the_work(tiny):
 
     run = asyncio.run(listen())
     until(lambda: run.over, 30)
-    assert tiny.models("listener") == [run.kept]
+    assert tiny.models("listener") == [run]
     tiny.forget("listener")
 
 
@@ -504,9 +501,9 @@ def test_tasks_that_the_generator_was_trained_on_are_marked(tiny, monkeypatch):
         (task.name, "\n\n", False),
         (other.name, "", False),
     ):
-        kept, _ = adapt(tiny, "known", tiny.ready_text(name) + changed, budget=Budget(1, 1))
+        kept = adapt(tiny, "known", tiny.ready_text(name) + changed, budget=Budget(1, 1))
         assert kept.trained_on is known
-        page = render("accuracies", kept.report, kept.trained_on) + render(
+        page = render("accuracies", kept.model.report, kept.trained_on) + render(
             "history", [kept], None, 0
         )
         assert page.count("was trained on this task") == (2 if known else 0)

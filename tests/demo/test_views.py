@@ -94,7 +94,8 @@ def report(**changes):
 
 def kept(title):
     """What the history shows of a model."""
-    return SimpleNamespace(id="0", number=1, title=title, report=report(), trained_on=True)
+    model = SimpleNamespace(report=report())
+    return SimpleNamespace(id="0", number=1, title=title, model=model, trained_on=True)
 
 
 def method(name, accuracy, by_seed=(), bound=False, tokens=None):

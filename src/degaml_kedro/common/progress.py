@@ -31,38 +31,29 @@ def progress_bar(title: str, unit: str, done: int = 0) -> Iterator[Progress]:
     Yields:
         A callable that takes (done, total).
     """
-    if sys.stderr.isatty():
-        with tqdm(
-            desc=title, unit=unit, initial=done, delay=_BAR_AFTER_SECONDS, leave=False
-        ) as bar:
+    if not sys.stderr.isatty():
+        yield _lines(title, unit, done)
+        return
+    with tqdm(desc=title, unit=unit, initial=done, delay=_BAR_AFTER_SECONDS, leave=False) as bar:
 
-            def draw(now: int, total: int) -> None:
-                bar.total = total
-                bar.update(now - bar.n)
+        def draw(now: int, total: int) -> None:
+            bar.total = total
+            bar.update(now - bar.n)
 
-            yield draw
-    else:
-        yield _Lines(title, unit, done)
+        yield draw
 
 
-class _Lines:
+def _lines(title: str, unit: str, first: int) -> Progress:
     """The same for a log file: a line every half a minute."""
+    start = last = time.monotonic()
 
-    def __init__(self, title: str, unit: str, done: int) -> None:
-        self._title, self._unit, self._first = title, unit, done
-        self._start = self._last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
+    def log(done: int, total: int) -> None:
+        nonlocal last
         now = time.monotonic()
-        if now - self._last < _LINE_EVERY_SECONDS or done <= self._first:
+        if now - last < _LINE_EVERY_SECONDS or done <= first:
             return
-        self._last = now
-        left = (now - self._start) / (done - self._first) * (total - done)
-        logger.info(
-            "%s: %d of %d %ss, about %s left",
-            self._title,
-            done,
-            total,
-            self._unit,
-            tqdm.format_interval(left),
-        )
+        last = now
+        left = tqdm.format_interval((now - start) / (done - first) * (total - done))
+        logger.info("%s: %d of %d %ss, about %s left", title, done, total, unit, left)
+
+    return log

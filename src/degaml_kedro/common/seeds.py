@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-_BITS = 63
-
 
 def derive_seed(seed: int, *names: str) -> int:
     """A seed of its own for every name under one run seed.
@@ -31,4 +29,4 @@ def derive_seed(seed: int, *names: str) -> int:
         # the length keeps ("ab", "c") apart from ("a", "bc")
         digest.update(len(encoded).to_bytes(8, "big"))
         digest.update(encoded)
-    return int.from_bytes(digest.digest()[:8], "big") >> (64 - _BITS)
+    return int.from_bytes(digest.digest()[:8], "big") >> 1
