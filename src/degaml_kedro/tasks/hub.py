@@ -38,8 +38,6 @@ Row = Mapping[str, Any]
 Mapped = Example | None | TaskError
 Mapper = Callable[[Sequence[Row]], list[Mapped]]
 
-# A source's ``config`` may name several configurations of a dataset; their rows are put together.
-CONFIG_JOINT = "+"
 WRONG_ANSWERS = 3
 _BOXES = ("\\boxed", "\\fbox")
 # published benchmarks have a few rows that are no examples; more of them are a mapping that does not fit
@@ -332,8 +330,8 @@ def _without_bad_rows(mapped: Sequence[Mapped], called: str) -> list[Example | N
 
 
 def _rows(source: HubSource, split: str) -> list[Row]:
-    """The rows of a split, of all the configurations that the source names."""
-    configs = [None] if source.config is None else source.config.split(CONFIG_JOINT)
+    """The rows of a split, of all the configurations that the source names, as in ``easy+hard``."""
+    configs = [None] if source.config is None else source.config.split("+")
     if source.local_path is None:
         return [row for config in configs for row in _hub_rows(source, config, split)]
     path = Path(source.local_path)

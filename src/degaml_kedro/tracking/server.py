@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
 import os
 import re
 import sqlite3
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.file_utils import ExclusiveFileLock
 from mlflow.utils.rest_utils import http_request_safe
 from sqlalchemy import Engine, create_engine, inspect, select, table
 from sqlalchemy.exc import SQLAlchemyError
@@ -217,13 +215,25 @@ def _make_database(engine: Engine) -> None:
 
     with closing(sqlite3.connect(":memory:")) as memory:
         _initialize_tables(create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool))
-        digest = hashlib.sha256(str(engine.url).encode()).hexdigest()[:16]
-        with ExclusiveFileLock(f"{tempfile.gettempdir()}/degaml-mlflow-{digest}"):
+        with _locked(Path(engine.url.database or ".").parent):
             # another program may have been faster
             if _is_unfinished(engine):
                 with closing(engine.raw_connection()) as database:
                     file: Any = database.driver_connection
                     memory.backup(file)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """No other program is in the block for this folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # an error: a file system without locks
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_unfinished(engine: Engine) -> bool:
