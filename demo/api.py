@@ -137,12 +137,12 @@ def check_values(endpoint: Callable[..., Any], values: Sequence[Any]) -> None:
         gr.Error: one is of another type than the endpoint's annotation.
     """
     hints = get_type_hints(endpoint)
-    names = [name for name, kind in hints.items() if name != "return" and kind is not gr.Request]
-    for name, value in zip(names, values, strict=False):
+    del hints["return"]
+    kinds = [(name, kind) for name, kind in hints.items() if kind is not gr.Request]
+    for (name, kind), value in zip(kinds, values, strict=False):
         try:
-            TypeAdapter(hints[name]).validate_python(value, strict=True)
+            TypeAdapter(kind).validate_python(value, strict=True)
         except ValidationError as error:
-            kind = hints[name]
             told = kind.__name__ if isinstance(kind, type) else kind
             raise refusal(f"'{name}' is to be of type {told}; mend the request") from error
 
@@ -165,16 +165,13 @@ class _Endpoints:
         pasted = self._service.read(text, name)
         rows = []
         for row in pasted.rows:
-            example = row.example and {
-                **_fields(row.example, "prompt", "gold"),
-                "options": list(row.example.options),
-            }
+            example = row.example and _fields(row.example, "prompt", "gold", "options")
             rows.append({**_fields(row, "line", "shown", "mistake"), "example": example})
         return {
             "layout": pasted.layout,
             "examples": len(pasted.examples),
             "mistakes": len(pasted.mistakes),
-            "unread": list(pasted.unread),
+            "unread": pasted.unread,
             "rows": rows,
         }
 
@@ -200,12 +197,11 @@ class _Endpoints:
             budget=Budget(rounds, proposals, min(seconds, service.settings.max_seconds)),
             seed=seed,
         )
-        last: dict[str, Any] = {}
+        last = None
         async for _ in service.follow(run):
-            now = self._standing(run)
-            if now != last:
-                last = now
+            if (now := self._standing(run)) != last:
                 yield now
+            last = now
         if run.state != "done":
             raise DemoError(run.error or "Stopped.")
         yield {
