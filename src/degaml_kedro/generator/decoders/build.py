@@ -101,7 +101,8 @@ class Decoder(nn.Module):
             lengths = torch.ones(1, size.prompts, dtype=torch.long)
             with FlopCounterMode(display=False) as counter:
                 functional_call(self, shapes, (states, lengths, torch.empty(1, size.states)))
-        return counter.get_total_flops() // 2
+        flop: int = counter.get_total_flops()
+        return flop // 2
 
 
 def whole_flow(
