@@ -97,12 +97,13 @@ class Decoder(nn.Module):
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
         with torch.device("meta"), torch.no_grad():
-            states = torch.empty(1, size.prompts, size.tokens, size.width)
+            # the type is given: another thread that loads a model has its own as the process's default meanwhile
+            states = torch.empty(1, size.prompts, size.tokens, size.width, dtype=torch.float32)
             lengths = torch.ones(1, size.prompts, dtype=torch.long)
+            permutation = torch.empty(1, size.states, dtype=torch.float32)
             with FlopCounterMode(display=False) as counter:
-                functional_call(self, shapes, (states, lengths, torch.empty(1, size.states)))
-        flop: int = counter.get_total_flops()
-        return flop // 2
+                functional_call(self, shapes, (states, lengths, permutation))
+        return int(counter.get_total_flops()) // 2
 
 
 def whole_flow(
