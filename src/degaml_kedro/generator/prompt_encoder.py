@@ -206,7 +206,7 @@ def _load(parameters: EncoderParameters) -> PromptEncoder:
             place = carried_by(source.package, source.folder, "folder", "encoder")
         check_model_files(place)
         library = _from_pretrained(source, str(place))
-    model = library[0].model
+    model: Any = library[0].model
     fingerprint = weights_fingerprint(model, library.tokenizer, _UNUSED)
     library.eval().requires_grad_(False).to(device, choose_dtype(parameters.dtype, device))
     positions = int(getattr(model.config, "max_position_embeddings", 512))

@@ -175,7 +175,7 @@ def first_blocks(model: Any) -> Any:
     small = copy.deepcopy(model, copied).float()
     for module in small.modules():
         if isinstance(module, AdaptableLinear):
-            module.__class__ = nn.Linear
+            module.__class__ = nn.Linear  # type: ignore[assignment]
     small.get_input_embeddings().padding_idx = None
     own = small.config.get_text_config()
     if longest_packed(own) is not None:
