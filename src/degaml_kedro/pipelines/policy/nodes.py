@@ -13,7 +13,10 @@ import pandas as pd
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.common.progress import progress_bar
 from degaml_kedro.common.seeds import derive_seed
-from degaml_kedro.config.schema import ProjectParameters, required
+from degaml_kedro.config.schema import (
+    ProjectParameters,
+    required,
+)
 from degaml_kedro.generator.examples import ExampleGenerator
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
@@ -25,7 +28,13 @@ from degaml_kedro.pipelines.fingerprint import digest, stated
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.fallback import KINDS, learned_fallback
 from degaml_kedro.policy.proposers import PolicyProposer
-from degaml_kedro.policy.search import ResumeMismatchError, Row, Tag, executed_rows, roll_out
+from degaml_kedro.policy.search import (
+    ResumeMismatchError,
+    Row,
+    Tag,
+    executed_rows,
+    roll_out,
+)
 from degaml_kedro.policy.tabular import fit_rewards
 from degaml_kedro.policy.training import learn
 from degaml_kedro.results.figures import figure_page, policy_figure, strategy_map
