@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -22,9 +22,9 @@ def points(difference: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text
 
 
-def interval(low: float, high: float) -> str:
-    """An interval of a share: ``50.1 to 59.2``."""
-    return f"{percent(low)} to {percent(high)}"
+def interval(low: float, high: float, write: Callable[[float], str] = percent) -> str:
+    """An interval of a share: ``50.1 to 59.2``; of a difference if ``points`` writes it: ``-1.0 to +3.2``."""
+    return f"{write(low)} to {write(high)}"
 
 
 def with_interval(share: float, low: float, high: float) -> str:
@@ -35,11 +35,6 @@ def with_interval(share: float, low: float, high: float) -> str:
 def two_digits(value: float | None) -> str:
     """``0.55``; nothing for what is missing."""
     return "" if pd.isna(value) else f"{value:.2f}"
-
-
-def interval_of_points(low: float, high: float) -> str:
-    """An interval of a difference: ``-1.0 to +3.2``."""
-    return f"{points(low)} to {points(high)}"
 
 
 def p_value(p: float) -> str:

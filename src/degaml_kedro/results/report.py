@@ -35,7 +35,6 @@ from degaml_kedro.results.formatting import (
     flat,
     in_short,
     interval,
-    interval_of_points,
     listed,
     markdown_table,
     p_value,
@@ -324,8 +323,8 @@ def _contrast_table(findings: Findings, frame: pd.DataFrame, where: str) -> dict
         (
             one["other"],
             points(one["mean"]),
-            interval_of_points(one["low"], one["high"]),
-            interval_of_points(one["low_adjusted"], one["high_adjusted"]),
+            interval(one["low"], one["high"], points),
+            interval(one["low_adjusted"], one["high_adjusted"], points),
             p_value(one["p"]),
             p_value(one["p_adjusted"]),
             str(one["strata"]),

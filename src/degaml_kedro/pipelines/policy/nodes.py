@@ -13,7 +13,10 @@ import pandas as pd
 from degaml_kedro.adapters.adapter import Adapter
 from degaml_kedro.common.progress import progress_bar
 from degaml_kedro.common.seeds import derive_seed
-from degaml_kedro.config.schema import ProjectParameters, required
+from degaml_kedro.config.schema import (
+    ProjectParameters,
+    required,
+)
 from degaml_kedro.generator.examples import ExampleGenerator
 from degaml_kedro.generator.generator import Generator
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings

@@ -19,7 +19,12 @@ from degaml_kedro.pipelines.policy.nodes import (
     roll_out_task,
     train_policy,
 )
-from degaml_kedro.pipelines.task_folds import TaskFold, rollout_folds, task_folds, writer_input
+from degaml_kedro.pipelines.task_folds import (
+    TaskFold,
+    rollout_folds,
+    task_folds,
+    writer_input,
+)
 
 
 def create_pipeline(parameters: ProjectParameters) -> Pipeline:
