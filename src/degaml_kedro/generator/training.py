@@ -231,9 +231,9 @@ class Optimization:
         groups: Sequence[dict[str, Any]] | None = None,
     ) -> None:
         self.parameters, self.training = dict(network.named_parameters()), training
-        learned: Any = groups or list(self.parameters.values())
+        everything: Any = list(self.parameters.values())
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            learned, weight_decay=training.weight_decay, fused=True
+            groups or everything, weight_decay=training.weight_decay, fused=True
         )
         self.first = 1 if resume is None else resume.step + 1
         if resume is not None:
