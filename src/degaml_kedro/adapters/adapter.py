@@ -442,7 +442,7 @@ _Alpha = Annotated[int | float, Field(gt=0, le=_MAX_ALPHA)]
 _Names = Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
 
 
-class _Settings(BaseModel):
+class _PeftSettings(BaseModel):
     """What is read of a configuration file that anybody may have written."""
 
     model_config = ConfigDict(strict=True)
@@ -466,11 +466,13 @@ def _checked_settings(
     from peft import LoraConfig  # takes seconds to import
 
     # what is empty is not set
-    optional = [name for name, field in _Settings.model_fields.items() if not field.is_required()]
+    optional = [
+        name for name, field in _PeftSettings.model_fields.items() if not field.is_required()
+    ]
     known = {key: value for key, value in raw.items() if key not in optional or value}
     known = {**known, "layers_to_transform": raw.get("layers_to_transform")}
     try:
-        settings = _Settings.model_validate(known)
+        settings = _PeftSettings.model_validate(known)
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
@@ -488,7 +490,7 @@ def _checked_settings(
         raise AdapterError(f"{file} is refused by PEFT: {error}; make the adapter again") from error
 
 
-def _check_patterns(settings: _Settings, file: Path, layers: Iterable[str]) -> None:
+def _check_patterns(settings: _PeftSettings, file: Path, layers: Iterable[str]) -> None:
     """Refuse regular expressions that could be matched for ever: repeated groups, many repeats, long names."""
     patterns = [*(settings.rank_pattern or {}), *(settings.alpha_pattern or {})]
     for one in (settings.target_modules, settings.exclude_modules):
