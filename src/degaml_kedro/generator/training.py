@@ -17,11 +17,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
 from degaml_kedro.common.seeds import derive_seed
@@ -35,14 +35,20 @@ _FLOOR = 0.1
 
 
 def join_processes(cpu: bool) -> Accelerator:
-    """The accelerator of this process, which leaves its group before the interpreter is taken down.
+    """The accelerator of this process, one a training: what it holds goes with the training."""
+    accelerator = Accelerator(cpu=cpu)
+    if accelerator.num_processes > 1:
+        _leave_at_exit()
+    return accelerator
+
+
+@cache
+def _leave_at_exit() -> None:
+    """Leave the group of processes once, before the interpreter is taken down.
 
     Otherwise threads of gloo's (several processes on the CPU) may let go of tensors too late, which aborts the process.
     """
-    accelerator = Accelerator(cpu=cpu)
-    if accelerator.num_processes > 1:
-        atexit.register(accelerator.end_training)
-    return accelerator
+    atexit.register(PartialState().destroy_process_group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,6 +220,7 @@ def train_generator(
         total = training.mse * (mse if training.mse else 0.0)
         total += training.sft * (sft if training.sft else 0.0)
         yield optimization.take(step, began, total, mse, sft, computed)
+    accelerator.free_memory()
     decoder.eval()
 
 

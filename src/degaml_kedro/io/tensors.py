@@ -11,13 +11,13 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from degaml_kedro.common.atomic import StoredDataError, replace_file
 
 # the format's names of the types that are written here
 DTYPES = {
+    torch.float64: "F64",
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
@@ -60,15 +60,15 @@ def write_pieces(path: Path, head: bytes, pieces: Iterable[Tensor]) -> None:
     def write(stream: BinaryIO) -> None:
         stream.write(head)
         for piece in pieces:
-            stream.write(piece.contiguous().view(torch.uint8).numpy().data)
+            stream.write(piece.contiguous().flatten().view(torch.uint8).numpy().data)
 
     replace_file(path, write)
 
 
 def write_described(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write tensors with a description that JSON can hold."""
-    content = save(dict(tensors), metadata=description(about))
-    replace_file(path, lambda stream: stream.write(content))
+    head = safetensors_head(((n, t.dtype, t.shape) for n, t in tensors.items()), description(about))
+    write_pieces(path, head, tensors.values())
 
 
 def description(about: Mapping[str, Any]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from degaml_kedro.adapters.adapter import AdapterConfig
 from degaml_kedro.adapters.scales import TokenScales
 from degaml_kedro.adapters.tokens import permutation_states
 from degaml_kedro.baselines import union_train
+from degaml_kedro.common.atomic import is_main_process
 from degaml_kedro.common.progress import progress_bar
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import (
@@ -100,7 +101,9 @@ def train(
         "parameter_count": fresh.decoder.parameter_count,
         "multiply_adds": fresh.decoder.multiply_adds,
     }
-    identity = {**asdict(fresh.identity), "computed_in": f"{base.dtype} on {accelerator.device}"}
+    # the kind of device: every process has a card of its own, and all of them one fingerprint
+    device = accelerator.device.type
+    identity = {**asdict(fresh.identity), "computed_in": f"{base.dtype} on {device}"}
     fingerprint = digest(
         [about, identity, stated(parameters.prompt), settings.tokenization.model_dump()]
     )
@@ -164,7 +167,7 @@ def train_on_examples(
         learned_from = stated(source)
     fresh = ExampleGenerator.fresh(base, own.decoder, parameters.lora)
     about = {**_about(parameters, variant, fold), "parameter_count": fresh.parameter_count}
-    computed = [asdict(fresh.identity), f"{base.dtype} on {base.device}"]
+    computed = [asdict(fresh.identity), f"{base.dtype} on {base.device.type}"]
     mode = parameters.scoring_of(names[0]).answers
     fresh.about = about
     fresh.fingerprint = digest(
@@ -235,7 +238,7 @@ def _learned(
             progress(number, training.steps)
             if last or (training.check_every and number % training.check_every == 0):
                 checks += check(number)
-            if number % training.save_every == 0 and not last:
+            if number % training.save_every == 0 and not last and is_main_process():
                 yield GeneratorProgress(
                     fresh.fingerprint, step.state(), tuple(records), tuple(checks)
                 )
