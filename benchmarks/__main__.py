@@ -24,6 +24,7 @@ from benchmarks import (
     adaptation,
     candidates,
     decoders,
+    fused,
     gemm_limit,
     generation,
     generator_training,
@@ -41,6 +42,7 @@ from benchmarks.measure import OtherLoad, Result, table
 BENCHMARKS: dict[str, Callable[[Settings], Result]] = {
     "memory": memory.run,
     "training": training.run,
+    "fused": fused.run,
     "gemm_limit": gemm_limit.run,
     "scoring_text": scoring.run_text,
     "scoring_letter": scoring.run_letter,

@@ -392,7 +392,8 @@ def _read_content(folder: Path) -> _StateFile:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(raw, dict) and raw.get("format") != FORMAT:
             raise StateError(
-                f"{STATE_FILE} has format {raw.get('format')}, this version reads {FORMAT}"
+                f"{STATE_FILE} has format {raw.get('format')}, this version reads {FORMAT}; adapt anew from the task's "
+                f"examples, or take its adapter_0, a PEFT folder, as it is"
             )
         # from text: strict in the types of values, and a list is JSON's way to write a tuple
         return _StateFile.model_validate_json(json.dumps(raw), strict=True)
