@@ -24,7 +24,7 @@ from degaml_kedro.pipelines import (
 # functions of nodes that compute with the base model, a generator or the encoder
 _ON_DEVICE = frozenset(
     {
-        *("encode_prompts", "train_on_pool", "train_trajectory", "train_alone"),
+        *("encode_prompts", "train_on_pool", "train_trajectory"),
         *("train", "train_on_examples", "read_health", "generate_adapters", "write_adapter"),
         *("roll_out_task", "train_policy", "choose_strategies", "execute_strategies"),
         *("fit_baseline", "search_settings", "adapt_baseline", "adapt_and_predict"),

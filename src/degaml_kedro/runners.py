@@ -40,7 +40,8 @@ class StageRunner(ThreadRunner):
     2. the earliest stage's: later stages wait for it, and what nothing waits for fills the threads it leaves free;
     3. in a stage the one furthest from the beginning: what was begun is finished first.
 
-    A node with the tag ``alone``, which nearly everything waits for, runs by itself, and PyTorch has all threads.
+    A node with the tag ``alone``, which nearly everything waits for, runs by itself, and PyTorch has all threads: sums
+    are rounded otherwise than with one thread, so numbers differ from those of Kedro's runners in their last bits.
 
     ``kedro run --runner degaml_kedro.runners.StageRunner``
     """

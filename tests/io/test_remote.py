@@ -15,11 +15,8 @@ from degaml_kedro.common.atomic import AtomicJSONDataset
 from degaml_kedro.io import remote
 from degaml_kedro.io.datasets import AdapterDataset, TrajectoryDataset, TrajectoryResumeDataset
 from degaml_kedro.io.rollouts import Rollouts, RolloutsDataset, RolloutsResumeDataset
-from tests.conftest import Project
 from tests.io.fake_training import CONFIG, split, train
 from tests.io.test_rollouts import rows
-from tests.pipelines.helpers import run
-from tests.pipelines.test_runs import numbers
 
 FILES = fsspec.filesystem("memory")
 
@@ -118,21 +115,3 @@ def test_a_table_is_written_whole():
     assert AtomicJSONDataset(filepath="memory://bucket/run/08_reporting/one.json").load() == {
         "a": 1
     }
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("runs")
-def test_a_run_behind_fsspec_comes_to_the_same_numbers(
-    project: Project, reference: Project, tmp_path
-):
-    for environment in ("base", "smoke"):
-        (project.conf / environment / "globals.yml").write_text("data: memory://bucket/run\n")
-    run(project)
-    run(project, "report")
-    copy = tmp_path / "copy"
-    FILES.get("/run", str(copy), recursive=True)
-    made = {
-        name: value for name, value in numbers(copy).items() if not name.endswith(".index.json")
-    }
-    expected = numbers(reference.data)
-    assert {name: made[name] for name in expected} == expected

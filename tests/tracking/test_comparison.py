@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 
 from degaml_kedro.common.atomic import AtomicTextDataset
 from degaml_kedro.common.errors import DegamlError
-from degaml_kedro.io.local import LocalDataset
+from degaml_kedro.io.local import ReadOnlyDataset
 from degaml_kedro.results import statistics
 from degaml_kedro.results.runs import Runs
 from degaml_kedro.results.statistics import MEAN, find
@@ -290,14 +290,11 @@ def test_reading_does_not_need_the_project_s_hooks():
 def stored(monkeypatch):
     """In place of finished runs on disk."""
 
-    class Stored(LocalDataset[None, Runs]):
-        def load(self) -> Runs:
+    class Stored(ReadOnlyDataset[Runs]):
+        def _read(self) -> Runs:
             if self._path.name == "half":
                 raise DegamlError(f"{self._path}/x.json cannot be read; delete it")
             return runs()
-
-        def save(self, data: None) -> None:
-            raise NotImplementedError
 
     monkeypatch.setattr("degaml_kedro.tracking.__main__.RunsDataset", Stored)
     return Stored
