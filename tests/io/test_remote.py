@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 
 import fsspec
 import pytest
@@ -16,6 +15,7 @@ from degaml_kedro.io import remote
 from degaml_kedro.io.datasets import AdapterDataset, TrajectoryDataset, TrajectoryResumeDataset
 from degaml_kedro.io.rollouts import Rollouts, RolloutsDataset, RolloutsResumeDataset
 from tests.io.fake_training import CONFIG, split, train
+from tests.io.sending import sent
 from tests.io.test_rollouts import rows
 
 FILES = fsspec.filesystem("memory")
@@ -46,8 +46,7 @@ def test_a_folder_comes_back_and_its_index_names_every_file_with_its_checksum():
     found = other.load()
     assert all(torch.equal(found.tensors[name], t) for name, t in adapter().tensors.items())
     # another process has a copy of its own
-    sent = pickle.loads(pickle.dumps(other))  # noqa: S301
-    assert sent.load().config == found.config
+    assert sent(other).load().config == found.config
 
 
 def test_what_the_index_does_not_name_or_names_otherwise_is_not_there(caplog):
