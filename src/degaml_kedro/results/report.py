@@ -20,7 +20,7 @@ from markupsafe import Markup
 from scipy import stats
 
 from degaml_kedro.config.methods import method_of
-from degaml_kedro.config.schema import BASELINES
+from degaml_kedro.config.schema import BASELINES, SUMMED
 from degaml_kedro.results import formatting
 from degaml_kedro.results.figures import (
     accuracy_compute_figure,
@@ -489,7 +489,7 @@ def _reproduction(findings: Findings) -> dict[str, Any]:
     commands = [str(run.record.get("command") or "") for run in runs]
     environment = re.search(r" --env \S+", commands[-1])
     option = environment[0] if environment else ""
-    pipelines = dict.fromkeys(BASELINES, "baselines")
+    pipelines = dict.fromkeys((*BASELINES, *SUMMED), "baselines")
     rows = [
         (run.name, str(run.seed), Code(run.profile), Code(command) if command else None)
         for run, command in zip(runs, commands, strict=True)
