@@ -68,6 +68,22 @@ def test_what_the_index_does_not_name_or_names_otherwise_is_not_there(caplog):
         one.load()
 
 
+@pytest.mark.parametrize(
+    "index",
+    [
+        b"no json",
+        b"[]",
+        b'{"../../elsewhere": {"sha256": "0"}}',
+        b'{"policy/../../x": {"sha256": "0"}}',
+        b'{"policy/x": {}}',
+    ],
+)
+def test_an_index_that_is_none_or_leads_elsewhere_is_refused(index):
+    FILES.pipe_file("/run/policy.index.json", index)
+    with pytest.raises(DatasetError, match=r"policy\.index\.json cannot be read as an index"):
+        AdapterDataset(filepath="memory://bucket/run/policy").load()
+
+
 def test_a_killed_training_is_gone_on_with_elsewhere(tmp_path, monkeypatch):
     """Every other process begins with an empty copy: what it goes on from was fetched."""
     monkeypatch.setattr(remote, "_SHARE", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import yaml
 from kedro.runner import SequentialRunner
 
@@ -34,3 +35,23 @@ def run(
             runner=runner or SequentialRunner(),
             only_missing_outputs=only_missing_outputs,
         )
+
+
+class Killed(Exception):  # noqa: N818
+    """The end of a run in the middle of it."""
+
+
+def run_killed_after_saving(
+    project: Project, monkeypatch: pytest.MonkeyPatch, dataset: type, *names: str, **options: Any
+) -> None:
+    """Run the pipelines until a dataset of this type has saved something for the first time."""
+    save = dataset.save
+
+    def killed_after_saving(self: Any, data: Any) -> None:
+        save(self, data)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "save", killed_after_saving)
+        with pytest.raises(Killed):
+            run(project, *names, **options)

@@ -22,7 +22,7 @@ from degaml_kedro.io.generators import GeneratorDataset
 from degaml_kedro.io.prompt_embeddings import read_prompt_embeddings
 from degaml_kedro.io.tokens import TokenScalesDataset, TokensDataset
 from degaml_kedro.io.trajectory import Trajectory
-from tests.pipelines.helpers import run
+from tests.pipelines.helpers import run, run_killed_after_saving
 
 # in one process, so that the reference is made once
 pytestmark = pytest.mark.xdist_group("runs")
@@ -279,25 +279,12 @@ def test_what_is_missing_is_made_again_and_the_rest_is_left(copied, reference):
     assert numbers(project.data) == numbers(reference.data)
 
 
-class Killed(Exception):  # noqa: N818
-    """The end of a run in the middle of it."""
-
-
 def test_a_killed_generator_training_goes_on_where_it_rested(
     copied, reference, monkeypatch, caplog
 ):
     folder = copied.data / "06_models/mse.generator"
     shutil.rmtree(folder)
-    save = GeneratorDataset.save
-
-    def killed_after_saving(self, data):
-        save(self, data)
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(GeneratorDataset, "save", killed_after_saving)
-        with pytest.raises(Killed):
-            run(copied, only_missing_outputs=True)
+    run_killed_after_saving(copied, monkeypatch, GeneratorDataset, only_missing_outputs=True)
     assert not folder.exists()
     assert folder.with_name("mse.generator.resume.safetensors").is_file()
     caplog.set_level("INFO")

@@ -14,7 +14,7 @@ import torch
 from degaml_kedro.generator.generator import load_generator
 from degaml_kedro.io.generators import GeneratorDataset
 from tests.conftest import ROOT
-from tests.pipelines.helpers import run
+from tests.pipelines.helpers import run, run_killed_after_saving
 
 # two processes share a step's pairs evenly
 SHARED = "generator.variants.sft.training.batch_size=2"
@@ -67,19 +67,7 @@ def test_two_processes_train_twice_in_a_row_and_go_on_after_a_kill(copied, monke
     assert not re.search(r"\d steps\s+of", again)
     assert_close(trained(copied), alone)
 
-    class Killed(Exception):  # noqa: N818
-        """The end of a run in the middle of it."""
-
-    save = GeneratorDataset.save
-
-    def killed_after_saving(self, data):
-        save(self, data)
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(GeneratorDataset, "save", killed_after_saving)
-        with pytest.raises(Killed):
-            run(copied, "generator", **CHANGED)
+    run_killed_after_saving(copied, monkeypatch, GeneratorDataset, "generator", **CHANGED)
     assert re.search(r"goes on after\s+step 2", launch(copied))
     assert not list((copied.data / "06_models").glob("*.resume.safetensors"))
     assert_close(trained(copied), alone)

@@ -44,8 +44,7 @@ class LocalDataset(AbstractDataset[In, Out]):
 
     def load(self) -> Out:
         """Read the value."""
-        if self._remote is not None:
-            self._remote.fetch()
+        self._fetch()
         return self._read()
 
     def save(self, data: In) -> None:
@@ -53,6 +52,10 @@ class LocalDataset(AbstractDataset[In, Out]):
         self._write(data)
         if self._remote is not None:
             self._remote.send(whole=self._is_whole(self._is_here))
+
+    def _fetch(self) -> None:
+        if self._remote is not None:
+            self._remote.fetch()
 
     @abstractmethod
     def _read(self) -> Out: ...

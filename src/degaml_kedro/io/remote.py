@@ -16,11 +16,13 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
 from kedro.io.core import get_protocol_and_path
+
+from degaml_kedro.common.atomic import StoredDataError
 
 logger = logging.getLogger(__name__)
 
@@ -127,10 +129,25 @@ class RemoteFiles:
         return {"size": size, "sha256": digest.hexdigest()}
 
     def _read_index(self) -> dict[str, dict[str, Any]]:
+        """The index; nothing where there is none.
+
+        Raises:
+            StoredDataError: it is none, or names files that are not this dataset's: they would leave the copy.
+        """
         try:
             index: dict[str, dict[str, Any]] = json.loads(self._filesystem.cat_file(self._index))
+            for name, about in index.items():
+                parts = PurePosixPath(name).parts
+                if not parts[0].startswith(self.copy.name) or ".." in parts or "\\" in name:
+                    raise ValueError(f"it names {name!r}, which is not of this dataset")
+                str.encode(about["sha256"])
         except FileNotFoundError:
             return {}
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise StoredDataError(
+                f"{self._index} cannot be read as an index ({error}); delete it, then `kedro run "
+                f"--only-missing-outputs` makes again what it is of"
+            ) from error
         return index
 
     def _path(self, name: str) -> Path:

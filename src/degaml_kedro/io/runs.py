@@ -52,11 +52,10 @@ class RunsDataset(ReadOnlyDataset[Runs]):
         ``runs: {type: degaml_kedro.io.runs.RunsDataset, filepath: data/comparison}``
     """
 
-    def load(self) -> Runs:
-        """Read all runs; of a remote folder, what a report reads of them is fetched first."""
+    def _fetch(self) -> None:
+        # of a run's folder nobody has an index
         if self._remote is not None:
             self._remote.fetch_matching(_READ)
-        return self._read()
 
     def _read(self) -> Runs:
         """Read all runs.
@@ -69,8 +68,7 @@ class RunsDataset(ReadOnlyDataset[Runs]):
         return read_runs(self._path)
 
     def _exists(self) -> bool:
-        if self._remote is not None:
-            self._remote.fetch_matching(_READ)
+        self._fetch()
         return any(_result_files(path / OUTPUT) for path in data_folders(self._path))
 
 
