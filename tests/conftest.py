@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, settings
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from kedro.runner import ThreadRunner
 
 from degaml_kedro.config.loader import ProjectConfigLoader
 
@@ -31,6 +33,12 @@ settings.register_profile(
     "house", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("house")
+
+
+# files that are written for good are waited for: in memory that costs nothing
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 8e9:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 def pytest_collection_finish() -> None:
@@ -47,10 +55,12 @@ def tracking_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Project:
     """The project with a configuration folder of its own."""
 
-    # when the run of `reference` began, in seconds
+    # when its one run began, in seconds
     began = 0.0
 
     def __init__(self, folder: Path, database: Path) -> None:
+        # the files there are after each stage that was run by itself
+        self.stages: dict[str, set[str]] = {}
         self.conf = folder / "conf"
         self.data = folder / "data"
         shutil.copytree(ROOT / "conf", self.conf)
@@ -78,12 +88,32 @@ class Project:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory, tracking_database: Path) -> Project:
-    """One sequential run of the smoke profile, for all tests of the group ``runs``; none of them changes it."""
+    """The smoke profile, stage by stage, for all tests of the group ``runs``; none of them changes it."""
     bootstrap_project(ROOT)
     project = Project(tmp_path_factory.mktemp("reference"), tracking_database)
+    for stage in ("checkpoints", "tokenize", "generator", "policy", "baselines", "evaluate"):
+        with project.session() as session:
+            session.run(pipeline_names=[stage])
+        files = (path for path in project.data.rglob("*") if path.is_file())
+        project.stages[stage] = {str(path.relative_to(project.data)) for path in files}
+    return project
+
+
+@pytest.fixture(scope="session")
+def threaded(tmp_path_factory: pytest.TempPathFactory, tracking_database: Path) -> Project:
+    """The smoke profile in one run with two threads, which change nothing of the process."""
+    bootstrap_project(ROOT)
+    project = Project(tmp_path_factory.mktemp("threaded"), tracking_database)
     project.began = time.time()
-    with project.session() as session:
-        session.run()
+    state = torch.get_rng_state()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with project.session() as session:
+            session.run(runner=ThreadRunner(max_workers=2))
+        assert torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
     return project
 
 

@@ -10,7 +10,6 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
-from kedro.runner import ThreadRunner
 from mlflow.tracking import MlflowClient
 
 from degaml_kedro.generator.training import TrainingState
@@ -50,11 +49,8 @@ def _start_time(one):
     return one.info.start_time
 
 
-@pytest.mark.parametrize("runner", ["sequential", "threads"])
-def test_a_run_per_task_and_method(reference, project, client, runner):
-    if runner == "threads":
-        run(project, runner=ThreadRunner(max_workers=2))
-    top, below = latest(client, reference.began if runner == "sequential" else 0.0)
+def test_a_run_per_task_and_method(threaded, client):
+    top, below = latest(client, threaded.began)
     assert top.data.params["profile"] == "smoke"
     assert top.data.params["model.source.kind"] == "random"
     assert top.data.params["trajectory.training.batch_size"] == "4"
@@ -77,7 +73,10 @@ def test_a_run_per_task_and_method(reference, project, client, runner):
 
 def test_a_trajectory_that_was_complete_shows_its_curve_again(project, client):
     run(project, "checkpoints")
+    weights = project.data / "03_primary/trajectories/day_after/trajectory.safetensors"
+    stamp = weights.stat().st_mtime_ns
     run(project, "checkpoints")
+    assert weights.stat().st_mtime_ns == stamp
     _, below = latest(client)
     history = client.get_metric_history(below["day_after"].info.run_id, "loss")
     assert [metric.step for metric in history] == [1, 2, 3]
@@ -161,8 +160,8 @@ def test_an_address_in_the_environment_that_does_not_count_is_said(
     assert "refused" in said
 
 
-def test_a_run_per_generator(copied, reference, client):
-    top, below = latest(client, reference.began)
+def test_a_run_per_generator(copied, threaded, client):
+    top, below = latest(client, threaded.began)
     child = below["generator mse"]
     assert child.data.tags["generator"] == "mse"
     assert child.data.tags["group"] == "all"
