@@ -184,10 +184,14 @@ def look() -> Watched:
         return False
 
     gc.collect()
+    # by type(): isinstance asks lazy modules for their class, which imports them
+    models = sum(type(one) is AdaptedModel for one in gc.get_objects())
+    if not models and not gc.get_freeze_count():
+        # modules and the base model, which stay: a walk over all of them takes a second
+        gc.freeze()
     return Watched(
         running=sum(adapts(frame) for frame in sys._current_frames().values()),
-        # by type(): isinstance asks lazy modules for their class, which imports them
-        models=sum(type(one) is AdaptedModel for one in gc.get_objects()),
+        models=models,
         threads=threading.active_count(),
         rss=int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * _PAGE_SIZE,
         cpu=time.process_time() - time.thread_time() - sum(_looked),
