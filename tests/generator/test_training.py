@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -366,6 +367,35 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    for name, tensor in wanted.items():
+        # softmax does not see this one: its gradient is rounding alone, which Adam blows up
+        if name != "network.pooling.query.bias":
+            assert torch.allclose(found[name], tensor, rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("objective", "at_once"), [("both", 1), ("both", 3), ("mse", 2), ("sft", 2), ("both", 9)]
+)
+def test_a_step_in_parts_is_the_step_at_once(objective: str, at_once: int) -> None:
+    options = {"batch_size": 4, "variance_weighted": True, **OBJECTIVES[objective]}
+    whole, parted = tiny_generator(), tiny_generator()
+    steps = train(whole, **options)
+    exchanges = Mock(wraps=CPU.no_sync)
+    accelerator = Mock(wraps=CPU, device=CPU.device, num_processes=1, process_index=0)
+    accelerator.no_sync = exchanges
+    found = train(parted, accelerator=accelerator, **options, device_batch_size=at_once)
+    # gradients are exchanged behind the last part alone
+    assert exchanges.call_count == len(steps) * (math.ceil(4 / at_once) - 1)
+    if at_once >= 4:
+        assert same(parameters(parted), parameters(whole))
+    assert_close(parameters(parted), parameters(whole))
+    for one, other in zip(found, steps, strict=True):
+        for name in ("loss", "mse", "sft", "gradient_norm", "tokens"):
+            wanted = getattr(other.record, name)
+            assert getattr(one.record, name) == pytest.approx(wanted, rel=1e-4, nan_ok=True), name
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_run_resumed_from_any_step_ends_bit_identical(objective: str, tmp_path: Path) -> None:
     weights = OBJECTIVES[objective]
@@ -473,9 +503,12 @@ def test_a_loss_that_is_not_finite_stops_it(objective: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["mse", "both"])
-def test_several_processes_give_one_process_s_parameters(tmp_path: Path, objective: str) -> None:
-    options = {"steps": 4, "batch_size": 4, **OBJECTIVES[objective]}
+@pytest.mark.parametrize(("objective", "at_once"), [("mse", None), ("both", 1)])
+def test_several_processes_give_one_process_s_parameters(
+    tmp_path: Path, objective: str, at_once: int | None
+) -> None:
+    """Also where each has its share of a step in parts."""
+    options = {"steps": 4, "batch_size": 4, **OBJECTIVES[objective], "device_batch_size": at_once}
     # what `accelerate launch` calls; of its own accord it starts several processes on GPUs only
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "tests.generator.processes"]
@@ -490,7 +523,7 @@ def test_several_processes_give_one_process_s_parameters(tmp_path: Path, objecti
     )
     assert done.returncode == 0, done.stderr[-3000:]
     made = tiny_generator()
-    steps = train(made, **options)
+    steps = train(made, **{**options, "device_batch_size": None})
     for process in range(2):
         about = json.loads((tmp_path / f"{process}.json").read_text())
         assert about["processes"] == 2
@@ -498,7 +531,4 @@ def test_several_processes_give_one_process_s_parameters(tmp_path: Path, objecti
             assert mine.record.loss == pytest.approx(theirs["loss"], rel=1e-5)
             assert mine.record.gradient_norm == pytest.approx(theirs["gradient_norm"], rel=1e-4)
         found = load_file(tmp_path / f"{process}.safetensors")
-        for name, tensor in parameters(made).items():
-            # softmax does not see this one: its gradient is rounding alone, which Adam blows up
-            if name != "network.pooling.query.bias":
-                assert torch.allclose(found[name], tensor, rtol=1e-3, atol=1e-4), name
+        assert_close(found, parameters(made))

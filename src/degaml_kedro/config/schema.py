@@ -355,7 +355,11 @@ class GeneratorTraining(Parameters):
     sft: float = Field(0.0, ge=0)
     # 0: as it starts, which for an associative decoder is the closed form
     steps: int = Field(4000, ge=0, le=10_000_000)
+    # pairs of an optimiser step, over all processes
     batch_size: int = Field(64, ge=1, le=65536)
+    # pairs that go forward and back through the decoder at once: as many as fit the device's memory. None: all of a
+    # process's share of the step
+    device_batch_size: int | None = Field(None, ge=1, le=65536)
     # random (prompt batch, checkpoint) pairs of a task that training goes through, again and again
     pairs: int = Field(5000, ge=1)
     learning_rate: float = Field(3.0e-5, gt=0, le=1.0)
@@ -427,6 +431,11 @@ class GeneratorVariant(Parameters):
             raise ValueError(
                 f"training.{of_episodes[0]} is for an associative decoder, which learns from episodes: one that reads "
                 "prompts learns from tasks that have a trajectory; leave it out"
+            )
+        if self.condition == "examples" and self.training.device_batch_size:
+            raise ValueError(
+                "training.device_batch_size is for a decoder that reads prompts: an associative one goes through an "
+                "episode at a time; leave it out"
             )
         return self
 

@@ -16,6 +16,7 @@ import atexit
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
 from typing import Any
@@ -168,7 +169,8 @@ def train_generator(
 ) -> Iterator[TrainingStep]:
     """Train the generator's decoder in place, yielding after every step that ``resume`` has not done.
 
-    Only sft needs the base model.
+    Only sft needs the base model. A process's share of a step goes through the decoder in parts of
+    ``device_batch_size`` pairs, whose gradients are added up.
 
     Raises:
         GeneratorError: there are no tasks, the objectives lack what they need, the batch cannot be shared
@@ -186,32 +188,44 @@ def train_generator(
     mask = grid.mask().to(device)
     weights = scales.variance.to(device) if training.variance_weighted else None
     share = training.batch_size // accelerator.num_processes
+    most = training.device_batch_size or share
 
     for step in optimization.steps():
         began = time.perf_counter()
         pairs = pairs_of_step(step, len(tasks), training, seed)
         first = accelerator.process_index * share
         mine = list(enumerate(pairs))[first : first + share]
-        conditions, wanted = _drawn(generator, tasks, mine, training, seed, step, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
-            tokens = model(*conditions)
-        tokens = tokens.float()
-        mse = sft = math.nan
+        mse = 0.0 if training.mse else math.nan
+        sft = 0.0 if training.sft else math.nan
         computed = 0
-        gradient = torch.zeros_like(tokens)
-        if wanted is not None:
-            leaf = tokens.detach().requires_grad_()
-            loss = masked_mse(leaf, wanted, mask, weights)
-            (part,) = torch.autograd.grad(loss, leaf)
-            gradient += training.mse * part
-            mse = loss.item()
-        if training.sft:
-            assert base is not None
-            sft, part, computed = _answer_gradient(
-                generator, base, tokens, tasks, mine, training, seed
-            )
-            gradient += training.sft * part
-        tokens.backward(gradient)
+        for start in range(0, share, most):
+            part = mine[start : start + most]
+            weight = len(part) / share
+            # processes exchange gradients once a step: behind the last part
+            is_last = start + most >= share
+            with nullcontext() if is_last else accelerator.no_sync(model):
+                conditions, wanted = _drawn(generator, tasks, part, training, seed, step, device)
+                with torch.autocast(
+                    device.type, torch.bfloat16, enabled=training.precision == "bfloat16"
+                ):
+                    tokens = model(*conditions)
+                tokens = tokens.float()
+                gradient = torch.zeros_like(tokens)
+                if wanted is not None:
+                    leaf = tokens.detach().requires_grad_()
+                    loss = masked_mse(leaf, wanted, mask, weights)
+                    (slope,) = torch.autograd.grad(loss, leaf)
+                    gradient += training.mse * slope
+                    mse += loss.item() * weight
+                if training.sft:
+                    assert base is not None
+                    loss_of_answers, slope, read = _answer_gradient(
+                        generator, base, tokens, tasks, part, training, seed
+                    )
+                    gradient += training.sft * slope
+                    sft += loss_of_answers * weight
+                    computed += read
+                tokens.backward(gradient.mul_(weight))
         if accelerator.num_processes > 1:
             sums = torch.tensor([mse, sft, computed], dtype=torch.float64, device=device)
             sums = accelerator.reduce(sums, "sum")
