@@ -54,7 +54,7 @@ _PAPER_CONDITION = (128, 384)
 
 # states [P, L, C] and lengths [P] of some prompts
 States = tuple[Tensor, Tensor]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 # N, L, the pairs of a step, the decoder's precision
 Plan = tuple[int, int, int, Precision]
 

@@ -220,7 +220,7 @@ class Session(AnsweringModel):
         super().__init__(Context(base, settings.prompt, settings.scoring), None)
         trained.generator.check_base_model(base.name, base.fingerprint)
         # once, here: moving it while another thread generates would be seen there
-        trained.generator.decoder.to(base.device)
+        trained.generator.to(base.device)
         policy = settings.policy
         self.space = ActionSpace.of(policy.families)
         self._policy_model = load_base_model(policy.model) if policy.model else base

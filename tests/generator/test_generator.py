@@ -68,6 +68,32 @@ def test_a_folder_round_trips(tmp_path: Path, kind: str, center: Any) -> None:
     assert all(torch.equal(other.tensors[name], tensor) for name, tensor in one.tensors.items())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("casts", [False, True])
+def test_adapters_are_made_in_the_precision_of_training(
+    tmp_path: Path, kind: str, casts: bool
+) -> None:
+    exact = tiny_generator(kind).tokens(*tiny_embeddings().rows([0, 1, 2]))
+    stored = tiny_generator(kind)
+    stored.about = {"training": {"precision": "bfloat16", "cast_weights": casts}}
+    save_generator(stored, tmp_path / "g")
+    made = load_generator(tmp_path / "g")
+    made.to(torch.device("cpu"))
+    assert next(made.decoder.parameters()).dtype == (torch.bfloat16 if casts else torch.float32)
+    rounded = made.tokens(*tiny_embeddings().rows([0, 1, 2]))
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded, rounded.bfloat16().float())
+    assert not torch.equal(rounded, exact)
+    assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("about", [{}, {"training": 3}, {"training": {"precision": "int8"}}])
+def test_what_says_no_precision_is_in_float32(about: Any) -> None:
+    made = tiny_generator()
+    made.about = about
+    assert made.computing(torch.device("cpu")).dtype == torch.float32
+
+
 def test_saving_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
     saved(tmp_path / "g")
     saved(tmp_path / "g", "hyperconvolutional")

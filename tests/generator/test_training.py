@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -416,6 +417,53 @@ def test_a_run_resumed_from_any_step_ends_bit_identical(objective: str, tmp_path
                 mine, theirs = getattr(step.record, name), getattr(record, name)
                 assert mine == theirs or (math.isnan(mine) and math.isnan(theirs)), name
         assert same(parameters(again), whole), state.step
+
+
+@pytest.mark.parametrize("kind", ["factorized", "hyperconvolutional"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("casts", [False, True])
+def test_lower_precision_is_close_and_goes_on_bit_by_bit(
+    kind: str, precision: str, casts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The masters stay in float32; float16 begins at a scale that overflows, so that steps are left out."""
+    scaler = partial(torch.amp.GradScaler, init_scale=2.0**19)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    options = {"steps": 8, "mse": 1.0, "sft": 0.0, "max_gradient_norm": 1e9}
+    wanted = [step.record.mse for step in train(tiny_generator(kind), **options)]
+    options |= {"precision": precision, "cast_weights": casts}
+    made = tiny_generator(kind)
+    names, before = [*parameters(made)], parameters(made)
+    steps, states, seen = [], [], []
+    for step in train_generator(made, both_tasks(), tiny_training(**options), 7, CPU):
+        steps.append(step.record)
+        states.append(step.state())
+        seen.append({name: state.clone() for name, state in states[-1].tensors.items()})
+    assert [*parameters(made)] == names
+    assert all(tensor.dtype == torch.float32 for tensor in parameters(made).values())
+    left_out = sum(not math.isfinite(record.gradient_norm) for record in steps)
+    assert steps[0].mse == pytest.approx(wanted[0], rel=0.02)
+    if precision == "float16":
+        assert 0 < left_out < 8
+        first = states[0].tensors
+        assert all(torch.equal(first[f"parameter.{name}"], before[name]) for name in names)
+        assert states[-1].tensors["scaler.scale"] == 2.0 ** (19 - left_out)
+        assert states[-1].tensors["scaler.steps"] == 8 - left_out
+    else:
+        assert [record.mse for record in steps] == pytest.approx(wanted, rel=0.02)
+    for state in (states[0], states[3]):
+        again = tiny_generator(kind, seed=5)
+        rest = train(again, resume=state, **options)
+        assert same(dict(rest[-1].state().tensors), seen[-1])
+        assert same(parameters(again), parameters(made))
+
+
+def test_what_overflows_at_every_scale_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0))
+    tokens = tiny_scales().normalize(checkpoints(1, seed=9)[0])
+    made = constant_generator(tokens)
+    made.decoder.tokens.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(GeneratorError, match="overflow float16 at step 2.*precision to float32"):
+        train(made, **OBJECTIVES["mse"], precision="float16")
 
 
 def test_a_state_is_a_copy_and_is_not_changed_by_going_on_from_it() -> None:

@@ -95,6 +95,17 @@ def test_the_generator_takes_the_resume_checkpoint_s_stead(
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+def test_it_is_read_once_until_it_is_written_or_released(dataset: GeneratorDataset) -> None:
+    dataset.save(finished())
+    found = dataset.load()
+    assert dataset.load() is found
+    dataset.save(finished("two"))
+    other = dataset.load()
+    assert (found.fingerprint, other.fingerprint) == ("one", "two")
+    dataset.release()
+    assert dataset.load() is not other
+
+
 def test_half_a_folder_is_none(dataset: GeneratorDataset, folder: Path) -> None:
     dataset.save(finished())
     for name in (CONFIG_FILE, WEIGHTS_FILE):

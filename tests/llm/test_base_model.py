@@ -306,6 +306,13 @@ def test_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
         assert choose_dtype("auto", cpu) == (torch.bfloat16 if native else torch.float32)
     assert choose_dtype("float16", cpu) == torch.float16
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert choose_device("auto") == torch.device("cuda")
-    assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    cuda = torch.device("cuda")
+    assert choose_device("auto") == cuda
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        # every card can emulate it
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True, n=native: including_emulation or n,
+        )
+        assert choose_dtype("auto", cuda) == dtype

@@ -375,6 +375,20 @@ def test_a_flow_that_does_not_fit_is_refused_before_training() -> None:
         run(material(), generator=settings(variants__mse__decoder=decoder))
 
 
+def test_what_auto_is_here_is_stored_and_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for native, precision in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        made = run(material(), generator=settings(variants__mse__training__precision="auto"))[-1]
+        assert made.about["training"]["precision"] == precision
+        assert f"multiply-adds a sample, in {precision}" in caplog.text
+        explicit = settings(variants__mse__training__precision=precision)
+        assert run(material(), generator=explicit)[-1].fingerprint == made.fingerprint
+
+
 # --- generating -----------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ as one frozen ``ProjectParameters``.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -369,8 +370,13 @@ class GeneratorTraining(Parameters):
     condition_noise: float = Field(1.0e-4, ge=0)
     target_noise: float = Field(1.0e-5, ge=0)
     variance_weighted: bool = False
-    # what the decoder multiplies in while it trains; weights and moments stay in float32
-    precision: Literal["float32", "bfloat16"] = "float32"
+    # what the decoder multiplies in, while it trains and afterwards; weights and moments stay in float32. auto is
+    # bfloat16 where the hardware multiplies in it, else float16 on a GPU and float32 elsewhere. With float16 losses are
+    # scaled
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    # the weights are cast to it for every use, so that norms and sums are computed in it, too: features take half the
+    # memory
+    cast_weights: bool = Field(False, exclude_if=operator.not_)
     # examples that the sft objective draws for every generated adapter
     sft_examples: int = Field(8, ge=1, le=65536)
     # and how many examples of a task an adapter is written from, where the decoder reads them: drawn of these numbers

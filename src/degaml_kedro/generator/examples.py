@@ -125,7 +125,8 @@ def train_on_episodes(
         PromptError: an example is longer than the model's context.
     """
     decoder = generator.decoder.to(base.device).train()
-    optimization = Optimization(decoder, training, resume, _rated(decoder))
+    is_scaled = base.dtype == torch.float16
+    optimization = Optimization(decoder, training, resume, _rated(decoder), is_scaled)
     reader = ExampleReader.of(base, tuple(decoder.sizes))
     for step in optimization.steps():
         began = time.perf_counter()
@@ -141,7 +142,7 @@ def train_on_episodes(
             loss, read = _episode_loss(
                 base, support, query, written, prompt, mode, training, in_context
             )
-            (loss / training.batch_size).backward()
+            (optimization.scale * loss / training.batch_size).backward()
             total += loss.item() / training.batch_size
             tokens += read + computed_tokens(shown)
         yield optimization.take(step, began, total, math.nan, total, tokens)

@@ -9,6 +9,7 @@ Shapes: N prompts, L prompt tokens, C encoder width, T tokens, r rank, k token w
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -28,13 +29,14 @@ from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.common.folders import replaced_folder
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import FactorizedDecoder, HyperconvolutionalDecoder
-from degaml_kedro.generator.decoders.build import ConditionSize, Decoder
+from degaml_kedro.generator.decoders.build import Computing, ConditionSize, Decoder
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 
 CONFIG_FILE = "generator.json"
 WEIGHTS_FILE = "generator.safetensors"
 FORMAT = 1
 _DECODER, _SCALES = "decoder.", "scales."
+_MOVING = threading.Lock()
 
 
 class GeneratorError(DegamlError):
@@ -95,16 +97,32 @@ class Generator:
         """The token grid of its adapters."""
         return self.scales.grid
 
+    def computing(self, device: torch.device) -> Computing:
+        """What it multiplies in on a device: in what it was trained."""
+        training = self.about.get("training")
+        training = training if isinstance(training, Mapping) else {}
+        dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+        dtype = dtypes.get(str(training.get("precision")), torch.float32)
+        return Computing(dtype, device, training.get("cast_weights") is True)
+
+    def to(self, device: torch.device) -> None:
+        """Move it to where it is used: it is read to the CPU, where the paper's decoder takes seconds."""
+        computing = self.computing(device)
+        # threads share a generator: none may use it while another moves it
+        with _MOVING:
+            self.decoder.to(device, computing.dtype if computing.casts else None)
+
     @torch.no_grad()
     def tokens(self, states: Tensor, lengths: Tensor, state: int = 0) -> Tensor:
         """Normalised tokens, float32 [T, r, k], of one prompt batch: states [N, L, C] and lengths [N]."""
         hot = nn.functional.one_hot(torch.tensor([state]), self.decoder.condition.states).float()
         device = next(self.decoder.parameters()).device
-        made: Tensor = self.decoder(
-            states[None].to(device, torch.float32),
-            lengths[None].to(device, torch.long),
-            hot.to(device),
-        )
+        with self.computing(device).context():
+            made: Tensor = self.decoder(
+                states[None].to(device, torch.float32),
+                lengths[None].to(device, torch.long),
+                hot.to(device),
+            )
         return made[0].float()
 
     def generate(self, states: Tensor, lengths: Tensor) -> Adapter:

@@ -27,12 +27,15 @@ from torch import Tensor, nn
 
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import GeneratorTraining
+from degaml_kedro.generator.decoders.build import Computing
 from degaml_kedro.generator.generator import Generator, GeneratorError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
-from degaml_kedro.llm.base_model import BaseModel
+from degaml_kedro.llm.base_model import BaseModel, choose_dtype
 from degaml_kedro.llm.finetune import AnswerSequence, answer_loss, computed_tokens
 
 _FLOOR = 0.1
+# what a scaler of losses goes on from
+_SCALER = ("scale", "_growth_tracker", "steps")
 
 
 def join_processes(cpu: bool) -> Accelerator:
@@ -179,11 +182,14 @@ def train_generator(
     _check(tasks, training, base, accelerator.num_processes)
     device = accelerator.device
     decoder = generator.decoder.to(device).train()
-    optimization = Optimization(decoder, training, resume)
+    dtype = choose_dtype(training.precision, device)
+    computing = Computing(dtype, device, training.cast_weights)
+    types = {dtype, base.dtype} if training.sft and base is not None else {dtype}
+    optimization = Optimization(decoder, training, resume, is_scaled=torch.float16 in types)
+    computing.cast(decoder)
     model: nn.Module = decoder
     if accelerator.num_processes > 1:
-        prepared = accelerator.prepare(decoder, optimization.optimizer)
-        model, optimization.optimizer = prepared
+        model = accelerator.prepare(decoder)
     scales, grid = generator.scales, generator.grid
     mask = grid.mask().to(device)
     weights = scales.variance.to(device) if training.variance_weighted else None
@@ -197,7 +203,7 @@ def train_generator(
         mine = list(enumerate(pairs))[first : first + share]
         mse = 0.0 if training.mse else math.nan
         sft = 0.0 if training.sft else math.nan
-        computed = 0
+        computed, scale = 0, optimization.scale
         for start in range(0, share, most):
             part = mine[start : start + most]
             weight = len(part) / share
@@ -205,9 +211,7 @@ def train_generator(
             is_last = start + most >= share
             with nullcontext() if is_last else accelerator.no_sync(model):
                 conditions, wanted = _drawn(generator, tasks, part, training, seed, step, device)
-                with torch.autocast(
-                    device.type, torch.bfloat16, enabled=training.precision == "bfloat16"
-                ):
+                with computing.context():
                     tokens = model(*conditions)
                 tokens = tokens.float()
                 gradient = torch.zeros_like(tokens)
@@ -215,12 +219,12 @@ def train_generator(
                     leaf = tokens.detach().requires_grad_()
                     loss = masked_mse(leaf, wanted, mask, weights)
                     (slope,) = torch.autograd.grad(loss, leaf)
-                    gradient += training.mse * slope
+                    gradient += training.mse * scale * slope
                     mse += loss.item() * weight
                 if training.sft:
                     assert base is not None
                     loss_of_answers, slope, read = _answer_gradient(
-                        generator, base, tokens, tasks, part, training, seed
+                        generator, base, tokens, tasks, part, training, seed, scale
                     )
                     gradient += training.sft * slope
                     sft += loss_of_answers * weight
@@ -235,13 +239,15 @@ def train_generator(
         total += training.sft * (sft if training.sft else 0.0)
         yield optimization.take(step, began, total, mse, sft, computed)
     accelerator.free_memory()
+    computing.restore(decoder)
     decoder.eval()
 
 
 class Optimization:
     """AdamW over a network, step by step: from the first one that a resume checkpoint has not done.
 
-    A group of parameters with a ``factor`` has its own multiple of the learning rate.
+    A group of parameters with a ``factor`` has its own multiple of the learning rate. For float16 losses are scaled:
+    the caller's gradients are those of the loss times ``scale``, and a step whose gradients overflow is left out.
     """
 
     def __init__(
@@ -250,12 +256,17 @@ class Optimization:
         training: GeneratorTraining,
         resume: TrainingState | None,
         groups: Sequence[dict[str, Any]] | None = None,
+        is_scaled: bool = False,
     ) -> None:
         self.parameters, self.training = dict(network.named_parameters()), training
         everything: Any = list(self.parameters.values())
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             groups or everything, weight_decay=training.weight_decay, fused=True
         )
+        device = next(iter(self.parameters.values())).device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=is_scaled)
+        # it has a state from its first use on
+        self.scaler.scale(torch.zeros((), device=device))
         self.first = 1 if resume is None else resume.step + 1
         if resume is not None:
             self._restore(resume)
@@ -264,24 +275,36 @@ class Optimization:
         """The steps that are left."""
         return range(self.first, self.training.steps + 1)
 
+    @property
+    def scale(self) -> float:
+        """What the loss is multiplied with in the next step: 1 but for float16."""
+        return self.scaler.get_scale()
+
     def take(
         self, step: int, began: float, loss: float, mse: float, sft: float, tokens: int
     ) -> TrainingStep:
         """One step on clipped gradients, which began at a time of ``perf_counter``.
 
         Raises:
-            GeneratorError: the loss is not finite.
+            GeneratorError: the loss is not finite, or gradients overflow at every scale.
         """
         rate = learning_rate(self.training, step)
         if not math.isfinite(loss):
             raise GeneratorError(
                 f"the generator's loss became {loss} at step {step}; lower training.learning_rate (now {rate:g})"
             )
+        self.scaler.unscale_(self.optimizer)
         most = self.training.max_gradient_norm
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), most).item()
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scale < 1:
+            raise GeneratorError(
+                f"the generator's gradients overflow float16 at step {step}, however the loss is scaled; set "
+                f"training.precision to float32"
+            )
         self.optimizer.zero_grad()
         seconds = time.perf_counter() - began
         record = GeneratorStep(step, loss, mse, sft, norm, rate, seconds, tokens)
@@ -295,15 +318,25 @@ class Optimization:
             tensors[f"parameter.{name}"] = parameter.detach().to("cpu", copy=True)
             tensors[f"first_moment.{name}"] = moments["exp_avg"].to("cpu", copy=True)
             tensors[f"second_moment.{name}"] = moments["exp_avg_sq"].to("cpu", copy=True)
+            taken = moments["step"].to("cpu", copy=True)
+        if self.scaler.is_enabled():
+            # steps that were left out do not count for the moments
+            found = {**self.scaler.state_dict(), "steps": taken}
+            tensors |= {f"scaler.{name}": torch.as_tensor(found[name]) for name in _SCALER}
         return TrainingState(step, tensors)
 
     @torch.no_grad()
     def _restore(self, state: TrainingState) -> None:
+        taken = torch.tensor(state.step, dtype=torch.float32)
+        if self.scaler.is_enabled():
+            scale, growth, taken = (state.tensors[f"scaler.{name}"] for name in _SCALER)
+            own = {"scale": scale.item(), "_growth_tracker": growth.item()}
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **own})
         for name, parameter in self.parameters.items():
             device = parameter.device
             parameter.copy_(state.tensors[f"parameter.{name}"])
             self.optimizer.state[parameter] = {
-                "step": torch.tensor(state.step, dtype=torch.float32, device=device),
+                "step": taken.to(device, copy=True),
                 "exp_avg": state.tensors[f"first_moment.{name}"].to(device, copy=True),
                 "exp_avg_sq": state.tensors[f"second_moment.{name}"].to(device, copy=True),
             }
@@ -399,8 +432,11 @@ def _answer_gradient(
     pairs: Sequence[tuple[int, TrainingPair]],
     training: GeneratorTraining,
     seed: int,
+    scale: float,
 ) -> tuple[float, Tensor, int]:
     """The base model's mean answer loss under the made adapters, its gradient, [B, T, r, k], and the tokens it read.
+
+    The gradient is that of the loss times ``scale``.
 
     One adapter at a time: the base model's activations of all of them are never held together.
     """
@@ -416,7 +452,7 @@ def _answer_gradient(
         chosen = torch.randperm(len(task.sequences), generator=source)[:count].tolist()
         batch = [task.sequences[i] for i in chosen]
         loss = answer_loss(base, batch, tensors, generator.adapter)
-        (gradient,) = torch.autograd.grad(loss, leaf)
+        (gradient,) = torch.autograd.grad(loss * scale, leaf)
         gradients.append(gradient.to(tokens.device) / len(pairs))
         total += loss.item() / len(pairs)
         computed += computed_tokens(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,10 @@ class GeneratorDataset(LocalDataset[AnyGenerator | GeneratorProgress, AnyGenerat
         else:
             self._wait_for(data.fingerprint)
 
+    def _release(self) -> None:
+        super()._release()
+        _LAST.clear()
+
     def _wait_for(self, fingerprint: str) -> None:
         deadline = time.monotonic() + _WAIT_SECONDS
         while time.monotonic() < deadline:
@@ -101,11 +106,23 @@ class GeneratorResumeDataset(ReadOnlyDataset[AnyGenerator | GeneratorProgress | 
         return has(_RESUME) or has(f"/{CONFIG_FILE}")
 
 
+# the last one that this process read: nodes in a row mostly use the same one, on the device that the first moved it to
+_LAST: dict[tuple[Any, ...], AnyGenerator] = {}
+_READING = threading.Lock()
+
+
 def _read(folder: Path) -> AnyGenerator:
     """The generator of a folder, whatever it reads."""
-    if reads_examples(folder):
-        return load_example_generator(folder)
-    return load_generator(folder)
+    with _READING:
+        stats = [
+            (folder / name).stat() for name in GeneratorDataset.files if (folder / name).is_file()
+        ]
+        key = (folder.absolute(), *((one.st_ino, one.st_size, one.st_mtime_ns) for one in stats))
+        if key not in _LAST:
+            _LAST.clear()
+            read = load_example_generator if reads_examples(folder) else load_generator
+            _LAST[key] = read(folder)
+        return _LAST[key]
 
 
 def _resume_file(folder: Path) -> Path:

@@ -42,8 +42,7 @@ def generated_context(
     """
     generator.check_base_model(base.name, base.fingerprint)
     generator.check_embeddings(embeddings)
-    # a stored generator is read to the CPU, where the paper's decoder takes seconds an adapter
-    generator.decoder.to(base.device)
+    generator.to(base.device)
 
     @torch.no_grad()
     def draw(seed: int, number: int) -> Member:

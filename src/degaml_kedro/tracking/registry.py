@@ -49,6 +49,7 @@ from degaml_kedro.checkpoint.layout import (
 )
 from degaml_kedro.config.schema import task_scoring
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
+from degaml_kedro.llm.base_model import choose_device
 from degaml_kedro.policy.actions import ActionSpace
 from degaml_kedro.policy.describe import describe_action, describe_strategy
 from degaml_kedro.session import AdaptedModel
@@ -250,7 +251,9 @@ def _load_pyfunc(path: str) -> SimpleNamespace:
     """MLflow's entry: what a checkpoint's folder holds, with a function ``predict``."""
     folder = Path(path)
     if (folder / PAIR_FILE).is_file():
-        return SimpleNamespace(predict=partial(_write_adapter, read_pair(folder)))
+        pair = read_pair(folder)
+        pair.generator.to(choose_device(pair.settings.model.device))
+        return SimpleNamespace(predict=partial(_write_adapter, pair))
     return SimpleNamespace(predict=partial(_answer, AdaptedModel.open(folder)))
 
 

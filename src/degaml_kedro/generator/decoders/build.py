@@ -6,10 +6,12 @@ Shapes: B batch, N prompts, L prompt tokens, C encoder width, T tokens, r rank, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from degaml_kedro.adapters.tokens import TokenGrid
@@ -39,6 +41,45 @@ class ConditionSize:
     tokens: int
     width: int
     states: int = 1
+
+
+@dataclass(frozen=True)
+class Computing:
+    """What a decoder multiplies in on a device; its own weights stay in float32.
+
+    Attributes:
+        casts: weights are cast for every use, and all is computed in ``dtype``; else products alone, by autocast.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    casts: bool = False
+
+    def context(self) -> Any:
+        """A context in which the decoder's forward pass is computed as asked."""
+        is_mixed = self.dtype != torch.float32 and not self.casts
+        return torch.autocast(self.device.type, self.dtype, enabled=is_mixed)
+
+    def cast(self, decoder: nn.Module) -> None:
+        """Let the decoder's modules see their weights cast, until :meth:`restore`; gradients go to the weights."""
+        for module in list(decoder.modules()) if self.casts else ():
+            for name, _ in list(module.named_parameters(recurse=False)):
+                parametrize.register_parametrization(module, name, _Cast(self.dtype), unsafe=True)
+
+    def restore(self, decoder: nn.Module) -> None:
+        """Undo :meth:`cast`."""
+        for module in list(decoder.modules()):
+            for name in list(getattr(module, "parametrizations", ())):
+                parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+
+
+class _Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.to(self.dtype)
 
 
 class Decoder(nn.Module):

@@ -110,9 +110,15 @@ class FactorizedNetwork(nn.Module):
         nn.init.zeros_(self.state.weight)
 
     def forward(self, states: Tensor, lengths: Tensor, permutation: Tensor) -> Tensor:
-        """Normalised tokens [B, T, r, k] of ``states`` [B, N, L, C]; the others as in ``Decoder.forward``."""
-        condition = self.pooling(states, lengths) + self.state(permutation)
-        known = [self.layer_embedding(self.layer), self.kind_embedding(self.kind), self.position]
+        """Normalised tokens [B, T, r, k] of ``states`` [B, N, L, C], which are cast to the weights' type.
+
+        The others are as in ``Decoder.forward``.
+        """
+        heads = self.heads
+        dtype = heads.dtype
+        condition = self.pooling(states.to(dtype), lengths) + self.state(permutation.to(dtype))
+        known = [self.layer_embedding(self.layer), self.kind_embedding(self.kind)]
+        known.append(self.position.to(dtype))
         places = self.enter_place(torch.cat(known, dim=-1))
         hidden = self.enter_condition(condition)[:, None] + places
         for block in self.blocks:
@@ -120,6 +126,6 @@ class FactorizedNetwork(nn.Module):
         low = self.leave(hidden)  # [B, T, R]
         # by kind: a head is shared by the layers that have the kind, so its product is one matrix product
         parts = low[:, self.order].split(self.counts, dim=1)
-        made = [part @ head for part, head in zip(parts, self.heads.unbind(), strict=True)]
+        made = [part @ head for part, head in zip(parts, heads.unbind(), strict=True)]
         tokens = torch.cat(made, dim=1)[:, self.inverse]
         return tokens.view(-1, *self.shape) * self.output_scale

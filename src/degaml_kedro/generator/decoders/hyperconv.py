@@ -19,7 +19,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -147,8 +147,9 @@ class AxisConvolution(nn.Module):
         """Map the axis of a feature [B, N, H, W]."""
         # for the width this is the channels-last layout that the kernels prefer: nothing is copied
         channels_first = feature.movedim(self._axis, 1)
-        padding = self.weight.shape[-1] // 2
-        mapped = functional.conv2d(channels_first, self.weight, self.bias, padding=padding)
+        weight = self.weight
+        padding = weight.shape[-1] // 2
+        mapped = functional.conv2d(channels_first, weight, self.bias, padding=padding)
         return mapped.movedim(1, self._axis)
 
     @torch.no_grad()
@@ -252,7 +253,7 @@ class HyperconvDecoder(nn.Module):
             FlowError: the condition is not of the flow's first size.
         """
         check_flow_start(self.flow, condition.shape[1:])
-        feature = condition.to(next(self.parameters()).dtype)
+        feature = condition.to(cast(HyperconvLayer, self.layers[0]).bias.dtype)
         for layer in self.layers:
             if self.checkpoint and torch.is_grad_enabled():
                 feature = checkpointed(

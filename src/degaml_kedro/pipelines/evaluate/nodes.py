@@ -135,6 +135,7 @@ def generate_adapters(
     """
     base = load_base_model(parameters.model)
     trained.check_base_model(base.name, base.fingerprint)
+    trained.to(base.device)
     support = int((splits["split"] == "support").sum())
     rows = range(len(embeddings) - support, len(embeddings))
     draws = required(parameters.generator).draws

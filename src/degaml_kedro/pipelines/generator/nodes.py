@@ -40,7 +40,7 @@ from degaml_kedro.generator.training import (
 )
 from degaml_kedro.io.generators import GeneratorProgress
 from degaml_kedro.io.tokens import TokenSequence
-from degaml_kedro.llm.base_model import BaseModel, load_base_model
+from degaml_kedro.llm.base_model import BaseModel, choose_dtype, load_base_model
 from degaml_kedro.llm.finetune import answer_sequences
 from degaml_kedro.llm.scoring import score_examples
 from degaml_kedro.pipelines.checkpoints.nodes import drawn_episodes
@@ -73,10 +73,13 @@ def train(
     """
     settings = required(parameters.generator)
     own = settings.variants[variant]
-    training, decoder = own.training, own.token_decoder
+    decoder = own.token_decoder
     # it chooses the device of this process: the base model must come after it
     accelerator = join_processes(cpu=parameters.model.device == "cpu")
     base = load_base_model(parameters.model)
+    # of `auto`, what it is on this device
+    precision = str(choose_dtype(own.training.precision, accelerator.device))
+    training = own.training.model_copy(update={"precision": precision.removeprefix("torch.")})
     names, every, seed = fold.tasks, fold.with_trajectory, parameters.seed
     count = len(every)
     tokens, embeddings, splits = (
@@ -94,7 +97,7 @@ def train(
     states += [0] * (count - len(names))
     learned = _tasks(every, tokens, embeddings, splits, states, training, base, parameters)
     about = {
-        **_about(parameters, variant, fold),
+        **_about(parameters, variant, fold, training),
         "condition": asdict(condition),
         "trajectories": [part.about["trajectory"] for part in tokens],
         "prompts": [part.prompts_digest for part in embeddings],
@@ -111,7 +114,7 @@ def train(
     title = f"generator {variant}" + (f" {fold.label}" if count > len(names) else "")
     what = (
         f"{training.batch_size} pairs from {len(names)} tasks, {fresh.decoder.parameter_count / 1e6:.1f} million "
-        f"parameters, {fresh.decoder.multiply_adds / 1e9:.2f} billion multiply-adds a sample"
+        f"parameters, {fresh.decoder.multiply_adds / 1e9:.2f} billion multiply-adds a sample, in {training.precision}"
     )
     own_seed = derive_seed(seed, "generator", variant, fold.label)
 
@@ -166,7 +169,10 @@ def train_on_examples(
         draw = drawn_episodes(source, seed, training.tasks, max(training.support))
         learned_from = stated(source)
     fresh = ExampleGenerator.fresh(base, own.decoder, parameters.lora)
-    about = {**_about(parameters, variant, fold), "parameter_count": fresh.parameter_count}
+    about = {
+        **_about(parameters, variant, fold, training),
+        "parameter_count": fresh.parameter_count,
+    }
     computed = [asdict(fresh.identity), f"{base.dtype} on {base.device.type}"]
     mode = parameters.scoring_of(names[0]).answers
     fresh.about = about
@@ -189,14 +195,16 @@ def train_on_examples(
     yield from _learned(fresh, resume, training, title, what, steps, check)
 
 
-def _about(parameters: ProjectParameters, variant: str, fold: TaskFold) -> dict[str, Any]:
+def _about(
+    parameters: ProjectParameters, variant: str, fold: TaskFold, training: GeneratorTraining
+) -> dict[str, Any]:
     """What a generator is trained with, as it is stored beside it."""
     own = required(parameters.generator).variants[variant]
     return {
         "variant": variant,
         "tasks": list(fold.tasks),
         "left_out": list(fold.with_trajectory[len(fold.tasks) :]),
-        "training": own.training.model_dump(mode="json", exclude_none=True),
+        "training": training.model_dump(mode="json", exclude_none=True),
         "decoder": own.decoder.model_dump(mode="json"),
         "seed": parameters.seed,
         "version": __version__,
