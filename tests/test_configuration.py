@@ -68,6 +68,29 @@ def test_every_environment_is_valid(project, env):
     check_action_space(read_parameters(one))
 
 
+@pytest.mark.parametrize("path", ["data/01_raw/jama.csv", "own/jama_{split}.csv"])
+def test_a_task_whose_optional_file_is_not_there_is_in_no_pool(
+    project, path, tmp_path, monkeypatch, caplog
+):
+    project.edit("base/parameters_hub_tasks.yml", tasks={"jama": {"source": {"path": path}}})
+    monkeypatch.chdir(tmp_path)
+    without = read_parameters(loader(project, "paper_0_5b"))
+    assert without.absent == ("jama",)
+    assert without.meta_test == ("gsm8k", "math", "divlogiceval", "socialiqa", "codemmlu")
+    with project.session("paper_0_5b") as session:
+        session.load_context()
+    assert f"Without jama: its file {path} is not there. JAMA Clinical Challenge." in caplog.text
+    file = tmp_path / path.replace("{split}", "test")
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    there = read_parameters(loader(project, "paper_0_5b"))
+    assert (there.absent, there.meta_test[-1]) == ((), "jama")
+    # any other file that is not there stops the run
+    project.edit("base/parameters_hub_tasks.yml", tasks={"jama": {"source": {"optional": None}}})
+    file.unlink()
+    assert read_parameters(loader(project, "paper_0_5b")).absent == ()
+
+
 def test_a_file_may_ask_the_command_line(project):
     source = {"kind": "file", "path": "${runtime_params:datasets}/a.json"}
     project.edit("smoke/parameters.yml", tasks={"day_after": {"source": None}})

@@ -29,9 +29,13 @@ class ParametersHook:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Validate, and forget pipelines that another environment's configuration made."""
+        """Validate, say what runs without, and forget pipelines that another environment's configuration made."""
         parameters = read_parameters(context.config_loader)
         check_action_space(parameters)
+        for task in parameters.absent:
+            entry = parameters.tasks[task]
+            told = f"Without {task}: its file {getattr(entry.source, 'path', '')} is not there. {entry.description}"
+            logger.warning(told.strip())
         pipelines.configure(f"{__package__}.pipeline_registry")
 
     @hook_impl

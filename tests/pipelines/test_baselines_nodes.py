@@ -278,7 +278,7 @@ def test_all_that_take_no_gradient_are_searched(method):
 def test_the_search_is_on_the_policy_s_first_fold(project):
     parameters = read_parameters(loader(project, "named_rules"))
     everything = task_folds(parameters)[0]
-    searched = search_fold(parameters)
+    searched = search_fold(parameters, everything)
     assert searched == rollout_folds(parameters, everything)[parameters.meta_train[0]]
     # its warm-up is one that the policy needs anyway
     assert len({fold.label for fold in warmup_folds(parameters)}) == 3
@@ -297,7 +297,7 @@ def test_with_tasks_of_development_nothing_is_fitted_for_the_search(project):
 def test_without_folds_every_other_task_is_held_out(project):
     project.edit("smoke/parameters.yml", methods=["base", "icl", "union_train"])
     parameters = read_parameters(loader(project))
-    searched = search_fold(parameters)
+    searched = search_fold(parameters, task_folds(parameters)[0])
     assert (searched.left_out, searched.tasks) == (("kind_member",), ("day_after",))
     names = {node.name for node in create_pipeline(parameters).nodes}
     assert "baselines.search.union_train.try_on_kind_member" in names
@@ -310,6 +310,51 @@ def test_without_folds_every_other_task_is_held_out(project):
         "splits",
         "support",
     }
+
+
+@pytest.mark.parametrize("without", [["a"], ["b"], ["a", "c"], ["a", "b"], ["b", "c", "d"]])
+def test_a_task_that_is_left_out_has_no_part_in_its_settings(without):
+    names = ("a", "b", "c", "d")
+    generator = {**SMOKE["generator"], "leave_out": [without]}
+    methods = ["icl", "maml_en_llm", "union_train", "metaicl", "metaicl_union", "degaml"]
+    parameters = smoke_parameters(
+        dict.fromkeys(names, TASK), meta_train=names, generator=generator, methods=methods
+    )
+    fold, pipeline = task_folds(parameters)[1], create_pipeline(parameters)
+    label = fold.label
+    for task in without:
+        results = [f"{label}.{task}.{method}.result" for method in methods[:-1]]
+        used = pipeline.to_outputs(*results).inputs()
+        # of the task it is answered for nothing but the support and the test split
+        asked = {name for name in used if name.split(".")[0] in without}
+        assert asked <= {f"{one}.{part}" for one in without for part in ("splits", "support")}
+        for node in pipeline.to_outputs(*results).nodes:
+            if node.namespace.startswith(("baselines.fit", "baselines.search")):
+                assert not {f"{one}.splits" for one in without} & set(node.inputs), node.name
+    searched = search_fold(parameters, fold)
+    assert not set(searched.tasks) & set(without)
+    assert (set(searched.left_out) & set(fold.tasks)) or searched == fold
+
+
+def test_groups_share_what_settings_are_tried_with(project):
+    parameters = read_parameters(loader(project, "paper_0_5b"))
+    everything, *folds = task_folds(parameters)
+    assert len(folds) == len(parameters.meta_train)
+    searched = {search_fold(parameters, fold).label for fold in (everything, *folds)}
+    assert len(searched) == 2
+    names = [node.name for node in create_pipeline(parameters).nodes]
+    of_maml = [name for name in names if name.startswith("baselines.search.maml_en_llm.fit")]
+    assert len(of_maml) == 2
+    assert "baselines.arc_easy.measure_abmll_without_arc_easy" in names
+
+
+def test_weights_that_saw_a_task_that_is_left_out_are_refused():
+    learned = Learned("union_train", start(), about={"tasks": ["a", "day_after"]})
+    how = {"task": "day_after", "method": "union_train"}
+    material = (given(), {"setting": SFT[0]}, SUPPORT, learned)
+    with pytest.raises(BaselineError, match=r"meta-trained on a, day_after, and day_after is"):
+        adapt_baseline(*material, **how, seen=False)
+    assert adapt_baseline(*material, **how)[1]["task"] == "day_after"
 
 
 def test_what_reads_the_support_examples_keeps_no_weights_of_a_task(project):

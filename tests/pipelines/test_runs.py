@@ -102,12 +102,13 @@ def test_results_carry_their_uncertainty_and_their_making(reference):
     record = json.loads((reference.data / "08_reporting/results.json").read_text())
     assert record["profile"] == "smoke"
     assert record["versions"]["torch"]
-    # two seen tasks with fifteen methods each, one left out with fourteen (no baseline is scored there), one of
-    # meta-test with all twenty-five
-    assert len(record["results"]) == 2 * 15 + 14 + 25
+    # two seen tasks with fifteen methods each, one left out and one of meta-test with all twenty-five
+    assert len(record["results"]) == 2 * 15 + 25 + 25
+    seen = {"meta_train": {True, None}, "left_out": {False, None}, "meta_test": {False, None}}
     for result in record["results"]:
         assert result["draws"] == (2 if result["method"] in GENERATED else 1)
         assert result["accuracy_spread"] >= 0
+        assert result["seen"] in seen[result["pool"]]
         assert result["n"] == 16
         assert result["accuracy_low"] <= result["accuracy"] <= result["accuracy_high"]
         assert 0 <= result["ece"] <= 1

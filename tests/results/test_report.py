@@ -699,7 +699,11 @@ def test_versions_that_differ_stand_side_by_side(full):
 
 
 def test_the_paper_s_figures_stand_beside_ours_in_its_profile():
-    pools = {"meta_train": ("arc_challenge",), "meta_test": ("gsm8k", "math")}
+    pools = {
+        "meta_train": ("arc_challenge", "boolq"),
+        "left_out": ("arc_challenge",),
+        "meta_test": ("gsm8k", "math"),
+    }
     runs = make_runs(tasks=pools, profile="paper_0_5b")
     values = context(find(runs))
     seen, held_out = values["beside_paper"]
@@ -709,8 +713,23 @@ def test_the_paper_s_figures_stand_beside_ours_in_its_profile():
     assert row["GSM-8K"] == f"85.0 / {printed.loc['degaml', 'GSM-8K']:.1f}"
     assert row_of(held_out, "abmll")["MATH"] == "— / 7.1"
     assert row_of(seen, "base")["ARC-c"] == "30.0 / 38.3"
+    # the paper's in-domain rows beside those of what never saw the task
+    assert seen.caption == "Ours / the paper's, left out"
     assert any("Not all of the paper's tasks ran" in note for note in held_out.notes)
-    assert held_out.caption in said(runs)["beside-the-paper-s-figures"]
+    told = said(runs)["beside-the-paper-s-figures"]
+    assert held_out.caption in told
+    assert "no group is left out" not in told
+    pools.pop("left_out")
+    told = said(make_runs(tasks=pools, profile="paper_0_5b"))["beside-the-paper-s-figures"]
+    assert "no group is left out (generator.leave_out)" in told
+
+
+def test_a_task_that_nobody_may_pass_on_is_said_to_be_missing():
+    runs = make_runs()
+    assert "Without " not in said(runs)["summary"]
+    record = {**runs.runs[0].record, "parameters": {"absent": ["jama"]}}
+    runs = replace(runs, runs=tuple(replace(run, record=record) for run in runs.runs))
+    assert "Without jama: the configuration names it, and its file was" in said(runs)["summary"]
 
 
 def test_the_appendix_has_the_paper_s_tables_as_printed(page, values):

@@ -86,6 +86,20 @@ def test_a_task_of_another_size_in_another_run_is_refused() -> None:
         check_alike([run("a", 1, {"n": 200}), run("b", 2, {"n": 150, "method": "icl"})])
 
 
+def test_methods_that_saw_a_task_do_not_stand_beside_others_that_did_not() -> None:
+    without, saw = ({"method": "degaml", "seen": False}, {"method": "abmll", "seen": True})
+    rows = [{"pool": "left_out", **row} for row in (without, {"seen": None}, saw)]
+    check_alike([run("a", 1, *rows[:2], {**saw, "pool": "meta_train"}), run("b", 2, *rows[:2])])
+    told = (
+        r"abmll on capitals in {} is of weights that were meta-trained on capitals, and degaml on capitals in a of "
+        r"weights that were not \(pool 'left_out'\); .* delete what the older one was made from"
+    )
+    with pytest.raises(ResultsError, match=told.format("a")):
+        check_alike([run("a", 1, *rows)])
+    with pytest.raises(ResultsError, match=told.format("b")):
+        check_alike([run("a", 1, *rows[:2]), run("b", 2, rows[2])])
+
+
 def made_with(name: str, seed: int, **parameters: Any) -> Run:
     return replace(run(name, seed), record={"parameters": {"seed": seed, **parameters}})
 

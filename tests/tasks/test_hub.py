@@ -16,7 +16,7 @@ from huggingface_hub.utils._http import default_client_factory
 from degaml_kedro.config.schema import FileSource, HubSource, TaskParameters
 from degaml_kedro.llm.extraction import right_answer
 from degaml_kedro.tasks.example import TaskError
-from degaml_kedro.tasks.hub import MAPPINGS, boxed, load_hub
+from degaml_kedro.tasks.hub import COLUMNS, MAPPINGS, boxed, load_hub
 
 ARC = [
     {
@@ -177,6 +177,7 @@ def test_mappings_fit_the_schemas_of_the_hub(mapping, tmp_path):
 
 def test_every_mapping_is_tested():
     assert {*CASES, "gsm8k", "gsm8k_options", "math", "math_options"} == set(MAPPINGS)
+    assert COLUMNS.keys() == MAPPINGS.keys()
 
 
 def test_gsm8k_has_wrong_answers_of_its_own_numbers(tmp_path):
@@ -295,8 +296,14 @@ def test_several_configurations_are_put_together(tmp_path):
         ({"splits": {"dev": "validation"}}, "source.splits names the unknown split 'dev'"),
         ({"splits": {"test": "test"}}, "no file for the split 'test'"),
         ({"local_path": "nowhere"}, "no local copy 'nowhere' of owner/name"),
-        ({"mapping": "boolq"}, "split 'validation', row 0: there is no field 'answer'.*use the mapping that fits"),
-        ({"mapping": "math_options"}, "row 0: there is no field 'type', only .*use the mapping that fits"),
+        (
+            {"mapping": "boolq"},
+            "'validation': the columns are id, question, choices, answerKey, .*: there is no answer. .*use the mapping",
+        ),
+        (
+            {"mapping": "divlogiceval"},
+            "reads context or question, options or choices, answer or label: there is no answer or label",
+        ),
     ],
 )  # fmt: skip
 def test_copies_that_do_not_fit(tmp_path, settings, message):

@@ -23,6 +23,8 @@ from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.config.schema import Parameters, ProjectParameters
 from degaml_kedro.policy.actions import ActionError, ActionSpace, ActionSpaceError
 from degaml_kedro.tasks.episodes import with_drawn_tasks
+from degaml_kedro.tasks.files import SPLIT_MARK
+from degaml_kedro.tasks.splits import SPLITS
 
 _NOT_THERE = object()
 
@@ -32,14 +34,15 @@ class ConfigurationError(DegamlError):
 
 
 class ProjectConfigLoader(OmegaConfigLoader):
-    """Kedro's loader with five differences.
+    """Kedro's loader with six differences.
 
     A parameter given on the command line changes that one key, also where the environment does not mention its
     group (Kedro replaces the whole group then). Tasks that a pool draws from a distribution stand among ``tasks``
-    (``tasks/episodes.py``). ``${given:seed, 999}`` is ``${runtime_params:seed, 999}`` for ``globals.yml``, where Kedro
-    does not allow that: runs of different seeds can so keep their data apart. ``${same_as:paper_0_5b, policy}`` is the
-    group ``policy`` of that environment's ``parameters.yml``. And the last loader made is remembered: pipelines are
-    generated from configuration, and Kedro asks for them without saying which environment it means.
+    (``tasks/episodes.py``). Those whose optional file is not there stand in no pool, but under ``absent``.
+    ``${given:seed, 999}`` is ``${runtime_params:seed, 999}`` for ``globals.yml``, where Kedro does not allow that: runs
+    of different seeds can so keep their data apart. ``${same_as:paper_0_5b, policy}`` is the group ``policy`` of that
+    environment's ``parameters.yml``. And the last loader made is remembered: pipelines are generated from
+    configuration, and Kedro asks for them without saying which environment it means.
     """
 
     current: ClassVar[ProjectConfigLoader | None] = None
@@ -73,7 +76,7 @@ class ProjectConfigLoader(OmegaConfigLoader):
     def __getitem__(self, key: str) -> dict[str, Any]:
         """Read and merge the files of one kind."""
         config = super().__getitem__(key)
-        return with_drawn_tasks(config) if key == "parameters" else config
+        return _without_absent(with_drawn_tasks(config)) if key == "parameters" else config
 
     def _merge_configs(
         self, config: dict[str, Any], env_config: dict[str, Any], key: str, env_path: str
@@ -84,6 +87,26 @@ class ProjectConfigLoader(OmegaConfigLoader):
             given = self.runtime_params or {}
             env_config = {k: v for k, v in env_config.items() if v != given.get(k, _NOT_THERE)}
         return super()._merge_configs(config, env_config, key, env_path)
+
+
+def _without_absent(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Raw parameters whose pools name no task whose optional file is not there; anything odd is left for validation."""
+
+    def is_absent(task: Any) -> bool:
+        entry = parameters["tasks"].get(task) if isinstance(task, str) else None
+        source = entry.get("source") if isinstance(entry, Mapping) else None
+        if not isinstance(source, Mapping) or source.get("optional") is not True:
+            return False
+        paths = (str(source.get("path")).replace(SPLIT_MARK, split) for split in SPLITS)
+        return not any(Path(path).exists() for path in paths)
+
+    pools = {name: parameters.get(name) for name in ("meta_train", "development", "meta_test")}
+    named = {name: pool for name, pool in pools.items() if isinstance(pool, list)}
+    absent = [task for pool in named.values() for task in pool if is_absent(task)]
+    if not absent:
+        return parameters
+    kept = {name: [task for task in pool if task not in absent] for name, pool in named.items()}
+    return {**parameters, **kept, "absent": absent}
 
 
 def current_loader() -> ProjectConfigLoader:

@@ -783,6 +783,8 @@ class FileSource(Parameters):
     overlap: Literal["error", "drop_from_train"] = "error"
     # records with mistakes: left out, or nothing runs
     skip_mistakes: bool = False
+    # of data that nobody may pass on: where the file is not there, pools do without the task, and that is said
+    optional: bool = False
 
 
 class HubSource(Parameters):
@@ -1006,6 +1008,8 @@ class ProjectParameters(Parameters):
     meta_test: tuple[Name, ...] = ()
     # tasks that settings are chosen on, in neither of the others; likewise. None: some meta-train tasks are held out
     development: tuple[Name, ...] = ()
+    # tasks that a pool names and whose optional file is not there: the loader takes them out of the pools
+    absent: tuple[Name, ...] = ()
     # the distribution that meta_train was drawn from: warm-ups and baselines draw further tasks of it
     meta_train_distribution: Name | None = None
 

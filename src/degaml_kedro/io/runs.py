@@ -215,8 +215,11 @@ def _compute(folder: Path, results: pd.DataFrame) -> pd.DataFrame:
     pools = dict(zip(seen["task"], seen["pool"], strict=True))
     rows = []
     for path in sorted(folder.glob("*.compute.json")):
-        row = _json(path, _Cost)
-        pool = "left_out" if path.name.startswith(_APART) else pools.get(row.get("task"))
+        row, is_apart = _json(path, _Cost), path.name.startswith(_APART)
+        if is_apart and row.get("task") is None:
+            # a group's search for settings: what a method costs is told of what learned from all tasks
+            continue
+        pool = "left_out" if is_apart else pools.get(row.get("task"))
         rows.append({**row, "pool": pool})
     frame = pd.DataFrame(rows, columns=list(_COMPUTE))
     # as text columns they would turn None into NaN
@@ -240,6 +243,8 @@ def _tables(folder: Path) -> dict[str, pd.DataFrame]:
         ]
     settings = found["settings"] = []
     for path in sorted((folder / MODELS).glob("*.settings.json")):
+        if path.name.startswith(_APART):
+            continue
         searched = _json(path, _Settings)
         frame = pd.DataFrame(searched["rows"]).assign(method=searched["method"])
         frame["setting"] = frame["setting"].map(json.loads)
@@ -275,6 +280,7 @@ class _Result(_File):
     seed: int
     model: str
     split: str
+    seen: bool | None = None
     n: int
     accuracy: Annotated[FiniteFloat, Field(ge=0, le=1)]
     accuracy_low: FiniteFloat | None = None

@@ -44,10 +44,9 @@ def evaluation_cells(parameters: ProjectParameters) -> list[EvaluationCell]:
 
 
 def baseline_cells(parameters: ProjectParameters) -> list[EvaluationCell]:
-    """The cells that have results of the baselines: tasks of meta-test, and of meta-train where that is configured."""
+    """The cells that have results of the baselines: all; those of tasks that they learned from only if asked for."""
     seen = parameters.baselines is not None and parameters.baselines.score_seen
-    pools = ("meta_test", "meta_train") if seen else ("meta_test",)
-    return [cell for cell in evaluation_cells(parameters) if cell.pool in pools]
+    return [cell for cell in evaluation_cells(parameters) if seen or cell.pool != "meta_train"]
 
 
 def measuring(cell: EvaluationCell, method: str, predictions: str, result: str) -> Node:
@@ -61,4 +60,5 @@ def measuring(cell: EvaluationCell, method: str, predictions: str, result: str) 
         task=cell.task,
         method=method,
         pool=cell.pool,
+        seen=cell.task in cell.fold.tasks if is_meta_trained(method) else None,
     )

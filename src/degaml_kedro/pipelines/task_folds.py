@@ -99,19 +99,23 @@ def generator_folds(parameters: ProjectParameters) -> list[TaskFold]:
     return list(found.values())
 
 
-def search_fold(parameters: ProjectParameters) -> TaskFold:
-    """The tasks that baselines are fitted to while their settings are chosen; the choice is made on its left-out tasks.
+def search_fold(parameters: ProjectParameters, fold: TaskFold) -> TaskFold:
+    """The tasks that baselines are fitted to while a fold's settings are chosen: none that the fold leaves out.
 
-    Where the policy has folds it is the first of them, which shares its pooled warm-up; else every other task is left
-    out.
+    The choice is made on those of its left-out tasks that are the fold's. Where the policy has folds it is the first of
+    them, which shares its pooled warm-up; else the one half of the meta-train tasks or the other, so that folds share
+    what is fitted; where neither will do, half of the fold's own tasks; and with a single task the fold itself.
     """
-    everything = task_folds(parameters)[0]
-    first = next(iter(rollout_folds(parameters, everything).values()))
-    if first.left_out:
+    first = next(iter(rollout_folds(parameters, fold).values()))
+    if first != fold:
         return first
-    apart = parameters.meta_train[0::2]
-    rest = tuple(task for task in parameters.meta_train if task not in apart)
-    return TaskFold(rest, apart, parameters.needs_warmup, scored=False)
+    halves = parameters.meta_train[0::2], parameters.meta_train[1::2]
+    from_pool, without = parameters.needs_warmup, set(fold.left_out)
+    for apart, rest in (halves, halves[::-1]):
+        if not without & set(rest) and set(apart) - without:
+            return TaskFold(rest, apart, from_pool, scored=False)
+    apart, rest = fold.tasks[0::2], fold.tasks[1::2]
+    return TaskFold(rest, (*fold.left_out, *apart), from_pool, scored=False) if rest else fold
 
 
 def warmup_folds(parameters: ProjectParameters) -> list[TaskFold]:
@@ -119,6 +123,7 @@ def warmup_folds(parameters: ProjectParameters) -> list[TaskFold]:
     found = {fold.label: fold for fold in generator_folds(parameters)}
     # tasks of development try settings of the weights that are scored: nothing is fitted for the search
     if parameters.baselines_from_pool and not parameters.development:
-        searched = search_fold(parameters)
-        found.setdefault(searched.label, searched)
+        for fold in task_folds(parameters):
+            searched = search_fold(parameters, fold)
+            found.setdefault(searched.label, searched)
     return list(found.values())

@@ -155,6 +155,7 @@ def context(findings: Findings) -> dict[str, Any]:
         "profile": runs.runs[0].profile,
         "seeds": [str(run.seed) for run in runs.runs],
         "models": list(dict.fromkeys(models)) or [_NOT_RECORDED],
+        "absent": (runs.runs[0].record.get("parameters") or {}).get("absent") or (),
         "method": METHOD,
         "aim": f"{100 * AIM:.0f}",
         "comparison": [
@@ -544,7 +545,11 @@ def _beside_paper(findings: Findings) -> dict[str, Any]:
         for pool, setting in SETTINGS.items()
         if pool in findings.pools
     ]
-    return {"paper_model": model, "beside_paper": tables}
+    return {
+        "paper_model": model,
+        "beside_paper": tables,
+        "has_in_domain": "left_out" in findings.pools,
+    }
 
 
 def _side_by_side(findings: Findings, pool: str, printed: pd.DataFrame) -> Table:

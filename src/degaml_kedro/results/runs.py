@@ -39,7 +39,8 @@ class Run:
         results: a row a task, pool and method: ``task``, ``group``, ``pool``, ``method``, ``profile``, ``seed``,
             ``model``, ``split`` (digest of the test questions), ``n``, ``accuracy``, ``accuracy_low``,
             ``accuracy_high``, ``chance``, ``nll``, ``ece``, ``invalid``, ``seconds``, ``tokens`` (of scoring),
-            ``draws``, ``accuracy_spread``.
+            ``draws``, ``accuracy_spread``, ``seen`` (whether what answered was meta-trained on the task; None where
+            nothing was meta-trained).
         answers: a row a question and draw: ``task``, ``pool``, ``method``, ``draw``, ``index``, ``right`` (0 or 1),
             ``confidence`` (probability of the predicted option; NaN where there is none).
         compute: a row a thing that was counted: ``method``, ``stage`` (``meta_training``, ``search`` or
@@ -108,8 +109,8 @@ def check_alike(runs: Sequence[Run]) -> None:
     Raises:
         ResultsError: two have one seed, different profiles, base models or recorded parameters (but
             the seed, which methods were asked for, and where files are); a run holds results of another seed or
-            profile than its own; a task has more questions in one than in another; or a task's methods answered
-            different questions.
+            profile than its own; a task has more questions in one than in another; a task's methods answered
+            different questions; or some were meta-trained on the task and others were not.
     """
     first = runs[0]
     seeds: dict[int, Run] = {}
@@ -133,6 +134,7 @@ def check_alike(runs: Sequence[Run]) -> None:
                     f"with --only-missing-outputs"
                 )
     _same_models_and_questions(runs)
+    _same_part_in_training(runs)
     _same_parameters(runs)
 
 
@@ -156,6 +158,18 @@ def _same_models_and_questions(runs: Sequence[Run]) -> None:
             f"{other['n']:.0f} for {other['method']} in {other['run']}; runs of different test splits do not stand in "
             f"one table: set the same sizes of splits and make one of both again, or compare them apart, each in a "
             f"folder of its own"
+        )
+
+
+def _same_part_in_training(runs: Sequence[Run]) -> None:
+    """Refuse methods that were meta-trained on a task beside others that were meta-trained without it."""
+    rows = pd.concat([run.results.assign(run=run.name) for run in runs], ignore_index=True)
+    for pair in _conflicts(rows, "seen", ["task", "pool"]):
+        saw, other = sorted(pair, key=lambda row: not row["seen"])
+        raise ResultsError(
+            f"{_named(saw)} is of weights that were meta-trained on {saw['task']}, and {_named(other)} of weights that "
+            f"were not (pool '{saw['pool']}'); they do not stand in one table: delete what the older one was made from "
+            f"(its weights in 06_models, its predictions and its result), and run with --only-missing-outputs"
         )
 
 

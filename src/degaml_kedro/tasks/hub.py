@@ -267,6 +267,23 @@ MAPPINGS: dict[str, Mapper] = {
     "socialiqa": _each(_socialiqa),
     "codemmlu": _each(_codemmlu),
 }
+_QUESTION_AND_ANSWER = ("question", "answer")
+_PROBLEM = ("problem", "solution")
+# the columns that a mapping reads; a bar is between two names of one
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "arc": ("question", "choices", "answerKey"),
+    "hellaswag": ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
+    "boolq": _QUESTION_AND_ANSWER,
+    "piqa": ("goal", "sol1", "sol2", "label"),
+    "winogrande": ("sentence", "option1", "option2", "answer"),
+    "gsm8k": _QUESTION_AND_ANSWER,
+    "gsm8k_options": _QUESTION_AND_ANSWER,
+    "math": _PROBLEM,
+    "math_options": (*_PROBLEM, "type", "level"),
+    "divlogiceval": ("context|question", "options|choices", "answer|label"),
+    "socialiqa": ("context", "question", "answerA", "answerB", "answerC", "label"),
+    "codemmlu": ("question", "choices", "answer"),
+}
 
 
 # --- loading --------------------------------------------------------------------------------------
@@ -279,8 +296,8 @@ def load_hub(source: HubSource, task: str) -> dict[str, list[Example]]:
     after the splits, or a file.
 
     Raises:
-        TaskError: The mapping is unknown, the dataset cannot be reached or does not exist, or more than one in a
-            hundred of its rows does not fit.
+        TaskError: The mapping is unknown, the dataset cannot be reached or does not exist, has other columns, or more
+            than one in a hundred of its rows does not fit.
     """
     if source.mapping not in MAPPINGS:
         hint = did_you_mean(source.mapping, MAPPINGS, f"use one of {', '.join(sorted(MAPPINGS))}.")
@@ -293,6 +310,7 @@ def load_hub(source: HubSource, task: str) -> dict[str, list[Example]]:
             rows = _rows(source, hub_split)
         except TaskError as error:
             raise TaskError(f"Task '{task}': {error}") from error
+        _check_columns(source.mapping, rows, called)
         kept = _without_bad_rows(MAPPINGS[source.mapping](rows), called)
         loaded[split] = [example for example in kept if example is not None]
         if not loaded[split]:
@@ -303,6 +321,23 @@ def load_hub(source: HubSource, task: str) -> dict[str, list[Example]]:
         if unpublished := len(kept) - len(loaded[split]):
             logger.info("%s: %d rows have no published answer.", called, unpublished)
     return loaded
+
+
+def _check_columns(mapping: str, rows: Sequence[Row], called: str) -> None:
+    """Refuse a dataset whose schema is not the one that the mapping was written for.
+
+    Raises:
+        TaskError: a column that it reads is in none of the rows.
+    """
+    found = dict.fromkeys(name for row in rows for name in row)
+    expected = [name.replace("|", " or ") for name in COLUMNS[mapping]]
+    missing = [name for name in expected if not found.keys() & set(name.split(" or "))]
+    if found and missing:
+        raise TaskError(
+            f"{called}: the columns are {', '.join(found)}, and the mapping '{mapping}' reads {', '.join(expected)}: "
+            f"there is no {', '.join(missing)}. Set source.revision to a commit with these columns, or use the mapping "
+            "that fits the dataset."
+        )
 
 
 def _without_bad_rows(mapped: Sequence[Mapped], called: str) -> list[Example | None]:

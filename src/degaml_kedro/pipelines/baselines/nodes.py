@@ -37,11 +37,11 @@ from degaml_kedro.tasks.splits import frame_to_splits
 logger = logging.getLogger(__name__)
 
 
-def take_warmup(trajectory: Trajectory, *, method: str) -> Learned:
+def take_warmup(trajectory: Trajectory, *, method: str, tasks: Sequence[str]) -> Learned:
     """The pooled warm-up as a method's meta-training: the same tasks, the same loss, nothing else."""
     records = [{"step": record.step, "loss": record.loss} for record in trajectory.records]
-    spent = trajectory_compute(trajectory)
-    return Learned(method, trajectory.last, {}, records, spent, dict(trajectory.about))
+    spent, about = trajectory_compute(trajectory), {**trajectory.about, "tasks": sorted(tasks)}
+    return Learned(method, trajectory.last, {}, records, spent, about)
 
 
 def fit_baseline(
@@ -78,7 +78,8 @@ def fit_baseline(
     with progress_bar(f"{method} on {len(tasks)} tasks", "step") as progress:
         learned: Learned = baseline(method).fit(setup, examples, draw, own, progress)
     logger.info("%s: meta-trained in %.0f s", method, learned.compute.seconds)
-    return replace(learned, compute=learned.compute + spent)
+    about = {**learned.about, "tasks": sorted(one.name for one in examples)}
+    return replace(learned, compute=learned.compute + spent, about=about)
 
 
 def _setup(parameters: ProjectParameters, method: str, task: str) -> Setup:
@@ -208,7 +209,7 @@ def _check_search(method: str, tried: pd.DataFrame, settings: Sequence[BaseModel
     """Searches are kept, and shared by runs: what was tried has to be what is configured, with one seed."""
     asked = {number: setting.model_dump_json() for number, setting in enumerate(settings)}
     fix = (
-        f"delete the files *.{method}.search.parquet and search.{method}.learned of the search (05_model_input and "
+        f"delete the files *.{method}.search.parquet and search.*{method}.learned of the search (05_model_input and "
         f"06_models in the folder `search` of globals.yml), and run again"
     )
     for task, rows in tried.groupby("task"):
@@ -233,13 +234,23 @@ def adapt_baseline(
     *,
     task: str,
     method: str,
+    seen: bool = True,
 ) -> tuple[Any, dict[str, Any]]:
     """Adapt a method to a task, as the search chose. Nothing but the support examples of the task comes in here.
 
     Returns:
         The weights, or the examples of a method that reads them when it answers, and what they cost: no token of the
         latter, whose cost of reading is one of answering and stands in the result's ``tokens``.
+
+    Raises:
+        BaselineError: the task is one that the weights must not have ``seen``, and they were meta-trained on it.
     """
+    if learned is not None and not seen and task in learned.about.get("tasks", ()):
+        raise BaselineError(
+            f"the weights of {method} on disk were meta-trained on {', '.join(learned.about['tasks'])}, and {task} is "
+            f"to be answered by weights that never saw it; delete what another configuration left in the data folder "
+            f"(06_models/*{method}.learned), and run again"
+        )
     setup = _setup(parameters, method, task)
     # all that show examples show the same ones
     seed_name = "icl" if method in READ_SUPPORT else BASELINES[method]
@@ -261,10 +272,15 @@ def predict_baseline(
 
 
 def adapt_and_predict(
-    parameters: ProjectParameters, splits: pd.DataFrame, *material: Any, task: str, method: str
+    parameters: ProjectParameters,
+    splits: pd.DataFrame,
+    *material: Any,
+    task: str,
+    method: str,
+    seen: bool = True,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """:func:`adapt_baseline` on ``material`` and :func:`predict_baseline`, for what is kept nowhere between them."""
-    adapted, spent = adapt_baseline(parameters, *material, task=task, method=method)
+    adapted, spent = adapt_baseline(parameters, *material, task=task, method=method, seen=seen)
     return predict_baseline(parameters, splits, adapted, task=task, method=method), spent
 
 

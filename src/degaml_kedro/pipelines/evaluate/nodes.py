@@ -378,11 +378,13 @@ def measure_predictions(
     task: str,
     method: str,
     pool: str,
+    seen: bool | None = None,
 ) -> dict[str, Any]:
     """The measures of a method's predictions on a task, with what they are of.
 
     So results of other questions, seeds, profiles or base models can be told apart wherever they are put together: of
-    the test split a digest goes into the result. ``pool`` is ``meta_train``, ``left_out`` or ``meta_test``.
+    the test split a digest goes into the result. ``pool`` is ``meta_train``, ``left_out`` or ``meta_test``; ``seen``
+    says whether what answered was meta-trained on the task, None where nothing was meta-trained.
     """
     test = frame_to_splits(splits).test
     measures = measure_draws(predictions, f"{task}.{method}.predictions")
@@ -397,6 +399,7 @@ def measure_predictions(
         # one of many that a distribution gives: statistics draw such tasks again, too
         "drawn": isinstance(entry.source, EpisodeSource),
         "pool": pool,
+        "seen": seen,
         "method": method,
         "profile": parameters.profile,
         "model": json.dumps(parameters.model.model_dump(mode="json"), sort_keys=True),

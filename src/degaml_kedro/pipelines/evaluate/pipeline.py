@@ -44,7 +44,7 @@ def create_pipeline(parameters: ProjectParameters) -> Pipeline:
             if row.kind in ("baseline", "sum"):
                 # the pipeline `baselines` makes them
                 if cell in scored_by_baselines:
-                    results.append(f"{cell.task}.{method}.result")
+                    results.append(cell.fold.name(f"{cell.task}.{method}.result"))
                 continue
             if row.kind != "plain" and cell.pool == "meta_train" and not parameters.scores_seen:
                 continue
