@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
-import importlib.util
-import json
 import os
-import platform
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import torch
 from transformers.utils import logging as transformers_logging
 
 from benchmarks import (
@@ -37,7 +29,7 @@ from benchmarks import (
     tts_batch,
 )
 from benchmarks.material import Settings, SkippedError
-from benchmarks.measure import OtherLoad, Result, table
+from benchmarks.measure import OtherLoad, Result, describe_machine, table, write
 
 BENCHMARKS: dict[str, Callable[[Settings], Result]] = {
     "memory": memory.run,
@@ -58,7 +50,6 @@ BENCHMARKS: dict[str, Callable[[Settings], Result]] = {
     "adaptation": adaptation.run,
 }
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "transformers", "peft", "accelerate", "lm_eval")
 _BUSY = 0.05
 
 
@@ -94,53 +85,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write(output / f"{name}.json", {**result.as_json(), "quick": asked.quick}, machine)
     print(table(results))
     return 0
-
-
-def write(path: Path, content: dict[str, Any], machine: dict[str, Any]) -> None:
-    """Write one result, a line for each list of numbers."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = {**_rounded(content), "machine": _rounded(machine)}
-    text = json.dumps(whole, indent=1, ensure_ascii=False)
-    flat = re.sub(r"\[[\s\d.,e+-]+\]", lambda match: re.sub(r"\s+", " ", match[0]), text)
-    path.write_text(flat + "\n", encoding="utf-8")
-
-
-def _rounded(value: Any) -> Any:
-    """Five significant digits: more would be noise."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def describe_machine() -> dict[str, Any]:
-    """What the numbers depend on."""
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "packages": {
-            name: importlib.metadata.version(name)
-            for name in _PACKAGES
-            if importlib.util.find_spec(name) is not None
-        },
-    }
-
-
-def _processor() -> str:
-    """The processor's name, with its bfloat16 instructions: they decide the dtype."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return platform.processor()
-    text = cpuinfo.read_text(encoding="utf-8")
-    name = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
-    known = [flag for flag in ("avx512_bf16", "amx_bf16") if f" {flag}" in text]
-    return " ".join([name[1] if name else platform.processor(), *known])
 
 
 if __name__ == "__main__":

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import importlib.metadata
+import importlib.util
 import json
 import os
+import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -17,6 +22,7 @@ from typing import Any
 import torch
 
 _ROOT = Path(__file__).parents[1]
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "lm_eval", "ray")
 
 
 @dataclass(frozen=True)
@@ -191,3 +197,50 @@ def table(results: Sequence[Result]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def write(path: Path, content: dict[str, Any], machine: dict[str, Any]) -> None:
+    """Write one result, a line for each list of numbers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {**_rounded(content), "machine": _rounded(machine)}
+    text = json.dumps(whole, indent=1, ensure_ascii=False)
+    flat = re.sub(r"\[[\s\d.,e+-]+\]", lambda match: re.sub(r"\s+", " ", match[0]), text)
+    path.write_text(flat + "\n", encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    """Five significant digits: more would be noise."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "packages": {
+            name: importlib.metadata.version(name)
+            for name in _PACKAGES
+            if importlib.util.find_spec(name) is not None
+        },
+    }
+
+
+def processor() -> str:
+    """The processor's name, with its bfloat16 instructions: they decide the dtype."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    text = cpuinfo.read_text(encoding="utf-8")
+    name = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
+    known = [flag for flag in ("avx512_bf16", "amx_bf16") if f" {flag}" in text]
+    return " ".join([name[1] if name else platform.processor(), *known])

@@ -3,8 +3,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from benchmarks.__main__ import BENCHMARKS, describe_machine, main, write
+from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.material import SkippedError
+from benchmarks.measure import describe_machine, write
 
 
 def test_quick_run_prints_a_table_and_writes_results(tmp_path, capsys):

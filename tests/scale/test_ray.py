@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 
 import pytest
+from benchmarks.schedule import NodeTime, length, list_schedule, longest_paths, timed
 from kedro.framework.hooks.manager import _NullPluginManager
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
@@ -85,3 +87,55 @@ def test_tags_say_what_a_node_takes():
     assert resources(node(same, "a", "b")) == {"num_cpus": 1}
     with pytest.raises(RayRunnerError, match=r"the tag 'gpu_half'; it is like"):
         resources(node(same, "a", "b", name="n", tags="gpu_half"))
+
+
+SLEEP = 0.5
+
+
+def sleeping(*given):
+    began = time.time()
+    time.sleep(SLEEP)
+    return began, time.time()
+
+
+def met(folder, name):
+    """Waits for the other worker."""
+    (folder / f"{name}.here").touch()
+    while len(list(folder.glob("*.here"))) < 2:
+        time.sleep(0.05)
+
+
+def test_sleeping_nodes_on_fake_gpus_keep_to_the_schedule(monkeypatch, tmp_path, capsys):
+    # two chains of three that a last node waits for, and six that nothing waits for
+    wires = {
+        f"{side}{n}": [f"{side}{n - 1}"] if n else ["start"] for side in "ab" for n in range(3)
+    }
+    wires |= {"end": ["a2", "b2"], **{f"free{n}": ["start"] for n in range(6)}}
+    steps = Pipeline([node(sleeping, wires[one], one, name=one, tags="gpu") for one in wires])
+    outputs = {one: JSONDataset(filepath=str(tmp_path / f"{one}.json")) for one in wires}
+    catalog = DataCatalog({"start": MemoryDataset(1), **outputs})
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}/src:{ROOT}", prepend=":")
+    ray.init(num_cpus=8, num_gpus=2, logging_level="ERROR", log_to_driver=False)
+    try:
+        # starting a worker takes seconds, which are not the schedule's
+        ray.get([ray.remote(num_gpus=1)(met).remote(tmp_path, str(n)) for n in range(2)])
+        RayRunner().run(steps, catalog, _NullPluginManager())
+    finally:
+        ray.shutdown()
+    spans = {one: catalog.load(one) for one in wires}
+    events = [(began, 1) for began, _ in spans.values()] + [(end, -1) for _, end in spans.values()]
+    running = list(itertools.accumulate(change for _, change in sorted(events)))
+    assert max(running) == 2
+    for one, before in wires.items():
+        assert all(spans[name][1] <= spans[one][0] for name in before if name != "start")
+    nodes = timed(steps, {"other.sleeping": NodeTime(seconds=SLEEP, estimated="it sleeps")})
+    measured = max(end for _, end in spans.values()) - min(began for began, _ in spans.values())
+    expected = length(nodes, list_schedule(nodes, 2))
+    # no schedule is shorter than this
+    assert measured >= max(longest_paths(nodes).values())
+    assert measured >= sum(one.seconds for one in nodes.values()) / 2
+    with capsys.disabled():
+        print(
+            f"\nmeasured to predicted: {measured / expected:.2f} ({measured:.1f} s, {expected:.1f} s)"
+        )
