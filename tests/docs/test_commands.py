@@ -27,7 +27,7 @@ from degaml_kedro.commands import main as degaml
 from degaml_kedro.config.loader import ProjectConfigLoader
 from degaml_kedro.strategies.registry import _FAMILIES
 from tests.conftest import ROOT
-from tests.docs.pages import NEEDS, PAGES, Block, blocks, inline_commands
+from tests.docs.pages import NEEDS, PAGES, Block, blocks, inline_commands, prose
 from tests.docs.table import (
     COMPILE_PYTHON,
     ELSEWHERE,
@@ -95,13 +95,24 @@ def test_a_new_command_would_be_noticed():
     assert "kedro run --env nowhere" not in {*LITERALLY, *INSTEAD, *ELSEWHERE}
 
 
-@pytest.mark.parametrize("test", sorted({*ELSEWHERE.values(), *COMPILE_PYTHON.values()}))
+# tests that a page names for what it claims
+NAMED = {name for page in PAGES for name in re.findall(r"`(tests/[\w/]+\.py::\w+)`", prose(page))}
+
+
+@pytest.mark.parametrize("test", sorted({*ELSEWHERE.values(), *COMPILE_PYTHON.values(), *NAMED}))
 def test_tests_that_are_named_exist(test):
     path, _, name = test.partition("::")
     if not name:
         assert list((ROOT / path).glob("test_*.py"))
         return
     assert re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_every_line_of_the_security_page_has_its_test():
+    rows = [line for line in prose(ROOT / "docs/security.md").splitlines() if line.startswith("|")]
+    claims = [row for row in rows if not re.match(r"\|( what |---)", row)]
+    assert len(claims) > 30
+    assert [row for row in claims if "`tests/" not in row] == []
 
 
 def targets() -> dict[str, str]:

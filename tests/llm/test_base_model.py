@@ -23,6 +23,7 @@ from degaml_kedro.llm.base_model import (
     in_package,
     load_base_model,
 )
+from degaml_kedro.llm.prompting import PromptError, render_chat
 from degaml_kedro.llm.scoring import score_examples
 from degaml_kedro.tasks.example import make_example
 from tests.llm.helpers import tiny_base
@@ -96,6 +97,24 @@ def test_pickled_weights_are_refused(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "pytorch_model.bin")
     with pytest.raises(ModelError, match="can run code when they are loaded and are refused"):
         load_base_model(parameters({"kind": "folder", "path": str(tmp_path / "m")}))
+
+
+def test_code_in_a_model_s_folder_is_not_run(saved: Path, tmp_path: Path) -> None:
+    folder, ran = tmp_path / "m", tmp_path / "was_run"
+    shutil.copytree(saved, folder)
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    for name, kinds in (
+        ("config.json", {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["own.Tokenizer", None]}),
+    ):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, "auto_map": kinds}))
+    # a template runs in a sandbox
+    (folder / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    base = load_base_model(parameters({"kind": "folder", "path": str(folder)}))
+    with pytest.raises(PromptError, match="template of .* cannot be used: .*__class__.* unsafe"):
+        render_chat([{"role": "user", "content": "Which?"}], base)
+    assert not ran.exists()
 
 
 def test_a_model_type_nobody_knows_is_named(saved: Path, tmp_path: Path) -> None:

@@ -186,6 +186,8 @@ def test_a_prompt_longer_than_the_context_is_named() -> None:
             PromptParameters(),
             ScoringParameters(),
         )
+    with pytest.raises(PromptError, match=r"12 examples \(0, 1, .* 9, …\) are up to \d+ tokens"):
+        score_examples(base, [long] * 12, PromptParameters(), ScoringParameters())
 
 
 def test_a_missing_chat_template_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

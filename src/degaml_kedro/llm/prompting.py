@@ -67,7 +67,7 @@ def render_chat(messages: Sequence[Mapping[str, str]], base: BaseModel) -> str:
     Where the template has no place for the system's message, it stands in front of the user's first.
 
     Raises:
-        PromptError: the tokenizer has no chat template.
+        PromptError: the tokenizer has no chat template, or one that cannot be used.
     """
     if base.tokenizer.chat_template is None:
         raise PromptError(
@@ -76,7 +76,7 @@ def render_chat(messages: Sequence[Mapping[str, str]], base: BaseModel) -> str:
         )
     first, *rest = messages
     if first["role"] == "system":
-        with contextlib.suppress(TemplateError):
+        with contextlib.suppress(PromptError):
             text = _by_template(base, messages, opened=True)
             if first["content"].strip() in text:
                 return text
@@ -87,8 +87,14 @@ def render_chat(messages: Sequence[Mapping[str, str]], base: BaseModel) -> str:
 
 def _by_template(base: BaseModel, messages: Sequence[Mapping[str, str]], opened: bool) -> str:
     turns = [dict(message) for message in messages]
-    text = base.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened)
-    return str(text)
+    template = base.tokenizer.apply_chat_template
+    try:
+        return str(template(turns, tokenize=False, add_generation_prompt=opened))
+    # of the sandbox in which templates run, too
+    except TemplateError as error:
+        raise PromptError(
+            f"the chat template of {base.name} cannot be used: {error}; mend it, or set prompt.format to 'plain'"
+        ) from error
 
 
 def answer_texts(
@@ -188,7 +194,7 @@ def encode_questions(
         text + answer for text, options in zip(prompts, answers, strict=True) for answer in options
     ]
     whole_ids = iter(token_ids(base, whole, prompt))
-    encoded = []
+    encoded, too_long = [], dict[int, int]()
     for index, (ids, options) in enumerate(zip(prompt_ids, answers, strict=True)):
         every = [next(whole_ids) for _ in options]
         # a token may span the end of the prompt and the answer, and an answer is never without a token
@@ -196,12 +202,30 @@ def encode_questions(
         tails = tuple(tuple(one[len(ids) :]) for one in every)
         longest = len(ids) + max(room, *(len(tail) for tail in tails), 0)
         if longest > base.context_length:
-            raise PromptError(
-                f"example {index} is {longest} tokens long with its answer, the context of {base.name} is "
-                f"{base.context_length}; shorten it or leave it out (it starts: {examples[index].prompt[:60]!r})"
-            )
+            too_long[index] = longest
         encoded.append(EncodedQuestion(tuple(ids), tails))
+    if too_long:
+        raise PromptError(_too_long(too_long, examples, base))
     return encoded
+
+
+def _too_long(
+    lengths: Mapping[int, int], examples: Sequence[Question | Example], base: BaseModel
+) -> str:
+    """Which examples are longer than the context; of many the first ten places."""
+    first, longest = next(iter(lengths)), max(lengths.values())
+    told = f"the context of {base.name} is {base.context_length}"
+    starts = f"starts: {examples[first].prompt[:60]!r}"
+    if len(lengths) == 1:
+        return (
+            f"example {first} is {longest} tokens long with its answer, {told}; shorten it or leave it out "
+            f"(it {starts})"
+        )
+    places = ", ".join(map(str, list(lengths)[:10])) + ", …" * (len(lengths) > 10)
+    return (
+        f"{len(lengths)} examples ({places}) are up to {longest} tokens long with their answers, {told}; shorten them "
+        f"or leave them out (the first {starts})"
+    )
 
 
 def token_ids(base: BaseModel, texts: Sequence[str], prompt: PromptParameters) -> list[list[int]]:
