@@ -16,7 +16,7 @@ from tests.llm.helpers import tiny_base
 
 def main(folder: Path, options: str) -> None:
     """Train, and write what this process has in the end."""
-    accelerator = join_processes(cpu=True)
+    accelerator = join_processes("cpu")
     made = tiny_generator()
     tasks = [tiny_task("one", 1), tiny_task("two", 2, state=1)]
     training = tiny_training(**json.loads(options))

@@ -476,6 +476,18 @@ def test_a_state_is_a_copy_and_is_not_changed_by_going_on_from_it() -> None:
     assert same(dict(state.tensors), before)
 
 
+@pytest.mark.parametrize("kind", ["factorized", "hyperconvolutional"])
+def test_it_has_deterministic_algorithms(kind: str) -> None:
+    made = [tiny_generator(kind) for _ in range(2)]
+    train(made[0], **OBJECTIVES["both"])
+    torch.use_deterministic_algorithms(True)
+    try:
+        train(made[1], **OBJECTIVES["both"])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert same(parameters(made[0]), parameters(made[1]))
+
+
 def test_the_same_call_gives_the_same_bits_and_another_seed_does_not() -> None:
     made = [tiny_generator() for _ in range(3)]
     for one, seed, noise in zip(made, (7, 7, 8), (1, 2, 3), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +14,12 @@ import torch
 from gguf import GGUFWriter
 from pydantic import ValidationError
 
-from degaml_kedro.config.schema import BaseModelParameters, PromptParameters, ScoringParameters
+from degaml_kedro.config.schema import (
+    BaseModelParameters,
+    PromptParameters,
+    RandomModel,
+    ScoringParameters,
+)
 from degaml_kedro.llm import base_model as module
 from degaml_kedro.llm.base_model import (
     ModelError,
@@ -310,6 +316,42 @@ def test_of_two_that_convert_one_file_at_once_both_have_the_first_one_s_folder(
     assert list((tmp_path / "cache" / "models").iterdir()) == [made[1]]
     # others read a shared cache, too
     assert len({path.stat().st_mode for path in made[1].iterdir()}) == 1
+
+
+def test_processes_of_a_launcher_share_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for processes in (1, 2, 3):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert choose_device("cpu") == torch.device("cpu")
+        if processes == 1:
+            assert choose_device("auto") == torch.device("cuda")
+            assert choose_device("cuda:0") == torch.device("cuda:0")
+            continue
+        with pytest.raises(ModelError, match=f"'cuda:0', which {processes} processes .*'auto'"):
+            choose_device("cuda:0")
+        if processes == 2:
+            assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
+        else:
+            with pytest.raises(
+                ModelError, match="3 processes were started.* each sees 2 of its GPUs"
+            ):
+                choose_device("auto")
+
+
+def test_the_switch_for_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    # set first, so that it is put back
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    model = BaseModelParameters(source=RandomModel(kind="random"), device="cpu")
+    assert "deterministic" not in model.model_dump()
+    try:
+        load_base_model(model.model_copy(update={"deterministic": True}))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,9 @@ class BaseModelParameters(Parameters):
     ]
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    # algorithms of this process that give the same bits every time, on a GPU, too, where they are slower; what has none
+    # is refused by PyTorch
+    deterministic: bool = Field(False, exclude_if=operator.not_)
 
 
 class PromptParameters(Parameters):

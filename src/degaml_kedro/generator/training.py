@@ -30,7 +30,7 @@ from degaml_kedro.config.schema import GeneratorTraining
 from degaml_kedro.generator.decoders.build import Computing
 from degaml_kedro.generator.generator import Generator, GeneratorError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
-from degaml_kedro.llm.base_model import BaseModel, choose_dtype
+from degaml_kedro.llm.base_model import BaseModel, choose_device, choose_dtype
 from degaml_kedro.llm.finetune import AnswerSequence, answer_loss, computed_tokens
 
 _FLOOR = 0.1
@@ -38,9 +38,16 @@ _FLOOR = 0.1
 _SCALER = ("scale", "_growth_tracker", "steps")
 
 
-def join_processes(cpu: bool) -> Accelerator:
-    """The accelerator of this process, one a training: what it holds goes with the training."""
-    accelerator = Accelerator(cpu=cpu)
+def join_processes(asked: str) -> Accelerator:
+    """The accelerator of this process on ``model.device``, one a training: what it holds goes with the training.
+
+    Raises:
+        ModelError: as :func:`~degaml_kedro.llm.base_model.choose_device`.
+    """
+    device = choose_device(asked)
+    if device.type == "cuda":
+        torch.cuda.set_device(device if device.index is not None else torch.cuda.current_device())
+    accelerator = Accelerator(cpu=device.type == "cpu")
     if accelerator.num_processes > 1:
         _leave_at_exit()
     return accelerator

@@ -281,19 +281,39 @@ def export_base_model(parameters: BaseModelParameters, folder: Path) -> Path:
 def choose_device(asked: str, setting: str = "model.device") -> torch.device:
     """The device to run on: CUDA, then Apple's, then the CPU, unless one is named.
 
+    Where a launcher started several processes on this machine, each has the card of its number.
+
     Raises:
-        ModelError: a named device is not there.
+        ModelError: a named device is not there, or processes would share a card.
     """
     if asked == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return _own_card("cuda", setting)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(asked)
     if (device.type == "cuda" and not torch.cuda.is_available()) or (
         device.type == "mps" and not torch.backends.mps.is_available()
     ):
         raise ModelError(f"{setting} is '{asked}', but this machine has none; use 'auto'")
-    return device
+    return _own_card(asked, setting) if device.type == "cuda" else device
+
+
+def _own_card(asked: str, setting: str) -> torch.device:
+    """The card of this process; of a process by itself the one that is named, or the current one."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes == 1:
+        return torch.device(asked)
+    if asked != "cuda":
+        raise ModelError(
+            f"{setting} is '{asked}', which {processes} processes on this machine would share; use 'auto'"
+        )
+    cards = torch.cuda.device_count()
+    if processes > cards:
+        raise ModelError(
+            f"{processes} processes were started on this machine, and each sees {cards} of its GPUs, which they would "
+            f"share; start as many as there are, and let each see all (CUDA_VISIBLE_DEVICES)"
+        )
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
 def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
@@ -323,6 +343,10 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
     source = parameters.source
     device = choose_device(parameters.device)
     dtype = choose_dtype(parameters.dtype, device)
+    if parameters.deterministic:
+        # cuBLAS reads it when the first product is computed
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     if device.type == "cpu":
         _keep_freed_memory()
     folder = None if isinstance(source, (HubModel, RandomModel)) else _local_folder(source)

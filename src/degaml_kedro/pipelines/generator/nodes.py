@@ -75,7 +75,7 @@ def train(
     own = settings.variants[variant]
     decoder = own.token_decoder
     # it chooses the device of this process: the base model must come after it
-    accelerator = join_processes(cpu=parameters.model.device == "cpu")
+    accelerator = join_processes(parameters.model.device)
     base = load_base_model(parameters.model)
     # of `auto`, what it is on this device
     precision = str(choose_dtype(own.training.precision, accelerator.device))
