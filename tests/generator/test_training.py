@@ -476,6 +476,31 @@ def test_a_state_is_a_copy_and_is_not_changed_by_going_on_from_it() -> None:
     assert same(dict(state.tensors), before)
 
 
+@pytest.mark.parametrize("at_once", [None, 1])
+def test_prefetching_changes_no_bit(at_once: int | None) -> None:
+    made = [tiny_generator() for _ in range(2)]
+    options = {"batch_size": 4, "device_batch_size": at_once, **OBJECTIVES["both"]}
+    train(made[0], **options)
+    train(made[1], **options, prefetch=True)
+    assert same(parameters(made[1]), parameters(made[0]))
+
+    # what fails in the thread is raised where it is used
+    broken = tiny_task(checkpoints=Mock(side_effect=OSError("the disk is gone")))
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(tiny_generator(), [broken], prefetch=True)
+
+
+def test_a_compiled_decoder_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is traced is right; the compiler behind it takes minutes and is PyTorch's."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    made = [tiny_generator("hyperconvolutional") for _ in range(2)]
+    names = [*parameters(made[0])]
+    train(made[0], **OBJECTIVES["both"])
+    train(made[1], **OBJECTIVES["both"], compile=True)
+    assert [*parameters(made[1])] == names
+    assert_close(parameters(made[1]), parameters(made[0]))
+
+
 @pytest.mark.parametrize("kind", ["factorized", "hyperconvolutional"])
 def test_it_has_deterministic_algorithms(kind: str) -> None:
     made = [tiny_generator(kind) for _ in range(2)]

@@ -310,6 +310,8 @@ class HyperconvolutionalDecoder(Parameters):
     kernel_size: int = Field(9, ge=1, le=63)
     # computes a layer again in the backward pass instead of keeping what it made
     checkpoint: bool = False
+    # convolutions get zeros as channels, up to a multiple of 8, which some cards multiply faster: off until measured
+    pad_channels: bool = Field(False, exclude_if=operator.not_)
 
 
 class FactorizedDecoder(Parameters):
@@ -380,6 +382,10 @@ class GeneratorTraining(Parameters):
     # the weights are cast to it for every use, so that norms and sums are computed in it, too: features take half the
     # memory
     cast_weights: bool = Field(False, exclude_if=operator.not_)
+    # the decoder by torch.compile, and what is read of prompts and checkpoints for the next step while one is computed:
+    # off until measured on a card
+    compile: bool = Field(False, exclude_if=operator.not_)
+    prefetch: bool = Field(False, exclude_if=operator.not_)
     # examples that the sft objective draws for every generated adapter
     sft_examples: int = Field(8, ge=1, le=65536)
     # and how many examples of a task an adapter is written from, where the decoder reads them: drawn of these numbers
@@ -441,10 +447,12 @@ class GeneratorVariant(Parameters):
                 f"training.{of_episodes[0]} is for an associative decoder, which learns from episodes: one that reads "
                 "prompts learns from tasks that have a trajectory; leave it out"
             )
-        if self.condition == "examples" and self.training.device_batch_size:
+        of_tokens = ("device_batch_size", "cast_weights", "compile", "prefetch")
+        given = [name for name in of_tokens if getattr(self.training, name)]
+        if self.condition == "examples" and given:
             raise ValueError(
-                "training.device_batch_size is for a decoder that reads prompts: an associative one goes through an "
-                "episode at a time; leave it out"
+                f"training.{given[0]} is for a decoder that reads prompts: an associative one goes through an "
+                "episode at a time, in the base model's precision; leave it out"
             )
         return self
 

@@ -15,11 +15,12 @@ from __future__ import annotations
 import atexit
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -32,6 +33,9 @@ from degaml_kedro.generator.generator import Generator, GeneratorError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
 from degaml_kedro.llm.base_model import BaseModel, choose_device, choose_dtype
 from degaml_kedro.llm.finetune import AnswerSequence, answer_loss, computed_tokens
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 _FLOOR = 0.1
 # what a scaler of losses goes on from
@@ -194,30 +198,37 @@ def train_generator(
     types = {dtype, base.dtype} if training.sft and base is not None else {dtype}
     optimization = Optimization(decoder, training, resume, is_scaled=torch.float16 in types)
     computing.cast(decoder)
-    model: nn.Module = decoder
+    model: Any = torch.compile(decoder) if training.compile else decoder
     if accelerator.num_processes > 1:
-        model = accelerator.prepare(decoder)
+        model = accelerator.prepare(model)
     scales, grid = generator.scales, generator.grid
     mask = grid.mask().to(device)
     weights = scales.variance.to(device) if training.variance_weighted else None
     share = training.batch_size // accelerator.num_processes
     most = training.device_batch_size or share
+    first = accelerator.process_index * share
+
+    def parts_of(step: int) -> list[Sequence[tuple[int, TrainingPair]]]:
+        mine = list(enumerate(pairs_of_step(step, len(tasks), training, seed)))[first:]
+        return [mine[start : min(start + most, share)] for start in range(0, share, most)]
+
+    read_part = partial(_read, generator, tasks, training, seed, device)
+    every = (part for step in optimization.steps() for part in parts_of(step))
+    material = _ahead(read_part, every) if training.prefetch else map(read_part, every)
 
     for step in optimization.steps():
         began = time.perf_counter()
-        pairs = pairs_of_step(step, len(tasks), training, seed)
-        first = accelerator.process_index * share
-        mine = list(enumerate(pairs))[first : first + share]
+        parts = parts_of(step)
         mse = 0.0 if training.mse else math.nan
         sft = 0.0 if training.sft else math.nan
         computed, scale = 0, optimization.scale
-        for start in range(0, share, most):
-            part = mine[start : start + most]
+        for number, part in enumerate(parts, start=1):
             weight = len(part) / share
             # processes exchange gradients once a step: behind the last part
-            is_last = start + most >= share
-            with nullcontext() if is_last else accelerator.no_sync(model):
-                conditions, wanted = _drawn(generator, tasks, part, training, seed, step, device)
+            with nullcontext() if number == len(parts) else accelerator.no_sync(model):
+                conditions, wanted = _drawn(
+                    generator, tasks, part, next(material), training, seed, step, device
+                )
                 with computing.context():
                     tokens = model(*conditions)
                 tokens = tokens.float()
@@ -384,16 +395,57 @@ def _source(seed: int, task: TrainingTask, what: str, pair: TrainingPair) -> tor
     return torch.Generator().manual_seed(derive_seed(seed, task.name, what, str(pair.index)))
 
 
+def _read(
+    generator: Generator,
+    tasks: Sequence[TrainingTask],
+    training: GeneratorTraining,
+    seed: int,
+    device: torch.device,
+    pairs: Sequence[tuple[int, TrainingPair]],
+) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """What is stored for the pairs: prompt states [N, L, C] and lengths [N] and, for mse, a checkpoint's tokens."""
+    found = []
+    for _, pair in pairs:
+        task, tokens = tasks[pair.task], None
+        source = _source(seed, task, "prompts", pair)
+        prompts = generator.decoder.condition.prompts
+        rows, lengths = task.embeddings.rows(task.embeddings.draw(prompts, source, task.rows))
+        if training.mse:
+            assert task.checkpoints is not None
+            source = _source(seed, task, "checkpoint", pair)
+            index = int(torch.randint(task.checkpoint_count, (1,), generator=source))
+            tokens = task.checkpoints(index)
+        if training.prefetch and device.type == "cuda":
+            # memory that the card reads while it computes
+            rows, tokens = rows.pin_memory(), None if tokens is None else tokens.pin_memory()
+        found.append((rows, lengths, tokens))
+    return found
+
+
+def _ahead(read: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """What is read of the items, each in a thread while the caller is busy with the one before it."""
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
+        waiting: Future[Made] | None = None
+        for item in items:
+            following = thread.submit(read, item)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
+
+
 def _drawn(
     generator: Generator,
     tasks: Sequence[TrainingTask],
     pairs: Sequence[tuple[int, TrainingPair]],
+    material: Sequence[tuple[Tensor, Tensor, Tensor | None]],
     training: GeneratorTraining,
     seed: int,
     step: int,
     device: torch.device,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
-    """What the decoder is given for the pairs, and what it is to make.
+    """What the decoder is given for the pairs, and what it is to make, of what was read for them.
 
     Returns:
         Prompt states with noise [B, N, L, C], lengths [B, N] and permutation states [B, states]; and, for mse,
@@ -401,19 +453,13 @@ def _drawn(
     """
     condition = generator.decoder.condition
     states, lengths, wanted = [], [], []
-    for place, pair in pairs:
-        task = tasks[pair.task]
-        source = _source(seed, task, "prompts", pair)
-        chosen = task.embeddings.draw(condition.prompts, source, task.rows)
-        rows, found = task.embeddings.rows(chosen)
-        rows = rows.to(device).float()
+    for (place, _), (rows, found, stored) in zip(pairs, material, strict=True):
+        rows = rows.to(device, non_blocking=training.prefetch).float()
         states.append(_noisy(rows, training.condition_noise, seed, "condition", step, place))
         lengths.append(found.long())
-        if training.mse:
-            assert task.checkpoints is not None
-            source = _source(seed, task, "checkpoint", pair)
-            index = int(torch.randint(task.checkpoint_count, (1,), generator=source))
-            tokens = generator.scales.normalize(task.checkpoints(index).to(device).float())
+        if stored is not None:
+            stored = stored.to(device, non_blocking=training.prefetch).float()
+            tokens = generator.scales.normalize(stored)
             wanted.append(_noisy(tokens, training.target_noise, seed, "target", step, place))
     which = torch.tensor([tasks[pair.task].state for _, pair in pairs])
     hot = nn.functional.one_hot(which, condition.states).float()

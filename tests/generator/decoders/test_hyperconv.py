@@ -203,6 +203,26 @@ def test_checkpointing_gives_the_same_gradients() -> None:
     assert all(torch.equal(plain, again) for plain, again in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_padded_channels_give_the_same_tokens_and_gradients(checkpoint: bool) -> None:
+    condition = torch.randn(2, *FLOW[0], generator=seeded(1))
+    found = []
+    for pad_channels in (False, True):
+        decoder = HyperconvDecoder(
+            FLOW, 3, checkpoint=checkpoint, pad_channels=pad_channels, generator=seeded()
+        )
+        with FlopCounterMode(display=False) as counted:
+            tokens = decoder(condition)
+        tokens.square().sum().backward()
+        found.append([tokens.detach(), *(p.grad for p in decoder.parameters())])
+        if pad_channels:
+            assert counted.get_total_flops() > 2 * 2 * decoder_cost(FLOW, 3).multiply_adds
+    assert all(
+        torch.allclose(plain, padded, rtol=1e-4, atol=1e-5)
+        for plain, padded in zip(*found, strict=True)
+    )
+
+
 def kept_bytes(decoder: HyperconvDecoder, condition: Tensor) -> int:
     kept: dict[int, int] = {}
 

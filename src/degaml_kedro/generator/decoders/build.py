@@ -105,7 +105,10 @@ class Decoder(nn.Module):
             if isinstance(parameters, HyperconvolutionalDecoder):
                 flow = whole_flow(parameters, grid, condition)
                 self.network = HyperconvDecoder(
-                    flow, parameters.kernel_size, checkpoint=parameters.checkpoint
+                    flow,
+                    parameters.kernel_size,
+                    checkpoint=parameters.checkpoint,
+                    pad_channels=parameters.pad_channels,
                 )
             else:
                 self.network = FactorizedNetwork(

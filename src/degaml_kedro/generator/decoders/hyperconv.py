@@ -125,6 +125,7 @@ class AxisConvolution(nn.Module):
     Attributes:
         weight: [outputs, inputs, k, k]; set by the layer, which knows the plane.
         bias: [outputs], zero at first; or None.
+        pad_channels: compute with a multiple of 8 inputs and outputs, by zeros that are cut off.
     """
 
     def __init__(
@@ -142,14 +143,22 @@ class AxisConvolution(nn.Module):
         shape = (outputs, inputs, kernel_size, kernel_size)
         self.weight = nn.Parameter(torch.empty(shape, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(outputs, dtype=dtype)) if bias else None
+        self.pad_channels = False
 
     def forward(self, feature: Tensor) -> Tensor:
         """Map the axis of a feature [B, N, H, W]."""
         # for the width this is the channels-last layout that the kernels prefer: nothing is copied
         channels_first = feature.movedim(self._axis, 1)
-        weight = self.weight
-        padding = weight.shape[-1] // 2
-        mapped = functional.conv2d(channels_first, weight, self.bias, padding=padding)
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        outputs, inputs, kernel_size, _ = weight.shape
+        if self.pad_channels:
+            more = (0, 0, 0, 0, 0, -inputs % 8)
+            channels_first = functional.pad(channels_first, more)
+            weight = functional.pad(weight, (*more, 0, -outputs % 8))
+            bias = None if bias is None else functional.pad(bias, (0, -outputs % 8))
+        mapped = functional.conv2d(channels_first, weight, bias, padding=kernel_size // 2)
+        mapped = mapped[:, :outputs]
         return mapped.movedim(1, self._axis)
 
     @torch.no_grad()
@@ -218,6 +227,7 @@ class HyperconvDecoder(nn.Module):
     Args:
         flow: sizes (N, H, W): the condition's (prompts, prompt tokens, encoder width) first, the token grid with
             its border (T, r + 2, token width + 2) last.
+        pad_channels: as :class:`AxisConvolution` has it.
         checkpoint: keep only each layer's input for the backward pass and compute the layer again there.
 
     Raises:
@@ -235,6 +245,7 @@ class HyperconvDecoder(nn.Module):
         kernel_size: int,
         *,
         checkpoint: bool = False,
+        pad_channels: bool = False,
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -245,6 +256,9 @@ class HyperconvDecoder(nn.Module):
             HyperconvLayer(before, after, kernel_size, dtype=dtype, generator=generator)
             for before, after in itertools.pairwise(self.flow)
         )
+        for module in self.modules():
+            if isinstance(module, AxisConvolution):
+                module.pad_channels = pad_channels
 
     def forward(self, condition: Tensor) -> Tensor:
         """The tokens [B, T, r + 2, token width + 2] of conditions [B, N, L, C], which are cast to the weights' type.
