@@ -51,7 +51,7 @@ def questions(count: int = 10) -> list[Example]:
     ]
 
 
-def run(base: BaseModel, **changes: object) -> list[FineTuneStep]:
+def run(base: BaseModel, asks: bool = True, **changes: object) -> list[FineTuneStep]:
     arguments: dict[str, object] = {
         "examples": questions(),
         "prompt": PLAIN,
@@ -60,7 +60,14 @@ def run(base: BaseModel, **changes: object) -> list[FineTuneStep]:
         "start": initial_adapter(base, LoraParameters(rank=4, alpha=8)),
         "seed": 3,
     }
-    return list(fine_tune(base, **{**arguments, **changes}))  # type: ignore[arg-type]
+    steps = []
+    for step in fine_tune(base, **{**arguments, **changes}):  # type: ignore[arg-type]
+        # copied here, before the next one
+        if asks:
+            assert step.adapter is step.adapter
+            assert step.state.step == step.step
+        steps.append(step)
+    return steps
 
 
 @pytest.mark.parametrize("mode", ["text", "letter"])
@@ -122,6 +129,16 @@ def test_a_resumed_run_ends_bit_identical(stop: int, seed: int) -> None:
         assert one.loss == other.loss
         for key, tensor in one.adapter.tensors.items():
             assert torch.equal(tensor, other.adapter.tensors[key]), key
+
+
+def test_a_step_s_tensors_are_those_of_the_step_or_refused() -> None:
+    base = tiny_base()
+    whole = run(base)
+    first, *_, last = run(base, asks=False)
+    for name in ("adapter", "state"):
+        with pytest.raises(TrainingError, match="step 1 is over, the run is at step 8"):
+            getattr(first, name)
+    assert torch.equal(last.state.tensors["parameters"], whole[-1].state.tensors["parameters"])
 
 
 def test_the_same_call_gives_the_same_bits_and_another_seed_does_not() -> None:

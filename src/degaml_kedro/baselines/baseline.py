@@ -92,11 +92,12 @@ def learned_by_steps(
     total: int = 0,
 ) -> Learned:
     """The weights after the last step of a fine-tuning, with a record a step of what is ``measured``."""
-    clock, adapter, records = Clock(), start, []
+    clock, last, records = Clock(), None, []
     for step in steps:
         clock.trained(step.tokens)
-        adapter = step.adapter
+        last = step
         records.append({name: getattr(step, name) for name in measured})
         if progress is not None:
             progress(step.step, total)
+    adapter = start if last is None else last.adapter
     return Learned(setup.method, adapter, {}, records, clock.compute, about)

@@ -93,7 +93,8 @@ class TrajectoryStart:
 class TrajectoryStep:
     """One optimiser step, whole: what it was, the adapter after it, and all that going on from it needs.
 
-    The tensors are written while the next step is computed, so whoever hands them over must not change them.
+    ``tensors`` of a step that is not kept and ``state`` of one that is no resume checkpoint may be empty. The tensors
+    are written while the next step is computed, so whoever hands them over must not change them.
     """
 
     record: StepRecord

@@ -13,7 +13,8 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +50,18 @@ class FineTuneState:
     tensors: dict[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
+class _FineTuneRun:
+    """A run's tensors on its device, as they are after ``step``, and the adapter that it began with."""
+
+    start: Adapter
+    tensors: dict[str, Tensor]
+    step: int = 0
+
+
+@dataclass(frozen=True, eq=False)
 class FineTuneStep:
-    """One optimiser step's outcome.
+    """One optimiser step's outcome; its tensors are copied to the CPU when they are first asked for.
 
     Attributes:
         step: counted from 1.
@@ -64,8 +74,39 @@ class FineTuneStep:
     learning_rate: float
     seconds: float
     tokens: int
-    adapter: Adapter
-    state: FineTuneState
+    run: _FineTuneRun = field(repr=False)
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """The adapter after the step.
+
+        Raises:
+            TrainingError: the run has gone on since.
+        """
+        start = self.run.start
+        return Adapter(start.config, unflatten(self._parameters, start.tensors))
+
+    @cached_property
+    def state(self) -> FineTuneState:
+        """What a resume after the step needs.
+
+        Raises:
+            TrainingError: the run has gone on since.
+        """
+        moments = {name: self._copied(name) for name in ("first_moment", "second_moment")}
+        return FineTuneState(self.step, {"parameters": self._parameters, **moments})
+
+    @cached_property
+    def _parameters(self) -> Tensor:
+        return self._copied("parameters")
+
+    def _copied(self, name: str) -> Tensor:
+        if self.run.step != self.step:
+            raise TrainingError(
+                f"step {self.step} is over, the run is at step {self.run.step}: ask for a step's tensors before the "
+                "next one"
+            )
+        return self.run.tensors[name].detach().to("cpu", copy=True)
 
 
 def target_layers(base: BaseModel, lora: LoraParameters) -> dict[str, tuple[int, int]]:
@@ -277,12 +318,14 @@ def train_on_batches(
     optimizer = torch.optim.AdamW([flat], weight_decay=training.weight_decay, fused=True)
     done = torch.tensor(resume.step, dtype=torch.float32, device=device)
     optimizer.state[flat] = {"step": done, "exp_avg": first, "exp_avg_sq": second}
+    run = _FineTuneRun(start, {"parameters": flat, "first_moment": first, "second_moment": second})
 
     rates = (phase.learning_rate for phase in training.phases for _ in range(phase.steps))
     for step, rate in enumerate(rates, start=1):
         if step <= resume.step:
             continue
         began = time.perf_counter()
+        run.step = step
         batch = batches(step)
         # cast as one vector: a cast per layer costs more than its product
         tensors = unflatten(flat.to(base.dtype), start.tensors)
@@ -297,22 +340,13 @@ def train_on_batches(
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
-        snapshot = flat.detach().to("cpu", copy=True)
         yield FineTuneStep(
             step=step,
             loss=value,
             learning_rate=rate,
             seconds=time.perf_counter() - began,
             tokens=computed_tokens(batch, share_prefixes),
-            adapter=Adapter(start.config, unflatten(snapshot, start.tensors)),
-            state=FineTuneState(
-                step,
-                {
-                    "parameters": snapshot,
-                    "first_moment": first.to("cpu", copy=True),
-                    "second_moment": second.to("cpu", copy=True),
-                },
-            ),
+            run=run,
         )
 
 

@@ -62,12 +62,13 @@ def learn(
     def batch(step: int) -> list[AnswerSequence]:
         return [sequences[i] for i in batch_indices(len(sequences), training, step, own)]
 
-    adapter, losses, tokens = start, list[float](), 0
+    last, losses, tokens = None, list[float](), 0
     for step in train_on_batches(base, batch, training, start):
-        adapter, tokens = step.adapter, tokens + step.tokens
+        last, tokens = step, tokens + step.tokens
         losses.append(step.loss)
         if progress is not None:
             progress(step.step, steps)
+    adapter = start if last is None else last.adapter
     return adapter, _record(len(chosen), losses, tokens, began)
 
 

@@ -96,11 +96,11 @@ def train_members(
 
     members = []
     for member in state.members:
-        adapter = member.adapter
-        for step in train_on_batches(context.base, batch, training, adapter):
-            context.meter.forward += step.tokens
-            context.meter.backward += step.tokens
+        last = None
+        for last in train_on_batches(context.base, batch, training, member.adapter):
+            context.meter.forward += last.tokens
+            context.meter.backward += last.tokens
             context.check_time()
-            adapter = step.adapter
+        adapter = member.adapter if last is None else last.adapter
         members.append(replace(member, adapter=adapter))
     return replace(state, members=tuple(members))

@@ -229,7 +229,7 @@ def _train(
         return
     records = list(resume.records) if resume is not None else []
     logger.info("%s: %s", name, _plan(training, len(examples), len(records)))
-    yield TrajectoryStart(
+    head = TrajectoryStart(
         fingerprint=fingerprint,
         config=start.config,
         shapes={key: tuple(tensor.shape) for key, tensor in start.tensors.items()},
@@ -239,12 +239,16 @@ def _train(
         about=about,
         resumed_from=len(records),
     )
+    yield head
     state = FineTuneState(len(records), dict(resume.state)) if resume is not None else None
     with progress_bar(name, "step", len(records)) as progress:
         for step in make(parameters.prompt, mode, training, start, seed, state):
             record = StepRecord(step.step, step.loss, step.learning_rate, step.seconds, step.tokens)
             records.append(record)
-            yield TrajectoryStep(record, step.adapter.tensors, step.state.tensors)
+            # what is not written stays on the device
+            tensors = step.adapter.tensors if step.step in head.kept else {}
+            state_of = step.state.tensors if head.is_resume_checkpoint(step.step) else {}
+            yield TrajectoryStep(record, tensors, state_of)
             progress(step.step, total)
     yield TrajectoryEnd(tuple(records))
 
