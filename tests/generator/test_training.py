@@ -16,19 +16,21 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.config.schema import GeneratorVariant
 from degaml_kedro.generator.generator import Generator, GeneratorError
 from degaml_kedro.generator.training import (
     TrainingPair,
     TrainingState,
     TrainingStep,
     TrainingTask,
+    join_processes,
     learning_rate,
     masked_mse,
     pairs_of_step,
@@ -571,6 +573,26 @@ def test_a_batch_that_cannot_be_shared_out() -> None:
     three = SimpleNamespace(num_processes=3)
     with pytest.raises(GeneratorError, match="batch_size is 4.* 3 processes .*multiple of 3"):
         train(tiny_generator(), accelerator=three, batch_size=4)
+
+
+def test_a_launcher_that_would_cut_the_decoder_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert join_processes("cpu").num_processes == 1
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(GeneratorError, match="configured for FSDP.*device_batch_size"):
+        join_processes("cpu")
+
+
+@pytest.mark.parametrize(
+    "setting", [{"device_batch_size": 2}, {"cast_weights": True}, {"compile": True}]
+)
+def test_what_an_associative_decoder_does_not_read_is_refused(setting: dict[str, Any]) -> None:
+    decoder = {"kind": "associative", "depths": [0.5]}
+    training = {"mse": 0.0, "sft": 1.0}
+    assert GeneratorVariant.model_validate({"decoder": decoder, "training": training})
+    with pytest.raises(ValueError, match=f"training.{next(iter(setting))} is for a decoder that"):
+        GeneratorVariant.model_validate({"decoder": decoder, "training": training | setting})
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -47,11 +47,18 @@ def join_processes(asked: str) -> Accelerator:
 
     Raises:
         ModelError: as :func:`~degaml_kedro.llm.base_model.choose_device`.
+        GeneratorError: the launcher is configured to cut the decoder into shares (FSDP, DeepSpeed and the like).
     """
     device = choose_device(asked)
     if device.type == "cuda":
         torch.cuda.set_device(device if device.index is not None else torch.cuda.current_device())
     accelerator = Accelerator(cpu=device.type == "cpu")
+    kind = accelerator.distributed_type.value
+    if kind != "NO" and not kind.startswith("MULTI_"):
+        raise GeneratorError(
+            f"the launcher is configured for {kind}, and every process needs a whole decoder: configure accelerate "
+            f"without it, and lower training.device_batch_size where memory is short"
+        )
     if accelerator.num_processes > 1:
         _leave_at_exit()
     return accelerator
