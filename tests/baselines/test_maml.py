@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from degaml_kedro.adapters.adapter import Adapter
+from degaml_kedro.adapters.adapter import Adapter, unflatten
 from degaml_kedro.baselines.episodes import draw_episodes
 from degaml_kedro.baselines.learned import BaselineError, Learned, TaskExamples
 from degaml_kedro.baselines.maml import (
@@ -23,6 +23,7 @@ from degaml_kedro.baselines.maml import (
     fit,
     inner_loop,
     meta_gradient,
+    support_losses,
 )
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import (
@@ -315,6 +316,29 @@ def test_the_meta_gradient_of_the_model_is_the_slope_of_its_query_loss() -> None
     assert slope == pytest.approx(gradient.norm().item(), rel=0.02)
     # and that is more than the first-order slope would tell
     assert abs((plain @ along).item() - slope) > 0.05 * slope
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_inner_steps_that_are_computed_again_give_the_same_meta_gradient(
+    share: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, start = tiny_base(), random_adapter(tiny_base(), LORA)
+    sequences = answer_sequences(base, TASKS[1].examples, PLAIN, "text")
+    theta = 0.5 * flat(start)
+    moments = Moments(0.1 * theta, theta**2 + 0.1, 3) if share else None
+
+    def query(at: Tensor, _: int) -> Tensor:
+        tensors = unflatten(at, dict(sorted(start.tensors.items())))
+        return answer_loss(base, sequences[4:8], tensors, start.config)
+
+    found = []
+    for tokens in (10_000, 40):
+        monkeypatch.setattr("degaml_kedro.baselines.maml._TOKENS_AT_ONCE", tokens)
+        support = support_losses(base, sequences[:4], start, 2)
+        assert callable(support) == (tokens > 40)
+        found.append(meta_gradient(query, support, theta, 2, 0.05, moments))
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= 1e-4 * one.norm()
 
 
 def test_the_same_call_gives_the_same_bits_and_another_seed_does_not() -> None:

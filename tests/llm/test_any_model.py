@@ -20,7 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AddedToken, AutoModelForCausalLM, LlamaConfig, RwkvConfig
 from transformers.utils import chat_template_utils
 
-from degaml_kedro.adapters.adapter import save_peft_folder
+from degaml_kedro.adapters.adapter import save_peft_folder, unflatten
 from degaml_kedro.config.schema import (
     BaseModelParameters,
     LoraParameters,
@@ -32,6 +32,7 @@ from degaml_kedro.config.schema import (
 )
 from degaml_kedro.llm.base_model import ModelError, load_base_model
 from degaml_kedro.llm.finetune import (
+    answer_loss,
     answer_sequences,
     fine_tune,
     target_layers,
@@ -72,6 +73,7 @@ VISION = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
     "patch_size": 14,
 }  # fmt: skip
+EAGER = {"Gemma2ForCausalLM", "BloomForCausalLM", "MambaForCausalLM"}
 # by name: the class of its configuration, what it is given, and how it is computed
 MODELS: dict[str, tuple[str, dict[str, object], str]] = {
     "Llama": ("LlamaConfig", SMALL, "fused"),
@@ -231,6 +233,11 @@ def test_it_is_computed_the_fastest_way_that_is_right(model):
     else:
         assert way == ("packed" if base.fast.stack is None else "fused")
     assert (base.fast is None) == (base.readout is not None)
+    if base.fast is None:
+        # caps and biases in the scores are not in scaled_dot_product_attention
+        kind = "sdpa" if base.model._supports_sdpa else "eager"
+        assert base.model.config.get_text_config()._attn_implementation == kind
+        assert (kind == "eager") == (type(base.model).__name__ in EAGER)
 
 
 def test_scores_are_those_of_the_librarys_own_logits(model):
@@ -336,6 +343,33 @@ def test_training_is_that_of_peft_on_the_library(model, tmp_path):
     with active_lora(base.activate_adapter(steps[-1].adapter)):
         (written,) = write_texts(base, [asked], PLAIN, WRITTEN)
     assert [list(written.ids)] == texts_by_library(ended, [asked])
+
+
+@pytest.mark.parametrize("name", ["Granite", "Cohere 2"])
+def test_computed_row_by_row_a_gradient_has_a_derivative(name, tmp_path):
+    """The library's fused attention has none."""
+    kind, given, _ = MODELS[name]
+    base = opened(made(getattr(transformers, kind)(**given), tmp_path / "model"))
+    adapter = random_adapter(base, LoraParameters(rank=2))
+    batch = answer_sequences(base, [SWIMS, make_example("Which?", ["a", "b"], 0)], PLAIN, "text")
+    flat = torch.cat([tensor.reshape(-1) for tensor in adapter.tensors.values()])
+
+    def loss(at, elementary):
+        tensors = unflatten(at, adapter.tensors)
+        return answer_loss(base, batch, tensors, adapter.config, elementary)
+
+    def slope(at):
+        leaf = at.clone().requires_grad_()
+        return torch.autograd.grad(loss(leaf, False), leaf)[0]
+
+    along = torch.randn(flat.shape, generator=torch.Generator().manual_seed(1))
+    along /= along.norm()
+    gradient = torch.func.grad(lambda at: loss(at, True))
+    _, pull_back = torch.func.vjp(gradient, flat)
+    assert torch.allclose(gradient(flat), slope(flat), atol=1e-4)
+    step = 1e-2
+    measured = (slope(flat + step * along) - slope(flat - step * along)) / (2 * step)
+    assert (pull_back(along)[0] - measured).norm() <= 0.02 * measured.norm()
 
 
 def test_a_generated_adapter_is_refined_by_every_family(model):

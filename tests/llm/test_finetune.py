@@ -105,6 +105,25 @@ def test_every_step_s_loss_is_that_of_peft_with_plain_adamw(mode: str, form: str
         assert torch.allclose(mine, theirs, atol=2e-4), name
 
 
+def test_the_loss_of_many_answer_tokens_is_that_of_all_logits_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = tiny_base()
+    adapter = random_adapter(base, LoraParameters(rank=3))
+    batch = answer_sequences(base, questions(), PLAIN, "text")
+    found = []
+    for rows in (1000, 7):
+        limit = rows * base.model.config.vocab_size
+        monkeypatch.setattr("degaml_kedro.llm.finetune._LOGITS_AT_ONCE", limit)
+        leaves = {key: t.clone().requires_grad_() for key, t in adapter.tensors.items()}
+        loss = answer_loss(base, batch, leaves, adapter.config)
+        found.append((loss, torch.autograd.grad(loss, list(leaves.values()))))
+    (whole, gradients), (parts, others) = found
+    assert parts.item() == pytest.approx(whole.item(), rel=1e-6)
+    for one, other in zip(gradients, others, strict=True):
+        assert (one - other).norm() <= 1e-5 * one.norm()
+
+
 def test_it_learns_and_leaves_the_base_model_as_it_was() -> None:
     base = tiny_base()
     before = {key: value.clone() for key, value in base.model.state_dict().items()}

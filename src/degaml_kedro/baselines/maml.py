@@ -40,9 +40,12 @@ from degaml_kedro.llm.finetune import (
     computed_tokens,
 )
 from degaml_kedro.llm.in_context import in_context_sequences
+from degaml_kedro.llm.packing import batches_by_length
 from degaml_kedro.tasks.example import Example
 
 FIRST_ORDER = "maml_en_llm_first_order"
+# support tokens whose second derivative is held at once
+_TOKENS_AT_ONCE = 2048
 
 # Adam's usual constants
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
@@ -85,7 +88,7 @@ def adam_direction(gradient: Tensor, moments: Moments) -> tuple[Tensor, Moments]
 
 
 def inner_loop(
-    loss: StepLoss,
+    loss: StepLoss | Sequence[StepLoss],
     start: Tensor,
     steps: int,
     learning_rate: float,
@@ -95,6 +98,7 @@ def inner_loop(
     """K gradient steps at the rate α from the shared weights θ [P]; with ``moments`` they are Adam's.
 
     The support loss has to be differentiable twice, or once where ``first_order``: then the result is a constant.
+    Where it is a sum of several, the graph of none is held: each is computed again when it is pulled back through.
 
     Returns:
         θ_K [P], differentiable by the start unless ``first_order``; the loss before each step [K], a constant.
@@ -102,7 +106,10 @@ def inner_loop(
     at = start.detach() if first_order else start
     losses = []
     for step in range(steps):
-        if first_order:
+        if not callable(loss):
+            found: list[Any] = [_Recomputed.apply(at, part, step) for part in loss]  # type: ignore[no-untyped-call]
+            gradient, value = (torch.stack(every).sum(dim=0) for every in zip(*found, strict=True))
+        elif first_order:
             gradient, value = _gradient(loss, at, step)
         else:
             gradient, value = torch.func.grad_and_value(loss)(at, step)
@@ -114,9 +121,31 @@ def inner_loop(
     return at, torch.stack(losses) if losses else start.new_zeros(0)
 
 
+class _Recomputed(torch.autograd.Function):
+    """A loss's gradient [P] and its value, of which no graph is held: the backward pass makes it again."""
+
+    @staticmethod
+    def forward(at: Tensor, loss: StepLoss, step: int) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = torch.func.grad_and_value(loss)(at, step)
+        return found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        at, ctx.loss, ctx.step = inputs
+        ctx.save_for_backward(at)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, along: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        (at,) = ctx.saved_tensors
+        slope = torch.func.grad(ctx.loss)
+        _, pull_back = torch.func.vjp(lambda theta: slope(theta, ctx.step), at)
+        return pull_back(along)[0], None, None
+
+
 def meta_gradient(
     query_loss: StepLoss,
-    support_loss: StepLoss,
+    support_loss: StepLoss | Sequence[StepLoss],
     start: Tensor,
     steps: int,
     learning_rate: float,
@@ -126,8 +155,8 @@ def meta_gradient(
     """The derivative of the loss after adaptation by the weights before it.
 
     The query's gradient at θ_K is pulled back through the inner steps (``torch.func.vjp``), whose graphs are held
-    till then: memory grows with K. The query loss itself needs a first derivative only. With ``first_order`` it is the
-    gradient at θ_K as it is.
+    till then: memory grows with K. Of a support loss that is a sum (of a large batch) they are not. The query loss
+    itself needs a first derivative only. With ``first_order`` it is the gradient at θ_K as it is.
 
     Returns:
         The gradient [P], the query loss at θ_K, the support loss before each inner step [K].
@@ -195,7 +224,7 @@ def fit(
             support, query = _sequences(setup, episode)
             found, value, losses = meta_gradient(
                 _loss_in(base, [query], start),
-                _loss_in(base, [support] * parameters.inner_steps, start, not first_order),
+                support_losses(base, support, start, parameters.inner_steps, first_order),
                 flat,
                 parameters.inner_steps,
                 parameters.inner_learning_rate,
@@ -312,6 +341,27 @@ def _sequences(setup: Setup, episode: Episode) -> tuple[list[AnswerSequence], li
     else:
         found = answer_sequences(base, examples, prompt, mode)
     return found[: len(episode.support)], found[len(episode.support) :]
+
+
+def support_losses(
+    base: BaseModel,
+    support: Sequence[AnswerSequence],
+    like: Adapter,
+    steps: int,
+    first_order: bool = False,
+) -> StepLoss | list[StepLoss]:
+    """The support loss of every inner step; in second order, of many tokens, as a sum over parts of the batch."""
+    parts = list(batches_by_length([len(one.ids) for one in support], _TOKENS_AT_ONCE))
+    if first_order or len(parts) == 1:
+        return _loss_in(base, [support] * steps, like, not first_order)
+    answers = sum(one.answer for one in support)
+
+    def weighted(part: list[AnswerSequence]) -> StepLoss:
+        loss = _loss_in(base, [part] * steps, like, elementary=True)
+        share = sum(one.answer for one in part) / answers
+        return lambda flat, step: share * loss(flat, step)
+
+    return [weighted([support[i] for i in part]) for part in parts]
 
 
 def _loss_in(

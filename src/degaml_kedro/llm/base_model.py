@@ -20,6 +20,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -48,7 +49,12 @@ from degaml_kedro.config.schema import (
     RandomModel,
 )
 from degaml_kedro.llm.fast import FastDecoder, fast_decoder
-from degaml_kedro.llm.general import hidden_by_rows, readout, turn_one_at_a_time
+from degaml_kedro.llm.general import (
+    hidden_by_rows,
+    readout,
+    turn_one_at_a_time,
+    with_eager_attention,
+)
 from degaml_kedro.llm.lora import (
     ActiveLora,
     AdaptableLinear,
@@ -128,8 +134,13 @@ class BaseModel:
         ``elementary``: from the library's modules and operations that can be differentiated any number of times.
         """
         if self.fast is None:
-            return hidden_by_rows(self.model, pack)
+            return hidden_by_rows(self._eager if elementary else self.model, pack)
         return self.fast.hidden_states(self.model, pack, elementary)
+
+    @cached_property
+    def _eager(self) -> Any:
+        """The model with the library's own attention, which can be differentiated any number of times."""
+        return with_eager_attention(self.model)
 
     def read_prefix(self, tokens: Sequence[int]) -> Prefix:
         """What the tokens leave for those that continue them, under the adapter that is active in this thread."""
@@ -381,11 +392,14 @@ def _load(parameters: BaseModelParameters) -> BaseModel:
     fast = fast_decoder(base)
     if isinstance(fast, FastDecoder):
         return replace(base, fast=fast)
+    # the library takes scaled_dot_product_attention where the architecture's attention is no more than that
+    squared = "" if text._attn_implementation == "sdpa" else _EAGER
     logger.warning(
-        "%s (%s) is computed row by row, which takes several times as long: %s",
+        "%s (%s) is computed row by row, which takes several times as long: %s%s",
         name,
         type(model).__name__,
         fast,
+        squared,
     )
     try:
         return replace(base, readout=readout(model))
@@ -417,6 +431,7 @@ def _not_adapted(model: Any) -> frozenset[str]:
     return frozenset(name for name, module in names.items() if name and id(module) not in inside)
 
 
+_EAGER = "; its attention, if any, is not scaled_dot_product_attention: memory grows with the square of the length"
 _EXPERT_LAYERS = (".gate_proj", ".up_proj", ".down_proj")
 # as PEFT has them
 _RECURRENT = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
@@ -431,8 +446,7 @@ def _from_pretrained(
     try:
         with library_weights():
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
-            # eager: with every cap, window and sink that the library knows
-            options |= {"attn_implementation": "eager", "use_safetensors": True}
+            options["use_safetensors"] = True
             model = _whole_model(place, dtype=dtype, **options)
     except (SafetensorError, OSError, ValueError, RuntimeError, ImportError) as error:
         if isinstance(source, HubModel):

@@ -18,6 +18,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, tensor_key, unflatten
 from degaml_kedro.common.errors import DegamlError
@@ -32,6 +33,9 @@ from degaml_kedro.llm.lora import ActiveLora, active_lora
 from degaml_kedro.llm.packing import TokenTree, TokenTrie, pack_trees
 from degaml_kedro.llm.prompting import closing_tokens, encode_questions
 from degaml_kedro.tasks.example import Example
+
+# logits held at once where there are more: 268 MB in float32
+_LOGITS_AT_ONCE = 1 << 26
 
 
 class TrainingError(DegamlError):
@@ -222,9 +226,27 @@ def answer_loss_under(
     elementary: bool = False,
     share_prefixes: bool = False,
 ) -> Tensor:
-    """The same under whatever is to be active; see :func:`answer_logits`."""
-    logits, answers = answer_logits(base, batch, active, elementary, share_prefixes)
-    return nn.functional.cross_entropy(logits, answers)
+    """The same under whatever is to be active; see :func:`answer_logits`.
+
+    Of many answer tokens the logits of a part at a time are held, and made again in the backward pass.
+    """
+    hidden, answers = _answer_states(base, batch, active, elementary, share_prefixes)
+    at_once = max(1, _LOGITS_AT_ONCE // base.model.config.get_text_config().vocab_size)
+    # checkpoints are differentiated once
+    if elementary or len(answers) <= at_once:
+        return nn.functional.cross_entropy(base.logits(hidden), answers)
+    # PyTorch's linear_cross_entropy is for heads that are a matrix and nothing else
+    parts = [
+        checkpointed(
+            _summed_loss, base, rows, labels, use_reentrant=False, preserve_rng_state=False
+        )
+        for rows, labels in zip(hidden.split(at_once), answers.split(at_once), strict=True)
+    ]
+    return torch.stack(parts).sum() / len(answers)
+
+
+def _summed_loss(base: BaseModel, hidden: Tensor, answers: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(base.logits(hidden), answers, reduction="sum")
 
 
 def answer_logits(
@@ -242,6 +264,18 @@ def answer_logits(
             goes back through gradient steps. A gradient costs a third more.
         share_prefixes: what several sequences begin with is computed once (``TokenTrie``): the same loss.
     """
+    hidden, answers = _answer_states(base, batch, active, elementary, share_prefixes)
+    return base.logits(hidden), answers
+
+
+def _answer_states(
+    base: BaseModel,
+    batch: Sequence[AnswerSequence],
+    active: ActiveLora | None,
+    elementary: bool,
+    share_prefixes: bool,
+) -> tuple[Tensor, Tensor]:
+    """Final hidden states [T, C] that predict a batch's answer tokens, and these tokens' ids [T]."""
     paths: Sequence[Sequence[int]]
     if share_prefixes:
         trie = TokenTrie(sequence.ids for sequence in batch)
@@ -259,7 +293,7 @@ def answer_logits(
         labels.extend(sequence.ids[-sequence.answer :])
     with active_lora(active):
         hidden = base.hidden_states(pack, elementary)
-    return base.logits(hidden[rows]), torch.tensor(labels, device=base.device)
+    return hidden[rows], torch.tensor(labels).to(base.device)
 
 
 def fine_tune(

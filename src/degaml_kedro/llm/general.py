@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from degaml_kedro.llm.lora import adapters_at_once, current_lora
+from degaml_kedro.llm.lora import AdaptableLinear, adapters_at_once, current_lora
 from degaml_kedro.llm.packing import Pack, batches_by_length
 
 # rows are computed in batches of so many tokens: every option of a question is a row of its own
@@ -46,20 +46,19 @@ class Rows:
 
 def rows_of(pack: Pack) -> Rows:
     """A pack's sequences: from each group's first token, or the prefix's, to every token that nothing continues."""
-    known = 0 if pack.prefix is None else len(pack.prefix.tokens)
-    allowed = (pack.bias[:, 0] == 0).cpu()
+    entry, leaving = pack.entry.cpu(), pack.leaving.cpu()
+    in_front = [0] * len(entry) if pack.behind is None else pack.behind.tolist()
     longest = pack.gather.shape[1]
-    counts = torch.bincount(pack.scatter.cpu() // longest, minlength=len(allowed)).tolist()
+    counts = torch.bincount(pack.scatter.cpu() // longest, minlength=len(entry)).tolist()
     gather, ids = pack.gather.cpu(), pack.input_ids[0].tolist()
     row = torch.zeros(len(ids), dtype=torch.long)
     place = torch.zeros(len(ids), dtype=torch.long)
     sequences: list[list[int]] = []
     for group, count in enumerate(counts):
-        sees = allowed[group, :count, known : known + count]
+        first, last, behind = entry[group, :count], leaving[group, :count], in_front[group]
         members = gather[group, :count]
-        for leaf in torch.nonzero(sees.sum(dim=0) == 1)[:, 0].tolist():
-            behind = int(allowed[group, leaf, :known].sum())
-            path = members[sees[leaf]]
+        for leaf in torch.nonzero(last == first + 1)[:, 0].tolist():
+            path = members[(first <= first[leaf]) & (first[leaf] < last)]
             row[path] = len(sequences)
             place[path] = torch.arange(behind, behind + len(path))
             front = [] if pack.prefix is None else list(pack.prefix.tokens[:behind])
@@ -96,6 +95,18 @@ def hidden_by_rows(model: Any, pack: Pack) -> Tensor:
         starts[chosen] = computed + width * torch.arange(len(chosen), device=starts.device)
         computed += len(states[-1])
     return torch.cat(states)[starts[rows.row] + rows.place]
+
+
+def with_eager_attention(model: Any) -> Any:
+    """A copy of a model whose attention is the library's own products and softmax; the weights are shared.
+
+    The library's switch is one for all threads, and fused kernels have no second derivative.
+    """
+    shared = [*model.parameters(), *model.buffers()]
+    shared += [module.group for module in model.modules() if isinstance(module, AdaptableLinear)]
+    other = copy.deepcopy(model, {id(one): one for one in shared})
+    other.set_attn_implementation("eager")
+    return other
 
 
 def row_batches(model: Any, lengths: Sequence[int], tokens: int) -> list[list[int]]:

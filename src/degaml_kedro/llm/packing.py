@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -63,8 +64,13 @@ class Pack:
         starts: first token of each group in the row, length G.
         gather: [G, S] row index of each group's tokens; padding repeats the group's first token.
         scatter: [T] index into the flattened [G * S] grid.
-        bias: [G, 1, S, P + S] additive mask: 0 where a token may look, -inf elsewhere; the prefix comes first.
+        entry: [G, S] when a walk down a group's tree, depth first, comes to a token; a token looks at those whose
+            subtree it is in.
+        leaving: [G, S] when the walk leaves the token's subtree, counted as ``entry``.
+        length: of the longest sequence, with what of the prefix is in front of it.
+        dtype: of the mask.
         prefix: what the groups continue; None for nothing, and P is 0.
+        behind: [G] how many of the prefix's tokens are in front of a group; None without a prefix.
         record: is given the keys and values of the pack's first group, for a prefix; None where nobody needs them.
     """
 
@@ -73,9 +79,28 @@ class Pack:
     starts: tuple[int, ...]
     gather: Tensor
     scatter: Tensor
-    bias: Tensor
+    entry: Tensor
+    leaving: Tensor
+    length: int
+    dtype: torch.dtype
     prefix: Prefix | None = None
+    behind: Tensor | None = None
     record: KeyValues | None = None
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """Additive mask [G, 1, S, P + S], made where the tokens are: 0 where a token may look, -inf elsewhere.
+
+        The prefix comes first. Padding looks at itself alone.
+        """
+        at = self.entry[:, :, None]
+        allowed = (self.entry[:, None] <= at) & (at < self.leaving[:, None])
+        if self.prefix is not None and self.behind is not None:
+            places = torch.arange(len(self.prefix.tokens), device=at.device)
+            known = places < self.behind[:, None, None]
+            allowed = torch.cat([known.expand(-1, allowed.shape[1], -1), allowed], dim=2)
+        bias = torch.zeros(allowed.shape, dtype=self.dtype, device=at.device)
+        return bias.masked_fill_(~allowed, float("-inf")).unsqueeze(1)
 
     @property
     def tokens(self) -> int:
@@ -102,8 +127,9 @@ def pack_trees(
     starts: list[int] = []
     gather = torch.empty(len(trees), longest, dtype=torch.long)
     scatter = torch.empty(sum(lengths), dtype=torch.long)
-    causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-    allowed = causal.repeat(len(trees), 1, 1)
+    entry = torch.arange(longest).repeat(len(trees), 1)
+    leaving = entry + 1
+    length = 0
     for group, tree in enumerate(trees):
         if not tree.prefix:
             raise ValueError(f"token tree {group} has an empty prefix; a prompt needs a token")
@@ -112,28 +138,29 @@ def pack_trees(
         starts.append(start)
         ids.extend(tree.prefix)
         positions.extend(range(first, first + depth))
+        leaving[group, :depth] = lengths[group]
         offset = depth
         for branch in tree.branches:
             ids.extend(branch)
             positions.extend(range(first + depth, first + depth + len(branch)))
-            # siblings come earlier in the row but are not ancestors
-            allowed[group, offset : offset + len(branch), depth:offset] = False
+            leaving[group, offset : offset + len(branch)] = offset + len(branch)
             offset += len(branch)
+        length = max(length, first + depth + max(map(len, tree.branches), default=0))
         gather[group] = start
         gather[group, : lengths[group]] = torch.arange(start, start + lengths[group])
         scatter[start : start + lengths[group]] = torch.arange(lengths[group]) + group * longest
-    if prefix is not None:
-        known = torch.arange(len(prefix.tokens)) < torch.tensor(behind)[:, None, None]
-        allowed = torch.cat([known.expand(-1, longest, -1), allowed], dim=2)
-    bias = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))
     return Pack(
-        input_ids=torch.tensor([ids], device=device),
-        position_ids=torch.tensor([positions], device=device),
+        input_ids=torch.tensor([ids]).to(device),
+        position_ids=torch.tensor([positions]).to(device),
         starts=tuple(starts),
         gather=gather.to(device),
         scatter=scatter.to(device),
-        bias=bias.unsqueeze(1).to(device),
+        entry=entry.to(device),
+        leaving=leaving.to(device),
+        length=length,
+        dtype=dtype,
         prefix=prefix,
+        behind=None if prefix is None else torch.tensor(behind, device=device),
     )
 
 
@@ -174,11 +201,16 @@ class TokenTrie:
     def pack(self, device: torch.device, dtype: torch.dtype) -> Pack:
         """One group of all tokens, [1, T]; the attention bias is [1, 1, T, T]."""
         size = len(self)
-        allowed = torch.eye(size, dtype=torch.bool)
+        # parents come first; the last place is that of what begins a sequence, whose parent is -1
+        below = [1] * size + [0]
+        for row in range(size - 1, -1, -1):
+            below[self._parents[row]] += below[row]
+        entry, free = [0] * size, [0] * (size + 1)
         for row, parent in enumerate(self._parents):
-            if parent >= 0:
-                allowed[row] |= allowed[parent]  # parents come first
-        bias = torch.zeros(size, size, dtype=dtype).masked_fill_(~allowed, float("-inf"))
+            entry[row] = free[parent]
+            free[parent] += below[row]
+            free[row] = entry[row] + 1
+        at = torch.tensor([entry], device=device)
         rows = torch.arange(size, device=device)
         return Pack(
             input_ids=torch.tensor([self._tokens], device=device),
@@ -186,7 +218,10 @@ class TokenTrie:
             starts=(0,),
             gather=rows[None],
             scatter=rows,
-            bias=bias[None, None].to(device),
+            entry=at,
+            leaving=at + torch.tensor(below[:-1], device=device),
+            length=1 + max(self._depths),
+            dtype=dtype,
         )
 
 

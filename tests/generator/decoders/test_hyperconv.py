@@ -223,6 +223,25 @@ def test_padded_channels_give_the_same_tokens_and_gradients(checkpoint: bool) ->
     )
 
 
+def test_a_large_weight_in_parts_gives_what_it_gives_as_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    condition = torch.randn(2, *FLOW[0], generator=seeded(1))
+    found = []
+    for largest in (1 << 27, 100):
+        monkeypatch.setattr("degaml_kedro.generator.decoders.hyperconv._LARGEST_WEIGHT", largest)
+        decoder = HyperconvDecoder(FLOW, 3, generator=seeded())
+        found.append((decoder, decoder(condition)))
+    (one, _), (parts, theirs) = found
+    assert "layers.0.layerwise.weight.1" in parts.state_dict()
+    numbers = [sum(p.numel() for p in decoder.parameters()) for decoder in (one, parts)]
+    assert numbers[0] == numbers[1]
+    for name in one.state_dict():
+        weights = [value for key, value in parts.state_dict().items() if key.startswith(name)]
+        one.state_dict()[name].copy_(torch.cat(weights))
+    torch.testing.assert_close(one(condition), theirs)
+
+
 def kept_bytes(decoder: HyperconvDecoder, condition: Tensor) -> int:
     kept: dict[int, int] = {}
 

@@ -76,6 +76,7 @@ def test_what_the_configuration_rules_out_is_told_in_one_line(name, given, told,
     (line,) = (record.getMessage() for record in caplog.records)
     assert "is computed row by row, which takes several times as long" in line
     assert told in line
+    assert ("grows with the square of the length" in line) == (name == "BLOOM")
 
 
 @pytest.mark.parametrize(

@@ -74,3 +74,15 @@ def test_a_gradient_reaches_what_the_adapter_was_made_from() -> None:
             values.append(base.hidden_states(pack).double().square().sum().item())
     slope = (values[1] - values[0]) / (2 * step)
     assert knob.grad.item() == pytest.approx(slope, rel=0.02, abs=0.5)
+
+
+def test_attention_weights_made_again_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base()
+    adapter = random_adapter(base, LoraParameters(rank=3))
+    found = []
+    for kept in (1 << 30, 0):
+        monkeypatch.setattr("degaml_kedro.llm.fast.fused._WEIGHTS_KEPT", kept)
+        found.append(gradients(base, adapter, torch.ones(1, 1)))
+    (hidden, mine), (again, theirs) = found
+    assert torch.equal(hidden, again)
+    assert all(torch.equal(mine[key], theirs[key]) for key in adapter.tensors)

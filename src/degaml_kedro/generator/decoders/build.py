@@ -58,7 +58,8 @@ class Computing:
     def context(self) -> Any:
         """A context in which the decoder's forward pass is computed as asked."""
         is_mixed = self.dtype != torch.float32 and not self.casts
-        return torch.autocast(self.device.type, self.dtype, enabled=is_mixed)
+        # every weight is used once: a cache would hold a copy of all of them till the end
+        return torch.autocast(self.device.type, self.dtype, enabled=is_mixed, cache_enabled=False)
 
     def cast(self, decoder: nn.Module) -> None:
         """Let the decoder's modules see their weights cast, until :meth:`restore`; gradients go to the weights."""

@@ -31,6 +31,8 @@ from degaml_kedro.common.errors import DegamlError
 Size = tuple[int, int, int]
 
 _AXES = {"layer": 1, "height": 2, "width": 3}
+# elements of one parameter; a larger weight is several
+_LARGEST_WEIGHT = 1 << 26
 # E[tanh(x)²] of a standard normal x
 _TANH_POWER = 0.3943
 
@@ -123,7 +125,8 @@ class AxisConvolution(nn.Module):
     That axis is its channels. It slides over the plane of the other two, in their order, and keeps their sizes.
 
     Attributes:
-        weight: [outputs, inputs, k, k]; set by the layer, which knows the plane.
+        weight: [outputs, inputs, k, k], set by the layer, which knows the plane; where it is large, parts of it, some
+            outputs each: of a part alone a copy in bfloat16 and a new gradient are held beside what is kept.
         bias: [outputs], zero at first; or None.
         pad_channels: compute with a multiple of 8 inputs and outputs, by zeros that are cut off.
     """
@@ -140,8 +143,13 @@ class AxisConvolution(nn.Module):
     ) -> None:
         super().__init__()
         self._axis = _AXES[axis]
-        shape = (outputs, inputs, kernel_size, kernel_size)
-        self.weight = nn.Parameter(torch.empty(shape, dtype=dtype))
+        most = max(1, _LARGEST_WEIGHT // (inputs * kernel_size**2))
+        taps = (inputs, kernel_size, kernel_size)
+        parts = [
+            nn.Parameter(torch.empty(min(most, outputs - first), *taps, dtype=dtype))
+            for first in range(0, outputs, most)
+        ]
+        self.weight = parts[0] if len(parts) == 1 else nn.ParameterList(parts)
         self.bias = nn.Parameter(torch.zeros(outputs, dtype=dtype)) if bias else None
         self.pad_channels = False
 
@@ -149,17 +157,28 @@ class AxisConvolution(nn.Module):
         """Map the axis of a feature [B, N, H, W]."""
         # for the width this is the channels-last layout that the kernels prefer: nothing is copied
         channels_first = feature.movedim(self._axis, 1)
-        weight: Tensor = self.weight
-        bias: Tensor | None = self.bias
+        weights = self._parts()
+        biases = [None] * len(weights)
+        if self.bias is not None:
+            biases = self.bias.split([len(part) for part in weights])
+        if self.pad_channels:
+            more = -channels_first.shape[1] % 8
+            channels_first = functional.pad(channels_first, (0, 0, 0, 0, 0, more))
+        mapped = [
+            self._convolved(channels_first, part, bias)
+            for part, bias in zip(weights, biases, strict=True)
+        ]
+        return (mapped[0] if len(mapped) == 1 else torch.cat(mapped, dim=1)).movedim(1, self._axis)
+
+    def _convolved(self, feature: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         outputs, inputs, kernel_size, _ = weight.shape
         if self.pad_channels:
-            more = (0, 0, 0, 0, 0, -inputs % 8)
-            channels_first = functional.pad(channels_first, more)
-            weight = functional.pad(weight, (*more, 0, -outputs % 8))
+            weight = functional.pad(weight, (0, 0, 0, 0, 0, -inputs % 8, 0, -outputs % 8))
             bias = None if bias is None else functional.pad(bias, (0, -outputs % 8))
-        mapped = functional.conv2d(channels_first, weight, bias, padding=kernel_size // 2)
-        mapped = mapped[:, :outputs]
-        return mapped.movedim(1, self._axis)
+        return functional.conv2d(feature, weight, bias, padding=kernel_size // 2)[:, :outputs]
+
+    def _parts(self) -> list[Tensor]:
+        return list(self.weight) if isinstance(self.weight, nn.ParameterList) else [self.weight]
 
     @torch.no_grad()
     def reset(
@@ -169,10 +188,12 @@ class AxisConvolution(nn.Module):
 
         On a plane hardly larger than the kernel many taps fall on the padding: only those inside count.
         """
-        inputs, kernel_size = self.weight.shape[1:3]
+        parts = self._parts()
+        inputs, kernel_size = parts[0].shape[1:3]
         taps = math.prod(_mean_taps(length, kernel_size) for length in plane)
         bound = math.sqrt(3 / (inputs * taps * power))
-        self.weight.uniform_(-bound, bound, generator=generator)
+        for part in parts:
+            part.uniform_(-bound, bound, generator=generator)
 
 
 def _mean_taps(length: int, kernel_size: int) -> float:

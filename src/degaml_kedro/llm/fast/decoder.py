@@ -66,7 +66,7 @@ class FastDecoder:
         # a prefix that was not packed left nothing to continue
         if pack.prefix is not None and not pack.prefix.layers:
             return False
-        return self.fits(int(pack.position_ids.max()))
+        return self.fits(pack.length - 1)
 
     def hidden_states(self, model: Any, pack: Pack, elementary: bool) -> Tensor:
         """As :meth:`~degaml_kedro.llm.base_model.BaseModel.hidden_states`: [T, C]."""

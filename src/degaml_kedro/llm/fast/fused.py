@@ -30,6 +30,10 @@ from degaml_kedro.llm.lora import (
 )
 from degaml_kedro.llm.packing import Pack
 
+# bytes of attention weights, which grow with the square of the length, that all blocks may keep for the backward pass;
+# where there are more, each block makes its own again
+_WEIGHTS_KEPT = 1 << 30
+
 
 @dataclass(eq=False)
 class _Layer:
@@ -127,15 +131,19 @@ class _Run:
         """Attention of scaled queries, [G K, R S, D], and its weights, [G K, R S, P + S]."""
         prefix = self.pack.prefix
         known_k, known_v = (None, None) if prefix is None else prefix.layers[layer]
-        scores = torch.bmm(q, k.transpose(1, 2))
-        if known_k is not None:
-            scores = torch.cat([self._by_prefix(q, known_k.transpose(1, 2)), scores], dim=-1)
-        scores.view(self.groups, self.stack.kv_heads, -1, scores.shape[-1]).add_(self.bias)
-        chances = torch.softmax(scores, dim=-1)
+        chances = self.weights(q, k, known_k)
         mixed = torch.bmm(chances[..., -self.longest :], v)
         if known_v is not None:
             mixed += self._by_prefix(chances[..., : -self.longest], known_v)
         return mixed, chances
+
+    def weights(self, q: Tensor, k: Tensor, known_k: Tensor | None = None) -> Tensor:
+        """Attention weights of scaled queries, [G K, R S, P + S]."""
+        scores = torch.bmm(q, k.transpose(1, 2))
+        if known_k is not None:
+            scores = torch.cat([self._by_prefix(q, known_k.transpose(1, 2)), scores], dim=-1)
+        scores.view(self.groups, self.stack.kv_heads, -1, scores.shape[-1]).add_(self.bias)
+        return torch.softmax(scores, dim=-1)
 
     def _by_prefix(self, rows: Tensor, known: Tensor) -> Tensor:
         """Rows [G K, R S, X] times the prefix's [K, X, Y], which all groups share: [G K, R S, Y]."""
@@ -250,6 +258,7 @@ class _Decode(torch.autograd.Function):
             if pack.record is not None:
                 pack.record[index] = k[: stack.kv_heads], v[: stack.kv_heads]
             mixed, chances = run.attend(q.mul_(run.scale), k, v, index)
+            kept = chances if chances.nbytes * len(stack.layers) <= _WEIGHTS_KEPT else None
             mixed = run.merge_queries(mixed).index_select(0, pack.scatter)
             out, low_2 = _product(mixed, layer.out, next(adapters))
             x_mid = out.add_(x)
@@ -260,7 +269,7 @@ class _Decode(torch.autograd.Function):
             out, low_4 = _product(inner, layer.down, next(adapters))
             x = out.add_(x_mid)
             if keep:
-                attention = (x_in, h_1, inverse_1, low_1, q, k, v, chances, mixed, low_2)
+                attention = (x_in, h_1, inverse_1, low_1, q, k, v, kept, mixed, low_2)
                 saved.append((*attention, x_mid, h_2, inverse_2, low_3, gate_up, low_4))
         out, inverse = _norm(x, stack.final_norm, stack.eps)
         if keep:
@@ -278,7 +287,7 @@ class _Decode(torch.autograd.Function):
         dx = _norm_backward(gradient, ctx.last[0], stack.final_norm, ctx.last[1])
         for index in range(len(stack.layers) - 1, -1, -1):
             layer = stack.layers[index]
-            x_in, h_1, inverse_1, low_1, q, k, v, chances, mixed, low_2 = ctx.saved[index][:10]
+            x_in, h_1, inverse_1, low_1, q, k, v, kept, mixed, low_2 = ctx.saved[index][:10]
             x_mid, h_2, inverse_2, low_3, gate_up, low_4 = ctx.saved[index][10:]
             ctx.saved[index] = ()
             to_down, to_gate_up, to_out, to_qkv = (adapters.pop() for _ in range(4))
@@ -299,6 +308,7 @@ class _Decode(torch.autograd.Function):
             gradients.append(leaves)
             grid = d_mixed.new_zeros(run.groups * run.longest, d_mixed.shape[1])
             d_o = run.split_queries(grid.index_copy_(0, pack.scatter, d_mixed))
+            chances = run.weights(q, k) if kept is None else kept
             d_v = torch.bmm(chances.transpose(1, 2), d_o)
             d_scores = torch.bmm(d_o, v.transpose(1, 2))
             d_scores = torch._softmax_backward_data(d_scores, chances, -1, chances.dtype)
