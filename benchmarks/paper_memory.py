@@ -84,7 +84,7 @@ class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages made inside it that are alive, and the most there ever were."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._sizes: dict[int, int] = {}
 

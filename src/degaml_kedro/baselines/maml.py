@@ -108,7 +108,8 @@ def inner_loop(
     for step in range(steps):
         if not callable(loss):
             found: list[Any] = [_Recomputed.apply(at, part, step) for part in loss]  # type: ignore[no-untyped-call]
-            gradient, value = (torch.stack(every).sum(dim=0) for every in zip(*found, strict=True))
+            gradient = torch.stack([part[0] for part in found]).sum(dim=0)
+            value = torch.stack([part[1] for part in found]).sum(dim=0)
         elif first_order:
             gradient, value = _gradient(loss, at, step)
         else:
