@@ -140,7 +140,7 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, along: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         (at,) = ctx.saved_tensors
         slope = torch.func.grad(ctx.loss)
-        _, pull_back = torch.func.vjp(lambda theta: slope(theta, ctx.step), at)
+        pull_back = torch.func.vjp(lambda theta: slope(theta, ctx.step), at)[1]
         return pull_back(along)[0], None, None
 
 
