@@ -26,6 +26,7 @@ from degaml_kedro.llm.finetune import initial_adapter
 from degaml_kedro.pipelines.evaluate import pipeline as evaluate
 from degaml_kedro.pipelines.evaluate.nodes import generate_adapters
 from degaml_kedro.pipelines.generator.nodes import read_health, train
+from degaml_kedro.pipelines.policy.nodes import prompts_among
 from degaml_kedro.pipelines.task_folds import TaskFold, task_folds
 from degaml_kedro.pipelines.tokenize.nodes import (
     MixedTrajectoriesError,
@@ -426,12 +427,44 @@ def test_adapters_are_made_of_support_prompts_alone(trained: Generator) -> None:
     names = list(shape.tensors)
     assert any(not torch.equal(adapters[0].tensors[n], adapters[1].tensors[n]) for n in names)
     # whatever the other splits say
-    other = frame.copy()
-    rows = other["split"] != "support"
-    other.loc[rows, "prompt"] = [f"other {i}" for i in range(rows.sum())]
-    again = generate(trained, states_of(other), other, draws=3)
+    again = generate(trained, *with_others(frame, "train", "validation", "test"), draws=3)
     for one, two in zip(adapters, again, strict=True):
         assert all(torch.equal(one.tensors[n], two.tensors[n]) for n in names)
+
+
+def with_others(frame: pd.DataFrame, *parts: str) -> tuple[PromptEmbeddings, pd.DataFrame]:
+    """The same splits with other prompts in some of them."""
+    other, rows = frame.copy(), frame["split"].isin(parts)
+    other.loc[rows, "prompt"] = [f"other {i}" for i in range(rows.sum())]
+    return states_of(other), other
+
+
+def test_adapters_are_made_of_a_pool_of_unlabelled_prompts_where_there_is_one(
+    trained: Generator,
+) -> None:
+    def made(states: PromptEmbeddings, frame: pd.DataFrame, kind: str) -> list[torch.Tensor]:
+        return [*generate(trained, states, frame, draws=1, prompts_from=kind)[0].tensors.values()]
+
+    def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+        return all(map(torch.equal, one, other))
+
+    frame = splits(3, support=4)
+    pooled = made(states_of(frame), frame, "train")
+    assert not same(pooled, made(states_of(frame), frame, "support"))
+    assert same(pooled, made(*with_others(frame, "support", "validation", "test"), "train"))
+    assert not same(pooled, made(*with_others(frame, "train"), "train"))
+    # without a pool it is the support prompts
+    bare = splits(3, train=0, support=4)
+    states = states_of(bare)
+    assert same(made(states, bare, "train"), made(states, bare, "support"))
+    # rollouts have the same rule
+    assert prompts_among(states_of(frame), 4, unlabelled=True) == range(len(states_of(frame)) - 4)
+    assert prompts_among(states, 4, unlabelled=True) == range(4)
+
+
+def test_a_pool_of_unlabelled_prompts_has_no_answers() -> None:
+    with pytest.raises(ValueError, match="with condition 'examples' answers are read"):
+        parameters(generator=settings(condition="examples", prompts_from="train"))
 
 
 def test_fewer_support_prompts_than_a_batch_are_enough(trained: Generator) -> None:

@@ -467,6 +467,9 @@ class GeneratorParameters(Parameters):
     condition: Literal["prompts", "examples"] = "prompts"
     # N: prompts in a batch that the generator is conditioned on
     prompts: int = Field(128, ge=1, le=65536)
+    # where a new task's batches are drawn from: its support prompts, or, as in the paper, a pool of unlabelled prompts:
+    # its train split's, or its support prompts where it has none. Rollouts draw from the train split's in any case
+    prompts_from: Literal["support", "train"] = "support"
     # by name; the first is what the method `generalization_only` means
     variants: dict[Name, GeneratorVariant] = Field(min_length=1)
     # adapters that a generator makes of a task, each from a prompt batch of its own
@@ -475,6 +478,15 @@ class GeneratorParameters(Parameters):
     leave_out: tuple[tuple[Name, ...], ...] = ()
     # score generated adapters on the tasks that their generator learned from, too
     score_seen: bool = False
+
+    @model_validator(mode="after")
+    def _pool_is_unlabelled(self) -> GeneratorParameters:
+        if self.prompts_from == "train" and self.condition == "examples":
+            raise ValueError(
+                "prompts_from is 'train', a pool of unlabelled prompts, and with condition 'examples' answers are "
+                "read; leave one of them out"
+            )
+        return self
 
 
 # --- policy ---------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from degaml_kedro.pipelines.counting import compute_record, count_training
 from degaml_kedro.pipelines.fingerprint import digest, stated
 from degaml_kedro.pipelines.policy.nodes import (
     load_policy_model,
+    prompts_among,
     recorded,
     rollout_rows,
     rollouts_fingerprint,
@@ -122,7 +123,7 @@ def generate_adapters(
     method: str,
     prompts_of: str,
 ) -> tuple[Adapter | dict[str, Any], ...]:
-    """Adapters for a task from its support prompts alone: no answer is read.
+    """Adapters for a task from prompts alone, its support prompts or its unlabelled ones: no answer is read.
 
     The support prompts are the last ones of the embeddings, as many as the splits say. For the control the prompts are
     those of another task (``prompts_of``).
@@ -137,13 +138,12 @@ def generate_adapters(
     trained.check_base_model(base.name, base.fingerprint)
     trained.to(base.device)
     support = int((splits["split"] == "support").sum())
-    rows = range(len(embeddings) - support, len(embeddings))
-    draws = required(parameters.generator).draws
+    rows, draws = _prompts(parameters, embeddings, support), required(parameters.generator).draws
     began = time.perf_counter()
     own = derive_seed(parameters.seed, task, method)
     adapters = [trained.sample(embeddings, own, draw, rows) for draw in range(draws)]
     seconds = time.perf_counter() - began
-    made = f"{draws} adapter(s) from {support} prompts of {prompts_of}"
+    made = f"{draws} adapter(s) from {len(rows)} prompts of {prompts_of}"
     logger.info("%s, %s: %s in %.2f s", task, method, made, seconds)
     spent = Compute(seconds=seconds / max(1, draws))
     return (*adapters, compute_record(method, "adaptation", task, spent))
@@ -223,6 +223,7 @@ def choose_strategies(
     if adapter is None and tabular is not None:
         proposer = TabularProposer(refinement.space, RewardModel(**tabular))
     own = derive_seed(parameters.seed, task, method)
+    generator = required(parameters.generator)
     of_training = {"rollouts", "training", "lora", "iterations", "folds", "exploration"}
     chosen = policy.model_dump(mode="json", exclude={*of_training, "oracle_candidates"})
     fingerprint = rollouts_fingerprint(
@@ -235,7 +236,11 @@ def choose_strategies(
         policy_model,
         adapter,
         own,
-        [chosen, tabular, *([] if start is None else [checksum(tensor_bytes(start.tensors))])],
+        [
+            *(chosen, tabular),
+            *([] if start is None else [checksum(tensor_bytes(start.tensors))]),
+            *([] if generator.prompts_from == "support" else [generator.prompts_from]),
+        ],
     )
 
     def trials(finished: Sequence[Row]) -> Iterator[Row]:
@@ -296,14 +301,20 @@ def _refinement(
     writer: ExampleGenerator | None,
 ) -> Refinement:
     """A new task's search and execution, on its support examples alone."""
-    support_prompts = range(len(embeddings) - len(support), len(embeddings))
-    context = task_context(parameters, task, trained, embeddings, support_prompts, writer)
+    prompts = _prompts(parameters, embeddings, len(support))
+    context = task_context(parameters, task, trained, embeddings, prompts, writer)
     if start is not None:
         context = replace(context, draw=lambda seed, number: Member(start))
     examples = frame_to_splits(support).support
     return task_refinement(
         context, policy, examples, derive_seed(parameters.seed, task, GENERATED[0])
     )
+
+
+def _prompts(parameters: ProjectParameters, embeddings: PromptEmbeddings, support: int) -> range:
+    """Which of a new task's embedded prompts its batches are drawn from."""
+    unlabelled = required(parameters.generator).prompts_from == "train"
+    return prompts_among(embeddings, support, unlabelled=unlabelled)
 
 
 def predict_adapted(
@@ -341,8 +352,8 @@ def predict_oracle(
     policy = required(parameters.policy)
     parts = frame_to_splits(splits)
     examples, known = parts.test, parts.support
-    support_prompts = range(len(embeddings) - len(known), len(embeddings))
-    context = task_context(parameters, task, trained, embeddings, support_prompts, writer)
+    prompts = _prompts(parameters, embeddings, len(known))
+    context = task_context(parameters, task, trained, embeddings, prompts, writer)
     # the first adapter that `generalization_only` scores
     start = generated_state(context, derive_seed(parameters.seed, task, GENERATED[0]))
     found = [_answer(context, start, examples, f"{task}, unrefined").assign(strategy="unrefined")]

@@ -65,8 +65,8 @@ def roll_out_task(
     """
     policy = required(parameters.policy)
     space = ActionSpace.of(policy.families)
-    train_prompts = range(len(embeddings) - len(support))
-    context = task_context(parameters, task, trained, embeddings, train_prompts, writer)
+    prompts = prompts_among(embeddings, len(support), unlabelled=True)
+    context = task_context(parameters, task, trained, embeddings, prompts, writer)
     exploration = policy.exploration * (1 - (iteration - 1) / policy.iterations)
     policy_model = load_policy_model(parameters)
     proposer = PolicyProposer(policy_model, adapter, space, policy.temperature, exploration)
@@ -213,6 +213,15 @@ def rollout_rows(*frames: pd.DataFrame) -> list[Row]:
     """Tables of rollouts, row by row."""
     records = (row for frame in frames for row in frame.to_dict("records"))
     return [{str(key): value for key, value in row.items()} for row in records]
+
+
+def prompts_among(embeddings: PromptEmbeddings, support: int, *, unlabelled: bool) -> range:
+    """Which of a task's embedded prompts batches are drawn from: the last ones, its support prompts, or those before.
+
+    The latter are its pool of ``unlabelled`` prompts, of its train split; where there is none, its support prompts are.
+    """
+    train = len(embeddings) - support
+    return range(train) if unlabelled and train else range(train, len(embeddings))
 
 
 def task_context(
