@@ -8,6 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
+import fsspec
 import mlflow
 import pandas as pd
 import pytest
@@ -22,7 +23,8 @@ from degaml_kedro.checkpoint.folder import load_adaptation
 from degaml_kedro.checkpoint.hub import load_trained_pair
 from degaml_kedro.checkpoint.layout import CheckpointError
 from degaml_kedro.generator.prompt_encoder import load_prompt_encoder
-from degaml_kedro.io.datasets import AdapterDataset
+from degaml_kedro.io.datasets import AdaptedStateDataset, AdapterDataset
+from degaml_kedro.io.runs import fetched_runs
 from degaml_kedro.session import AdaptedModel
 from degaml_kedro.strategies.state import AdaptedState, Member, save_state
 from degaml_kedro.tasks.example import Question, make_example
@@ -299,6 +301,28 @@ def test_a_run_s_models_are_registered_at_its_end(registered, place, uri, tmp_pa
     for _ in range(2):
         log_outputs(place, pipeline, DataCatalog({"policy": entry}))
         assert len(versions(uri)) == before + 2
+
+
+def test_models_in_an_object_store_are_registered_like_those_on_disk(
+    registered, place, uri, tmp_path
+):
+    folder = make_run(tmp_path / "data", seed=901)
+    state = folder / "06_models" / "day_after.degaml.state"
+    shutil.copytree(state, state.with_name("without_x.day_after.degaml.state"))
+    bucket = fsspec.filesystem("memory")
+    # Kedro leaves out a bucket's name in this filesystem
+    bucket.put(f"{folder}/", "/models/", recursive=True)
+    made = AdaptedStateDataset(filepath="memory://bucket/models/06_models/day_after.degaml.state")
+    pipeline = Pipeline([node(make, "parameters", "day_after.degaml.state", name="adapt")])
+    before = len(versions(uri))
+    for _ in range(2):
+        log_outputs(place, pipeline, DataCatalog({"day_after.degaml.state": made}))
+        assert len(versions(uri)) == before + 2
+    # no other bytes: what is registered from the disk has those versions already
+    register_models(folder, place)
+    assert len(versions(uri)) == before + 2
+    fetched = fetched_runs("memory://bucket/models")
+    assert not list(fetched.rglob("without_*"))
 
 
 # --- another database -----------------------------------------------------------------------------

@@ -80,13 +80,22 @@ class RemoteFiles:
                 )
                 path.unlink()
 
-    def fetch_matching(self, patterns: Iterable[str]) -> None:
-        """Fetch the files of a folder that has no index, since others write it, by glob patterns in it."""
-        root = f"{self._folder}/{self.copy.name}"
+    def fetch_matching(self, patterns: Iterable[str], apart: str | None = None) -> None:
+        """Fetch the files of a folder that has no index, since others write it, by glob patterns in it.
+
+        Files and folders whose names begin with ``apart`` are left out.
+        """
+        # as the filesystem writes it: some begin with a slash
+        root = self._filesystem._strip_protocol(f"{self._folder}/{self.copy.name}")
         self._filesystem.invalidate_cache()
         for pattern in patterns:
-            for found in self._filesystem.glob(f"{root}/{pattern}"):
-                path = self.copy / found.removeprefix(f"{root}/")
+            for found, about in self._filesystem.glob(f"{root}/{pattern}", detail=True).items():
+                parts = PurePosixPath(found.removeprefix(f"{root}/")).parts
+                if about["type"] == "directory" or (
+                    apart and any(part.startswith(apart) for part in parts)
+                ):
+                    continue
+                path = self.copy.joinpath(*parts)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._filesystem.get_file(found, str(path))
 

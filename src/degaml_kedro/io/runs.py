@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from degaml_kedro.common.atomic import StoredDataError
 from degaml_kedro.io.local import ReadOnlyDataset
+from degaml_kedro.io.remote import RemoteFiles
+from degaml_kedro.policy.fallback import FALLBACK_FILE
 from degaml_kedro.results.measures import ResultsError
 from degaml_kedro.results.runs import POOLS, Run, Runs, check_alike
 
@@ -31,6 +33,12 @@ _READ = [
     f"{run}{files}"
     for run in ("", "*/")
     for files in (f"{OUTPUT}/*", f"{REPORTING}/*.parquet", RECORD, f"{MODELS}/*.settings.json")
+]
+# what a trained pair and adaptations are read from besides
+_MADE = [
+    f"{run}{MODELS}/{files}"
+    for run in ("", "*/")
+    for files in ("policy/*", FALLBACK_FILE, "*.generator/*", "*.degaml.state/**")
 ]
 
 # accuracies are means of the same answers, added up in another order
@@ -70,6 +78,16 @@ class RunsDataset(ReadOnlyDataset[Runs]):
     def _exists(self) -> bool:
         self._fetch()
         return any(_result_files(path / OUTPUT) for path in data_folders(self._path))
+
+
+def fetched_runs(place: str) -> Path:
+    """The folder of a run or of several; of a URL a copy here, with results, report, pair and adaptations."""
+    if "://" not in place:
+        return Path(place)
+    files = RemoteFiles(place)
+    files.forget()
+    files.fetch_matching([*_READ, f"{REPORTING}/report.html", *_MADE], _APART)
+    return files.copy
 
 
 def data_folders(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from kedro.utils import find_kedro_project
 
 from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.config.loader import current_loader
-from degaml_kedro.io.runs import RunsDataset
+from degaml_kedro.io.runs import RunsDataset, fetched_runs
 from degaml_kedro.results.statistics import find
 from degaml_kedro.tracking.comparison import EXPERIMENT, log_comparison
 from degaml_kedro.tracking.registry import is_checkpoint, register_models
@@ -29,22 +29,22 @@ def main(arguments: Iterable[str] | None = None) -> int:
     )
     parser.add_argument(
         "folder",
-        type=Path,
-        help="a run's data folder, one with a folder a seed, or a trained pair's or an adaptation's",
+        help="a run's data folder or one with a folder a seed, also as URLs; or a trained pair's or an adaptation's",
     )
     parser.add_argument("--uri", help="MLflow's tracking URI; otherwise that of conf/*/mlflow.yml")
     parser.add_argument("--experiment", help="its name; otherwise that of conf/*/mlflow.yml")
     asked = parser.parse_args(None if arguments is None else list(arguments))
     try:
         place = _place(asked.uri, asked.experiment)
-        if not is_checkpoint(asked.folder):
-            runs = RunsDataset(filepath=str(asked.folder)).load()
-            page = asked.folder / "08_reporting" / "report.html"
+        folder = fetched_runs(asked.folder)
+        if not is_checkpoint(folder):
+            runs = RunsDataset(filepath=str(folder)).load()
+            page = folder / "08_reporting" / "report.html"
             run = log_comparison(runs, find(runs).comparison, place, page)
             print(f"The comparison is run {run} of '{place.experiment}' in {masked(place.uri)}")
-        for model in register_models(asked.folder, place):
+        for model in register_models(folder, place):
             print(f"Registered: {model}")
-    except (DegamlError, DatasetError) as error:
+    except (DegamlError, DatasetError, OSError) as error:
         # Kedro's own error has its dataset's name in front of ours
         inner = error.__cause__ if isinstance(error, DatasetError) else None
         reason = inner if isinstance(inner, DegamlError) else error

@@ -34,6 +34,7 @@ from degaml_kedro.common.folders import is_gone
 from degaml_kedro.config.loader import current_loader, read_parameters
 from degaml_kedro.generator.health import WHOLE
 from degaml_kedro.io.generators import GeneratorProgress
+from degaml_kedro.io.runs import fetched_runs
 from degaml_kedro.io.trajectory import StepRecord, TrajectoryStart, TrajectoryStep
 from degaml_kedro.pipelines.task_folds import generator_folds
 from degaml_kedro.tracking.server import (
@@ -119,9 +120,9 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
     def __init__(self) -> None:
         """Nothing is tracked until a run starts."""
         super().__init__()
-        self._reset(Place("", ""), Path("data"))
+        self._reset(Place("", ""), "data")
 
-    def _reset(self, place: Place, folder: Path) -> None:
+    def _reset(self, place: Place, folder: str) -> None:
         self.off = not is_main_process()
         self.process = os.getpid()
         self.lock = threading.RLock()
@@ -137,7 +138,7 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
     def after_context_created(self, context: KedroContext) -> None:
         """Set MLflow up as ``mlflow.yml`` says."""
         folder = str(context.config_loader["globals"].get("data", "data"))
-        self._reset(place_of(context.config_loader, Path(context.project_path)), Path(folder))
+        self._reset(place_of(context.config_loader, Path(context.project_path)), folder)
         if _ASKED_FOR and self.place.uri != _ASKED_FOR:
             logger.warning(
                 "MLFLOW_TRACKING_URI is %s, but mlflow.yml says %s, and that counts; set server.mlflow_tracking_uri "
@@ -376,19 +377,22 @@ def log_outputs(place: Place, pipeline: Pipeline, catalog: DataCatalog) -> None:
     from degaml_kedro.tracking.comparison import log_comparison
     from degaml_kedro.tracking.registry import register_models
 
-    # a model lies in 06_models
-    folder = _path_of(catalog, made) if compared else _path_of(catalog, made).parent.parent
+    where = str(catalog[made]._describe()["filepath"])
+    if not compared:
+        # a model lies in 06_models
+        where = where.rsplit("/", 2)[0]
     try:
+        folder = fetched_runs(where)
         if compared:
-            page = _path_of(catalog, "report_page")
+            page = folder / "08_reporting" / "report.html"
             log_comparison(catalog.load("runs"), catalog.load("comparison"), place, page)
         register_models(folder, place)
-    except (DatasetError, DegamlError) as error:
+    except (DatasetError, DegamlError, OSError) as error:
         logger.warning(
-            "The %s in %s cannot be logged; everything is on disk, and to log it later: %s. %s",
+            "The %s in %s cannot be logged; everything is stored there, and to log it later: %s. %s",
             "comparison" if compared else "models",
-            folder,
-            _import_command(folder),
+            where,
+            _import_command(where),
             error,
         )
 
@@ -400,11 +404,7 @@ def _is_model(dataset: str) -> bool:
     return dataset == _POLICY_RUN or dataset.endswith(".degaml.state")
 
 
-def _path_of(catalog: DataCatalog, name: str) -> Path:
-    return Path(str(catalog[name]._describe()["filepath"]))
-
-
-def _import_command(folder: Path) -> str:
-    if folder.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())
-    return f"{Path(sys.executable).name} -m degaml_kedro.tracking {shlex.quote(str(folder))}"
+def _import_command(where: str) -> str:
+    if "://" not in where and (folder := Path(where)).is_relative_to(Path.cwd()):
+        where = str(folder.relative_to(Path.cwd()))
+    return f"{Path(sys.executable).name} -m degaml_kedro.tracking {shlex.quote(where)}"
