@@ -22,12 +22,14 @@ class DemoSettings:
         pairs: what is offered: a label and a source for :meth:`degaml_kedro.session.Session.load` (None: the pair
             that ships with the package).
         tracking_uri: MLflow's, where the comparison is read from; None where there is none.
+        ray: address of the Ray cluster that adaptations go to; None for threads of the page's own process.
     """
 
     host: str = "127.0.0.1"
     port: int = 7860
     pairs: tuple[tuple[str, str | None], ...] = ((SHIPPED_LABEL, None),)
     tracking_uri: str | None = None
+    ray: str | None = None
     max_examples: int = _limit(200, "examples of one adaptation, held-out ones included")
     max_characters: int = _limit(1_000_000, "characters of pasted text")
     max_question_tokens: int = _limit(

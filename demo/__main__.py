@@ -59,6 +59,11 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "that ships (default: that one, and what `make run` trained).",
 )
 @_limit_options
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Adapt on this Ray cluster, --concurrency at once: HOST:PORT, auto or local (default: in this process).",
+)
 @click.option("--tracking-uri", help="MLflow's, for the comparison (default: mlflow.db here).")
 @click.option(
     "--auth-file",
@@ -70,6 +75,7 @@ def main(
     host: str,
     port: int,
     pairs: tuple[str, ...],
+    ray: str | None,
     tracking_uri: str | None,
     auth_file: Path | None,
     i_know_it_is_public: bool,
@@ -77,7 +83,9 @@ def main(
 ) -> None:
     """Start the page, until Ctrl-C."""
     offered = tuple(map(labeled_pair, pairs)) or found_pairs()
-    settings = DemoSettings(host, port, offered, tracking_uri or found_tracking_uri(), **limits)
+    settings = DemoSettings(
+        host, port, offered, tracking_uri or found_tracking_uri(), ray, **limits
+    )
     try:
         users = _users(auth_file) if auth_file else None
         if not _is_loopback(host):

@@ -40,6 +40,7 @@ from degaml_kedro.tasks.file_records import decode_text
 from degaml_kedro.tasks.pasted import Pasted, PastedError, read_data, read_pasted, read_question
 from degaml_kedro.tasks.ready import ReadyTask, ready_tasks
 from demo import DemoSettings
+from demo.cluster import Cluster
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ class Service:
         """
         self.settings = settings
         self.pairs = OfferedPairs(settings.pairs)
+        self._cluster = Cluster(settings.ray) if settings.ray else None
         self.tasks = {task.name: task for task in ready_tasks()}
         # by text: which ready task it is, unchanged
         self._ready: dict[str, ReadyTask] = {}
@@ -267,6 +269,9 @@ class Service:
         def work(run: Adaptation) -> AdaptedModel:
             session = self.pairs.session(label)
             run.trained_on = task is not None and task.name in self.trained_on(session)
+            if self._cluster is not None:
+                source = self.pairs.sources[label]
+                return self._cluster.adapt(run, source, examples, held_out, allowed, seed)
             return session.adapt(
                 examples,
                 held_out=held_out,
@@ -547,6 +552,8 @@ class Service:
             for run in self._queue():
                 self.cancel(run.token, "Stopped: the server is shutting down.")
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._cluster is not None:
+            self._cluster.close()
         shutil.rmtree(self._downloads, ignore_errors=True)
 
     def _watch(self) -> None:
@@ -581,25 +588,26 @@ class OfferedPairs:
 
     Attributes:
         labels: what is offered; the first is loaded.
+        sources: of each label, for :meth:`degaml_kedro.session.Session.load`.
     """
 
     def __init__(self, offered: Sequence[tuple[str, str | None]]) -> None:
-        self._sources, self._loaded = dict(offered), dict[str, Session]()
+        self.sources, self._loaded = dict(offered), dict[str, Session]()
         self._lock = threading.Lock()
         problems = []
-        for label in list(self._sources):
+        for label in list(self.sources):
             try:
                 self.session(label)
                 break
             except DegamlError as error:
                 logger.warning("'%s' is not offered: %s", label, error)
                 problems.append(f"'{label}': {error}")
-                del self._sources[label]
+                del self.sources[label]
         else:
             raise DegamlError(
                 "No trained pair can be loaded, so there is nothing to show. " + " ".join(problems)
             )
-        self.labels = list(self._sources)
+        self.labels = list(self.sources)
 
     def session(self, label: str) -> Session:
         """The session of a label, loaded if need be.
@@ -609,10 +617,10 @@ class OfferedPairs:
         """
         with self._lock:
             if label not in self._loaded:
-                if label not in self._sources:
-                    known = ", ".join(map(repr, self._sources))
+                if label not in self.sources:
+                    known = ", ".join(map(repr, self.sources))
                     raise DegamlError(f"There is no pair '{label}' here; there is {known}.")
-                session = Session.load(self._sources[label])
+                session = Session.load(self.sources[label])
                 # the first question pays for what is made lazily
                 session.predict([Question.of(make_example("Which is odd?", ["2", "3"], 1))])
                 self._loaded[label] = session
