@@ -25,6 +25,7 @@ from benchmarks import (
     paper_decoder,
     paper_memory,
     qwen_round_trip,
+    ray_nodes,
     scoring,
     training,
     tts_batch,
@@ -50,6 +51,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Result]] = {
     "tts_batch": tts_batch.run,
     "latent_steps": latent_steps.run,
     "adaptation": adaptation.run,
+    "ray": ray_nodes.run,
 }
 RESULTS = Path(__file__).parent / "results"
 _BUSY = 0.05
