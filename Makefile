@@ -12,6 +12,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 SEEDS := 999 1000 1001
+# of `faults`: for how long, of each of its two programs
+MINUTES ?= 60
 # of `compare`: what runs its nodes, e.g. RUNNER=degaml_kedro.runners.RayRunner
 RUNNER ?= degaml_kedro.runners.StageRunner
 # of `compare`: which environment, and where the file of real messages lies
@@ -19,7 +21,7 @@ COMPARED := $(if $(DATASETS),messages,comparison)
 comma := ,
 MESSAGES := $(if $(DATASETS),$(comma)datasets=$(DATASETS))
 
-.PHONY: help install run demo compare curve shipped smoke test test-scale lint docs bench mlflow viz lock clean clean-data
+.PHONY: help install run demo compare curve shipped smoke test test-scale faults lint docs bench mlflow viz lock clean clean-data
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -57,6 +59,10 @@ test: lint docs ## format, lint, types, import contract, documentation, and all 
 test-scale: $(INSTALLED) ## what `test` leaves out: a Ray cluster of two nodes on this machine, and S3; installs Ray, s3fs and moto
 	$(BIN)/python -m pip install --quiet 'ray~=2.60' s3fs 'moto[server]'
 	HF_HUB_OFFLINE=1 $(BIN)/pytest tests/scale
+
+faults: $(INSTALLED) ## kills, full disks, power failures and damaged input, for MINUTES (60); counts add up in tests/artifacts
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=src:. $(BIN)/python -m tests.faults --minutes $(MINUTES)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=src:. $(BIN)/python -m tests.faults.fuzzing --minutes $(MINUTES)
 
 docs: $(INSTALLED) ## the documentation as pages, in docs/_build/html
 	HF_HUB_OFFLINE=1 $(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html

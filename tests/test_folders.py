@@ -10,9 +10,16 @@ import sys
 from itertools import count
 
 import pytest
+from safetensors import SafetensorError
 
 from degaml_kedro.common import folders
-from degaml_kedro.common.folders import FolderError, own_prefix, replaced_folder
+from degaml_kedro.common.folders import (
+    LOCK_FILE,
+    FolderError,
+    held_folder,
+    own_prefix,
+    replaced_folder,
+)
 
 
 def write(folder, text, **options):
@@ -127,3 +134,39 @@ def test_where_a_rename_fails_the_earlier_one_is_restored(tmp_path, monkeypatch)
         write(folder, "new")
     assert (folder / "file").read_text() == "old"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_who_holds_a_folder_is_named_and_gone_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "_UNLOCK_SECONDS", 0)
+    folder = tmp_path / "data"
+    with held_folder(folder, "kedro run"):
+        told = rf"/data is in use by process {os.getpid()} of .* \(kedro run\); wait"
+        with pytest.raises(FolderError, match=told), held_folder(folder, "another"):
+            pass
+        # of the first one still
+        assert "kedro run" in (folder / LOCK_FILE).read_text()
+    assert not list(folder.iterdir())
+
+
+def test_the_folder_of_a_killed_holder_is_taken_over(tmp_path):
+    child = os.fork()
+    if not child:
+        with held_folder(tmp_path, "killed"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert "(killed)" in (tmp_path / LOCK_FILE).read_text()
+    with held_folder(tmp_path, "next"):
+        assert "(next)" in (tmp_path / LOCK_FILE).read_text()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_for_weights_names_the_folder(tmp_path):
+    # as safetensors says it, which raises no OSError
+    full = f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})"
+    with (
+        pytest.raises(OSError, match="No space left on device") as raised,
+        replaced_folder(tmp_path / "folder"),
+    ):
+        raise SafetensorError(full)
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path / "folder"))
+    assert not list(tmp_path.iterdir())

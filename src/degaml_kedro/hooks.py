@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from kedro.pipeline import Pipeline
 from kedro.runner import SequentialRunner
 
 from degaml_kedro.common.atomic import is_main_process
+from degaml_kedro.common.folders import held_folder
 from degaml_kedro.config.loader import check_action_space, read_parameters
 from degaml_kedro.config.schema import ProjectParameters
 from degaml_kedro.pipelines.naming import PARAMETERS, STAGES, stage_of
@@ -53,6 +56,48 @@ class ParametersHook:
         """Close what a failed node left open."""
         for name in pipeline.all_outputs():
             catalog.release(name)
+
+
+class LockHook:
+    """Holds the data folder while a run writes it: a second run is told who has it.
+
+    One on another filesystem (S3, …) is not held.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is held until a run starts."""
+        self._folder: Path | None = None
+        self._held = ExitStack()
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Find the folder."""
+        data = str(context.config_loader["globals"].get("data", "data"))
+        self._folder = None if "://" in data else Path(context.project_path) / data
+
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(self) -> None:
+        """Hold it, before anything is logged.
+
+        Raises:
+            FolderError: another run has it.
+        """
+        # of a run that was interrupted in this process
+        self._held.close()
+        # where a launcher started several processes, one holds it for all
+        if self._folder is not None and is_main_process():
+            command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+            self._held.enter_context(held_folder(self._folder, command))
+
+    @hook_impl(trylast=True)
+    def after_pipeline_run(self) -> None:
+        """Let go of it."""
+        self._held.close()
+
+    @hook_impl(trylast=True)
+    def on_pipeline_error(self) -> None:
+        """Let go of it."""
+        self._held.close()
 
 
 class ExtentHook:

@@ -16,6 +16,7 @@ from kedro_datasets.plotly import JSONDataset as PlotlyDataset
 from kedro_datasets.text import TextDataset
 
 from degaml_kedro.common.errors import DegamlError
+from degaml_kedro.common.folders import sync
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -42,23 +43,12 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(path)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def is_main_process() -> bool:
     """Whether this is the first process, where a launcher started several."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring renames in a folder to the disk, where the system has that."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class StoredDataError(DegamlError):

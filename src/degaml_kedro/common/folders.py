@@ -9,11 +9,19 @@ import hashlib
 import os
 import platform
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from degaml_kedro.common.errors import DegamlError
+
+# says who holds a folder, for as long as it is held
+LOCK_FILE = ".run.lock"
+# of the system, for ending the workers of a process that was killed
+_UNLOCK_SECONDS = 3.0
 
 
 class FolderError(DegamlError):
@@ -48,10 +56,32 @@ def replaced_folder(path: Path, replace: bool = True) -> Iterator[Path]:
         try:
             yield temporary
             set_modes(temporary)
+            # a power failure must not leave the name with empty files behind it
+            for part in (*temporary.rglob("*"), temporary):
+                sync(part)
             _put(temporary, path, earlier if replace else None)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            # safetensors tells the system's error in its text alone
+            if isinstance(error, SafetensorError) and f"os error {errno.ENOSPC}" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            # a full disk is met by a write, which does not say of what
+            if isinstance(error, OSError) and error.errno and error.filename is None:
+                error.filename = str(path)
             raise
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the renames in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def set_modes(folder: Path) -> None:
@@ -111,6 +141,54 @@ def _lock(descriptor: int, path: Path) -> None:
     except OSError:
         # a file system without locks
         pass
+
+
+@contextmanager
+def held_folder(folder: Path, holder: str) -> Iterator[None]:
+    """Keep other processes that ask for it out of a folder; the system lets go of it where this one is killed.
+
+    Args:
+        folder: is made where it is not there.
+        holder: what the others are told is running.
+
+    Raises:
+        FolderError: another process holds it.
+        OSError: the folder cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK_FILE
+    began = time.monotonic()
+    with ExitStack() as stack:
+        while True:
+            file = stack.enter_context(path.open("a+", encoding="utf-8"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() - began < _UNLOCK_SECONDS:
+                    time.sleep(0.1)
+                    continue
+                file.seek(0)
+                raise FolderError(
+                    f"{folder} is in use by {file.read().strip() or 'another process'}; wait for it to end, or give "
+                    f"this run another folder ('data' in conf/ENV/globals.yml)"
+                ) from None
+            except OSError:
+                # a file system without locks
+                pass
+            # else its holder came to an end just now, and removed it
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    break
+        file.truncate(0)
+        file.write(f"process {os.getpid()} of {platform.node()} ({holder})\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            # a worker process may have it open, too
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def own_prefix(parent: Path, name: str) -> str:

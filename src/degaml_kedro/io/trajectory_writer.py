@@ -25,7 +25,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from degaml_kedro.common.atomic import replace_file, sync_folder
+from degaml_kedro.common.atomic import replace_file
+from degaml_kedro.common.folders import sync
 from degaml_kedro.io.tensors import safetensors_head
 from degaml_kedro.io.trajectory import (
     FORMAT,
@@ -130,7 +131,7 @@ class TrajectoryWriter:
         index = json.dumps(write_index(self._start, self._records), indent=1) + "\n"
         replace_file(self._folder / INDEX_FILE, lambda file: file.write(index.encode("utf-8")))
         os.replace(self._folder / PARTIAL_FILE, self._folder / WEIGHTS_FILE)
-        sync_folder(self._folder)
+        sync(self._folder)
         (self._folder / RESUME_FILE).unlink(missing_ok=True)
         self.close()
 
@@ -171,7 +172,7 @@ class TrajectoryWriter:
         # only now: an earlier trajectory stays until its successor is sure to have room
         for name in (INDEX_FILE, WEIGHTS_FILE):
             (self._folder / name).unlink(missing_ok=True)
-        sync_folder(self._folder)
+        sync(self._folder)
 
     def _allocate(self) -> None:
         if hasattr(os, "posix_fallocate"):

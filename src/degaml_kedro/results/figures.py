@@ -6,11 +6,13 @@ is nothing of is left out, and a note under the figure says so.
 
 from __future__ import annotations
 
+import functools
 import html
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -43,6 +45,20 @@ AMBER, PINK, SKY, YELLOW = "#E69F00", "#CC79A7", "#56B4E9", "#F0E442"
 
 _TOP, _LINE, _NOTE_WIDTH = 130, 18, 150
 _DOTTED = {"color": GRAY, "width": 1.5, "dash": "dot"}
+
+
+_DRAWING = threading.RLock()
+
+
+def _one_at_a_time(draw: Callable[..., go.Figure]) -> Callable[..., go.Figure]:
+    """The same, of one thread at a time: Plotly's templates are shared, and change while they are read."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Any, **kwargs: Any) -> go.Figure:
+        with _DRAWING:
+            return draw(*args, **kwargs)
+
+    return drawn
 
 
 def put_together(
@@ -201,6 +217,7 @@ _COSTS = {
 _NO_LANGUAGE_MODEL = names(lambda row: not row.asks_model)
 
 
+@_one_at_a_time
 def comparison_figure(comparison: pd.DataFrame, pool: str = "meta_test") -> go.Figure:
     """Every method's accuracy on every task of a pool, with 95 % intervals.
 
@@ -263,6 +280,7 @@ def _dots(rows: pd.DataFrame, methods: Sequence[str]) -> Any:
     )
 
 
+@_one_at_a_time
 def accuracy_compute_figure(comparison: pd.DataFrame, pool: str = "meta_test") -> go.Figure:
     """Mean accuracy over what it took: tokens and seconds to adapt, tokens before that, seconds an answer.
 
@@ -332,6 +350,7 @@ def _costs(known: pd.DataFrame, cost: str, unit: str, looks: Mapping[str, tuple[
     return panel.update_yaxes(title="accuracy" if cost in list(_COSTS)[::2] else None)
 
 
+@_one_at_a_time
 def reliability_figure(bins: pd.DataFrame, pool: str = "meta_test") -> go.Figure:
     """How often a method is right when it is so sure, a panel a method, from ``Findings.bins``.
 
@@ -445,6 +464,7 @@ _MAPS = {
 }
 
 
+@_one_at_a_time
 def generator_figure(steps: pd.DataFrame, checks: pd.DataFrame, title: str) -> go.Figure:
     """Loss, learning rate, error and norm ratio by module and layer, and error and accuracy by task over steps.
 
@@ -674,6 +694,7 @@ _MOST_TICKS = 12
 _CELL_HEIGHT = 62
 
 
+@_one_at_a_time
 def policy_figure(rollouts: pd.DataFrame, title: str) -> go.Figure:
     """Reward rate with its 95 % interval, entropy of families and actions, and families' shares over iterations.
 
@@ -716,6 +737,7 @@ def policy_figure(rollouts: pd.DataFrame, title: str) -> go.Figure:
     return figure.update_layout(barmode="stack", bargap=0.15)
 
 
+@_one_at_a_time
 def strategy_map(rollouts: pd.DataFrame, title: str) -> go.Figure:
     """Which family was proposed for which task, what it gained, and which was executed (the paper's F.4).
 

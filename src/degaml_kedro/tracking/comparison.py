@@ -29,7 +29,13 @@ from degaml_kedro.config.schema import BASELINES
 from degaml_kedro.results.formatting import flat
 from degaml_kedro.results.runs import Runs
 from degaml_kedro.results.statistics import MEAN
-from degaml_kedro.tracking.server import Place, check_server, experiment_id, translate_errors
+from degaml_kedro.tracking.server import (
+    Place,
+    check_server,
+    experiment_id,
+    owner_tags,
+    translate_errors,
+)
 
 EXPERIMENT = "degaml_kedro"
 POOL = "meta_test"
@@ -108,7 +114,7 @@ def _delete(client: MlflowClient, experiment: str, run: str) -> None:
 def _log(client: MlflowClient, experiment: str, content: _Logged, tags: Mapping[str, str]) -> str:
     """Log a run with those below it; its id."""
     run = client.create_run(
-        experiment, run_name=content.name, tags={**content.tags, **tags}
+        experiment, run_name=content.name, tags={**content.tags, **tags, **owner_tags()}
     ).info.run_id
     now = int(time.time() * 1000)
     client.log_batch(

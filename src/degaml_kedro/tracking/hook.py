@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import math
 import os
@@ -13,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.environment_variables import MLFLOW_RUN_CONTEXT
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
@@ -42,6 +45,7 @@ from degaml_kedro.tracking.server import (
     TrackingError,
     check_server,
     masked,
+    owner_tags,
     place_of,
     translate_errors,
 )
@@ -159,7 +163,8 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Open the pipeline's run, log all parameters, once, and close the runs that were killed."""
-        super().before_pipeline_run(run_params, pipeline, catalog)
+        with _made_by(owner_tags()):
+            super().before_pipeline_run(run_params, pipeline, catalog)
         if self.run_id is None:
             return
         # in one request; kedro-mlflow makes one of every parameter and node
@@ -168,7 +173,7 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
             Param(self.sanitize_param_name(name), str(value)[:MAX_PARAM_VAL_LENGTH])
             for name, value in flat.items()
         ]
-        tags = [RunTag(name, value) for name, value in _owner().items()]
+        tags = [RunTag(name, value) for name, value in owner_tags().items()]
         self._client.log_batch(self.run_id, params=params, tags=tags)
         self._close_killed()
         found = generator_folds(read_parameters(current_loader()))
@@ -252,7 +257,7 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
             run = self._client.create_run(
                 self._experiment,
                 run_name=" ".join(path),
-                tags={MLFLOW_PARENT_RUN_ID: parent, **_owner(), **self._tags(path)},
+                tags={MLFLOW_PARENT_RUN_ID: parent, **owner_tags(), **self._tags(path)},
             )
             self._children[path] = run.info.run_id
         return self._children[path]
@@ -342,9 +347,15 @@ def _curve_rows(data: Any) -> Iterator[tuple[Any, dict[str, float], int]]:
             yield (check["step"], check["task"]), values, int(check["step"])
 
 
-def _owner() -> dict[str, str]:
-    """Tags that say which process a run is of."""
-    return {"host": socket.gethostname(), "pid": str(os.getpid())}
+@contextmanager
+def _made_by(tags: Mapping[str, str]) -> Iterator[None]:
+    """Runs that MLflow makes in the block have these tags from the first: a kill cannot come between."""
+    given = MLFLOW_RUN_CONTEXT.get()
+    MLFLOW_RUN_CONTEXT.set(json.dumps({**json.loads(given or "{}"), **tags}))
+    try:
+        yield
+    finally:
+        MLFLOW_RUN_CONTEXT.set(given) if given else MLFLOW_RUN_CONTEXT.unset()
 
 
 def _path(dataset_name: str) -> tuple[str, ...]:

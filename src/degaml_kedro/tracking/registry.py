@@ -55,7 +55,7 @@ from degaml_kedro.policy.describe import describe_action, describe_strategy
 from degaml_kedro.session import AdaptedModel
 from degaml_kedro.strategies.state import AdaptedState, load_state
 from degaml_kedro.tasks.example import Question, make_example
-from degaml_kedro.tracking.server import CHECKPOINT, Place, experiment_id, using
+from degaml_kedro.tracking.server import CHECKPOINT, Place, experiment_id, owner_tags, using
 
 PAIR = "degaml-pair"
 _MODELS, _OUTPUT, _REPORTING = "06_models", "07_model_output", "08_reporting"
@@ -195,7 +195,7 @@ def _register(folder: Path, name: str, tags: Mapping[str, str], experiment: str)
     if found := client.search_model_versions(asked, max_results=1):
         version = found[0].version
     else:
-        of = {**tags, "kind": "model", "model": name}
+        of = {**tags, **owner_tags(), "kind": "model", "model": name}
         with mlflow.start_run(experiment_id=experiment, run_name=name, nested=True, tags=of):
             logged = mlflow.pyfunc.log_model(
                 name=name,

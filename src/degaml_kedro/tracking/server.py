@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
+import socket
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
@@ -35,6 +37,8 @@ _URI_VARIABLE = "MLFLOW_TRACKING_URI"
 # MLflow's line for every run, and for every file
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# a database's error in full; `translate_errors` has its sentence
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 # the tables that have rows before MLflow opens a database for the first time
 _FILLED_BY_MIGRATIONS = {"alembic_version", "workspaces"}
 # of what MLflow is set to
@@ -97,6 +101,11 @@ def experiment_id(client: MlflowClient, place: Place) -> str:
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
+
+
+def owner_tags() -> dict[str, str]:
+    """Tags that say which process a run is of: by them the next run closes it, should this process be killed."""
+    return {"host": socket.gethostname(), "pid": str(os.getpid())}
 
 
 def masked(text: str) -> str:
