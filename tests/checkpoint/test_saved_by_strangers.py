@@ -138,6 +138,8 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
 def test_damage_is_a_sentence_with_the_way_out(what: str, tmp_path: Path) -> None:
     model, damage, message = DAMAGES[what]
     folder = MODELS[model]().save(tmp_path / "adapter")
+    # a stranger writes what digests they like, or none
+    edit(ABOUT, "files", value={})(folder)
     damage(folder)
     with pytest.raises(CheckpointError, match=message) as caught:
         AdaptedModel.open(folder)
@@ -166,8 +168,21 @@ def test_an_accuracy_is_one(right: int) -> None:
             Accuracy(right, n)
 
 
+@pytest.mark.parametrize("model", [ONE, ROUTER])
+def test_every_file_of_weights_is_the_one_that_was_written_down(model: str, tmp_path: Path) -> None:
+    folder = MODELS[model]().save(tmp_path / "adapter")
+    for path in folder.rglob("*.safetensors"):
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(CheckpointError, match=r"is not the file that was written down"):
+            AdaptedModel.open(folder)
+        path.write_bytes(data)
+    AdaptedModel.open(folder)
+
+
 def test_weights_that_no_score_survives_give_no_answer(tmp_path: Path) -> None:
     folder = MODELS[ONE]().save(tmp_path / "adapter")
+    edit(ABOUT, "files", value={})(folder)
     weights = folder / "adapter_model.safetensors"
     huge = {k: torch.full_like(t, 1e38) for k, t in load_file(weights).items()}
     weights.unlink()

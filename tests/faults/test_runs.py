@@ -40,7 +40,8 @@ def test_killed_in_processes_then_at_a_call_in_threads_it_goes_on(small):
 
 def test_a_second_run_is_told_who_has_the_folder_and_the_first_goes_on_under_a_jumping_clock(small):
     first = small.start(fault=lambda: jumping_clock(0))
-    while not (small.project.data / LOCK_FILE).is_file():
+    lock = small.project.data / LOCK_FILE
+    while not (lock.is_file() and lock.read_text()):
         time.sleep(0.01)
     os.kill(first, signal.SIGSTOP)
     second = small.run()

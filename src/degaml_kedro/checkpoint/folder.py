@@ -160,6 +160,7 @@ class SavedAdaptation(Parameters):
     Attributes:
         more_than_peft: whether a folder ``state`` holds it, of which PEFT sees a part.
         labels: the answers that its examples shared; none where they shared none.
+        files: sizes and digests of the files beside it; none in what older versions wrote.
     """
 
     format: Literal[1] = FORMAT
@@ -171,6 +172,7 @@ class SavedAdaptation(Parameters):
     report: Annotated[Report, PlainValidator(Report.from_json), PlainSerializer(Report.as_json)]
     # what version 0.1.0 wrote has none
     labels: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), max_length=MAX_OPTIONS)
+    files: dict[str, FileRecord] = Field({}, max_length=1000)
 
 
 class _PairFile(Parameters):
@@ -222,7 +224,7 @@ def save_pair(
             if path.is_file():
                 if dtype != "float32" and path.suffix == ".safetensors":
                     _round_file(path, dtype)
-                files[name] = FileRecord(bytes=path.stat().st_size, sha256=_sha256(path))
+                files[name] = _record(path)
         content = _PairFile(
             format=FORMAT,
             name=pair.name,
@@ -253,7 +255,18 @@ def save_adaptation(
         if about.more_than_peft:
             save_state(state, temporary / STATE_FOLDER)
         card = adaptation_card(state, about.base_model, about.report)
-        _describe(temporary / ADAPTATION_FILE, about, card)
+        files = {name: _record(temporary / name) for name in _adaptation_files(temporary)}
+        _describe(temporary / ADAPTATION_FILE, about.model_copy(update={"files": files}), card)
+
+
+def _adaptation_files(folder: Path) -> list[str]:
+    """All that is read of an adaptation, but for what it says of itself."""
+    state = (path for path in (folder / STATE_FOLDER).rglob("*") if path.is_file())
+    return [PEFT_CONFIG, PEFT_WEIGHTS, *(path.relative_to(folder).as_posix() for path in state)]
+
+
+def _record(path: Path) -> FileRecord:
+    return FileRecord(bytes=path.stat().st_size, sha256=_sha256(path))
 
 
 @contextmanager
@@ -394,6 +407,11 @@ def load_adaptation(folder: Path) -> tuple[AdaptedState, SavedAdaptation]:
         if about.more_than_peft != (folder / STATE_FOLDER).exists():
             told = "is missing" if about.more_than_peft else "is there, and is not to be"
             raise CheckpointError(f"by its {ADAPTATION_FILE} the folder {STATE_FOLDER} {told}")
+        if about.files:
+            if odd := sorted(about.files.keys() ^ set(_adaptation_files(folder))):
+                raise CheckpointError(f"'{odd[0]}' is missing, or too many")
+            _check_records(folder, about.files, "an adaptation")
+            about = about.model_copy(update={"files": {}})
         if about.more_than_peft:
             state = load_state(folder / STATE_FOLDER)
         else:
@@ -495,10 +513,14 @@ def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
             f"its {PAIR_FILE} does not list the files of a generator and a policy: it is {odd[0]!r} that is missing, "
             f"or too many"
         )
+    _check_records(folder, files, "a pair")
+
+
+def _check_records(folder: Path, files: Mapping[str, FileRecord], what: str) -> None:
     for name, recorded in files.items():
         path = folder / name
         if path.is_symlink() or path.parent.is_symlink():
-            raise CheckpointError(f"'{name}' is a link, and a pair holds plain files")
+            raise CheckpointError(f"'{name}' is a link, and {what} holds plain files")
         if not path.is_file():
             raise CheckpointError(f"it has no {name}")
         size = path.stat().st_size
