@@ -155,6 +155,8 @@ def test_a_complete_trajectory_is_left_alone(tmp_path, whole):
     folder = tmp_path / "whole"
     stamp = (folder / "trajectory.safetensors").stat().st_mtime_ns
     (folder / RESUME_FILE).write_bytes(b"left by a kill between the last two calls")
+    # so that the run that makes what is missing removes it
+    assert not TrajectoryDataset(filepath=folder).exists()
     run(folder)
     assert content(folder) == whole
     assert (folder / "trajectory.safetensors").stat().st_mtime_ns == stamp

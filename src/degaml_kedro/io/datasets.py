@@ -112,6 +112,10 @@ class TrajectoryDataset(LocalDataset[TrajectoryChunk, Trajectory]):
             # nothing was trained: the trajectory was complete already
             remove_leftovers(self._path)
 
+    def _is_whole(self, has: Callable[[str], bool]) -> bool:
+        # what was left beside it by a kill is removed by the node, which would else be skipped
+        return super()._is_whole(has) and not has(f"/{RESUME_FILE}")
+
     def _release(self) -> None:
         self._close()
         super()._release()

@@ -81,6 +81,10 @@ class GeneratorDataset(LocalDataset[AnyGenerator | GeneratorProgress, AnyGenerat
         super()._release()
         _LAST.clear()
 
+    def _is_whole(self, has: Callable[[str], bool]) -> bool:
+        # what was left beside it by a kill is removed by the node, which would else be skipped
+        return super()._is_whole(has) and not has(_RESUME)
+
     def _wait_for(self, fingerprint: str) -> None:
         deadline = time.monotonic() + _WAIT_SECONDS
         while time.monotonic() < deadline:
