@@ -34,7 +34,7 @@ class Watched:
     """What goes on in the page's process.
 
     Attributes:
-        running: threads inside of ``Session.adapt``.
+        running: threads inside of ``Session.adapt``, or that wait for a process that is.
         models: adapted models that something still holds.
         threads: of all kinds.
         rss: resident memory in bytes.
@@ -172,9 +172,11 @@ def free_ports(count: int) -> list[int]:
 
 def look() -> Watched:
     """What goes on in this process."""
+    from demo.workers import Worker
+
     from degaml_kedro.session import AdaptedModel, Session
 
-    work = {Session.adapt.__code__}
+    work = {Session.adapt.__code__, Worker.adapt.__code__}
 
     def adapts(frame: FrameType | None) -> bool:
         while frame is not None:

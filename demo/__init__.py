@@ -39,7 +39,7 @@ class DemoSettings:
     max_seconds: int = _limit(120, "seconds of trying strategies")
     max_models: int = _limit(5, "adapted models kept of each visitor; the oldest goes first")
     max_models_total: int = _limit(100, "adapted models kept of all visitors")
-    concurrency: int = _limit(1, "adaptations at once")
+    concurrency: int = _limit(1, "adaptations at once; of several, each in a process of its own")
     queue_size: int = _limit(32, "adaptations that may wait")
     session_ttl: int = _limit(1800, "seconds after which an idle visitor is forgotten")
     grace: int = _limit(90, "seconds after which a visitor without a page or a client is forgotten")

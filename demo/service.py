@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import os
+import queue
 import secrets
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from degaml_kedro.checkpoint.layout import CheckpointError
 from degaml_kedro.common.errors import DegamlError
@@ -35,12 +36,13 @@ from degaml_kedro.session import (
     Progress,
     Session,
 )
-from degaml_kedro.tasks.example import Example, Question, make_example, shorten
+from degaml_kedro.tasks.example import Example, Question, shorten
 from degaml_kedro.tasks.file_records import decode_text
 from degaml_kedro.tasks.pasted import Pasted, PastedError, read_data, read_pasted, read_question
 from degaml_kedro.tasks.ready import ReadyTask, ready_tasks
 from demo import DemoSettings
 from demo.cluster import Cluster
+from demo.workers import OfferedPairs, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +151,14 @@ class Service:
         # its REST streams tell nobody their place
         self._adaptations: dict[str, Adaptation] = {}
         self._pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="adaptation")
+        several, cores = settings.concurrency > 1 and not settings.ray, os.cpu_count() or 1
+        self._workers = [
+            Worker(tuple(self.pairs.sources.items()), max(1, cores // settings.concurrency))
+            for _ in range(settings.concurrency if several else 0)
+        ]
+        self._idle = queue.SimpleQueue[Worker]()
+        for worker in self._workers:
+            self._idle.put(worker)
         self._closed = threading.Event()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
@@ -269,17 +279,18 @@ class Service:
         def work(run: Adaptation) -> AdaptedModel:
             session = self.pairs.session(label)
             run.trained_on = task is not None and task.name in self.trained_on(session)
+            how: dict[str, Any] = {"held_out": held_out, "budget": allowed, "seed": seed}
             if self._cluster is not None:
                 source = self.pairs.sources[label]
                 return self._cluster.adapt(run, source, examples, held_out, allowed, seed)
-            return session.adapt(
-                examples,
-                held_out=held_out,
-                budget=allowed,
-                seed=seed,
-                progress=run.tell,
-                cancel=run.cancelled,
-            )
+            if not self._workers:
+                return session.adapt(examples, **how, progress=run.tell, cancel=run.cancelled)
+            # as many as threads that ask for one
+            worker = self._idle.get()
+            try:
+                return worker.adapt(label, examples, run.tell, run.cancelled, **how)
+            finally:
+                self._idle.put(worker)
 
         return self.submit(token, work, title)
 
@@ -554,6 +565,8 @@ class Service:
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._cluster is not None:
             self._cluster.close()
+        for worker in self._workers:
+            worker.close()
         shutil.rmtree(self._downloads, ignore_errors=True)
 
     def _watch(self) -> None:
@@ -579,52 +592,6 @@ class Service:
                 lost = visitor.left is not None and now - visitor.left > grace
                 if lost or now - visitor.seen > self.settings.session_ttl:
                     self.forget(token)
-
-
-class OfferedPairs:
-    """The trained pairs on offer, each loaded once: the first at the start, the others when they are asked for.
-
-    One that cannot be loaded before the first is not offered.
-
-    Attributes:
-        labels: what is offered; the first is loaded.
-        sources: of each label, for :meth:`degaml_kedro.session.Session.load`.
-    """
-
-    def __init__(self, offered: Sequence[tuple[str, str | None]]) -> None:
-        self.sources, self._loaded = dict(offered), dict[str, Session]()
-        self._lock = threading.Lock()
-        problems = []
-        for label in list(self.sources):
-            try:
-                self.session(label)
-                break
-            except DegamlError as error:
-                logger.warning("'%s' is not offered: %s", label, error)
-                problems.append(f"'{label}': {error}")
-                del self.sources[label]
-        else:
-            raise DegamlError(
-                "No trained pair can be loaded, so there is nothing to show. " + " ".join(problems)
-            )
-        self.labels = list(self.sources)
-
-    def session(self, label: str) -> Session:
-        """The session of a label, loaded if need be.
-
-        Raises:
-            DegamlError: the label is unknown, or what it stands for cannot be loaded.
-        """
-        with self._lock:
-            if label not in self._loaded:
-                if label not in self.sources:
-                    known = ", ".join(map(repr, self.sources))
-                    raise DegamlError(f"There is no pair '{label}' here; there is {known}.")
-                session = Session.load(self.sources[label])
-                # the first question pays for what is made lazily
-                session.predict([Question.of(make_example("Which is odd?", ["2", "3"], 1))])
-                self._loaded[label] = session
-            return self._loaded[label]
 
 
 def own_folder() -> str:
