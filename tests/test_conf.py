@@ -41,7 +41,8 @@ def test_a_profile_is_called_as_its_environment(project, env):
 @pytest.mark.parametrize("env", PAPER)
 def test_the_paper_s_numbers(project, env):
     parameters = read_parameters(loader(project, env))
-    assert len(parameters.meta_train) == len(parameters.meta_test) == 6
+    assert len(parameters.meta_train) == len((*parameters.meta_test, *parameters.absent)) == 6
+    assert parameters.absent == ("jama",)
     assert [(p.steps, p.learning_rate) for p in parameters.trajectory.training.phases] == [
         (75, 1e-4),
         (50, 1e-5),

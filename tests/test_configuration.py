@@ -103,6 +103,15 @@ def test_a_file_may_ask_the_command_line(project):
     assert read_parameters(given).tasks["day_after"].source.path == "/data/a.json"
 
 
+def test_every_loader_of_a_process_has_its_own_values(project):
+    """Globals that the command line fills in, and groups of another environment."""
+    for seed in (1, 2):
+        data = loader(project, "comparison", seed=seed)["globals"]["data"]
+        assert data == f"data/comparison/seed_{seed}"
+    project.edit("paper_0_5b/parameters.yml", seed=7)
+    assert read_parameters(loader(project, "paper_1_5b")).seed == 7
+
+
 def test_an_unknown_key_names_its_place_and_the_nearest_one(project):
     project.edit("smoke/parameters.yml", trajectory={"training": {"batchsize": 4}})
     message = mistake(project)

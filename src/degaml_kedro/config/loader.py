@@ -65,11 +65,15 @@ class ProjectConfigLoader(OmegaConfigLoader):
                 f"there is no environment '{env}' in {folder}; {_suggestion(env, known)}"
             )
         given = options.get("runtime_params") or {}
-        options["custom_resolvers"] = {
-            **(options.get("custom_resolvers") or {}),
-            "given": lambda name, default: given.get(name, default),
-            "same_as": lambda env, group: OmegaConf.load(folder / env / "parameters.yml")[group],
-        }
+        # Kedro registers a resolver once a process, and so the first loader's
+        OmegaConf.register_new_resolver(
+            "given", lambda name, default: given.get(name, default), replace=True
+        )
+        OmegaConf.register_new_resolver(
+            "same_as",
+            lambda env, group: OmegaConf.load(folder / env / "parameters.yml")[group],
+            replace=True,
+        )
         super().__init__(conf_source, env, **options)
         ProjectConfigLoader.current = self
 
