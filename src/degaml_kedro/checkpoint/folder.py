@@ -519,7 +519,9 @@ def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
 def _check_records(folder: Path, files: Mapping[str, FileRecord], what: str) -> None:
     for name, recorded in files.items():
         path = folder / name
-        if path.is_symlink() or path.parent.is_symlink():
+        # the folder itself may be one
+        inside = (one for one in (path, *path.parents) if folder in one.parents)
+        if any(one.is_symlink() for one in inside):
             raise CheckpointError(f"'{name}' is a link, and {what} holds plain files")
         if not path.is_file():
             raise CheckpointError(f"it has no {name}")
