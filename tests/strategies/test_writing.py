@@ -395,6 +395,6 @@ def test_written_answers_are_no_scores_of_options():
 def test_a_prompt_without_room_for_its_answer_is_refused():
     scoring = NUMBER.model_copy(update={"max_new_tokens": 2030})
     with pytest.raises(
-        PromptError, match=r"tokens long with its answer, the context of .* is 2048"
+        PromptError, match=r"tokens long with their answers, the context of .* is 2048"
     ):
         score_examples(tiny_base(), OPEN, PLAIN, scoring)
