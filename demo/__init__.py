@@ -22,7 +22,7 @@ class DemoSettings:
         pairs: what is offered: a label and a source for :meth:`degaml_kedro.session.Session.load` (None: the pair
             that ships with the package).
         tracking_uri: MLflow's, where the comparison is read from; None where there is none.
-        ray: address of the Ray cluster that adaptations go to; None for threads of the page's own process.
+        ray: address of the Ray cluster that adaptations go to; None for this machine.
     """
 
     host: str = "127.0.0.1"

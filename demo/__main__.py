@@ -62,7 +62,7 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--ray",
     metavar="ADDRESS",
-    help="Adapt on this Ray cluster, --concurrency at once: HOST:PORT, auto or local (default: in this process).",
+    help="Adapt on this Ray cluster, --concurrency at once: HOST:PORT, auto or local (default: none).",
 )
 @click.option("--tracking-uri", help="MLflow's, for the comparison (default: mlflow.db here).")
 @click.option(

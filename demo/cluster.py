@@ -6,12 +6,12 @@ import importlib
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from degaml_kedro.common.errors import DegamlError
-from degaml_kedro.session import AdaptationCancelled, AdaptedModel, Budget, Progress, Session
+from degaml_kedro.session import AdaptationCancelled, AdaptedModel, Progress, Session
 from degaml_kedro.tasks.example import Example
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ class AdaptationActor:
         run: str,
         source: str | None,
         examples: Sequence[Example],
-        held_out: int,
-        budget: Budget,
-        seed: int,
+        how: Mapping[str, Any],
     ) -> tuple[dict[str, bytes], list[Progress]]:
         """The files of the adapted model's folder by name, and the progress that nobody asked for yet."""
         self._id, self._cancelled, self._told = run, threading.Event(), []
@@ -47,9 +45,7 @@ class AdaptationActor:
             self._sessions[source] = Session.load(source)
         adapted = self._sessions[source].adapt(
             examples,
-            held_out=held_out,
-            budget=budget,
-            seed=seed,
+            **how,
             progress=lambda progress: self._told.append(progress),
             cancel=self._cancelled,
         )
@@ -106,9 +102,7 @@ class Cluster:
         run: Adaptation,
         source: str | None,
         examples: Sequence[Example],
-        held_out: int,
-        budget: Budget,
-        seed: int,
+        **how: Any,
     ) -> AdaptedModel:
         """What :meth:`~degaml_kedro.session.Session.adapt` makes, made by this thread's actor.
 
@@ -122,7 +116,7 @@ class Cluster:
         if thread not in self._actors:
             self._actors[thread] = self._actor_class.remote()
         actor = self._actors[thread]
-        made = actor.adapt.remote(run.id, source, examples, held_out, budget, seed)
+        made = actor.adapt.remote(run.id, source, examples, how)
         news, stopped = actor.news.remote(), None
         while made not in (ready := self._ray.wait([made, news], timeout=_POLL_SECONDS)[0]):
             if news in ready:

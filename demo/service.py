@@ -281,8 +281,7 @@ class Service:
             run.trained_on = task is not None and task.name in self.trained_on(session)
             how: dict[str, Any] = {"held_out": held_out, "budget": allowed, "seed": seed}
             if self._cluster is not None:
-                source = self.pairs.sources[label]
-                return self._cluster.adapt(run, source, examples, held_out, allowed, seed)
+                return self._cluster.adapt(run, self.pairs.sources[label], examples, **how)
             if not self._workers:
                 return session.adapt(examples, **how, progress=run.tell, cancel=run.cancelled)
             # as many as threads that ask for one

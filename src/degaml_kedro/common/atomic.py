@@ -16,7 +16,7 @@ from kedro_datasets.plotly import JSONDataset as PlotlyDataset
 from kedro_datasets.text import TextDataset
 
 from degaml_kedro.common.errors import DegamlError
-from degaml_kedro.common.folders import sync
+from degaml_kedro.common.folders import named_errors, sync
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -32,16 +32,13 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     own = "" if is_main_process() else f".{os.environ['RANK']}"
     temporary = path.with_name(f".{path.name}{own}.partial")
     try:
-        with temporary.open("wb") as stream:
+        with named_errors(path), temporary.open("wb") as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except BaseException as error:
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        # a full disk is met by a write, which does not say of what
-        if isinstance(error, OSError) and error.errno and error.filename is None:
-            error.filename = str(path)
         raise
     sync(path.parent)
 

@@ -54,32 +54,41 @@ def replaced_folder(path: Path, replace: bool = True) -> Iterator[Path]:
             os.rename(earlier, path)
         shutil.rmtree(earlier, ignore_errors=True)
         try:
-            yield temporary
-            set_modes(temporary)
-            # a power failure must not leave the name with empty files behind it
-            for part in (*temporary.rglob("*"), temporary):
-                sync(part)
-            _put(temporary, path, earlier if replace else None)
-        except BaseException as error:
+            with named_errors(path):
+                yield temporary
+                set_modes(temporary)
+                # a power failure must not leave the name with empty files behind it
+                for part in (*temporary.rglob("*"), temporary):
+                    sync(part)
+                _put(temporary, path, earlier if replace else None)
+        except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
-            # safetensors tells the system's error in its text alone
-            if isinstance(error, SafetensorError) and f"os error {errno.ENOSPC}" in str(error):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-            # a full disk is met by a write, which does not say of what
-            if isinstance(error, OSError) and error.errno and error.filename is None:
-                error.filename = str(path)
             raise
         sync(path.parent)
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Errors of the system in the block name the path: a full disk is met by a write, which does not say of what."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
+    except SafetensorError as error:
+        # it tells the system's error in its text alone
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
 
 
 def sync(path: Path) -> None:
     """Bring a file, or the renames in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        error.filename = str(path)
-        raise
+        with named_errors(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

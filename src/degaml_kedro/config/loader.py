@@ -23,8 +23,7 @@ from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.config.schema import Parameters, ProjectParameters
 from degaml_kedro.policy.actions import ActionError, ActionSpace, ActionSpaceError
 from degaml_kedro.tasks.episodes import with_drawn_tasks
-from degaml_kedro.tasks.files import SPLIT_MARK
-from degaml_kedro.tasks.splits import SPLITS
+from degaml_kedro.tasks.files import split_paths
 
 _NOT_THERE = object()
 
@@ -101,8 +100,7 @@ def _without_absent(parameters: dict[str, Any]) -> dict[str, Any]:
         source = entry.get("source") if isinstance(entry, Mapping) else None
         if not isinstance(source, Mapping) or source.get("optional") is not True:
             return False
-        paths = (str(source.get("path")).replace(SPLIT_MARK, split) for split in SPLITS)
-        return not any(Path(path).exists() for path in paths)
+        return not any(path.exists() for path in split_paths(str(source.get("path"))).values())
 
     pools = {name: parameters.get(name) for name in ("meta_train", "development", "meta_test")}
     named = {name: pool for name, pool in pools.items() if isinstance(pool, list)}

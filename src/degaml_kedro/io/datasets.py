@@ -78,6 +78,7 @@ class TrajectoryDataset(LocalDataset[TrajectoryChunk, Trajectory]):
     """
 
     files = (INDEX_FILE, TRAJECTORY_FILE)
+    leftover = f"/{RESUME_FILE}"
 
     def __init__(
         self, *, filepath: str | os.PathLike[str], metadata: dict[str, Any] | None = None
@@ -111,10 +112,6 @@ class TrajectoryDataset(LocalDataset[TrajectoryChunk, Trajectory]):
         else:
             # nothing was trained: the trajectory was complete already
             remove_leftovers(self._path)
-
-    def _is_whole(self, has: Callable[[str], bool]) -> bool:
-        # what was left beside it by a kill is removed by the node, which would else be skipped
-        return super()._is_whole(has) and not has(f"/{RESUME_FILE}")
 
     def _release(self) -> None:
         self._close()

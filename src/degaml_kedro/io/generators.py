@@ -57,6 +57,7 @@ class GeneratorDataset(LocalDataset[AnyGenerator | GeneratorProgress, AnyGenerat
     """A trained generator. The node yields a ``GeneratorProgress`` now and then, and the ``Generator`` at the end."""
 
     files = (CONFIG_FILE, WEIGHTS_FILE)
+    leftover = _RESUME
 
     def _read(self) -> AnyGenerator:
         """Read the generator."""
@@ -80,10 +81,6 @@ class GeneratorDataset(LocalDataset[AnyGenerator | GeneratorProgress, AnyGenerat
     def _release(self) -> None:
         super()._release()
         _LAST.clear()
-
-    def _is_whole(self, has: Callable[[str], bool]) -> bool:
-        # what was left beside it by a kill is removed by the node, which would else be skipped
-        return super()._is_whole(has) and not has(_RESUME)
 
     def _wait_for(self, fingerprint: str) -> None:
         deadline = time.monotonic() + _WAIT_SECONDS

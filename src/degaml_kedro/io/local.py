@@ -23,9 +23,12 @@ class LocalDataset(AbstractDataset[In, Out]):
 
     Attributes:
         files: of a folder, the files without which it does not exist; empty for a file.
+        leftover: what a kill may leave when all else is written, as :meth:`_is_whole` names files: while it is there
+            the node that removes it is not skipped. Empty where there is none.
     """
 
     files: ClassVar[tuple[str, ...]] = ()
+    leftover: ClassVar[str] = ""
 
     def __init__(
         self, *, filepath: str | os.PathLike[str], metadata: dict[str, Any] | None = None
@@ -70,7 +73,8 @@ class LocalDataset(AbstractDataset[In, Out]):
             has: whether there is a file, by what its name has behind the dataset's: ``""`` for a dataset that is a
                 file, ``/NAME`` for one in a folder, ``.resume`` for one beside it.
         """
-        return all(has(f"/{name}") for name in self.files) if self.files else has("")
+        whole = all(has(f"/{name}") for name in self.files) if self.files else has("")
+        return whole and not (self.leftover and has(self.leftover))
 
     def _exists(self) -> bool:
         if self._remote is None:

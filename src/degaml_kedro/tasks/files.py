@@ -42,7 +42,7 @@ def find_files(source: FileSource, task: str) -> dict[str, Path]:
         check_split_names(source.split_files, "source.split_files", task)
         return {split: _existing(path / name, task) for split, name in source.split_files.items()}
     if SPLIT_MARK in source.path:
-        paths = {split: Path(source.path.replace(SPLIT_MARK, split)) for split in SPLITS}
+        paths = split_paths(source.path)
         if found := {split: file for split, file in paths.items() if file.exists()}:
             return found
         raise TaskError(
@@ -52,6 +52,11 @@ def find_files(source: FileSource, task: str) -> dict[str, Path]:
     if path.is_dir():
         return _files_of_folder(path, task)
     return {ALL: _existing(path, task)}
+
+
+def split_paths(path: str) -> dict[str, Path]:
+    """The file of each split, by ``{split}`` in a path; one for all where that is not in it."""
+    return {split: Path(path.replace(SPLIT_MARK, split)) for split in SPLITS}
 
 
 def _existing(path: Path, task: str) -> Path:

@@ -25,7 +25,7 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
-from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.entities import Metric, Param, RunStatus
 from mlflow.environment_variables import MLFLOW_RUN_CONTEXT
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -173,8 +173,7 @@ class TrackingHook(MlflowHook):  # type: ignore[misc]
             Param(self.sanitize_param_name(name), str(value)[:MAX_PARAM_VAL_LENGTH])
             for name, value in flat.items()
         ]
-        tags = [RunTag(name, value) for name, value in owner_tags().items()]
-        self._client.log_batch(self.run_id, params=params, tags=tags)
+        self._client.log_batch(self.run_id, params=params)
         self._close_killed()
         found = generator_folds(read_parameters(current_loader()))
         self._labels = frozenset(fold.label for fold in found if fold.left_out)
