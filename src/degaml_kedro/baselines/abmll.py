@@ -14,7 +14,8 @@ weights are, the pair where they are more or less so, and no step can make noise
 B_σ = 0, so that σ = c. A sample W = W0 + μ + σ ε has full rank: the model computes with dense
 weights (:class:`~degaml_kedro.llm.lora.DenseWeights`) and adds μ as a product of low rank.
 
-What is as large as the model is made layer by layer: the graphs of σ and of the divergence hold one layer at a time.
+What is as large as the model is made layer by layer. The gradients through σ, of the divergence and of the hyper-prior
+are written out: autograd over all entries of W takes most of a step's time.
 
 Shapes: O outputs and I inputs of a layer, r rank, P parameters: [A_μ and B_μ of all layers | A_σ and B_σ of all].
 """
@@ -30,7 +31,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Gamma, Normal, kl_divergence
 
 from degaml_kedro.adapters.adapter import Adapter, AdapterConfig, parse_key, unflatten
 from degaml_kedro.baselines.baseline import Setup
@@ -66,6 +66,8 @@ METHOD = "abmll"
 _SCALE = "scale"
 # k: σ stays between c e^-k and c e^k
 _RANGE = math.log(10)
+# weights whose divergence is computed at once: they stay in the processor's cache
+_BLOCK = 100_000
 # of the hyper-prior on 1 / σ_θ², Gamma(1, rate), as Ravi and Beatson set it
 _GAMMA_RATE = 0.01
 
@@ -93,16 +95,16 @@ class Divergence(NamedTuple):
     scale_curvature: float
 
 
+def _exponent(scale_a: Tensor, scale_b: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """u, √(1 + (u / k)²) and s, [O, I]; ``scale`` is c."""
+    u = (scale_b / scale) @ scale_a
+    root = (u / _RANGE).square_().add_(1).sqrt_()
+    return u, root, u / root
+
+
 def spread(layer: Pairs, scale: float) -> Tensor:
     """σ [O, I] of a layer, between c / 10 and 10 c; ``scale`` is c."""
-    u = (layer.scale_b / scale) @ layer.scale_a
-    return scale * (u * (1 + (u / _RANGE) ** 2).rsqrt()).exp()
-
-
-def distribution(layer: Pairs, factor: float, scale: float) -> Normal:
-    """N(μ, σ²) of a layer's weights around W0, [O, I]; ``factor`` is α / r, ``scale`` is c."""
-    mean = factor * layer.mean_b @ layer.mean_a
-    return Normal(mean, spread(layer, scale), validate_args=False)
+    return _exponent(layer.scale_a, layer.scale_b, scale)[2].exp_().mul_(scale)
 
 
 def layer_divergence(
@@ -116,17 +118,44 @@ def layer_divergence(
 ) -> Divergence:
     """KL(q || p) of one layer of q (``task``) and p (``shared``); ``factor`` is α / r, ``scale`` is c.
 
+    With Δ = μ_q - μ_p and d = s_q - s_p, an entry is (e^{2d} - 1) / 2 - d + Δ² / (2 σ_p²). Where q is close to p,
+    these are small differences of large terms: Δ and d are computed from the differences of A and B, so that float32 is
+    enough.
+
     ``weight`` times its gradients by φ are added to ``into_task``, and those by θ to ``into_shared``.
     """
-    # where q is close to p, the divergence is a small difference of large terms
-    phi, theta = _leaves(task, torch.float64), _leaves(shared, torch.float64)
-    with torch.enable_grad():
-        q, p = distribution(phi, factor, scale), distribution(theta, factor, scale)
-        value = kl_divergence(q, p).sum()
-    _add_gradients(value, ((phi, into_task), (theta, into_shared)), weight)
-    sigma_q, sigma_p = q.scale.detach(), p.scale.detach()
-    steepest = float(sigma_p.amin()) ** -2
-    widest = float((sigma_q / sigma_p).amax()) ** 2
+    value = task.mean_a.new_zeros((), dtype=torch.float64)
+    precisions, excesses = [], []
+    rows = max(1, _BLOCK // task.mean_a.shape[1])
+    for number in range(0, len(task.mean_b), rows):
+        part = slice(number, number + rows)
+        q, p = _rows(task, part), _rows(shared, part)
+        mean = _difference(q.mean_a, q.mean_b, p.mean_a, p.mean_b).mul_(factor)
+        u_p, root_p, s_p = _exponent(p.scale_a, p.scale_b, scale)
+        u_d = _difference(q.scale_a, q.scale_b, p.scale_a, p.scale_b).div_(scale)
+        u_q = u_p + u_d
+        root_q = (u_q / _RANGE).square_().add_(1).sqrt_()
+        # s_q - s_p, rearranged until it is u_q - u_p times something
+        d = (u_p + u_q).mul_(u_p).div_(root_p + root_q).div_(-(_RANGE**2)).add_(root_p)
+        d.mul_(u_d).div_(root_p).div_(root_q)
+        precision = s_p.mul_(-2).exp_().div_(scale**2)
+        excess = (2 * d).expm1_()
+        by_mean = mean * precision
+        quadratic = by_mean * mean
+        value += (0.5 * (excess + quadratic) - d).sum(dtype=torch.float64)
+        precisions.append(precision.amax())
+        excesses.append(excess.amax())
+        if into_shared is not None:
+            into = _rows(into_shared, part)
+            by_scale = (excess + quadratic).div_(root_p**3)
+            _pull_back(by_mean, p.mean_a, p.mean_b, into.mean_a, into.mean_b, -weight * factor)
+            _pull_back(by_scale, p.scale_a, p.scale_b, into.scale_a, into.scale_b, -weight / scale)
+        if into_task is not None:
+            into = _rows(into_task, part)
+            by_scale = excess / root_q**3
+            _pull_back(by_mean, q.mean_a, q.mean_b, into.mean_a, into.mean_b, weight * factor)
+            _pull_back(by_scale, q.scale_a, q.scale_b, into.scale_a, into.scale_b, weight / scale)
+    steepest, widest = float(max(precisions)), 1 + float(max(excesses))
     return Divergence(value.item(), factor**2 * steepest, 2 * widest / scale**2)
 
 
@@ -137,34 +166,36 @@ def hyper_prior(
 
     ``weight`` times its gradient is added to ``into``; ``factor`` is α / r, ``scale`` is c.
     """
-    theta = _leaves(layer, torch.float64)
-    one = theta.mean_a.new_ones(())
-    with torch.enable_grad():
-        own = distribution(theta, factor, scale)
-        log_p = Normal(0 * one, one).log_prob(own.loc).sum()
-        log_p = log_p + Gamma(one, _GAMMA_RATE * one).log_prob(own.scale**-2).sum()
-    _add_gradients(-log_p, ((theta, into),), weight)
-    return float(-log_p.detach())
+    mean = factor * layer.mean_b @ layer.mean_a
+    _, root, s = _exponent(layer.scale_a, layer.scale_b, scale)
+    penalty = s.mul_(-2).exp_().mul_(_GAMMA_RATE / scale**2)
+    constant = mean.numel() * (0.5 * math.log(2 * math.pi) - math.log(_GAMMA_RATE))
+    value = (0.5 * mean.square() + penalty).sum(dtype=torch.float64).item() + constant
+    if into is not None:
+        _pull_back(mean, layer.mean_a, layer.mean_b, into.mean_a, into.mean_b, weight * factor)
+        by_scale = penalty.div_(root**3)
+        _pull_back(
+            by_scale, layer.scale_a, layer.scale_b, into.scale_a, into.scale_b, -2 * weight / scale
+        )
+    return value
 
 
-def _leaves(layer: Pairs, dtype: torch.dtype) -> Pairs:
-    return Pairs(*(tensor.detach().to(dtype, copy=True).requires_grad_() for tensor in layer))
+def _rows(layer: Pairs, rows: slice) -> Pairs:
+    """The pairs of some of a layer's outputs, as views."""
+    return Pairs(layer.mean_a, layer.mean_b[rows], layer.scale_a, layer.scale_b[rows])
 
 
-def _add_gradients(
-    value: Tensor, parts: Sequence[tuple[Pairs, Pairs | None]], weight: float
+def _difference(a: Tensor, b: Tensor, other_a: Tensor, other_b: Tensor) -> Tensor:
+    """B A - B' A' [O, I], as (B - B') A + B' (A - A'): nothing large cancels."""
+    return torch.cat([b - other_b, other_b], dim=1) @ torch.cat([a, a - other_a])
+
+
+def _pull_back(
+    slope: Tensor, a: Tensor, b: Tensor, into_a: Tensor, into_b: Tensor, weight: float
 ) -> None:
-    """Add a weight times the value's gradients by each part's leaves, where there is something to add them to."""
-    wanted = [
-        (leaf, to)
-        for leaves, into in parts
-        if into is not None
-        for leaf, to in zip(leaves, into, strict=True)
-    ]
-    if wanted:
-        found = torch.autograd.grad(value, [leaf for leaf, _ in wanted])
-        for (_, to), gradient in zip(wanted, found, strict=True):
-            to.add_(gradient.to(to.dtype), alpha=weight)
+    """Add ``weight`` times the gradients by A and B of what has the gradient ``slope`` [O, I] by B A."""
+    into_a.addmm_(b.T, slope, alpha=weight)
+    into_b.addmm_(slope, a.T, alpha=weight)
 
 
 @dataclass(frozen=True)
@@ -279,12 +310,10 @@ def _likelihood(
     gradient[:half] = by_mean
     into = family.pairs(gradient)
     for (name, _, noise), slope in zip(_noise(base, layers, seed), by_weight, strict=True):
-        leaves = _leaves(layers[name], torch.float32)
-        with torch.enable_grad():
-            sigma = spread(leaves, family.scale)
-        found = torch.autograd.grad(sigma, leaves[2:], noise.mul_(slope))
-        for to, part in zip(into[name][2:], found, strict=True):
-            to.add_(part)
+        layer, to = layers[name], into[name]
+        _, root, s = _exponent(layer.scale_a, layer.scale_b, family.scale)
+        by_scale = noise.mul_(slope).mul_(s.exp_()).div_(root**3)
+        _pull_back(by_scale, layer.scale_a, layer.scale_b, to.scale_a, to.scale_b, 1.0)
     return loss.item(), gradient
 
 
