@@ -575,12 +575,12 @@ def test_a_batch_that_cannot_be_shared_out() -> None:
         train(tiny_generator(), accelerator=three, batch_size=4)
 
 
-def test_a_launcher_that_would_cut_the_decoder_is_refused(
+def test_a_launcher_for_what_is_not_there_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert join_processes("cpu").num_processes == 1
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(GeneratorError, match="configured for FSDP.*device_batch_size"):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(GeneratorError, match="configured for DEEPSPEED.*device_batch_size"):
         join_processes("cpu")
 
 
@@ -610,18 +610,25 @@ def test_a_loss_that_is_not_finite_stops_it(objective: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("objective", "at_once"), [("mse", None), ("both", 1)])
+@pytest.mark.parametrize(
+    ("objective", "at_once", "kind", "is_shared"),
+    [
+        ("both", 1, "factorized", "false"),
+        ("mse", None, "hyperconvolutional", "true"),
+    ],
+)
 def test_several_processes_give_one_process_s_parameters(
-    tmp_path: Path, objective: str, at_once: int | None
+    tmp_path: Path, objective: str, at_once: int | None, kind: str, is_shared: str
 ) -> None:
-    """Also where each has its share of a step in parts."""
+    """Stopped on the way; where each has its share of a step in parts, and where each has a share of the weights."""
     options = {"steps": 4, "batch_size": 4, **OBJECTIVES[objective], "device_batch_size": at_once}
     # what `accelerate launch` calls; of its own accord it starts several processes on GPUs only
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "tests.generator.processes"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["ACCELERATE_USE_FSDP"] = is_shared
     done = subprocess.run(
-        [*command, str(tmp_path), json.dumps(options)],
+        [*command, str(tmp_path), json.dumps({**options, "kind": kind})],
         capture_output=True,
         text=True,
         timeout=500,
@@ -629,13 +636,23 @@ def test_several_processes_give_one_process_s_parameters(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    made = tiny_generator()
+    made = tiny_generator(kind)
     steps = train(made, **{**options, "device_batch_size": None})
+    held = 0
     for process in range(2):
         about = json.loads((tmp_path / f"{process}.json").read_text())
         assert about["processes"] == 2
+        held += about["held"]
         for mine, theirs in zip(steps, about["records"], strict=True):
             assert mine.record.loss == pytest.approx(theirs["loss"], rel=1e-5)
             assert mine.record.gradient_norm == pytest.approx(theirs["gradient_norm"], rel=1e-4)
         found = load_file(tmp_path / f"{process}.safetensors")
         assert_close(found, parameters(made))
+    assert held == made.decoder.parameter_count * (1 if is_shared == "true" else 2)
+
+
+def test_what_a_decoder_in_shares_cannot_be_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    two = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    with pytest.raises(GeneratorError, match=r"in shares \(FSDP\).*without training.compile"):
+        train(tiny_generator(), accelerator=two, cast_weights=True)

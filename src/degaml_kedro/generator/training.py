@@ -18,16 +18,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from torch import Tensor, nn
 
 from degaml_kedro.common.seeds import derive_seed
 from degaml_kedro.config.schema import GeneratorTraining
+from degaml_kedro.generator import sharding
 from degaml_kedro.generator.decoders.build import Computing
 from degaml_kedro.generator.generator import Generator, GeneratorError
 from degaml_kedro.generator.prompt_embeddings import PromptEmbeddings
@@ -47,17 +48,19 @@ def join_processes(asked: str) -> Accelerator:
 
     Raises:
         ModelError: as :func:`~degaml_kedro.llm.base_model.choose_device`.
-        GeneratorError: the launcher is configured to cut the decoder into shares (FSDP, DeepSpeed and the like).
+        GeneratorError: the launcher is configured for what is not there (DeepSpeed and the like).
     """
     device = choose_device(asked)
     if device.type == "cuda":
         torch.cuda.set_device(device if device.index is not None else torch.cuda.current_device())
-    accelerator = Accelerator(cpu=device.type == "cpu")
+    # gradients lie in the buffers that they are exchanged in: one copy of them, and not two
+    buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[buckets])
     kind = accelerator.distributed_type.value
-    if kind != "NO" and not kind.startswith("MULTI_"):
+    if kind not in ("NO", "FSDP") and not kind.startswith("MULTI_"):
         raise GeneratorError(
-            f"the launcher is configured for {kind}, and every process needs a whole decoder: configure accelerate "
-            f"without it, and lower training.device_batch_size where memory is short"
+            f"the launcher is configured for {kind}, which generators are not trained with: configure accelerate "
+            f"without it, or with FSDP (--use_fsdp); training.device_batch_size saves memory, too"
         )
     if accelerator.num_processes > 1:
         _leave_at_exit()
@@ -125,10 +128,15 @@ class TrainingState:
 
 @dataclass(frozen=True, eq=False)
 class TrainingStep:
-    """One step's outcome; ``state()`` copies what a resume after it needs."""
+    """One step's outcome; ``state()`` copies what a resume after it needs.
+
+    Where the weights are in shares, all processes call ``state()`` at once, and ``settle()``, which copies them into
+    the generator's decoder; where they are not, there is nothing to settle.
+    """
 
     record: GeneratorStep
     state: Callable[[], TrainingState] = field(repr=False)
+    settle: Callable[[], None] | None = field(repr=False, default=None)
 
 
 @dataclass(frozen=True)
@@ -199,14 +207,25 @@ def train_generator(
     """
     _check(tasks, training, base, accelerator.num_processes)
     device = accelerator.device
-    decoder = generator.decoder.to(device).train()
+    is_shared = accelerator.num_processes > 1 and sharding.is_asked_for()
+    decoder = generator.decoder.to("cpu" if is_shared else device).train()
     dtype = choose_dtype(training.precision, device)
     computing = Computing(dtype, device, training.cast_weights)
     types = {dtype, base.dtype} if training.sft and base is not None else {dtype}
-    optimization = Optimization(decoder, training, resume, is_scaled=torch.float16 in types)
+    is_scaled = torch.float16 in types
+    model: Any = decoder
+    if is_shared:
+        if is_scaled or training.compile or training.cast_weights:
+            raise GeneratorError(
+                "a decoder in shares (FSDP) is trained in float32 or bfloat16, without training.compile and "
+                "training.cast_weights; change that, or configure accelerate without FSDP"
+            )
+        model = sharding.sharded(decoder, device, accelerator.num_processes)
+    optimization = Optimization(model, training, resume, is_scaled=is_scaled)
     computing.cast(decoder)
-    model: Any = torch.compile(decoder) if training.compile else decoder
-    if accelerator.num_processes > 1:
+    if training.compile:
+        model = torch.compile(decoder)
+    if accelerator.num_processes > 1 and not is_shared:
         model = accelerator.prepare(model)
     scales, grid = generator.scales, generator.grid
     mask = grid.mask().to(device)
@@ -223,8 +242,13 @@ def train_generator(
     every = (part for step in optimization.steps() for part in parts_of(step))
     material = _ahead(read_part, every) if training.prefetch else map(read_part, every)
 
+    def settle() -> None:
+        sharding.settle(model, decoder.to(device))
+
     for step in optimization.steps():
         began = time.perf_counter()
+        if is_shared:
+            decoder.to("cpu")
         parts = parts_of(step)
         mse = 0.0 if training.mse else math.nan
         sft = 0.0 if training.sft else math.nan
@@ -262,7 +286,10 @@ def train_generator(
             computed = int(sums[2])
         total = training.mse * (mse if training.mse else 0.0)
         total += training.sft * (sft if training.sft else 0.0)
-        yield optimization.take(step, began, total, mse, sft, computed)
+        taken = optimization.take(step, began, total, mse, sft, computed)
+        yield replace(taken, settle=settle) if is_shared else taken
+    if is_shared:
+        settle()
     accelerator.free_memory()
     computing.restore(decoder)
     decoder.eval()
@@ -320,7 +347,7 @@ class Optimization:
             )
         self.scaler.unscale_(self.optimizer)
         most = self.training.max_gradient_norm
-        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), most).item()
+        norm = sharding.whole(nn.utils.clip_grad_norm_(list(self.parameters.values()), most)).item()
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)
         self.scaler.step(self.optimizer)
@@ -340,9 +367,9 @@ class Optimization:
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             moments = self.optimizer.state[parameter]
-            tensors[f"parameter.{name}"] = parameter.detach().to("cpu", copy=True)
-            tensors[f"first_moment.{name}"] = moments["exp_avg"].to("cpu", copy=True)
-            tensors[f"second_moment.{name}"] = moments["exp_avg_sq"].to("cpu", copy=True)
+            found = {"parameter": parameter.detach(), "first_moment": moments["exp_avg"]}
+            for what, tensor in {**found, "second_moment": moments["exp_avg_sq"]}.items():
+                tensors[f"{what}.{name}"] = sharding.whole(tensor).to("cpu", copy=True)
             taken = moments["step"].to("cpu", copy=True)
         if self.scaler.is_enabled():
             # steps that were left out do not count for the moments
@@ -358,12 +385,11 @@ class Optimization:
             own = {"scale": scale.item(), "_growth_tracker": growth.item()}
             self.scaler.load_state_dict({**self.scaler.state_dict(), **own})
         for name, parameter in self.parameters.items():
-            device = parameter.device
-            parameter.copy_(state.tensors[f"parameter.{name}"])
+            parameter.copy_(sharding.placed(state.tensors[f"parameter.{name}"], parameter))
             self.optimizer.state[parameter] = {
-                "step": taken.to(device, copy=True),
-                "exp_avg": state.tensors[f"first_moment.{name}"].to(device, copy=True),
-                "exp_avg_sq": state.tensors[f"second_moment.{name}"].to(device, copy=True),
+                "step": taken.to(parameter.device, copy=True),
+                "exp_avg": sharding.placed(state.tensors[f"first_moment.{name}"], parameter),
+                "exp_avg_sq": sharding.placed(state.tensors[f"second_moment.{name}"], parameter),
             }
 
 

@@ -245,11 +245,17 @@ def _learned(
             number, last = step.record.step, step.record.step == training.steps
             progress(number, training.steps)
             if last or (training.check_every and number % training.check_every == 0):
+                if step.settle is not None:
+                    step.settle()
                 checks += check(number)
-            if number % training.save_every == 0 and not last and is_main_process():
-                yield GeneratorProgress(
-                    fresh.fingerprint, step.state(), tuple(records), tuple(checks)
-                )
+            is_due = number % training.save_every == 0 and not last
+            if is_due and (is_main_process() or step.settle is not None):
+                found = step.state()
+                if is_main_process():
+                    rows = tuple(records), tuple(checks)
+                    yield GeneratorProgress(fresh.fingerprint, found, *rows)
+                # it is three times the decoder
+                del found
     fresh.decoder.to("cpu").eval()
     fresh.records, fresh.checks = records, checks
     yield fresh
