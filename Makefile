@@ -51,12 +51,12 @@ shipped: $(INSTALLED) ## the generator and the policy that come with the package
 smoke: $(INSTALLED) ## the same pipelines in under a minute, on a tiny random model
 	HF_HUB_OFFLINE=1 $(BIN)/kedro run --env smoke
 
-test: lint docs ## format, lint, types, import contract, documentation, and all tests
+test: lint docs ## format, lint, types, import contract, documentation, and all tests but those of test-scale
 	@# the page is tested in a real browser: Chromium is looked for, and installed where that can be done
 	$(BIN)/python tools/browser.py --install
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadgroup
 
-test-scale: $(INSTALLED) ## what `test` leaves out: a Ray cluster of two nodes on this machine, and S3; installs Ray, s3fs and moto
+test-scale: $(INSTALLED) ## what `test` leaves out: a Ray cluster on this machine, S3, torchrun; installs Ray, s3fs and moto
 	$(BIN)/python -m pip install --quiet 'ray~=2.60' s3fs 'moto[server]'
 	HF_HUB_OFFLINE=1 $(BIN)/pytest tests/scale
 
