@@ -56,7 +56,7 @@ test: lint docs ## format, lint, types, import contract, documentation, and all 
 	$(BIN)/python tools/browser.py --install
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadgroup
 
-test-scale: $(INSTALLED) ## what `test` leaves out: a Ray cluster on this machine, S3, torchrun; installs Ray, s3fs and moto
+test-scale: $(INSTALLED) ## what `test` leaves out: a Ray cluster on this machine, S3, torchrun, the paper's profile rehearsed; installs Ray, s3fs and moto
 	$(BIN)/python -m pip install --quiet 'ray~=2.60' s3fs 'moto[server]'
 	HF_HUB_OFFLINE=1 $(BIN)/pytest tests/scale
 

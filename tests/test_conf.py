@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
+import yaml
 from benchmarks.paper_decoder import PAPER_FLOWS
 
 from degaml_kedro.adapters.adapter import tensor_key
 from degaml_kedro.adapters.tokens import TokenGrid
 from degaml_kedro.config.schema import HubModel, HubSource, HyperconvolutionalDecoder, SuiteSource
 from degaml_kedro.generator.decoders.build import ConditionSize, whole_flow
+from degaml_kedro.pipeline_registry import register_pipelines
 from degaml_kedro.tasks.hub import MAPPINGS
 from degaml_kedro.tasks.suite import FAMILIES
+from tests.conftest import ROOT
 from tests.test_configuration import ENVIRONMENTS, NEEDED, loader, read_parameters
 
 PAPER = ("paper_0_5b", "paper_1_5b")
@@ -52,6 +58,41 @@ def test_the_paper_s_numbers(project, env):
     assert parameters.trajectory_is_no_meta_train
     assert parameters.seed == parameters.lora.initialization_seed == 999
     assert parameters.lora.alpha == 2 * parameters.lora.rank
+
+
+def rehearsed() -> dict[str, Any]:
+    """The parameters that `kedro run --config conf/rehearsal.yml` gives."""
+    return yaml.safe_load((ROOT / "conf/rehearsal.yml").read_text())["run"]["params"]
+
+
+def leaves(group: dict[str, Any], *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value with the keys that lead to it; a source is one value."""
+    for name, value in group.items():
+        if isinstance(value, dict) and name != "source":
+            yield from leaves(value, *path, name)
+        else:
+            yield (*path, name), value
+
+
+def test_a_rehearsal_is_the_paper_s_profile_but_for_what_it_says(project):
+    found = []
+    for given in ({}, rehearsed()):
+        parameters = read_parameters(loader(project, "paper_0_5b", **given))
+        graph = {
+            (name, node.name, *node.inputs, "->", *node.outputs)
+            for name, pipeline in register_pipelines().items()
+            for node in pipeline.nodes
+        }
+        found.append((dict(leaves(parameters.model_dump())), graph))
+    (paper, whole), (small, graph) = found
+    assert graph == whole
+    assert len({node for pipeline, node, *_ in graph if pipeline == "__default__"}) > 1000
+    assert paper.keys() == small.keys()
+    changed = {path for path, value in paper.items() if small[path] != value}
+    said = {path for path, _ in leaves(rehearsed())}
+    # a value of `scoring` or `splits` of a task is written beside the group's others
+    assert changed <= said
+    assert small["model", "source"]["kind"] == "random"
 
 
 def test_the_paper_s_tasks_may_be_learned_from_examples_with_any_model(project):

@@ -19,7 +19,7 @@ from degaml_kedro.config.loader import (
     current_loader,
     read_parameters,
 )
-from degaml_kedro.config.schema import task_scoring
+from degaml_kedro.config.schema import HubModel, RandomModel, task_scoring
 from degaml_kedro.pipeline_registry import with_baselines
 from degaml_kedro.settings import CONFIG_LOADER_ARGS
 from tests.conftest import ROOT
@@ -60,6 +60,19 @@ NEEDED = {"files": {"datasets": "x"}, "messages": {"datasets": _messages()}}
 ENVIRONMENTS = sorted(
     path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "base"
 )
+
+
+def test_a_source_of_another_kind_keeps_no_key_of_the_one_before(project):
+    """The embedded profile's has a package, the paper's an id and a revision."""
+    for env in ("base", "paper_0_5b"):
+        given = {"model": {"source": {"kind": "random", "layers": 1}}}
+        model = read_parameters(loader(project, env, **given)).model
+        assert model.source == RandomModel(kind="random", layers=1)
+        assert model.device == "auto"
+    # of the same kind it keeps them
+    given = {"model": {"source": {"kind": "hub", "revision": "other"}}}
+    source = read_parameters(loader(project, "paper_0_5b", **given)).model.source
+    assert source == HubModel(kind="hub", id="Qwen/Qwen2.5-0.5B-Instruct", revision="other")
 
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)

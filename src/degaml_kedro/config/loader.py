@@ -33,10 +33,11 @@ class ConfigurationError(DegamlError):
 
 
 class ProjectConfigLoader(OmegaConfigLoader):
-    """Kedro's loader with six differences.
+    """Kedro's loader with seven differences.
 
     A parameter given on the command line changes that one key, also where the environment does not mention its
-    group (Kedro replaces the whole group then). Tasks that a pool draws from a distribution stand among ``tasks``
+    group (Kedro replaces the whole group then). A source or decoder given with another ``kind`` is given whole: the
+    keys of the kind before it are gone. Tasks that a pool draws from a distribution stand among ``tasks``
     (``tasks/episodes.py``). Those whose optional file is not there stand in no pool, but under ``absent``.
     ``${given:seed, 999}`` is ``${runtime_params:seed, 999}`` for ``globals.yml``, where Kedro does not allow that: runs
     of different seeds can so keep their data apart. ``${same_as:paper_0_5b, policy}`` is the group ``policy`` of that
@@ -81,6 +82,18 @@ class ProjectConfigLoader(OmegaConfigLoader):
         config = super().__getitem__(key)
         return _without_absent(with_drawn_tasks(config)) if key == "parameters" else config
 
+    def _merge_and_resolve(self, key: str, config_per_file: dict[Path, Any]) -> dict[str, Any]:
+        given: Mapping[str, Any] = self.runtime_params or {}
+        files: Any = None
+        if key == "parameters" and config_per_file and _names_a_kind(given):
+            # before what is given is merged into them
+            files = OmegaConf.to_container(OmegaConf.merge(*config_per_file.values()), resolve=True)
+        merge: Any = super()._merge_and_resolve
+        merged: dict[str, Any] = merge(key, config_per_file)
+        if files is not None:
+            _drop_other_kinds(merged, files, given)
+        return merged
+
     def _merge_configs(
         self, config: dict[str, Any], env_config: dict[str, Any], key: str, env_path: str
     ) -> Any:
@@ -90,6 +103,26 @@ class ProjectConfigLoader(OmegaConfigLoader):
             given = self.runtime_params or {}
             env_config = {k: v for k, v in env_config.items() if v != given.get(k, _NOT_THERE)}
         return super()._merge_configs(config, env_config, key, env_path)
+
+
+def _names_a_kind(given: Mapping[str, Any]) -> bool:
+    return "kind" in given or any(
+        _names_a_kind(one) for one in given.values() if isinstance(one, Mapping)
+    )
+
+
+def _drop_other_kinds(merged: dict[str, Any], files: Any, given: Mapping[str, Any]) -> None:
+    """Leave of each source and decoder whose given kind is not the files' what was given alone."""
+    for name, group in given.items():
+        before = files.get(name)
+        if not isinstance(group, Mapping) or not isinstance(before, Mapping):
+            continue
+        # kinds of these have keys of their own; a reward's have the same
+        is_union = name in ("source", "decoder") and "kind" in group
+        if is_union and group["kind"] != before.get("kind"):
+            merged[name] = {key: merged[name][key] for key in group}
+        else:
+            _drop_other_kinds(merged[name], before, group)
 
 
 def _without_absent(parameters: dict[str, Any]) -> dict[str, Any]:
