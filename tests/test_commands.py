@@ -664,6 +664,7 @@ def assert_shows_nothing_odd(text):
 def test_info_of_an_adapter_shows_nothing_that_steers_a_terminal(desks):
     about = desks / "degaml.json"
     content = json.loads(about.read_text())
+    del content["sha256"]
     content["base_model"] = ODD
     report = content["report"]
     report.update(words=ODD, source="x\npair  forged", warnings=[ODD])
@@ -684,6 +685,7 @@ def test_info_of_a_pair_shows_nothing_that_steers_a_terminal(place):
     write_tiny_pair(place / "odd")
     file = place / "odd" / "pair.json"
     content = json.loads(file.read_text())
+    del content["sha256"]
     content["name"] = "a\x7fb\x9bc"
     content["about"] = {
         ODD: ODD,

@@ -150,15 +150,21 @@ def test_an_encoder_that_keeps_other_tokens_is_refused():
         tiny_pair(encoder=encoder)
 
 
+def described(folder):
+    """What ``pair.json`` says, without its own digest, as older versions wrote it."""
+    content = json.loads((folder / "pair.json").read_text())
+    content.pop("sha256", None)
+    return content
+
+
 def rewrite(folder, **changes):
     """Change ``pair.json``."""
-    content = json.loads((folder / "pair.json").read_text())
-    write_json(folder / "pair.json", {**content, **changes})
+    write_json(folder / "pair.json", described(folder) | changes)
 
 
 def record(folder, name):
     """Write a changed file's size and digest down, as somebody who means harm would."""
-    content = json.loads((folder / "pair.json").read_text())
+    content = described(folder)
     data = (folder / name).read_bytes()
     content["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     write_json(folder / "pair.json", content)
@@ -193,6 +199,17 @@ def test_a_truncated_or_changed_file_is_named(folder, name):
     (folder / name).write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
     with pytest.raises(CheckpointError, match=f"'{name}' is not the file that was written down"):
         read_pair(folder)
+
+
+def test_a_changed_pair_json_is_named_and_one_without_its_digest_is_read(folder):
+    file = folder / "pair.json"
+    text = file.read_text()
+    assert '"seed": 0' in text
+    file.write_text(text.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(CheckpointError, match=r"its pair\.json is not what was written down"):
+        read_pair(folder)
+    rewrite(folder)
+    assert read_pair(folder).about["seed"] == 1
 
 
 @pytest.mark.parametrize("name", PAIR_FILES)

@@ -22,10 +22,11 @@ ABOUT, STATE, TENSORS = "degaml.json", "state/state.json", "state/state.safetens
 
 
 def edit(name: str, *keys: str, value: Any) -> Callable[[Path], None]:
-    """Sets one value in a JSON file."""
+    """Sets one value in a JSON file; a stranger's description has no digest of itself."""
 
     def change(folder: Path) -> None:
         content = json.loads((folder / name).read_text())
+        content.pop("sha256", None)
         place = content
         for key in keys[:-1]:
             place = place[key]

@@ -3,11 +3,11 @@
 - A pair: ``pair.json`` (settings, sizes and digests of the files), ``generator`` (safetensors and JSON), ``policy`` (a
   PEFT folder), ``examples`` (the generator that reads examples, where there is one), ``README.md`` (a model card).
 - An adaptation: ``adapter_config.json`` and ``adapter_model.safetensors`` (the adapter; of several, the one that counts
-  most), ``degaml.json`` (what it was made for, with what settings, and its report), ``state`` (several adapters,
-  contexts, or a vector δ; only where there are any), ``README.md``.
+  most), ``degaml.json`` (what it was made for, with what settings, its report, and the files' sizes and digests),
+  ``state`` (several adapters, contexts, or a vector δ; only where there are any), ``README.md``.
 
-Both are read as untrusted input: nothing is opened but these files, none through a link, and nothing but safetensors
-and JSON.
+``pair.json`` and ``degaml.json`` hold a digest of their own content, too. Both folders are read as untrusted input:
+nothing is opened but these files, none through a link, and nothing but safetensors and JSON.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ PAIR_FILES = (PAIR_FILE, *_GENERATOR_FILES, *_POLICY_FILES, *_WRITER_FILES)
 
 StoredAs = Literal["float32", "bfloat16"]
 _STORED_AS = "stored_as"
+# in a folder's description: of all else in it; older versions wrote none
+_DIGEST = "sha256"
 # of one adapter: LoRA of rank 64 on a model of 70 billion has 0.8 billion
 _MAX_WEIGHTS = 10**9
 _MAKE_PAIR = (
@@ -293,7 +295,8 @@ def _written(folder: Path, contents: tuple[str, ...], what: str, replace: bool) 
 
 
 def _describe(path: Path, content: Parameters, card: str) -> None:
-    text = json.dumps(content.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+    raw = content.model_dump(mode="json")
+    text = json.dumps({**raw, _DIGEST: _content_digest(raw)}, indent=1, ensure_ascii=False) + "\n"
     path.write_text(text, encoding="utf-8")
     (path.parent / CARD_FILE).write_text(card, encoding="utf-8")
 
@@ -315,6 +318,11 @@ def _round_file(path: Path, dtype: StoredAs) -> None:
     # the tensors may be the file itself: a new one takes its place
     path.unlink()
     save_file(rounded, path, metadata={"format": "pt"})
+
+
+def _content_digest(raw: Mapping[str, Any]) -> str:
+    """Of what a folder says of itself, however it is spaced and ordered."""
+    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
@@ -481,6 +489,11 @@ def _description(path: Path, kind: type[T]) -> T:
         raise CheckpointError(
             f"its {path.name} has format {raw.get('format')!r}, this version reads {FORMAT}: another version of "
             f"degaml-kedro wrote it"
+        )
+    digest = raw.pop(_DIGEST, None) if isinstance(raw, dict) else None
+    if digest is not None and digest != _content_digest(raw):
+        raise CheckpointError(
+            f"its {path.name} is not what was written down (SHA-256 of its content)"
         )
     try:
         return kind.model_validate(raw)
