@@ -87,9 +87,16 @@ class Project:
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory, tracking_database: Path) -> Project:
-    """The smoke profile, stage by stage, for all tests of the group ``runs``; none of them changes it."""
+def bootstrapped() -> None:
+    """Kedro knows the project; once a process, because its search for settings looks into every module there is."""
     bootstrap_project(ROOT)
+
+
+@pytest.fixture(scope="session")
+def reference(
+    tmp_path_factory: pytest.TempPathFactory, tracking_database: Path, bootstrapped: None
+) -> Project:
+    """The smoke profile, stage by stage, for all tests of the group ``runs``; none of them changes it."""
     project = Project(tmp_path_factory.mktemp("reference"), tracking_database)
     for stage in ("checkpoints", "tokenize", "generator", "policy", "baselines", "evaluate"):
         with project.session() as session:
@@ -100,9 +107,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory, tracking_database: Path)
 
 
 @pytest.fixture(scope="session")
-def threaded(tmp_path_factory: pytest.TempPathFactory, tracking_database: Path) -> Project:
+def threaded(
+    tmp_path_factory: pytest.TempPathFactory, tracking_database: Path, bootstrapped: None
+) -> Project:
     """The smoke profile in one run with two threads, which change nothing of the process."""
-    bootstrap_project(ROOT)
     project = Project(tmp_path_factory.mktemp("threaded"), tracking_database)
     project.began = time.time()
     state = torch.get_rng_state()
@@ -137,9 +145,8 @@ def _merged(old: dict, new: dict) -> dict:
 
 
 @pytest.fixture
-def project(tmp_path: Path, tracking_database: Path) -> Iterator[Project]:
+def project(tmp_path: Path, tracking_database: Path, bootstrapped: None) -> Iterator[Project]:
     """The project, bootstrapped, with nothing left of earlier sessions."""
-    bootstrap_project(ROOT)
     yield Project(tmp_path, tracking_database)
     ProjectConfigLoader.current = None
     pipelines.configure("degaml_kedro.pipeline_registry")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,13 +12,15 @@ from benchmarks.paper_decoder import PAPER_FLOWS
 
 from degaml_kedro.adapters.adapter import tensor_key
 from degaml_kedro.adapters.tokens import TokenGrid
+from degaml_kedro.config.loader import ProjectConfigLoader, check_action_space, read_parameters
 from degaml_kedro.config.schema import HubModel, HubSource, HyperconvolutionalDecoder, SuiteSource
 from degaml_kedro.generator.decoders.build import ConditionSize, whole_flow
 from degaml_kedro.pipeline_registry import register_pipelines
+from degaml_kedro.settings import CONFIG_LOADER_ARGS
 from degaml_kedro.tasks.hub import MAPPINGS
 from degaml_kedro.tasks.suite import FAMILIES
 from tests.conftest import ROOT
-from tests.test_configuration import ENVIRONMENTS, NEEDED, loader, read_parameters
+from tests.test_configuration import ENVIRONMENTS, NEEDED, loader
 
 PAPER = ("paper_0_5b", "paper_1_5b")
 # hidden, key and value, intermediate width and layers of Qwen2.5-0.5B and 1.5B
@@ -25,9 +28,29 @@ SMALL = (896, 128, 4864, 24)
 LARGE = (1536, 256, 8960, 28)
 
 
+@pytest.fixture
+def shipped(bootstrapped):
+    """The parameters of an environment, each read once."""
+    yield _shipped
+    ProjectConfigLoader.current = None
+
+
+@cache
+def _shipped(env):
+    given = NEEDED.get(env, {})
+    return read_parameters(
+        ProjectConfigLoader(ROOT / "conf", env, runtime_params=given, **CONFIG_LOADER_ARGS)
+    )
+
+
 @pytest.mark.parametrize("env", ENVIRONMENTS)
-def test_every_task_has_a_source_that_exists(project, env):
-    parameters = read_parameters(loader(project, env, **NEEDED.get(env, {})))
+def test_every_environment_is_valid(shipped, env):
+    check_action_space(shipped(env))
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_every_task_has_a_source_that_exists(shipped, env):
+    parameters = shipped(env)
     for task in parameters.tasks.values():
         if isinstance(task.source, SuiteSource):
             assert task.group
@@ -37,16 +60,15 @@ def test_every_task_has_a_source_that_exists(project, env):
 
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
-def test_a_profile_is_called_as_its_environment(project, env):
+def test_a_profile_is_called_as_its_environment(shipped, env):
     """The command that a run records, and the report prints, takes one for the other."""
     others = {"local": "embedded"}
-    parameters = read_parameters(loader(project, env, **NEEDED.get(env, {})))
-    assert parameters.profile == others.get(env, env)
+    assert shipped(env).profile == others.get(env, env)
 
 
 @pytest.mark.parametrize("env", PAPER)
-def test_the_paper_s_numbers(project, env):
-    parameters = read_parameters(loader(project, env))
+def test_the_paper_s_numbers(shipped, env):
+    parameters = shipped(env)
     assert len(parameters.meta_train) == len((*parameters.meta_test, *parameters.absent)) == 6
     assert parameters.absent == ("jama",)
     assert [(p.steps, p.learning_rate) for p in parameters.trajectory.training.phases] == [
@@ -95,29 +117,29 @@ def test_a_rehearsal_is_the_paper_s_profile_but_for_what_it_says(project):
     assert small["model", "source"]["kind"] == "random"
 
 
-def test_the_paper_s_tasks_may_be_learned_from_examples_with_any_model(project):
+def test_the_paper_s_tasks_may_be_learned_from_examples_with_any_model(project, shipped):
     own = project, "paper_examples"
     parameters = read_parameters(loader(*own, model={"source": {"id": "some/model"}}))
     assert isinstance(parameters.model.source, HubModel)
     assert parameters.model.source.id == "some/model"
     assert parameters.trained_variants == ("mse", "examples")
     assert parameters.writer_variant == "examples"
-    paper = read_parameters(loader(project, "paper_0_5b"))
+    paper = shipped("paper_0_5b")
     assert parameters.generator == paper.generator
     assert (paper.trained_variants, paper.writer_variant) == (("mse",), None)
 
 
-def test_the_embedded_profile_is_scored_on_development_pools_alone(project):
+def test_the_embedded_profile_is_scored_on_development_pools_alone(shipped):
     """`make run` may be repeated as often as one likes; final pools are scored once."""
-    parameters = read_parameters(loader(project, "local"))
+    parameters = shipped("local")
     sources = [parameters.tasks[name].source for name in parameters.meta_test]
     assert {source.pool for source in sources} == {"development"}
     assert {source.unseen for source in sources} == {"rules", "domains", "labels", "templates"}
 
 
 @pytest.mark.parametrize(("env", "sizes"), [("paper_0_5b", SMALL), ("paper_1_5b", LARGE)])
-def test_the_paper_s_decoder_ends_on_its_model_s_grid(project, env, sizes):
-    parameters = read_parameters(loader(project, env))
+def test_the_paper_s_decoder_ends_on_its_model_s_grid(shipped, env, sizes):
+    parameters = shipped(env)
     generator = parameters.generator
     assert generator is not None
     hidden, kv, intermediate, layers = sizes

@@ -15,7 +15,6 @@ import yaml
 from degaml_kedro.config.loader import (
     ConfigurationError,
     ProjectConfigLoader,
-    check_action_space,
     current_loader,
     read_parameters,
 )
@@ -73,12 +72,6 @@ def test_a_source_of_another_kind_keeps_no_key_of_the_one_before(project):
     given = {"model": {"source": {"kind": "hub", "revision": "other"}}}
     source = read_parameters(loader(project, "paper_0_5b", **given)).model.source
     assert source == HubModel(kind="hub", id="Qwen/Qwen2.5-0.5B-Instruct", revision="other")
-
-
-@pytest.mark.parametrize("env", ENVIRONMENTS)
-def test_every_environment_is_valid(project, env):
-    one = loader(project, env, **NEEDED.get(env, {}))
-    check_action_space(read_parameters(one))
 
 
 @pytest.mark.parametrize("path", ["data/01_raw/jama.csv", "own/jama_{split}.csv"])

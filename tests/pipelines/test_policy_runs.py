@@ -48,7 +48,7 @@ from degaml_kedro.policy.search import executed_rows
 from degaml_kedro.strategies import registry
 from degaml_kedro.strategies.registry import families
 from degaml_kedro.tasks.splits import TaskSplits, splits_to_frame
-from tests.conftest import ROOT, Project
+from tests.conftest import Project
 from tests.generator.helpers import LORA, questions, tiny_grid, tiny_scales
 from tests.llm.helpers import random_adapter, tiny_base
 from tests.pipelines.helpers import SMOKE, run, smoke_parameters
@@ -621,11 +621,8 @@ def small(project: Project) -> Project:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory, tracking_database):
+def prepared(tmp_path_factory, tracking_database, bootstrapped):
     """All that comes before the policy."""
-    from kedro.framework.startup import bootstrap_project
-
-    bootstrap_project(ROOT)
     project = small(Project(tmp_path_factory.mktemp("prepared"), tracking_database))
     run(project, "checkpoints", "tokenize", "generator")
     return project

@@ -13,6 +13,7 @@ from io import BytesIO
 import numpy as np
 import pandas as pd
 import pytest
+from plotly.graph_objects import Figure
 
 from degaml_kedro.pipelines.report import create_pipeline
 from degaml_kedro.results import statistics
@@ -236,6 +237,20 @@ def few_resamples():
         yield
 
 
+@pytest.fixture
+def words_alone(monkeypatch):
+    """No figures: what is tested is what tables and sentences say, and figures take most of a report's time."""
+    for name in (
+        "accuracy_compute_figure",
+        "comparison_figure",
+        "generator_figure",
+        "policy_figure",
+        "reliability_figure",
+        "strategy_map",
+    ):
+        monkeypatch.setattr(f"degaml_kedro.results.report.{name}", lambda *_, **__: Figure())
+
+
 @pytest.fixture(scope="module")
 def full():
     runs = make_runs(tables=TABLES)
@@ -387,6 +402,7 @@ def test_the_summary_gives_the_verdict_with_its_numbers(page):
     assert "abmll (months, capitals)" in said
 
 
+@pytest.mark.usefixtures("words_alone")
 @pytest.mark.parametrize(("count", "verdict"), [(34, "The aim is met"), (20, "The aim is not met")])
 def test_the_aim(count, verdict):
     methods = ("no_meta_train_support", "union_train", "maml_en_llm", "abmll", "degaml")
@@ -430,6 +446,7 @@ def test_only_winners_are_bold(full, values, page):
     assert "corrected for the comparisons within a column, not over columns" in notes
 
 
+@pytest.mark.usefixtures("words_alone")
 @pytest.mark.parametrize("pool", ["meta_train", "left_out", "meta_test"])
 def test_a_yardstick_does_not_compete_where_it_sees_more(pool):
     methods = ("base", "no_meta_train", "degaml")
@@ -445,6 +462,7 @@ def test_a_yardstick_does_not_compete_where_it_sees_more(pool):
     assert ("(no_meta_train, a yardstick, left out)" in found["summary"]) != seen
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_nothing_is_bold_where_methods_are_alike():
     findings = find(make_runs(right=dict.fromkeys(METHODS, 20)))
     (accuracies, *_) = tables_of(context(findings))
@@ -461,13 +479,15 @@ def test_bounds_stand_apart_and_are_called_that(values):
 # --- what is missing ------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_missing_methods_are_missing_and_not_0():
     runs = make_runs(
         methods=("base", "degaml"),
         asked=("base", "abmll", "degaml"),
         without=(("degaml", "months"),),
     )
-    accuracies, intervals, contrasts = pool_tables(runs)
+    findings = find(runs)
+    accuracies, intervals, contrasts = tables_of(context(findings))
     assert set(row_of(accuracies, "abmll").values()) == {"abmll", None}
     assert set(row_of(intervals, "abmll").values()) == {"abmll", None}
     assert row_of(accuracies, "degaml") == {
@@ -485,12 +505,13 @@ def test_missing_methods_are_missing_and_not_0():
     )
     assert "degaml: 85.0 over the 1 of 2 tasks that are there" in notes
     assert "left out: degaml: months" in " ".join(contrasts.notes)
-    page, text = write(find(runs))
+    page, text = write(findings)
     assert ">—</td>" in page
     assert re.search(r"^\| abmll +\| +— \| +— \| +— \|$", text, re.MULTILINE)
     assert "missing; there is no result, which is not a result of 0." in page
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_a_method_with_fewer_seeds_says_so():
     runs = make_runs()
     second = replace(
@@ -545,6 +566,7 @@ def test_no_results_at_all_are_a_report_without_programs():
     assert "script-src 'none'" in text
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_many_generators_are_shown_of_the_first_run_only(full):
     many = pd.concat([steps().assign(variant=name) for name in ("a", "b", "c", "d")])
     findings = replace(full[1], runs=make_runs(tables={"generator_steps": many}))
@@ -556,6 +578,7 @@ def test_many_generators_are_shown_of_the_first_run_only(full):
     )
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_drawn_tasks_have_a_row_a_distribution():
     methods = ("base", "degaml")
     tasks = {"meta_test": ("a_1", "a_2", "b_1")}
@@ -611,6 +634,7 @@ def test_costs_are_tokens_and_time(values):
     assert costs_of(values, "base")[4] == "0"
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_of_some_methods_only_the_sum_of_tokens_is_known():
     runs = make_runs(methods=("base", "degaml"))
     spent = runs.runs[0].compute.assign(forward_tokens=np.nan, backward_tokens=np.nan)
@@ -656,6 +680,7 @@ def test_the_search_shows_what_was_tried_and_chosen(values, page):
     assert "policy's settings were set by hand on meta-train tasks (docs/comparison.md)" in notes
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_seeds_that_searched_for_themselves_have_rows_of_their_own(full):
     runs = make_runs(tables=TABLES)
     other = pd.DataFrame(TRIED).assign(accuracy=0.25)
@@ -675,6 +700,7 @@ def test_commands_are_those_of_the_runs(values, written):
     ]
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_a_run_without_a_command(full):
     found = context(replace(full[1], runs=make_runs(record={})))
     assert found["commands"][0].startswith("kedro run --params")
@@ -689,6 +715,7 @@ def test_settings_are_flat_and_those_that_differ_stand_first(values):
     assert values["machines"][0].caption == "Machines of all runs"
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_versions_that_differ_stand_side_by_side(full):
     runs = make_runs()
     record = {**runs.runs[1].record, "versions": {"torch": "2.14.0"}}
@@ -698,14 +725,15 @@ def test_versions_that_differ_stand_side_by_side(full):
     assert rows_of(versions) == [("degaml-kedro", "0.1", None), ("torch", "2.13.0", "2.14.0")]
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_the_paper_s_figures_stand_beside_ours_in_its_profile():
     pools = {
         "meta_train": ("arc_challenge", "boolq"),
         "left_out": ("arc_challenge",),
         "meta_test": ("gsm8k", "math"),
     }
-    runs = make_runs(tasks=pools, profile="paper_0_5b")
-    values = context(find(runs))
+    findings = find(make_runs(tasks=pools, profile="paper_0_5b"))
+    values = context(findings)
     seen, held_out = values["beside_paper"]
     assert held_out.columns == ("method", "GSM-8K", "MATH", "Avg")
     printed = paper_table("Qwen2.5-0.5B-Instruct", "out_of_domain")
@@ -716,7 +744,7 @@ def test_the_paper_s_figures_stand_beside_ours_in_its_profile():
     # the paper's in-domain rows beside those of what never saw the task
     assert seen.caption == "Ours / the paper's, left out"
     assert any("Not all of the paper's tasks ran" in note for note in held_out.notes)
-    told = said(runs)["beside-the-paper-s-figures"]
+    told = said(findings)["beside-the-paper-s-figures"]
     assert held_out.caption in told
     assert "no group is left out" not in told
     pools.pop("left_out")
@@ -724,6 +752,7 @@ def test_the_paper_s_figures_stand_beside_ours_in_its_profile():
     assert "no group is left out (generator.leave_out)" in told
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_a_task_that_nobody_may_pass_on_is_said_to_be_missing():
     runs = make_runs()
     assert "Without " not in said(runs)["summary"]
@@ -740,6 +769,7 @@ def test_the_appendix_has_the_paper_s_tables_as_printed(page, values):
     ]
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_all_pools_have_their_section(page):
     pools = {"meta_train": ("colors", "days"), "left_out": ("days",), "meta_test": TASKS}
     values = context(find(make_runs(tasks=pools)))
