@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,7 +30,6 @@ from tests.checkpoint.helpers import (
     write_run,
     write_tiny_pair,
 )
-from tests.conftest import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -160,25 +157,6 @@ def test_options_of_other_sources_are_refused(tmp_path):
     for source in (folder, None, "models:/degaml-pair/1"):
         with pytest.raises(CheckpointError, match="only pairs of the Hugging Face hub have one"):
             load_trained_pair(source, revision="main")
-
-
-def test_neither_kedro_nor_mlflow_is_imported(tmp_path):
-    folder = write_tiny_pair(tmp_path / "pair")
-    code = (
-        "import sys; from degaml_kedro.checkpoint.hub import load_trained_pair; load_trained_pair(sys.argv[1]); "
-        "print([m for m in ('mlflow', 'kedro', 'huggingface_hub.hf_api') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-    )
-    loaded = done.stdout.strip()
-    assert "mlflow" not in loaded
-    assert "kedro" not in loaded
 
 
 # --- the hub --------------------------------------------------------------------------------------

