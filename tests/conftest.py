@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import contextlib
 import gc
 import shutil
 import time
@@ -18,7 +19,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from hypothesis import HealthCheck, settings
+from kedro.framework.cli.cli import KedroCLI
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
@@ -96,11 +99,30 @@ def bootstrapped() -> None:
 def reference(
     tmp_path_factory: pytest.TempPathFactory, tracking_database: Path, bootstrapped: None
 ) -> Project:
-    """The smoke profile, stage by stage, for all tests of the group ``runs``; none of them changes it."""
+    """The smoke profile by the README's commands, stage by stage; no test of the group ``runs`` changes it."""
     project = Project(tmp_path_factory.mktemp("reference"), tracking_database)
-    for stage in ("checkpoints", "tokenize", "generator", "policy", "baselines", "evaluate"):
-        with project.session() as session:
-            session.run(pipeline_names=[stage])
+    kedro = KedroCLI(ROOT)
+    for stage in (
+        "tasks",
+        "checkpoints",
+        "tokenize",
+        "generator",
+        "policy",
+        "baselines",
+        "evaluate",
+    ):
+        command = [
+            "run",
+            "--env",
+            "smoke",
+            "--conf-source",
+            str(project.conf),
+            "--pipelines",
+            stage,
+        ]
+        with contextlib.chdir(ROOT):
+            result = CliRunner().invoke(kedro, command, prog_name="kedro")
+        assert result.exit_code == 0, result.output
         files = (path for path in project.data.rglob("*") if path.is_file())
         project.stages[stage] = {str(path.relative_to(project.data)) for path in files}
     return project

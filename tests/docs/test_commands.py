@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import importlib
+import io
 import logging
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -39,7 +42,7 @@ from tests.docs.table import (
     SMOKE,
 )
 
-pytestmark = pytest.mark.xdist_group("docs")
+pytestmark = pytest.mark.xdist_group("runs")
 
 EVERY = [block for page in PAGES for block in blocks(page)]
 DOCUMENTED = [
@@ -170,8 +173,8 @@ def check_options(found, words, command):
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Iterator[Path]:
-    """A copy of the project with what the pages tell to write."""
+def checkout(tmp_path_factory, reference) -> Iterator[Path]:
+    """A copy of the project with what the pages tell to write, and the most of a run's data."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("conf", "demo", "pyproject.toml", ".telemetry"):
         source = ROOT / name
@@ -179,6 +182,9 @@ def checkout(tmp_path_factory) -> Iterator[Path]:
     # Kedro wants the folder; what is imported is what is tested
     (copy / "src").mkdir()
     (copy / "data/01_raw").mkdir(parents=True)
+    shutil.copytree(reference.data, copy / "data/smoke")
+    for missing in ("06_models/mse.generator", "08_reporting"):
+        shutil.rmtree(copy / "data/smoke" / missing)
     write_the_pages_files(copy)
     before = Path.cwd()
     path = list(sys.path)
@@ -214,6 +220,8 @@ def execute(command: str, copy: Path) -> str:
     group = {"degaml": degaml}.get(program)
     if program == "kedro":
         group = KedroCLI(copy)
+    if arguments[:1] == ["-m"] and arguments[1] != "pip":
+        return run_module(*arguments[1:])
     if group is None:
         done = subprocess.run(
             [sys.executable, *arguments],
@@ -232,6 +240,19 @@ def execute(command: str, copy: Path) -> str:
         logging.disable(logging.NOTSET)
     assert result.exit_code == 0, (command, result.output, result.exception)
     return result.output
+
+
+def run_module(name: str, *arguments: str) -> str:
+    """What ``python -m`` does, here; what it prints."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(sys, "argv", [name, *arguments])
+        try:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            if end.code:
+                raise
+    return printed.getvalue()
 
 
 @pytest.mark.slow

@@ -70,7 +70,8 @@ def test_every_method_and_strategy_writes_its_answers(project):
     write_tasks(project)
     methods = smallest_run(project)
     run(project)
-    run(project, "baselines", "report")
+    # asked for by name, the pipeline runs what is no method of this run, too
+    run(project, "baselines", "report", only_missing_outputs=True)
     made = project.data
     test = frame_to_splits(pd.read_parquet(made / "02_intermediate/halves.parquet")).test
     right = [extract_number(example.response) for example in test]

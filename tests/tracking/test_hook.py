@@ -71,11 +71,10 @@ def test_a_run_per_task_and_method(threaded, client):
     assert {r.info.status for r in (top, *below.values())} == {"FINISHED"}
 
 
-def test_a_trajectory_that_was_complete_shows_its_curve_again(project, client):
-    run(project, "checkpoints")
-    weights = project.data / "03_primary/trajectories/day_after/trajectory.safetensors"
+def test_a_trajectory_that_was_complete_shows_its_curve_again(copied, client):
+    weights = copied.data / "03_primary/trajectories/day_after/trajectory.safetensors"
     stamp = weights.stat().st_mtime_ns
-    run(project, "checkpoints")
+    run(copied, "checkpoints")
     assert weights.stat().st_mtime_ns == stamp
     _, below = latest(client)
     history = client.get_metric_history(below["day_after"].info.run_id, "loss")
