@@ -14,12 +14,15 @@ from contextlib import nullcontext
 from typing import Any, get_type_hints
 
 import gradio as gr
+from fastapi.exceptions import RequestValidationError
 from gradio.events import api
 from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from degaml_kedro.common.texts import printable
 from degaml_kedro.session import Budget
 from demo.service import PROPOSALS, ROUNDS, Adaptation, DemoError, Service
 
@@ -74,7 +77,8 @@ def _without_session(body: bytes) -> tuple[str, bytes]:
     except (ValueError, AttributeError, TypeError, RecursionError):
         # Gradio refuses what is no object
         return "", body
-    if not session or not isinstance(session, str):
+    # an empty one goes, too: Gradio has no stream for it
+    if not isinstance(session, str):
         return "", body
     return session, json.dumps(asked).encode()
 
@@ -123,6 +127,15 @@ def add_endpoints(service: Service) -> None:
         api_name="download",
         api_description="A model of this visitor as a zip: a PEFT folder, and what PEFT does not know beside it.",
     )
+
+
+async def invalid_request(_: Request, error: Exception) -> JSONResponse:
+    """The answer to a body that no endpoint takes; FastAPI's own fails at one that is not UTF-8."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    fix = "the body is to be JSON in UTF-8, with 'data', a list of the endpoint's values"
+    return JSONResponse({"detail": f"{printable(told)}; {fix}"}, 422)
 
 
 def refusal(told: object) -> gr.Error:

@@ -32,6 +32,7 @@ os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "5")
 os.environ["GRADIO_TEMP_DIR"] = own_folder()
 
 import gradio as gr
+from fastapi.exceptions import RequestValidationError
 from gradio.themes import Base
 from gradio.themes.utils import colors, sizes
 from starlette.middleware import Middleware
@@ -40,7 +41,14 @@ from degaml_kedro.checkpoint.card import peft_code
 from degaml_kedro.common.errors import DegamlError
 from degaml_kedro.session import Budget, Progress
 from demo import DemoSettings
-from demo.api import VisitorTokens, add_endpoints, check_values, refusal, token_of
+from demo.api import (
+    VisitorTokens,
+    add_endpoints,
+    check_values,
+    invalid_request,
+    refusal,
+    token_of,
+)
 from demo.views import escape, newest_comparison, render
 
 Values = dict[Any, Any]
@@ -169,7 +177,10 @@ class DemoApp(gr.Blocks):
             "max_file_size": 4 * settings.max_characters,
             # what Gradio remembers of sessions is only let go when there are so many newer ones
             "state_session_capacity": 500,
-            "app_kwargs": {"middleware": [Middleware(VisitorTokens, service=self.service)]},
+            "app_kwargs": {
+                "middleware": [Middleware(VisitorTokens, service=self.service)],
+                "exception_handlers": {RequestValidationError: invalid_request},
+            },
         }
         return super().launch(**(defaults | options))
 

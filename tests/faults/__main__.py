@@ -21,13 +21,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from degaml_kedro.common.atomic import replace_file
-from tests.conftest import ROOT
-from tests.faults.injection import FullFrom, KillAt, Tape, jumping_clock, watched
-from tests.faults.runs import RUNNERS, DifferenceError, SmallRun, check_no_process
+from tests.conftest import MEMORY
+from tests.faults.counts import RESULTS, read_counts, write_counts
+from tests.faults.injection import FullFrom, Tape, jumping_clock, watched
+from tests.faults.runs import RUNNERS, DifferenceError, SmallRun, State, check_no_process
 
-RESULTS = ROOT / "tests/artifacts/faults.json"
-KILLS_IN_CHAIN = 3
+# each resumes, so that the run to the end has the less to do
+KILLS_IN_CHAIN = 6
+# what calls leave is kept of so many in one run
+AT_ONCE = 20
 
 
 class Harness:
@@ -36,9 +38,17 @@ class Harness:
     def __init__(self, folder: Path) -> None:
         """Make the undisturbed run."""
         self.small = SmallRun(folder)
-        self.found: dict[str, Any] = {"kills": 0, "tried": {}, "points": {}, "differences": []}
-        if RESULTS.is_file():
-            self.found |= json.loads(RESULTS.read_text())
+        # as long as the later ones, which need not import
+        self.small.seconds = self.small.run().seconds
+        self.states: list[State] = []
+        self.left: Counter[int] = Counter()
+        self.found: dict[str, Any] = {
+            "kills": 0,
+            "tried": {},
+            "points": {"calls": 0, "tried": []},
+            "differences": [],
+        }
+        self.found |= {name: value for name, value in read_counts().items() if name in self.found}
         # another draw in every call
         self.source = random.Random(json.dumps(self.found["tried"], sort_keys=True))
 
@@ -62,24 +72,22 @@ class Harness:
         return f"chains, {runner}"
 
     def point(self) -> str:
-        """A kill at a call that was not tried yet, before it or after it."""
+        """What a kill at a call that was not tried yet leaves, before it or after it."""
+        if not self.states:
+            self._record()
+        state = self.states.pop()
+        self.small.restore(state)
+        self.small.finish(self.source.choice(RUNNERS[:2]), self.source.random() < 0.7)
+        for number in state.calls:
+            self.left[number] -= 1
         points = self.found["points"]
-        total = points.setdefault("calls", None) or self._count_calls()
-        points["calls"] = total
-        tried = set(points.setdefault("tried", []))
-        left = [number for number in range(1, total + 1) if number not in tried]
-        number = self.source.choice(left or range(1, total + 1))
-        kill = KillAt(number, late=self.source.random() < 0.5)
-        self.small.run(fault=lambda: watched(kill.before, kill.after))
-        self.small.finish()
-        points["tried"] = sorted({*tried, number})
+        done = {number for number in state.calls if not self.left[number]}
+        points["tried"] = sorted({*points["tried"], *done})
         return "kills at a call"
 
     def full_disk(self) -> str:
         """A disk that is full from some call on: a sentence, and the next run goes on."""
-        total = self.found["points"].setdefault("calls", None) or self._count_calls()
-        self.found["points"]["calls"] = total
-        full = FullFrom(self.source.randint(1, total))
+        full = FullFrom(self.source.randint(1, self._calls()))
         outcome = self.small.run(fault=lambda: watched(full.before))
         # a run that only MLflow could not follow ends well
         if outcome.status > 0 and (
@@ -114,9 +122,7 @@ class Harness:
 
     def power(self) -> str:
         """A power failure: everything that no ``fsync`` brought to the disk is lost."""
-        total = self.found["points"].setdefault("calls", None) or self._count_calls()
-        self.found["points"]["calls"] = total
-        number, share = self.source.randint(1, total), self.source.choice([0.0, 0.5, 1.0])
+        number, share = self.source.randint(1, self._calls()), self.source.choice([0.0, 0.5, 1.0])
         torn = self.small.project.data.with_name("torn")
         seed = self.source.randrange(2**32)
         self.small.run(
@@ -128,22 +134,21 @@ class Harness:
         self.small.finish()
         return "power failures"
 
-    def _count_calls(self) -> int:
-        kill = KillAt(0)
-        counted = self.small.project.data.with_name("calls")
+    def _calls(self) -> int:
+        if not self.found["points"]["calls"]:
+            self._record()
+        return int(self.found["points"]["calls"])
 
-        @contextmanager
-        def counting() -> Iterator[None]:
-            with watched(kill.before):
-                try:
-                    yield
-                finally:
-                    counted.write_text(json.dumps(Counter(kill.calls)))
-
-        self.small.run(fault=counting)
-        self.found["points"]["of"] = json.loads(counted.read_text())
+    def _record(self) -> None:
+        """Keep what is found at some of the calls that were not tried yet."""
+        points = self.found["points"]
+        every = range(1, (points["calls"] or 500) + 1)
+        left = [number for number in every if number not in points["tried"]] or list(every)
+        drawn = self.source.sample(left, min(AT_ONCE, len(left)))
+        calls, self.states = self.small.recorded(drawn)
+        points |= {"calls": calls.total(), "of": dict(calls)}
+        self.left = Counter(number for state in self.states for number in state.calls)
         self.small.reset()
-        return sum(self.found["points"]["of"].values())
 
     def attempt(self, fault: Callable[[], str]) -> None:
         """Try a fault from an empty folder, and write down what came of it."""
@@ -157,8 +162,7 @@ class Harness:
             shutil.copytree(self.small.project.data, kept, dirs_exist_ok=True)
             print(f"{fault.__name__}: {error}\nWhat it left is in {kept}.", flush=True)
         self.found["tried"][name] = self.found["tried"].get(name, 0) + 1
-        text = json.dumps(self.found, indent=1) + "\n"
-        replace_file(RESULTS, lambda file: file.write(text.encode()))
+        write_counts(**self.found)
 
 
 @contextmanager
@@ -186,7 +190,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", help="one kind: chain, point, full_disk, clock, second, power")
     options = parser.parse_args(arguments)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="faults-", dir=MEMORY if MEMORY.is_dir() else None
+    ) as folder:
         harness = Harness(Path(folder))
         known = len(harness.found["differences"])
         # random kills and points are what takes long

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -10,8 +13,9 @@ import sqlite3
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from kedro.framework.startup import bootstrap_project
 
 from degaml_kedro.tracking.server import check_server
 from tests.conftest import ROOT, Project
+from tests.faults.injection import watched
 from tests.pipelines.test_runs import numbers
 
 RUNNERS = ["SequentialRunner", "ThreadRunner", "ParallelRunner", "degaml_kedro.runners.StageRunner"]
@@ -61,6 +66,19 @@ class Outcome:
     output: str
 
 
+@dataclass(frozen=True)
+class State:
+    """What a kill at some watched calls would leave.
+
+    Attributes:
+        folder: the data folder and MLflow's database, as they were.
+        calls: the numbers of these calls; twice where it is the same before and after.
+    """
+
+    folder: Path
+    calls: list[int]
+
+
 class SmallRun:
     """A project whose runs are started here, with an undisturbed run to compare with.
 
@@ -98,9 +116,13 @@ class SmallRun:
         if key in self._expected:
             return self.seconds
         self.reset()
-        whole = self.run(runner)
+        whole = self.run(runner, fault=self._noting_modules)
         if whole.status:
             raise DifferenceError(f"the undisturbed run ended with {whole.status}:\n{whole.output}")
+        # what is imported here need not be by every run
+        for name in (self._folder / "modules").read_text().split():
+            with suppress(Exception):
+                importlib.import_module(name)
         self._expected[key], self._names = numbers(self.project.data), self._all_names()
         self.reset()
         return whole.seconds
@@ -108,9 +130,70 @@ class SmallRun:
     def reset(self) -> None:
         """Nothing has run yet."""
         shutil.rmtree(self.project.data, ignore_errors=True)
-        for left in self._folder.glob("mlflow.db*"):
+        for left in self._databases():
             left.unlink()
         shutil.copy(self._folder / "new.db", self._database)
+
+    def recorded(self, numbers: Collection[int]) -> tuple[Counter[str], list[State]]:
+        """Run once, and keep what a kill at these watched calls would leave, before each and after it.
+
+        Only what is on the disk outlives a kill: the files of that moment are all that it leaves.
+
+        Returns:
+            How often each call was made, and what was kept; places with the same bytes are kept once.
+        """
+        states = self._folder / "states"
+        shutil.rmtree(states, ignore_errors=True)
+        self.reset()
+        outcome = self.run(fault=lambda: self._keeping(states, numbers))
+        if outcome.status:
+            raise DifferenceError(
+                f"the recorded run ended with {outcome.status}:\n{outcome.output}"
+            )
+        places: dict[str, list[int]] = {}
+        for number, digest in json.loads((states / "places").read_text()):
+            places.setdefault(digest, []).append(number)
+        calls = Counter(json.loads((states / "calls").read_text()))
+        return calls, [State(states / name, found) for name, found in places.items()]
+
+    def restore(self, state: State) -> None:
+        """What was kept is there, and nothing else."""
+        self.reset()
+        for part in state.folder.iterdir():
+            copy = shutil.copytree if part.is_dir() else shutil.copy2
+            copy(part, self._folder / part.name)
+
+    @contextmanager
+    def _keeping(self, states: Path, numbers: Collection[int]) -> Iterator[None]:
+        states.mkdir()
+        calls: list[str] = []
+        places: list[tuple[int, str]] = []
+
+        def keep(*_: object) -> None:
+            if len(calls) not in numbers:
+                return
+            parts = [part for part in (self.project.data, *self._databases()) if part.exists()]
+            digest = _digest(self._folder, parts)
+            places.append((len(calls), digest))
+            if not (states / digest).exists():
+                (states / digest).mkdir()
+                for part in parts:
+                    copy = shutil.copytree if part.is_dir() else shutil.copy2
+                    copy(part, states / digest / part.name)
+
+        def before(name: str, _: object) -> None:
+            calls.append(name)
+            keep()
+
+        try:
+            with watched(before, keep):
+                yield
+        finally:
+            (states / "places").write_text(json.dumps(places))
+            (states / "calls").write_text(json.dumps(Counter(calls)))
+
+    def _databases(self) -> list[Path]:
+        return sorted(self._folder.glob("mlflow.db*"))
 
     def start(
         self, runner: str = "SequentialRunner", missing: bool = False, fault: Fault = nullcontext
@@ -205,6 +288,13 @@ class SmallRun:
         if told != "ok" or running:
             raise DifferenceError(f"MLflow's database: {told}, for running: {running}")
 
+    @contextmanager
+    def _noting_modules(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            (self._folder / "modules").write_text("\n".join(sys.modules))
+
     def _log(self, process: int) -> Path:
         return self._folder / f"output-{process}"
 
@@ -214,6 +304,16 @@ class SmallRun:
         return {
             str(part.relative_to(data)) for part in data.rglob("*") if part.name != "run_time.json"
         }
+
+
+def _digest(folder: Path, parts: Iterable[Path]) -> str:
+    """Of the names and the bytes of all files and folders in these."""
+    found = hashlib.sha256()
+    for part in parts:
+        for path in (part, *sorted(part.rglob("*"))):
+            data = path.read_bytes() if path.is_file() else b""
+            found.update(f"{path.relative_to(folder)} {path.is_dir()} {len(data)} ".encode() + data)
+    return found.hexdigest()
 
 
 def check_no_process(group: int) -> None:

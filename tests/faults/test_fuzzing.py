@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
 from itertools import islice
 
-from degaml_kedro.checkpoint.folder import PAIR_FILES, read_pair
-from tests.checkpoint.helpers import is_tiny, write_tiny_pair
-from tests.faults.fuzzing import actions, damaged_pair, places, readers, told
+import pytest
+
+from degaml_kedro.checkpoint.folder import save_pair
+from tests.checkpoint.helpers import tiny_pair
+from tests.checkpoint.test_saving import save
+from tests.faults.fuzzing import (
+    Damaged,
+    actions,
+    is_refused,
+    readers,
+    requests,
+    served_page,
+    told,
+)
 
 
 def test_mutated_files_and_texts_end_in_sentences_or_in_examples(tmp_path):
@@ -22,14 +31,29 @@ def test_mutated_answers_of_a_policy_end_in_sentences_or_in_actions():
     assert 0 < sum(ends) < len(ends)
 
 
-def test_a_damaged_pair_is_refused(tmp_path):
-    pair = write_tiny_pair(tmp_path / "pair")
-    copy = shutil.copytree(pair, tmp_path / "copy")
-    # all files but the one that lists them have a digest in it
-    listed = json.loads((pair / "pair.json").read_text())["files"]
-    assert set(listed) == {name for name in PAIR_FILES[1:] if (pair / name).is_file()}
-    source = random.Random(0)
-    drawn = [place for place in places(pair) if place[0] != "pair.json"]
-    for name, place in source.sample(drawn, 150):
-        assert damaged_pair(pair, copy, name, place, source.random() < 0.5), (name, place)
-    assert is_tiny(read_pair(copy))
+@pytest.mark.parametrize("is_pair", [True, False], ids=["pair", "adaptation"])
+def test_a_damaged_folder_is_refused_or_read_as_the_same(is_pair, tmp_path):
+    folder = tmp_path / "folder"
+    if is_pair:
+        save_pair(tiny_pair(), folder, "bfloat16")
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 50_000
+    else:
+        save(folder)
+    damaged, source = Damaged(folder, is_pair), random.Random(0)
+    every = list(damaged.damages())
+    index = "pair.json" if is_pair else "degaml.json"
+    drawn = source.sample(every, 120)
+    drawn += source.sample([one for one in every if one.name == index], 120)
+    refused = [damaged.refused(one) for one in drawn]
+    assert 0.9 < sum(refused) / len(refused) < 1
+
+
+def test_requests_with_odd_bodies_are_answered_or_refused_in_a_sentence(tmp_path):
+    with served_page(tmp_path) as page:
+        drawn = islice(requests(random.Random(0)), 60)
+        ends = [is_refused(page, endpoint, body) for endpoint, body in drawn]
+        # neither UTF-8 nor said to be JSON
+        said = page.post("/call/read", content=b'{"data": ["\xff", ""]}')
+    assert said.status_code == 422
+    assert "the body is to be JSON in UTF-8" in said.json()["detail"]
+    assert 0 < sum(ends) < len(ends)
