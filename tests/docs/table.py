@@ -110,6 +110,9 @@ ELSEWHERE: dict[str, str] = {
     },
     "make docs": "tests/docs/test_commands.py::test_every_command_is_executed_or_marked",
     "make test": "tests/docs/test_commands.py::test_every_command_is_executed_or_marked",
+    "accelerate launch --num_processes N --use_fsdp -m kedro run --pipelines generator": (
+        "tests/generator/test_training.py::test_several_processes_give_one_process_s_parameters"
+    ),
     "accelerate launch --num_processes N -m kedro run --pipelines generator": (
         "tests/generator/test_training.py::test_several_processes_give_one_process_s_parameters"
     ),
