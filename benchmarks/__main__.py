@@ -1,4 +1,4 @@
-"""All benchmarks: ``python -m benchmarks [NAME …] [--quick] [--output FOLDER]``."""
+"""All benchmarks: ``python -m benchmarks [NAME …] [--quick] [--output FOLDER]``; on a card: ``gpu``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from benchmarks import (
     gemm_limit,
     generation,
     generator_training,
+    gpu,
     latent_steps,
     memory,
     paper_decoder,
@@ -59,6 +60,9 @@ _BUSY = 0.05
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is asked for, print the table, write one JSON file a benchmark."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == "gpu":
+        return gpu.main(arguments[1:], RESULTS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all")
     parser.add_argument("--quick", action="store_true", help="a tiny random model: checks the code")

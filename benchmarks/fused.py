@@ -16,7 +16,15 @@ STEPS, BATCH_SIZE, QUESTIONS = 6, 8, 64
 
 def run(settings: Settings) -> Result:
     """Rates of both ways; the first turn of each does not count."""
-    base = settings.base()
+    return compare(settings.base(), settings)
+
+
+def compare(base: BaseModel, settings: Settings) -> Result:
+    """The rates of a model's fused decoder and of its modules.
+
+    Raises:
+        SkippedError: it has none.
+    """
     if base.fast is None or base.fast.stack is None:
         raise SkippedError(f"{base.name} has no fused decoder")
     without = replace(base, fast=replace(base.fast, stack=None))

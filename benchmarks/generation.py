@@ -34,7 +34,7 @@ def run(settings: Settings) -> Result:
     condition = ConditionSize(size.prompts, size.encoder.tokens, encoder.width)
     checkpoints = noise_checkpoints(grid_of(settings), 2, SEED)
     generator = fresh_generator(settings, condition, checkpoints, encoder)
-    generator.decoder.eval()
+    generator.decoder.to(encoder.model.device).eval()
     repetitions = settings.either(20, 1)
     every = prompts_of("who_owns", (repetitions + WARM_UP) * size.prompts, settings)
     encoding, decoding, writing, busy = [], [], [], []

@@ -114,18 +114,25 @@ def found_in_child(module: str, *options: str, given: str | None = None) -> dict
         *options: for it.
         given: what it reads from standard input.
     """
-    path = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, "-m", module, *options],
-        env={**os.environ, "PYTHONPATH": path},
-        cwd=_ROOT,
-        input=given,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
+    done = child(module, *options, input=given, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def child(module: str, *options: str, **how: Any) -> subprocess.CompletedProcess[str]:
+    """The end of a process that runs a module of this project.
+
+    Args:
+        module: to run as ``python -m``.
+        *options: for it.
+        **how: of ``subprocess.run``.
+    """
+    path = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
+    environment = {**how.pop("env", os.environ), "PYTHONPATH": path}
+    command = [sys.executable, "-m", module, *options]
+    return subprocess.run(
+        command, env=environment, cwd=_ROOT, stdout=subprocess.PIPE, text=True, **how
+    )
 
 
 def now(device: torch.device) -> float:

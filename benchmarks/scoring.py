@@ -24,7 +24,7 @@ from benchmarks.material import PROMPT, Settings, peer_model, require, suite_exa
 from benchmarks.measure import Result, Row, Spread, compared, now
 from degaml_kedro.config.schema import PromptParameters, ScoringMode, ScoringParameters
 from degaml_kedro.llm.base_model import BaseModel, load_base_model
-from degaml_kedro.llm.prompting import answer_texts, render_prompt
+from degaml_kedro.llm.prompting import answer_texts, encode_questions, render_prompt
 from degaml_kedro.llm.scoring import score_examples
 from degaml_kedro.tasks.example import Example
 
@@ -149,7 +149,7 @@ def agreement(some: Sequence[int], others: Sequence[int]) -> float:
     return sum(a == b for a, b in zip(some, others, strict=True)) / max(1, len(some))
 
 
-def open_harness(base: BaseModel, model: Any, batch_size: int, **options: Any) -> Any:
+def open_harness(base: BaseModel, model: Any, batch_size: int | str, **options: Any) -> Any:
     """The harness's Hugging Face backend on a model that is loaded already."""
     with quiet():
         from lm_eval.models.huggingface import HFLM
@@ -202,6 +202,15 @@ def ask_harness(
         ]
     values = iter(harness.loglikelihood(requests, disable_tqdm=True))
     return [[next(values)[0] for _ in range(count)] for count in counts]
+
+
+def row_tokens(
+    base: BaseModel, examples: Sequence[Example], prompt: PromptParameters, mode: ScoringMode
+) -> int:
+    """Tokens of prompt and answer, over all options of all examples."""
+    form = ScoringParameters(mode=mode).answers
+    encoded = encode_questions(base, examples, prompt, form)
+    return sum(len(one.prompt) + len(answer) for one in encoded for answer in one.answers)
 
 
 def compare(
