@@ -95,16 +95,20 @@ class Divergence(NamedTuple):
     scale_curvature: float
 
 
-def _exponent(scale_a: Tensor, scale_b: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _exponent(layer: Pairs, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """u, √(1 + (u / k)²) and s, [O, I]; ``scale`` is c."""
-    u = (scale_b / scale) @ scale_a
-    root = (u / _RANGE).square_().add_(1).sqrt_()
+    u = (layer.scale_b / scale) @ layer.scale_a
+    root = _root(u)
     return u, root, u / root
+
+
+def _root(u: Tensor) -> Tensor:
+    return (u / _RANGE).square_().add_(1).sqrt_()
 
 
 def spread(layer: Pairs, scale: float) -> Tensor:
     """σ [O, I] of a layer, between c / 10 and 10 c; ``scale`` is c."""
-    return _exponent(layer.scale_a, layer.scale_b, scale)[2].exp_().mul_(scale)
+    return _exponent(layer, scale)[2].exp_().mul_(scale)
 
 
 def layer_divergence(
@@ -131,10 +135,10 @@ def layer_divergence(
         part = slice(number, number + rows)
         q, p = _rows(task, part), _rows(shared, part)
         mean = _difference(q.mean_a, q.mean_b, p.mean_a, p.mean_b).mul_(factor)
-        u_p, root_p, s_p = _exponent(p.scale_a, p.scale_b, scale)
+        u_p, root_p, s_p = _exponent(p, scale)
         u_d = _difference(q.scale_a, q.scale_b, p.scale_a, p.scale_b).div_(scale)
         u_q = u_p + u_d
-        root_q = (u_q / _RANGE).square_().add_(1).sqrt_()
+        root_q = _root(u_q)
         # s_q - s_p, rearranged until it is u_q - u_p times something
         d = (u_p + u_q).mul_(u_p).div_(root_p + root_q).div_(-(_RANGE**2)).add_(root_p)
         d.mul_(u_d).div_(root_p).div_(root_q)
@@ -148,14 +152,15 @@ def layer_divergence(
         if into_shared is not None:
             into = _rows(into_shared, part)
             by_scale = (excess + quadratic).div_(root_p**3)
-            _pull_back(by_mean, p.mean_a, p.mean_b, into.mean_a, into.mean_b, -weight * factor)
-            _pull_back(by_scale, p.scale_a, p.scale_b, into.scale_a, into.scale_b, -weight / scale)
+            _pull_back(by_mean, p[:2], into[:2], -weight * factor)
+            _pull_back(by_scale, p[2:], into[2:], -weight / scale)
         if into_task is not None:
             into = _rows(into_task, part)
             by_scale = excess / root_q**3
-            _pull_back(by_mean, q.mean_a, q.mean_b, into.mean_a, into.mean_b, weight * factor)
-            _pull_back(by_scale, q.scale_a, q.scale_b, into.scale_a, into.scale_b, weight / scale)
-    steepest, widest = float(max(precisions)), 1 + float(max(excesses))
+            _pull_back(by_mean, q[:2], into[:2], weight * factor)
+            _pull_back(by_scale, q[2:], into[2:], weight / scale)
+    steepest = torch.stack(precisions).amax().item()
+    widest = 1 + torch.stack(excesses).amax().item()
     return Divergence(value.item(), factor**2 * steepest, 2 * widest / scale**2)
 
 
@@ -167,16 +172,13 @@ def hyper_prior(
     ``weight`` times its gradient is added to ``into``; ``factor`` is α / r, ``scale`` is c.
     """
     mean = factor * layer.mean_b @ layer.mean_a
-    _, root, s = _exponent(layer.scale_a, layer.scale_b, scale)
+    _, root, s = _exponent(layer, scale)
     penalty = s.mul_(-2).exp_().mul_(_GAMMA_RATE / scale**2)
     constant = mean.numel() * (0.5 * math.log(2 * math.pi) - math.log(_GAMMA_RATE))
     value = (0.5 * mean.square() + penalty).sum(dtype=torch.float64).item() + constant
     if into is not None:
-        _pull_back(mean, layer.mean_a, layer.mean_b, into.mean_a, into.mean_b, weight * factor)
-        by_scale = penalty.div_(root**3)
-        _pull_back(
-            by_scale, layer.scale_a, layer.scale_b, into.scale_a, into.scale_b, -2 * weight / scale
-        )
+        _pull_back(mean, layer[:2], into[:2], weight * factor)
+        _pull_back(penalty.div_(root**3), layer[2:], into[2:], -2 * weight / scale)
     return value
 
 
@@ -191,9 +193,10 @@ def _difference(a: Tensor, b: Tensor, other_a: Tensor, other_b: Tensor) -> Tenso
 
 
 def _pull_back(
-    slope: Tensor, a: Tensor, b: Tensor, into_a: Tensor, into_b: Tensor, weight: float
+    slope: Tensor, pair: tuple[Tensor, ...], into: tuple[Tensor, ...], weight: float
 ) -> None:
     """Add ``weight`` times the gradients by A and B of what has the gradient ``slope`` [O, I] by B A."""
+    (a, b), (into_a, into_b) = pair, into
     into_a.addmm_(b.T, slope, alpha=weight)
     into_b.addmm_(slope, a.T, alpha=weight)
 
@@ -311,9 +314,9 @@ def _likelihood(
     into = family.pairs(gradient)
     for (name, _, noise), slope in zip(_noise(base, layers, seed), by_weight, strict=True):
         layer, to = layers[name], into[name]
-        _, root, s = _exponent(layer.scale_a, layer.scale_b, family.scale)
+        _, root, s = _exponent(layer, family.scale)
         by_scale = noise.mul_(slope).mul_(s.exp_()).div_(root**3)
-        _pull_back(by_scale, layer.scale_a, layer.scale_b, to.scale_a, to.scale_b, 1.0)
+        _pull_back(by_scale, layer[2:], to[2:], 1.0)
     return loss.item(), gradient
 
 
