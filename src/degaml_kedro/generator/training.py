@@ -255,8 +255,8 @@ def train_generator(
         computed, scale = 0, optimization.scale
         for number, part in enumerate(parts, start=1):
             weight = len(part) / share
-            # processes exchange gradients once a step, behind the last part; of weights in shares behind every part: until
-            # then each process would hold whole gradients
+            # processes exchange gradients once a step, behind the last part; of weights in shares behind every part:
+            # until then each process would hold whole gradients
             exchanges = is_shared or number == len(parts)
             with nullcontext() if exchanges else accelerator.no_sync(model):
                 conditions, wanted = _drawn(
